@@ -1,0 +1,82 @@
+"""Where modelassay keeps files between runs, and how it writes them.
+
+Everything lives under one folder: `MODELASSAY_CACHE`, else the platform's user cache folder.
+Files and folders appear under their final name only when they are complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from modelassay.errors import UnavailableError
+
+PARTIAL_PREFIX = ".partial-"
+
+
+def cache_dir() -> Path:
+    """The cache folder; it need not exist yet."""
+    override = os.environ.get("MODELASSAY_CACHE")
+    if override:
+        return Path(override).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("modelassay")
+
+
+@contextmanager
+def explain_os_errors(doing: str) -> Iterator[None]:
+    """Turns a full disk or a forbidden folder into one line that names what was being done."""
+    try:
+        yield
+    except OSError as error:
+        # safetensors and torch wrap the system error, so the text is looked at as well.
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
+            raise UnavailableError(
+                f"The disk is full while {doing}; free some space or set MODELASSAY_CACHE to a"
+                " folder on another disk."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+            raise UnavailableError(
+                f"Not allowed to write {error.filename or 'there'} while {doing}; choose another"
+                " folder (MODELASSAY_CACHE for the cache)."
+            ) from error
+        raise
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Gives a temporary folder beside `target` that becomes `target` if the block succeeds.
+
+    The caller holds a lock on `target`, so partial folders of killed runs are removed here.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(f"{PARTIAL_PREFIX}{target.name}-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{target.name}-", dir=target.parent))
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes UTF-8 text to a temporary name beside `path`, then renames it."""
+    with explain_os_errors(f"writing {path.name}"):
+        handle, name = tempfile.mkstemp(prefix=f"{PARTIAL_PREFIX}{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)  # mkstemp makes files private; a report is not
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise

@@ -1,0 +1,144 @@
+"""The one module that talks to the Hugging Face Hub.
+
+Everything is fetched as files into the Hub's own cache before it is opened, so that a model from
+the Hub and a local folder take the same way from there on. Errors of the Hub become one line each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelassay.errors import AssayError, InputError, UnavailableError, first_line
+
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+TOKENIZER_AND_CONFIG = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+# Copies of the weights in other formats, which some repositories keep in subfolders.
+NOT_NEEDED = ("original/*", "onnx/*", "openvino/*", "metal/*", "consolidated*", "*.msgpack")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Files of one commit of a Hub repository, in the local cache."""
+
+    folder: Path
+    commit: str
+
+
+@contextmanager
+def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turns what the Hub client raises into one line that says what to do."""
+    import httpx
+    from huggingface_hub import errors as hub
+
+    try:
+        yield
+    except AssayError:
+        raise
+    except hub.GatedRepoError as error:
+        raise UnavailableError(
+            f"{repo_id} is gated: accept its terms on its Hub page, then pass --token or run"
+            " `hf auth login`."
+        ) from error
+    except hub.RevisionNotFoundError as error:
+        raise InputError(
+            f"{repo_id} has no revision {revision!r}; give a branch, a tag or a commit that exists."
+        ) from error
+    except hub.EntryNotFoundError as error:
+        if isinstance(error, hub.LocalEntryNotFoundError):
+            raise _offline(repo_id) from error
+        raise InputError(f"{repo_id} lacks a needed file: {first_line(error)}") from error
+    except hub.RepositoryNotFoundError as error:
+        raise InputError(
+            f"No model {repo_id!r} on the Hub that you may see: check the spelling, or pass a token"
+            " if it is private. A local model is given as a path."
+        ) from error
+    except hub.HFValidationError as error:
+        raise InputError(f"{repo_id!r} is neither a local path nor a Hub id.") from error
+    except hub.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403):
+            raise UnavailableError(
+                f"The Hub does not let this token read {repo_id} (HTTP {status}); check the token."
+            ) from error
+        raise UnavailableError(
+            f"The Hub answered with an error for {repo_id} (HTTP {status}); try again later."
+        ) from error
+    except (hub.OfflineModeIsEnabled, httpx.TransportError, ConnectionError, TimeoutError) as error:
+        raise _offline(repo_id) from error
+
+
+def _offline(repo_id: str) -> UnavailableError:
+    return UnavailableError(
+        f"The Hub cannot be reached and {repo_id} is not in the local cache; check the network, or"
+        " give a local folder, or `embedded`."
+    )
+
+
+def fetch_model(
+    repo_id: str, *, revision: str | None, token: str | None, gguf_file: str | None, code: bool
+) -> Snapshot:
+    """Fetches the config, tokenizer and safetensors (or one GGUF file) of a model or adapter.
+
+    Offline, a cached snapshot is used.
+
+    Args:
+        repo_id: `owner/name`.
+        revision: Branch, tag or commit; None for the main branch.
+        token: Hub token, or None for the stored one.
+        gguf_file: Fetch this GGUF file in place of safetensors.
+        code: Fetch Python files too (for `trust_remote_code`).
+
+    Raises:
+        InputError: unknown repository or revision, or a repository without safetensors.
+        UnavailableError: gated, forbidden, or unreachable and not cached.
+    """
+    import httpx
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    weights = [gguf_file] if gguf_file else ["*.safetensors"]
+    patterns = [*TOKENIZER_AND_CONFIG, *weights, *(["*.py"] if code else [])]
+    with hub_errors(repo_id, revision):
+        try:
+            info = HfApi(token=token).model_info(repo_id, revision=revision)
+            files = [sibling.rfilename for sibling in info.siblings or []]
+            check_weight_files(repo_id, files, gguf_file)
+            revision = info.sha
+        except (httpx.TransportError, OfflineModeIsEnabled):
+            pass  # snapshot_download falls back to the cache, or says that it cannot
+        folder = snapshot_download(
+            repo_id,
+            revision=revision,
+            token=token,
+            allow_patterns=patterns,
+            ignore_patterns=list(NOT_NEEDED),
+        )
+    return Snapshot(folder=Path(folder), commit=Path(folder).name)
+
+
+def check_weight_files(where: str, files: list[str], gguf_file: str | None = None) -> None:
+    """Refuses a folder or repository whose weights cannot be read without pickle.
+
+    Raises:
+        InputError: says which files are missing and what would do.
+    """
+    if gguf_file:
+        if gguf_file not in files:
+            raise InputError(f"{where} has no file {gguf_file!r}.")
+        return
+    if any(file.endswith(".safetensors") for file in files):
+        return
+    ggufs = [file for file in files if file.endswith(".gguf")]
+    if ggufs:
+        some = ", ".join(ggufs[:4])
+        raise InputError(f"{where} has only GGUF weights; choose one with --gguf-file: {some}")
+    if any(file.endswith((".bin", ".pt", ".pth", ".ckpt")) for file in files):
+        raise InputError(
+            f"{where} has only pickled weights (.bin), which can run code when opened; convert"
+            " them to safetensors first."
+        )
+    raise InputError(f"{where} has no model weights (no .safetensors file).")

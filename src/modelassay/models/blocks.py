@@ -1,0 +1,73 @@
+"""Which architectures can be read, and where their decoder blocks are.
+
+A model can be read if it is a stack of transformer blocks whose outputs form one residual stream,
+ending in a language-model head. State-space and recurrent models have no such blocks to compare
+with the literature's, encoders have no next token: both are refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from modelassay.errors import InputError
+
+# The names under which the model families of transformers keep their list of blocks.
+BLOCK_LIST_NAMES = ("layers", "h", "blocks")
+RECURRENT_TYPES = ("mamba", "rwkv", "xlstm", "retnet")
+GENERATIVE_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def check_architecture(config: Any) -> None:
+    """Refuses, before any weight is loaded, a config whose model cannot be read.
+
+    Args:
+        config: A transformers `PretrainedConfig`.
+
+    Raises:
+        InputError: names the architecture and why it is refused.
+    """
+    names = list(getattr(config, "architectures", None) or [])
+    name = names[0] if names else f"model type {config.model_type!r}"
+    if any(kind in config.model_type for kind in RECURRENT_TYPES):
+        raise InputError(
+            f"{name} is a state-space or recurrent model; modelassay reads the residual stream of"
+            " transformer decoder blocks. Choose a transformer model."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{name} is an encoder-decoder model; modelassay reads decoder-only language models."
+        )
+    if names and not any(name.endswith(GENERATIVE_SUFFIXES) for name in names):
+        raise InputError(
+            f"{name} does not generate text (an encoder or a classifier); modelassay reads"
+            " decoder-only language models."
+        )
+
+
+def find_blocks(model: nn.Module) -> tuple[nn.Module, ...]:
+    """Finds the decoder blocks of a causal or image-text language model, first to last.
+
+    Works through PEFT wrappers and into the language tower of multimodal models.
+
+    Raises:
+        InputError: the model's class keeps no list of blocks that this function knows.
+    """
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):  # PEFT
+        inner = inner.get_base_model()
+    for decoder in (inner.get_decoder(), getattr(inner, "base_model", None)):
+        for name in BLOCK_LIST_NAMES:
+            blocks = getattr(decoder, name, None)
+            if isinstance(blocks, nn.ModuleList) and len(blocks) > 0:
+                return tuple(blocks)
+    raise InputError(
+        f"Cannot find the decoder blocks of {type(inner).__name__}; modelassay reads models that"
+        f" keep them in a list named {', '.join(BLOCK_LIST_NAMES)}."
+    )
+
+
+def text_config(config: Any) -> Any:
+    """The part of a config that describes the language tower."""
+    return config.get_text_config(decoder=True)

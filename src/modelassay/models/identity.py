@@ -1,0 +1,87 @@
+"""What identifies a model: names, numbers and hashes that any report carries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Identity of a loaded model, JSON-ready."""
+
+    id: str
+    """As the user gave it."""
+    revision: str | None
+    """Hub commit (40 hex digits), or None for a local model."""
+    adapter: str | None
+    """Adapter id or folder that was applied over the base, or None."""
+    architecture: str
+    n_layers: int
+    hidden_size: int
+    dtype: str
+    quantization: str | None
+    weights_sha256: str
+    tokenizer_sha256: str
+    chat_template_sha256: str | None
+    """None when the tokenizer has no chat template."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+def hash_files(files: Iterable[Path]) -> str:
+    """sha256 of a set of weight files.
+
+    One file gives its own sha256, the number that the Hub shows for it. Several give the sha256 of
+    the lines `<sha256>  <name>\\n` sorted by name, which is what `sha256sum *.safetensors |
+    sha256sum` prints.
+    """
+    digests = {file.name: hash_file(file) for file in files}
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def hash_file(file: Path) -> str:
+    """sha256 of a file; read from the name where the Hub's cache has stored it there."""
+    blob = file.resolve()
+    if blob != file and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
+        return blob.name
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_tokenizer(tokenizer: Any) -> str:
+    """sha256 of what decides how text becomes tokens: vocabulary, merges, added tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        spec = json.loads(backend.to_str())
+        # Padding and truncation are settings of the last call, not of the tokenizer.
+        spec.pop("padding", None)
+        spec.pop("truncation", None)
+    else:
+        spec = {"vocab": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
+    text = json.dumps(spec, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_chat_template(tokenizer: Any) -> str | None:
+    """sha256 of the chat template's text, or None without one."""
+    template = getattr(tokenizer, "chat_template", None)
+    if template is None:
+        return None
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

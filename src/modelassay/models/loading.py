@@ -1,0 +1,312 @@
+"""`load()`: one way to open a causal language model, whatever form it comes in.
+
+Only safetensors and GGUF files are opened, remote code stays off unless asked for, and a
+checkpoint that lacks weights is refused, because transformers would fill them in at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from modelassay.errors import AssayError, InputError, UnavailableError, first_line
+from modelassay.models.blocks import check_architecture, find_blocks, text_config
+from modelassay.models.identity import (
+    ModelInfo,
+    hash_chat_template,
+    hash_files,
+    hash_tokenizer,
+)
+from modelassay.models.sources import ADAPTER_CONFIG, Source, read_json, resolve
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+QUANTIZATIONS = ("8bit", "4bit")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode with all that is needed to read it."""
+
+    model: Any
+    """The transformers model (adapters are merged unless the base is quantised)."""
+    tokenizer: Any
+    blocks: tuple[nn.Module, ...]
+    info: ModelInfo
+    source: Source
+    """Files of the base model."""
+    adapter: Source | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where input ids have to be."""
+        embedding = self.model.get_input_embeddings()
+        hook = getattr(embedding, "_hf_hook", None)  # accelerate moves inputs of offloaded modules
+        if hook is not None and getattr(hook, "execution_device", None) is not None:
+            return torch.device(hook.execution_device)
+        return embedding.weight.device
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that the model accepts."""
+        config = text_config(self.model.config)
+        for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+            if isinstance(value := getattr(config, name, None), int) and value > 0:
+                return value
+        return 2048  # ALiBi models state none
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be rendered as this model was trained on them."""
+        return getattr(self.tokenizer, "chat_template", None) is not None
+
+
+def load(
+    model_id: str,
+    *,
+    revision: str | None = None,
+    adapter: str | None = None,
+    gguf_file: str | None = None,
+    device: str | Mapping[str, Any] = "auto",
+    dtype: str = "auto",
+    quantization: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Loads a causal language model for reading.
+
+    Args:
+        model_id: `embedded`, a Hub id, a local folder, a `.gguf` file, or a PEFT adapter (its base
+            is then loaded and the adapter applied).
+        revision: Hub branch, tag or commit.
+        adapter: PEFT adapter (Hub id or folder) to apply over `model_id`.
+        gguf_file: Name of the GGUF file inside the folder or repository.
+        device: `auto` (all GPUs through accelerate, else CPU), `cpu`, `cuda`, `cuda:N`, or an
+            accelerate device map.
+        dtype: `auto`, `float32`, `float16` or `bfloat16`. `auto` is the checkpoint's own on a GPU;
+            on a CPU float32, or bfloat16 when float32 would fill more than half of the memory.
+        quantization: None, `8bit` or `4bit` (bitsandbytes, on GPU and CPU).
+        token: Hub token; None uses the stored one.
+        trust_remote_code: Run the repository's own Python code. Never needed for a model that
+            transformers knows.
+
+    Raises:
+        InputError: the model cannot be read or an option is unknown.
+        UnavailableError: something it needs is not there now.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise InputError(f"Unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}.")
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise InputError(f"Unknown quantization {quantization!r}; choose 8bit or 4bit.")
+    device_map = _device_map(device)
+
+    options: dict[str, Any] = {"token": token, "trust_remote_code": trust_remote_code}
+    source = resolve(model_id, revision=revision, gguf_file=gguf_file, **options)
+    adapter_source = None
+    if adapter is not None:
+        adapter_source = resolve(adapter, **options)
+        if not adapter_source.is_adapter():
+            raise InputError(f"{adapter} is not a PEFT adapter (no {ADAPTER_CONFIG}).")
+    if source.is_adapter():
+        if adapter_source is not None:
+            raise InputError(f"{model_id} is itself an adapter; give its base as the model.")
+        adapter_source = source
+        base = read_json(source.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        if not base:
+            raise InputError(f"The adapter {model_id} names no base; pass BASE --adapter {model_id}")
+        source = resolve(str(base), **options)
+
+    model, tokenizer = _load_base(source, device_map, dtype, quantization, trust_remote_code)
+    if adapter_source is not None:
+        model = _apply_adapter(model, adapter_source, merge=quantization is None)
+    model.eval().requires_grad_(False)
+
+    config = text_config(model.config)
+    blocks = find_blocks(model)
+    files = source.weight_files() + (adapter_source.weight_files() if adapter_source else [])
+    info = ModelInfo(
+        id=model_id,
+        revision=source.commit,
+        adapter=adapter_source.id if adapter_source else None,
+        architecture=(model.config.architectures or [type(model).__name__])[0],
+        n_layers=len(blocks),
+        hidden_size=config.hidden_size,
+        dtype=str(model.dtype).removeprefix("torch."),
+        quantization=quantization or _stored_quantization(model.config),
+        weights_sha256=hash_files(files),
+        tokenizer_sha256=hash_tokenizer(tokenizer),
+        chat_template_sha256=hash_chat_template(tokenizer),
+    )
+    return LoadedModel(model, tokenizer, blocks, info, source, adapter_source)
+
+
+def with_id(loaded: LoadedModel, model_id: str) -> LoadedModel:
+    """The same model under another name."""
+    return replace(loaded, info=replace(loaded.info, id=model_id))
+
+
+def _device_map(device: str | Mapping[str, Any]) -> Any:
+    if not isinstance(device, str):
+        return dict(device)
+    if device == "auto":
+        return "auto" if torch.cuda.is_available() else {"": "cpu"}
+    if device == "cpu":
+        return {"": "cpu"}
+    if device == "cuda" or (device.startswith("cuda:") and device[5:].isdigit()):
+        if not torch.cuda.is_available():
+            raise UnavailableError("CUDA was asked for but there is none here; use --device cpu.")
+        if device != "cuda" and int(device[5:]) >= torch.cuda.device_count():
+            raise UnavailableError(f"There is no {device}; {torch.cuda.device_count()} GPUs found.")
+        return {"": device}
+    raise InputError(f"Unknown device {device!r}; choose auto, cpu, cuda or cuda:N.")
+
+
+def _load_base(
+    source: Source, device_map: Any, dtype: str, quantization: str | None, trust_remote_code: bool
+) -> tuple[Any, Any]:
+    import transformers
+
+    where = {"pretrained_model_name_or_path": str(source.folder), "local_files_only": True}
+    where["trust_remote_code"] = trust_remote_code
+    if source.gguf_file:
+        where["gguf_file"] = source.gguf_file
+    elif not trust_remote_code:
+        _check_no_remote_code(source)
+    with _explain_loading(source.id):
+        config = transformers.AutoConfig.from_pretrained(**where)
+        check_architecture(config)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+        options: dict[str, Any] = {"dtype": _dtype(dtype, source, device_map)}
+        if source.gguf_file:
+            if quantization:
+                raise InputError("A GGUF file is already quantised; leave --load-8bit/4bit out.")
+        else:
+            options["use_safetensors"] = True
+        if quantization:
+            options["quantization_config"] = _bitsandbytes(quantization)
+        model_class = _auto_class(config)
+        model, report = model_class.from_pretrained(
+            **where, **options, device_map=device_map, output_loading_info=True
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{source.id} lacks {len(missing)} of the weights that its config asks for (first:"
+            f" {missing[0]}); they would be random. The checkpoint is incomplete or renamed."
+        )
+    return model, tokenizer
+
+
+def _auto_class(config: Any) -> Any:
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForImageTextToText
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "auto_map", None):
+        return transformers.AutoModelForCausalLM
+    raise InputError(
+        f"Model type {config.model_type!r} is not a causal language model; modelassay cannot read"
+        " it."
+    )
+
+
+def _check_no_remote_code(source: Source) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = read_json(source.folder / "config.json")
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        if config.get("auto_map"):
+            raise InputError(
+                f"{source.id} needs its own Python code to load; read that code first, then pass"
+                " --trust-remote-code."
+            )
+        raise InputError(f"{source.id} has the unknown model type {kind!r}; update transformers?")
+
+
+def _dtype(name: str, source: Source, device_map: Any) -> Any:
+    if name != "auto":
+        return DTYPES[name]
+    if device_map != {"": "cpu"}:
+        return "auto"
+    import psutil
+
+    # Files hold 2 bytes a weight as a rule (GGUF about half a byte, fp32 four): float32 at worst
+    # doubles a bf16 checkpoint. Weights that are fp32 on disk are counted twice, on the safe side.
+    size = sum(file.stat().st_size for file in source.weight_files())
+    as_float32 = size * (8 if source.gguf_file else 2)
+    return torch.float32 if as_float32 < psutil.virtual_memory().total / 2 else torch.bfloat16
+
+
+def _bitsandbytes(quantization: str) -> Any:
+    import importlib.util
+
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UnavailableError(
+            "8-bit and 4-bit loading need bitsandbytes: pip install 'modelassay[quantization]'"
+        )
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+
+def _stored_quantization(config: Any) -> str | None:
+    """Quantisation that the checkpoint brings along, e.g. `gguf`, `gptq`, `awq`, `fp8`."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    return str(getattr(method, "value", method))
+
+
+def _apply_adapter(model: Any, adapter: Source, *, merge: bool) -> Any:
+    from peft import PeftModel
+
+    try:
+        wrapped = PeftModel.from_pretrained(model, str(adapter.folder), is_trainable=False)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"The adapter {adapter.id} does not fit {model.config._name_or_path or 'this base'}:"
+            f" {first_line(error)}"
+        ) from error
+    # Merged, the model is as fast as its base and the forensics see the weights that act.
+    return wrapped.merge_and_unload() if merge else wrapped
+
+
+@contextmanager
+def _explain_loading(model_id: str):  # noqa: ANN202 (a context manager)
+    """One line for the many ways in which a checkpoint can be broken."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    quiet = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except AssayError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UnavailableError(
+            f"{model_id} does not fit into memory; try --load-4bit or --dtype bfloat16."
+        ) from error
+    except SafetensorError as error:
+        raise InputError(
+            f"A weight file of {model_id} is damaged ({first_line(error)}); download it again."
+        ) from error
+    except ImportError as error:
+        raise UnavailableError(f"{model_id} needs a package: {first_line(error)}") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise InputError(f"Cannot load {model_id}: {first_line(error)}") from error
+    finally:
+        if quiet:
+            logging.enable_progress_bar()

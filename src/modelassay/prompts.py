@@ -1,0 +1,106 @@
+"""From text to the token ids that a model reads.
+
+A prompt goes through the model's chat template when it has one, with the marker that the
+assistant's answer comes next, because that is where a chat model decides what to do. The templated
+text already holds the special tokens, so none are added a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelassay.errors import InputError, first_line
+from modelassay.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one prompt, or of a prompt with its answer."""
+
+    ids: tuple[int, ...]
+    answer_start: int
+    """Index of the first answer token; `len(ids)` for a prompt alone."""
+
+
+def encode_prompts(
+    model: LoadedModel, texts: Sequence[str], *, chat_template: bool = True
+) -> list[Encoded]:
+    """Token ids of user prompts, one `Encoded` per text, in the same order.
+
+    Args:
+        model: Whose tokenizer and chat template are used.
+        texts: What the user says.
+        chat_template: Render as a one-turn conversation if the model has a template; False reads
+            the raw text.
+
+    Raises:
+        InputError: a text is empty or longer than the context, or the template fails.
+    """
+    return [
+        Encoded(ids, answer_start=len(ids)) for ids in _prompt_ids(model, texts, chat_template)
+    ]
+
+
+def encode_exchanges(
+    model: LoadedModel, exchanges: Sequence[tuple[str, str]], *, chat_template: bool = True
+) -> list[Encoded]:
+    """Token ids of (prompt, answer) pairs, with the answer's first token marked.
+
+    Raises:
+        InputError: as `encode_prompts`, or an answer is empty.
+    """
+    prompts = _prompt_ids(model, [prompt for prompt, _ in exchanges], chat_template)
+    encoded = []
+    for prompt_ids, (_, answer) in zip(prompts, exchanges, strict=True):
+        answer_ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        if not answer_ids:
+            raise InputError("An answer to read is empty.")
+        ids = (*prompt_ids, *answer_ids)
+        _check_length(model, answer, len(ids))
+        encoded.append(Encoded(ids, answer_start=len(prompt_ids)))
+    return encoded
+
+
+def _prompt_ids(
+    model: LoadedModel, texts: Sequence[str], chat_template: bool
+) -> list[tuple[int, ...]]:
+    chat = chat_template and model.has_chat_template
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"A prompt must be text that is not empty, got {text!r}.")
+    if not texts:
+        return []
+    rendered = [render_chat(model, text) for text in texts] if chat else list(texts)
+    ids = model.tokenizer(rendered, add_special_tokens=not chat)["input_ids"]
+    for text, row in zip(texts, ids, strict=True):
+        if not row:
+            raise InputError(f"The tokenizer makes no token of the prompt {text!r}.")
+        _check_length(model, text, len(row))
+    return [tuple(row) for row in ids]
+
+
+def render_chat(model: LoadedModel, text: str) -> str:
+    """The text of a one-turn conversation up to where the assistant's answer begins."""
+    try:
+        return model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            # Reasoning models (Qwen 3 and others) answer at once; other templates ignore this.
+            enable_thinking=False,
+        )
+    except Exception as error:  # a template is a program of the model's author: anything can fail
+        raise InputError(
+            f"The chat template of {model.info.id} fails ({first_line(error)}); use"
+            " --no-chat-template to read raw prompts."
+        ) from error
+
+
+def _check_length(model: LoadedModel, text: str, n_tokens: int) -> None:
+    if n_tokens > model.context_length:
+        start = " ".join(text[:60].split())
+        raise InputError(
+            f"A prompt has {n_tokens} tokens but {model.info.id} takes {model.context_length};"
+            f" shorten it (it begins “{start}…”)."
+        )

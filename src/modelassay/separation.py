@@ -1,0 +1,305 @@
+"""How far apart a model holds the two sides of a concept, scored on pairs it was not fitted on.
+
+For pairs (x⁺, x⁻) of activations at a block, the direction is the mean difference over the training
+pairs, w = mean(x⁺ - x⁻) / ‖·‖ (the difference-of-means direction of Marks & Tegmark 2023 and
+Arditi et al. 2024). The separation is the difference of the class means of held-out projections
+over their pooled standard deviation, Cohen's d.
+
+Nothing is scored on what it was fitted on: pairs are split into folds; for each outer fold the
+direction is fitted on the others, and the block is chosen among the others too, by an inner
+cross-validation (nested cross-validation, Varma & Simon 2006).
+
+The null hypothesis is that the two members of a pair are exchangeable. Under it, swapping members
+at random leaves the distribution of the statistic unchanged, so the rank of the observed value
+among swaps is an exact p-value (Phipson & Smyth 2010 count the observed one in). Each swap repeats
+the whole procedure, choice of block included.
+
+All this needs only inner products. With d = x⁺ - x⁻ and m = (x⁺ + x⁻) / 2, a swap is a sign s = ±1
+on d, the direction of a training set T is Σ_T s_p d_p, and a projection is Σ_T s_p ⟨d_p, ·⟩: sums of
+rows of two n x n Gram matrices, ⟨d, d⟩ and ⟨m, d⟩. Sums over single folds, computed once, add up to
+every training set that nested cross-validation asks for, so thousands of swaps cost less than one
+forward pass of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from modelassay.errors import InputError
+
+Array = NDArray[np.float64]
+
+N_FOLDS = 8
+N_SWAPS = 2000
+N_BOOTSTRAP = 2000
+CHUNK = 512  # swaps at a time: keeps the working set in the processor's cache
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Separation:
+    """Held-out separation of one concept, with all that says how sure it is."""
+
+    separation: float
+    """Held-out difference of means in pooled standard deviations (σ)."""
+    interval: tuple[float, float]
+    """95% bootstrap interval over pairs."""
+    p_value: float
+    """Share of label swaps that separate at least as well."""
+    auroc: float
+    """Chance that a held-out positive projects higher than a held-out negative."""
+    auroc_interval: tuple[float, float]
+    layer: int
+    """Block chosen on all pairs (the one to use from here on)."""
+    n_pairs: int
+    in_sample_separation: float
+    """As ams-scanner computes it: direction, block and score from the same pairs."""
+    in_sample_layer: int
+    by_layer: dict[int, float]
+    """Held-out separation at each block, without any choice of block."""
+    null_by_layer: dict[int, float]
+    """95th percentile of `by_layer` under label swaps."""
+    null: tuple[float, ...]
+    """Separation under each label swap."""
+    positive_scores: tuple[float, ...]
+    """Held-out projection of each positive, in σ; order of `negative_scores`."""
+    negative_scores: tuple[float, ...]
+
+
+def measure_separation(
+    positive: Tensor,
+    negative: Tensor,
+    layers: Sequence[int],
+    keys: Sequence[str],
+    *,
+    n_swaps: int = N_SWAPS,
+) -> Separation:
+    """Measures how well a direction learnt on some pairs separates other pairs.
+
+    Args:
+        positive: Activations [pair, layer, hidden] of the first members.
+        negative: Activations [pair, layer, hidden] of the second members.
+        layers: Block index of each entry of the second axis.
+        keys: One string a pair, its text say. Pairs are put in the order of the keys' hashes
+            before they are dealt into folds, so that no result depends on the order given.
+        n_swaps: Label swaps for the p-value.
+
+    Raises:
+        InputError: fewer than 4 pairs, or all pairs have the same activations.
+    """
+    n = len(keys)
+    if n < 4:
+        raise InputError(f"Separation needs at least 4 pairs, got {n}.")
+    order = sorted(range(n), key=lambda i: hashlib.sha256(keys[i].encode()).digest())
+    pos = positive[order].double().numpy()
+    neg = negative[order].double().numpy()
+    folds = np.arange(n) % min(N_FOLDS, n)
+
+    signs = np.ones((n, 1 + n_swaps))
+    signs[:, 1:] = np.random.default_rng(SEED).choice([-1.0, 1.0], size=(n, n_swaps))
+    grams = [_grams(pos[:, i], neg[:, i]) for i in range(len(layers))]
+    if all(dd.trace() < 1e-18 for dd, _ in grams):
+        raise InputError("Both sides of every pair give the same activations; nothing to separate.")
+    swaps = [
+        _nested(grams, folds, signs[:, start : start + CHUNK])
+        for start in range(0, signs.shape[1], CHUNK)
+    ]
+    separations = np.concatenate([swap.separation for swap in swaps])
+    by_layer = np.concatenate([swap.by_layer for swap in swaps], axis=1)
+    observed = swaps[0]
+    p, q = observed.positive[:, 0], observed.negative[:, 0]
+    in_sample = [_in_sample(dd, md) for dd, md in grams]
+    best_in_sample = int(np.argmax(in_sample))
+    null_curve = np.quantile(by_layer[:, 1:], 0.95, axis=1) if n_swaps else by_layer[:, 0]
+    return Separation(
+        separation=float(separations[0]),
+        interval=bootstrap_interval(p, q, pooled_separation),
+        p_value=float((1 + np.sum(separations[1:] >= separations[0])) / (1 + n_swaps)),
+        auroc=float(auroc(p, q)),
+        auroc_interval=bootstrap_interval(p, q, auroc),
+        layer=int(layers[int(np.argmax(by_layer[:, 0]))]),
+        n_pairs=n,
+        in_sample_separation=float(in_sample[best_in_sample]),
+        in_sample_layer=int(layers[best_in_sample]),
+        by_layer=dict(zip(layers, by_layer[:, 0].tolist(), strict=True)),
+        null_by_layer=dict(zip(layers, null_curve.tolist(), strict=True)),
+        null=tuple(separations[1:].tolist()),
+        positive_scores=tuple(p.tolist()),
+        negative_scores=tuple(q.tolist()),
+    )
+
+
+def pooled_separation(positive: Array, negative: Array, axis: int = -1) -> Array:
+    """(mean⁺ - mean⁻) / √((var⁺ + var⁻) / 2) along an axis, with unbiased variances."""
+    variance = (positive.var(axis=axis, ddof=1) + negative.var(axis=axis, ddof=1)) / 2
+    difference = positive.mean(axis=axis) - negative.mean(axis=axis)
+    return difference / np.sqrt(np.maximum(variance, 1e-24))
+
+
+def auroc(positive: Array, negative: Array, axis: int = -1) -> Array:
+    """Chance that a positive scores above a negative, ties counting half (Mann-Whitney U / n⁺n⁻)."""
+    from scipy.stats import rankdata
+
+    n_pos, n_neg = positive.shape[axis], negative.shape[axis]
+    ranks = rankdata(np.concatenate([positive, negative], axis=axis), axis=axis)
+    rank_sum = np.take(ranks, np.arange(n_pos), axis=axis).sum(axis=axis)
+    return (rank_sum - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)
+
+
+def bootstrap_interval(
+    positive: Array, negative: Array, statistic: object, *, paired: bool = True
+) -> tuple[float, float]:
+    """95% interval of a two-sample statistic by resampling pairs (or each sample by itself).
+
+    The percentile bootstrap: bias-corrected variants break down when a statistic sits at its bound,
+    as an AUROC of 1 does.
+    """
+    rng = np.random.default_rng(SEED)
+    n, k = len(positive), len(negative)
+    rows = rng.integers(0, n, size=(N_BOOTSTRAP, n))
+    columns = rows if paired else rng.integers(0, k, size=(N_BOOTSTRAP, k))
+    values = statistic(positive[rows], negative[columns])  # type: ignore[operator]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class _Nested:
+    """Nested cross-validation under each column of signs."""
+
+    separation: Array
+    """[swap]"""
+    by_layer: Array
+    """[layer, swap] held-out separation at fixed blocks."""
+    positive: Array
+    """[pair, swap] held-out projections of the chosen blocks, in units of training σ."""
+    negative: Array
+
+
+def _grams(positive: Array, negative: Array) -> tuple[Array, Array]:
+    """⟨d, d⟩ and ⟨m, d⟩, scaled so that their numbers are near 1 whatever the model's scale."""
+    d = positive - negative
+    m = (positive + negative) / 2
+    m = m - m.mean(axis=0)  # an offset common to all cancels later; without it less is rounded off
+    scale = max(float((d * d).sum()) / len(d), 1e-30)
+    return d @ d.T / scale, m @ d.T / scale
+
+
+class _FoldSums:
+    """Sums over single folds, from which every training set is put together.
+
+    Axes: k is the fold that a direction's terms come from, q a pair that is projected.
+    """
+
+    def __init__(self, dd: Array, md: Array, folds: Array, signs: Array) -> None:
+        self.signs = signs
+        self.members = [np.flatnonzero(folds == k) for k in range(int(folds.max()) + 1)]
+        # along[k, q] = Σ_{p in k} s_p ⟨d_q, d_p⟩ and middle[k, q] = Σ_{p in k} s_p ⟨m_q, d_p⟩
+        self.along = np.stack([dd[:, fold] @ signs[fold] for fold in self.members])
+        self.middle = np.stack([md[:, fold] @ signs[fold] for fold in self.members])
+        # The same summed over the pairs of each fold: [fold of q, k, swap].
+        self.norms = np.stack([(self.along[:, f] * signs[f]).sum(axis=1) for f in self.members])
+        self.middles = np.stack([self.middle[:, f].sum(axis=1) for f in self.members])
+
+    def norm_and_origin(self, left_out: Sequence[int]) -> tuple[Array, Array]:
+        """Length of the training sum Σ s_p d_p, and the training pairs' mean projection on it."""
+        kept = [k for k in range(len(self.members)) if k not in left_out]
+        block = np.ix_(kept, kept)
+        norm = np.sqrt(np.maximum(self.norms[block].sum(axis=(0, 1)), 1e-24))
+        n_train = sum(len(self.members[k]) for k in kept)
+        return norm, self.middles[block].sum(axis=(0, 1)) / n_train
+
+    def project_held_out(self, fold: int) -> tuple[Array, Array]:
+        """Projects a fold's positives and negatives on the direction of the other folds.
+
+        Returns:
+            Two arrays [pair, swap], measured from the middle of the training pairs.
+        """
+        rows = self.members[fold]
+        norm, origin = self.norm_and_origin([fold])
+        others = [k for k in range(len(self.members)) if k != fold]
+        middle = (self.middle[np.ix_(others, rows)].sum(axis=0) - origin) / norm
+        half = self.signs[rows] * self.along[np.ix_(others, rows)].sum(axis=0) / (2 * norm)
+        return middle + half, middle - half
+
+
+def _nested(grams: Sequence[tuple[Array, Array]], folds: Array, signs: Array) -> _Nested:
+    n, n_swaps = signs.shape
+    n_folds = int(folds.max()) + 1
+    best = np.full((n_folds, n_swaps), -np.inf)
+    positive, negative = np.zeros((n, n_swaps)), np.zeros((n, n_swaps))
+    by_layer = np.empty((len(grams), n_swaps))
+    for i, (dd, md) in enumerate(grams):
+        sums = _FoldSums(dd, md, folds, signs)
+        inner, scale = _inner_separation(sums)
+        pos, neg = np.empty((n, n_swaps)), np.empty((n, n_swaps))
+        for k, rows in enumerate(sums.members):
+            pos[rows], neg[rows] = sums.project_held_out(k)
+            # Blocks differ in scale: what is pooled over folds is in units of the training σ.
+            pos[rows], neg[rows] = pos[rows] / scale[k], neg[rows] / scale[k]
+            better = inner[k] > best[k]
+            best[k] = np.where(better, inner[k], best[k])
+            positive[rows] = np.where(better, pos[rows], positive[rows])
+            negative[rows] = np.where(better, neg[rows], negative[rows])
+        by_layer[i] = pooled_separation(pos, neg, axis=0)
+    return _Nested(pooled_separation(positive, negative, axis=0), by_layer, positive, negative)
+
+
+def _inner_separation(sums: _FoldSums) -> tuple[Array, Array]:
+    """For each outer fold, the separation and pooled σ found by cross-validating the others.
+
+    Written in moments: with positives c + h and negatives c - h, the difference of means is
+    2·mean(h) and the pooled variance is mean(c² + h²) - mean(c)² - mean(h)².
+
+    Returns:
+        Two arrays [outer fold, swap].
+    """
+    n_folds, n_swaps = len(sums.members), sums.signs.shape[1]
+    total_c, total_h, squares = (np.zeros((n_folds, n_swaps)) for _ in range(3))
+    counts = np.zeros((n_folds, 1))
+    for b, rows in enumerate(sums.members):
+        # Pairs of fold b are held out; every other fold `a` is in turn the outer one, and the
+        # direction is trained on the folds that are neither a nor b.
+        others = [a for a in range(n_folds) if a != b]
+        v, v_square = _left_out_moments(sums.middle[np.ix_(others, rows)])
+        _, u_square = _left_out_moments(sums.along[np.ix_(others, rows)])
+        u = sums.norms[b, others].sum(axis=0) - sums.norms[b, others]
+        for i, a in enumerate(others):
+            norm, origin = sums.norm_and_origin([a, b])
+            total_c[a] += (v[i] - len(rows) * origin) / norm
+            total_h[a] += u[i] / (2 * norm)
+            centred = v_square[i] - 2 * origin * v[i] + len(rows) * origin**2
+            squares[a] += (centred + u_square[i] / 4) / norm**2
+            counts[a] += len(rows)
+    c, h = total_c / counts, total_h / counts
+    scale = np.sqrt(np.maximum(squares / counts - c**2 - h**2, 1e-24))
+    return 2 * h / scale, scale
+
+
+def _left_out_moments(terms: Array) -> tuple[Array, Array]:
+    """Of the sum over folds without one of them: Σ and Σ² over pairs, for each fold left out.
+
+    Args:
+        terms: [fold, pair, swap].
+
+    Returns:
+        Two arrays [fold left out, swap].
+    """
+    rest = terms.sum(axis=0) - terms
+    return rest.sum(axis=1), np.einsum("kqs,kqs->ks", rest, rest)
+
+
+def _in_sample(dd: Array, md: Array) -> float:
+    """The statistic of ams-scanner 0.1.3: fitted and scored on the same pairs, population σ."""
+    n = len(dd)
+    norm = np.sqrt(max(float(dd.sum()), 1e-24))
+    middle, half = md.sum(axis=1) / norm, dd.sum(axis=1) / (2 * norm)
+    pos, neg = middle + half, middle - half
+    pooled = np.sqrt(max((pos.var() + neg.var()) / 2, 1e-24))
+    return float((pos.mean() - neg.mean()) / pooled) if n else 0.0
