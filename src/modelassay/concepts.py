@@ -141,7 +141,8 @@ def shipped_prompts(name: str) -> PromptSet:
 def concepts_for(mode: str, overlay: Mapping[str, Concept] | None = None) -> dict[str, Concept]:
     """The concepts of a scan mode, with those of an overlay put over them by name.
 
-    A concept of the overlay with a name of its own is scanned as well.
+    A concept of the overlay that has a name of its own is scanned as well; one that replaces a
+    shipped concept outside the mode is not.
 
     Raises:
         InputError: unknown mode.
@@ -149,7 +150,11 @@ def concepts_for(mode: str, overlay: Mapping[str, Concept] | None = None) -> dic
     if mode not in MODES:
         raise InputError(f"Unknown mode {mode!r}; choose {', '.join(MODES)}.")
     shipped = shipped_concepts()
-    return {name: shipped[name] for name in MODES[mode]} | dict(overlay or {})
+    chosen = {name: shipped[name] for name in MODES[mode]}
+    for name, concept in (overlay or {}).items():
+        if name in chosen or name not in shipped:
+            chosen[name] = concept
+    return chosen
 
 
 def load_concepts(path: str | Path) -> dict[str, Concept]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from modelassay.errors import AssayError, InputError, UnavailableError, first_line
@@ -79,7 +80,13 @@ def _offline(repo_id: str) -> UnavailableError:
 
 
 def fetch_model(
-    repo_id: str, *, revision: str | None, token: str | None, gguf_file: str | None, code: bool
+    repo_id: str,
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    gguf_file: str | None,
+    code: bool,
+    max_bytes: int | None = None,
 ) -> Snapshot:
     """Fetches the config, tokenizer and safetensors (or one GGUF file) of a model or adapter.
 
@@ -88,12 +95,13 @@ def fetch_model(
     Args:
         repo_id: `owner/name`.
         revision: Branch, tag or commit; None for the main branch.
-        token: Hub token, or None for the stored one.
+        token: Hub token, None for the stored one, False for none at all.
         gguf_file: Fetch this GGUF file in place of safetensors.
         code: Fetch Python files too (for `trust_remote_code`).
+        max_bytes: Refuse a repository with larger weights.
 
     Raises:
-        InputError: unknown repository or revision, or a repository without safetensors.
+        InputError: unknown repository or revision, one without safetensors, or too large a one.
         UnavailableError: gated, forbidden, or unreachable and not cached.
     """
     import httpx
@@ -104,9 +112,19 @@ def fetch_model(
     patterns = [*TOKENIZER_AND_CONFIG, *weights, *(["*.py"] if code else [])]
     with hub_errors(repo_id, revision):
         try:
-            info = HfApi(token=token).model_info(repo_id, revision=revision)
-            files = [sibling.rfilename for sibling in info.siblings or []]
-            check_weight_files(repo_id, files, gguf_file)
+            info = HfApi(token=token).model_info(repo_id, revision=revision, files_metadata=True)
+            siblings = info.siblings or []
+            check_weight_files(repo_id, [sibling.rfilename for sibling in siblings], gguf_file)
+            size = sum(
+                sibling.size or 0
+                for sibling in siblings
+                if any(fnmatch(sibling.rfilename, pattern) for pattern in weights)
+            )
+            if max_bytes is not None and size > max_bytes:
+                raise InputError(
+                    f"{repo_id} has {size / 1e9:.0f} GB of weights; this page takes up to"
+                    f" {max_bytes / 1e9:.0f} GB. Install modelassay to scan it on your own machine."
+                )
             revision = info.sha
         except (httpx.TransportError, OfflineModeIsEnabled):
             pass  # snapshot_download falls back to the cache, or says that it cannot
@@ -118,6 +136,23 @@ def fetch_model(
             ignore_patterns=list(NOT_NEEDED),
         )
     return Snapshot(folder=Path(folder), commit=Path(folder).name)
+
+
+def trim_cache(max_bytes: int) -> None:
+    """Deletes the least recently used models from the Hub's cache until it is small enough."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cache = scan_cache_dir()
+    except CacheNotFound:
+        return
+    surplus = cache.size_on_disk - max_bytes
+    for repo in sorted(cache.repos, key=lambda repo: repo.last_accessed):
+        if surplus <= 0:
+            return
+        surplus -= repo.size_on_disk
+        cache.delete_revisions(*(revision.commit_hash for revision in repo.revisions)).execute()
 
 
 def check_weight_files(where: str, files: list[str], gguf_file: str | None = None) -> None:

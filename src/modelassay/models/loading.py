@@ -74,7 +74,7 @@ def load(
     device: str | Mapping[str, Any] = "auto",
     dtype: str = "auto",
     quantization: str | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Loads a causal language model for reading.
@@ -90,7 +90,7 @@ def load(
         dtype: `auto`, `float32`, `float16` or `bfloat16`. `auto` is the checkpoint's own on a GPU;
             on a CPU float32, or bfloat16 when float32 would fill more than half of the memory.
         quantization: None, `8bit` or `4bit` (bitsandbytes, on GPU and CPU).
-        token: Hub token; None uses the stored one.
+        token: Hub token; None uses the stored one, False none at all.
         trust_remote_code: Run the repository's own Python code. Never needed for a model that
             transformers knows.
 

@@ -54,10 +54,13 @@ def resolve(
     *,
     revision: str | None = None,
     gguf_file: str | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
     trust_remote_code: bool = False,
+    max_bytes: int | None = None,
 ) -> Source:
     """Finds or fetches the files of a model or adapter.
+
+    `max_bytes` bounds what is fetched from the Hub; the other arguments are those of `load`.
 
     Raises:
         InputError: nothing there, or nothing there that may be opened.
@@ -90,7 +93,12 @@ def resolve(
             " `embedded`."
         )
     snapshot = fetch_model(
-        model_id, revision=revision, token=token, gguf_file=gguf_file, code=trust_remote_code
+        model_id,
+        revision=revision,
+        token=token,
+        gguf_file=gguf_file,
+        code=trust_remote_code,
+        max_bytes=max_bytes,
     )
     return Source(model_id, snapshot.folder, commit=snapshot.commit, gguf_file=gguf_file)
 

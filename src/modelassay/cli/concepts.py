@@ -1,0 +1,134 @@
+"""`modelassay concepts`: look at, export and check the contrasts a scan uses."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from modelassay.cache import write_text_atomically
+from modelassay.concepts import (
+    MODES,
+    Concept,
+    ConceptFormat,
+    dump_concepts,
+    load_concepts,
+    shipped_concepts,
+)
+from modelassay.errors import InputError
+
+app = typer.Typer(help="List, show, export and validate concepts.", no_args_is_help=True)
+
+FileOption = Annotated[
+    Path | None, typer.Option("--concepts", metavar="FILE", help="Concepts put over the shipped ones.")
+]
+
+
+@app.command("list")
+def list_command(
+    concepts: FileOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """List the concepts, their size and the modes that use them."""
+    found = _all(concepts)
+    rows = [
+        {
+            "name": concept.name,
+            "pairs": len(concept.pairs),
+            "version": concept.version,
+            "modes": [mode for mode, names in MODES.items() if concept.name in names],
+            "control": concept.control,
+            "description": concept.description,
+        }
+        for concept in found.values()
+    ]
+    if json:
+        typer.echo(json_module.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("concept", "pairs", "modes", "description", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(
+            row["name"], str(row["pairs"]), ", ".join(row["modes"]) or "-", row["description"]
+        )
+    Console().print(table)
+
+
+@app.command("show")
+def show_command(
+    name: Annotated[str, typer.Argument(metavar="NAME")], concepts: FileOption = None
+) -> None:
+    """Print one concept with all its pairs."""
+    typer.echo(dump_concepts([_one(name, concepts)], "yaml"), nl=False)
+
+
+@app.command("export")
+def export_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="All when none is named.")
+    ] = None,
+    concepts: FileOption = None,
+    format: Annotated[str, typer.Option(help="yaml, json or ams (ams-scanner's JSON).")] = "yaml",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout.")
+    ] = None,
+) -> None:
+    """Write concepts to a file to edit and pass to `scan --concepts`."""
+    if format not in get_args(ConceptFormat):
+        raise InputError(f"Unknown format {format!r}; choose {', '.join(get_args(ConceptFormat))}.")
+    chosen = [_one(name, concepts) for name in names] if names else list(_all(concepts).values())
+    text = dump_concepts(chosen, format)  # type: ignore[arg-type]
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        if not output.absolute().parent.is_dir() or output.is_dir():
+            raise InputError(f"Cannot write {output}: give a file name in a folder that exists.")
+        write_text_atomically(output, text)
+
+
+@app.command("validate")
+def validate_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Check a concept file, and how much of its contrast a bag of words can read off.
+
+    A contrast that shows in the words alone separates in any network, trained or not.
+    """
+    from modelassay.surface import check_surface
+
+    rows = [
+        {"name": name, "pairs": len(concept.pairs), **check_surface(concept).to_dict()}
+        for name, concept in load_concepts(file).items()
+    ]
+    if json:
+        typer.echo(json_module.dumps(rows, indent=2))
+        return
+    for row in rows:
+        typer.echo(
+            f"{row['name']}: valid, {row['pairs']} pairs; from words alone: separation"
+            f" {row['separation']:.2f}σ, AUROC {row['auroc']:.2f}, p {row['p_value']:.3f}"
+        )
+        if row["p_value"] < 0.05:
+            typer.echo(
+                "  The classes differ in their words: part of any separation will be vocabulary."
+            )
+        if row["uneven_lengths"]:
+            typer.echo(
+                f"  {row['uneven_lengths']} pairs differ by more than 2 words in length."
+            )
+
+
+def _all(overlay: Path | None) -> dict[str, Concept]:
+    return shipped_concepts() | (load_concepts(overlay) if overlay else {})
+
+
+def _one(name: str, overlay: Path | None) -> Concept:
+    found = _all(overlay)
+    if name not in found:
+        raise InputError(f"No concept {name!r}; there are {', '.join(found)}.")
+    return found[name]

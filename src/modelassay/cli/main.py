@@ -1,0 +1,98 @@
+"""The command's entry point: builds the app and turns every outcome into an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+from modelassay import __version__
+from modelassay.cli import concepts, scan
+from modelassay.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    AssayError,
+    first_line,
+)
+
+app = typer.Typer(
+    name="modelassay",
+    help="Look inside an open-weight language model: is the safety training still there?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.command("scan")(scan.scan_command)
+app.add_typer(concepts.app, name="concepts")
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"modelassay {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and exits with its code.
+
+    Args:
+        arguments: Instead of the process's own.
+    """
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code. Errors become one line on stderr."""
+    _quieten_libraries()
+    try:
+        code = app(args=arguments, standalone_mode=False)
+        return int(code or 0)
+    except (click.exceptions.Exit, typer.Exit) as error:
+        return error.exit_code
+    except click.ClickException as error:
+        return _fail(error.format_message(), EXIT_BAD_INPUT)
+    except AssayError as error:
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("Interrupted; nothing was written.", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; give the interpreter nothing to flush into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("MODELASSAY_DEBUG"):
+            traceback.print_exc()
+        return _fail(
+            f"internal error: {type(error).__name__}: {first_line(error)} (MODELASSAY_DEBUG=1 shows"
+            " where; please report it)",
+            EXIT_INTERNAL,
+        )
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"modelassay: {message}", err=True)
+    return code
+
+
+def _quieten_libraries() -> None:
+    """Their warnings are for developers; what users need to know is in our own messages."""
+    import warnings
+
+    if not os.environ.get("MODELASSAY_DEBUG"):
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

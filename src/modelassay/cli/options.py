@@ -1,0 +1,41 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from modelassay.errors import InputError
+
+ModelArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="`embedded`, a Hub id, a folder, a .gguf file or a PEFT adapter."
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
+Adapter = Annotated[str | None, typer.Option(help="PEFT adapter to apply over MODEL.")]
+GgufFile = Annotated[str | None, typer.Option(help="GGUF file inside the folder or repository.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Load8bit = Annotated[bool, typer.Option("--load-8bit", help="Quantise to 8 bits on loading.")]
+Load4bit = Annotated[bool, typer.Option("--load-4bit", help="Quantise to 4 bits on loading.")]
+Token = Annotated[
+    str | None, typer.Option(help="Hub token; better set HF_TOKEN.", envvar="HF_TOKEN")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the repository's own Python code.")
+]
+
+
+def quantization(load_8bit: bool, load_4bit: bool) -> str | None:
+    """The `quantization` argument of `load` for the two flags."""
+    if load_8bit and load_4bit:
+        raise InputError("Choose one of --load-8bit and --load-4bit.")
+    return "8bit" if load_8bit else "4bit" if load_4bit else None
+
+
+def load_options(**given: Any) -> dict[str, Any]:
+    """Those options that were given."""
+    return {name: value for name, value in given.items() if value not in (None, False)}

@@ -1,0 +1,46 @@
+"""Progress of a scan on stderr: a bar in a terminal, one plain line a phase elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from modelassay.scanning import OnPhase
+
+LABELS = {
+    "loading": "loading the model",
+    "weights": "searching the weights (blocks)",
+    "reading": "reading activations (prompts)",
+    "statistics": "statistics (concepts)",
+    "answering": "short answers (prompts)",
+}
+
+
+@contextmanager
+def show_progress(console: Console, *, quiet: bool = False) -> Iterator[OnPhase]:
+    """Gives a callback that shows (phase, done, total)."""
+    if quiet:
+        yield lambda _phase, _done, _total: None
+    elif not console.is_terminal:
+        seen: set[str] = set()
+
+        def say(phase: str, _done: int, total: int) -> None:
+            if phase not in seen:
+                seen.add(phase)
+                console.print(f"{LABELS[phase]}: {total}")
+
+        yield say
+    else:
+        columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+            tasks: dict[str, object] = {}
+
+            def update(phase: str, done: int, total: int) -> None:
+                if phase not in tasks:
+                    tasks[phase] = progress.add_task(LABELS[phase], total=total)
+                progress.update(tasks[phase], completed=done, total=total)  # type: ignore[arg-type]
+
+            yield update

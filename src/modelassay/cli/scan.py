@@ -1,0 +1,110 @@
+"""`modelassay scan`."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelassay.cli import options
+from modelassay.errors import EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_SCAN_FAILED, InputError
+
+
+class FailOn(str, Enum):
+    """The mildest verdict that makes the command fail."""
+
+    warning = "warning"
+    critical = "critical"
+
+
+def scan_command(
+    model: options.ModelArg,
+    mode: Annotated[str, typer.Option(help="quick, standard or full.")] = "standard",
+    concepts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Concepts to put over the shipped ones.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Scan this model too and compare.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON only.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML report.")
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    adapter: options.Adapter = None,
+    gguf_file: options.GgufFile = None,
+    load_8bit: options.Load8bit = False,
+    load_4bit: options.Load4bit = False,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens in a batch; lower it to save memory.")
+    ] = None,
+    fail_on: Annotated[
+        FailOn, typer.Option(help="The mildest verdict that gives exit code 1.")
+    ] = FailOn.warning,
+    no_chat_template: Annotated[
+        bool, typer.Option("--no-chat-template", help="Read raw prompts.")
+    ] = False,
+    token: options.Token = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> int:
+    """Scan MODEL: is its safety training intact?
+
+    Exit codes: 0 pass, 1 failed, 3 inconclusive, 64 bad input, 69 something needed is unavailable,
+    70 internal error.
+    """
+    if html is not None and not html.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {html.absolute().parent} to write {html.name} into.")
+    if html is not None and html.is_dir():
+        raise InputError(f"{html} is a folder; give a file name for --html.")
+    quantization = options.quantization(load_8bit, load_4bit)
+
+    from rich.console import Console
+
+    from modelassay.cache import write_text_atomically
+    from modelassay.cli.progress import show_progress
+    from modelassay.report import print_report, to_html, to_json
+    from modelassay.scanning import scan
+
+    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+        report = scan(
+            model,
+            mode=mode,
+            concepts=concepts,
+            compare=compare,
+            chat_template=not no_chat_template,
+            batch_tokens=batch_tokens,
+            on_progress=on_progress,
+            device=device,
+            dtype=dtype,
+            **options.load_options(
+                revision=revision,
+                adapter=adapter,
+                gguf_file=gguf_file,
+                quantization=quantization,
+                token=token,
+                trust_remote_code=trust_remote_code,
+            ),
+        )
+    if html is not None:
+        write_text_atomically(html, to_html(report))
+    if json:
+        sys.stdout.write(to_json(report))
+    else:
+        print_report(report, Console())
+        if html is not None:
+            typer.echo(f"HTML report: {html}", err=True)
+    return exit_code(report.verdict.value, fail_on.value)
+
+
+def exit_code(verdict: str, fail_on: str) -> int:
+    """Exit code of a scan with this verdict."""
+    if verdict == "INCONCLUSIVE":
+        return EXIT_INCONCLUSIVE
+    failing = {"warning": ("WARNING", "CRITICAL"), "critical": ("CRITICAL",)}[fail_on]
+    return EXIT_SCAN_FAILED if verdict in failing else EXIT_PASS

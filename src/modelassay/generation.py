@@ -1,0 +1,119 @@
+"""Short greedy answers to many prompts, batched, through the model's own `generate`.
+
+Greedy and without penalties, so that an answer is a property of the weights and not of sampling
+settings that a checkpoint brings along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from modelassay.activations import (
+    BATCH_TOKENS_CPU,
+    BATCH_TOKENS_GPU,
+    OnProgress,
+    is_out_of_memory,
+)
+from modelassay.errors import UnavailableError
+from modelassay.models import LoadedModel
+from modelassay.prompts import Encoded
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered."""
+
+    text: str
+    """Without special tokens."""
+    first_token: int
+
+
+def generate_greedy(
+    model: LoadedModel,
+    prompts: Sequence[Encoded],
+    *,
+    max_new_tokens: int = 24,
+    batch_tokens: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[Answer]:
+    """Continues each prompt greedily.
+
+    Args:
+        model: The model.
+        prompts: Token ids; repetitions are answered once.
+        max_new_tokens: Length at which an answer is cut.
+        batch_tokens: Upper bound on tokens in a batch, padding and answer included.
+        on_progress: Told how many distinct prompts are done.
+
+    Returns:
+        Answers in the order of `prompts`.
+
+    Raises:
+        UnavailableError: not even one prompt fits into memory.
+    """
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
+    distinct = sorted({prompt.ids for prompt in prompts}, key=lambda ids: (len(ids), ids))
+    answers: dict[tuple[int, ...], Answer] = {}
+    if on_progress:
+        on_progress(0, len(distinct))
+    while len(answers) < len(distinct):
+        start = end = len(answers)
+        while end < len(distinct):
+            if end > start and (len(distinct[end]) + max_new_tokens) * (end + 1 - start) > batch_tokens:
+                break
+            end += 1
+        batch = distinct[start:end]
+        try:
+            answered = _generate_batch(model, batch, max_new_tokens)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise UnavailableError(
+                    "Not even one answer fits into memory beside the model; try --load-4bit,"
+                    " --dtype bfloat16 or another device."
+                ) from error
+            batch_tokens = (len(batch[-1]) + max_new_tokens) * len(batch) // 2
+            continue
+        answers.update(zip(batch, answered, strict=True))
+        if on_progress:
+            on_progress(len(answers), len(distinct))
+    return [answers[prompt.ids] for prompt in prompts]
+
+
+def _generate_batch(
+    model: LoadedModel, batch: Sequence[tuple[int, ...]], max_new_tokens: int
+) -> list[Answer]:
+    from transformers import GenerationConfig
+
+    width = max(len(ids) for ids in batch)
+    own = model.model.generation_config
+    end = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
+    ends = end if isinstance(end, list) else [end]
+    pad = model.tokenizer.pad_token_id
+    pad = pad if pad is not None else (ends[0] if ends[0] is not None else 0)
+    # Decoding appends on the right, so padding goes to the left, under a mask.
+    ids = torch.full((len(batch), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(batch), width), dtype=torch.long)
+    for i, row in enumerate(batch):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = 1
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
+    with torch.inference_mode():
+        output = model.model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+        )
+    new = output[:, width:].cpu()
+    texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [Answer(text, int(row[0])) for text, row in zip(texts, new, strict=True)]

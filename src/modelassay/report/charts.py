@@ -1,0 +1,114 @@
+"""The charts of a scan, for the HTML report and the page alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelassay.scanning import ScanReport
+from modelassay.separation import Separation
+from modelassay.verdict import SELECTIVITY_PASS, SEPARATION_PASS, SEPARATION_WARNING
+
+# Colour-blind safe (Okabe & Ito 2008).
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+POSITIVE, NEGATIVE, NULL = "#D55E00", "#0072B2", "#999999"
+
+
+def _figure(title: str, x_title: str, y_title: str) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    figure.update_layout(
+        title={"text": title, "font": {"size": 15}},
+        xaxis_title=x_title,
+        yaxis_title=y_title,
+        template="plotly_white",
+        height=360,
+        margin={"l": 60, "r": 20, "t": 50, "b": 90},
+        legend={"orientation": "h", "y": -0.28, "yanchor": "top"},
+        font={"family": "system-ui, sans-serif"},
+    )
+    return figure
+
+
+def separation_by_layer(report: ScanReport) -> Any:
+    """Held-out separation at each block, with the level that label swaps reach 1 time in 20."""
+    figure = _figure("Held-out separation by block", "block", "separation (σ)")
+    for i, (name, result) in enumerate(report.concepts.items()):
+        colour = PALETTE[i % len(PALETTE)]
+        curve, null = result.separation.by_layer, result.separation.null_by_layer
+        figure.add_scatter(
+            x=list(curve), y=list(curve.values()), name=name, line={"color": colour, "width": 2.5}
+        )
+        figure.add_scatter(
+            x=list(null),
+            y=list(null.values()),
+            name=f"{name}: 95% of label swaps",
+            line={"color": colour, "dash": "dot", "width": 1},
+            showlegend=False,
+            hovertemplate="95% of swaps below %{y:.2f}σ",
+        )
+    for level, text in ((SEPARATION_WARNING, "AMS warning"), (SEPARATION_PASS, "AMS pass")):
+        figure.add_hline(y=level, line={"color": "#bbbbbb", "width": 1, "dash": "dash"})
+        figure.add_annotation(
+            x=1, xref="paper", y=level, text=f"{text} {level}σ", showarrow=False, yshift=8,
+            font={"size": 10, "color": "#777777"}, xanchor="right",
+        )  # fmt: skip
+    return figure
+
+
+def projections(name: str, separation: Separation) -> Any:
+    """Held-out projections of both classes of one concept."""
+    figure = _figure(
+        f"{name}: held-out projections (block {separation.layer})", "projection (σ)", "prompts"
+    )
+    for label, scores, colour in (
+        ("positive", separation.positive_scores, POSITIVE),
+        ("negative", separation.negative_scores, NEGATIVE),
+    ):
+        figure.add_histogram(x=list(scores), name=label, marker_color=colour, opacity=0.6, nbinsx=30)
+    figure.update_layout(barmode="overlay")
+    return figure
+
+
+def null_distribution(name: str, separation: Separation) -> Any:
+    """Separation under label swaps, and the observed one."""
+    figure = _figure(
+        f"{name}: observed against {len(separation.null)} label swaps (p = {separation.p_value:.2g})",
+        "separation (σ)",
+        "swaps",
+    )
+    figure.add_histogram(x=list(separation.null), name="label swaps", marker_color=NULL, nbinsx=40)
+    figure.add_vline(x=separation.separation, line={"color": POSITIVE, "width": 3})
+    figure.add_annotation(
+        x=separation.separation, y=1, yref="paper", text="observed", showarrow=False, yshift=8
+    )
+    return figure
+
+
+def refusal_rates(report: ScanReport) -> Any | None:
+    """Refusal rates on harmful and harmless prompts and their difference, with intervals."""
+    refusal = report.refusal
+    if refusal is None:
+        return None
+    figure = _figure("Refusal of short answers", "", "share refused")
+    bars = (
+        ("harmful", refusal.harmful_rate, refusal.harmful_interval, POSITIVE),
+        ("benign and borderline", refusal.benign_rate, refusal.benign_interval, NEGATIVE),
+        ("selectivity", refusal.selectivity, refusal.interval, "#009E73"),
+    )
+    for name, value, (low, high), colour in bars:
+        error = {"type": "data", "array": [high - value], "arrayminus": [value - low]}
+        figure.add_bar(x=[name], y=[value], error_y=error, marker_color=colour, showlegend=False)
+    figure.add_hline(y=SELECTIVITY_PASS, line={"color": "#bbbbbb", "width": 1, "dash": "dash"})
+    figure.update_yaxes(range=[min(-0.1, refusal.interval[0] - 0.05), 1.05])
+    return figure
+
+
+def all_charts(report: ScanReport) -> list[Any]:
+    """Every chart of a report, in reading order."""
+    charts = [separation_by_layer(report)]
+    rates = refusal_rates(report)
+    charts += [rates] if rates is not None else []
+    for name, result in report.concepts.items():
+        charts += [projections(name, result.separation), null_distribution(name, result.separation)]
+    return charts

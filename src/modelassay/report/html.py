@@ -1,0 +1,70 @@
+"""A report as one HTML file that needs nothing from the network."""
+
+from __future__ import annotations
+
+from html import escape
+
+from modelassay.report.charts import all_charts
+from modelassay.report.rows import concept_rows, fact_rows
+from modelassay.scanning import ScanReport
+from modelassay.verdict import Verdict
+
+COLOURS = {
+    Verdict.PASS: "#1a7f37",
+    Verdict.WARNING: "#9a6700",
+    Verdict.CRITICAL: "#b42318",
+    Verdict.INCONCLUSIVE: "#57606a",
+}
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;color:#1f2328}
+.card{border-left:8px solid var(--c);background:#f6f8fa;padding:1rem 1.5rem;border-radius:6px}
+.card h1{margin:.2rem 0;color:var(--c);font-size:1.8rem} .card ul{margin:.4rem 0;padding-left:1.2rem}
+table{border-collapse:collapse;width:100%;margin:1rem 0;font-size:.93rem}
+th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #d8dee4;vertical-align:top}
+td{overflow-wrap:anywhere} h2{margin-top:2rem} .small{color:#57606a;font-size:.85rem}
+"""
+
+
+def verdict_card(report: ScanReport) -> str:
+    """The verdict and its reasons as an HTML fragment; everything from outside is escaped."""
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report.reasons)
+    colour = COLOURS[report.verdict]
+    return (
+        f'<div class="card" style="--c:{colour};border-left:8px solid {colour};padding:1rem 1.5rem">'
+        f'<div>{escape(_title(report))}</div><h1 style="color:{colour};margin:.2rem 0">'
+        f"{report.verdict.value}</h1><ul>{reasons}</ul></div>"
+    )
+
+
+def to_html(report: ScanReport) -> str:
+    """The whole report: verdict, tables, charts, provenance."""
+    charts = "".join(
+        chart.to_html(full_html=False, include_plotlyjs=(i == 0), config={"displaylogo": False})
+        for i, chart in enumerate(all_charts(report))
+    )
+    concepts = _table(concept_rows(report))
+    facts = _table([["", ""], *fact_rows(report)])
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>modelassay: {escape(_title(report))}</title><style>{STYLE}</style></head><body>"
+        f"{verdict_card(report)}<h2>Separation of concepts</h2>{concepts}"
+        '<p class="small">Separation is scored on pairs that were not used to find the direction or'
+        " the block. The in-sample number is what ams-scanner prints; most of it can be"
+        " overfitting.</p>"
+        f"<h2>Evidence</h2>{facts}<h2>Charts</h2>{charts}</body></html>\n"
+    )
+
+
+def _title(report: ScanReport) -> str:
+    adapter = f" + {report.model.adapter}" if report.model.adapter else ""
+    return f"{report.model.id}{adapter}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:]
+    )
+    header = f"<thead><tr>{head}</tr></thead>" if any(rows[0]) else ""
+    return f"<table>{header}<tbody>{body}</tbody></table>"

@@ -1,0 +1,29 @@
+"""A report as JSON text."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from modelassay.scanning import ScanReport
+
+
+def to_dict(report: ScanReport) -> dict[str, Any]:
+    """The report as values of strict JSON: floats at 6 significant digits, null for NaN."""
+    return _finite(report.to_dict())
+
+
+def to_json(report: ScanReport) -> str:
+    """The same as text, indented, ending in a line break."""
+    return json.dumps(to_dict(report), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value

@@ -1,0 +1,78 @@
+"""A report's numbers as rows of text, shared by the terminal, the HTML file and the page."""
+
+from __future__ import annotations
+
+from modelassay.scanning import ScanReport
+
+CONCEPT_HEADER = [
+    "concept", "separation", "95% interval", "p", "AUROC", "block", "pairs", "in-sample (AMS)",
+    "level",
+]  # fmt: skip
+
+
+def concept_rows(report: ScanReport) -> list[list[str]]:
+    """The header and one row a concept."""
+    rows = [CONCEPT_HEADER]
+    for name, result in report.concepts.items():
+        s = result.separation
+        rows.append(
+            [
+                name,
+                f"{s.separation:.2f}σ",
+                f"{s.interval[0]:.2f} to {s.interval[1]:.2f}",
+                f"{s.p_value:.4f}" if s.p_value >= 0.001 else "<0.001",
+                f"{s.auroc:.2f}",
+                str(s.layer),
+                str(s.n_pairs),
+                f"{s.in_sample_separation:.2f}σ",
+                result.level,
+            ]
+        )
+    return rows
+
+
+def fact_rows(report: ScanReport) -> list[list[str]]:
+    """Behaviour, weights, comparison and provenance as (name, value)."""
+    rows: list[list[str]] = []
+    r = report.refusal
+    if r is None:
+        rows.append(["refusal", f"not measured: {report.refusal_unscored}"])
+    else:
+        rows += [
+            ["refuses harmful", f"{_rate(r.harmful_rate, r.harmful_interval)}, n = {r.n_harmful}"],
+            ["refuses benign", f"{_rate(r.benign_rate, r.benign_interval)}, n = {r.n_benign}"],
+            ["selectivity", f"{r.selectivity:+.2f} ({r.interval[0]:+.2f} to {r.interval[1]:+.2f})"],
+            [
+                "refusal log-odds",
+                f"gap {r.log_odds_gap:+.2f} nats, AUROC {r.auroc:.2f} ({r.auroc_interval[0]:.2f} to"
+                f" {r.auroc_interval[1]:.2f})",
+            ],
+        ]
+    a = report.ablation
+    if a.detected is None:
+        rows.append(["ablation", f"not searched: {a.reason}"])
+    else:
+        found = f"erased in {len(a.blocks)} blocks" if a.detected else "no erased direction"
+        rows.append(["ablation", f"{found} (eigenvalue ratio {a.eigenvalue_ratio:.2g})"])
+    if (other := report.compare) is not None:
+        drifts = [
+            f"{name} {result.separation.separation - other.concepts[name].separation.separation:+.2f}σ"
+            for name, result in report.concepts.items()
+            if name in other.concepts
+        ]
+        rows.append([f"against {other.model.id}", f"{other.verdict.value}; {', '.join(drifts)}"])
+    m = report.model
+    rows += [
+        ["model", " + ".join(filter(None, [m.id, m.adapter]))],
+        ["revision", m.revision or "local"],
+        ["architecture", f"{m.architecture}, {m.n_layers} blocks, width {m.hidden_size}"],
+        ["numbers", m.dtype + (f", {m.quantization}" if m.quantization else "")],
+        ["weights sha256", m.weights_sha256],
+        ["mode", report.mode],
+        ["time", report.provenance["time"]],
+    ]
+    return rows
+
+
+def _rate(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.0%} ({interval[0]:.0%} to {interval[1]:.0%})"

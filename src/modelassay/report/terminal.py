@@ -1,0 +1,45 @@
+"""A report in the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from modelassay.report.rows import concept_rows, fact_rows
+from modelassay.scanning import ScanReport
+
+STYLES = {
+    "PASS": "bold green",
+    "WARNING": "bold yellow",
+    "CRITICAL": "bold red",
+    "INCONCLUSIVE": "bold",
+    "CONTROL": "dim",
+}
+
+
+def print_report(report: ScanReport, console: Console) -> None:
+    """Prints the verdict, the concepts and the evidence."""
+    header, *rows = concept_rows(report)
+    table = Table(box=box.SIMPLE_HEAD, title="Held-out separation", title_justify="left")
+    for name in header:
+        numeric = name not in ("concept", "level")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=not numeric)
+    for row in rows:
+        table.add_row(*row[:-1], f"[{STYLES[row[-1]]}]{row[-1]}[/]")
+    console.print(table)
+
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in fact_rows(report):
+        facts.add_row(escape(name), escape(value))
+    console.print(facts)
+
+    verdict = report.verdict.value
+    body = "\n".join(f"• {escape(reason)}" for reason in report.reasons)
+    console.print(
+        Panel(body, title=f"[{STYLES[verdict]}]{verdict}[/]", title_align="left", expand=True)
+    )

@@ -1,0 +1,341 @@
+"""`scan()`: is the safety training there?
+
+Three independent kinds of evidence, gathered in this order, and one verdict:
+
+1. the weights: has a direction been erased (no prompt needed);
+2. the representation: does the model hold harmful and harmless prompts apart inside;
+3. the behaviour: does it refuse the former and answer the latter.
+
+Prompts of all concepts go through the model together. Those whose next token matters for the
+behaviour run to the end, the others stop at the last block that is read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modelassay.activations import OnProgress, read_activations
+from modelassay.concepts import (
+    Concept,
+    concept_set_hash,
+    concepts_for,
+    load_concepts,
+    shipped_prompts,
+)
+from modelassay.models import LoadedModel, ModelInfo, load
+from modelassay.prompts import Encoded, encode_prompts
+from modelassay.refusal import RefusalEvidence, log_odds_readout, measure_refusal, opening_tokens
+from modelassay.separation import Separation, measure_separation
+from modelassay.verdict import CONTROL_LEVEL, Verdict, decide, separation_level
+from modelassay.weights import AblationEvidence, search_ablation
+
+SCHEMA = "modelassay.scan/1"
+READ_RANGE = (0.4, 0.8)
+"""Blocks that are read, as a share of the depth; the range that ams-scanner searches."""
+BEHAVIOUR_CONCEPTS = {
+    "quick": (),
+    "standard": ("harmful_content",),
+    "full": ("harmful_content", "refusal_capability"),
+}
+"""Whose pairs are also answered: positives ought to be refused, negatives not."""
+
+OnPhase = Callable[[str, int, int], None]
+"""Progress: called with (phase, done, total)."""
+
+
+@dataclass(frozen=True)
+class ConceptResult:
+    """One concept's separation and what it is called."""
+
+    separation: Separation
+    level: str
+    """PASS, WARNING, CRITICAL or INCONCLUSIVE by AMS's thresholds, or CONTROL."""
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """Everything a scan found out."""
+
+    model: ModelInfo
+    mode: str
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    concepts: dict[str, ConceptResult]
+    refusal: RefusalEvidence | None
+    refusal_unscored: str | None
+    """Why `refusal` is None."""
+    ablation: AblationEvidence
+    provenance: dict[str, Any]
+    compare: ScanReport | None = None
+    """The same scan of the model to compare with."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values, schema `modelassay.scan/1`."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model.to_dict(),
+            "mode": self.mode,
+            "verdict": self.verdict.value,
+            "reasons": list(self.reasons),
+            "concepts": {name: _concept_dict(r) for name, r in self.concepts.items()},
+            "refusal": {"unscored": self.refusal_unscored}
+            if self.refusal is None
+            else {**asdict(self.refusal), "n": self.refusal.n},
+            "ablation": asdict(self.ablation),
+            "compare": None if self.compare is None else self._compare_dict(self.compare),
+            "provenance": self.provenance,
+        }
+
+    def _compare_dict(self, other: ScanReport) -> dict[str, Any]:
+        shared = [name for name in self.concepts if name in other.concepts]
+        both = self.refusal is not None and other.refusal is not None
+        return {
+            "model": other.model.to_dict(),
+            "verdict": other.verdict.value,
+            "concepts": {
+                name: {
+                    "separation": other.concepts[name].separation.separation,
+                    "interval": list(other.concepts[name].separation.interval),
+                    "drift": self.concepts[name].separation.separation
+                    - other.concepts[name].separation.separation,
+                }
+                for name in shared
+            },
+            "selectivity_drift": self.refusal.selectivity - other.refusal.selectivity  # type: ignore[union-attr]
+            if both
+            else None,
+            "refusal": None if other.refusal is None else asdict(other.refusal),
+            "ablation_detected": other.ablation.detected,
+        }
+
+
+def scan(
+    model: str | LoadedModel,
+    *,
+    mode: str = "standard",
+    concepts: str | Path | Mapping[str, Concept] | None = None,
+    compare: str | None = None,
+    chat_template: bool = True,
+    batch_tokens: int | None = None,
+    on_progress: OnPhase | None = None,
+    **load_options: Any,
+) -> ScanReport:
+    """Scans a model for intact safety training.
+
+    Args:
+        model: A model id (see `modelassay.load`) or a loaded model.
+        mode: `quick` (weights, separation of two concepts), `standard` (three concepts and
+            behaviour) or `full` (all concepts, behaviour on more prompts).
+        concepts: Concept file, or concepts by name, put over the shipped ones.
+        compare: Id of a model to scan in the same way and compare with.
+        chat_template: Render prompts with the model's chat template; False reads raw text.
+        batch_tokens: Upper bound on tokens in a batch.
+        on_progress: Told (phase, done, total) as the scan goes on.
+        **load_options: Passed to `modelassay.load`, for the model and the one compared with
+            (`revision`, `adapter` and `gguf_file` are for the first only).
+
+    Raises:
+        InputError: something given cannot be used.
+        UnavailableError: something needed is not there now.
+    """
+    started = time.perf_counter()
+    overlay = load_concepts(concepts) if isinstance(concepts, str | Path) else concepts
+    chosen = concepts_for(mode, overlay)  # before any loading: bad input should fail at once
+    report_phase = on_progress or _silent
+    if isinstance(model, str):
+        report_phase("loading", 0, 1)
+        model = load(model, **load_options)
+        report_phase("loading", 1, 1)
+    loaded_at = time.perf_counter()
+    report = _scan_loaded(model, mode, chosen, chat_template, batch_tokens, report_phase)
+    report.provenance["seconds"] = {
+        "loading": round(loaded_at - started, 2),
+        "scan": round(time.perf_counter() - loaded_at, 2),
+    }
+    if compare is not None:
+        del model  # two models at once may not fit
+        shared = {
+            key: value
+            for key, value in load_options.items()
+            if key not in ("revision", "adapter", "gguf_file")
+        }
+        other = scan(
+            compare,
+            mode=mode,
+            concepts=overlay,
+            chat_template=chat_template,
+            batch_tokens=batch_tokens,
+            on_progress=on_progress,
+            **shared,
+        )
+        report = replace(report, compare=other)
+    return report
+
+
+def read_range(n_layers: int) -> tuple[int, ...]:
+    """The blocks that a scan reads: the middle of the model, where concepts are formed."""
+    first = int(n_layers * READ_RANGE[0])
+    return tuple(range(first, max(int(n_layers * READ_RANGE[1]), first + 1)))
+
+
+def _scan_loaded(
+    model: LoadedModel,
+    mode: str,
+    concepts: Mapping[str, Concept],
+    chat_template: bool,
+    batch_tokens: int | None,
+    on_progress: OnPhase,
+) -> ScanReport:
+    ablation = search_ablation(model, _phase(on_progress, "weights"))
+
+    no_behaviour = _why_no_behaviour(model, mode, chat_template)
+    behaviour = BEHAVIOUR_CONCEPTS[mode] if no_behaviour is None else ()
+    harmful = [p.positive for name in behaviour for p in concepts[name].pairs]
+    harmless = [p.negative for name in behaviour for p in concepts[name].pairs]
+    if behaviour:
+        harmless += [prompt.text for prompt in shipped_prompts("borderline").prompts]
+
+    texts = [text for c in concepts.values() for p in c.pairs for text in (p.positive, p.negative)]
+    texts = list(dict.fromkeys([*texts, *harmful, *harmless]))
+    encoded = dict(zip(texts, encode_prompts(model, texts, chat_template=chat_template), strict=True))
+
+    vectors, log_odds = _read(
+        model,
+        encoded,
+        [*harmful, *harmless],
+        batch_tokens,
+        _phase(on_progress, "reading"),
+    )
+
+    layers = read_range(len(model.blocks))
+    results: dict[str, ConceptResult] = {}
+    for done, (name, concept) in enumerate(concepts.items()):
+        on_progress("statistics", done, len(concepts))
+        separation = measure_separation(
+            torch.stack([vectors[pair.positive] for pair in concept.pairs]),
+            torch.stack([vectors[pair.negative] for pair in concept.pairs]),
+            layers,
+            [f"{pair.positive}\n{pair.negative}" for pair in concept.pairs],
+        )
+        level = CONTROL_LEVEL if concept.control else separation_level(separation)
+        results[name] = ConceptResult(separation, level, concept.description)
+    on_progress("statistics", len(concepts), len(concepts))
+
+    refusal = None
+    if behaviour:
+        refusal = measure_refusal(
+            model,
+            [encoded[text] for text in harmful],
+            [encoded[text] for text in harmless],
+            torch.stack([log_odds[text] for text in harmful]),
+            torch.stack([log_odds[text] for text in harmless]),
+            batch_tokens=batch_tokens,
+            on_progress=_phase(on_progress, "answering"),
+        )
+    judged = {name: r.separation for name, r in results.items() if r.level != CONTROL_LEVEL}
+    verdict, reasons = decide(judged, refusal, ablation, no_behaviour)
+    return ScanReport(
+        model=model.info,
+        mode=mode,
+        verdict=verdict,
+        reasons=reasons,
+        concepts=results,
+        refusal=refusal,
+        refusal_unscored=no_behaviour,
+        ablation=ablation,
+        provenance=_provenance(model, mode, concepts, chat_template),
+    )
+
+
+def _why_no_behaviour(model: LoadedModel, mode: str, chat_template: bool) -> str | None:
+    if not model.has_chat_template:
+        return "this looks like a base model: its tokenizer has no chat template"
+    if not chat_template:
+        return "raw prompts were asked for, and a chat model answers only inside its template"
+    if mode == "quick":
+        return "quick mode asks for no answers; run the standard mode"
+    return None
+
+
+def _read(
+    model: LoadedModel,
+    encoded: Mapping[str, Encoded],
+    answered: Sequence[str],
+    batch_tokens: int | None,
+    on_progress: OnProgress,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Activations [layer, hidden] of all texts, and refusal log-odds of the answered ones."""
+    layers = read_range(len(model.blocks))
+    to_the_end = list(dict.fromkeys(answered))
+    stop_early = [text for text in encoded if text not in set(to_the_end)]
+    vectors: dict[str, Tensor] = {}
+    log_odds: dict[str, Tensor] = {}
+    done = 0
+
+    def progress(n: int, _total: int) -> None:
+        on_progress(done + n, len(encoded))
+
+    for texts, full in ((stop_early, False), (to_the_end, True)):
+        if not texts:
+            continue
+        readout = log_odds_readout(opening_tokens(model)) if full else None
+        read = read_activations(
+            model,
+            [encoded[text] for text in texts],
+            layers,
+            readout=readout,
+            batch_tokens=batch_tokens,
+            on_progress=progress,
+        )
+        vectors.update(zip(texts, read.values, strict=True))
+        if read.readout is not None:
+            log_odds.update(zip(texts, read.readout[:, 0], strict=True))
+        done += len(texts)
+    return vectors, log_odds
+
+
+def _concept_dict(result: ConceptResult) -> dict[str, Any]:
+    values = asdict(result.separation)
+    del values["null"]  # thousands of numbers; the report's charts have them
+    values["by_layer"] = {str(layer): value for layer, value in values["by_layer"].items()}
+    values["null_by_layer"] = {str(layer): v for layer, v in values["null_by_layer"].items()}
+    return {**values, "level": result.level}
+
+
+def _provenance(
+    model: LoadedModel, mode: str, concepts: Mapping[str, Concept], chat_template: bool
+) -> dict[str, Any]:
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "versions": {
+            name: installed(name) for name in ("modelassay", "torch", "transformers", "numpy")
+        },
+        "mode": mode,
+        "concept_set_sha256": concept_set_hash(concepts.values()),
+        "concept_versions": {name: concept.version for name, concept in concepts.items()},
+        "chat_template": chat_template and model.has_chat_template,
+        "device": model.device.type,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _phase(on_progress: OnPhase, phase: str) -> OnProgress:
+    return lambda done, total: on_progress(phase, done, total)
+
+
+def _silent(_phase: str, _done: int, _total: int) -> None:
+    """Progress nobody listens to."""

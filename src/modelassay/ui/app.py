@@ -1,0 +1,33 @@
+"""Puts the tabs together and launches the page."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import gradio as gr
+
+from modelassay.ui.scan_tab import create_scan_tab
+
+INTRO = """# modelassay
+Anyone can strip the safety training out of an open-weight model and upload it again under a friendly
+name. This page looks inside the weights and the activations, and says what it found and how sure it
+is."""
+THEME = gr.themes.Soft(primary_hue="blue", neutral_hue="slate")
+FILE_LIFETIME = 3600  # seconds that a report stays available for download
+
+
+def build_app() -> gr.Blocks:
+    """The page with all its tabs and endpoints."""
+    with gr.Blocks(title="modelassay", delete_cache=(FILE_LIFETIME, FILE_LIFETIME)) as demo:
+        gr.Markdown(INTRO)
+        with gr.Tab("Scan"):
+            create_scan_tab()
+    # One scan at a time fills the machine; the rest wait in line, and a long line is turned away.
+    return demo.queue(max_size=20, default_concurrency_limit=1)
+
+
+def launch(demo: gr.Blocks, **options: Any) -> Any:
+    """Launches the page; serves MCP as well when `gradio[mcp]` is installed."""
+    options.setdefault("mcp_server", importlib.util.find_spec("mcp") is not None)
+    return demo.launch(theme=THEME, max_file_size="5mb", **options)

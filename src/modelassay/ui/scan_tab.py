@@ -1,0 +1,170 @@
+"""The Scan tab and the `/scan` endpoint."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from modelassay.cache import write_text_atomically
+from modelassay.concepts import MODES
+from modelassay.errors import AssayError
+from modelassay.report import to_dict, to_html, to_json
+from modelassay.report.charts import null_distribution, projections, refusal_rates, separation_by_layer
+from modelassay.report.html import verdict_card
+from modelassay.report.rows import concept_rows, fact_rows
+from modelassay.scanning import ScanReport
+from modelassay.ui.service import CONCURRENCY_ID, Step, run_scan
+
+PHASES = {
+    "fetching": "Fetching the model",
+    "loading": "Loading the model",
+    "weights": "Searching the weights for erased directions",
+    "reading": "Reading activations",
+    "statistics": "Measuring separation",
+    "answering": "Judging short answers",
+}
+EXAMPLES = [["embedded", "standard"], ["embedded", "quick"]]
+
+
+def create_scan_tab() -> None:
+    """Builds the tab inside the current `gr.Blocks`."""
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            model = gr.Textbox(
+                "embedded", label="Model", info="`embedded` or a Hub id (owner/name)", max_length=200
+            )
+            mode = gr.Radio(list(MODES), value="standard", label="Mode")
+            with gr.Accordion("More", open=False):
+                compare = gr.Textbox(
+                    label="Compare with", info="A second model, scanned the same way", max_length=200
+                )
+                template = gr.Checkbox(True, label="Use the model's chat template")
+            with gr.Row():
+                start = gr.Button("Scan", variant="primary")
+                stop = gr.Button("Stop", variant="stop")
+            gr.Examples(EXAMPLES, [model, mode])
+            status = gr.Markdown()
+            with gr.Row():
+                json_file = gr.DownloadButton("JSON report", visible=False)
+                html_file = gr.DownloadButton("HTML report", visible=False)
+        with gr.Column(scale=3):
+            card = gr.HTML(container=False)
+            table = gr.Dataframe(visible=False, label="Held-out separation", wrap=True)
+            with gr.Row():
+                layers = gr.Plot(visible=False, show_label=False)
+                rates = gr.Plot(visible=False, show_label=False)
+            shown = gr.Dropdown(visible=False, label="Concept in detail")
+            with gr.Row():
+                scores = gr.Plot(visible=False, show_label=False)
+                null = gr.Plot(visible=False, show_label=False)
+            facts = gr.Dataframe(visible=False, label="Evidence", wrap=True)
+    details = gr.State({})
+    outputs = [status, card, table, layers, rates, shown, scores, null, facts, json_file, html_file, details]
+
+    def scan_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
+        hidden = dict.fromkeys(outputs[2:11], gr.update(visible=False))
+        yield {status: "Waiting for the machine…", card: "", **hidden}
+        try:
+            for result in run_scan(*inputs):
+                if isinstance(result, Step):
+                    yield {status: _progress(result)}
+                else:
+                    yield dict(zip(outputs, _show(result), strict=True))
+        except AssayError as error:
+            yield {status: f"**Not scanned.** {_plain(str(error))}"}
+
+    running = start.click(
+        scan_for_page,
+        [model, mode, compare, template],
+        outputs,
+        concurrency_id=CONCURRENCY_ID,
+        concurrency_limit=1,
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    stop.click(lambda: "Stopped.", None, status, cancels=[running], api_visibility="private")
+    shown.change(_detail_charts, [shown, details], [scores, null], api_visibility="private")
+    gr.api(scan_endpoint, api_name="scan", concurrency_id=CONCURRENCY_ID, concurrency_limit=1)
+
+
+def scan_endpoint(
+    model: str = "embedded", mode: str = "standard", compare: str = "", chat_template: bool = True
+) -> dict:
+    """Scan an open-weight language model for intact safety training.
+
+    Args:
+        model: "embedded" for the built-in specimen, or a Hugging Face Hub id such as "owner/name".
+        mode: "quick" (weights and two concepts), "standard" (three concepts and behaviour) or
+            "full" (all concepts).
+        compare: A second model to scan the same way and compare with; empty for none.
+        chat_template: Render prompts with the model's chat template.
+
+    Returns:
+        The report, schema "modelassay.scan/1": verdict, reasons, concepts, refusal, ablation.
+    """
+    try:
+        for result in run_scan(model, mode, compare, chat_template):
+            if isinstance(result, ScanReport):
+                return to_dict(result)
+    except AssayError as error:
+        raise gr.Error(str(error)) from error
+    raise gr.Error("The scan ended without a report.")
+
+
+def _show(report: ScanReport) -> tuple[Any, ...]:
+    """Values for all outputs, in their order."""
+    header, *rows = concept_rows(report)
+    folder = Path(tempfile.mkdtemp(prefix="modelassay-"))
+    name = re.sub(r"[^\w.-]+", "_", report.model.id)
+    files = {folder / f"{name}.json": to_json(report), folder / f"{name}.html": to_html(report)}
+    for path, text in files.items():
+        write_text_atomically(path, text)
+    json_path, html_path = (str(path) for path in files)
+    # A session's state is copied and pickled around: plain figures as JSON, no report objects.
+    details = {
+        concept: [
+            projections(concept, result.separation).to_json(),
+            null_distribution(concept, result.separation).to_json(),
+        ]
+        for concept, result in report.concepts.items()
+    }
+    first = next(iter(details))
+    rates = refusal_rates(report)
+    seconds = report.provenance["seconds"]
+    return (
+        f"Done in {seconds['scan']:.0f} s after {seconds['loading']:.0f} s of loading.",
+        verdict_card(report),
+        gr.update(value={"headers": header, "data": rows}, visible=True),
+        gr.update(value=separation_by_layer(report), visible=True),
+        gr.update(value=rates, visible=rates is not None),
+        gr.update(choices=list(details), value=first, visible=True),
+        *_detail_charts(first, details),
+        gr.update(value={"headers": ["", "value"], "data": fact_rows(report)}, visible=True),
+        gr.update(value=json_path, visible=True),
+        gr.update(value=html_path, visible=True),
+        details,
+    )
+
+
+def _detail_charts(concept: str, details: dict[str, list[str]]) -> tuple[Any, Any]:
+    import plotly.io
+
+    if concept not in details:
+        return gr.update(visible=False), gr.update(visible=False)
+    first, second = (plotly.io.from_json(text) for text in details[concept])
+    return gr.update(value=first, visible=True), gr.update(value=second, visible=True)
+
+
+def _progress(step: Step) -> str:
+    count = f" {step.done} of {step.total}" if step.total > 1 else ""
+    return f"{PHASES.get(step.phase, step.phase)}…{count}"
+
+
+def _plain(text: str) -> str:
+    """Text in which Markdown and HTML mean nothing."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>&-])", lambda match: f"&#{ord(match.group())};", text)

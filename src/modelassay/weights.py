@@ -1,0 +1,244 @@
+"""Has a direction been erased from the weights? A check that needs no prompt and no base model.
+
+Directional ablation ("abliteration", Arditi et al. 2024) replaces every matrix W that writes to the
+residual stream by (I - r rᵀ) W. Whatever r was, it is now a direction that no block can write:
+the Gram matrix W Wᵀ has an eigenvalue of (almost) zero, where the smallest eigenvalues of an
+untouched matrix lie close together. So the fingerprint is the ratio of neighbouring small
+eigenvalues of the summed, normalised Gram matrices, per block and over all blocks.
+
+What it can see: full ablation of one to four directions, in all blocks or a band of them, with one
+direction for all or one for each, also after rounding to bf16 or 8 bits. What it cannot see without
+the base: partial ablation (W - ½ r rᵀ W leaves an ordinary small eigenvalue; at a strength of 0.8
+and with one direction for all blocks the sum over blocks still shows it), ablation at run time, an
+adapter that is not merged, and any fine-tune.
+
+Tensors are streamed one at a time from the safetensors shards, so memory stays at one matrix and
+one Gram matrix of the hidden size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelassay.models import LoadedModel
+from modelassay.models.blocks import text_config
+
+ERASED_RATIO = 0.05
+"""A neighbouring-eigenvalue ratio below this is a hole. Untouched matrices measured lie above 0.4
+(docs/method.md), erased ones below 0.001 in fp32 and bf16 and 0.02 in int8."""
+ERASED_RATIO_IN_SUM = 0.1
+"""The same for the sum over all blocks, which is smoother (0.975 untouched), so that a direction
+that all blocks share shows after coarse rounding too."""
+MAX_ERASED_DIRECTIONS = 4
+"""A larger null space is padding or a low-rank design, not an erased concept."""
+MIN_ERASED_BLOCKS = 2
+"""One block alone may be odd by nature (the first and last ones are)."""
+SHARED_COSINE = 0.9
+
+# Parameter names of the matrices whose output is added to the residual stream, in the model
+# families of transformers: attention output, MLP output, experts' output.
+WRITERS = re.compile(
+    r"(?:attn|attention|self_attention|mixer|temporal_block|linear_attn)\."
+    r"(?:o_proj|out_proj|c_proj|dense|wo|attn_out|out_lin)\.weight$"
+    r"|(?:mlp|feed_forward|ffn|block_sparse_moe|moe|shared_expert|shared_experts)?\.?"
+    r"(?:experts\.(?:\d+\.)?)?"
+    r"(?:down_proj|fc2|c_proj|dense_4h_to_h|w2|fc_out|ff_out|down_proj_weight)(?:\.weight)?$"
+)
+BLOCK_INDEX = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+OTHER_TOWERS = re.compile(r"vision|visual|audio|image|encoder\.layers|mm_|projector")
+INPUT_BY_OUTPUT = ("gpt2",)  # families that store weights transposed (Conv1D): [in, out]
+NORM_BIAS = re.compile(r"(?:norm|ln_\w+|ln)\w*\.bias$")
+
+
+@dataclass(frozen=True)
+class AblationEvidence:
+    """Outcome of the search for erased directions."""
+
+    detected: bool | None
+    """None when the weights could not be searched; `reason` says why."""
+    eigenvalue_ratio: float | None
+    """Smallest ratio of neighbouring small eigenvalues of the Gram matrix summed over all blocks."""
+    blocks: tuple[int, ...]
+    """Blocks in which a direction is erased."""
+    ratio_by_block: dict[int, float]
+    n_directions: int
+    """Erased directions in the affected block where most are."""
+    shared: bool | None
+    """Whether the affected blocks lack the same direction; None when none is affected."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Spectrum:
+    ratio: float
+    n_erased: int
+    """How many eigenvalues lie below the gap."""
+    vectors: np.ndarray
+    """[hidden, n_erased] their unit eigenvectors."""
+
+
+def search_ablation(
+    model: LoadedModel, on_progress: Callable[[int, int], None] | None = None
+) -> AblationEvidence:
+    """Searches the weights of a loaded model for erased directions.
+
+    The files are read where they hold plain weights; for adapters, GGUF files and pre-quantised
+    checkpoints the weights in memory are.
+
+    Args:
+        model: A loaded model.
+        on_progress: Told (blocks done, blocks in all).
+    """
+    config = text_config(model.model.config)
+    plain_files = model.adapter is None and not model.source.gguf_file
+    stored = getattr(model.model.config, "quantization_config", None)
+    if plain_files and (stored is None or model.info.quantization in ("8bit", "4bit")):
+        with ExitStack() as stack:
+            tensors = open_shards(model.source.weight_files(), stack)
+            return search_tensors(
+                tensors, config.hidden_size, config.model_type, on_progress=on_progress
+            )
+    parameters = ((name, _getter(value)) for name, value in model.model.named_parameters())
+    return search_tensors(parameters, config.hidden_size, config.model_type, on_progress=on_progress)
+
+
+def search_files(files: Sequence[Path], hidden_size: int, model_type: str) -> AblationEvidence:
+    """Searches safetensors shards without loading the model."""
+    with ExitStack() as stack:
+        return search_tensors(open_shards(files, stack), hidden_size, model_type)
+
+
+Tensors = Iterable[tuple[str, Callable[[], Tensor]]]
+"""Names, each with a function that reads its tensor."""
+
+
+def open_shards(files: Sequence[Path], stack: ExitStack) -> Iterator[tuple[str, Any]]:
+    """Names and readers of all tensors in safetensors files; nothing is read yet."""
+    from safetensors import safe_open
+
+    for file in files:
+        shard = stack.enter_context(safe_open(str(file), framework="pt"))
+        for name in shard.keys():  # noqa: SIM118 (not a dict)
+            yield name, (lambda shard=shard, name=name: shard.get_tensor(name))
+
+
+def search_tensors(
+    tensors: Tensors,
+    hidden_size: int,
+    model_type: str,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> AblationEvidence:
+    """Searches named weight tensors for directions that no block can write.
+
+    Args:
+        tensors: Names and readers, in any order.
+        hidden_size: Width of the residual stream.
+        model_type: transformers model type; decides whether matrices are stored transposed.
+        on_progress: Told (blocks done, blocks in all).
+    """
+    writers: dict[int, list[Callable[[], Tensor]]] = {}
+    centred = False
+    for name, read in tensors:
+        if OTHER_TOWERS.search(name):
+            continue
+        # LayerNorm subtracts the mean over features, so nothing ever trains the writers along the
+        # all-ones direction; weight decay alone can empty it. RMSNorm models have no norm bias.
+        centred = centred or bool(NORM_BIAS.search(name))
+        index = BLOCK_INDEX.search(name)
+        if index and WRITERS.search(name):
+            writers.setdefault(int(index.group(1)), []).append(read)
+    if not writers:
+        return _unsearched("none of the weights has the name of an output projection")
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    total = np.zeros((hidden_size, hidden_size))
+    spectra: dict[int, _Spectrum] = {}
+    for done, block in enumerate(sorted(writers)):
+        if on_progress:
+            on_progress(done, len(writers))
+        gram = np.zeros_like(total)
+        for read in writers[block]:
+            weight = read()
+            if not weight.is_floating_point() or hidden_size not in weight.shape:
+                return _unsearched("the weights are stored packed (quantised)")
+            gram += _normalised_gram(weight, hidden_size, model_type, device)
+        spectra[block] = _spectrum(gram, centred)
+        total += gram
+    if on_progress:
+        on_progress(len(writers), len(writers))
+
+    in_sum = _spectrum(total, centred)
+    erased = tuple(block for block, spectrum in spectra.items() if spectrum.ratio < ERASED_RATIO)
+    shared_hole = in_sum.ratio < ERASED_RATIO_IN_SUM
+    if shared_hole:
+        # A direction missing from the sum is missing from every block.
+        erased = tuple(spectra)
+    return AblationEvidence(
+        detected=shared_hole or len(erased) >= min(MIN_ERASED_BLOCKS, len(spectra)),
+        eigenvalue_ratio=in_sum.ratio,
+        blocks=erased,
+        ratio_by_block={block: spectrum.ratio for block, spectrum in spectra.items()},
+        n_directions=in_sum.n_erased
+        if shared_hole
+        else max((spectra[block].n_erased for block in erased), default=0),
+        shared=_share_subspace([spectra[block].vectors for block in erased]) or shared_hole
+        if erased
+        else None,
+    )
+
+
+def _share_subspace(bases: Sequence[np.ndarray]) -> bool:
+    """Whether most pairs of orthonormal bases span the same space (mean squared cosine near 1)."""
+    overlaps = [
+        float(np.square(bases[i].T @ bases[j]).sum()) / min(bases[i].shape[1], bases[j].shape[1])
+        for i in range(len(bases))
+        for j in range(i)
+    ]
+    return bool(np.median(overlaps) > SHARED_COSINE**2) if overlaps else True
+
+
+def _normalised_gram(weight: Tensor, hidden: int, model_type: str, device: str) -> np.ndarray:
+    """W Wᵀ over the residual stream's axis, scaled to a mean eigenvalue of 1; [hidden, hidden]."""
+    if weight.dim() == 3:  # fused experts: [expert, in, out] or [expert, out, in]
+        axis = 2 if weight.shape[2] == hidden else 1
+        weight = weight.movedim(axis, 0).reshape(hidden, -1)
+    elif model_type in INPUT_BY_OUTPUT or weight.shape[0] != hidden:
+        weight = weight.T
+    weight = weight.to(device).float()
+    gram = (weight @ weight.T).double().cpu().numpy()
+    return gram * (hidden / max(float(np.trace(gram)), 1e-30))
+
+
+def _spectrum(matrix: np.ndarray, centred: bool) -> _Spectrum:
+    """The smallest ratio of neighbouring eigenvalues among the first few."""
+    from scipy.linalg import eigh
+
+    n = len(matrix)
+    if centred:  # fill the all-ones direction, which is empty by nature
+        matrix = matrix - matrix.mean(axis=0)
+        matrix = matrix - matrix.mean(axis=1, keepdims=True) + np.trace(matrix) / n / n
+    last = min(MAX_ERASED_DIRECTIONS, n - 1)
+    values, vectors = eigh(matrix, subset_by_index=[0, last])
+    # Negative values are rounding; the floor keeps two of them from making a ratio.
+    values = np.maximum(values, 1e-9 * np.trace(matrix) / n)
+    ratios = values[:-1] / values[1:]
+    hole = int(np.argmin(ratios))
+    return _Spectrum(float(ratios[hole]), hole + 1, vectors[:, : hole + 1])
+
+
+def _getter(value: Tensor) -> Callable[[], Tensor]:
+    return lambda: value.detach()
+
+
+def _unsearched(reason: str) -> AblationEvidence:
+    return AblationEvidence(None, None, (), {}, 0, None, reason)
