@@ -1,0 +1,161 @@
+"""Tiny models of many families, built from configs, and the real embedded one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Nothing here may touch the network; the loopback Hub tests set their own endpoint.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from modelassay.models import LoadedModel, load
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant that answers in a few words<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+VOCABULARY = 300
+
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+_LESS = {k: v for k, v in _SIZES.items() if k != "num_key_value_heads"}
+_GEMMA = {**_SIZES, "head_dim": 8, "sliding_window": 64, "query_pre_attn_scalar": 8}
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+FAMILIES: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
+    "llama": lambda: transformers.LlamaConfig(**_SIZES),
+    "qwen2": lambda: transformers.Qwen2Config(**_SIZES),
+    "qwen3": lambda: transformers.Qwen3Config(**_SIZES, head_dim=8),
+    "mistral": lambda: transformers.MistralConfig(**_SIZES, sliding_window=64),
+    "mixtral": lambda: transformers.MixtralConfig(
+        **_SIZES, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "gemma2": lambda: transformers.Gemma2Config(**_GEMMA),
+    "gemma3_text": lambda: transformers.Gemma3TextConfig(**_GEMMA),
+    "gemma3": lambda: transformers.Gemma3Config(
+        text_config=_GEMMA, vision_config=_VISION, mm_tokens_per_image=4
+    ),
+    "phi3": lambda: transformers.Phi3Config(**_SIZES, pad_token_id=0),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=5, n_head=4, n_positions=256
+    ),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**_LESS),
+    "opt": lambda: transformers.OPTConfig(
+        **{k: v for k, v in _LESS.items() if k != "intermediate_size"},
+        ffn_dim=64,
+        word_embed_proj_dim=32,
+    ),
+    "falcon": lambda: transformers.FalconConfig(**_LESS, new_decoder_architecture=True),
+    "bloom": lambda: transformers.BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=32, n_layer=5, n_head=4
+    ),
+}
+
+
+def make_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: every text has tokens, none is unknown."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def save_tiny(folder: Path, family: str = "llama", *, chat: bool = True, seed: int = 0) -> Path:
+    """Saves a tiny model with random weights and its tokenizer."""
+    torch.manual_seed(seed)
+    config = FAMILIES[family]()
+    for part in (config, config.get_text_config()):
+        part.eos_token_id = 257
+        part.bos_token_id = 256
+        part.pad_token_id = 257
+    if family == "gemma3":
+        model = transformers.Gemma3ForConditionalGeneration(config)
+    else:
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    make_tokenizer(chat).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folder of a saved tiny model, made once per kind."""
+    made: dict[tuple, Path] = {}
+
+    def get(family: str = "llama", *, chat: bool = True, seed: int = 0) -> Path:
+        key = (family, chat, seed)
+        if key not in made:
+            folder = tmp_path_factory.mktemp(f"{family}-{seed}")
+            made[key] = save_tiny(folder, family, chat=chat, seed=seed)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Callable[..., Path]) -> Callable[..., LoadedModel]:
+    """A loaded tiny model."""
+    loaded: dict[tuple, LoadedModel] = {}
+
+    def get(family: str = "llama", *, chat: bool = True, seed: int = 0) -> LoadedModel:
+        key = (family, chat, seed)
+        if key not in loaded:
+            loaded[key] = load(str(tiny_folder(family, chat=chat, seed=seed)), device="cpu")
+        return loaded[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def embedded() -> LoadedModel:
+    """The real embedded model."""
+    return load("embedded", device="cpu")
+
+
+@pytest.fixture
+def ams_file(tmp_path: Path) -> Path:
+    """A concept file in the format of ams-scanner."""
+    nouns = ["bread", "paper", "glass", "stone", "wool", "copper", "clay", "silk", "cork", "tin"]
+    pairs = [
+        {"positive": f"Is {n} loud or quiet?", "negative": f"Does {n} sink or float?"} for n in nouns
+    ]
+    path = tmp_path / "ams.json"
+    path.write_text(json.dumps({"texture": {"description": "a test", "pairs": pairs}}))
+    return path
