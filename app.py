@@ -6,9 +6,9 @@ from pathlib import Path
 # A Space installs requirements.txt only, not this package.
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
-import spaces  # noqa: E402, F401  (ZeroGPU asks to be imported before torch)
+import spaces  # noqa: F401  (ZeroGPU asks to be imported before torch)
 
-from modelassay.ui import build_app, launch  # noqa: E402
+from modelassay.ui import build_app, launch
 
 demo = build_app()
 

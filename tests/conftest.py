@@ -154,7 +154,8 @@ def ams_file(tmp_path: Path) -> Path:
     """A concept file in the format of ams-scanner."""
     nouns = ["bread", "paper", "glass", "stone", "wool", "copper", "clay", "silk", "cork", "tin"]
     pairs = [
-        {"positive": f"Is {n} loud or quiet?", "negative": f"Does {n} sink or float?"} for n in nouns
+        {"positive": f"Is {n} loud or quiet?", "negative": f"Does {n} sink or float?"}
+        for n in nouns
     ]
     path = tmp_path / "ams.json"
     path.write_text(json.dumps({"texture": {"description": "a test", "pairs": pairs}}))

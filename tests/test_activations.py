@@ -6,8 +6,8 @@ import threading
 
 import pytest
 import torch
-from conftest import FAMILIES
 
+from conftest import FAMILIES
 from modelassay import activations as module
 from modelassay.activations import read_activations
 from modelassay.errors import InputError, UnavailableError
@@ -88,7 +88,8 @@ def test_nothing_above_the_last_block_runs(tiny):
     model = tiny()
     ran = set()
     handles = [
-        block.register_forward_hook(lambda *_, i=i: ran.add(i)) for i, block in enumerate(model.blocks)
+        block.register_forward_hook(lambda *_, i=i: ran.add(i))
+        for i, block in enumerate(model.blocks)
     ]
     handles.append(model.model.lm_head.register_forward_hook(lambda *_: ran.add("head")))
     read_activations(model, encode_prompts(model, TEXTS), [1, 2])
@@ -102,7 +103,9 @@ def test_each_distinct_prompt_is_read_once_and_the_head_sees_one_position(tiny):
     rows, positions = [], []
     handles = [
         model.blocks[0].register_forward_pre_hook(lambda _m, args: rows.append(args[0].shape[:2])),
-        model.model.lm_head.register_forward_hook(lambda _m, a, _o: positions.append(a[0].shape[1])),
+        model.model.lm_head.register_forward_hook(
+            lambda _m, a, _o: positions.append(a[0].shape[1])
+        ),
     ]
     read_activations(
         model, encode_prompts(model, TEXTS * 3), [1], readout=lambda x: x, share_prefix=False
@@ -146,7 +149,11 @@ def test_a_prefix_that_is_not_exact_is_given_up(tiny, monkeypatch):
 
 def test_answer_tokens_mean_and_all(tiny):
     model = tiny()
-    exchanges = [("Why?", "Because it is so."), ("Name a river", "Rhine"), ("Hi", "Hello there, you.")]
+    exchanges = [
+        ("Why?", "Because it is so."),
+        ("Name a river", "Rhine"),
+        ("Hi", "Hello there, you."),
+    ]
     encoded = encode_exchanges(model, exchanges)
     everything = read_activations(model, encoded, [0, 2], position="all")
     mean = read_activations(model, encoded, [0, 2], position="mean")
@@ -168,7 +175,9 @@ def test_batches_shrink_when_memory_runs_out(tiny, monkeypatch):
     def scarce(self, batch):
         if len(batch) > 1:
             refused.append(len(batch))
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: tried to allocate 1 byte")
+            raise RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: tried to allocate 1 byte"
+            )
         return read_batch(self, batch)
 
     monkeypatch.setattr(module._Reader, "read_batch", scarce)

@@ -54,7 +54,30 @@ _HOME = {
     "search_ablation": "weights",
 }
 
-__all__ = [*_HOME, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "AblationEvidence",
+    "Activations",
+    "AssayError",
+    "Concept",
+    "ContrastPair",
+    "InputError",
+    "LoadedModel",
+    "ModelInfo",
+    "ScanReport",
+    "Separation",
+    "UnavailableError",
+    "Verdict",
+    "__version__",
+    "encode_exchanges",
+    "encode_prompts",
+    "is_refusal",
+    "load",
+    "load_concepts",
+    "measure_separation",
+    "read_activations",
+    "scan",
+    "search_ablation",
+]
 
 
 def __getattr__(name: str) -> Any:

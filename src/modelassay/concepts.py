@@ -129,7 +129,11 @@ class PromptSet(_Frozen):
 
 def shipped_concepts() -> dict[str, Concept]:
     """The concepts that come with modelassay, by name."""
-    found = [load_concepts(path) for path in sorted(_data_folder().glob("*.yaml")) if not _is_prompts(path)]
+    found = [
+        load_concepts(path)
+        for path in sorted(_data_folder().glob("*.yaml"))
+        if not _is_prompts(path)
+    ]
     return {name: concept for concepts in found for name, concept in concepts.items()}
 
 
@@ -235,7 +239,9 @@ def _read(path: Path) -> dict[str, Any]:
         data = json.loads(text) if path.suffix == ".json" else yaml.load(text, _PlainLoader)  # noqa: S506
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path} is not valid {path.suffix[1:].upper() or 'YAML'}: {reason}") from error
+        raise InputError(
+            f"{path} is not valid {path.suffix[1:].upper() or 'YAML'}: {reason}"
+        ) from error
     if not isinstance(data, dict) or not data:
         raise InputError(f"{path} must hold a mapping with at least one concept in it.")
     return data

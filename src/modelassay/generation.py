@@ -63,7 +63,10 @@ def generate_greedy(
     while len(answers) < len(distinct):
         start = end = len(answers)
         while end < len(distinct):
-            if end > start and (len(distinct[end]) + max_new_tokens) * (end + 1 - start) > batch_tokens:
+            if (
+                end > start
+                and (len(distinct[end]) + max_new_tokens) * (end + 1 - start) > batch_tokens
+            ):
                 break
             end += 1
         batch = distinct[start:end]
@@ -112,7 +115,9 @@ def _generate_batch(
     )
     with torch.inference_mode():
         output = model.model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
         )
     new = output[:, width:].cpu()
     texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -37,9 +37,7 @@ def encode_prompts(
     Raises:
         InputError: a text is empty or longer than the context, or the template fails.
     """
-    return [
-        Encoded(ids, answer_start=len(ids)) for ids in _prompt_ids(model, texts, chat_template)
-    ]
+    return [Encoded(ids, answer_start=len(ids)) for ids in _prompt_ids(model, texts, chat_template)]
 
 
 def encode_exchanges(

@@ -218,7 +218,7 @@ _PREAMBLE = re.compile(
 _NEXT_VOICE = re.compile(r'[\n.!?"] ?"?(?:[\[(][^\[\]()\n]{2,30}[\])]:?|[a-z]\w* ?\w{0,12}:) ')
 _REASONING = re.compile(r".*(?:</think(?:ing)?>|<\|channel\|>final<\|message\|>)", re.S)
 
-_ALIKE = str.maketrans("łøđı’‘ʼ´“”„«»「」–—", "lodi''''\"\"\"\"\"\"\"--")
+_ALIKE = str.maketrans("łøđı’‘ʼ´“”„«»「」–—", 'lodi\'\'\'\'"""""""--')
 _DROPPED = "*_`#>~\u200b\u200c\u200d\u200e\u200f\ufeff"
 
 

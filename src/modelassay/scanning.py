@@ -95,26 +95,35 @@ class ScanReport:
             "provenance": self.provenance,
         }
 
-    def _compare_dict(self, other: ScanReport) -> dict[str, Any]:
-        shared = [name for name in self.concepts if name in other.concepts]
-        both = self.refusal is not None and other.refusal is not None
+    def separation_drifts(self) -> dict[str, float]:
+        """Separation here minus that of the compared model, for the concepts both have."""
+        if self.compare is None:
+            return {}
         return {
-            "model": other.model.to_dict(),
-            "verdict": other.verdict.value,
+            name: result.separation.separation - self.compare.concepts[name].separation.separation
+            for name, result in self.concepts.items()
+            if name in self.compare.concepts
+        }
+
+    def _compare_dict(self, other: ScanReport) -> dict[str, Any]:
+        drift = None
+        if self.refusal is not None and other.refusal is not None:
+            drift = self.refusal.selectivity - other.refusal.selectivity
+        found = other.to_dict()
+        return {
+            "model": found["model"],
+            "verdict": found["verdict"],
             "concepts": {
                 name: {
                     "separation": other.concepts[name].separation.separation,
                     "interval": list(other.concepts[name].separation.interval),
-                    "drift": self.concepts[name].separation.separation
-                    - other.concepts[name].separation.separation,
+                    "drift": change,
                 }
-                for name in shared
+                for name, change in self.separation_drifts().items()
             },
-            "selectivity_drift": self.refusal.selectivity - other.refusal.selectivity  # type: ignore[union-attr]
-            if both
-            else None,
-            "refusal": None if other.refusal is None else asdict(other.refusal),
-            "ablation_detected": other.ablation.detected,
+            "refusal": found["refusal"],
+            "selectivity_drift": drift,
+            "ablation": found["ablation"],
         }
 
 
@@ -206,7 +215,9 @@ def _scan_loaded(
 
     texts = [text for c in concepts.values() for p in c.pairs for text in (p.positive, p.negative)]
     texts = list(dict.fromkeys([*texts, *harmful, *harmless]))
-    encoded = dict(zip(texts, encode_prompts(model, texts, chat_template=chat_template), strict=True))
+    encoded = dict(
+        zip(texts, encode_prompts(model, texts, chat_template=chat_template), strict=True)
+    )
 
     vectors, log_odds = _read(
         model,

@@ -15,9 +15,9 @@ among swaps is an exact p-value (Phipson & Smyth 2010 count the observed one in)
 the whole procedure, choice of block included.
 
 All this needs only inner products. With d = x⁺ - x⁻ and m = (x⁺ + x⁻) / 2, a swap is a sign s = ±1
-on d, the direction of a training set T is Σ_T s_p d_p, and a projection is Σ_T s_p ⟨d_p, ·⟩: sums of
-rows of two n x n Gram matrices, ⟨d, d⟩ and ⟨m, d⟩. Sums over single folds, computed once, add up to
-every training set that nested cross-validation asks for, so thousands of swaps cost less than one
+on d, the direction of a training set T is Σ_T s_p d_p, and a projection is Σ_T s_p ⟨d_p, ·⟩: sums
+of rows of two n x n Gram matrices, ⟨d, d⟩ and ⟨m, d⟩. Sums over single folds, computed once, add up
+to every training set that nested cross-validation asks for, so thousands of swaps cost less than one
 forward pass of the model.
 """
 
@@ -34,6 +34,7 @@ from torch import Tensor
 from modelassay.errors import InputError
 
 Array = NDArray[np.float64]
+Folds = NDArray[np.intp]
 
 N_FOLDS = 8
 N_SWAPS = 2000
@@ -88,7 +89,7 @@ def measure_separation(
         layers: Block index of each entry of the second axis.
         keys: One string a pair, its text say. Pairs are put in the order of the keys' hashes
             before they are dealt into folds, so that no result depends on the order given.
-        n_swaps: Label swaps for the p-value.
+        n_swaps: Label swaps for the p-value, at least 1.
 
     Raises:
         InputError: fewer than 4 pairs, or all pairs have the same activations.
@@ -116,7 +117,7 @@ def measure_separation(
     p, q = observed.positive[:, 0], observed.negative[:, 0]
     in_sample = [_in_sample(dd, md) for dd, md in grams]
     best_in_sample = int(np.argmax(in_sample))
-    null_curve = np.quantile(by_layer[:, 1:], 0.95, axis=1) if n_swaps else by_layer[:, 0]
+    null_curve = np.quantile(by_layer[:, 1:], 0.95, axis=1)
     return Separation(
         separation=float(separations[0]),
         interval=bootstrap_interval(p, q, pooled_separation),
@@ -143,7 +144,7 @@ def pooled_separation(positive: Array, negative: Array, axis: int = -1) -> Array
 
 
 def auroc(positive: Array, negative: Array, axis: int = -1) -> Array:
-    """Chance that a positive scores above a negative, ties counting half (Mann-Whitney U / n⁺n⁻)."""
+    """Chance that a positive scores above a negative, ties counting half (Mann-Whitney U)."""
     from scipy.stats import rankdata
 
     n_pos, n_neg = positive.shape[axis], negative.shape[axis]
@@ -197,7 +198,7 @@ class _FoldSums:
     Axes: k is the fold that a direction's terms come from, q a pair that is projected.
     """
 
-    def __init__(self, dd: Array, md: Array, folds: Array, signs: Array) -> None:
+    def __init__(self, dd: Array, md: Array, folds: Folds, signs: Array) -> None:
         self.signs = signs
         self.members = [np.flatnonzero(folds == k) for k in range(int(folds.max()) + 1)]
         # along[k, q] = Σ_{p in k} s_p ⟨d_q, d_p⟩ and middle[k, q] = Σ_{p in k} s_p ⟨m_q, d_p⟩
@@ -224,12 +225,12 @@ class _FoldSums:
         rows = self.members[fold]
         norm, origin = self.norm_and_origin([fold])
         others = [k for k in range(len(self.members)) if k != fold]
-        middle = (self.middle[np.ix_(others, rows)].sum(axis=0) - origin) / norm
-        half = self.signs[rows] * self.along[np.ix_(others, rows)].sum(axis=0) / (2 * norm)
+        middle = (self.middle[others][:, rows].sum(axis=0) - origin) / norm
+        half = self.signs[rows] * self.along[others][:, rows].sum(axis=0) / (2 * norm)
         return middle + half, middle - half
 
 
-def _nested(grams: Sequence[tuple[Array, Array]], folds: Array, signs: Array) -> _Nested:
+def _nested(grams: Sequence[tuple[Array, Array]], folds: Folds, signs: Array) -> _Nested:
     n, n_swaps = signs.shape
     n_folds = int(folds.max()) + 1
     best = np.full((n_folds, n_swaps), -np.inf)
@@ -267,8 +268,8 @@ def _inner_separation(sums: _FoldSums) -> tuple[Array, Array]:
         # Pairs of fold b are held out; every other fold `a` is in turn the outer one, and the
         # direction is trained on the folds that are neither a nor b.
         others = [a for a in range(n_folds) if a != b]
-        v, v_square = _left_out_moments(sums.middle[np.ix_(others, rows)])
-        _, u_square = _left_out_moments(sums.along[np.ix_(others, rows)])
+        v, v_square = _left_out_moments(sums.middle[others][:, rows])
+        _, u_square = _left_out_moments(sums.along[others][:, rows])
         u = sums.norms[b, others].sum(axis=0) - sums.norms[b, others]
         for i, a in enumerate(others):
             norm, origin = sums.norm_and_origin([a, b])

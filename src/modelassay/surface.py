@@ -47,7 +47,10 @@ def check_surface(concept: Concept) -> SurfaceCheck:
     vectors = torch.tensor(counts).unsqueeze(1)
     n = len(positive)
     measured = measure_separation(
-        vectors[:n], vectors[n:], [0], [f"{a}\n{b}" for a, b in zip(positive, negative, strict=True)]
+        vectors[:n],
+        vectors[n:],
+        [0],
+        [f"{a}\n{b}" for a, b in zip(positive, negative, strict=True)],
     )
     uneven = sum(
         abs(len(a.split()) - len(b.split())) > MAX_LENGTH_DIFFERENCE

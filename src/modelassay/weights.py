@@ -66,7 +66,7 @@ class AblationEvidence:
     detected: bool | None
     """None when the weights could not be searched; `reason` says why."""
     eigenvalue_ratio: float | None
-    """Smallest ratio of neighbouring small eigenvalues of the Gram matrix summed over all blocks."""
+    """Smallest ratio of neighbouring small eigenvalues of the Gram matrix over all blocks."""
     blocks: tuple[int, ...]
     """Blocks in which a direction is erased."""
     ratio_by_block: dict[int, float]
@@ -108,7 +108,9 @@ def search_ablation(
                 tensors, config.hidden_size, config.model_type, on_progress=on_progress
             )
     parameters = ((name, _getter(value)) for name, value in model.model.named_parameters())
-    return search_tensors(parameters, config.hidden_size, config.model_type, on_progress=on_progress)
+    return search_tensors(
+        parameters, config.hidden_size, config.model_type, on_progress=on_progress
+    )
 
 
 def search_files(files: Sequence[Path], hidden_size: int, model_type: str) -> AblationEvidence:

@@ -22,7 +22,8 @@ from modelassay.errors import InputError
 app = typer.Typer(help="List, show, export and validate concepts.", no_args_is_help=True)
 
 FileOption = Annotated[
-    Path | None, typer.Option("--concepts", metavar="FILE", help="Concepts put over the shipped ones.")
+    Path | None,
+    typer.Option("--concepts", metavar="FILE", help="Concepts put over the shipped ones."),
 ]
 
 
@@ -118,9 +119,7 @@ def validate_command(
                 "  The classes differ in their words: part of any separation will be vocabulary."
             )
         if row["uneven_lengths"]:
-            typer.echo(
-                f"  {row['uneven_lengths']} pairs differ by more than 2 words in length."
-            )
+            typer.echo(f"  {row['uneven_lengths']} pairs differ by more than 2 words in length.")
 
 
 def _all(overlay: Path | None) -> dict[str, Concept]:

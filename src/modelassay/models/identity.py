@@ -42,8 +42,8 @@ def hash_files(files: Iterable[Path]) -> str:
     """sha256 of a set of weight files.
 
     One file gives its own sha256, the number that the Hub shows for it. Several give the sha256 of
-    the lines `<sha256>  <name>\\n` sorted by name, which is what `sha256sum *.safetensors |
-    sha256sum` prints.
+    the lines "<sha256>  <name>" sorted by name, which is what `sha256sum *.safetensors | sha256sum`
+    prints.
     """
     digests = {file.name: hash_file(file) for file in files}
     if len(digests) == 1:

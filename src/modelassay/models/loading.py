@@ -117,7 +117,9 @@ def load(
         adapter_source = source
         base = read_json(source.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
         if not base:
-            raise InputError(f"The adapter {model_id} names no base; pass BASE --adapter {model_id}")
+            raise InputError(
+                f"The adapter {model_id} names no base; pass BASE --adapter {model_id}"
+            )
         source = resolve(str(base), **options)
 
     model, tokenizer = _load_base(source, device_map, dtype, quantization, trust_remote_code)
@@ -284,7 +286,7 @@ def _apply_adapter(model: Any, adapter: Source, *, merge: bool) -> Any:
 
 
 @contextmanager
-def _explain_loading(model_id: str):  # noqa: ANN202 (a context manager)
+def _explain_loading(model_id: str):
     """One line for the many ways in which a checkpoint can be broken."""
     from safetensors import SafetensorError
     from transformers.utils import logging

@@ -65,7 +65,9 @@ def projections(name: str, separation: Separation) -> Any:
         ("positive", separation.positive_scores, POSITIVE),
         ("negative", separation.negative_scores, NEGATIVE),
     ):
-        figure.add_histogram(x=list(scores), name=label, marker_color=colour, opacity=0.6, nbinsx=30)
+        figure.add_histogram(
+            x=list(scores), name=label, marker_color=colour, opacity=0.6, nbinsx=30
+        )
     figure.update_layout(barmode="overlay")
     return figure
 
@@ -73,7 +75,7 @@ def projections(name: str, separation: Separation) -> Any:
 def null_distribution(name: str, separation: Separation) -> Any:
     """Separation under label swaps, and the observed one."""
     figure = _figure(
-        f"{name}: observed against {len(separation.null)} label swaps (p = {separation.p_value:.2g})",
+        f"{name}: observed and {len(separation.null)} label swaps (p = {separation.p_value:.2g})",
         "separation (σ)",
         "swaps",
     )

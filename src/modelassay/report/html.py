@@ -16,9 +16,10 @@ COLOURS = {
     Verdict.INCONCLUSIVE: "#57606a",
 }
 STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;color:#1f2328}
-.card{border-left:8px solid var(--c);background:#f6f8fa;padding:1rem 1.5rem;border-radius:6px}
-.card h1{margin:.2rem 0;color:var(--c);font-size:1.8rem} .card ul{margin:.4rem 0;padding-left:1.2rem}
+body{font:16px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;
+color:#1f2328}
+.card{background:#f6f8fa;border-radius:6px}
+.card h1{font-size:1.8rem} .card ul{margin:.4rem 0;padding-left:1.2rem}
 table{border-collapse:collapse;width:100%;margin:1rem 0;font-size:.93rem}
 th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #d8dee4;vertical-align:top}
 td{overflow-wrap:anywhere} h2{margin-top:2rem} .small{color:#57606a;font-size:.85rem}
@@ -30,7 +31,7 @@ def verdict_card(report: ScanReport) -> str:
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report.reasons)
     colour = COLOURS[report.verdict]
     return (
-        f'<div class="card" style="--c:{colour};border-left:8px solid {colour};padding:1rem 1.5rem">'
+        f'<div class="card" style="border-left:8px solid {colour};padding:1rem 1.5rem">'
         f'<div>{escape(_title(report))}</div><h1 style="color:{colour};margin:.2rem 0">'
         f"{report.verdict.value}</h1><ul>{reasons}</ul></div>"
     )

@@ -55,11 +55,7 @@ def fact_rows(report: ScanReport) -> list[list[str]]:
         found = f"erased in {len(a.blocks)} blocks" if a.detected else "no erased direction"
         rows.append(["ablation", f"{found} (eigenvalue ratio {a.eigenvalue_ratio:.2g})"])
     if (other := report.compare) is not None:
-        drifts = [
-            f"{name} {result.separation.separation - other.concepts[name].separation.separation:+.2f}σ"
-            for name, result in report.concepts.items()
-            if name in other.concepts
-        ]
+        drifts = [f"{name} {drift:+.2f}σ" for name, drift in report.separation_drifts().items()]
         rows.append([f"against {other.model.id}", f"{other.verdict.value}; {', '.join(drifts)}"])
     m = report.model
     rows += [

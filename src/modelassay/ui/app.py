@@ -10,9 +10,9 @@ import gradio as gr
 from modelassay.ui.scan_tab import create_scan_tab
 
 INTRO = """# modelassay
-Anyone can strip the safety training out of an open-weight model and upload it again under a friendly
-name. This page looks inside the weights and the activations, and says what it found and how sure it
-is."""
+Anyone can strip the safety training out of an open-weight model and upload it again under a
+friendly name. This page looks inside the weights and the activations, and says what it found and
+how sure it is."""
 THEME = gr.themes.Soft(primary_hue="blue", neutral_hue="slate")
 FILE_LIFETIME = 3600  # seconds that a report stays available for download
 

@@ -14,7 +14,12 @@ from modelassay.cache import write_text_atomically
 from modelassay.concepts import MODES
 from modelassay.errors import AssayError
 from modelassay.report import to_dict, to_html, to_json
-from modelassay.report.charts import null_distribution, projections, refusal_rates, separation_by_layer
+from modelassay.report.charts import (
+    null_distribution,
+    projections,
+    refusal_rates,
+    separation_by_layer,
+)
 from modelassay.report.html import verdict_card
 from modelassay.report.rows import concept_rows, fact_rows
 from modelassay.scanning import ScanReport
@@ -36,12 +41,17 @@ def create_scan_tab() -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             model = gr.Textbox(
-                "embedded", label="Model", info="`embedded` or a Hub id (owner/name)", max_length=200
+                "embedded",
+                label="Model",
+                info="`embedded` or a Hub id (owner/name)",
+                max_length=200,
             )
             mode = gr.Radio(list(MODES), value="standard", label="Mode")
             with gr.Accordion("More", open=False):
                 compare = gr.Textbox(
-                    label="Compare with", info="A second model, scanned the same way", max_length=200
+                    label="Compare with",
+                    info="A second model, scanned the same way",
+                    max_length=200,
                 )
                 template = gr.Checkbox(True, label="Use the model's chat template")
             with gr.Row():
@@ -64,7 +74,20 @@ def create_scan_tab() -> None:
                 null = gr.Plot(visible=False, show_label=False)
             facts = gr.Dataframe(visible=False, label="Evidence", wrap=True)
     details = gr.State({})
-    outputs = [status, card, table, layers, rates, shown, scores, null, facts, json_file, html_file, details]
+    outputs = [
+        status,
+        card,
+        table,
+        layers,
+        rates,
+        shown,
+        scores,
+        null,
+        facts,
+        json_file,
+        html_file,
+        details,
+    ]
 
     def scan_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
         hidden = dict.fromkeys(outputs[2:11], gr.update(visible=False))

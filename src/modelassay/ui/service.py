@@ -1,4 +1,4 @@
-"""Runs scans for visitors: checks what they ask for, reports progress, uses the GPU if there is one.
+"""Runs scans for visitors: checks what they ask for, reports progress, uses a GPU if there is one.
 
 The page is public. A visitor names a model on the Hub or the embedded one, nothing else: no path of
 the server (unless MODELASSAY_ALLOW_LOCAL=1, for use on your own machine), no token but their own,
@@ -85,7 +85,9 @@ def run_scan(
 
 
 @spaces.GPU(duration=GPU_SECONDS)
-def _scan_on_gpu(ids: list[str], mode: str, chat_template: bool) -> Iterator[Step | ScanReport | str]:
+def _scan_on_gpu(
+    ids: list[str], mode: str, chat_template: bool
+) -> Iterator[Step | ScanReport | str]:
     results: queue.Queue[Any] = queue.Queue()
     gone = threading.Event()
 

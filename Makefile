@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make scan` and `make test`. Both set everything up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MODEL ?= embedded
+
+.PHONY: setup scan app test check format bench clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable ".[app,quantization,bench,dev]"
+	touch $@
+
+scan: $(INSTALLED)  ## Scan the embedded model, or MODEL=...
+	$(BIN)/modelassay scan $(MODEL)
+
+app: $(INSTALLED)  ## Open the page on http://127.0.0.1:7860
+	$(BIN)/python app.py
+
+test: $(INSTALLED)  ## All tests, the real model's and the browser's included
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## Writes docs/benchmarks.md
+	$(BIN)/python benchmarks/bench_scan.py --write docs/benchmarks.md
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
