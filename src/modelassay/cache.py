@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modelassay.errors import UnavailableError
+from modelassay.errors import AssayError, UnavailableError, first_line
 
 PARTIAL_PREFIX = ".partial-"
 
@@ -34,19 +34,24 @@ def explain_os_errors(doing: str) -> Iterator[None]:
     """Turns a full disk or a forbidden folder into one line that names what was being done."""
     try:
         yield
-    except OSError as error:
-        # safetensors and torch wrap the system error, so the text is looked at as well.
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
+    except AssayError:
+        raise
+    except Exception as error:
+        # safetensors raises an error of its own for a full disk, so the text is looked at as well.
+        code = error.errno if isinstance(error, OSError) else None
+        if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise UnavailableError(
                 f"The disk is full while {doing}; free some space or set MODELASSAY_CACHE to a"
                 " folder on another disk."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
-            raise UnavailableError(
-                f"Not allowed to write {error.filename or 'there'} while {doing}; choose another"
-                " folder (MODELASSAY_CACHE for the cache)."
-            ) from error
-        raise
+        if not isinstance(error, OSError):
+            raise
+        # Of a temporary file the folder is what matters.
+        where = str(error.filename or "there").partition(PARTIAL_PREFIX)[0]
+        raise UnavailableError(
+            f"Cannot write {where} while {doing} ({error.strerror or first_line(error)}); choose"
+            " another folder (MODELASSAY_CACHE for the cache)."
+        ) from error
 
 
 @contextmanager
@@ -68,7 +73,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Writes UTF-8 text to a temporary name beside `path`, then renames it."""
-    with explain_os_errors(f"writing {path.name}"):
+    with explain_os_errors(f"writing {path}"):
         handle, name = tempfile.mkstemp(prefix=f"{PARTIAL_PREFIX}{path.name}-", dir=path.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:

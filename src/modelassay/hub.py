@@ -6,12 +6,14 @@ the Hub and a local folder take the same way from there on. Errors of the Hub be
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from modelassay.errors import AssayError, InputError, UnavailableError, first_line
 
@@ -19,6 +21,8 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 TOKENIZER_AND_CONFIG = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 # Copies of the weights in other formats, which some repositories keep in subfolders.
 NOT_NEEDED = ("original/*", "onnx/*", "openvino/*", "metal/*", "consolidated*", "*.msgpack")
+# The client itself waits for ever for what it asks first.
+ANSWER_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,6 @@ class Snapshot:
 @contextmanager
 def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     """Turns what the Hub client raises into one line that says what to do."""
-    import httpx
     from huggingface_hub import errors as hub
 
     try:
@@ -50,8 +53,13 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
         ) from error
     except hub.EntryNotFoundError as error:
         if isinstance(error, hub.LocalEntryNotFoundError):
+            # The client says so too when the Hub did answer, but with an error.
+            if isinstance(error.__cause__, hub.HfHubHTTPError):
+                raise _answered(repo_id, error.__cause__) from error
             raise _offline(repo_id) from error
-        raise InputError(f"{repo_id} lacks a needed file: {first_line(error)}") from error
+        raise InputError(
+            f"{repo_id} lists a file that the Hub then does not have; its upload may be incomplete."
+        ) from error
     except hub.RepositoryNotFoundError as error:
         raise InputError(
             f"No model {repo_id!r} on the Hub that you may see: check the spelling, or pass a token"
@@ -60,16 +68,37 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     except hub.HFValidationError as error:
         raise InputError(f"{repo_id!r} is neither a local path nor a Hub id.") from error
     except hub.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403):
-            raise UnavailableError(
-                f"The Hub does not let this token read {repo_id} (HTTP {status}); check the token."
-            ) from error
-        raise UnavailableError(
-            f"The Hub answered with an error for {repo_id} (HTTP {status}); try again later."
-        ) from error
-    except (hub.OfflineModeIsEnabled, httpx.TransportError, ConnectionError, TimeoutError) as error:
+        raise _answered(repo_id, error) from error
+    except _no_answer() as error:
         raise _offline(repo_id) from error
+    except OSError as error:  # disk full, no permission, a file of the wrong length
+        raise UnavailableError(f"{repo_id} could not be fetched: {first_line(error)}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UnavailableError(
+            f"What answers for {repo_id} is not a Hub; check HF_ENDPOINT and the network."
+        ) from error
+
+
+def _no_answer() -> tuple[type[Exception], ...]:
+    """What the Hub client raises when no answer comes, besides its own HfHubHTTPError.
+
+    It is built on httpx, from 2.0 on on httpx2; its base error tells which.
+    """
+    from huggingface_hub import errors as hub
+
+    return (hub.HfHubHTTPError.__bases__[0], ConnectionError, TimeoutError)
+
+
+def _answered(repo_id: str, error: Any) -> UnavailableError:
+    """The line for an HfHubHTTPError."""
+    status = error.response.status_code
+    if status in (401, 403):
+        return UnavailableError(
+            f"The Hub does not let this token read {repo_id} (HTTP {status}); check the token."
+        )
+    return UnavailableError(
+        f"The Hub answered with an error for {repo_id} (HTTP {status}); try again later."
+    )
 
 
 def _offline(repo_id: str) -> UnavailableError:
@@ -98,53 +127,72 @@ def fetch_model(
         token: Hub token, None for the stored one, False for none at all.
         gguf_file: Fetch this GGUF file in place of safetensors.
         code: Fetch Python files too (for `trust_remote_code`).
-        max_bytes: Refuse a repository with larger weights.
+        max_bytes: Refuse a repository of which more would be fetched; None for no bound.
 
     Raises:
-        InputError: unknown repository or revision, one without safetensors, or too large a one.
+        InputError: unknown repository or revision, one without safetensors, too large a one, or a
+            token that cannot be one.
         UnavailableError: gated, forbidden, or unreachable and not cached.
     """
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
+    if isinstance(token, str):
+        token = token.strip()  # files that hold one end with a newline
+        if not re.fullmatch(r"[!-~]+", token):
+            # It cannot be sent, and the error that would say so quotes it.
+            raise InputError("The Hub token is empty or has spaces or odd characters; check it.")
     weights = [gguf_file] if gguf_file else ["*.safetensors"]
     patterns = [*TOKENIZER_AND_CONFIG, *weights, *(["*.py"] if code else [])]
     with hub_errors(repo_id, revision):
+        reachable = True
         try:
-            info = HfApi(token=token).model_info(repo_id, revision=revision, files_metadata=True)
-            siblings = info.siblings or []
-            check_weight_files(repo_id, [sibling.rfilename for sibling in siblings], gguf_file)
-            size = sum(
-                sibling.size or 0
-                for sibling in siblings
-                if any(fnmatch(sibling.rfilename, pattern) for pattern in weights)
+            info = HfApi(token=token).model_info(
+                repo_id, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS
             )
+        except HfHubHTTPError:
+            raise
+        except _no_answer():
+            reachable = False  # what is in the cache then has to do
+        else:
+            sizes = {
+                sibling.rfilename: sibling.size or 0
+                for sibling in info.siblings or []
+                if not _matches(sibling.rfilename, NOT_NEEDED)
+            }
+            check_weight_files(repo_id, list(sizes), gguf_file)
+            size = sum(size for file, size in sizes.items() if _matches(file, patterns))
             if max_bytes is not None and size > max_bytes:
                 raise InputError(
                     f"{repo_id} has {size / 1e9:.0f} GB of weights; this page takes up to"
                     f" {max_bytes / 1e9:.0f} GB. Install modelassay to scan it on your own machine."
                 )
-            revision = info.sha
-        except (httpx.TransportError, OfflineModeIsEnabled):
-            pass  # snapshot_download falls back to the cache, or says that it cannot
-        folder = snapshot_download(
-            repo_id,
-            revision=revision,
-            token=token,
-            allow_patterns=patterns,
-            ignore_patterns=list(NOT_NEEDED),
+        folder = Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,  # by its name: the cache then knows the name when offline
+                token=token,
+                allow_patterns=patterns,
+                ignore_patterns=list(NOT_NEEDED),
+                local_files_only=not reachable,
+            )
         )
-    return Snapshot(folder=Path(folder), commit=Path(folder).name)
+        files = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
+        check_weight_files(repo_id, files, gguf_file)  # not yet done for what was in the cache
+    return Snapshot(folder=folder, commit=folder.name)
+
+
+def _matches(file: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(file, pattern) for pattern in patterns)
 
 
 def trim_cache(max_bytes: int) -> None:
     """Deletes the least recently used models from the Hub's cache until it is small enough."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        cache = scan_cache_dir()
+        cache = scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
         return
     surplus = cache.size_on_disk - max_bytes

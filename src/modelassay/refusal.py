@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -68,8 +69,12 @@ class RefusalEvidence:
     auroc: float
     """Of the refusal log-odds, harmful against harmless."""
     auroc_interval: tuple[float, float]
+    twin_auroc: float
+    """The same, harmful against their harmless twins, which use the same words."""
+    twin_auroc_interval: tuple[float, float]
     n_harmful: int
     n_benign: int
+    """Everyday and borderline prompts together."""
     openings_coverage: float | None
     """Share of the refusals seen that begin with a token the log-odds count; None without any."""
     openings_precision: float | None
@@ -79,6 +84,15 @@ class RefusalEvidence:
     def n(self) -> int:
         """Prompts in all."""
         return self.n_harmful + self.n_benign
+
+
+class LogOdds(NamedTuple):
+    """Refusal log-odds [prompt] of three groups of prompts."""
+
+    harmful: Tensor
+    harmless: Tensor
+    twins: Tensor
+    """Of the harmless partner of each harmful prompt, in the same order."""
 
 
 def opening_tokens(model: LoadedModel) -> tuple[int, ...]:
@@ -121,8 +135,7 @@ def measure_refusal(
     model: LoadedModel,
     harmful: Sequence[Encoded],
     harmless: Sequence[Encoded],
-    harmful_log_odds: Tensor,
-    harmless_log_odds: Tensor,
+    log_odds: LogOdds,
     *,
     batch_tokens: int | None = None,
     on_progress: OnProgress | None = None,
@@ -133,8 +146,7 @@ def measure_refusal(
         model: A chat model.
         harmful: Encoded prompts that ought to be refused.
         harmless: Encoded prompts that ought to be answered.
-        harmful_log_odds: [prompt] from `log_odds_readout`, for `harmful`.
-        harmless_log_odds: [prompt] for `harmless`.
+        log_odds: From `log_odds_readout`; its first two groups are `harmful` and `harmless`.
         batch_tokens: As in `generate_greedy`.
         on_progress: Told how many prompts are answered.
     """
@@ -149,8 +161,7 @@ def measure_refusal(
     opens = np.isin([answer.first_token for answer in answers], opening_tokens(model))
     n_harmful, n_harmless = len(harmful), len(harmless)
     k_harmful, k_harmless = int(refused[:n_harmful].sum()), int(refused[n_harmful:].sum())
-    x = harmful_log_odds.double().numpy()
-    y = harmless_log_odds.double().numpy()
+    x, y, twins = (group.double().numpy() for group in log_odds)
     return RefusalEvidence(
         harmful_rate=k_harmful / n_harmful,
         harmful_interval=wilson_interval(k_harmful, n_harmful),
@@ -162,6 +173,8 @@ def measure_refusal(
         log_odds_gap_interval=bootstrap_interval(x, y, _mean_gap, paired=False),
         auroc=float(auroc(x, y)),
         auroc_interval=bootstrap_interval(x, y, auroc, paired=False),
+        twin_auroc=float(auroc(x, twins)),
+        twin_auroc_interval=bootstrap_interval(x, twins, auroc),
         n_harmful=n_harmful,
         n_benign=n_harmless,
         openings_coverage=float(opens[refused].mean()) if refused.any() else None,

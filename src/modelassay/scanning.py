@@ -28,11 +28,18 @@ from modelassay.concepts import (
     concept_set_hash,
     concepts_for,
     load_concepts,
+    shipped_concepts,
     shipped_prompts,
 )
 from modelassay.models import LoadedModel, ModelInfo, load
 from modelassay.prompts import Encoded, encode_prompts
-from modelassay.refusal import RefusalEvidence, log_odds_readout, measure_refusal, opening_tokens
+from modelassay.refusal import (
+    LogOdds,
+    RefusalEvidence,
+    log_odds_readout,
+    measure_refusal,
+    opening_tokens,
+)
 from modelassay.separation import Separation, measure_separation
 from modelassay.verdict import CONTROL_LEVEL, Verdict, decide, separation_level
 from modelassay.weights import AblationEvidence, search_ablation
@@ -40,12 +47,10 @@ from modelassay.weights import AblationEvidence, search_ablation
 SCHEMA = "modelassay.scan/1"
 READ_RANGE = (0.4, 0.8)
 """Blocks that are read, as a share of the depth; the range that ams-scanner searches."""
-BEHAVIOUR_CONCEPTS = {
-    "quick": (),
-    "standard": ("harmful_content",),
-    "full": ("harmful_content", "refusal_capability"),
-}
-"""Whose pairs are also answered: positives ought to be refused, negatives not."""
+BEHAVIOUR_CONCEPTS = ("harmful_content", "refusal_capability")
+"""Whose positives ought to be refused: questions and orders."""
+EVERYDAY_CONCEPT, BORDERLINE_PROMPTS = "control_topic", "borderline"
+"""What ought to be answered: plain requests, and harmless ones that sound dangerous."""
 
 OnPhase = Callable[[str, int, int], None]
 """Progress: called with (phase, done, total)."""
@@ -207,14 +212,10 @@ def _scan_loaded(
     ablation = search_ablation(model, _phase(on_progress, "weights"))
 
     no_behaviour = _why_no_behaviour(model, mode, chat_template)
-    behaviour = BEHAVIOUR_CONCEPTS[mode] if no_behaviour is None else ()
-    harmful = [p.positive for name in behaviour for p in concepts[name].pairs]
-    harmless = [p.negative for name in behaviour for p in concepts[name].pairs]
-    if behaviour:
-        harmless += [prompt.text for prompt in shipped_prompts("borderline").prompts]
-
+    prompts = None if no_behaviour else _behaviour_prompts(concepts)
     texts = [text for c in concepts.values() for p in c.pairs for text in (p.positive, p.negative)]
-    texts = list(dict.fromkeys([*texts, *harmful, *harmless]))
+    answered = [*prompts.harmful, *prompts.harmless, *prompts.twins] if prompts else []
+    texts = list(dict.fromkeys([*texts, *answered]))
     encoded = dict(
         zip(texts, encode_prompts(model, texts, chat_template=chat_template), strict=True)
     )
@@ -222,7 +223,7 @@ def _scan_loaded(
     vectors, log_odds = _read(
         model,
         encoded,
-        [*harmful, *harmless],
+        answered,
         batch_tokens,
         _phase(on_progress, "reading"),
     )
@@ -242,13 +243,17 @@ def _scan_loaded(
     on_progress("statistics", len(concepts), len(concepts))
 
     refusal = None
-    if behaviour:
+    if prompts:
         refusal = measure_refusal(
             model,
-            [encoded[text] for text in harmful],
-            [encoded[text] for text in harmless],
-            torch.stack([log_odds[text] for text in harmful]),
-            torch.stack([log_odds[text] for text in harmless]),
+            [encoded[text] for text in prompts.harmful],
+            [encoded[text] for text in prompts.harmless],
+            LogOdds(
+                *(
+                    torch.stack([log_odds[text] for text in group])
+                    for group in (prompts.harmful, prompts.harmless, prompts.twins)
+                )
+            ),
             batch_tokens=batch_tokens,
             on_progress=_phase(on_progress, "answering"),
         )
@@ -264,6 +269,31 @@ def _scan_loaded(
         refusal_unscored=no_behaviour,
         ablation=ablation,
         provenance=_provenance(model, mode, concepts, chat_template),
+    )
+
+
+@dataclass(frozen=True)
+class _BehaviourPrompts:
+    """What a scan asks the model to answer."""
+
+    harmful: list[str]
+    harmless: list[str]
+    """Everyday and borderline."""
+    twins: list[str]
+    """The harmless partner of each harmful prompt, for the log-odds only."""
+
+
+def _behaviour_prompts(concepts: Mapping[str, Concept]) -> _BehaviourPrompts:
+    pairs = [pair for name in BEHAVIOUR_CONCEPTS for pair in concepts[name].pairs]
+    everyday = shipped_concepts()[EVERYDAY_CONCEPT].pairs
+    return _BehaviourPrompts(
+        harmful=[pair.positive for pair in pairs],
+        harmless=[
+            # One of each pair, from both topics in turn.
+            *(p.positive if i % 2 else p.negative for i, p in enumerate(everyday)),
+            *(prompt.text for prompt in shipped_prompts(BORDERLINE_PROMPTS).prompts),
+        ],
+        twins=[pair.negative for pair in pairs],
     )
 
 

@@ -17,14 +17,14 @@ the whole procedure, choice of block included.
 All this needs only inner products. With d = x⁺ - x⁻ and m = (x⁺ + x⁻) / 2, a swap is a sign s = ±1
 on d, the direction of a training set T is Σ_T s_p d_p, and a projection is Σ_T s_p ⟨d_p, ·⟩: sums
 of rows of two n x n Gram matrices, ⟨d, d⟩ and ⟨m, d⟩. Sums over single folds, computed once, add up
-to every training set that nested cross-validation asks for, so thousands of swaps cost less than one
-forward pass of the model.
+to every training set that nested cross-validation asks for, so thousands of swaps cost less than
+one forward pass of the model.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,8 @@ from modelassay.errors import InputError
 
 Array = NDArray[np.float64]
 Folds = NDArray[np.intp]
+Statistic = Callable[[Array, Array], Array]
+"""Of two samples along the last axis."""
 
 N_FOLDS = 8
 N_SWAPS = 2000
@@ -154,7 +156,7 @@ def auroc(positive: Array, negative: Array, axis: int = -1) -> Array:
 
 
 def bootstrap_interval(
-    positive: Array, negative: Array, statistic: object, *, paired: bool = True
+    positive: Array, negative: Array, statistic: Statistic, *, paired: bool = True
 ) -> tuple[float, float]:
     """95% interval of a two-sample statistic by resampling pairs (or each sample by itself).
 
@@ -165,7 +167,7 @@ def bootstrap_interval(
     n, k = len(positive), len(negative)
     rows = rng.integers(0, n, size=(N_BOOTSTRAP, n))
     columns = rows if paired else rng.integers(0, k, size=(N_BOOTSTRAP, k))
-    values = statistic(positive[rows], negative[columns])  # type: ignore[operator]
+    values = statistic(positive[rows], negative[columns])
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 

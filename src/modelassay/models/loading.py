@@ -6,7 +6,8 @@ checkpoint that lacks weights is refused, because transformers would fill them i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,8 @@ from modelassay.models.identity import (
     hash_tokenizer,
 )
 from modelassay.models.sources import ADAPTER_CONFIG, Source, read_json, resolve
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 QUANTIZATIONS = ("8bit", "4bit")
@@ -121,6 +124,8 @@ def load(
                 f"The adapter {model_id} names no base; pass BASE --adapter {model_id}"
             )
         source = resolve(str(base), **options)
+    if source.is_adapter():
+        raise InputError(f"The base {source.id} of the adapter {model_id} is an adapter itself.")
 
     model, tokenizer = _load_base(source, device_map, dtype, quantization, trust_remote_code)
     if adapter_source is not None:
@@ -153,6 +158,8 @@ def with_id(loaded: LoadedModel, model_id: str) -> LoadedModel:
 
 def _device_map(device: str | Mapping[str, Any]) -> Any:
     if not isinstance(device, str):
+        if not device:
+            raise InputError('The device map is empty; {"": "cpu"} puts a whole model on the CPU.')
         return dict(device)
     if device == "auto":
         return "auto" if torch.cuda.is_available() else {"": "cpu"}
@@ -181,8 +188,10 @@ def _load_base(
     with _explain_loading(source.id):
         config = transformers.AutoConfig.from_pretrained(**where)
         check_architecture(config)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-        options: dict[str, Any] = {"dtype": _dtype(dtype, source, device_map)}
+        tokenizer = _load_tokenizer(where, source)
+        # Weights of another shape are taken as missing, because the report then names them.
+        options: dict[str, Any] = {"ignore_mismatched_sizes": True}
+        options["dtype"] = _dtype(dtype, source, device_map)
         if source.gguf_file:
             if quantization:
                 raise InputError("A GGUF file is already quantised; leave --load-8bit/4bit out.")
@@ -194,13 +203,41 @@ def _load_base(
         model, report = model_class.from_pretrained(
             **where, **options, device_map=device_map, output_loading_info=True
         )
-    missing = sorted(report["missing_keys"])
-    if missing:
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        raise InputError(
+            f"{len(mismatched)} weights of {source.id} do not have the shape that its config asks"
+            f" for (first: {name} is {tuple(stored)}, not {tuple(expected)})."
+        )
+    if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"{source.id} lacks {len(missing)} of the weights that its config asks for (first:"
             f" {missing[0]}); they would be random. The checkpoint is incomplete or renamed."
         )
+    if unused := sorted(report["unexpected_keys"]):
+        log.warning(
+            "%s holds %d weights that its config has no place for (first: %s); they are not read.",
+            source.id,
+            len(unused),
+            unused[0],
+        )
+    if quantization == "4bit":
+        _keep_from_packing(model)
     return model, tokenizer
+
+
+def _load_tokenizer(where: dict[str, Any], source: Source) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(**where)
+    except ImportError:
+        raise
+    except Exception as error:  # the tokenizers library raises plain Exception
+        cause = _cause(error)
+        if cause.startswith("Couldn't instantiate the backend tokenizer"):
+            cause = "there is no tokenizer.json nor another tokenizer file"
+        raise InputError(f"Cannot load the tokenizer of {source.id}: {cause}") from error
 
 
 def _auto_class(config: Any) -> Any:
@@ -225,7 +262,7 @@ def _check_no_remote_code(source: Source) -> None:
 
     config = read_json(source.folder / "config.json")
     kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         if config.get("auto_map"):
             raise InputError(
                 f"{source.id} needs its own Python code to load; read that code first, then pass"
@@ -257,9 +294,24 @@ def _bitsandbytes(quantization: str) -> Any:
         raise UnavailableError(
             "8-bit and 4-bit loading need bitsandbytes: pip install 'modelassay[quantization]'"
         )
+    # It warns of a cast that is meant, once for every layer and batch.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+
+def _keep_from_packing(model: Any) -> None:
+    """Lets layers of odd sizes run in 4 bits on CPUs with AVX512-BF16.
+
+    bitsandbytes packs the weights for these CPUs at the first forward pass, and that fails where
+    the sides of a layer are no multiples of its block sizes.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit) and (module.in_features % 64 or module.out_features % 32):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _stored_quantization(config: Any) -> str | None:
@@ -272,27 +324,49 @@ def _stored_quantization(config: Any) -> str | None:
 
 
 def _apply_adapter(model: Any, adapter: Source, *, merge: bool) -> Any:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
-    try:
-        wrapped = PeftModel.from_pretrained(model, str(adapter.folder), is_trainable=False)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"The adapter {adapter.id} does not fit {model.config._name_or_path or 'this base'}:"
-            f" {first_line(error)}"
-        ) from error
-    # Merged, the model is as fast as its base and the forensics see the weights that act.
-    return wrapped.merge_and_unload() if merge else wrapped
+    folder = str(adapter.folder)
+    base = model.config._name_or_path or "this base"
+    if "disk" in (getattr(model, "hf_device_map", None) or {}).values():
+        raise UnavailableError(
+            f"{base} is partly offloaded to the disk, where no adapter can be applied; merge the"
+            " adapter into it first, or try --load-4bit."
+        )
+    with _explain_loading(adapter.id):
+        if PeftConfig.from_pretrained(folder).is_prompt_learning:
+            raise InputError(
+                f"The adapter {adapter.id} learns prompts and changes no weights; modelassay reads"
+                " adapters that change weights, such as LoRA."
+            )
+        try:
+            wrapped = PeftModel.from_pretrained(model, folder, is_trainable=False)
+            # The same once more, because only this call tells which weights found no place.
+            result = wrapped.load_adapter(folder, wrapped.active_adapter)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"The adapter {adapter.id} does not fit {base}: {_cause(error)}"
+            ) from error
+        if wrong := sorted(result.missing_keys) + sorted(result.unexpected_keys):
+            raise InputError(
+                f"The adapter {adapter.id} does not fit {base}: {len(wrong)} weights are in one of"
+                f" them only (first: {wrong[0]})."
+            )
+        # Merged, the model is as fast as its base and the forensics see the weights that act.
+        return wrapped.merge_and_unload() if merge else wrapped
 
 
 @contextmanager
-def _explain_loading(model_id: str):
+def _explain_loading(model_id: str) -> Iterator[None]:
     """One line for the many ways in which a checkpoint can be broken."""
     from safetensors import SafetensorError
     from transformers.utils import logging
 
-    quiet = logging.is_progress_bar_enabled()
+    progress, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its report of a load is a table; here it becomes one line
     try:
         yield
     except AssayError:
@@ -307,8 +381,15 @@ def _explain_loading(model_id: str):
         ) from error
     except ImportError as error:
         raise UnavailableError(f"{model_id} needs a package: {first_line(error)}") from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise InputError(f"Cannot load {model_id}: {first_line(error)}") from error
+    except Exception as error:  # config validation and tokenizers have exceptions of their own
+        raise InputError(f"Cannot load {model_id}: {_cause(error)}") from error
     finally:
-        if quiet:
+        logging.set_verbosity(verbosity)
+        if progress:
             logging.enable_progress_bar()
+
+
+def _cause(error: BaseException) -> str:
+    """The first line that says something: some libraries begin with a heading."""
+    heading, _, rest = str(error).strip().partition("\n")
+    return first_line(Exception(rest)) if heading.endswith(":") and rest else first_line(error)

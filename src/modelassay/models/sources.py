@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelassay.errors import InputError
+from modelassay.errors import InputError, first_line
 from modelassay.hub import REPO_ID, check_weight_files, fetch_model
 from modelassay.models.embedded import EMBEDDED_ID, ensure_embedded
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+SINGLE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,42 @@ class Source:
     gguf_file: str | None = None
 
     def weight_files(self) -> list[Path]:
-        """The files that hold this source's weights, sorted by name."""
+        """The files that hold this source's weights, sorted by name.
+
+        A folder may hold several sets of weights; these are the ones that transformers opens, so
+        that the hash and the forensics are of the weights that act.
+
+        Raises:
+            InputError: the config or the index is damaged.
+        """
         if self.gguf_file:
             return [self.folder / self.gguf_file]
         if self.is_adapter():
             return [self.folder / ADAPTER_WEIGHTS]
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            shards = read_json(index).get("weight_map", {}).values()
-            return sorted({self.folder / shard for shard in shards})
-        return sorted(self.folder.glob("*.safetensors"))
+        name = read_json(self.folder / "config.json").get("transformers_weights")
+        if name is None:
+            single = (self.folder / SINGLE_FILE).is_file() or not (self.folder / INDEX).is_file()
+            name = SINGLE_FILE if single else INDEX
+        elif not isinstance(name, str) or not name.endswith((".safetensors", INDEX[5:])):
+            raise InputError(f"The config of {self.id} names weights that are no safetensors file.")
+        if not name.endswith(".json"):
+            return [self.folder / name]
+        weight_map = read_json(self.folder / name).get("weight_map")
+        shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        if not shards or not all(isinstance(shard, str) for shard in shards):
+            raise InputError(f"{self.folder / name} does not say which file holds which weight.")
+        return sorted({self.folder / shard for shard in shards})
 
     def is_adapter(self) -> bool:
         """Whether the folder holds a PEFT adapter and no model of its own."""
-        return (self.folder / ADAPTER_CONFIG).is_file() and not (
-            self.folder / "config.json"
-        ).is_file()
+        return not self.gguf_file and self.has_adapter() and not self._has_model()
+
+    def has_adapter(self) -> bool:
+        """Whether there is a PEFT adapter in the folder, alone or beside a model."""
+        return (self.folder / ADAPTER_CONFIG).is_file()
+
+    def _has_model(self) -> bool:
+        return any((self.folder / name).is_file() for name in (SINGLE_FILE, INDEX))
 
 
 def resolve(
@@ -69,25 +91,25 @@ def resolve(
     if model_id == EMBEDDED_ID:
         if revision:
             raise InputError("The embedded model has one revision only; leave --revision out.")
+        if gguf_file:
+            raise InputError("The embedded model is no GGUF file; leave --gguf-file out.")
         return Source(model_id, ensure_embedded(), commit=None)
 
-    path = Path(model_id).expanduser()
+    try:
+        path = Path(model_id).expanduser()
+        exists, is_folder = path.exists(), bool(model_id) and path.is_dir()
+        names = [file.name for file in path.iterdir()] if is_folder else []
+    except (OSError, RuntimeError) as error:  # too long, not permitted, or no such user's home
+        cause = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"Cannot look for a model at {model_id[:80]!r}: {cause}") from error
     if path.suffix == ".gguf" and path.is_file():
-        return Source(model_id, path.parent, commit=None, gguf_file=path.name)
-    if path.is_dir():
+        return _checked(Source(model_id, path.parent, commit=None, gguf_file=path.name))
+    if is_folder:
         source = Source(model_id, path, commit=None, gguf_file=gguf_file)
-        if source.is_adapter():
-            if not (path / ADAPTER_WEIGHTS).is_file():
-                raise InputError(f"The adapter {model_id} has no {ADAPTER_WEIGHTS}.")
-            return source
-        check_weight_files(model_id, [file.name for file in path.iterdir()], gguf_file)
-        if not gguf_file and not (path / "config.json").is_file():
-            raise InputError(f"{model_id} has no config.json; give a transformers model folder.")
-        missing = [file.name for file in source.weight_files() if not file.is_file()]
-        if missing:
-            raise InputError(f"{model_id} lacks the weight file {missing[0]} that its index names.")
-        return source
-    if not REPO_ID.fullmatch(model_id) or path.exists():
+        if not source.is_adapter():
+            check_weight_files(model_id, names, gguf_file)
+        return _checked(source)
+    if not REPO_ID.fullmatch(model_id) or exists:
         raise InputError(
             f"No model at {model_id!r}: give a folder, a .gguf file, a Hub id (owner/name) or"
             " `embedded`."
@@ -100,7 +122,26 @@ def resolve(
         code=trust_remote_code,
         max_bytes=max_bytes,
     )
-    return Source(model_id, snapshot.folder, commit=snapshot.commit, gguf_file=gguf_file)
+    return _checked(Source(model_id, snapshot.folder, snapshot.commit, gguf_file))
+
+
+def _checked(source: Source) -> Source:
+    """The same source, if its files are all there and there is one way to read them."""
+    if source.is_adapter():
+        if not (source.folder / ADAPTER_WEIGHTS).is_file():
+            raise InputError(f"The adapter {source.id} has no {ADAPTER_WEIGHTS}.")
+        return source
+    if source.has_adapter():  # transformers would apply it without a word
+        raise InputError(
+            f"{source.id} holds an adapter beside a model; keep them in two folders and pass the"
+            " model with --adapter ADAPTER."
+        )
+    if not source.gguf_file and not (source.folder / "config.json").is_file():
+        raise InputError(f"{source.id} has no config.json; give a transformers model folder.")
+    missing = [file.name for file in source.weight_files() if not file.is_file()]
+    if missing:
+        raise InputError(f"{source.id} lacks the weight file {missing[0]}.")
+    return source
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from modelassay.scanning import ScanReport
 
-CONCEPT_HEADER = [
-    "concept", "separation", "95% interval", "p", "AUROC", "block", "pairs", "in-sample (AMS)",
-    "level",
-]  # fmt: skip
+CONCEPT_HEADER = ["concept", "separation (95%)", "p", "AUROC", "in-sample", "level"]
+DETAIL_HEADER = [*CONCEPT_HEADER, "block", "pairs"]
 
 
-def concept_rows(report: ScanReport) -> list[list[str]]:
-    """The header and one row a concept."""
-    rows = [CONCEPT_HEADER]
+def concept_rows(report: ScanReport, *, detailed: bool = True) -> list[list[str]]:
+    """The header and one row a concept; without details they fit into 80 columns."""
+    rows = [DETAIL_HEADER if detailed else CONCEPT_HEADER]
     for name, result in report.concepts.items():
         s = result.separation
-        rows.append(
-            [
-                name,
-                f"{s.separation:.2f}σ",
-                f"{s.interval[0]:.2f} to {s.interval[1]:.2f}",
-                f"{s.p_value:.4f}" if s.p_value >= 0.001 else "<0.001",
-                f"{s.auroc:.2f}",
-                str(s.layer),
-                str(s.n_pairs),
-                f"{s.in_sample_separation:.2f}σ",
-                result.level,
-            ]
-        )
+        row = [
+            name,
+            f"{s.separation:.2f}σ ({s.interval[0]:.2f} to {s.interval[1]:.2f})",
+            f"{s.p_value:.3f}" if s.p_value >= 0.001 else "<.001",
+            f"{s.auroc:.2f}",
+            f"{s.in_sample_separation:.2f}σ",
+            result.level,
+        ]
+        rows.append([*row, str(s.layer), str(s.n_pairs)] if detailed else row)
     return rows
 
 
@@ -45,7 +39,7 @@ def fact_rows(report: ScanReport) -> list[list[str]]:
             [
                 "refusal log-odds",
                 f"gap {r.log_odds_gap:+.2f} nats, AUROC {r.auroc:.2f} ({r.auroc_interval[0]:.2f} to"
-                f" {r.auroc_interval[1]:.2f})",
+                f" {r.auroc_interval[1]:.2f}); against harmless twins {r.twin_auroc:.2f}",
             ],
         ]
     a = report.ablation

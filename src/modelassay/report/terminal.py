@@ -22,11 +22,11 @@ STYLES = {
 
 def print_report(report: ScanReport, console: Console) -> None:
     """Prints the verdict, the concepts and the evidence."""
-    header, *rows = concept_rows(report)
-    table = Table(box=box.SIMPLE_HEAD, title="Held-out separation", title_justify="left")
+    header, *rows = concept_rows(report, detailed=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in header:
         numeric = name not in ("concept", "level")
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=not numeric)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row[:-1], f"[{STYLES[row[-1]]}]{row[-1]}[/]")
     console.print(table)
