@@ -356,6 +356,7 @@ def test_a_small_disk_is_seen_beforehand(small_disk, monkeypatch):
     assert "MODELASSAY_CACHE" in message
 
 
+@pytest.mark.real_model
 def test_the_disk_is_full_in_the_midst_of_a_conversion(small_disk, wheel, monkeypatch):
     """Others may have filled it since it was looked at."""
     monkeypatch.setenv("MODELASSAY_CACHE", str(small_disk))

@@ -761,8 +761,9 @@ def test_a_folder_without_a_config(copy):
 def test_nothing_there(tiny_folder, tmp_path):
     assert "No model at" in refusal(InputError, tmp_path / "gone")
     assert "No model at" in refusal(InputError, tmp_path / "gone.gguf")
-    assert "No model at" in refusal(InputError, tiny_folder() / "config.json")
-    for name in ("", " ", "a\0b", "two words", "a/b/c", "../gone"):
+    for name in (tiny_folder() / "config.json", ""):
+        assert "is neither a model folder nor a .gguf file" in refusal(InputError, name)
+    for name in (" ", "a\0b", "two words", "a/b/c", "../gone"):
         assert "No model at" in refusal(InputError, name)
     for name in ("~nobody-of-that-name/model", "a/" + "b" * 5000):
         assert "Cannot look for a model at" in (message := refusal(InputError, name))

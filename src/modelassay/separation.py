@@ -99,13 +99,16 @@ def measure_separation(
     n = len(keys)
     if n < 4:
         raise InputError(f"Separation needs at least 4 pairs, got {n}.")
-    order = sorted(range(n), key=lambda i: hashlib.sha256(keys[i].encode()).digest())
+    digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+    order = sorted(range(n), key=digests.__getitem__)
     pos = positive[order].double().numpy()
     neg = negative[order].double().numpy()
     folds = np.arange(n) % min(N_FOLDS, n)
 
     signs = np.ones((n, 1 + n_swaps))
-    signs[:, 1:] = np.random.default_rng(SEED).choice([-1.0, 1.0], size=(n, n_swaps))
+    # Seeded by the pairs: repeatable, yet other pairs are tried against other swaps.
+    swaps_rng = np.random.default_rng(list(b"".join(sorted(digests))))
+    signs[:, 1:] = swaps_rng.choice([-1.0, 1.0], size=(n, n_swaps))
     grams = [_grams(pos[:, i], neg[:, i]) for i in range(len(layers))]
     if all(dd.trace() < 1e-18 for dd, _ in grams):
         raise InputError("Both sides of every pair give the same activations; nothing to separate.")

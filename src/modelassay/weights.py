@@ -56,7 +56,6 @@ WRITERS = re.compile(
 BLOCK_INDEX = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 OTHER_TOWERS = re.compile(r"vision|visual|audio|image|encoder\.layers|mm_|projector")
 INPUT_BY_OUTPUT = ("gpt2",)  # families that store weights transposed (Conv1D): [in, out]
-NORM_BIAS = re.compile(r"(?:norm|ln_\w+|ln)\w*\.bias$")
 
 
 @dataclass(frozen=True)
@@ -149,13 +148,9 @@ def search_tensors(
         on_progress: Told (blocks done, blocks in all).
     """
     writers: dict[int, list[Callable[[], Tensor]]] = {}
-    centred = False
     for name, read in tensors:
         if OTHER_TOWERS.search(name):
             continue
-        # LayerNorm subtracts the mean over features, so nothing ever trains the writers along the
-        # all-ones direction; weight decay alone can empty it. RMSNorm models have no norm bias.
-        centred = centred or bool(NORM_BIAS.search(name))
         index = BLOCK_INDEX.search(name)
         if index and WRITERS.search(name):
             writers.setdefault(int(index.group(1)), []).append(read)
@@ -174,12 +169,12 @@ def search_tensors(
             if not weight.is_floating_point() or hidden_size not in weight.shape:
                 return _unsearched("the weights are stored packed (quantised)")
             gram += _normalised_gram(weight, hidden_size, model_type, device)
-        spectra[block] = _spectrum(gram, centred)
+        spectra[block] = _spectrum(gram)
         total += gram
     if on_progress:
         on_progress(len(writers), len(writers))
 
-    in_sum = _spectrum(total, centred)
+    in_sum = _spectrum(total)
     erased = tuple(block for block, spectrum in spectra.items() if spectrum.ratio < ERASED_RATIO)
     shared_hole = in_sum.ratio < ERASED_RATIO_IN_SUM
     if shared_hole:
@@ -221,18 +216,26 @@ def _normalised_gram(weight: Tensor, hidden: int, model_type: str, device: str) 
     return gram * (hidden / max(float(np.trace(gram)), 1e-30))
 
 
-def _spectrum(matrix: np.ndarray, centred: bool) -> _Spectrum:
+def _spectrum(gram: np.ndarray) -> _Spectrum:
     """The smallest ratio of neighbouring eigenvalues among the first few."""
+    spectrum = _smallest(gram)
+    n = len(gram)
+    ones = np.full(n, n**-0.5)
+    if spectrum.ratio < ERASED_RATIO_IN_SUM and np.sum((ones @ spectrum.vectors) ** 2) > 0.5:
+        # LayerNorm takes the mean over features away, so nothing ever trains the writers along the
+        # all-ones direction and weight decay empties it. Such a hole is natural: fill it and look
+        # for another.
+        spectrum = _smallest(gram + np.trace(gram) / n * np.outer(ones, ones))
+    return spectrum
+
+
+def _smallest(gram: np.ndarray) -> _Spectrum:
     from scipy.linalg import eigh
 
-    n = len(matrix)
-    if centred:  # fill the all-ones direction, which is empty by nature
-        matrix = matrix - matrix.mean(axis=0)
-        matrix = matrix - matrix.mean(axis=1, keepdims=True) + np.trace(matrix) / n / n
-    last = min(MAX_ERASED_DIRECTIONS, n - 1)
-    values, vectors = eigh(matrix, subset_by_index=[0, last])
+    n = len(gram)
+    values, vectors = eigh(gram, subset_by_index=[0, min(MAX_ERASED_DIRECTIONS, n - 1)])
     # Negative values are rounding; the floor keeps two of them from making a ratio.
-    values = np.maximum(values, 1e-9 * np.trace(matrix) / n)
+    values = np.maximum(values, 1e-9 * np.trace(gram) / n)
     ratios = values[:-1] / values[1:]
     hole = int(np.argmin(ratios))
     return _Spectrum(float(ratios[hole]), hole + 1, vectors[:, : hole + 1])

@@ -7,6 +7,7 @@ checkpoint that lacks weights is refused, because transformers would fill them i
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -79,6 +80,7 @@ def load(
     quantization: str | None = None,
     token: str | bool | None = None,
     trust_remote_code: bool = False,
+    max_bytes: int | None = None,
 ) -> LoadedModel:
     """Loads a causal language model for reading.
 
@@ -96,6 +98,7 @@ def load(
         token: Hub token; None uses the stored one, False none at all.
         trust_remote_code: Run the repository's own Python code. Never needed for a model that
             transformers knows.
+        max_bytes: Refuse to fetch more than this from the Hub for one repository.
 
     Raises:
         InputError: the model cannot be read or an option is unknown.
@@ -107,7 +110,11 @@ def load(
         raise InputError(f"Unknown quantization {quantization!r}; choose 8bit or 4bit.")
     device_map = _device_map(device)
 
-    options: dict[str, Any] = {"token": token, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {
+        "token": token,
+        "trust_remote_code": trust_remote_code,
+        "max_bytes": max_bytes,
+    }
     source = resolve(model_id, revision=revision, gguf_file=gguf_file, **options)
     adapter_source = None
     if adapter is not None:
@@ -123,7 +130,8 @@ def load(
             raise InputError(
                 f"The adapter {model_id} names no base; pass BASE --adapter {model_id}"
             )
-        source = resolve(str(base), **options)
+        # An adapter from the Hub must not make this machine open one of its own folders.
+        source = resolve(str(base), **options, local=adapter_source.commit is None)
     if source.is_adapter():
         raise InputError(f"The base {source.id} of the adapter {model_id} is an adapter itself.")
 
@@ -340,9 +348,11 @@ def _apply_adapter(model: Any, adapter: Source, *, merge: bool) -> Any:
                 " adapters that change weights, such as LoRA."
             )
         try:
-            wrapped = PeftModel.from_pretrained(model, folder, is_trainable=False)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Found missing adapter keys")
+                wrapped = PeftModel.from_pretrained(model, folder, is_trainable=False)
             # The same once more, because only this call tells which weights found no place.
-            result = wrapped.load_adapter(folder, wrapped.active_adapter)
+            result = wrapped.load_adapter(folder, "default")
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, KeyError, TypeError) as error:

@@ -79,10 +79,12 @@ def resolve(
     token: str | bool | None = None,
     trust_remote_code: bool = False,
     max_bytes: int | None = None,
+    local: bool = True,
 ) -> Source:
     """Finds or fetches the files of a model or adapter.
 
-    `max_bytes` bounds what is fetched from the Hub; the other arguments are those of `load`.
+    `max_bytes` bounds what is fetched from the Hub, `local=False` leaves this machine's folders
+    out; the other arguments are those of `load`.
 
     Raises:
         InputError: nothing there, or nothing there that may be opened.
@@ -95,21 +97,10 @@ def resolve(
             raise InputError("The embedded model is no GGUF file; leave --gguf-file out.")
         return Source(model_id, ensure_embedded(), commit=None)
 
-    try:
-        path = Path(model_id).expanduser()
-        exists, is_folder = path.exists(), bool(model_id) and path.is_dir()
-        names = [file.name for file in path.iterdir()] if is_folder else []
-    except (OSError, RuntimeError) as error:  # too long, not permitted, or no such user's home
-        cause = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"Cannot look for a model at {model_id[:80]!r}: {cause}") from error
-    if path.suffix == ".gguf" and path.is_file():
-        return _checked(Source(model_id, path.parent, commit=None, gguf_file=path.name))
-    if is_folder:
-        source = Source(model_id, path, commit=None, gguf_file=gguf_file)
-        if not source.is_adapter():
-            check_weight_files(model_id, names, gguf_file)
-        return _checked(source)
-    if not REPO_ID.fullmatch(model_id) or exists:
+    found = _find_local(model_id, gguf_file) if local else None
+    if found is not None:
+        return _checked(found)
+    if not REPO_ID.fullmatch(model_id):
         raise InputError(
             f"No model at {model_id!r}: give a folder, a .gguf file, a Hub id (owner/name) or"
             " `embedded`."
@@ -123,6 +114,27 @@ def resolve(
         max_bytes=max_bytes,
     )
     return _checked(Source(model_id, snapshot.folder, snapshot.commit, gguf_file))
+
+
+def _find_local(model_id: str, gguf_file: str | None) -> Source | None:
+    """The folder or GGUF file of that name, or None when there is none."""
+    try:
+        path = Path(model_id).expanduser()
+        exists, is_folder = path.exists(), bool(model_id) and path.is_dir()
+        names = [file.name for file in path.iterdir()] if is_folder else []
+    except (OSError, RuntimeError) as error:  # too long, not permitted, or no such user's home
+        cause = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"Cannot look for a model at {model_id[:80]!r}: {cause}") from error
+    if path.suffix == ".gguf" and path.is_file():
+        return Source(model_id, path.parent, commit=None, gguf_file=path.name)
+    if is_folder:
+        source = Source(model_id, path, commit=None, gguf_file=gguf_file)
+        if not source.is_adapter():
+            check_weight_files(model_id, names, gguf_file)
+        return source
+    if exists:
+        raise InputError(f"{model_id!r} is neither a model folder nor a .gguf file.")
+    return None
 
 
 def _checked(source: Source) -> Source:

@@ -105,6 +105,7 @@ def _scan_on_gpu(
                 chat_template=chat_template,
                 on_progress=on_progress,
                 token=False,
+                max_bytes=MAX_MODEL_BYTES,
             )
             results.put(report)
         except _Cancelled:
