@@ -107,8 +107,15 @@ def _generate_batch(
         mask[i, width - len(row) :] = 1
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
+        # What is not set here is taken from the checkpoint's own settings.
         do_sample=False,
         num_beams=1,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        min_length=0,
         use_cache=True,
         eos_token_id=end,
         pad_token_id=pad,

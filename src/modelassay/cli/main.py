@@ -7,7 +7,6 @@ import sys
 import traceback
 from typing import Annotated
 
-import click
 import typer
 
 from modelassay import __version__
@@ -59,21 +58,21 @@ def run(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code. Errors become one line on stderr."""
     _quieten_libraries()
     try:
-        code = app(args=arguments, standalone_mode=False)
-        return int(code or 0)
-    except (click.exceptions.Exit, typer.Exit) as error:
-        return error.exit_code
-    except click.ClickException as error:
-        return _fail(error.format_message(), EXIT_BAD_INPUT)
+        code = int(app(args=arguments, standalone_mode=False) or 0)
+    except typer.Exit as error:
+        code = error.exit_code
     except AssayError as error:
         return _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("Interrupted; nothing was written.", EXIT_INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) has gone; give the interpreter nothing to flush into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        # Usage errors are click's or, in newer versions of typer, its own; both can format.
+        if callable(format_message := getattr(error, "format_message", None)):
+            return _fail(str(format_message()), EXIT_BAD_INPUT)
         if os.environ.get("MODELASSAY_DEBUG"):
             traceback.print_exc()
         return _fail(
@@ -81,6 +80,9 @@ def run(arguments: list[str] | None = None) -> int:
             " where; please report it)",
             EXIT_INTERNAL,
         )
+    if code == EXIT_INTERRUPTED:  # typer catches Ctrl-C itself and gives this code
+        return _fail("Interrupted; nothing was written.", code)
+    return code
 
 
 def _fail(message: str, code: int) -> int:

@@ -51,8 +51,8 @@ def to_html(report: ScanReport) -> str:
         f"<title>modelassay: {escape(_title(report))}</title><style>{STYLE}</style></head><body>"
         f"{verdict_card(report)}<h2>Separation of concepts</h2>{concepts}"
         '<p class="small">Separation is scored on pairs that were not used to find the direction or'
-        " the block. The in-sample number is what ams-scanner prints; most of it can be"
-        " overfitting.</p>"
+        " the block. The column AMS is the number that ams-scanner prints, fitted and scored on the"
+        " same pairs: much of it can be overfitting.</p>"
         f"<h2>Evidence</h2>{facts}<h2>Charts</h2>{charts}</body></html>\n"
     )
 

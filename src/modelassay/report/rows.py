@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelassay.scanning import ScanReport
 
-CONCEPT_HEADER = ["concept", "separation (95%)", "p", "AUROC", "in-sample", "level"]
+CONCEPT_HEADER = ["concept", "separation (95%)", "p", "AUROC", "AMS", "level"]
 DETAIL_HEADER = [*CONCEPT_HEADER, "block", "pairs"]
 
 

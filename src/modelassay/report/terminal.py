@@ -23,7 +23,13 @@ STYLES = {
 def print_report(report: ScanReport, console: Console) -> None:
     """Prints the verdict, the concepts and the evidence."""
     header, *rows = concept_rows(report, detailed=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        caption="Scored on pairs held out. AMS: its number, fitted and scored on the same pairs.",
+        caption_justify="left",
+    )
     for name in header:
         numeric = name not in ("concept", "level")
         table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
