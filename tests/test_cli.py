@@ -214,6 +214,6 @@ def test_scan_of_the_embedded_model_as_a_user_runs_it(tmp_path):
     assert report["verdict"] == "CRITICAL"
     assert report["model"]["id"] == "embedded"
     assert report["model"]["n_layers"] == 30
-    assert report["refusal"]["n"] == 266
+    assert report["refusal"]["n"] == 188
     assert Path(target).read_text().count("Plotly.newPlot") == 8
     assert "Traceback" not in run.stderr

@@ -80,6 +80,15 @@ def test_borderline_prompts():
     assert not texts & used
 
 
+def test_harmful_requests_are_many_and_used_nowhere_else():
+    requests = shipped_prompts("harmful_requests")
+    assert len(requests.prompts) >= 48
+    assert len({prompt.category for prompt in requests.prompts}) >= 10
+    pairs = [pair for concept in shipped_concepts().values() for pair in concept.pairs]
+    used = {text for pair in pairs for text in (pair.positive, pair.negative)}
+    assert not {prompt.text for prompt in requests.prompts} & used
+
+
 def test_ams_files_load_unchanged(tmp_path):
     from ams.concepts import UNIVERSAL_SAFETY_CHECKS, export_concepts_to_json
 

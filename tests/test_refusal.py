@@ -101,7 +101,7 @@ def test_a_model_that_says_one_thing_is_not_selective(tiny):
     handle = biased(model, tokens[0])
     odds = read_activations(model, prompts, [1], readout=log_odds_readout(tokens)).readout[:, 0]
     evidence = measure_refusal(
-        model, prompts[:3], prompts[3:], LogOdds(odds[:3], odds[3:], odds[:3])
+        model, prompts[:3], prompts[3:], LogOdds(odds[:3], odds[3:], odds[:3], odds[:3])
     )
     handle.remove()
     assert evidence.selectivity == 0

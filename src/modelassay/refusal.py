@@ -70,7 +70,7 @@ class RefusalEvidence:
     """Of the refusal log-odds, harmful against harmless."""
     auroc_interval: tuple[float, float]
     twin_auroc: float
-    """The same, harmful against their harmless twins, which use the same words."""
+    """The same for pairs of a harmful prompt and a harmless twin in the same words."""
     twin_auroc_interval: tuple[float, float]
     n_harmful: int
     n_benign: int
@@ -87,12 +87,14 @@ class RefusalEvidence:
 
 
 class LogOdds(NamedTuple):
-    """Refusal log-odds [prompt] of three groups of prompts."""
+    """Refusal log-odds [prompt] of four groups of prompts."""
 
     harmful: Tensor
     harmless: Tensor
+    matched: Tensor
+    """Of harmful prompts that have a twin."""
     twins: Tensor
-    """Of the harmless partner of each harmful prompt, in the same order."""
+    """Of their harmless twins, in the same order."""
 
 
 def opening_tokens(model: LoadedModel) -> tuple[int, ...]:
@@ -161,7 +163,7 @@ def measure_refusal(
     opens = np.isin([answer.first_token for answer in answers], opening_tokens(model))
     n_harmful, n_harmless = len(harmful), len(harmless)
     k_harmful, k_harmless = int(refused[:n_harmful].sum()), int(refused[n_harmful:].sum())
-    x, y, twins = (group.double().numpy() for group in log_odds)
+    x, y, matched, twins = (group.double().numpy() for group in log_odds)
     return RefusalEvidence(
         harmful_rate=k_harmful / n_harmful,
         harmful_interval=wilson_interval(k_harmful, n_harmful),
@@ -173,8 +175,8 @@ def measure_refusal(
         log_odds_gap_interval=bootstrap_interval(x, y, _mean_gap, paired=False),
         auroc=float(auroc(x, y)),
         auroc_interval=bootstrap_interval(x, y, auroc, paired=False),
-        twin_auroc=float(auroc(x, twins)),
-        twin_auroc_interval=bootstrap_interval(x, twins, auroc),
+        twin_auroc=float(auroc(matched, twins)),
+        twin_auroc_interval=bootstrap_interval(matched, twins, auroc),
         n_harmful=n_harmful,
         n_benign=n_harmless,
         openings_coverage=float(opens[refused].mean()) if refused.any() else None,

@@ -47,10 +47,12 @@ from modelassay.weights import AblationEvidence, search_ablation
 SCHEMA = "modelassay.scan/1"
 READ_RANGE = (0.4, 0.8)
 """Blocks that are read, as a share of the depth; the range that ams-scanner searches."""
-BEHAVIOUR_CONCEPTS = ("harmful_content", "refusal_capability")
-"""Whose positives ought to be refused: questions and orders."""
+HARMFUL_PROMPTS = "harmful_requests"
+"""What ought to be refused: plainly harmful requests."""
 EVERYDAY_CONCEPT, BORDERLINE_PROMPTS = "control_topic", "borderline"
 """What ought to be answered: plain requests, and harmless ones that sound dangerous."""
+TWIN_CONCEPTS = ("harmful_content", "refusal_capability")
+"""Pairs of a harmful prompt and a harmless twin in the same words, for the log-odds only."""
 
 OnPhase = Callable[[str, int, int], None]
 """Progress: called with (phase, done, total)."""
@@ -95,7 +97,7 @@ class ScanReport:
             "refusal": {"unscored": self.refusal_unscored}
             if self.refusal is None
             else {**asdict(self.refusal), "n": self.refusal.n},
-            "ablation": asdict(self.ablation),
+            "ablation": _ablation_dict(self.ablation),
             "compare": None if self.compare is None else self._compare_dict(self.compare),
             "provenance": self.provenance,
         }
@@ -214,8 +216,7 @@ def _scan_loaded(
     no_behaviour = _why_no_behaviour(model, mode, chat_template)
     prompts = None if no_behaviour else _behaviour_prompts(concepts)
     texts = [text for c in concepts.values() for p in c.pairs for text in (p.positive, p.negative)]
-    answered = [*prompts.harmful, *prompts.harmless, *prompts.twins] if prompts else []
-    texts = list(dict.fromkeys([*texts, *answered]))
+    texts = list(dict.fromkeys([*texts, *(prompts.all() if prompts else ())]))
     encoded = dict(
         zip(texts, encode_prompts(model, texts, chat_template=chat_template), strict=True)
     )
@@ -223,7 +224,7 @@ def _scan_loaded(
     vectors, log_odds = _read(
         model,
         encoded,
-        answered,
+        prompts.all() if prompts else [],
         batch_tokens,
         _phase(on_progress, "reading"),
     )
@@ -251,7 +252,12 @@ def _scan_loaded(
             LogOdds(
                 *(
                     torch.stack([log_odds[text] for text in group])
-                    for group in (prompts.harmful, prompts.harmless, prompts.twins)
+                    for group in (
+                        prompts.harmful,
+                        prompts.harmless,
+                        prompts.matched,
+                        prompts.twins,
+                    )
                 )
             ),
             batch_tokens=batch_tokens,
@@ -274,25 +280,31 @@ def _scan_loaded(
 
 @dataclass(frozen=True)
 class _BehaviourPrompts:
-    """What a scan asks the model to answer."""
+    """Prompts on which behaviour is measured."""
 
     harmful: list[str]
     harmless: list[str]
     """Everyday and borderline."""
+    matched: list[str]
+    """Harmful prompts that have a twin."""
     twins: list[str]
-    """The harmless partner of each harmful prompt, for the log-odds only."""
+    """Their harmless twins, in the same order."""
+
+    def all(self) -> list[str]:
+        return [*self.harmful, *self.harmless, *self.matched, *self.twins]
 
 
 def _behaviour_prompts(concepts: Mapping[str, Concept]) -> _BehaviourPrompts:
-    pairs = [pair for name in BEHAVIOUR_CONCEPTS for pair in concepts[name].pairs]
+    pairs = [pair for name in TWIN_CONCEPTS for pair in concepts[name].pairs]
     everyday = shipped_concepts()[EVERYDAY_CONCEPT].pairs
     return _BehaviourPrompts(
-        harmful=[pair.positive for pair in pairs],
+        harmful=[prompt.text for prompt in shipped_prompts(HARMFUL_PROMPTS).prompts],
         harmless=[
             # One of each pair, from both topics in turn.
             *(p.positive if i % 2 else p.negative for i, p in enumerate(everyday)),
             *(prompt.text for prompt in shipped_prompts(BORDERLINE_PROMPTS).prompts),
         ],
+        matched=[pair.positive for pair in pairs],
         twins=[pair.negative for pair in pairs],
     )
 
@@ -310,13 +322,13 @@ def _why_no_behaviour(model: LoadedModel, mode: str, chat_template: bool) -> str
 def _read(
     model: LoadedModel,
     encoded: Mapping[str, Encoded],
-    answered: Sequence[str],
+    to_the_end: Sequence[str],
     batch_tokens: int | None,
     on_progress: OnProgress,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Activations [layer, hidden] of all texts, and refusal log-odds of the answered ones."""
+    """Activations [layer, hidden] of all texts, and refusal log-odds of those run to the end."""
     layers = read_range(len(model.blocks))
-    to_the_end = list(dict.fromkeys(answered))
+    to_the_end = list(dict.fromkeys(to_the_end))
     stop_early = [text for text in encoded if text not in set(to_the_end)]
     vectors: dict[str, Tensor] = {}
     log_odds: dict[str, Tensor] = {}
@@ -347,9 +359,18 @@ def _read(
 def _concept_dict(result: ConceptResult) -> dict[str, Any]:
     values = asdict(result.separation)
     del values["null"]  # thousands of numbers; the report's charts have them
-    values["by_layer"] = {str(layer): value for layer, value in values["by_layer"].items()}
-    values["null_by_layer"] = {str(layer): v for layer, v in values["null_by_layer"].items()}
+    values["by_layer"] = _text_keys(values["by_layer"])
+    values["null_by_layer"] = _text_keys(values["null_by_layer"])
     return {**values, "level": result.level}
+
+
+def _ablation_dict(ablation: AblationEvidence) -> dict[str, Any]:
+    return {**asdict(ablation), "ratio_by_block": _text_keys(ablation.ratio_by_block)}
+
+
+def _text_keys(values: Mapping[int, float]) -> dict[str, float]:
+    """Block numbers as JSON's keys."""
+    return {str(key): value for key, value in values.items()}
 
 
 def _provenance(

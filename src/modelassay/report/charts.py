@@ -75,7 +75,7 @@ def projections(name: str, separation: Separation) -> Any:
 def null_distribution(name: str, separation: Separation) -> Any:
     """Separation under label swaps, and the observed one."""
     figure = _figure(
-        f"{name}: observed and {len(separation.null)} label swaps (p = {separation.p_value:.2g})",
+        f"{name}: against label swaps (p = {separation.p_value:.2g})",
         "separation (σ)",
         "swaps",
     )

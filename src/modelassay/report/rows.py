@@ -39,7 +39,7 @@ def fact_rows(report: ScanReport) -> list[list[str]]:
             [
                 "refusal log-odds",
                 f"gap {r.log_odds_gap:+.2f} nats, AUROC {r.auroc:.2f} ({r.auroc_interval[0]:.2f} to"
-                f" {r.auroc_interval[1]:.2f}); against harmless twins {r.twin_auroc:.2f}",
+                f" {r.auroc_interval[1]:.2f}); between twins in the same words {r.twin_auroc:.2f}",
             ],
         ]
     a = report.ablation

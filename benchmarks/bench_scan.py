@@ -1,0 +1,201 @@
+"""What a scan costs: against ams-scanner, against one bare forward pass, and in memory.
+
+Everything is measured side by side in one run, in rounds that take turns, on the same loaded model
+with the same prompts (those of the installed ams-scanner) and threads. Loading is left out. Only
+ratios are reported: the median over the rounds of the ratio within a round, with its range.
+
+    python benchmarks/bench_scan.py [--rounds 5] [--write docs/benchmarks.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+from ams.concepts import get_scan_concepts
+from ams.extractor import ActivationExtractor
+
+from modelassay.activations import BATCH_TOKENS_CPU, capture, read_activations
+from modelassay.models import LoadedModel, load
+from modelassay.prompts import Encoded, encode_prompts
+from modelassay.scanning import read_range, scan
+from modelassay.separation import measure_separation
+from modelassay.weights import search_ablation
+
+Concepts = dict[str, list[tuple[str, str]]]
+
+
+def ams_scan(model: LoadedModel, concepts: Concepts) -> None:
+    """What `ams scan --mode full` does once its model is loaded."""
+    extractor = ActivationExtractor(model.model, model.tokenizer, "cpu", torch.float32)
+    for pairs in concepts.values():
+        positive, negative = (list(side) for side in zip(*pairs, strict=True))
+        extractor.extract_direction_with_layer_search(positive, negative)
+
+
+def our_separation(model: LoadedModel, concepts: Concepts, *, chat_template: bool) -> None:
+    """The same question answered by modelassay, 2000 label swaps included."""
+    layers = read_range(len(model.blocks))
+    texts = [text for pairs in concepts.values() for pair in pairs for text in pair]
+    encoded = encode_prompts(model, texts, chat_template=chat_template)
+    values = iter(read_activations(model, encoded, layers).values)
+    for pairs in concepts.values():
+        both = torch.stack([next(values) for _ in range(2 * len(pairs))])
+        keys = [f"{a}\n{b}" for a, b in pairs]
+        measure_separation(both[0::2], both[1::2], layers, keys)
+
+
+def floor(model: LoadedModel, prompts: list[Encoded]) -> None:
+    """One bare forward of the unique prompts, sorted and batched, as deep as the scan reads."""
+    depth = max(read_range(len(model.blocks)))
+    rows = sorted({prompt.ids for prompt in prompts}, key=len)
+    with torch.inference_mode():
+        while rows:
+            count = 1
+            while count < len(rows) and len(rows[count]) * (count + 1) <= BATCH_TOKENS_CPU:
+                count += 1
+            batch, rows = rows[:count], rows[count:]
+            width = len(batch[-1])
+            ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in batch])
+            with capture(model.blocks, [depth], lambda _layer, _hidden: None, stop=True):
+                model.model(input_ids=ids, use_cache=False)
+
+
+def seconds(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def ratios(
+    over: Callable[[], None], under: Callable[[], None], rounds: int
+) -> tuple[float, float, float]:
+    """Median, least and largest of time(over) / time(under), taking turns."""
+    found = [seconds(over) / seconds(under) for _ in range(rounds)]
+    return statistics.median(found), min(found), max(found)
+
+
+def peak_megabytes(work: Callable[[], object]) -> float:
+    """Largest growth of this process's memory while `work` runs."""
+    process, done = psutil.Process(), threading.Event()
+    gc.collect()
+    before = process.memory_info().rss
+    peak = before
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return (peak - before) / 1e6
+
+
+def main() -> None:
+    """Runs the benchmark and prints or writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", type=Path)
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
+
+    model = load("embedded", device="cpu")
+    concepts = {
+        c.name: [(p.positive, p.negative) for p in c.pairs] for c in get_scan_concepts("full")
+    }
+    texts = [text for pairs in concepts.values() for pair in pairs for text in pair]
+    raw = encode_prompts(model, texts, chat_template=False)
+    chat = encode_prompts(model, texts)
+    floor(model, chat)  # warm up, and touch every page of the weights
+
+    memory = {
+        mode: peak_megabytes(lambda mode=mode: scan(model, mode=mode))
+        for mode in ("quick", "standard")
+    }
+
+    def ours_raw() -> None:
+        our_separation(model, concepts, chat_template=False)
+
+    def ours_chat() -> None:
+        our_separation(model, concepts, chat_template=True)
+
+    def theirs() -> None:
+        ams_scan(model, concepts)
+
+    def with_weights() -> None:
+        ours_raw()
+        search_ablation(model)
+
+    table = {
+        "ams-scanner / modelassay, raw prompts": ratios(theirs, ours_raw, rounds),
+        "ams-scanner / modelassay, raw prompts, weight forensics included": ratios(
+            theirs, with_weights, rounds
+        ),
+        "ams-scanner (raw) / modelassay (chat template)": ratios(theirs, ours_chat, rounds),
+        "modelassay / floor, raw prompts": ratios(ours_raw, lambda: floor(model, raw), rounds),
+        "modelassay / floor, chat template": ratios(ours_chat, lambda: floor(model, chat), rounds),
+    }
+    layers = read_range(len(model.blocks))
+
+    def read(times: int) -> None:
+        copies = [f"({n}) {text}" for n in range(times) for text in texts]
+        read_activations(model, encode_prompts(model, copies), layers)
+
+    curve = {
+        n: ratios(lambda n=n: read(n), lambda: read(1), max(1, rounds // 2)) for n in (1, 4, 16)
+    }
+
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`. Ratios of times measured in turns in one run, median of"
+        f" {rounds} rounds (least to largest); loading excluded.",
+        "",
+        f"Model `embedded` (SmolLM2-135M-Instruct, fp32), {len(texts)} prompts of ams-scanner"
+        f" {version('ams-scanner')}, {torch.get_num_threads()} threads, {platform.machine()}, torch"
+        f" {torch.__version__}, transformers {version('transformers')}.",
+        "",
+        "| ratio of times | median | range |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {m:.2f} | {low:.2f} to {high:.2f} |"
+            for name, (m, low, high) in table.items()
+        ),
+        "",
+        "The floor is one bare forward pass of the same unique prompts, sorted, batched by tokens,"
+        " to the same depth, without a shared prefix. modelassay's time has the tokenizer, reading"
+        " and, for every concept, nested cross-validation with 2000 label swaps in it. With a chat"
+        " template, the system prompt is computed once, which is how it can fall below 1.",
+        "",
+        "| prompts | time against 1x |",
+        "|---|---|",
+        *(f"| {n}x ({n * len(texts)}) | {m:.2f} |" for n, (m, _, _) in curve.items()),
+        "",
+        "| mode | peak memory above the loaded model |",
+        "|---|---|",
+        *(f"| {mode} | {megabytes:.0f} MB |" for mode, megabytes in memory.items()),
+        "",
+    ]
+    text = "\n".join(lines)
+    if arguments.write:
+        arguments.write.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

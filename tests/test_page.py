@@ -1,0 +1,165 @@
+"""The page as a visitor and as a client meet it; nothing of the server leaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio")
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from modelassay.errors import InputError
+from modelassay.ui import build_app, launch
+from modelassay.ui.service import check_model_id, run_scan
+from test_scanning import SCHEMA
+
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    demo = build_app()
+    _, local_url, _ = launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    yield local_url
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def client(url) -> Client:
+    return Client(url, verbose=False)
+
+
+def chromium() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell"):
+        if path := shutil.which(name):
+            return path
+    if os.environ.get("CI"):
+        pytest.fail("CI has to install Chromium for the browser tests.")
+    pytest.skip("needs Chromium")
+
+
+def test_the_endpoints_are_these_and_no_others(client):
+    named = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(named) == {"/scan"}
+    parameters = [p["parameter_name"] for p in named["/scan"]["parameters"]]
+    assert parameters == ["model", "mode", "compare", "chat_template"]
+
+
+SECRETS = ("/etc/passwd", "/etc", "../..", "~", ".", "file:///etc/passwd", "C:\\", "src/modelassay")
+
+
+@pytest.mark.parametrize("path", [*SECRETS, "", "   ", "gpt2", "a/b/c", "x" * 5000])
+def test_visitors_cannot_name_paths(client, path):
+    with pytest.raises(AppError) as caught:
+        client.predict(path, "quick", "", True, api_name="/scan")
+    assert "Hub id" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_local_paths_are_for_those_who_ask_for_them(monkeypatch, tiny_folder):
+    folder = str(tiny_folder())
+    with pytest.raises(InputError, match="not a Hub id"):
+        check_model_id(folder)
+    monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", "1")
+    assert check_model_id(folder) == folder
+
+
+def test_errors_of_the_endpoint_are_one_line(client):
+    for arguments, message in (
+        (("embedded", "deep", "", True), "Unknown mode"),
+        (("someone/nothing", "quick", "", True), "cannot be reached"),
+        (("embedded", "quick", "/etc/passwd", True), "not a Hub id"),
+    ):
+        with pytest.raises(AppError, match=message) as caught:
+            client.predict(*arguments, api_name="/scan")
+        assert "\n" not in str(caught.value).strip()
+
+
+def test_files_of_the_server_are_not_served(url):
+    import httpx
+
+    for path in ("/etc/passwd", str(Path(__file__)), str(Path.cwd() / "pyproject.toml")):
+        answer = httpx.get(f"{url}gradio_api/file={path}")
+        assert answer.status_code in (403, 404), path
+
+
+def test_a_vanished_visitor_stops_the_scan(monkeypatch, tiny_folder):
+    import threading
+
+    monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", "1")
+    before = threading.active_count()
+    run = run_scan(str(tiny_folder()), "quick")
+    next(run), next(run), next(run)
+    run.close()
+    for thread in threading.enumerate():
+        if "work" in thread.name:
+            thread.join(timeout=60)
+    assert threading.active_count() <= before
+
+
+@pytest.mark.real_model
+def test_scan_endpoint_gives_the_report(client):
+    import jsonschema
+
+    report = client.predict("embedded", "quick", "", True, api_name="/scan")
+    jsonschema.validate(report, SCHEMA)
+    assert report["verdict"] == "INCONCLUSIVE"
+    assert report["model"]["id"] == "embedded"
+
+
+@pytest.mark.real_model
+@pytest.mark.browser
+def test_a_visitor_scans_and_downloads(url, tmp_path):
+    from playwright.sync_api import expect, sync_playwright
+
+    shots = Path(os.environ.get("MODELASSAY_SCREENSHOTS", tmp_path))
+    shots.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(CHROMIUM_FLAGS))
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(url)
+        expect(page.get_by_role("heading", name="modelassay")).to_be_visible(timeout=60_000)
+        page.screenshot(path=shots / "start.png")
+
+        model = page.get_by_role("textbox", name="Model").first
+        model.fill("<img src=x onerror=alert(1)>/../../etc/passwd")
+        page.get_by_role("button", name="Scan", exact=True).click()
+        expect(page.get_by_text("Not scanned.")).to_be_visible(timeout=60_000)
+        assert page.locator("img[src=x]").count() == 0
+        page.screenshot(path=shots / "refused.png")
+
+        model.fill("embedded")
+        page.get_by_label("quick").check()
+        page.get_by_role("button", name="Scan", exact=True).click()
+        expect(page.get_by_role("heading", name="INCONCLUSIVE")).to_be_visible(timeout=300_000)
+        expect(page.locator(".js-plotly-plot")).to_have_count(3, timeout=60_000)
+        expect(page.get_by_text("refusal_capability").first).to_be_visible()
+        page.screenshot(path=shots / "scanned.png", full_page=True)
+
+        with page.expect_download() as download:
+            page.get_by_role("button", name="JSON report").click()
+        report = json.loads(Path(download.value.path()).read_text())
+        assert report["schema"] == "modelassay.scan/1"
+        with page.expect_download() as download:
+            page.get_by_role("button", name="HTML report").click()
+        assert re.search(r"INCONCLUSIVE</h1>", Path(download.value.path()).read_text())
+
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.screenshot(path=shots / "phone.png", full_page=True)
+        assert errors == []
+        browser.close()
