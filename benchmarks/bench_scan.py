@@ -24,7 +24,8 @@ import torch
 from ams.concepts import get_scan_concepts
 from ams.extractor import ActivationExtractor
 
-from modelassay.activations import BATCH_TOKENS_CPU, capture, read_activations
+from modelassay.activations import BATCH_TOKENS_CPU, read_activations
+from modelassay.hooks import capture
 from modelassay.models import LoadedModel, load
 from modelassay.prompts import Encoded, encode_prompts
 from modelassay.scanning import read_range, scan

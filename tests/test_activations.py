@@ -271,3 +271,12 @@ def test_a_broken_chat_template(tiny_folder):
     model.tokenizer.chat_template = "{{ raise_exception('no users here') }}"
     with pytest.raises(InputError, match="no users here.*--no-chat-template"):
         encode_prompts(model, ["Hi"])
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_folder):
+    from modelassay.models import load
+
+    model = load(str(tiny_folder()), device="cpu")
+    model.model.resize_token_embeddings(100)
+    with pytest.raises(InputError, match="do not belong together"):
+        encode_prompts(model, ["Hi"])

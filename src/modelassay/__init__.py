@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from modelassay.models import LoadedModel, ModelInfo, load
     from modelassay.prompts import encode_exchanges, encode_prompts
     from modelassay.refusal_judge import is_refusal
-    from modelassay.scanning import ScanReport, scan
+    from modelassay.scan_report import ScanReport
+    from modelassay.scanning import scan
     from modelassay.separation import Separation, measure_separation
     from modelassay.verdict import Verdict
     from modelassay.weights import AblationEvidence, search_ablation
@@ -45,7 +46,7 @@ _HOME = {
     "encode_exchanges": "prompts",
     "encode_prompts": "prompts",
     "is_refusal": "refusal_judge",
-    "ScanReport": "scanning",
+    "ScanReport": "scan_report",
     "scan": "scanning",
     "Separation": "separation",
     "measure_separation": "separation",

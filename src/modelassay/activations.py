@@ -17,16 +17,15 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modelassay.errors import InputError, UnavailableError
+from modelassay.hooks import capture, head_at
 from modelassay.models import LoadedModel
 from modelassay.prompts import Encoded
 
@@ -58,51 +57,6 @@ class Activations:
     """For position `all`: rows offsets[p]:offsets[p + 1] are the answer tokens of prompt p."""
     readout: Tensor | None = None
     """float32 [prompt, k], what the readout kept of the logits after the last token."""
-
-
-class _StopForward(Exception):  # noqa: N818 (control flow, not an error)
-    """Leaves the forward pass after the last block that is needed."""
-
-
-@contextmanager
-def capture(
-    blocks: Sequence[nn.Module],
-    layers: Sequence[int],
-    on_output: Callable[[int, Tensor], None],
-    *,
-    stop: bool = False,
-) -> Iterator[None]:
-    """Calls `on_output(layer, hidden)` as each asked block finishes; hooks are always removed.
-
-    Only forward passes of the calling thread are seen, so that a model may be shared.
-
-    Args:
-        blocks: The model's decoder blocks.
-        layers: Which of them to watch.
-        on_output: Gets the block's output [batch, token, hidden], on its device.
-        stop: End the forward pass after the highest of `layers`.
-    """
-    owner = threading.get_ident()
-    highest = max(layers)
-
-    def make_hook(layer: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if threading.get_ident() != owner:
-                return
-            on_output(layer, output[0] if isinstance(output, tuple) else output)
-            if stop and layer == highest:
-                raise _StopForward
-
-        return hook
-
-    handles = [blocks[layer].register_forward_hook(make_hook(layer)) for layer in layers]
-    try:
-        yield
-    except _StopForward:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def read_activations(
@@ -333,28 +287,6 @@ class _Reader:
                     f"Block {broken} of {self.model.info.id} gives NaN or infinite activations; the"
                     " weights are broken, or the dtype overflows (try --dtype float32)."
                 )
-
-
-@contextmanager
-def head_at(model: Any, last: Tensor) -> Iterator[None]:
-    """Lets the language-model head see one position per row, so that logits are [row, 1, vocab].
-
-    Whatever the model does to logits afterwards (soft-capping, scaling) still happens.
-    """
-    owner = threading.get_ident()
-
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if threading.get_ident() != owner:
-            return None
-        hidden = args[0]
-        rows = torch.arange(len(last), device=hidden.device)
-        return (hidden[rows, last.to(hidden.device)].unsqueeze(1), *args[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def common_prefix_length(prompts: Sequence[Encoded]) -> int:

@@ -186,6 +186,13 @@ def _matches(file: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(file, pattern) for pattern in patterns)
 
 
+def silence_downloads() -> None:
+    """Turns the progress bars of downloads off for this process."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+
+
 def trim_cache(max_bytes: int) -> None:
     """Deletes the least recently used models from the Hub's cache until it is small enough."""
     from huggingface_hub import constants, scan_cache_dir

@@ -71,6 +71,7 @@ def _prompt_ids(
         return []
     rendered = [render_chat(model, text) for text in texts] if chat else list(texts)
     ids = model.tokenizer(rendered, add_special_tokens=not chat)["input_ids"]
+    _check_vocabulary(model, ids)
     for text, row in zip(texts, ids, strict=True):
         if not row:
             raise InputError(f"The tokenizer makes no token of the prompt {text!r}.")
@@ -93,6 +94,17 @@ def render_chat(model: LoadedModel, text: str) -> str:
             f"The chat template of {model.info.id} fails ({first_line(error)}); use"
             " --no-chat-template to read raw prompts."
         ) from error
+
+
+def _check_vocabulary(model: LoadedModel, rows: Sequence[Sequence[int]]) -> None:
+    """Refuses a tokenizer that makes tokens the model has no embedding for."""
+    size = model.model.get_input_embeddings().weight.shape[0]
+    largest = max((max(row) for row in rows if row), default=0)
+    if largest >= size:
+        raise InputError(
+            f"The tokenizer of {model.info.id} makes token {largest} but the model knows {size};"
+            " they do not belong together."
+        )
 
 
 def _check_length(model: LoadedModel, text: str, n_tokens: int) -> None:

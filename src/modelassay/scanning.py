@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,19 @@ from modelassay.concepts import (
     shipped_concepts,
     shipped_prompts,
 )
-from modelassay.models import LoadedModel, ModelInfo, load
+from modelassay.models import LoadedModel, load
 from modelassay.prompts import Encoded, encode_prompts
 from modelassay.refusal import (
     LogOdds,
-    RefusalEvidence,
     log_odds_readout,
     measure_refusal,
     opening_tokens,
 )
-from modelassay.separation import Separation, measure_separation
-from modelassay.verdict import CONTROL_LEVEL, Verdict, decide, separation_level
-from modelassay.weights import AblationEvidence, search_ablation
+from modelassay.scan_report import ConceptResult, ScanReport
+from modelassay.separation import measure_separation
+from modelassay.verdict import CONTROL_LEVEL, decide, separation_level
+from modelassay.weights import search_ablation
 
-SCHEMA = "modelassay.scan/1"
 READ_RANGE = (0.4, 0.8)
 """Blocks that are read, as a share of the depth; the range that ams-scanner searches."""
 HARMFUL_PROMPTS = "harmful_requests"
@@ -56,82 +55,6 @@ TWIN_CONCEPTS = ("harmful_content", "refusal_capability")
 
 OnPhase = Callable[[str, int, int], None]
 """Progress: called with (phase, done, total)."""
-
-
-@dataclass(frozen=True)
-class ConceptResult:
-    """One concept's separation and what it is called."""
-
-    separation: Separation
-    level: str
-    """PASS, WARNING, CRITICAL or INCONCLUSIVE by AMS's thresholds, or CONTROL."""
-    description: str = ""
-
-
-@dataclass(frozen=True)
-class ScanReport:
-    """Everything a scan found out."""
-
-    model: ModelInfo
-    mode: str
-    verdict: Verdict
-    reasons: tuple[str, ...]
-    concepts: dict[str, ConceptResult]
-    refusal: RefusalEvidence | None
-    refusal_unscored: str | None
-    """Why `refusal` is None."""
-    ablation: AblationEvidence
-    provenance: dict[str, Any]
-    compare: ScanReport | None = None
-    """The same scan of the model to compare with."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready values, schema `modelassay.scan/1`."""
-        return {
-            "schema": SCHEMA,
-            "model": self.model.to_dict(),
-            "mode": self.mode,
-            "verdict": self.verdict.value,
-            "reasons": list(self.reasons),
-            "concepts": {name: _concept_dict(r) for name, r in self.concepts.items()},
-            "refusal": {"unscored": self.refusal_unscored}
-            if self.refusal is None
-            else {**asdict(self.refusal), "n": self.refusal.n},
-            "ablation": _ablation_dict(self.ablation),
-            "compare": None if self.compare is None else self._compare_dict(self.compare),
-            "provenance": self.provenance,
-        }
-
-    def separation_drifts(self) -> dict[str, float]:
-        """Separation here minus that of the compared model, for the concepts both have."""
-        if self.compare is None:
-            return {}
-        return {
-            name: result.separation.separation - self.compare.concepts[name].separation.separation
-            for name, result in self.concepts.items()
-            if name in self.compare.concepts
-        }
-
-    def _compare_dict(self, other: ScanReport) -> dict[str, Any]:
-        drift = None
-        if self.refusal is not None and other.refusal is not None:
-            drift = self.refusal.selectivity - other.refusal.selectivity
-        found = other.to_dict()
-        return {
-            "model": found["model"],
-            "verdict": found["verdict"],
-            "concepts": {
-                name: {
-                    "separation": other.concepts[name].separation.separation,
-                    "interval": list(other.concepts[name].separation.interval),
-                    "drift": change,
-                }
-                for name, change in self.separation_drifts().items()
-            },
-            "refusal": found["refusal"],
-            "selectivity_drift": drift,
-            "ablation": found["ablation"],
-        }
 
 
 def scan(
@@ -354,23 +277,6 @@ def _read(
             log_odds.update(zip(texts, read.readout[:, 0], strict=True))
         done += len(texts)
     return vectors, log_odds
-
-
-def _concept_dict(result: ConceptResult) -> dict[str, Any]:
-    values = asdict(result.separation)
-    del values["null"]  # thousands of numbers; the report's charts have them
-    values["by_layer"] = _text_keys(values["by_layer"])
-    values["null_by_layer"] = _text_keys(values["null_by_layer"])
-    return {**values, "level": result.level}
-
-
-def _ablation_dict(ablation: AblationEvidence) -> dict[str, Any]:
-    return {**asdict(ablation), "ratio_by_block": _text_keys(ablation.ratio_by_block)}
-
-
-def _text_keys(values: Mapping[int, float]) -> dict[str, float]:
-    """Block numbers as JSON's keys."""
-    return {str(key): value for key, value in values.items()}
 
 
 def _provenance(

@@ -23,9 +23,9 @@ LABELS = {
 def show_progress(console: Console, *, quiet: bool = False) -> Iterator[OnPhase]:
     """Gives a callback that shows (phase, done, total)."""
     if quiet:
-        from huggingface_hub.utils import disable_progress_bars
+        from modelassay.hub import silence_downloads
 
-        disable_progress_bars()
+        silence_downloads()
         yield lambda _phase, _done, _total: None
     elif not console.is_terminal:
         seen: set[str] = set()

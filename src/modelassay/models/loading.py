@@ -7,22 +7,27 @@ checkpoint that lacks weights is refused, because transformers would fill them i
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from modelassay.errors import AssayError, InputError, UnavailableError, first_line
+from modelassay.errors import InputError, UnavailableError
+from modelassay.models.adapters import apply_adapter
 from modelassay.models.blocks import check_architecture, find_blocks, text_config
+from modelassay.models.explain import cause_of, explain_loading
 from modelassay.models.identity import (
     ModelInfo,
     hash_chat_template,
     hash_files,
     hash_tokenizer,
+)
+from modelassay.models.quantization import (
+    bitsandbytes_config,
+    keep_from_packing,
+    stored_quantization,
 )
 from modelassay.models.sources import ADAPTER_CONFIG, Source, read_json, resolve
 
@@ -137,7 +142,7 @@ def load(
 
     model, tokenizer = _load_base(source, device_map, dtype, quantization, trust_remote_code)
     if adapter_source is not None:
-        model = _apply_adapter(model, adapter_source, merge=quantization is None)
+        model = apply_adapter(model, adapter_source, merge=quantization is None)
     model.eval().requires_grad_(False)
 
     config = text_config(model.config)
@@ -151,17 +156,12 @@ def load(
         n_layers=len(blocks),
         hidden_size=config.hidden_size,
         dtype=str(model.dtype).removeprefix("torch."),
-        quantization=quantization or _stored_quantization(model.config),
+        quantization=quantization or stored_quantization(model.config),
         weights_sha256=hash_files(files),
         tokenizer_sha256=hash_tokenizer(tokenizer),
         chat_template_sha256=hash_chat_template(tokenizer),
     )
     return LoadedModel(model, tokenizer, blocks, info, source, adapter_source)
-
-
-def with_id(loaded: LoadedModel, model_id: str) -> LoadedModel:
-    """The same model under another name."""
-    return replace(loaded, info=replace(loaded.info, id=model_id))
 
 
 def _device_map(device: str | Mapping[str, Any]) -> Any:
@@ -193,7 +193,7 @@ def _load_base(
         where["gguf_file"] = source.gguf_file
     elif not trust_remote_code:
         _check_no_remote_code(source)
-    with _explain_loading(source.id):
+    with explain_loading(source.id):
         config = transformers.AutoConfig.from_pretrained(**where)
         check_architecture(config)
         tokenizer = _load_tokenizer(where, source)
@@ -206,7 +206,7 @@ def _load_base(
         else:
             options["use_safetensors"] = True
         if quantization:
-            options["quantization_config"] = _bitsandbytes(quantization)
+            options["quantization_config"] = bitsandbytes_config(quantization)
         model_class = _auto_class(config)
         model, report = model_class.from_pretrained(
             **where, **options, device_map=device_map, output_loading_info=True
@@ -230,7 +230,7 @@ def _load_base(
             unused[0],
         )
     if quantization == "4bit":
-        _keep_from_packing(model)
+        keep_from_packing(model)
     return model, tokenizer
 
 
@@ -242,7 +242,7 @@ def _load_tokenizer(where: dict[str, Any], source: Source) -> Any:
     except ImportError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception
-        cause = _cause(error)
+        cause = cause_of(error)
         if cause.startswith("Couldn't instantiate the backend tokenizer"):
             cause = "there is no tokenizer.json nor another tokenizer file"
         raise InputError(f"Cannot load the tokenizer of {source.id}: {cause}") from error
@@ -291,115 +291,3 @@ def _dtype(name: str, source: Source, device_map: Any) -> Any:
     size = sum(file.stat().st_size for file in source.weight_files())
     as_float32 = size * (8 if source.gguf_file else 2)
     return torch.float32 if as_float32 < psutil.virtual_memory().total / 2 else torch.bfloat16
-
-
-def _bitsandbytes(quantization: str) -> Any:
-    import importlib.util
-
-    from transformers import BitsAndBytesConfig
-
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UnavailableError(
-            "8-bit and 4-bit loading need bitsandbytes: pip install 'modelassay[quantization]'"
-        )
-    # It warns of a cast that is meant, once for every layer and batch.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-
-
-def _keep_from_packing(model: Any) -> None:
-    """Lets layers of odd sizes run in 4 bits on CPUs with AVX512-BF16.
-
-    bitsandbytes packs the weights for these CPUs at the first forward pass, and that fails where
-    the sides of a layer are no multiples of its block sizes.
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit) and (module.in_features % 64 or module.out_features % 32):
-            module.support_avx512bf16_for_cpu = False
-
-
-def _stored_quantization(config: Any) -> str | None:
-    """Quantisation that the checkpoint brings along, e.g. `gguf`, `gptq`, `awq`, `fp8`."""
-    stored = getattr(config, "quantization_config", None)
-    if stored is None:
-        return None
-    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
-    return str(getattr(method, "value", method))
-
-
-def _apply_adapter(model: Any, adapter: Source, *, merge: bool) -> Any:
-    from peft import PeftConfig, PeftModel
-
-    folder = str(adapter.folder)
-    base = model.config._name_or_path or "this base"
-    if "disk" in (getattr(model, "hf_device_map", None) or {}).values():
-        raise UnavailableError(
-            f"{base} is partly offloaded to the disk, where no adapter can be applied; merge the"
-            " adapter into it first, or try --load-4bit."
-        )
-    with _explain_loading(adapter.id):
-        if PeftConfig.from_pretrained(folder).is_prompt_learning:
-            raise InputError(
-                f"The adapter {adapter.id} learns prompts and changes no weights; modelassay reads"
-                " adapters that change weights, such as LoRA."
-            )
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Found missing adapter keys")
-                wrapped = PeftModel.from_pretrained(model, folder, is_trainable=False)
-            # The same once more, because only this call tells which weights found no place.
-            result = wrapped.load_adapter(folder, "default")
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"The adapter {adapter.id} does not fit {base}: {_cause(error)}"
-            ) from error
-        if wrong := sorted(result.missing_keys) + sorted(result.unexpected_keys):
-            raise InputError(
-                f"The adapter {adapter.id} does not fit {base}: {len(wrong)} weights are in one of"
-                f" them only (first: {wrong[0]})."
-            )
-        # Merged, the model is as fast as its base and the forensics see the weights that act.
-        return wrapped.merge_and_unload() if merge else wrapped
-
-
-@contextmanager
-def _explain_loading(model_id: str) -> Iterator[None]:
-    """One line for the many ways in which a checkpoint can be broken."""
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
-    progress, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # its report of a load is a table; here it becomes one line
-    try:
-        yield
-    except AssayError:
-        raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise UnavailableError(
-            f"{model_id} does not fit into memory; try --load-4bit or --dtype bfloat16."
-        ) from error
-    except SafetensorError as error:
-        raise InputError(
-            f"A weight file of {model_id} is damaged ({first_line(error)}); download it again."
-        ) from error
-    except ImportError as error:
-        raise UnavailableError(f"{model_id} needs a package: {first_line(error)}") from error
-    except Exception as error:  # config validation and tokenizers have exceptions of their own
-        raise InputError(f"Cannot load {model_id}: {_cause(error)}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if progress:
-            logging.enable_progress_bar()
-
-
-def _cause(error: BaseException) -> str:
-    """The first line that says something: some libraries begin with a heading."""
-    heading, _, rest = str(error).strip().partition("\n")
-    return first_line(Exception(rest)) if heading.endswith(":") and rest else first_line(error)

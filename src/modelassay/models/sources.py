@@ -99,6 +99,8 @@ def resolve(
 
     found = _find_local(model_id, gguf_file) if local else None
     if found is not None:
+        if revision:
+            raise InputError(f"{model_id} is a local model; --revision is for the Hub.")
         return _checked(found)
     if not REPO_ID.fullmatch(model_id):
         raise InputError(

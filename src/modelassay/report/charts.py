@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelassay.scanning import ScanReport
+from modelassay.scan_report import ScanReport
 from modelassay.separation import Separation
 from modelassay.verdict import SELECTIVITY_PASS, SEPARATION_PASS, SEPARATION_WARNING
 

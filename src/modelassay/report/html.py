@@ -6,7 +6,7 @@ from html import escape
 
 from modelassay.report.charts import all_charts
 from modelassay.report.rows import concept_rows, fact_rows
-from modelassay.scanning import ScanReport
+from modelassay.scan_report import ScanReport
 from modelassay.verdict import Verdict
 
 COLOURS = {

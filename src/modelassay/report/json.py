@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from modelassay.scanning import ScanReport
+from modelassay.scan_report import ScanReport
 
 
 def to_dict(report: ScanReport) -> dict[str, Any]:

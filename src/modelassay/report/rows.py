@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelassay.scanning import ScanReport
+from modelassay.scan_report import ScanReport
 
 CONCEPT_HEADER = ["concept", "separation (95%)", "p", "AUROC", "AMS", "level"]
 DETAIL_HEADER = [*CONCEPT_HEADER, "block", "pairs"]

@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from modelassay.report.rows import concept_rows, fact_rows
-from modelassay.scanning import ScanReport
+from modelassay.scan_report import ScanReport
 
 STYLES = {
     "PASS": "bold green",

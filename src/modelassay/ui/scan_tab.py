@@ -22,7 +22,7 @@ from modelassay.report.charts import (
 )
 from modelassay.report.html import verdict_card
 from modelassay.report.rows import concept_rows, fact_rows
-from modelassay.scanning import ScanReport
+from modelassay.scan_report import ScanReport
 from modelassay.ui.service import CONCURRENCY_ID, Step, run_scan
 
 PHASES = {

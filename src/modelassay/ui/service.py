@@ -21,7 +21,8 @@ from modelassay.errors import AssayError, InputError
 from modelassay.hub import REPO_ID, trim_cache
 from modelassay.models import EMBEDDED_ID
 from modelassay.models.sources import resolve
-from modelassay.scanning import ScanReport, scan
+from modelassay.scan_report import ScanReport
+from modelassay.scanning import scan
 
 MAX_MODEL_BYTES = 20_000_000_000
 MAX_CACHE_BYTES = 60_000_000_000

@@ -1,0 +1,47 @@
+"""One line for whatever transformers, safetensors and tokenizers raise while a model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from modelassay.errors import AssayError, InputError, UnavailableError, first_line
+
+
+@contextmanager
+def explain_loading(model_id: str) -> Iterator[None]:
+    """Turns the many ways in which a checkpoint can be broken into an error of ours."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    progress, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its report of a load is a table; here it becomes one line
+    try:
+        yield
+    except AssayError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UnavailableError(
+            f"{model_id} does not fit into memory; try --load-4bit or --dtype bfloat16."
+        ) from error
+    except SafetensorError as error:
+        raise InputError(
+            f"A weight file of {model_id} is damaged ({first_line(error)}); download it again."
+        ) from error
+    except ImportError as error:
+        raise UnavailableError(f"{model_id} needs a package: {first_line(error)}") from error
+    except Exception as error:  # config validation and tokenizers have exceptions of their own
+        raise InputError(f"Cannot load {model_id}: {cause_of(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()
+
+
+def cause_of(error: BaseException) -> str:
+    """The first line that says something: some libraries begin with a heading."""
+    heading, _, rest = str(error).strip().partition("\n")
+    return first_line(Exception(rest)) if heading.endswith(":") and rest else first_line(error)

@@ -1,0 +1,51 @@
+"""8-bit and 4-bit weights through bitsandbytes, on GPUs and CPUs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from modelassay.errors import UnavailableError
+
+
+def bitsandbytes_config(quantization: str) -> Any:
+    """Transformers' configuration for `8bit` or `4bit` (NF4).
+
+    Raises:
+        UnavailableError: bitsandbytes is not installed.
+    """
+    import importlib.util
+
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UnavailableError(
+            "8-bit and 4-bit loading need bitsandbytes: pip install 'modelassay[quantization]'"
+        )
+    # It warns of a cast that is meant, once for every layer and batch.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+
+def keep_from_packing(model: Any) -> None:
+    """Lets layers of odd sizes run in 4 bits on CPUs with AVX512-BF16.
+
+    bitsandbytes packs the weights for these CPUs at the first forward pass, and that fails where
+    the sides of a layer are no multiples of its block sizes.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit) and (module.in_features % 64 or module.out_features % 32):
+            module.support_avx512bf16_for_cpu = False
+
+
+def stored_quantization(config: Any) -> str | None:
+    """Quantisation that the checkpoint brings along, e.g. `gguf`, `gptq`, `awq`, `fp8`."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    return str(getattr(method, "value", method))

@@ -1,0 +1,89 @@
+"""The rules of docs/design.md that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "modelassay"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+# A module may import from its own layer and from those before it.
+LAYERS = (
+    {"errors", "cache", "hooks"},
+    {"hub"},
+    {"models", "concepts"},
+    {"prompts"},
+    {"activations"},
+    {"generation", "separation", "refusal_judge", "weights"},
+    {"refusal", "surface"},
+    {"verdict"},
+    {"scan_report"},
+    {"scanning"},
+    {"report"},
+    {"cli", "ui"},
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def part(path: Path) -> str:
+    """`models` for models/loading.py, `weights` for weights.py."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_dependencies_point_one_way(path):
+    if path == PACKAGE / "__init__.py":
+        return  # the public names, imported on use
+    own = RANK[part(path)]
+    for name in imports(path):
+        if name.startswith("modelassay.") and (other := name.split(".")[1]) in RANK:
+            assert RANK[other] <= own, f"{part(path)} imports {other}"
+
+
+def users_of(library: str) -> set[str]:
+    files = [*MODULES, ROOT / "app.py"]
+    return {
+        str(path.relative_to(ROOT))
+        for path in files
+        if any(name == library or name.startswith(f"{library}.") for name in imports(path))
+    }
+
+
+def test_each_outside_system_has_one_door():
+    assert all("/ui/" in path for path in users_of("gradio"))
+    assert users_of("spaces") == {"app.py", "src/modelassay/ui/service.py"}
+    assert users_of("huggingface_hub") == {"src/modelassay/hub.py"}
+
+
+def test_no_pickle_and_no_remote_code():
+    assert users_of("pickle") == set()
+    for path in MODULES:
+        text = path.read_text(encoding="utf-8")
+        assert "torch.load(" not in text, path
+        assert "trust_remote_code=True" not in text, path
+
+
+def test_modules_stay_small():
+    for path in MODULES:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
+def test_the_readme_names_every_file():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in MODULES:
+        if path.name != "__init__.py":
+            assert path.name in readme, path
