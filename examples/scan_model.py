@@ -16,6 +16,4 @@ for reason in report.reasons:
     print("-", reason)
 for name, result in report.concepts.items():
     s = result.separation
-    print(
-        f"{name}: {s.separation:.2f}σ held out (p {s.p_value:.3f}), AMS {s.in_sample_separation:.2f}σ"
-    )
+    print(f"{name}: {s.separation:.2f}σ held out, p {s.p_value:.3f}")

@@ -82,7 +82,7 @@ def test_swaps_equal_measuring_swapped_data():
         a = torch.where(flip[:, None, None], negative, positive)
         b = torch.where(flip[:, None, None], positive, negative)
         again = measure_separation(a, b, range(4), keys(16), n_swaps=1)
-        assert again.separation == pytest.approx(measured.null[swap], rel=1e-6)
+        assert again.separation == pytest.approx(measured.null[swap], rel=1e-4, abs=1e-5)
 
 
 def test_p_values_are_uniform_when_labels_mean_nothing():
