@@ -27,7 +27,7 @@ def print_report(report: ScanReport, console: Console) -> None:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
-        caption="Scored on pairs held out. AMS: its number, fitted and scored on the same pairs.",
+        caption="AMS: its own number, fitted and scored on the same pairs.",
         caption_justify="left",
     )
     for name in header:
