@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -136,7 +135,7 @@ def test_interrupted_scans_write_nothing(quick, tmp_path, capfd, monkeypatch):
     import modelassay.scanning as scanning
 
     def interrupt(*_args, **_kwargs):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(scanning, "search_ablation", interrupt)
     target = tmp_path / "report.html"
