@@ -206,7 +206,7 @@ def test_scan_of_the_embedded_model_as_a_user_runs_it(tmp_path):
     target = tmp_path / "report.html"
     run = subprocess.run(
         [*COMMAND, "scan", "embedded", "--json", "--html", str(target)],
-        capture_output=True, text=True, check=False, timeout=500,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 1, run.stderr
     report = json.loads(run.stdout)

@@ -146,7 +146,7 @@ def test_a_visitor_scans_and_downloads(url, tmp_path):
         model.fill("embedded")
         page.get_by_label("quick").check()
         page.get_by_role("button", name="Scan", exact=True).click()
-        expect(page.get_by_role("heading", name="INCONCLUSIVE")).to_be_visible(timeout=300_000)
+        expect(page.get_by_role("heading", name="INCONCLUSIVE")).to_be_visible(timeout=900_000)
         expect(page.locator(".js-plotly-plot")).to_have_count(3, timeout=60_000)
         expect(page.get_by_text("refusal_capability").first).to_be_visible()
         page.screenshot(path=shots / "scanned.png", full_page=True)
