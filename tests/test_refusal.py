@@ -117,6 +117,6 @@ def test_the_real_model_answers_and_its_openings_are_words(embedded):
     prompts = encode_prompts(embedded, ["What is the capital of France?", "Name three colours."])
     paris, colours = generate_greedy(embedded, prompts, max_new_tokens=16)
     assert "Paris" in paris.text
-    assert "blue" in colours.text.lower()
+    assert "red" in colours.text.lower()
     words = {embedded.tokenizer.decode([t]) for t in opening_tokens(embedded)}
     assert {"I", "Sorry", "Unfortunately", "As"} <= words
