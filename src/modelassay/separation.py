@@ -119,6 +119,7 @@ def measure_separation(
         _nested(light, folds, signs[:, start : start + CHUNK]) for start in range(0, n_swaps, CHUNK)
     ]
     separation = float(observed.separation[0])
+    tie = 1e-3 * max(1.0, abs(separation))  # swaps that change nothing differ by rounding only
     by_layer = observed.by_layer[:, 0]
     null = np.concatenate([swap.separation for swap in swaps])
     null_by_layer = np.quantile(np.hstack([swap.by_layer for swap in swaps]), 0.95, axis=1)
@@ -128,7 +129,7 @@ def measure_separation(
     return Separation(
         separation=separation,
         interval=bootstrap_interval(p, q, pooled_separation),
-        p_value=float((1 + np.sum(null >= separation)) / (1 + n_swaps)),
+        p_value=float((1 + np.sum(null >= separation - tie)) / (1 + n_swaps)),
         auroc=float(auroc(p, q)),
         auroc_interval=bootstrap_interval(p, q, auroc),
         layer=int(layers[int(np.argmax(by_layer))]),

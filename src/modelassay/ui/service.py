@@ -73,6 +73,7 @@ def run_scan(
     if mode not in MODES:
         raise InputError(f"Unknown mode {mode!r}; choose {', '.join(MODES)}.")
     yield Step("fetching", 0, len(ids))
+    trim_cache(MAX_CACHE_BYTES)
     for done, name in enumerate(ids, start=1):
         # Outside the GPU call, whose seconds are counted.
         resolve(name, token=False, max_bytes=MAX_MODEL_BYTES)
@@ -82,7 +83,6 @@ def run_scan(
         if isinstance(result, str):
             raise InputError(result)
         yield result
-    trim_cache(MAX_CACHE_BYTES)
 
 
 @spaces.GPU(duration=GPU_SECONDS)
