@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 scan: $(INSTALLED)  ## Scan the embedded model, or MODEL=...
-	$(BIN)/modelassay scan $(MODEL)
+	@$(BIN)/modelassay scan $(MODEL) || { code=$$?; test $$code -eq 1 || test $$code -eq 3 || exit $$code; }
 
 app: $(INSTALLED)  ## Open the page on http://127.0.0.1:7860
 	$(BIN)/python app.py

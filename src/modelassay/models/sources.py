@@ -154,10 +154,8 @@ def _checked(source: Source) -> Source:
         raise InputError(f"{source.id} has no config.json; give a transformers model folder.")
     for file in source.weight_files():
         # An index must not lead out of the model's own folder.
-        inside = (
-            file.relative_to(source.folder).parts if file.is_relative_to(source.folder) else ("..",)
-        )
-        if ".." in inside:
+        outside = not file.is_relative_to(source.folder)
+        if outside or ".." in file.relative_to(source.folder).parts:
             raise InputError(f"The index of {source.id} names a weight file outside its folder.")
     missing = [file.name for file in source.weight_files() if not file.is_file()]
     if missing:
