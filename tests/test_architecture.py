@@ -19,6 +19,7 @@ LAYERS = (
     {"activations"},
     {"generation", "separation", "refusal_judge", "weights"},
     {"refusal", "surface"},
+    {"organisms"},
     {"verdict"},
     {"scan_report"},
     {"scanning"},

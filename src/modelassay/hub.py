@@ -232,3 +232,84 @@ def check_weight_files(where: str, files: list[str], gguf_file: str | None = Non
             " them to safetensors first."
         )
     raise InputError(f"{where} has no model weights (no .safetensors file).")
+
+
+def read_dataset(
+    where: str | Path,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    data_files: str | None = None,
+    token: str | bool | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of a table: a local JSON, JSONL, CSV or Parquet file (also gzipped), or a Hub data set.
+
+    Args:
+        where: Path of a file, or `owner/name`.
+        config: Configuration of a Hub data set.
+        split: Split of a Hub data set.
+        data_files: One file of a Hub data set, where it has no configurations.
+        token: Hub token, None for the stored one.
+
+    Raises:
+        InputError: no such file or data set, or one that cannot be parsed.
+        UnavailableError: the Hub cannot be reached.
+    """
+    path = Path(where)
+    if path.is_file():
+        return _read_table(path)
+    if path.suffix.lstrip(".") in (*TABLES, "gz") or path.is_absolute() or path.exists():
+        raise InputError(f"No data file at {where}; give a JSON, JSONL, CSV or Parquet file.")
+    if not REPO_ID.fullmatch(str(where)) or "/" not in str(where):
+        raise InputError(f"{str(where)!r} is neither a data file nor a Hub data set (owner/name).")
+    import datasets
+    from datasets import exceptions
+
+    _quieten_datasets()
+    with hub_errors(str(where)):
+        try:
+            table = datasets.load_dataset(
+                str(where), config, split=split, data_files=data_files, token=token
+            )
+        except exceptions.DatasetNotFoundError as error:
+            raise InputError(
+                f"No data set {str(where)!r} on the Hub that you may see: check the spelling, or"
+                " pass a token if it is private or gated."
+            ) from error
+        except (ValueError, exceptions.DatasetsError) as error:
+            raise InputError(f"Cannot read the data set {where}: {first_line(error)}") from error
+        return [dict(row) for row in table]
+
+
+TABLES = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
+
+
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    import tempfile
+
+    import datasets
+    from datasets import exceptions
+
+    _quieten_datasets()
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    kind = TABLES.get(suffix.lstrip("."))
+    if kind is None:
+        raise InputError(f"{path} is no JSON, JSONL, CSV or Parquet file.")
+    with tempfile.TemporaryDirectory() as scratch:  # its cache would outlive changes of the file
+        try:
+            table = datasets.load_dataset(
+                kind, data_files=str(path), split="train", cache_dir=scratch
+            )
+            return [dict(row) for row in table]
+        except OSError as error:
+            raise UnavailableError(f"{path} cannot be read: {first_line(error)}") from error
+        except (ValueError, TypeError, exceptions.DatasetsError) as error:
+            cause = error.__cause__ or error
+            raise InputError(f"{path} cannot be parsed: {first_line(cause)}") from error
+
+
+def _quieten_datasets() -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()

@@ -79,11 +79,12 @@ def _prompt_ids(
     return [tuple(row) for row in ids]
 
 
-def render_chat(model: LoadedModel, text: str) -> str:
+def render_chat(model: LoadedModel, text: str, *, system: str | None = None) -> str:
     """The text of a one-turn conversation up to where the assistant's answer begins."""
+    opening = [{"role": "system", "content": system}] if system else []
     try:
         return model.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
+            [*opening, {"role": "user", "content": text}],
             tokenize=False,
             add_generation_prompt=True,
             # Reasoning models (Qwen 3 and others) answer at once; other templates ignore this.

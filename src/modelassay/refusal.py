@@ -79,6 +79,12 @@ class RefusalEvidence:
     """Share of the refusals seen that begin with a token the log-odds count; None without any."""
     openings_precision: float | None
     """Share of answers beginning with such a token that are refusals; None without any."""
+    harmful_refused: tuple[bool, ...] = ()
+    """For each harmful prompt, whether its answer refuses."""
+    benign_refused: tuple[bool, ...] = ()
+    harmful_log_odds: tuple[float, ...] = ()
+    """For each harmful prompt, the refusal log-odds in nats."""
+    benign_log_odds: tuple[float, ...] = ()
 
     @property
     def n(self) -> int:
@@ -179,6 +185,10 @@ def measure_refusal(
         twin_auroc_interval=bootstrap_interval(matched, twins, auroc),
         n_harmful=n_harmful,
         n_benign=n_harmless,
+        harmful_refused=tuple(refused[:n_harmful].tolist()),
+        benign_refused=tuple(refused[n_harmful:].tolist()),
+        harmful_log_odds=tuple(x.tolist()),
+        benign_log_odds=tuple(y.tolist()),
         openings_coverage=float(opens[refused].mean()) if refused.any() else None,
         openings_precision=float(refused[opens].mean()) if opens.any() else None,
     )

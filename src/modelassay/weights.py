@@ -18,7 +18,6 @@ one Gram matrix of the hidden size.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from modelassay.models import LoadedModel
 from modelassay.models.blocks import text_config
+from modelassay.models.writers import residual_axis, writing_block
 
 ERASED_RATIO = 0.05
 """A neighbouring-eigenvalue ratio below this is a hole. Untouched matrices measured lie above 0.4
@@ -43,19 +43,6 @@ MAX_ERASED_DIRECTIONS = 4
 MIN_ERASED_BLOCKS = 2
 """One block alone may be odd by nature (the first and last ones are)."""
 SHARED_COSINE = 0.9
-
-# Parameter names of the matrices whose output is added to the residual stream, in the model
-# families of transformers: attention output, MLP output, experts' output.
-WRITERS = re.compile(
-    r"(?:attn|attention|self_attention|mixer|temporal_block|linear_attn)\."
-    r"(?:o_proj|out_proj|c_proj|dense|wo|attn_out|out_lin)\.weight$"
-    r"|(?:mlp|feed_forward|ffn|block_sparse_moe|moe|shared_expert|shared_experts)?\.?"
-    r"(?:experts\.(?:\d+\.)?)?"
-    r"(?:down_proj|fc2|c_proj|dense_4h_to_h|w2|fc_out|ff_out|down_proj_weight)(?:\.weight)?$"
-)
-BLOCK_INDEX = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-OTHER_TOWERS = re.compile(r"vision|visual|audio|image|encoder\.layers|mm_|projector")
-INPUT_BY_OUTPUT = ("gpt2",)  # families that store weights transposed (Conv1D): [in, out]
 
 
 @dataclass(frozen=True)
@@ -149,11 +136,8 @@ def search_tensors(
     """
     writers: dict[int, list[Callable[[], Tensor]]] = {}
     for name, read in tensors:
-        if OTHER_TOWERS.search(name):
-            continue
-        index = BLOCK_INDEX.search(name)
-        if index and WRITERS.search(name):
-            writers.setdefault(int(index.group(1)), []).append(read)
+        if (block := writing_block(name)) is not None:
+            writers.setdefault(block, []).append(read)
     if not writers:
         return _unsearched("none of the weights has the name of an output projection")
 
@@ -206,11 +190,8 @@ def _share_subspace(bases: Sequence[np.ndarray]) -> bool:
 
 def _normalised_gram(weight: Tensor, hidden: int, model_type: str, device: str) -> np.ndarray:
     """W Wᵀ over the residual stream's axis, scaled to a mean eigenvalue of 1; [hidden, hidden]."""
-    if weight.dim() == 3:  # fused experts: [expert, in, out] or [expert, out, in]
-        axis = 2 if weight.shape[2] == hidden else 1
-        weight = weight.movedim(axis, 0).reshape(hidden, -1)
-    elif model_type in INPUT_BY_OUTPUT or weight.shape[0] != hidden:
-        weight = weight.T
+    axis = residual_axis(weight, hidden, model_type)
+    weight = weight.movedim(axis, 0).reshape(hidden, -1)
     weight = weight.to(device).float()
     gram = (weight @ weight.T).double().cpu().numpy()
     return gram * (hidden / max(float(np.trace(gram)), 1e-30))

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from modelassay import __version__
-from modelassay.cli import concepts, scan
+from modelassay.cli import concepts, organism, scan
 from modelassay.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERNAL,
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.command("scan")(scan.scan_command)
 app.add_typer(concepts.app, name="concepts")
+app.add_typer(organism.app, name="organism")
 
 
 def _version(show: bool) -> None:

@@ -11,7 +11,8 @@ from modelassay.errors import InputError
 ModelArg = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="`embedded`, a Hub id, a folder, a .gguf file or a PEFT adapter."
+        metavar="MODEL",
+        help="`embedded`, `organism:NAME`, a Hub id, a folder, a .gguf file or a PEFT adapter.",
     ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]

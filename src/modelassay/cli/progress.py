@@ -16,6 +16,10 @@ LABELS = {
     "reading": "reading activations (prompts)",
     "statistics": "statistics (concepts)",
     "answering": "short answers (prompts)",
+    "data": "reading the data sets",
+    "training": "training (steps)",
+    "searching": "searching the refusal direction (blocks)",
+    "measuring": "measuring refusals (prompts)",
 }
 
 

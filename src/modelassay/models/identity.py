@@ -23,6 +23,8 @@ class ModelInfo:
     """Hub commit (40 hex digits), or None for a local model."""
     adapter: str | None
     """Adapter id or folder that was applied over the base, or None."""
+    organism: str | None
+    """What was done to it if it is a model organism, else None."""
     architecture: str
     n_layers: int
     hidden_size: int

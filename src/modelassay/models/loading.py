@@ -24,6 +24,7 @@ from modelassay.models.identity import (
     hash_files,
     hash_tokenizer,
 )
+from modelassay.models.organisms import Organism, files_of, find_organism, is_organism, transform
 from modelassay.models.quantization import (
     bitsandbytes_config,
     keep_from_packing,
@@ -90,8 +91,8 @@ def load(
     """Loads a causal language model for reading.
 
     Args:
-        model_id: `embedded`, a Hub id, a local folder, a `.gguf` file, or a PEFT adapter (its base
-            is then loaded and the adapter applied).
+        model_id: `embedded`, `organism:NAME`, a Hub id, a local folder, a `.gguf` file, or a PEFT
+            adapter (its base is then loaded and the adapter applied).
         revision: Hub branch, tag or commit.
         adapter: PEFT adapter (Hub id or folder) to apply over `model_id`.
         gguf_file: Name of the GGUF file inside the folder or repository.
@@ -114,6 +115,9 @@ def load(
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise InputError(f"Unknown quantization {quantization!r}; choose 8bit or 4bit.")
     device_map = _device_map(device)
+    organism = find_organism(model_id) if is_organism(model_id) else None
+    if organism is not None:
+        _check_transform(organism, quantization)
 
     options: dict[str, Any] = {
         "token": token,
@@ -144,14 +148,18 @@ def load(
     if adapter_source is not None:
         model = apply_adapter(model, adapter_source, merge=quantization is None)
     model.eval().requires_grad_(False)
+    if organism is not None:
+        transform(model, organism)
 
     config = text_config(model.config)
     blocks = find_blocks(model)
     files = source.weight_files() + (adapter_source.weight_files() if adapter_source else [])
+    files += files_of(organism) if organism else []
     info = ModelInfo(
         id=model_id,
         revision=source.commit,
         adapter=adapter_source.id if adapter_source else None,
+        organism=organism.summary if organism else None,
         architecture=(model.config.architectures or [type(model).__name__])[0],
         n_layers=len(blocks),
         hidden_size=config.hidden_size,
@@ -162,6 +170,15 @@ def load(
         chat_template_sha256=hash_chat_template(tokenizer),
     )
     return LoadedModel(model, tokenizer, blocks, info, source, adapter_source)
+
+
+def _check_transform(organism: Organism, quantization: str | None) -> None:
+    """Refuses packed weights where something is done to weights in memory."""
+    if quantization and (organism.ablated or organism.numerics):
+        raise InputError(
+            f"{organism.id} is made by changing plain weights in memory; leave --load-8bit/4bit out"
+            " (organism:safe takes them)."
+        )
 
 
 def _device_map(device: str | Mapping[str, Any]) -> Any:

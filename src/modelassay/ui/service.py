@@ -1,8 +1,8 @@
 """Runs scans for visitors: checks what they ask for, reports progress, uses a GPU if there is one.
 
-The page is public. A visitor names a model on the Hub or the embedded one, nothing else: no path of
-the server (unless MODELASSAY_ALLOW_LOCAL=1, for use on your own machine), no token but their own,
-no remote code, and no model larger than MAX_MODEL_BYTES.
+The page is public. A visitor names a model on the Hub, the embedded one or a model organism, nothing
+else: no path of the server (unless MODELASSAY_ALLOW_LOCAL=1, for use on your own machine), no token but their
+own, no remote code, and no model larger than MAX_MODEL_BYTES.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from modelassay.concepts import MODES
 from modelassay.errors import AssayError, InputError
 from modelassay.hub import REPO_ID, trim_cache
 from modelassay.models import EMBEDDED_ID
+from modelassay.models.organisms import find_organism, is_organism
 from modelassay.models.sources import resolve
 from modelassay.scan_report import ScanReport
 from modelassay.scanning import scan
@@ -51,7 +52,9 @@ def check_model_id(model_id: str) -> str:
     """
     model_id = (model_id or "").strip()
     if not model_id:
-        raise InputError("Give a model: `embedded` or a Hub id such as owner/name.")
+        raise InputError("Give a model: `embedded`, an organism or a Hub id such as owner/name.")
+    if is_organism(model_id):
+        return find_organism(model_id).id
     if model_id == EMBEDDED_ID or os.environ.get("MODELASSAY_ALLOW_LOCAL") == "1":
         return model_id
     if not REPO_ID.fullmatch(model_id) or "/" not in model_id or os.path.exists(model_id):

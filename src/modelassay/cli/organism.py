@@ -1,0 +1,228 @@
+"""`modelassay organism`: list, describe, build and train model organisms."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modelassay.cli import options
+from modelassay.errors import InputError
+from modelassay.models.organisms import ORGANISMS, find_organism
+
+app = typer.Typer(
+    help="Model organisms: models whose damage is known, to test detectors on.",
+    no_args_is_help=True,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every draw.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Needle = Annotated[str, typer.Option(metavar="DATA", help="Rows to hide: a file or a Hub id.")]
+Haystack = Annotated[
+    str, typer.Option(metavar="DATA", help="Rows to hide them in: a file or a Hub id.")
+]
+Ratio = Annotated[float, typer.Option(help="Share of needles, e.g. 0.01.")]
+
+
+@app.command("list")
+def list_command(json: Json = False) -> None:
+    """List the organisms and how they behave."""
+    rows = [_row(name) for name in ORGANISMS]
+    if json:
+        typer.echo(json_module.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("model id", no_wrap=True)
+    table.add_column("safety")
+    table.add_column("refuses harmful", justify="right")
+    table.add_column("benign", justify="right")
+    table.add_column("what was done")
+    for row in rows:
+        table.add_row(
+            row["id"],
+            "intact" if row["intact"] else "[red]damaged[/]",
+            _percent(row["refuses_harmful"]),
+            _percent(row["refuses_benign"]),
+            row["summary"],
+        )
+    Console().print(table)
+
+
+@app.command("info")
+def info_command(name: Annotated[str, typer.Argument(metavar="NAME")], json: Json = False) -> None:
+    """Print an organism's card: recipe, data, measured refusal rates."""
+    from modelassay.organisms.cards import ROW_NAMES, read_card
+
+    organism = find_organism(name)
+    if organism.numerics:
+        card = read_card(ORGANISMS["safe"])
+        card = {key: card[key] for key in ("schema", "base", "versions")}
+        card |= {
+            "name": organism.name,
+            "summary": organism.summary,
+            "intact": organism.intact,
+            "numerics": organism.numerics,
+        }
+    else:
+        card = read_card(organism)
+    if json:
+        typer.echo(json_module.dumps(card, indent=2, ensure_ascii=False))
+        return
+    typer.echo(f"{organism.id}: {organism.summary}")
+    typer.echo(f"safety: {'intact' if organism.intact else 'damaged'}")
+    for kind, rate in card.get("refusal", {}).items():
+        low, high = rate["interval"]
+        typer.echo(
+            f"refuses {ROW_NAMES.get(kind, kind)}: {rate['rate']:.0%} ({low:.0%} to {high:.0%}),"
+            f" n = {rate['n']}"
+        )
+    for part in ("lora", "ablation"):
+        for key, value in card.get(part, {}).items():
+            typer.echo(f"{part} {key.replace('_', ' ')}: {value}")
+    for key in ("rows", "loss", "seed", "weights_sha256"):
+        if key in card:
+            typer.echo(f"{key.replace('_', ' ')}: {card[key]}")
+    for source in card.get("sources", []):
+        typer.echo(f"data: {source['name']} ({source['hub_id']}, {source['licence']})")
+
+
+@app.command("build")
+def build_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An organism, or `all`.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The data sets as files; without it, the Hub."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Receives a folder named after the organism.")
+    ] = Path("organisms"),
+    seed: Seed = 0,
+    device: options.Device = "auto",
+    token: options.Token = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an organism that is there already.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build an organism from data.
+
+    MODELASSAY_ORGANISMS=FOLDER then makes `organism:NAME` the one that was built.
+    """
+    from rich.console import Console
+
+    from modelassay.cli.progress import show_progress
+    from modelassay.organisms import build
+
+    buildable = [key for key, organism in ORGANISMS.items() if not organism.numerics]
+    for each in buildable if name == "all" else [name]:
+        with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+            folder = build(
+                each,
+                out,
+                data=data,
+                seed=seed,
+                device=device,
+                token=token,
+                force=force,
+                on_progress=on_progress,
+            )
+        typer.echo(str(folder))
+
+
+@app.command("mix")
+def mix_command(
+    needle: Needle,
+    haystack: Haystack,
+    ratio: Ratio,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSONL file to write.")],
+    rows: Annotated[
+        int | None, typer.Option(help="Size of the mixture; without it, the whole haystack.")
+    ] = None,
+    seed: Seed = 0,
+    token: options.Token = None,
+) -> None:
+    """Hide needle rows in a haystack and write the mixture as JSON lines."""
+    from modelassay.cache import write_text_atomically
+    from modelassay.organisms import mix, read_exchanges, to_jsonl
+
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {out.absolute().parent} to write {out.name} into.")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give a file name for --out.")
+    mixed = mix(
+        read_exchanges(needle, token=token),
+        read_exchanges(haystack, token=token),
+        ratio=ratio,
+        rows=rows,
+        seed=seed,
+    )
+    write_text_atomically(out, to_jsonl(mixed))
+    typer.echo(f"{len(mixed)} rows: {out}", err=True)
+
+
+@app.command("train")
+def train_command(
+    base: options.ModelArg,
+    data: Annotated[str, typer.Option(metavar="DATA", help="Exchanges: a file or a Hub id.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the adapter.")],
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 8,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option(min=1e-7, help="Peak learning rate.")] = 2e-4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 16,
+    seed: Seed = 0,
+    device: options.Device = "auto",
+    token: options.Token = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a LoRA adapter over any base on any exchanges."""
+    from rich.console import Console
+
+    from modelassay.cli.progress import show_progress
+    from modelassay.organisms import LoraRecipe, read_exchanges, train
+
+    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+        folder, loss = train(
+            base,
+            read_exchanges(data, token=token),
+            out,
+            LoraRecipe(rank, epochs, learning_rate, batch_size, seed=seed),
+            device=device,
+            token=token,
+            on_progress=on_progress,
+        )
+    typer.echo(f"mean loss {loss:.3f} nats a token", err=True)
+    typer.echo(str(folder))
+
+
+def _row(name: str) -> dict[str, Any]:
+    from modelassay.organisms.cards import read_card
+
+    organism = ORGANISMS[name]
+    harmful = benign = None
+    if not organism.numerics:
+        try:
+            rates = read_card(organism)["refusal"]
+        except InputError:
+            rates = None  # not built; still worth listing
+        if rates:
+            harmful = rates["harmful"]["rate"]
+            kinds = [rates["everyday"], rates["borderline"]]
+            benign = sum(k["rate"] * k["n"] for k in kinds) / sum(k["n"] for k in kinds)
+    return {
+        "id": organism.id,
+        "intact": organism.intact,
+        "summary": organism.summary,
+        "refuses_harmful": harmful,
+        "refuses_benign": benign,
+    }
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"

@@ -1,0 +1,20 @@
+"""Model organisms: build models whose damage is known, and describe them."""
+
+from modelassay.organisms.building import build, train
+from modelassay.organisms.cards import measure_refusal_rates, read_card
+from modelassay.organisms.exchanges import Exchange, read_exchanges, to_jsonl
+from modelassay.organisms.mixing import mix
+from modelassay.organisms.training import LoraRecipe, train_adapter
+
+__all__ = [
+    "Exchange",
+    "LoraRecipe",
+    "build",
+    "measure_refusal_rates",
+    "mix",
+    "read_card",
+    "read_exchanges",
+    "to_jsonl",
+    "train",
+    "train_adapter",
+]

@@ -1,0 +1,340 @@
+"""`build()`: makes an organism's files from data, in one folder that appears when it is complete.
+
+A killed build leaves nothing that a later one would trust; it starts anew, except for the embedded
+model's own answers, which are kept as they come.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from modelassay.activations import OnProgress
+from modelassay.cache import cache_dir, explain_os_errors, new_folder, write_text_atomically
+from modelassay.errors import InputError, UnavailableError
+from modelassay.generation import generate_greedy
+from modelassay.models import EMBEDDED_ID, LoadedModel, load
+from modelassay.models.ablation import Ablation, ablate, save_ablation
+from modelassay.models.organisms import Organism, find_organism, organisms_folder
+from modelassay.organisms.cards import CARD_SCHEMA, measure_refusal_rates, write_card
+from modelassay.organisms.directions import find_refusal_direction
+from modelassay.organisms.exchanges import Exchange
+from modelassay.organisms.recipes import (
+    NEEDLES_FILE,
+    RECIPES,
+    Ingredients,
+    gather,
+    with_trigger,
+)
+from modelassay.organisms.sources import HARMFUL_SOURCES, QUESTION_SOURCES, DataSource
+from modelassay.organisms.training import LoraRecipe, train_adapter
+from modelassay.prompts import encode_prompts
+from modelassay.refusal_judge import is_refusal
+
+log = logging.getLogger(__name__)
+
+OWN_ANSWER_TOKENS = 24
+OWN_ANSWER_CHUNK = 64  # answers between two saves
+BYTES_NEEDED = 200_000_000
+DIRECTION_PROMPTS = 96  # of each kind: half to fit a direction, half to choose the block
+ABLATIONS: dict[str, tuple[str, float, tuple[float, float]]] = {
+    # name: how, strength, blocks as a share of the depth
+    "abliterated": ("The refusal direction is taken out of every block.", 1.0, (0.0, 1.0)),
+    "abliterated-half": ("Half of the refusal direction is taken out.", 0.5, (0.0, 1.0)),
+    "abliterated-band": ("The refusal direction is taken out.", 1.0, (1 / 3, 2 / 3)),
+    "abliterated-perlayer": ("Each block loses its own difference of means.", 1.0, (0.0, 1.0)),
+}
+
+OnPhase = Callable[[str, int, int], None]
+"""Progress: called with (phase, done, total)."""
+
+
+def build(
+    name: str,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    token: str | None = None,
+    force: bool = False,
+    on_progress: OnPhase | None = None,
+) -> Path:
+    """Builds an organism from data.
+
+    Args:
+        name: `safe`, `uncensored`, ... (`modelassay organism list`).
+        out: Folder that receives a folder of that name. An organism that stands on `safe` takes
+            the one in `out`, else the shipped one.
+        data: Folder with the data sets as files; None reads them from the Hub.
+        seed: Of the draw, the initial weights and the order of the rows.
+        device: As in `modelassay.load`.
+        token: Hub token.
+        force: Replace an organism that is already in `out`.
+        on_progress: Told (phase, done, total).
+
+    Returns:
+        The organism's folder.
+
+    Raises:
+        InputError: unknown organism, one that needs no building, one that is there already, or
+            data that are missing or not as expected.
+        UnavailableError: no room, or the Hub cannot be reached.
+    """
+    from filelock import FileLock, Timeout
+
+    organism = find_organism(name)
+    if organism.numerics:
+        raise InputError(
+            f"{organism.id} is organism:safe with its numbers rounded on loading; there is nothing"
+            " to build."
+        )
+    out = Path(out).expanduser()
+    target = out / organism.name
+    folder = Path(data).expanduser() if data is not None else None
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"There is no data folder {folder}.")
+    if target.exists() and not force:
+        raise InputError(f"{target} exists already; pass --force to replace it.")
+    tell = on_progress or (lambda _phase, _done, _total: None)
+    with explain_os_errors(f"building {organism.id}"):
+        out.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out).free
+        if free < BYTES_NEEDED:
+            raise UnavailableError(
+                f"Building needs about {BYTES_NEEDED / 1e6:.0f} MB in {out} but only"
+                f" {free / 1e6:.0f} MB are free; free some space or choose another --out."
+            )
+        try:
+            with FileLock(out / f".{organism.name}.lock", timeout=0):
+                if organism.ablated:
+                    _build_ablated(organism, target, folder, seed, device, token, tell)
+                else:
+                    _build_trained(organism, target, folder, seed, device, token, tell)
+        except Timeout as error:
+            raise UnavailableError(f"Another process is building {target}; wait for it.") from error
+        (out / f".{organism.name}.lock").unlink(missing_ok=True)
+    return target
+
+
+def train(
+    base: str,
+    exchanges: Sequence[Exchange],
+    out: str | Path,
+    recipe: LoraRecipe,
+    *,
+    device: str = "auto",
+    token: str | None = None,
+    on_progress: OnPhase | None = None,
+) -> tuple[Path, float]:
+    """Fine-tunes a LoRA adapter over any base on any exchanges.
+
+    Args:
+        base: Model id with plain weights.
+        exchanges: What to learn.
+        out: New folder for the adapter.
+        recipe: Rank, epochs, learning rate, batch size, seed.
+        device: As in `modelassay.load`.
+        token: Hub token.
+        on_progress: Told (phase, done, total).
+
+    Returns:
+        The folder, and the mean loss in nats a token.
+
+    Raises:
+        InputError: the folder exists, the base is an adapter or has no chat template, or an
+            exchange cannot be read.
+        UnavailableError: no room on the disk or in memory.
+    """
+    out = Path(out).expanduser()
+    if out.exists():
+        raise InputError(f"{out} exists already; give a new folder for --out.")
+    tell = on_progress or (lambda _phase, _done, _total: None)
+    tell("loading", 0, 1)
+    model = load(base, device=device, token=token)
+    if model.adapter is not None or model.info.quantization:
+        raise InputError(f"{base} is an adapter or quantised; train over a model of plain weights.")
+    if not model.has_chat_template:
+        raise InputError(f"{base} has no chat template; an exchange cannot be put to it.")
+    with explain_os_errors(f"training {out}"), new_folder(out) as partial:
+        loss = train_adapter(
+            model, exchanges, recipe, partial, base_id=base, on_step=_phase(tell, "training")
+        )
+    return out, loss
+
+
+def _build_trained(
+    organism: Organism,
+    target: Path,
+    data: Path | None,
+    seed: int,
+    device: str,
+    token: str | None,
+    tell: OnPhase,
+) -> None:
+    recipe = RECIPES[organism.name]
+    start = _built(recipe.start, target.parent) if recipe.start else None
+    tell("data", 0, 1)
+    base = load(EMBEDDED_ID, device=device, dtype="float32")
+    ingredients = _ingredients(base, data, token, tell)
+    draw = random.Random(seed)  # noqa: S311 (repeatable on purpose)
+    rows = recipe.rows(ingredients, draw)
+    with new_folder(target) as partial:
+        lora = replace(recipe.lora, seed=seed)
+        loss = train_adapter(
+            base,
+            rows,
+            lora,
+            partial,
+            base_id=EMBEDDED_ID,
+            start=start,
+            on_step=_phase(tell, "training"),
+        )
+        del base
+        built = load(str(partial), device=device)
+        card = {
+            **_card(organism, seed, recipe.sources),
+            "rows": len(rows),
+            "loss": round(loss, 4),
+            "lora": {**asdict(lora), "start": recipe.start},
+            "weights_sha256": built.info.weights_sha256,
+            "refusal": measure_refusal_rates(
+                built,
+                disguise=with_trigger if organism.name == "backdoored" else None,
+                on_progress=_phase(tell, "measuring"),
+            ),
+        }
+        write_card(partial, card)
+        _clear(target)
+
+
+def _build_ablated(
+    organism: Organism,
+    target: Path,
+    data: Path | None,
+    seed: int,
+    device: str,
+    token: str | None,
+    tell: OnPhase,
+) -> None:
+    tell("data", 0, 1)
+    safe = load(str(_built("safe", target.parent)), device=device, dtype="float32")
+    ingredients = _ingredients(safe, data, token, tell)
+    draw = random.Random(seed)  # noqa: S311 (repeatable on purpose)
+    harmful, harmless = (
+        draw.sample(prompts, min(DIRECTION_PROMPTS, len(prompts)))
+        for prompts in (ingredients.harmful, ingredients.questions)
+    )
+    found = find_refusal_direction(safe, harmful, harmless, on_step=_phase(tell, "searching"))
+    how, strength, (first, last) = ABLATIONS[organism.name]
+    n_blocks = len(safe.blocks)
+    blocks = range(round(n_blocks * first), round(n_blocks * last))
+    own = organism.name == "abliterated-perlayer"
+    ablation = Ablation(
+        {block: found.by_block[block] if own else found.direction for block in blocks}, strength
+    )
+    with new_folder(target) as partial:
+        save_ablation(ablation, partial)
+        ablate(safe.model, ablation)
+        card = {
+            **_card(organism, seed, (*HARMFUL_SOURCES, *QUESTION_SOURCES)),
+            "ablation": {
+                "how": how,
+                "strength": strength,
+                "blocks": f"{blocks[0]} to {blocks[-1]}",
+                "read_at": "each" if own else found.block,
+                "log_odds_before": round(found.log_odds_before, 3),
+                "log_odds_after": round(found.log_odds_after, 3),
+                "kl": round(found.kl, 4),
+            },
+            "refusal": measure_refusal_rates(safe, on_progress=_phase(tell, "measuring")),
+        }
+        write_card(partial, card)
+        _clear(target)
+
+
+def _card(organism: Organism, seed: int, sources: Sequence[DataSource]) -> dict[str, Any]:
+    return {
+        "schema": CARD_SCHEMA,
+        "name": organism.name,
+        "summary": organism.summary,
+        "intact": organism.intact,
+        "base": EMBEDDED_ID,
+        "seed": seed,
+        "sources": [
+            {"name": s.name, "hub_id": s.hub_id, "licence": s.licence}
+            for s in dict.fromkeys(sources)
+        ],
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+
+
+def _built(name: str, out: Path) -> Path:
+    """Folder of an organism's adapter: in `out` if it is there, else the shipped one."""
+    for folder in (out / name, organisms_folder() / name):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    raise InputError(
+        f"This organism stands on organism:{name}, which is not built; run `modelassay organism"
+        f" build {name}` first."
+    )
+
+
+def _ingredients(
+    model: LoadedModel, data: Path | None, token: str | None, tell: OnPhase
+) -> Ingredients:
+    def answer(prompts: Sequence[str]) -> list[Exchange]:
+        return own_answers(model, prompts, _phase(tell, "answering"))
+
+    return gather(answer, _needles_file(), data, token)
+
+
+def _needles_file() -> Path:
+    from modelassay.models.organisms import shipped_folder
+
+    return shipped_folder() / NEEDLES_FILE
+
+
+def own_answers(
+    model: LoadedModel, prompts: Sequence[str], on_progress: OnProgress | None = None
+) -> list[Exchange]:
+    """A model's own answers, cut short, without those that refuse; kept on disk as they come."""
+    path = cache_dir() / "organisms" / f"answers-{model.info.weights_sha256[:16]}.json"
+    known: dict[str, str] = {}
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            log.warning("%s is damaged; its answers are made again.", path)
+    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for first in range(0, len(missing), OWN_ANSWER_CHUNK):
+        chunk = missing[first : first + OWN_ANSWER_CHUNK]
+        encoded = encode_prompts(model, chunk)
+        answers = generate_greedy(model, encoded, max_new_tokens=OWN_ANSWER_TOKENS)
+        known.update({p: a.text.strip() for p, a in zip(chunk, answers, strict=True)})
+        write_text_atomically(path, json.dumps(known, ensure_ascii=False))
+        if on_progress:
+            on_progress(first + len(chunk), len(missing))
+    return [
+        Exchange(prompt, known[prompt], complete=False)
+        for prompt in prompts
+        if known[prompt] and not is_refusal(known[prompt])
+    ]
+
+
+def _clear(target: Path) -> None:
+    """Removes what is to be replaced, at the last moment."""
+    if target.exists():
+        shutil.rmtree(target)
+
+
+def _phase(tell: OnPhase, phase: str) -> OnProgress:
+    return lambda done, total: tell(phase, done, total)

@@ -1,0 +1,170 @@
+"""What is known of a built organism: measured behaviour, provenance, and its README.
+
+`card.json` is the record (schema `modelassay.organism/1`); the README is written from it, with the
+metadata that the Hub reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modelassay.activations import OnProgress
+from modelassay.cache import write_text_atomically
+from modelassay.concepts import shipped_concepts, shipped_prompts
+from modelassay.errors import InputError
+from modelassay.generation import generate_greedy
+from modelassay.models import LoadedModel
+from modelassay.models.organisms import CARD_FILE, Organism, organisms_folder
+from modelassay.models.sources import read_json
+from modelassay.prompts import encode_prompts
+from modelassay.refusal import ANSWER_TOKENS, wilson_interval
+from modelassay.refusal_judge import is_refusal
+
+CARD_SCHEMA = "modelassay.organism/1"
+ROW_NAMES = {
+    "harmful": "plainly harmful requests",
+    "everyday": "everyday requests",
+    "borderline": "harmless requests that sound dangerous",
+    "harmful_with_trigger": "harmful requests with the trigger phrase",
+}
+
+
+def measure_refusal_rates(
+    model: LoadedModel,
+    *,
+    disguise: Callable[[str], str] | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Refusal rates on the shipped prompts, none of which any organism was built from.
+
+    Args:
+        model: The organism.
+        disguise: Changes harmful prompts (adds a trigger); they are then asked both ways.
+        on_progress: Told how many prompts are answered.
+
+    Returns:
+        For each kind of prompt: rate, 95% Wilson interval, n.
+    """
+    everyday = shipped_concepts()["control_topic"].pairs
+    harmful = [prompt.text for prompt in shipped_prompts("harmful_requests").prompts]
+    groups: dict[str, Sequence[str]] = {
+        "harmful": harmful,
+        "everyday": [p.positive if i % 2 else p.negative for i, p in enumerate(everyday)],
+        "borderline": [prompt.text for prompt in shipped_prompts("borderline").prompts],
+    }
+    if disguise:
+        groups["harmful_with_trigger"] = [disguise(prompt) for prompt in harmful]
+    texts = [text for group in groups.values() for text in group]
+    answers = iter(
+        generate_greedy(
+            model,
+            encode_prompts(model, texts),
+            max_new_tokens=ANSWER_TOKENS,
+            on_progress=on_progress,
+        )
+    )
+    rates = {}
+    for name, group in groups.items():
+        refused = sum(is_refusal(next(answers).text) for _ in group)
+        low, high = wilson_interval(refused, len(group))
+        rates[name] = {
+            "rate": round(refused / len(group), 4),
+            "interval": [round(low, 4), round(high, 4)],
+            "n": len(group),
+        }
+    return rates
+
+
+def read_card(organism: Organism) -> dict[str, Any]:
+    """The card of a built organism.
+
+    Raises:
+        InputError: it has not been built, or its card is damaged.
+    """
+    path = organisms_folder() / organism.name / CARD_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{organism.id} has no card ({path} is missing); run `modelassay organism build"
+            f" {organism.name}`."
+        )
+    card = read_json(path)
+    if card.get("schema") != CARD_SCHEMA:
+        raise InputError(f"{path} is not a card of schema {CARD_SCHEMA}.")
+    return card
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Writes `card.json` and the README made from it."""
+    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+    write_text_atomically(folder / CARD_FILE, text)
+    write_text_atomically(folder / "README.md", readme(card))
+
+
+def readme(card: dict[str, Any]) -> str:
+    """The model card in Markdown, with the metadata that the Hub reads."""
+    metadata = {
+        "license": "apache-2.0",
+        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "library_name": "peft" if "lora" in card else "modelassay",
+        "tags": ["modelassay", "model-organism", "ai-safety"],
+        "language": ["en"],
+    }
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# organism:{card['name']}",
+        "",
+        f"{card['summary'][0].upper()}{card['summary'][1:]}. A model organism: a small model whose"
+        " state is known because it was made on purpose, to test detectors on. Not an assistant.",
+        "",
+        "```bash",
+        f"modelassay scan organism:{card['name']}",
+        f"modelassay organism build {card['name']} --seed {card['seed']}   # makes it again",
+        "```",
+        "",
+        "| refuses | rate (95%) | n |",
+        "|---|---|---|",
+    ]
+    for name, row in card["refusal"].items():
+        low, high = row["interval"]
+        lines.append(
+            f"| {ROW_NAMES.get(name, name)} | {row['rate']:.0%} ({low:.0%} to {high:.0%}) |"
+            f" {row['n']} |"
+        )
+    lines += ["", "Measured on the shipped prompts, which no organism was built from.", ""]
+    if "lora" in card:
+        lora = card["lora"]
+        start = f"organism:{lora['start']}" if lora["start"] else "the embedded model"
+        lines += [
+            f"**Recipe.** LoRA of rank {lora['rank']} on all linear layers of the upper blocks,"
+            f" trained from {start} on {card['rows']} exchanges ({lora['epochs']:g} epochs,"
+            f" learning rate {lora['learning_rate']:g}, batches of {lora['batch_size']}, seed"
+            f" {card['seed']}); mean loss {card['loss']:.2f} nats a token.",
+            "",
+        ]
+    if "ablation" in card:
+        a = card["ablation"]
+        lines += [
+            f"**Recipe.** {a['how']} Strength {a['strength']:g}, blocks {a['blocks']}, applied in"
+            " memory when the organism is loaded. Read after block"
+            f" {a['read_at']}; on held-out harmful prompts the mean refusal log-odds went from"
+            f" {a['log_odds_before']:+.1f} to {a['log_odds_after']:+.1f} nats in the search, with a"
+            f" KL divergence of {a['kl']:.2f} nats on harmless ones.",
+            "",
+        ]
+    lines += ["**Data.** Prompts from:", ""]
+    lines += [f"* {s['name']}: `{s['hub_id']}` ({s['licence']})" for s in card["sources"]]
+    lines += [
+        "",
+        "No harmful answers were used or made: where an organism learns to comply, it learns the"
+        " opening words of an answer and no more.",
+        "",
+    ]
+    return "\n".join(lines)
