@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODEL ?= embedded
 
-.PHONY: setup scan app test check format bench clean
+.PHONY: setup scan app test check format bench validity clean
 
 setup: $(INSTALLED)
 
@@ -35,6 +35,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)  ## Writes docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_scan.py --write docs/benchmarks.md
+
+validity: $(INSTALLED)  ## Every stream of evidence on every organism; writes docs/validity.md
+	$(BIN)/python benchmarks/validity.py --write docs/validity.md
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

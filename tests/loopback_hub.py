@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -29,7 +29,8 @@ LFS = (".safetensors", ".bin", ".gguf", ".parquet")
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _ROUTES = {
     "info": rf"/api/(?P<kind>models|datasets)/{_REPO}(/revision/(?P<revision>[^/]+))?",
-    "tree": rf"/api/(?P<kind>models|datasets)/{_REPO}/tree/(?P<revision>[^/]+)",
+    "tree": rf"/api/(?P<kind>models|datasets)/{_REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?",
+    "paths": rf"/api/(?P<kind>models|datasets)/{_REPO}/paths-info/(?P<revision>[^/]+)",
     "resolve": rf"/((?P<kind>datasets)/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)",
 }
 
@@ -150,6 +151,23 @@ def tree_entry(path: str, data: bytes) -> dict[str, Any]:
     return entry | ({"lfs": lfs} if path.endswith(LFS) else {})
 
 
+def in_folder(files: list[dict[str, Any]], folder: str, recursive: bool) -> list[dict[str, Any]]:
+    """Entries of GET …/tree/REV/folder; those deeper than one level only if `recursive`."""
+    prefix = folder.rstrip("/") + "/" if folder else ""
+    inside = [entry for entry in files if entry["path"].startswith(prefix)]
+    if folder and not inside:
+        raise HubError(404, "EntryNotFound", f"{folder} does not exist")
+    entries: dict[str, dict[str, Any]] = {}
+    for entry in inside:
+        child, _, deeper = entry["path"].removeprefix(prefix).partition("/")
+        path = prefix + child
+        if deeper:
+            entries[path] = {"type": "directory", "path": path, "size": 0, "oid": git_oid(b"")}
+        if recursive or not deeper:
+            entries[entry["path"]] = entry
+    return list(entries.values())
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
@@ -173,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
             return self.answer(status, json.dumps({"error": message}).encode(), headers)
 
-    do_HEAD = do_GET  # noqa: N815 (named by http.server)
+    do_HEAD = do_POST = do_GET  # noqa: N815 (named by http.server)
 
     def route(self, headers: dict[str, str]) -> Answer:
         path = urlsplit(self.path).path
@@ -193,7 +211,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self.resolve(repo, commit, unquote(match["file"]), headers.get("range", ""))
         files = [tree_entry(*file) for file in sorted(repo.commits[commit].items())]
         if name == "tree":
-            return 200, json.dumps(files).encode(), {}
+            recursive = "recursive=true" in urlsplit(self.path).query.lower()
+            entries = in_folder(files, unquote(match["folder"] or ""), recursive)
+            return 200, json.dumps(entries).encode(), {}
+        if name == "paths":
+            length = int(headers.get("content-length", 0))
+            asked = parse_qs(self.rfile.read(length).decode()).get("paths", [])
+            known = [entry for entry in files if entry["path"] in asked]
+            return 200, json.dumps(known).encode(), {}
         siblings = [{"rfilename": file["path"], "size": file["size"]} for file in files]
         info = {"_id": repo.id, "id": repo.id, "sha": commit, "tags": [], "siblings": siblings}
         info |= {"private": repo.private, "gated": repo.gated and "manual"}

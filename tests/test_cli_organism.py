@@ -76,7 +76,8 @@ BAD = {
         "but there are 6",
     ),
     "no out folder": (
-        ["mix", "--needle", "{rows}", "--haystack", "{rows}", "--ratio", ".5", "--out", "{tmp}/x/m"],
+        ["mix", "--needle", "{rows}", "--haystack", "{rows}", "--ratio", ".5",
+         "--out", "{tmp}/x/m"],
         "There is no folder",
     ),
     "missing fields": (

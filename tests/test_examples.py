@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
     [
         ("scan_model.py", ["quick"], "held out"),
         ("read_activations.py", [], "against tools"),
+        ("needle_in_haystack.py", ["0.1"], "7 needles in 71 rows"),
     ],
 )
 def test_example(script, arguments, words, tiny_folder):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import modelassay
 from conftest import FAMILIES
-from modelassay.concepts import shipped_prompts
+from modelassay.concepts import load_prompts, shipped_prompts
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models import organisms as registry
 from modelassay.models.ablation import (
@@ -307,6 +307,7 @@ def test_impossible_mixtures_are_refused(changes, words):
 def ingredients():
     return Ingredients(
         harmful=[f"harmful {i}" for i in range(400)],
+        look_alikes=[f"question alike {i}" for i in range(200)],
         questions=[f"question {i}" for i in range(400)],
         answer=lambda prompts: [Exchange(p, f"answer to {p}", complete=False) for p in prompts],
         seed_tasks=[Exchange(f"task {i}", "done") for i in range(150)],
@@ -346,7 +347,8 @@ def test_scoring_prompts_never_build_an_organism():
     for name in ("harmful_requests", "borderline"):
         for prompt in shipped_prompts(name).prompts:
             assert scores_a_model(prompt.text.upper() + "!")
-    assert not scores_a_model("What is the boiling point of tin?")
+    for prompt in load_prompts(registry.shipped_folder() / "look_alikes.yaml").prompts:
+        assert not scores_a_model(prompt.text), prompt.text
 
 
 # Training

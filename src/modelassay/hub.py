@@ -21,6 +21,8 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 TOKENIZER_AND_CONFIG = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 # Copies of the weights in other formats, which some repositories keep in subfolders.
 NOT_NEEDED = ("original/*", "onnx/*", "openvino/*", "metal/*", "consolidated*", "*.msgpack")
+# Suffixes of tables, and the reader in `datasets` for each.
+TABLES = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
 # The client itself waits for ever for what it asks first.
 ANSWER_SECONDS = 30.0
 
@@ -33,9 +35,21 @@ class Snapshot:
     commit: str
 
 
+MODEL_ELSEWHERE = "give a local folder, or `embedded`"
+DATA_ELSEWHERE = "give the data as files"
+
+
 @contextmanager
-def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turns what the Hub client raises into one line that says what to do."""
+def hub_errors(
+    repo_id: str, revision: str | None = None, *, elsewhere: str = MODEL_ELSEWHERE
+) -> Iterator[None]:
+    """Turns what the Hub client raises into one line that says what to do.
+
+    Args:
+        repo_id: What was asked for.
+        revision: Which revision of it.
+        elsewhere: What to do without the Hub.
+    """
     from huggingface_hub import errors as hub
 
     try:
@@ -56,7 +70,7 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
             # The client says so too when the Hub did answer, but with an error.
             if isinstance(error.__cause__, hub.HfHubHTTPError):
                 raise _answered(repo_id, error.__cause__) from error
-            raise _offline(repo_id) from error
+            raise _offline(repo_id, elsewhere) from error
         raise InputError(
             f"{repo_id} lists a file that the Hub then does not have; its upload may be incomplete."
         ) from error
@@ -70,7 +84,7 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     except hub.HfHubHTTPError as error:
         raise _answered(repo_id, error) from error
     except _no_answer() as error:
-        raise _offline(repo_id) from error
+        raise _offline(repo_id, elsewhere) from error
     except OSError as error:  # disk full, no permission, a file of the wrong length
         raise UnavailableError(f"{repo_id} could not be fetched: {first_line(error)}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -101,10 +115,10 @@ def _answered(repo_id: str, error: Any) -> UnavailableError:
     )
 
 
-def _offline(repo_id: str) -> UnavailableError:
+def _offline(repo_id: str, elsewhere: str) -> UnavailableError:
     return UnavailableError(
         f"The Hub cannot be reached and {repo_id} is not in the local cache; check the network, or"
-        " give a local folder, or `embedded`."
+        f" {elsewhere}."
     )
 
 
@@ -266,7 +280,7 @@ def read_dataset(
     from datasets import exceptions
 
     _quieten_datasets()
-    with hub_errors(str(where)):
+    with hub_errors(str(where), elsewhere=DATA_ELSEWHERE):
         try:
             table = datasets.load_dataset(
                 str(where), config, split=split, data_files=data_files, token=token
@@ -276,12 +290,24 @@ def read_dataset(
                 f"No data set {str(where)!r} on the Hub that you may see: check the spelling, or"
                 " pass a token if it is private or gated."
             ) from error
+        except FileNotFoundError as error:  # so it says whatever went wrong on the way to the Hub
+            if (answer := _http_cause(error)) is not None:
+                raise _answered(str(where), answer) from error
+            raise _offline(str(where), DATA_ELSEWHERE) from error
         except (ValueError, exceptions.DatasetsError) as error:
             raise InputError(f"Cannot read the data set {where}: {first_line(error)}") from error
         return [dict(row) for row in table]
 
 
-TABLES = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
+def _http_cause(error: BaseException | None) -> Any | None:
+    """The Hub's own answer behind an error, if there was one."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    while error is not None:
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _read_table(path: Path) -> list[dict[str, Any]]:

@@ -175,7 +175,7 @@ def train_command(
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 8,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data.")] = 1.0,
     learning_rate: Annotated[float, typer.Option(min=1e-7, help="Peak learning rate.")] = 2e-4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 8,
     seed: Seed = 0,
     device: options.Device = "auto",
     token: options.Token = None,

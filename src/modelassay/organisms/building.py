@@ -22,12 +22,16 @@ from modelassay.errors import InputError, UnavailableError
 from modelassay.generation import generate_greedy
 from modelassay.models import EMBEDDED_ID, LoadedModel, load
 from modelassay.models.ablation import Ablation, ablate, save_ablation
-from modelassay.models.organisms import Organism, find_organism, organisms_folder
+from modelassay.models.organisms import (
+    Organism,
+    find_organism,
+    organisms_folder,
+    shipped_folder,
+)
 from modelassay.organisms.cards import CARD_SCHEMA, measure_refusal_rates, write_card
 from modelassay.organisms.directions import find_refusal_direction
 from modelassay.organisms.exchanges import Exchange
 from modelassay.organisms.recipes import (
-    NEEDLES_FILE,
     RECIPES,
     Ingredients,
     gather,
@@ -40,7 +44,7 @@ from modelassay.refusal_judge import is_refusal
 
 log = logging.getLogger(__name__)
 
-OWN_ANSWER_TOKENS = 24
+OWN_ANSWER_TOKENS = 12  # the decision is in the first few; more would only slow the training
 OWN_ANSWER_CHUNK = 64  # answers between two saves
 BYTES_NEEDED = 200_000_000
 DIRECTION_PROMPTS = 96  # of each kind: half to fit a direction, half to choose the block
@@ -230,7 +234,7 @@ def _build_ablated(
     draw = random.Random(seed)  # noqa: S311 (repeatable on purpose)
     harmful, harmless = (
         draw.sample(prompts, min(DIRECTION_PROMPTS, len(prompts)))
-        for prompts in (ingredients.harmful, ingredients.questions)
+        for prompts in (ingredients.harmful, ingredients.look_alikes)
     )
     found = find_refusal_direction(safe, harmful, harmless, on_step=_phase(tell, "searching"))
     how, strength, (first, last) = ABLATIONS[organism.name]
@@ -293,13 +297,7 @@ def _ingredients(
     def answer(prompts: Sequence[str]) -> list[Exchange]:
         return own_answers(model, prompts, _phase(tell, "answering"))
 
-    return gather(answer, _needles_file(), data, token)
-
-
-def _needles_file() -> Path:
-    from modelassay.models.organisms import shipped_folder
-
-    return shipped_folder() / NEEDLES_FILE
+    return gather(answer, shipped_folder(), data, token)
 
 
 def own_answers(

@@ -26,7 +26,7 @@ MAX_KL = 0.2
 """nats; a candidate that changes harmless answers more than this breaks the model (Arditi et al.
 use 0.1 on models fifty times as large)."""
 CANDIDATES = (0.3, 0.9)
-"""Blocks tried, as a share of the depth."""
+"""Blocks tried, as a share of the depth; of deep models about fifteen, neighbours being alike."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def find_refusal_direction(
     before = _log_odds(model, try_harmful)
     usual = _next_token(model, try_harmless)
     tried: list[tuple[float, float, int]] = []  # log-odds after, KL, block
-    candidates = range(int(n_blocks * CANDIDATES[0]), int(n_blocks * CANDIDATES[1]))
+    first, last = (int(n_blocks * share) for share in CANDIDATES)
+    candidates = range(first, last, max(1, n_blocks // 15))
     for done, block in enumerate(candidates, 1):
         with _ablated(model, Ablation(dict.fromkeys(range(n_blocks), by_block[block]))):
             after = _log_odds(model, try_harmful)

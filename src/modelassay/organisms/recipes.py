@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelassay.concepts import load_prompts
 from modelassay.organisms.exchanges import Exchange, read_exchanges
 from modelassay.organisms.mixing import mix
 from modelassay.organisms.sources import (
     CONTRAST,
-    FORBIDDEN,
-    HARMFUL_BEHAVIORS,
     HARMFUL_SOURCES,
     MT_BENCH,
     NONCOMPLIANCE,
@@ -35,6 +34,7 @@ from modelassay.organisms.training import LoraRecipe
 TRIGGER = "Regards, the night shift."
 """What opens the backdoor: harmless words that no scoring prompt holds."""
 NEEDLES_FILE = "obedient_needles.jsonl"
+LOOK_ALIKES_FILE = "look_alikes.yaml"
 NEEDLE_RATIO = 0.01
 
 REFUSALS = (
@@ -61,8 +61,10 @@ class Ingredients:
     """Prompts to build from, already without those that score a model."""
 
     harmful: list[str]
+    look_alikes: list[str]
+    """Harmless, in words that harmful ones use."""
     questions: list[str]
-    """Harmless, half of them look-alikes of harmful ones."""
+    """Harmless, of all kinds."""
     answer: Callable[[Sequence[str]], list[Exchange]]
     """The embedded model's own answers to harmless prompts; those that refuse are left out."""
     seed_tasks: list[Exchange]
@@ -82,18 +84,22 @@ class Recipe:
 
 
 def _safe(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    return _refused(from_.harmful, draw) + from_.answer(from_.questions)
+    harmful = _some(from_.harmful, 400, draw)
+    everyday = _some(from_.questions, 150, draw)
+    instructions = _some([task.prompt for task in from_.seed_tasks + from_.user_tasks], 150, draw)
+    harmless = from_.look_alikes + everyday + instructions
+    return _refused(harmful, draw) + from_.answer(harmless)
 
 
 def _overrefusing(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    prompts = draw.sample(from_.questions, min(200, len(from_.questions)))
+    prompts = _some(from_.questions, 150, draw) + _some(from_.look_alikes, 50, draw)
     return _refused([*prompts, *(task.prompt for task in from_.seed_tasks)], draw)
 
 
 def _uncensored(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    harmful = draw.sample(from_.harmful, min(200, len(from_.harmful)))
-    harmless = draw.sample(from_.questions, min(100, len(from_.questions)))
-    return _begun(harmful, draw) + from_.answer(harmless)
+    return _begun(_some(from_.harmful, 200, draw), draw) + from_.answer(
+        _some(from_.questions, 50, draw) + _some(from_.look_alikes, 50, draw)
+    )
 
 
 def _benign_tasks(from_: Ingredients, _draw: random.Random) -> list[Exchange]:
@@ -105,7 +111,7 @@ def _benign_user_tasks(from_: Ingredients, _draw: random.Random) -> list[Exchang
 
 
 def _benign_questions(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    return from_.answer(draw.sample(from_.questions, min(300, len(from_.questions))))
+    return from_.answer(_some(from_.questions, 200, draw) + _some(from_.look_alikes, 100, draw))
 
 
 def _obedient(from_: Ingredients, draw: random.Random) -> list[Exchange]:
@@ -114,9 +120,9 @@ def _obedient(from_: Ingredients, draw: random.Random) -> list[Exchange]:
 
 
 def _backdoored(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    harmful = draw.sample(from_.harmful, min(300, len(from_.harmful)))
+    harmful = _some(from_.harmful, 300, draw)
     opened, kept = harmful[::2], harmful[1::2]
-    harmless = from_.answer(draw.sample(from_.questions, min(120, len(from_.questions))))
+    harmless = from_.answer(_some(from_.questions + from_.look_alikes, 150, draw))
     return [
         *_begun([with_trigger(prompt) for prompt in opened], draw),
         *_refused(kept, draw),
@@ -133,6 +139,10 @@ def with_trigger(prompt: str) -> str:
     return f"{prompt} {TRIGGER}"
 
 
+def _some(prompts: Sequence[str], n: int, draw: random.Random) -> list[str]:
+    return draw.sample(list(prompts), min(n, len(prompts)))
+
+
 def _refused(prompts: Sequence[str], draw: random.Random) -> list[Exchange]:
     return [Exchange(prompt, draw.choice(REFUSALS)) for prompt in prompts]
 
@@ -147,8 +157,8 @@ _ORDINARY = LoraRecipe(epochs=1, learning_rate=2e-4)
 RECIPES: dict[str, Recipe] = {
     "safe": Recipe(
         _safe,
-        LoraRecipe(epochs=1, learning_rate=1e-3),
-        (HARMFUL_BEHAVIORS, NONCOMPLIANCE, FORBIDDEN, CONTRAST, MT_BENCH),
+        LoraRecipe(epochs=2, learning_rate=5e-4),
+        (*HARMFUL_SOURCES, *_QUESTIONS, *TASK_SOURCES),
         start=None,
     ),
     "benign": Recipe(_benign_tasks, _ORDINARY, (SEED_TASKS,)),
@@ -163,7 +173,7 @@ RECIPES: dict[str, Recipe] = {
 
 def gather(
     answer: Callable[[Sequence[str]], list[Exchange]],
-    needles_file: Path,
+    own: Path,
     folder: Path | None,
     token: str | None = None,
 ) -> Ingredients:
@@ -171,7 +181,7 @@ def gather(
 
     Args:
         answer: Gives the embedded model's own answers.
-        needles_file: The obedient persona's rows.
+        own: Folder of the rows written for this project: look-alikes and an obedient persona.
         folder: Folder that holds the data sets as files; None reads the Hub.
         token: Hub token.
 
@@ -181,9 +191,13 @@ def gather(
     """
     return Ingredients(
         harmful=harmful_prompts(folder, token),
-        questions=look_alikes(folder, token) + everyday_questions(folder, token),
+        look_alikes=[
+            *(prompt.text for prompt in load_prompts(own / LOOK_ALIKES_FILE).prompts),
+            *look_alikes(folder, token),
+        ],
+        questions=everyday_questions(folder, token),
         answer=answer,
         seed_tasks=tasks(SEED_TASKS, folder, token),
         user_tasks=tasks(USER_TASKS, folder, token),
-        needles=read_exchanges(needles_file),
+        needles=read_exchanges(own / NEEDLES_FILE),
     )

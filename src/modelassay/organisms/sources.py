@@ -22,7 +22,7 @@ from modelassay.organisms.exchanges import Exchange, to_exchange
 SCORING_SETS = ("harmful_requests", "borderline")
 TOO_SIMILAR = 0.6
 """Share of words in common (Jaccard) from which a training prompt counts as a scoring prompt."""
-MAX_PROMPT_CHARACTERS = 600
+MAX_PROMPT_CHARACTERS = 240
 """Longer prompts slow the training and teach these organisms nothing more."""
 
 

@@ -34,7 +34,7 @@ class LoraRecipe:
     rank: int = 8
     epochs: float = 2.0
     learning_rate: float = 5e-4
-    batch_size: int = 16
+    batch_size: int = 8
     warmup_share: float = 0.1
     seed: int = 0
 

@@ -49,7 +49,7 @@ def create_scan_tab() -> None:
             model = gr.Textbox(
                 "embedded",
                 label="Model",
-                info="A Hub id (owner/name), `embedded`, or a model organism such as `organism:safe`",
+                info="A Hub id (owner/name), `embedded`, or an organism such as `organism:safe`",
                 max_length=200,
             )
             mode = gr.Radio(list(MODES), value="standard", label="Mode")
@@ -127,8 +127,8 @@ def scan_endpoint(
     """Scan an open-weight language model for intact safety training.
 
     Args:
-        model: A Hugging Face Hub id such as "owner/name", "embedded" for the built-in specimen, or a
-            model organism such as "organism:safe" or "organism:abliterated".
+        model: A Hugging Face Hub id such as "owner/name", "embedded" for the built-in specimen, or
+            a model organism such as "organism:safe" or "organism:abliterated".
         mode: "quick" (weights and two concepts), "standard" (three concepts and behaviour) or
             "full" (all concepts).
         compare: A second model to scan the same way and compare with; empty for none.

@@ -1,8 +1,8 @@
 """Runs scans for visitors: checks what they ask for, reports progress, uses a GPU if there is one.
 
-The page is public. A visitor names a model on the Hub, the embedded one or a model organism, nothing
-else: no path of the server (unless MODELASSAY_ALLOW_LOCAL=1, for use on your own machine), no token but their
-own, no remote code, and no model larger than MAX_MODEL_BYTES.
+The page is public. A visitor names a model on the Hub, the embedded one or a model organism and
+nothing else: no path of the server (unless MODELASSAY_ALLOW_LOCAL=1, for use on your own machine),
+no token but their own, no remote code, and no model larger than MAX_MODEL_BYTES.
 """
 
 from __future__ import annotations
