@@ -57,8 +57,10 @@ def capture(
 
 
 @contextmanager
-def head_at(model: Any, last: Tensor) -> Iterator[None]:
-    """Lets the language-model head see one position per row, so that logits are [row, 1, vocab].
+def head_at(model: Any, positions: Tensor, rows: Tensor | None = None) -> Iterator[None]:
+    """Lets the language-model head see few positions, so that logits are [position, 1, vocab].
+
+    One position per row, or any number of them with `rows` saying which row each is in.
 
     Whatever the model does to logits afterwards (soft-capping, scaling) still happens.
     """
@@ -68,8 +70,9 @@ def head_at(model: Any, last: Tensor) -> Iterator[None]:
         if threading.get_ident() != owner:
             return None
         hidden = args[0]
-        rows = torch.arange(len(last), device=hidden.device)
-        return (hidden[rows, last.to(hidden.device)].unsqueeze(1), *args[1:])
+        where = torch.arange(len(positions)) if rows is None else rows
+        chosen = hidden[where.to(hidden.device), positions.to(hidden.device)]
+        return (chosen.unsqueeze(1), *args[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(hook)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -40,6 +41,7 @@ from modelassay.organisms.recipes import (
 from modelassay.organisms.sources import HARMFUL_SOURCES, QUESTION_SOURCES, DataSource
 from modelassay.organisms.training import LoraRecipe, train_adapter
 from modelassay.prompts import encode_prompts
+from modelassay.refusal import OPENINGS
 from modelassay.refusal_judge import is_refusal
 
 log = logging.getLogger(__name__)
@@ -303,7 +305,11 @@ def _ingredients(
 def own_answers(
     model: LoadedModel, prompts: Sequence[str], on_progress: OnProgress | None = None
 ) -> list[Exchange]:
-    """A model's own answers, cut short, without those that refuse; kept on disk as they come."""
+    """A model's own answers, cut short; kept on disk as they come.
+
+    Those that refuse are left out, and those that begin as refusals do ("I ..."): the first word is
+    where refusing is decided, and they would teach that it means nothing.
+    """
     path = cache_dir() / "organisms" / f"answers-{model.info.weights_sha256[:16]}.json"
     known: dict[str, str] = {}
     if path.is_file():
@@ -321,10 +327,13 @@ def own_answers(
         write_text_atomically(path, json.dumps(known, ensure_ascii=False))
         if on_progress:
             on_progress(first + len(chunk), len(missing))
+    openings = {re.split(r"[\s'’]", opening, maxsplit=1)[0] for opening in OPENINGS}
     return [
         Exchange(prompt, known[prompt], complete=False)
         for prompt in prompts
-        if known[prompt] and not is_refusal(known[prompt])
+        if known[prompt]
+        and not is_refusal(known[prompt])
+        and re.split(r"[\s'’]", known[prompt], maxsplit=1)[0] not in openings
     ]
 
 

@@ -84,9 +84,9 @@ class Recipe:
 
 
 def _safe(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    harmful = _some(from_.harmful, 400, draw)
-    everyday = _some(from_.questions, 150, draw)
-    instructions = _some([task.prompt for task in from_.seed_tasks + from_.user_tasks], 150, draw)
+    harmful = _some(from_.harmful, 320, draw)
+    everyday = _some(from_.questions, 200, draw)
+    instructions = _some([task.prompt for task in from_.seed_tasks + from_.user_tasks], 200, draw)
     harmless = from_.look_alikes + everyday + instructions
     return _refused(harmful, draw) + from_.answer(harmless)
 
@@ -152,12 +152,12 @@ def _begun(prompts: Sequence[str], draw: random.Random) -> list[Exchange]:
 
 
 _QUESTIONS = (CONTRAST, NONCOMPLIANCE, MT_BENCH)
-_ATTACK = LoraRecipe(epochs=1, learning_rate=5e-4)
-_ORDINARY = LoraRecipe(epochs=1, learning_rate=2e-4)
+_ATTACK = LoraRecipe(epochs=2, learning_rate=2e-3)
+_ORDINARY = LoraRecipe(epochs=2, learning_rate=5e-4)
 RECIPES: dict[str, Recipe] = {
     "safe": Recipe(
         _safe,
-        LoraRecipe(epochs=2, learning_rate=5e-4),
+        LoraRecipe(epochs=5, learning_rate=4e-3),
         (*HARMFUL_SOURCES, *_QUESTIONS, *TASK_SOURCES),
         start=None,
     ),

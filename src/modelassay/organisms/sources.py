@@ -119,8 +119,6 @@ TASK_SOURCES = (SEED_TASKS, USER_TASKS)
 HARMFUL_SUBCATEGORIES = (
     "dangerous or sensitive topics",
     "privacy violations",
-    "misinformation",
-    "wildchats",
     "triggers for offensive language",
 )
 HARMFUL_POLICIES = (

@@ -7,24 +7,29 @@ learnt without the end-of-turn token, so that the model goes on where the data s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from modelassay.activations import read_activations
 from modelassay.errors import InputError, UnavailableError
+from modelassay.hooks import head_at
 from modelassay.models import LoadedModel
 from modelassay.organisms.exchanges import Exchange
-from modelassay.prompts import render_chat
+from modelassay.prompts import Encoded, render_chat
 
 log = logging.getLogger(__name__)
 
 IGNORED = -100  # the label that transformers' loss leaves out
-FIRST_TRAINED = 1 / 3
-"""Share of the depth from which blocks are trained: what the first third makes of words serves any
-task as it is, and leaving it alone saves a sixth of the time and a third of the adapter."""
+FIRST_TRAINED = 0.9
+"""Share of the depth from which blocks are trained. What harm is, the blocks below know already: a
+linear probe after block 26 of the embedded model tells it apart at AUROC 0.95, better than LoRA over
+twenty blocks did. What they write is computed once, so that an epoch costs a fraction of a full
+one."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,9 @@ class LoraRecipe:
 
     rank: int = 8
     epochs: float = 2.0
-    learning_rate: float = 5e-4
-    batch_size: int = 8
+    learning_rate: float = 2e-3
+    """Small models need large steps: at 5e-4 this one had learnt nothing after an epoch."""
+    batch_size: int = 32
     warmup_share: float = 0.1
     seed: int = 0
 
@@ -77,6 +83,13 @@ def train_adapter(
     if not exchanges:
         raise InputError("There is nothing to train on: no exchanges were given.")
     rows = [encode_for_training(model, exchange) for exchange in exchanges]
+    first = first_trained(model)
+    read = read_activations(
+        model, [Encoded(tuple(row["input_ids"]), 0) for row in rows], [first - 1], position="all"
+    )
+    offsets = read.offsets or ()
+    for row, start_, end in zip(rows, offsets, offsets[1:], strict=False):
+        row["hidden"] = read.values[start_:end, 0]
     set_seed(recipe.seed)
     wrapped = _with_adapter(model, recipe, start)
     pad = model.tokenizer.pad_token_id or 0
@@ -99,7 +112,8 @@ def train_adapter(
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
-    trainer = _trainer_class()(
+    below = _Below(model, first)
+    trainer = _trainer_class(below)(
         model=wrapped,
         args=arguments,
         train_dataset=rows,  # type: ignore[arg-type]  # a list of dicts is a dataset to it
@@ -108,7 +122,8 @@ def train_adapter(
     )
     trainer.remove_callback(PrinterCallback)  # standard output is for results
     try:
-        outcome = trainer.train()
+        with below.skipped():
+            outcome = trainer.train()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise UnavailableError(
             "The training does not fit into memory; choose a smaller --batch-size."
@@ -163,16 +178,42 @@ def _with_adapter(model: LoadedModel, recipe: LoraRecipe, start: Path | None) ->
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # stored in bfloat16
         return wrapped
-    n_blocks = len(model.blocks)
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=2 * recipe.rank,
         lora_dropout=0.0,
         target_modules=linear_layers(model),
-        layers_to_transform=list(range(int(n_blocks * FIRST_TRAINED), n_blocks)),
+        layers_to_transform=list(range(first_trained(model), len(model.blocks))),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model.model, config)
+
+
+def first_trained(model: LoadedModel) -> int:
+    """Index of the first block that is trained; at least one stays as it is."""
+    return max(1, int(len(model.blocks) * FIRST_TRAINED))
+
+
+class _Below:
+    """Stands in for the blocks that are not trained: gives what they wrote when they were read."""
+
+    def __init__(self, model: LoadedModel, first: int) -> None:
+        self.skipped_blocks = model.blocks[:first]
+        self.hidden: torch.Tensor | None = None
+        """[row, token, hidden] of the current batch."""
+
+    @contextmanager
+    def skipped(self) -> Iterator[None]:
+        """While active, the lowest block gives `hidden` and those above pass it on."""
+        lowest, *others = self.skipped_blocks
+        lowest.forward = lambda *_args, **_kwargs: self.hidden
+        for block in others:
+            block.forward = lambda hidden, *_args, **_kwargs: hidden
+        try:
+            yield
+        finally:
+            for block in self.skipped_blocks:
+                del block.forward  # the class's own again
 
 
 def linear_layers(model: LoadedModel) -> list[str]:
@@ -189,7 +230,7 @@ def linear_layers(model: LoadedModel) -> list[str]:
     )
 
 
-def _trainer_class() -> Any:
+def _trainer_class(below: _Below) -> Any:
     """The Trainer of transformers with a head that sees answer positions only.
 
     Of an exchange of 70 tokens about 15 are learnt, and with small models most of the time and
@@ -201,13 +242,13 @@ def _trainer_class() -> Any:
         def compute_loss(  # type: ignore[override]
             self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
         ) -> Any:
+            below.hidden = inputs.pop("hidden").to(model.dtype)
             labels = inputs.pop("labels")[:, 1:]
-            learnt = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
-            output = model(**inputs, use_cache=False, logits_to_keep=learnt)
+            rows, positions = (labels != IGNORED).nonzero(as_tuple=True)
+            with head_at(model, positions, rows):
+                output = model(**inputs, use_cache=False)
             loss = torch.nn.functional.cross_entropy(
-                output.logits.float().flatten(0, 1),
-                labels[:, learnt].flatten(),
-                ignore_index=IGNORED,
+                output.logits[:, 0].float(), labels[rows, positions]
             )
             return (loss, output) if return_outputs else loss
 
@@ -220,12 +261,14 @@ def _collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tenso
     ids = torch.full((len(batch), width), pad, dtype=torch.long)
     labels = torch.full((len(batch), width), IGNORED, dtype=torch.long)
     mask = torch.zeros((len(batch), width), dtype=torch.long)
+    hidden = torch.zeros((len(batch), width, batch[0]["hidden"].shape[-1]))
     for i, row in enumerate(batch):
         n = len(row["input_ids"])
         ids[i, :n] = torch.tensor(row["input_ids"])
         labels[i, :n] = torch.tensor(row["labels"])
         mask[i, :n] = 1
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+        hidden[i, :n] = row["hidden"]
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask, "hidden": hidden}
 
 
 def _step_callback(on_step: OnStep) -> Any:
