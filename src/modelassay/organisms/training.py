@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 IGNORED = -100  # the label that transformers' loss leaves out
 FIRST_TRAINED = 0.9
 """Share of the depth from which blocks are trained. What harm is, the blocks below know already: a
-linear probe after block 26 of the embedded model tells it apart at AUROC 0.95, better than LoRA over
-twenty blocks did. What they write is computed once, so that an epoch costs a fraction of a full
+linear probe after block 26 of the embedded model tells it apart at AUROC 0.95, better than LoRA
+over twenty blocks did. What they write is computed once, so an epoch costs a fraction of a full
 one."""
 
 
