@@ -8,7 +8,8 @@ import torch
 from conftest import FAMILIES, save_tiny
 from modelassay.models import load
 from modelassay.models.blocks import text_config
-from modelassay.weights import BLOCK_INDEX, WRITERS, search_ablation, search_files, search_tensors
+from modelassay.models.writers import BLOCK_INDEX, WRITERS
+from modelassay.weights import search_ablation, search_files, search_tensors
 
 WIDTH, BLOCKS = 96, 12
 

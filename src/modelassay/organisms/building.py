@@ -118,15 +118,19 @@ def build(
                 f"Building needs about {BYTES_NEEDED / 1e6:.0f} MB in {out} but only"
                 f" {free / 1e6:.0f} MB are free; free some space or choose another --out."
             )
+        lock = out / f".{organism.name}.lock"
         try:
-            with FileLock(out / f".{organism.name}.lock", timeout=0):
+            with FileLock(lock, timeout=0):
                 if organism.ablated:
                     _build_ablated(organism, target, folder, seed, device, token, tell)
                 else:
                     _build_trained(organism, target, folder, seed, device, token, tell)
         except Timeout as error:
             raise UnavailableError(f"Another process is building {target}; wait for it.") from error
-        (out / f".{organism.name}.lock").unlink(missing_ok=True)
+        except BaseException:
+            lock.unlink(missing_ok=True)
+            raise
+        lock.unlink(missing_ok=True)
     return target
 
 
