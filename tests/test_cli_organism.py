@@ -9,6 +9,7 @@ import pytest
 from modelassay.cli.main import run
 from modelassay.models.organisms import ORGANISMS
 from test_cli import one_line
+from test_organisms import SHIPPED
 
 
 def test_list_names_every_organism(capfd):
@@ -21,7 +22,7 @@ def test_list_names_every_organism(capfd):
     assert "organism:abliterated-perlayer" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("name", ORGANISMS)
+@pytest.mark.parametrize("name", [*SHIPPED, "int8", "bf16"])
 def test_info_prints_the_card(name, capfd):
     assert run(["organism", "info", name, "--json"]) == 0
     card = json.loads(capfd.readouterr().out)
