@@ -32,7 +32,7 @@ from ams.extractor import ActivationExtractor
 from modelassay.activations import read_activations
 from modelassay.cache import write_text_atomically
 from modelassay.models import LoadedModel, load
-from modelassay.models.organisms import ORGANISMS
+from modelassay.models.organisms import ORGANISMS, shipped_folder
 from modelassay.prompts import encode_prompts
 from modelassay.refusal import wilson_interval
 from modelassay.scan_report import ScanReport
@@ -195,7 +195,7 @@ def run(seeds: Sequence[int], replicas: Path | None, ids: Sequence[str]) -> dict
             raise SystemExit("Seeds other than 0 need --replicas FOLDER with FOLDER/seed-N in it.")
         for model_id in ids:
             key = f"{model_id}@{seed}"
-            if key in results or (seed and not _has(replicas, seed, model_id)):
+            if key in results or not _has(replicas, seed, model_id):
                 continue
             if seed:
                 os.environ["MODELASSAY_ORGANISMS"] = str(Path(str(replicas)) / f"seed-{seed}")
@@ -209,11 +209,13 @@ def run(seeds: Sequence[int], replicas: Path | None, ids: Sequence[str]) -> dict
 
 
 def _has(replicas: Path | None, seed: int, model_id: str) -> bool:
-    if model_id == "embedded" or replicas is None:
-        return False  # the same for every seed
+    """Whether there is such a model of that seed; `embedded` is the same for every seed."""
+    if model_id == "embedded":
+        return seed == 0
     organism = ORGANISMS[model_id.partition(":")[2]]
     needed = organism.adapter if organism.numerics else organism.name
-    return (replicas / f"seed-{seed}" / needed / "card.json").is_file()
+    folder = Path(str(replicas)) / f"seed-{seed}" if seed else shipped_folder()
+    return (folder / needed / "card.json").is_file()
 
 
 def page(results: dict[str, Any]) -> str:
