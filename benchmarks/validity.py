@@ -232,6 +232,8 @@ def page(results: dict[str, Any]) -> str:
         f" {version('transformers')}, {platform.machine()}, fp32 unless the organism says"
         " otherwise. AMS's numbers are of its own harmful_content prompts, ours of ours.",
         "",
+        f"**{len(results)} measurements so far**; the more models, the more the tables can claim.",
+        "",
         "## Every organism",
         "",
         "| model | seed | safety | verdict | refuses harmful | benign | "
