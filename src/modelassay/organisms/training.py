@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from modelassay.activations import read_activations
+from modelassay.activations import is_out_of_memory, read_activations
 from modelassay.errors import InputError, UnavailableError
 from modelassay.hooks import head_at
 from modelassay.models import LoadedModel
@@ -124,7 +124,9 @@ def train_adapter(
     try:
         with below.skipped():
             outcome = trainer.train()
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise UnavailableError(
             "The training does not fit into memory; choose a smaller --batch-size."
         ) from error
