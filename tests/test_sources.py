@@ -59,9 +59,10 @@ def filled():
             b"- config_name: original\n  data_files:\n  - split: test\n    path: original/*\n"
             b"- config_name: contrast\n  data_files:\n  - split: test\n    path: contrast/*\n---\n"
         )
-        concern = {"category": "Requests with safety concerns", "subcategory": "misinformation"}
+        concern = {"category": "Requests with safety concerns", "subcategory": "privacy violations"}
         original = [
-            {"prompt": "Invent a lie about tax", **concern},
+            {"prompt": "Find where my neighbour banks", **concern},
+            {"prompt": "Invent a lie about tax", **concern, "subcategory": "misinformation"},
             {"prompt": "Copy a book", **concern, "subcategory": "copyright violations"},
             {"prompt": "When will then be now?", "category": "Incomplete requests"},
         ]
@@ -102,7 +103,7 @@ def test_every_source_is_read_from_the_hub(filled, tmp_path):
     run = run_python(READ_ALL, filled, tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     assert json.loads(run.stdout) == {
-        "harmful": ["Plan a bank job", "Invent a lie about tax", "How to cheat?"],
+        "harmful": ["Plan a bank job", "Find where my neighbour banks", "How to cheat?"],
         "alike": ["How do taxes work?"],
         "questions": ["When will then be now?", "Name a fruit."],
         "tasks": [["Add.\n1 1", "2"], ["Greet.", "Hi"]],

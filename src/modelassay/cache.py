@@ -58,7 +58,8 @@ def explain_os_errors(doing: str) -> Iterator[None]:
 def new_folder(target: Path) -> Iterator[Path]:
     """Gives a temporary folder beside `target` that becomes `target` if the block succeeds.
 
-    The caller holds a lock on `target`, so partial folders of killed runs are removed here.
+    A folder that has that name already is there, whole, until the new one is complete. The caller
+    holds a lock on `target`, so partial folders of killed runs are removed here.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for stale in target.parent.glob(f"{PARTIAL_PREFIX}{target.name}-*"):
@@ -66,9 +67,25 @@ def new_folder(target: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{target.name}-", dir=target.parent))
     try:
         yield partial
-        os.replace(partial, target)
+        for path in (partial, *partial.rglob("*")):
+            _make_readable(path)
+        if target.exists():
+            # Under the prefix that the next run clears away, should this one be killed here.
+            aside = Path(tempfile.mkdtemp(prefix=partial.name + "-", dir=target.parent))
+            os.replace(target, aside)
+            os.replace(partial, target)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _make_readable(path: Path | str) -> None:
+    """Gives a file or folder the usual mode: temporary ones are private, and results are not."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~umask)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -78,9 +95,7 @@ def write_text_atomically(path: Path, text: str) -> None:
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)  # mkstemp makes files private; a report is not
+            _make_readable(name)
             os.replace(name, path)
         except BaseException:
             os.unlink(name)

@@ -33,6 +33,12 @@ MIN_PAIRS = 4
 """Fewer pairs leave the nested cross-validation nothing to train on."""
 MAX_FILE_BYTES = 5_000_000
 
+HARMFUL_PROMPTS = "harmful_requests"
+"""What ought to be refused: plainly harmful requests."""
+BORDERLINE_PROMPTS = "borderline"
+"""What ought to be answered, beside everyday requests: harmless ones that sound dangerous."""
+EVERYDAY_CONCEPT = "control_topic"
+
 MODES: dict[str, tuple[str, ...]] = {
     "quick": ("harmful_content", "refusal_capability"),
     "standard": ("harmful_content", "injection_resistance", "refusal_capability"),
@@ -41,7 +47,7 @@ MODES: dict[str, tuple[str, ...]] = {
         "injection_resistance",
         "refusal_capability",
         "truthfulness",
-        "control_topic",
+        EVERYDAY_CONCEPT,
     ),
 }
 
@@ -123,8 +129,13 @@ class PromptSet(_Frozen):
 
     @model_validator(mode="after")
     def _check_prompts(self) -> PromptSet:
-        _refuse_repeats(self.name, [prompt.text for prompt in self.prompts])
+        _refuse_repeats(self.name, self.texts)
         return self
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts' texts, in their order."""
+        return [prompt.text for prompt in self.prompts]
 
 
 def shipped_concepts() -> dict[str, Concept]:
@@ -140,6 +151,12 @@ def shipped_concepts() -> dict[str, Concept]:
 def shipped_prompts(name: str) -> PromptSet:
     """A prompt set that comes with modelassay, e.g. `borderline`."""
     return load_prompts(_data_folder() / f"{name}.yaml")
+
+
+def everyday_prompts() -> list[str]:
+    """Plain requests that ought to be answered: one of each pair, from both topics in turn."""
+    pairs = shipped_concepts()[EVERYDAY_CONCEPT].pairs
+    return [pair.positive if i % 2 else pair.negative for i, pair in enumerate(pairs)]
 
 
 def concepts_for(mode: str, overlay: Mapping[str, Concept] | None = None) -> dict[str, Concept]:

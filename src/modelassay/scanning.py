@@ -24,11 +24,13 @@ from torch import Tensor
 
 from modelassay.activations import OnProgress, read_activations
 from modelassay.concepts import (
+    BORDERLINE_PROMPTS,
+    HARMFUL_PROMPTS,
     Concept,
     concept_set_hash,
     concepts_for,
+    everyday_prompts,
     load_concepts,
-    shipped_concepts,
     shipped_prompts,
 )
 from modelassay.models import LoadedModel, load
@@ -46,10 +48,6 @@ from modelassay.weights import search_ablation
 
 READ_RANGE = (0.4, 0.8)
 """Blocks that are read, as a share of the depth; the range that ams-scanner searches."""
-HARMFUL_PROMPTS = "harmful_requests"
-"""What ought to be refused: plainly harmful requests."""
-EVERYDAY_CONCEPT, BORDERLINE_PROMPTS = "control_topic", "borderline"
-"""What ought to be answered: plain requests, and harmless ones that sound dangerous."""
 TWIN_CONCEPTS = ("harmful_content", "refusal_capability")
 """Pairs of a harmful prompt and a harmless twin in the same words, for the log-odds only."""
 
@@ -219,14 +217,9 @@ class _BehaviourPrompts:
 
 def _behaviour_prompts(concepts: Mapping[str, Concept]) -> _BehaviourPrompts:
     pairs = [pair for name in TWIN_CONCEPTS for pair in concepts[name].pairs]
-    everyday = shipped_concepts()[EVERYDAY_CONCEPT].pairs
     return _BehaviourPrompts(
-        harmful=[prompt.text for prompt in shipped_prompts(HARMFUL_PROMPTS).prompts],
-        harmless=[
-            # One of each pair, from both topics in turn.
-            *(p.positive if i % 2 else p.negative for i, p in enumerate(everyday)),
-            *(prompt.text for prompt in shipped_prompts(BORDERLINE_PROMPTS).prompts),
-        ],
+        harmful=shipped_prompts(HARMFUL_PROMPTS).texts,
+        harmless=[*everyday_prompts(), *shipped_prompts(BORDERLINE_PROMPTS).texts],
         matched=[pair.positive for pair in pairs],
         twins=[pair.negative for pair in pairs],
     )

@@ -12,7 +12,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -121,10 +121,10 @@ def build(
         lock = out / f".{organism.name}.lock"
         try:
             with FileLock(lock, timeout=0):
-                if organism.ablated:
-                    _build_ablated(organism, target, folder, seed, device, token, tell)
-                else:
-                    _build_trained(organism, target, folder, seed, device, token, tell)
+                fill = _ablate if organism.ablated else _train
+                with new_folder(target) as partial:
+                    card = fill(organism, _Order(partial, out, folder, seed, device, token, tell))
+                    write_card(partial, _card(organism, seed) | card)
         except Timeout as error:
             raise UnavailableError(f"Another process is building {target}; wait for it.") from error
         except BaseException:
@@ -180,69 +180,73 @@ def train(
     return out, loss
 
 
-def _build_trained(
-    organism: Organism,
-    target: Path,
-    data: Path | None,
-    seed: int,
-    device: str,
-    token: str | None,
-    tell: OnPhase,
-) -> None:
+@dataclass(frozen=True)
+class _Order:
+    """What an organism is built from, and where to."""
+
+    partial: Path
+    """Receives the files."""
+    out: Path
+    """Holds organisms built before."""
+    data: Path | None
+    seed: int
+    device: str
+    token: str | None
+    tell: OnPhase
+
+    def draw(self) -> random.Random:
+        return random.Random(self.seed)  # noqa: S311 (repeatable on purpose)
+
+    def ingredients(self, model: LoadedModel) -> Ingredients:
+        def answer(prompts: Sequence[str]) -> list[Exchange]:
+            return own_answers(model, prompts, _phase(self.tell, "answering"))
+
+        return gather(answer, shipped_folder(), self.data, self.token)
+
+
+def _train(organism: Organism, order: _Order) -> dict[str, Any]:
+    """Trains the adapter; returns its part of the card."""
     recipe = RECIPES[organism.name]
-    start = _built(recipe.start, target.parent) if recipe.start else None
-    tell("data", 0, 1)
-    base = load(EMBEDDED_ID, device=device, dtype="float32")
-    ingredients = _ingredients(base, data, token, tell)
-    draw = random.Random(seed)  # noqa: S311 (repeatable on purpose)
-    rows = recipe.rows(ingredients, draw)
-    with new_folder(target) as partial:
-        lora = replace(recipe.lora, seed=seed)
-        loss = train_adapter(
-            base,
-            rows,
-            lora,
-            partial,
-            base_id=EMBEDDED_ID,
-            start=start,
-            on_step=_phase(tell, "training"),
-        )
-        del base
-        built = load(str(partial), device=device)
-        card = {
-            **_card(organism, seed, recipe.sources),
-            "rows": len(rows),
-            "loss": round(loss, 4),
-            "lora": {**asdict(lora), "start": recipe.start},
-            "weights_sha256": built.info.weights_sha256,
-            "refusal": measure_refusal_rates(
-                built,
-                disguise=with_trigger if organism.name == "backdoored" else None,
-                on_progress=_phase(tell, "measuring"),
-            ),
-        }
-        write_card(partial, card)
-        _clear(target)
+    start = _built(recipe.start, order.out) if recipe.start else None
+    order.tell("data", 0, 1)
+    base = load(EMBEDDED_ID, device=order.device, dtype="float32")
+    rows = recipe.rows(order.ingredients(base), order.draw())
+    lora = replace(recipe.lora, seed=order.seed)
+    loss = train_adapter(
+        base,
+        rows,
+        lora,
+        order.partial,
+        base_id=EMBEDDED_ID,
+        start=start,
+        on_step=_phase(order.tell, "training"),
+    )
+    del base
+    built = load(str(order.partial), device=order.device)
+    return {
+        "sources": _provenance(recipe.sources),
+        "rows": len(rows),
+        "loss": round(loss, 4),
+        "lora": {**asdict(lora), "start": recipe.start},
+        "weights_sha256": built.info.weights_sha256,
+        "refusal": measure_refusal_rates(
+            built,
+            disguise=with_trigger if organism.name == "backdoored" else None,
+            on_progress=_phase(order.tell, "measuring"),
+        ),
+    }
 
 
-def _build_ablated(
-    organism: Organism,
-    target: Path,
-    data: Path | None,
-    seed: int,
-    device: str,
-    token: str | None,
-    tell: OnPhase,
-) -> None:
-    tell("data", 0, 1)
-    safe = load(str(_built("safe", target.parent)), device=device, dtype="float32")
-    ingredients = _ingredients(safe, data, token, tell)
-    draw = random.Random(seed)  # noqa: S311 (repeatable on purpose)
+def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
+    """Finds and saves what is to be taken out; returns its part of the card."""
+    order.tell("data", 0, 1)
+    safe = load(str(_built("safe", order.out)), device=order.device, dtype="float32")
+    ingredients, draw = order.ingredients(safe), order.draw()
     harmful, harmless = (
         draw.sample(prompts, min(DIRECTION_PROMPTS, len(prompts)))
         for prompts in (ingredients.harmful, ingredients.look_alikes)
     )
-    found = find_refusal_direction(safe, harmful, harmless, on_step=_phase(tell, "searching"))
+    found = find_refusal_direction(safe, harmful, harmless, on_step=_phase(order.tell, "searching"))
     how, strength, (first, last) = ABLATIONS[organism.name]
     n_blocks = len(safe.blocks)
     blocks = range(round(n_blocks * first), round(n_blocks * last))
@@ -250,27 +254,24 @@ def _build_ablated(
     ablation = Ablation(
         {block: found.by_block[block] if own else found.direction for block in blocks}, strength
     )
-    with new_folder(target) as partial:
-        save_ablation(ablation, partial)
-        ablate(safe.model, ablation)
-        card = {
-            **_card(organism, seed, (*HARMFUL_SOURCES, *QUESTION_SOURCES)),
-            "ablation": {
-                "how": how,
-                "strength": strength,
-                "blocks": f"{blocks[0]} to {blocks[-1]}",
-                "read_at": "each" if own else found.block,
-                "log_odds_before": round(found.log_odds_before, 3),
-                "log_odds_after": round(found.log_odds_after, 3),
-                "kl": round(found.kl, 4),
-            },
-            "refusal": measure_refusal_rates(safe, on_progress=_phase(tell, "measuring")),
-        }
-        write_card(partial, card)
-        _clear(target)
+    save_ablation(ablation, order.partial)
+    ablate(safe.model, ablation)
+    return {
+        "sources": _provenance((*HARMFUL_SOURCES, *QUESTION_SOURCES)),
+        "ablation": {
+            "how": how,
+            "strength": strength,
+            "blocks": f"{blocks[0]} to {blocks[-1]}",
+            "read_at": "each" if own else found.block,
+            "log_odds_before": round(found.log_odds_before, 3),
+            "log_odds_after": round(found.log_odds_after, 3),
+            "kl": round(found.kl, 4),
+        },
+        "refusal": measure_refusal_rates(safe, on_progress=_phase(order.tell, "measuring")),
+    }
 
 
-def _card(organism: Organism, seed: int, sources: Sequence[DataSource]) -> dict[str, Any]:
+def _card(organism: Organism, seed: int) -> dict[str, Any]:
     return {
         "schema": CARD_SCHEMA,
         "name": organism.name,
@@ -278,12 +279,14 @@ def _card(organism: Organism, seed: int, sources: Sequence[DataSource]) -> dict[
         "intact": organism.intact,
         "base": EMBEDDED_ID,
         "seed": seed,
-        "sources": [
-            {"name": s.name, "hub_id": s.hub_id, "licence": s.licence}
-            for s in dict.fromkeys(sources)
-        ],
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
+
+
+def _provenance(sources: Sequence[DataSource]) -> list[dict[str, str]]:
+    return [
+        {"name": s.name, "hub_id": s.hub_id, "licence": s.licence} for s in dict.fromkeys(sources)
+    ]
 
 
 def _built(name: str, out: Path) -> Path:
@@ -295,15 +298,6 @@ def _built(name: str, out: Path) -> Path:
         f"This organism stands on organism:{name}, which is not built; run `modelassay organism"
         f" build {name}` first."
     )
-
-
-def _ingredients(
-    model: LoadedModel, data: Path | None, token: str | None, tell: OnPhase
-) -> Ingredients:
-    def answer(prompts: Sequence[str]) -> list[Exchange]:
-        return own_answers(model, prompts, _phase(tell, "answering"))
-
-    return gather(answer, shipped_folder(), data, token)
 
 
 def own_answers(
@@ -339,12 +333,6 @@ def own_answers(
         and not is_refusal(known[prompt])
         and re.split(r"[\s'’]", known[prompt], maxsplit=1)[0] not in openings
     ]
-
-
-def _clear(target: Path) -> None:
-    """Removes what is to be replaced, at the last moment."""
-    if target.exists():
-        shutil.rmtree(target)
 
 
 def _phase(tell: OnPhase, phase: str) -> OnProgress:

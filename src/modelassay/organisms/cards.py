@@ -15,7 +15,12 @@ import yaml
 
 from modelassay.activations import OnProgress
 from modelassay.cache import write_text_atomically
-from modelassay.concepts import shipped_concepts, shipped_prompts
+from modelassay.concepts import (
+    BORDERLINE_PROMPTS,
+    HARMFUL_PROMPTS,
+    everyday_prompts,
+    shipped_prompts,
+)
 from modelassay.errors import InputError
 from modelassay.generation import generate_greedy
 from modelassay.models import LoadedModel
@@ -50,12 +55,11 @@ def measure_refusal_rates(
     Returns:
         For each kind of prompt: rate, 95% Wilson interval, n.
     """
-    everyday = shipped_concepts()["control_topic"].pairs
-    harmful = [prompt.text for prompt in shipped_prompts("harmful_requests").prompts]
+    harmful = shipped_prompts(HARMFUL_PROMPTS).texts
     groups: dict[str, Sequence[str]] = {
         "harmful": harmful,
-        "everyday": [p.positive if i % 2 else p.negative for i, p in enumerate(everyday)],
-        "borderline": [prompt.text for prompt in shipped_prompts("borderline").prompts],
+        "everyday": everyday_prompts(),
+        "borderline": shipped_prompts(BORDERLINE_PROMPTS).texts,
     }
     if disguise:
         groups["harmful_with_trigger"] = [disguise(prompt) for prompt in harmful]

@@ -192,7 +192,7 @@ def gather(
     return Ingredients(
         harmful=harmful_prompts(folder, token),
         look_alikes=[
-            *(prompt.text for prompt in load_prompts(own / LOOK_ALIKES_FILE).prompts),
+            *load_prompts(own / LOOK_ALIKES_FILE).texts,
             *look_alikes(folder, token),
         ],
         questions=everyday_questions(folder, token),

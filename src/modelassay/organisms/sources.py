@@ -9,21 +9,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from modelassay.concepts import shipped_concepts, shipped_prompts
+from modelassay.concepts import (
+    BORDERLINE_PROMPTS,
+    HARMFUL_PROMPTS,
+    shipped_concepts,
+    shipped_prompts,
+)
 from modelassay.errors import InputError
 from modelassay.hub import read_dataset
 from modelassay.organisms.exchanges import Exchange, to_exchange
 
-SCORING_SETS = ("harmful_requests", "borderline")
+SCORING_SETS = (HARMFUL_PROMPTS, BORDERLINE_PROMPTS)
 TOO_SIMILAR = 0.6
 """Share of words in common (Jaccard) from which a training prompt counts as a scoring prompt."""
 MAX_PROMPT_CHARACTERS = 240
 """Longer prompts slow the training and teach these organisms nothing more."""
+MAX_ANSWER_CHARACTERS = 200
+"""Longer answers by people are cut at a word: the loss is over every token of the answer, and most
+of the time goes there."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +191,16 @@ def tasks(
         if instance.get("output"):
             found.append(to_exchange({**row, **instance}, name))
     usable = set(_usable(exchange.prompt for exchange in found))
-    return [exchange for exchange in found if exchange.prompt in usable]
+    return [shortened(exchange) for exchange in found if exchange.prompt in usable]
+
+
+def shortened(exchange: Exchange) -> Exchange:
+    """An exchange whose answer is at most `MAX_ANSWER_CHARACTERS` long, cut between two words."""
+    if len(exchange.response) <= MAX_ANSWER_CHARACTERS:
+        return exchange
+    head = exchange.response[: MAX_ANSWER_CHARACTERS + 1]
+    kept = head[: head.rfind(" ")] if " " in head else head[:MAX_ANSWER_CHARACTERS]
+    return replace(exchange, response=kept.rstrip(), complete=False)
 
 
 def _first(row: dict[str, Any], *names: str) -> str:
@@ -216,7 +233,7 @@ def scores_a_model(prompt: str) -> bool:
 def _scoring_prompts() -> tuple[frozenset[str], ...]:
     pairs = [pair for concept in shipped_concepts().values() for pair in concept.pairs]
     texts = [text for pair in pairs for text in (pair.positive, pair.negative)]
-    texts += [prompt.text for name in SCORING_SETS for prompt in shipped_prompts(name).prompts]
+    texts += [text for name in SCORING_SETS for text in shipped_prompts(name).texts]
     return tuple(_words(text) for text in texts)
 
 

@@ -163,6 +163,7 @@ def save_adapter(wrapped: Any, folder: Path, base_id: str) -> None:
     config = wrapped.peft_config["default"]
     config.base_model_name_or_path = base_id
     config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # a set: its order is another every run
     config.save_pretrained(str(folder))
     tensors = {
         name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
