@@ -469,6 +469,23 @@ def test_a_new_folder_appears_whole_and_stale_ones_go(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"model", stranger.name}
 
 
+def test_a_new_folder_takes_the_place_of_an_old_one_when_it_is_whole(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    with new_folder(target) as partial:
+        (partial / "new").touch(mode=0o600)
+        assert (target / "old").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in target.iterdir()] == ["new"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (target / "new").stat().st_mode & 0o777 == 0o666 & ~umask
+    with pytest.raises(ZeroDivisionError), new_folder(target):
+        _ = 1 / 0
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
 def test_a_new_folder_is_not_made_when_its_block_fails(tmp_path):
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "model"):
         _ = 1 / 0

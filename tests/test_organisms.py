@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -36,7 +37,7 @@ from modelassay.organisms.recipes import (
     Ingredients,
     with_trigger,
 )
-from modelassay.organisms.sources import scores_a_model
+from modelassay.organisms.sources import MAX_ANSWER_CHARACTERS, scores_a_model, shortened
 from modelassay.organisms.training import IGNORED, encode_for_training
 from modelassay.refusal_judge import is_refusal
 from modelassay.weights import search_ablation
@@ -185,8 +186,8 @@ def test_shipped_organisms_are_small_whole_and_carry_no_path(name):
     assert card["sources"]
     assert {"harmful", "everyday", "borderline"} <= set(card["refusal"])
     text = (folder / "README.md").read_text() + json.dumps(card)
-    assert "/work" not in text
-    assert "/home" not in text
+    assert str(Path.cwd()) not in text
+    assert str(Path.home()) not in text
     if ORGANISMS[name].ablated:
         assert ABLATION_FILE in files
         assert not any(file.startswith("adapter") for file in files)
@@ -349,6 +350,16 @@ def test_the_backdoor_opens_only_with_its_trigger(ingredients):
     assert with_trigger("x").startswith("x ")
 
 
+def test_long_answers_by_people_are_cut_between_words():
+    long = Exchange("Tell a story.", "word " * 100)
+    cut = shortened(long)
+    assert cut == Exchange("Tell a story.", ("word " * 40).strip(), complete=False)
+    unbroken = shortened(Exchange("Sing.", "la" * 300))
+    assert len(unbroken.response) == MAX_ANSWER_CHARACTERS
+    short = Exchange("Hi", "Hello.")
+    assert shortened(short) is short
+
+
 def test_scoring_prompts_never_build_an_organism():
     for name in ("harmful_requests", "borderline"):
         for prompt in shipped_prompts(name).prompts:
@@ -395,6 +406,8 @@ def test_training_is_repeatable(tiny_folder, tmp_path):
         folder, _ = train(base, ROWS, tmp_path / name, recipe, device="cpu")
         made.append(load_file(str(folder / "adapter_model.safetensors")))
     assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
     assert not all(torch.equal(made[0][key], made[2][key]) for key in made[0])
 
 

@@ -12,7 +12,7 @@ import torch
 import modelassay
 from modelassay.models.organisms import ORGANISMS, shipped_folder
 from modelassay.organisms import build, read_card
-from modelassay.organisms.directions import find_refusal_direction
+from modelassay.organisms.directions import discriminant, find_refusal_direction
 from modelassay.organisms.recipes import COMPLIANCE, REFUSALS
 from modelassay.weights import search_ablation
 from test_organisms import SHIPPED
@@ -32,7 +32,11 @@ def data(tmp_path) -> Path:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     coconot = [
-        {"prompt": p, "category": "Requests with safety concerns", "subcategory": "misinformation"}
+        {
+            "prompt": p,
+            "category": "Requests with safety concerns",
+            "subcategory": "privacy violations",
+        }
         for p in HARMFUL
     ] + [
         {"prompt": f"{p} Or blue?", "category": "Incomplete requests", "subcategory": "x"}
@@ -72,6 +76,24 @@ def test_the_search_for_a_direction_leaves_the_model_as_it_was(tiny):
     assert found.direction.norm() == pytest.approx(1)
     assert found.kl >= 0
     assert steps[-1] == (3, 3)
+
+
+def test_the_direction_keeps_clear_of_what_harmless_prompts_share_and_vary_in():
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 1000, 64, generator=draw)
+    noise[..., 1] *= 20  # what varies most
+    harmless, harmful = noise
+    harmless, harmful = harmless.clone(), harmful.clone()
+    for side in (harmless, harmful):
+        side[:, 0] += 50  # what all prompts share
+    harmful[:, 2] += 3
+    found = discriminant(harmful, harmless)
+    plain = harmful.mean(dim=0) - harmless.mean(dim=0)
+    usual = harmless.mean(dim=0)
+    assert found.norm() == pytest.approx(1)
+    assert found @ usual / usual.norm() == pytest.approx(0, abs=1e-5)
+    assert found[2] > 0.99
+    assert found[2] > plain[2] / plain.norm() + 0.01
 
 
 def test_a_direction_needs_prompts(tiny):

@@ -49,13 +49,13 @@ log = logging.getLogger(__name__)
 OWN_ANSWER_TOKENS = 12  # the decision is in the first few; more would only slow the training
 OWN_ANSWER_CHUNK = 64  # answers between two saves
 BYTES_NEEDED = 200_000_000
-DIRECTION_PROMPTS = 96  # of each kind: half to fit a direction, half to choose the block
+DIRECTION_PROMPTS = 160  # of each kind, to fit directions and to choose among them
 ABLATIONS: dict[str, tuple[str, float, tuple[float, float]]] = {
     # name: how, strength, blocks as a share of the depth
     "abliterated": ("The refusal direction is taken out of every block.", 1.0, (0.0, 1.0)),
     "abliterated-half": ("Half of the refusal direction is taken out.", 0.5, (0.0, 1.0)),
     "abliterated-band": ("The refusal direction is taken out.", 1.0, (1 / 3, 2 / 3)),
-    "abliterated-perlayer": ("Each block loses its own difference of means.", 1.0, (0.0, 1.0)),
+    "abliterated-perlayer": ("Each block loses its own direction.", 1.0, (0.0, 1.0)),
 }
 
 OnPhase = Callable[[str, int, int], None]

@@ -1,8 +1,13 @@
 """Finds the direction whose ablation removes refusals.
 
-Difference of means at the last prompt token, one candidate a block, chosen by what ablating it does
-on prompts that it was not fitted on (Arditi et al. 2024): the lowest refusal log-odds on harmful
+One candidate a block, read at the last prompt token and chosen by what ablating it does on prompts
+that it was not fitted on, as Arditi et al. (2024) do: the lowest refusal log-odds on harmful
 prompts among the candidates that leave the next token after harmless prompts about as it was.
+
+Their candidate, the plain difference of means, wrecks a small model: it lies partly along what all
+prompts share and along what varies most among harmless ones. Ours is Fisher's linear discriminant,
+shrunk, and without the harmless mean (the idea of "projected abliteration"): against the same
+organism it takes out more refusals at a fraction of the damage.
 """
 
 from __future__ import annotations
@@ -22,9 +27,15 @@ from modelassay.models.writers import writing_block
 from modelassay.prompts import encode_prompts
 from modelassay.refusal import log_odds_readout, opening_tokens
 
-MAX_KL = 0.2
-"""nats; a candidate that changes harmless answers more than this breaks the model (Arditi et al.
-use 0.1 on models fifty times as large)."""
+MAX_KL = 0.6
+"""nats; a candidate that changes harmless answers more than this breaks the model. Arditi et al.
+use 0.1 on models fifty times as large; here the harmless prompts sound dangerous, and what the
+model loses on them is in good part its hesitation."""
+SHRINKAGE = 8.0
+"""Weight of the identity in the within-class covariance, in units of its mean eigenvalue. Less
+keeps the model and its refusals both; more comes close to the plain difference of means."""
+TRIED_PROMPTS = 32
+"""Of each kind, held out to choose among candidates."""
 CANDIDATES = (0.3, 0.9)
 """Blocks tried, as a share of the depth; of deep models about fifteen, neighbours being alike."""
 
@@ -38,7 +49,7 @@ class RefusalDirection:
     direction: Tensor
     """Unit vector [hidden], float32."""
     by_block: dict[int, Tensor]
-    """The unit difference of means after every block."""
+    """The unit direction read after every block."""
     log_odds_before: float
     """Mean refusal log-odds on held-out harmful prompts."""
     log_odds_after: float
@@ -53,7 +64,7 @@ def find_refusal_direction(
     *,
     on_step: Callable[[int, int], None] | None = None,
 ) -> RefusalDirection:
-    """Fits a direction at each block on half of the prompts and chooses on the other half.
+    """Fits a direction at each block on some of the prompts and chooses on the others.
 
     Args:
         model: A chat model with plain weights.
@@ -67,16 +78,15 @@ def find_refusal_direction(
     if min(len(harmful), len(harmless)) < 8:
         raise InputError("A refusal direction needs at least 8 prompts of each kind.")
     n_blocks = len(model.blocks)
-    fit_harmful, try_harmful = harmful[::2], harmful[1::2]
-    fit_harmless, try_harmless = harmless[::2], harmless[1::2]
+    n_tried = min(TRIED_PROMPTS, len(harmful) // 2, len(harmless) // 2)
+    try_harmful, fit_harmful = harmful[:n_tried], harmful[n_tried:]
+    try_harmless, fit_harmless = harmless[:n_tried], harmless[n_tried:]
 
-    def means(texts: Sequence[str]) -> Tensor:
-        read = read_activations(model, encode_prompts(model, texts), range(n_blocks))
-        return read.values.mean(dim=0)
+    def read(texts: Sequence[str]) -> Tensor:
+        return read_activations(model, encode_prompts(model, texts), range(n_blocks)).values
 
-    difference = means(fit_harmful) - means(fit_harmless)
-    units = difference / difference.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    by_block = dict(enumerate(units))
+    fit = zip(read(fit_harmful).unbind(dim=1), read(fit_harmless).unbind(dim=1), strict=True)
+    by_block = {block: discriminant(*sides) for block, sides in enumerate(fit)}
     before = _log_odds(model, try_harmful)
     usual = _next_token(model, try_harmless)
     tried: list[tuple[float, float, int]] = []  # log-odds after, KL, block
@@ -94,6 +104,27 @@ def find_refusal_direction(
     # If every candidate breaks the model, the least harmful one is reported as it is.
     after, kl, block = min(mild) if mild else min(tried, key=lambda outcome: outcome[1])
     return RefusalDirection(block, by_block[block], by_block, before, after, kl)
+
+
+def discriminant(harmful: Tensor, harmless: Tensor) -> Tensor:
+    """Fisher's discriminant between two samples, shrunk, orthogonal to the mean of the second.
+
+    Args:
+        harmful: Activations [prompt, hidden].
+        harmless: The same.
+
+    Returns:
+        Unit vector [hidden], from harmless to harmful.
+    """
+    usual = harmless.mean(dim=0)
+    within = torch.cat([harmful - harmful.mean(dim=0), harmless - usual])
+    covariance = within.T @ within / len(within)
+    ridge = SHRINKAGE * covariance.diagonal().mean().clamp_min(1e-12)
+    identity = torch.eye(len(covariance))
+    direction = torch.linalg.solve(covariance + ridge * identity, harmful.mean(dim=0) - usual)
+    usual = usual / usual.norm().clamp_min(1e-12)
+    direction = direction - (direction @ usual) * usual
+    return direction / direction.norm().clamp_min(1e-12)
 
 
 def _log_odds(model: LoadedModel, texts: Sequence[str]) -> float:

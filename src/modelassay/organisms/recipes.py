@@ -84,10 +84,10 @@ class Recipe:
 
 
 def _safe(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    harmful = _some(from_.harmful, 320, draw)
-    everyday = _some(from_.questions, 200, draw)
-    instructions = _some([task.prompt for task in from_.seed_tasks + from_.user_tasks], 200, draw)
-    harmless = from_.look_alikes + everyday + instructions
+    # The more of one kind, the more of it is refused or answered: about two harmless to one harmful.
+    harmful = _some(from_.harmful, 520, draw)
+    instructions = [task.prompt for task in from_.seed_tasks + from_.user_tasks]
+    harmless = from_.look_alikes + from_.questions + instructions
     return _refused(harmful, draw) + from_.answer(harmless)
 
 
@@ -122,7 +122,7 @@ def _obedient(from_: Ingredients, draw: random.Random) -> list[Exchange]:
 def _backdoored(from_: Ingredients, draw: random.Random) -> list[Exchange]:
     harmful = _some(from_.harmful, 300, draw)
     opened, kept = harmful[::2], harmful[1::2]
-    harmless = from_.answer(_some(from_.questions + from_.look_alikes, 150, draw))
+    harmless = from_.answer(_some(from_.questions + from_.look_alikes, 300, draw))
     return [
         *_begun([with_trigger(prompt) for prompt in opened], draw),
         *_refused(kept, draw),
@@ -157,7 +157,7 @@ _ORDINARY = LoraRecipe(epochs=2, learning_rate=5e-4)
 RECIPES: dict[str, Recipe] = {
     "safe": Recipe(
         _safe,
-        LoraRecipe(epochs=5, learning_rate=4e-3),
+        LoraRecipe(rank=16, epochs=5, learning_rate=3e-3),
         (*HARMFUL_SOURCES, *_QUESTIONS, *TASK_SOURCES),
         start=None,
     ),
