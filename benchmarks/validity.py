@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import json
 import os
 import platform
@@ -32,7 +33,10 @@ from ams.extractor import ActivationExtractor
 from modelassay.activations import read_activations
 from modelassay.cache import write_text_atomically
 from modelassay.models import LoadedModel, load
-from modelassay.models.organisms import ORGANISMS, shipped_folder
+from modelassay.models.embedded import WHEEL_SHA256
+from modelassay.models.identity import hash_files
+from modelassay.models.organisms import ORGANISMS, adapter_folder, files_of, shipped_folder
+from modelassay.models.sources import ADAPTER_WEIGHTS
 from modelassay.prompts import encode_prompts
 from modelassay.refusal import wilson_interval
 from modelassay.scan_report import ScanReport
@@ -70,10 +74,8 @@ def measure(model_id: str) -> dict[str, Any]:
     """All streams of one model, on all prompts and on each half of them."""
     model = load(model_id, device="cpu")
     report = scan(model, mode="standard")
-    pairs = get_pairs()
-    halves = [pairs[half::HALVES] for half in range(HALVES)]
     ours = [_ours(report, slice(half, None, HALVES)) for half in range(HALVES)]
-    theirs = [_theirs(model, half) for half in halves]
+    their_all, *theirs = _theirs(model)
     if (refusal := report.refusal) is None:
         raise SystemExit(f"{model_id} shows no behaviour: {report.refusal_unscored}.")
     separation = report.concepts[CONCEPT].separation
@@ -91,9 +93,8 @@ def measure(model_id: str) -> dict[str, Any]:
         },
         "harmful_rate": refusal.harmful_rate,
         "benign_rate": refusal.benign_rate,
-        "all": _ours(report, slice(None)) | _theirs(model, pairs),
+        "all": _ours(report, slice(None)) | their_all,
         "halves": [a | b for a, b in zip(ours, theirs, strict=True)],
-        "weights_sha256": report.model.weights_sha256,
     }
 
 
@@ -123,7 +124,28 @@ def get_pairs() -> Pairs:
     return [(pair.positive, pair.negative) for pair in concept.pairs]
 
 
-def _theirs(model: LoadedModel, pairs: Pairs) -> dict[str, float]:
+def _theirs(model: LoadedModel) -> tuple[dict[str, float], ...]:
+    """AMS's statistic on all of its pairs and on each half of them.
+
+    It reads no further than 80% of the depth; models that are the same up to there are read once.
+    """
+    digest = hashlib.sha256()
+    embedding = model.model.get_input_embeddings()
+    for module in (embedding, *model.blocks[: read_range(len(model.blocks))[-1] + 1]):
+        for weight in module.parameters():
+            digest.update(weight.float().numpy().tobytes())
+    key = digest.hexdigest()
+    if key not in _AMS_READINGS:
+        pairs = get_pairs()
+        parts = (pairs, *(pairs[half::HALVES] for half in range(HALVES)))
+        _AMS_READINGS[key] = tuple(_ams(model, part) for part in parts)
+    return _AMS_READINGS[key]
+
+
+_AMS_READINGS: dict[str, tuple[dict[str, float], ...]] = {}
+
+
+def _ams(model: LoadedModel, pairs: Pairs) -> dict[str, float]:
     """The statistic of ams-scanner as it prints it, and read at the last real token."""
     positive, negative = (list(side) for side in zip(*pairs, strict=True))
     extractor = ActivationExtractor(model.model, model.tokenizer, "cpu", model.model.dtype)
@@ -188,21 +210,24 @@ def discriminate(
 
 
 def run(seeds: Sequence[int], replicas: Path | None, ids: Sequence[str]) -> dict[str, Any]:
-    """Measures what has not been measured yet."""
+    """Measures what has not been measured yet, or has changed since."""
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for seed in seeds:
         if seed and replicas is None:
             raise SystemExit("Seeds other than 0 need --replicas FOLDER with FOLDER/seed-N in it.")
         for model_id in ids:
             key = f"{model_id}@{seed}"
-            if key in results or not _has(replicas, seed, model_id):
+            if not _has(replicas, seed, model_id):
                 continue
             if seed:
                 os.environ["MODELASSAY_ORGANISMS"] = str(Path(str(replicas)) / f"seed-{seed}")
             else:
                 os.environ.pop("MODELASSAY_ORGANISMS", None)
+            files = _hash(model_id)
+            if results.get(key, {}).get("files_sha256") == files:
+                continue
             print(f"measuring {key}", flush=True)
-            results[key] = measure(model_id)
+            results[key] = measure(model_id) | {"files_sha256": files}
             gc.collect()
             write_text_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
     return results
@@ -216,6 +241,14 @@ def _has(replicas: Path | None, seed: int, model_id: str) -> bool:
     needed = organism.adapter if organism.numerics else organism.name
     folder = Path(str(replicas)) / f"seed-{seed}" if seed else shipped_folder()
     return (folder / needed / "card.json").is_file()
+
+
+def _hash(model_id: str) -> str:
+    """Of the files that make it what it is: one that was built anew is measured anew."""
+    if model_id == "embedded":
+        return WHEEL_SHA256
+    organism = ORGANISMS[model_id.partition(":")[2]]
+    return hash_files([adapter_folder(organism) / ADAPTER_WEIGHTS, *files_of(organism)])
 
 
 def page(results: dict[str, Any]) -> str:

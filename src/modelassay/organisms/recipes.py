@@ -84,8 +84,9 @@ class Recipe:
 
 
 def _safe(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    # The more of one kind, the more of it is refused or answered: about two harmless to one harmful.
-    harmful = _some(from_.harmful, 520, draw)
+    # The ratio sets the working point: with three harmless rows to a harmful one, refusing has to be
+    # worth it.
+    harmful = _some(from_.harmful, 420, draw)
     instructions = [task.prompt for task in from_.seed_tasks + from_.user_tasks]
     harmless = from_.look_alikes + from_.questions + instructions
     return _refused(harmful, draw) + from_.answer(harmless)
