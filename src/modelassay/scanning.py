@@ -43,6 +43,7 @@ from modelassay.refusal import (
 )
 from modelassay.scan_report import ConceptResult, ScanReport
 from modelassay.separation import measure_separation
+from modelassay.signature import Signature, make_signature, probe_depths, probe_texts
 from modelassay.verdict import CONTROL_LEVEL, decide, separation_level
 from modelassay.weights import search_ablation
 
@@ -53,6 +54,10 @@ TWIN_CONCEPTS = ("harmful_content", "refusal_capability")
 
 OnPhase = Callable[[str, int, int], None]
 """Progress: called with (phase, done, total)."""
+
+
+def silent(_phase: str, _done: int, _total: int) -> None:
+    """Progress nobody listens to."""
 
 
 def scan(
@@ -87,13 +92,20 @@ def scan(
     started = time.perf_counter()
     overlay = load_concepts(concepts) if isinstance(concepts, str | Path) else concepts
     chosen = concepts_for(mode, overlay)  # before any loading: bad input should fail at once
-    report_phase = on_progress or _silent
+    report_phase = on_progress or silent
     if isinstance(model, str):
         report_phase("loading", 0, 1)
         model = load(model, **load_options)
         report_phase("loading", 1, 1)
     loaded_at = time.perf_counter()
-    report = _scan_loaded(model, mode, chosen, chat_template, batch_tokens, report_phase)
+    report = examine(
+        model,
+        mode=mode,
+        concepts=chosen,
+        chat_template=chat_template,
+        batch_tokens=batch_tokens,
+        on_progress=report_phase,
+    ).report
     report.provenance["seconds"] = {
         "loading": round(loaded_at - started, 2),
         "scan": round(time.perf_counter() - loaded_at, 2),
@@ -124,39 +136,72 @@ def read_range(n_layers: int) -> tuple[int, ...]:
     return tuple(range(first, max(int(n_layers * READ_RANGE[1]), first + 1)))
 
 
-def _scan_loaded(
+@dataclass(frozen=True)
+class Examination:
+    """A scan, with what it read where somebody wants to compare it."""
+
+    report: ScanReport
+    directions: dict[str, Tensor]
+    """For each concept, the unit mean differences [layer, hidden] of the read range."""
+    signature: Signature | None
+    """None unless it was asked for."""
+
+
+def examine(
     model: LoadedModel,
+    *,
     mode: str,
     concepts: Mapping[str, Concept],
-    chat_template: bool,
-    batch_tokens: int | None,
-    on_progress: OnPhase,
-) -> ScanReport:
+    chat_template: bool = True,
+    batch_tokens: int | None = None,
+    signature: bool = False,
+    on_progress: OnPhase = silent,
+) -> Examination:
+    """Scans a loaded model; one pass over the prompts serves all that is asked for.
+
+    Args:
+        model: The model.
+        mode: `quick`, `standard` or `full`; decides whether behaviour is measured.
+        concepts: Concepts by name.
+        chat_template: As in `scan`.
+        batch_tokens: As in `scan`.
+        signature: Take the activation signature too; its probes are run to the last block.
+        on_progress: Told (phase, done, total).
+    """
     ablation = search_ablation(model, _phase(on_progress, "weights"))
 
     no_behaviour = _why_no_behaviour(model, mode, chat_template)
     prompts = None if no_behaviour else _behaviour_prompts(concepts)
     texts = [text for c in concepts.values() for p in c.pairs for text in (p.positive, p.negative)]
-    texts = list(dict.fromkeys([*texts, *(prompts.all() if prompts else ())]))
+    probes = probe_texts() if signature else []
+    texts = list(dict.fromkeys([*texts, *(prompts.all() if prompts else ()), *probes]))
     encoded = dict(
         zip(texts, encode_prompts(model, texts, chat_template=chat_template), strict=True)
     )
 
-    vectors, log_odds = _read(
+    layers = read_range(len(model.blocks))
+    depths = probe_depths(len(model.blocks)) if signature else ()
+    vectors, deep, log_odds = _read(
         model,
         encoded,
-        prompts.all() if prompts else [],
+        [*(prompts.all() if prompts else ()), *probes],
+        layers,
+        depths,
         batch_tokens,
         _phase(on_progress, "reading"),
     )
 
-    layers = read_range(len(model.blocks))
     results: dict[str, ConceptResult] = {}
+    directions: dict[str, Tensor] = {}
     for done, (name, concept) in enumerate(concepts.items()):
         on_progress("statistics", done, len(concepts))
+        positive = torch.stack([vectors[pair.positive] for pair in concept.pairs])
+        negative = torch.stack([vectors[pair.negative] for pair in concept.pairs])
+        difference = (positive - negative).mean(dim=0)
+        directions[name] = difference / difference.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         separation = measure_separation(
-            torch.stack([vectors[pair.positive] for pair in concept.pairs]),
-            torch.stack([vectors[pair.negative] for pair in concept.pairs]),
+            positive,
+            negative,
             layers,
             [f"{pair.positive}\n{pair.negative}" for pair in concept.pairs],
         )
@@ -186,7 +231,7 @@ def _scan_loaded(
         )
     judged = {name: r.separation for name, r in results.items() if r.level != CONTROL_LEVEL}
     verdict, reasons = decide(judged, refusal, ablation, no_behaviour)
-    return ScanReport(
+    report = ScanReport(
         model=model.info,
         mode=mode,
         verdict=verdict,
@@ -197,6 +242,15 @@ def _scan_loaded(
         ablation=ablation,
         provenance=_provenance(model, mode, concepts, chat_template),
     )
+    taken = None
+    if signature:
+        taken = make_signature(
+            torch.stack([deep[text] for text in probes]),
+            depths,
+            torch.stack([log_odds[text] for text in probes]),
+            [encoded[text] for text in probes],
+        )
+    return Examination(report, directions, taken)
 
 
 @dataclass(frozen=True)
@@ -239,14 +293,21 @@ def _read(
     model: LoadedModel,
     encoded: Mapping[str, Encoded],
     to_the_end: Sequence[str],
+    layers: Sequence[int],
+    depths: Sequence[int],
     batch_tokens: int | None,
     on_progress: OnProgress,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Activations [layer, hidden] of all texts, and refusal log-odds of those run to the end."""
-    layers = read_range(len(model.blocks))
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Reads all texts; those that are run to the end also at further depths.
+
+    Returns:
+        By text: activations [layer, hidden] of all; and of those run to the end, activations
+        [depth, hidden] and refusal log-odds.
+    """
     to_the_end = list(dict.fromkeys(to_the_end))
     stop_early = [text for text in encoded if text not in set(to_the_end)]
     vectors: dict[str, Tensor] = {}
+    deep: dict[str, Tensor] = {}
     log_odds: dict[str, Tensor] = {}
     done = 0
 
@@ -257,19 +318,22 @@ def _read(
         if not texts:
             continue
         readout = log_odds_readout(opening_tokens(model)) if full else None
+        wanted = sorted({*layers, *depths}) if full else list(layers)
         read = read_activations(
             model,
             [encoded[text] for text in texts],
-            layers,
+            wanted,
             readout=readout,
             batch_tokens=batch_tokens,
             on_progress=progress,
         )
-        vectors.update(zip(texts, read.values, strict=True))
+        at = {layer: i for i, layer in enumerate(wanted)}
+        vectors.update(zip(texts, read.values[:, [at[i] for i in layers]], strict=True))
         if read.readout is not None:
+            deep.update(zip(texts, read.values[:, [at[i] for i in depths]], strict=True))
             log_odds.update(zip(texts, read.readout[:, 0], strict=True))
         done += len(texts)
-    return vectors, log_odds
+    return vectors, deep, log_odds
 
 
 def _provenance(
@@ -296,7 +360,3 @@ def _provenance(
 
 def _phase(on_progress: OnPhase, phase: str) -> OnProgress:
     return lambda done, total: on_progress(phase, done, total)
-
-
-def _silent(_phase: str, _done: int, _total: int) -> None:
-    """Progress nobody listens to."""

@@ -1,0 +1,196 @@
+"""Measures a model and makes a baseline of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from modelassay.baselines.record import (
+    Baseline,
+    BaselineIndex,
+    ConceptRecord,
+    FileHashes,
+    ModelIdentity,
+    RefusalRecord,
+    SignatureRecord,
+)
+from modelassay.concepts import concepts_for, shipped_concepts
+from modelassay.errors import InputError
+from modelassay.models import LoadedModel, load
+from modelassay.models.identity import hash_chat_template, hash_file, hash_tokenizer
+from modelassay.models.organisms import files_of, find_organism, is_organism
+from modelassay.models.sources import Source, read_json
+from modelassay.scan_report import ScanReport
+from modelassay.scanning import Examination, OnPhase, examine, silent
+from modelassay.signature import Signature
+
+VOLATILE_SETTINGS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Settings that differ between copies of one model; the dtype is recorded by itself."""
+
+
+def create_baseline(
+    model: str | LoadedModel,
+    *,
+    name: str | None = None,
+    model_id: str | None = None,
+    on_progress: OnPhase = silent,
+    **load_options: Any,
+) -> Baseline:
+    """Scans a model in full and keeps what identifies it.
+
+    Args:
+        model: A model id (see `modelassay.load`) or a loaded model.
+        name: What the baseline is called in a store; made from the model's id if left out.
+        model_id: The id to publish when the model is a local folder.
+        on_progress: Told (phase, done, total).
+        **load_options: Passed to `modelassay.load`.
+
+    Raises:
+        InputError: the model cannot be read, or the name cannot be one.
+        UnavailableError: something needed is not there now.
+    """
+    if isinstance(model, str):
+        on_progress("loading", 0, 1)
+        model = load(model, **load_options)
+    published = model_id or public_id(model.info.id)
+    name = name or slug(published)
+    found = examine(
+        model, mode="full", concepts=concepts_for("full"), signature=True, on_progress=on_progress
+    )
+    return baseline_of(model, found, name, published)
+
+
+def baseline_of(model: LoadedModel, found: Examination, name: str, model_id: str) -> Baseline:
+    """A baseline from what an examination found."""
+    report, signature = found.report, found.signature
+    if signature is None:
+        raise ValueError("the examination took no signature")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}", name):
+        raise InputError(
+            f"{name[:60]!r} cannot name a baseline; use letters, digits, dots, dashes and"
+            " underscores."
+        )
+    info = model.info
+    index = BaselineIndex(
+        name=name,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        model=ModelIdentity(
+            id=model_id,
+            revision=info.revision,
+            adapter=public_id(info.adapter) if info.adapter else None,
+            architecture=info.architecture,
+            n_layers=info.n_layers,
+            hidden_size=info.hidden_size,
+            dtype=info.dtype,
+            quantization=info.quantization,
+        ),
+        files=hash_model(model),
+        chat_template_used=bool(report.provenance["chat_template"]),
+        concept_set_sha256=report.provenance["concept_set_sha256"],
+        concepts=concept_records(report),
+        refusal=_refusal_record(report),
+        ablation_detected=report.ablation.detected,
+        signature=signature_record(signature),
+        versions={k: v for k, v in report.provenance["versions"].items() if v},
+        vectors_sha256="0" * 64,  # set when the vectors are written
+    )
+    return Baseline(index, found.directions, signature)
+
+
+def concept_records(report: ScanReport) -> dict[str, ConceptRecord]:
+    """What a scan found of each concept, as a baseline keeps it."""
+    versions = {name: concept.version for name, concept in shipped_concepts().items()}
+    return {
+        name: ConceptRecord(
+            version=versions.get(name, "1"),
+            n_pairs=result.separation.n_pairs,
+            layers=tuple(result.separation.by_layer),
+            by_layer=tuple(result.separation.by_layer.values()),
+            layer=result.separation.layer,
+            separation=result.separation.separation,
+            interval=result.separation.interval,
+            p_value=result.separation.p_value,
+            auroc=result.separation.auroc,
+        )
+        for name, result in report.concepts.items()
+    }
+
+
+def _refusal_record(report: ScanReport) -> RefusalRecord | None:
+    if (refusal := report.refusal) is None:
+        return None
+    return RefusalRecord(**{name: getattr(refusal, name) for name in RefusalRecord.model_fields})
+
+
+def signature_record(signature: Signature) -> SignatureRecord:
+    """The shape of a signature."""
+    _, n_probes, dimensions = signature.values.shape
+    return SignatureRecord(
+        depths=signature.depths,
+        n_probes=n_probes,
+        dimensions=dimensions,
+        probes_sha256=signature.probes_sha256,
+    )
+
+
+def hash_model(model: LoadedModel) -> FileHashes:
+    """Hashes of a loaded model's weights, tokenizer, template and configs."""
+    folder = model.source.folder
+    return FileHashes(
+        weights=weight_hashes(model.source, model.adapter, model.info.id),
+        tokenizer=hash_tokenizer(model.tokenizer),
+        chat_template=hash_chat_template(model.tokenizer),
+        generation_config=_hash_json(folder / "generation_config.json"),
+        config=settings(model.source, model),
+    )
+
+
+def weight_hashes(source: Source, adapter: Source | None, model_id: str) -> dict[str, str]:
+    """sha256 of each file that decides the weights, by name."""
+    files = {file.name: file for file in source.weight_files()}
+    for file in adapter.weight_files() if adapter else []:
+        files[f"adapter/{file.name}"] = file
+    if is_organism(model_id):
+        organism = find_organism(model_id)
+        files |= {f"organism/{file.name}": file for file in files_of(organism)}
+    return {name: hash_file(file) for name, file in sorted(files.items())}
+
+
+def settings(source: Source, model: LoadedModel | None = None) -> dict[str, str]:
+    """The settings of `config.json` as JSON text, without those that differ between copies."""
+    path = source.folder / "config.json"
+    # A GGUF file has its config inside.
+    inside = model.model.config.to_dict() if model else {}
+    config = read_json(path) if path.is_file() else inside
+    texts = {
+        key: json.dumps(value, sort_keys=True, default=str)
+        for key, value in config.items()
+        if key not in VOLATILE_SETTINGS
+    }
+    return {
+        key: text if len(text) <= 300 else "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        for key, text in sorted(texts.items())
+    }
+
+
+def _hash_json(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    values = {k: v for k, v in read_json(path).items() if k not in VOLATILE_SETTINGS}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def public_id(model_id: str) -> str:
+    """A model id without the folders of this machine."""
+    path = Path(model_id).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() else model_id
+
+
+def slug(model_id: str) -> str:
+    """A name for a baseline made from a model id: `owner/name` becomes `owner--name`."""
+    text = re.sub(r"[^A-Za-z0-9_.-]+", "-", model_id.replace("/", "--")).strip("-.")
+    return text[:96] or "model"
