@@ -41,7 +41,11 @@ DATA_ELSEWHERE = "give the data as files"
 
 @contextmanager
 def hub_errors(
-    repo_id: str, revision: str | None = None, *, elsewhere: str = MODEL_ELSEWHERE
+    repo_id: str,
+    revision: str | None = None,
+    *,
+    elsewhere: str = MODEL_ELSEWHERE,
+    kind: str = "model",
 ) -> Iterator[None]:
     """Turns what the Hub client raises into one line that says what to do.
 
@@ -49,6 +53,7 @@ def hub_errors(
         repo_id: What was asked for.
         revision: Which revision of it.
         elsewhere: What to do without the Hub.
+        kind: `model` or `data set`.
     """
     from huggingface_hub import errors as hub
 
@@ -76,14 +81,14 @@ def hub_errors(
         ) from error
     except hub.RepositoryNotFoundError as error:
         raise InputError(
-            f"No model {repo_id!r} on the Hub that you may see: check the spelling, or pass a token"
-            " if it is private. A local model is given as a path."
+            f"No {kind} {repo_id!r} on the Hub that you may see: check the spelling, or pass a"
+            f" token if it is private. A local {kind} is given as a path."
         ) from error
     except hub.HFValidationError as error:
         raise InputError(f"{repo_id!r} is neither a local path nor a Hub id.") from error
     except hub.HfHubHTTPError as error:
         raise _answered(repo_id, error) from error
-    except _no_answer() as error:
+    except no_answer() as error:
         raise _offline(repo_id, elsewhere) from error
     except OSError as error:  # disk full, no permission, a file of the wrong length
         raise UnavailableError(f"{repo_id} could not be fetched: {first_line(error)}") from error
@@ -93,7 +98,7 @@ def hub_errors(
         ) from error
 
 
-def _no_answer() -> tuple[type[Exception], ...]:
+def no_answer() -> tuple[type[Exception], ...]:
     """What the Hub client raises when no answer comes, besides its own HfHubHTTPError.
 
     It is built on httpx, from 2.0 on on httpx2; its base error tells which.
@@ -108,7 +113,7 @@ def _answered(repo_id: str, error: Any) -> UnavailableError:
     status = error.response.status_code
     if status in (401, 403):
         return UnavailableError(
-            f"The Hub does not let this token read {repo_id} (HTTP {status}); check the token."
+            f"The Hub does not let this token use {repo_id} (HTTP {status}); check the token."
         )
     return UnavailableError(
         f"The Hub answered with an error for {repo_id} (HTTP {status}); try again later."
@@ -166,7 +171,7 @@ def fetch_model(
             )
         except HfHubHTTPError:
             raise
-        except _no_answer():
+        except no_answer():
             reachable = False  # what is in the cache then has to do
         else:
             sizes = {

@@ -157,7 +157,11 @@ def weight_hashes(source: Source, adapter: Source | None, model_id: str) -> dict
     if is_organism(model_id):
         organism = find_organism(model_id)
         files |= {f"organism/{file.name}": file for file in files_of(organism)}
-    return {name: hash_file(file) for name, file in sorted(files.items())}
+    hashes = {name: hash_file(file) for name, file in sorted(files.items())}
+    if is_organism(model_id) and (numerics := find_organism(model_id).numerics):
+        # Its weights are rounded on loading, as another file of them would have them.
+        hashes["organism/numerics"] = hashlib.sha256(numerics.encode()).hexdigest()
+    return hashes
 
 
 def settings(source: Source, model: LoadedModel | None = None) -> dict[str, str]:

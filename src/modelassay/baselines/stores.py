@@ -6,6 +6,8 @@ it is found as a checked `Baseline` with an `Origin` that says whom one trusts b
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from modelassay.baselines.creating import public_id, slug
 from modelassay.baselines.record import (
     INDEX_FILE,
     Baseline,
@@ -22,9 +25,13 @@ from modelassay.baselines.record import (
     read_index,
     save_baseline,
 )
-from modelassay.cache import explain_os_errors, new_folder
+from modelassay.cache import explain_os_errors, new_folder, write_text_atomically
 from modelassay.errors import InputError, UnavailableError
+from modelassay.models.sources import read_json
 
+log = logging.getLogger(__name__)
+
+ORIGIN_FILE = "origin.json"
 Where = Literal["shipped", "local", "folder", "hub"]
 
 
@@ -71,7 +78,7 @@ def list_baselines() -> list[tuple[BaselineIndex, Origin]]:
     found: dict[str, tuple[BaselineIndex, Origin]] = {}
     for folder, source in _stores():
         for index in _indices(folder):
-            found.setdefault(index.name, (index, Origin(index.name, source)))
+            found.setdefault(index.name, (index, _origin(folder / index.name, source)))
     return list(found.values())
 
 
@@ -84,18 +91,36 @@ def find_local(reference: str) -> tuple[Baseline, Origin] | None:
     for folder, source in _stores():
         path = folder / reference
         if _is_name(reference) and (path / INDEX_FILE).is_file():
-            return load_baseline(path), Origin(reference, source)
+            return load_baseline(path), _origin(path, source)
     path = Path(reference).expanduser()
     if path.is_dir():
         return load_baseline(path), Origin(path.resolve().name, "folder")
     return None
 
 
-def store_baseline(baseline: Baseline, *, force: bool = False, out: Path | None = None) -> Path:
+def check_free(model_id: str, name: str | None, *, force: bool, out: Path | None) -> None:
+    """Refuses a name that is taken before the model is measured.
+
+    Raises:
+        InputError: there is a baseline of that name and it is not to be replaced.
+    """
+    target = out or local_folder() / (name or slug(public_id(model_id)))
+    if target.exists() and not force:
+        raise InputError(f"{target} exists already; pass --force to replace it.")
+
+
+def store_baseline(
+    baseline: Baseline,
+    *,
+    origin: Origin | None = None,
+    force: bool = False,
+    out: Path | None = None,
+) -> Path:
     """Keeps a baseline in the user's store, or in a folder.
 
     Args:
         baseline: What to keep.
+        origin: Where on the Hub it came from, to be remembered with it.
         force: Replace one of the same name.
         out: Folder to write instead of the store's.
 
@@ -114,6 +139,9 @@ def store_baseline(baseline: Baseline, *, force: bool = False, out: Path | None 
                     raise InputError(f"{target} exists already; pass --force to replace it.")
                 with new_folder(target) as partial:
                     save_baseline(baseline, partial)
+                    if origin is not None:
+                        text = json.dumps(origin.to_dict(), indent=1)
+                        write_text_atomically(partial / ORIGIN_FILE, text + "\n")
         except Timeout as error:
             raise UnavailableError(f"Another process is writing {target}; wait for it.") from error
         (target.parent / f".{target.name}.lock").unlink(missing_ok=True)
@@ -136,6 +164,15 @@ def delete_baseline(name: str) -> Path:
     raise InputError(f"No baseline {name[:80]!r} in your store; see `modelassay baseline list`.")
 
 
+def _origin(path: Path, source: Where) -> Origin:
+    """Origin of a stored baseline; one that was pulled remembers whose it is."""
+    author = revision = None
+    if source == "local" and (path / ORIGIN_FILE).is_file():
+        kept = read_json(path / ORIGIN_FILE)
+        author, revision = kept.get("author"), kept.get("revision")
+    return Origin(path.name, source, author, revision)
+
+
 def _stores() -> Iterator[tuple[Path, Where]]:
     yield local_folder(), "local"
     yield shipped_folder(), "shipped"
@@ -147,9 +184,12 @@ def _indices(folder: Path) -> Iterator[BaselineIndex]:
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(".") and (path / INDEX_FILE).is_file():
             try:
-                yield read_index(path)
-            except InputError:
+                index = read_index(path)
+            except InputError as error:
+                log.warning("%s", error)
                 continue
+            if index.name == path.name:
+                yield index
 
 
 def _is_name(reference: str) -> bool:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from modelassay.scanning import OnPhase
 
 LABELS = {
+    "files": "hashing files",
     "loading": "loading the model",
     "weights": "searching the weights (blocks)",
     "reading": "reading activations (prompts)",

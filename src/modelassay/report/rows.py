@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modelassay.scan_report import ScanReport
+from modelassay.verification.report import VerificationReport
 
 CONCEPT_HEADER = ["concept", "separation (95%)", "p", "AUROC", "AMS", "level"]
 DETAIL_HEADER = [*CONCEPT_HEADER, "block", "pairs"]
@@ -62,6 +63,21 @@ def fact_rows(report: ScanReport) -> list[list[str]]:
         ["mode", report.mode],
         ["time", report.provenance["time"]],
     ]
+    return rows
+
+
+def verification_rows(report: VerificationReport) -> list[list[str]]:
+    """Model, baseline and kind of difference as (name, value)."""
+    rows = [["model", report.model], ["revision", report.revision or "local"]]
+    if (origin := report.baseline) is not None:
+        where = origin.source + (f", by {origin.author}" if origin.author else "")
+        rows += [
+            ["baseline", f"{origin.id} ({where})"],
+            ["of model", report.baseline_model or "unknown"],
+        ]
+        rows += [["commit", origin.revision]] if origin.revision else []
+    if report.kind is not None:
+        rows.append(["difference", report.kind.value])
     return rows
 
 

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from modelassay.baselines.creating import settings, weight_hashes
+from modelassay.baselines.hub_store import REFERENCE, pull_baseline
 from modelassay.baselines.record import Baseline, FileHashes
 from modelassay.baselines.stores import Origin, find_local, list_baselines
 from modelassay.concepts import concepts_for
@@ -50,7 +51,11 @@ def verify(
         UnavailableError: something needed is not there now.
     """
     started = time.perf_counter()
-    found = find_baseline(against if against is not None else model, required=against is not None)
+    found = find_baseline(
+        against if against is not None else model,
+        required=against is not None,
+        token=load_options.get("token"),
+    )
     if found is None:
         return VerificationReport(
             model=model,
@@ -106,12 +111,13 @@ def verify(
 
 
 def find_baseline(
-    reference: str | Baseline, *, required: bool = True
+    reference: str | Baseline, *, required: bool = True, token: str | None = None
 ) -> tuple[Baseline, Origin] | None:
-    """A baseline by value, name, folder, or by the id of the model it was made from.
+    """A baseline by value, name, folder, the id of the model it was made from, or Hub data set.
 
     Raises:
         InputError: there is none and it is required, or it is damaged.
+        UnavailableError: it is on the Hub and that cannot be reached.
     """
     if isinstance(reference, Baseline):
         return reference, Origin(reference.name, "folder")
@@ -120,12 +126,14 @@ def find_baseline(
     for index, origin in list_baselines():
         if index.model.id == reference:
             return find_local(origin.id)
-    if required:
-        raise InputError(
-            f"No baseline {reference[:120]!r}: give a name from `modelassay baseline list`, a"
-            " folder, or the id of a model that a baseline was made from."
-        )
-    return None
+    if not required:
+        return None
+    if REFERENCE.fullmatch(reference):
+        return pull_baseline(reference, token=token)
+    raise InputError(
+        f"No baseline {reference[:120]!r}: give a name from `modelassay baseline list`, a folder, a"
+        " Hub data set, or the id of a model that a baseline was made from."
+    )
 
 
 def hash_source(
