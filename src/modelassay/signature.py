@@ -52,8 +52,8 @@ def probe_texts() -> list[str]:
 
 def probe_depths(n_layers: int) -> tuple[int, ...]:
     """The blocks that a signature reads, evenly spread, ending with the last."""
-    spread = {round(n_layers * (i + 1) / N_DEPTHS) - 1 for i in range(N_DEPTHS)}
-    return tuple(sorted(max(block, 0) for block in spread))
+    spread = {max(round(n_layers * (i + 1) / N_DEPTHS) - 1, 0) for i in range(N_DEPTHS)}
+    return tuple(sorted(spread))
 
 
 def make_signature(

@@ -29,7 +29,7 @@ from modelassay.baselines.stores import Origin
 from modelassay.errors import InputError, UnavailableError, first_line
 from modelassay.hub import ANSWER_SECONDS, hub_errors, no_answer
 
-TAG = "modelassay-baseline"
+TAG, MODEL_TAG = "modelassay-baseline", "baseline-of-"
 FOLDER = "baselines"
 PUSH_ATTEMPTS = 5
 """Others may push to the same data set meanwhile; each time the push is put on top of theirs."""
@@ -66,7 +66,7 @@ class Listed:
 
 def model_tag(model_id: str) -> str:
     """The tag that a data set with a baseline of this model carries."""
-    return f"baseline-of-{slug(model_id)}".lower()
+    return MODEL_TAG + slug(model_id).lower()
 
 
 def push_baseline(
@@ -196,7 +196,6 @@ def search_baselines(
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    prefix = model_tag("")
     with hub_errors("the list of baselines", elsewhere=ELSEWHERE):
         try:
             found = list(
@@ -218,7 +217,7 @@ def search_baselines(
             author=info.id.partition("/")[0],
             revision=info.sha,
             models=tuple(
-                tag.removeprefix(prefix) for tag in info.tags or [] if tag.startswith(prefix)
+                tag.removeprefix(MODEL_TAG) for tag in info.tags or [] if tag.startswith(MODEL_TAG)
             ),
             downloads=info.downloads or 0,
             updated=info.last_modified.isoformat() if info.last_modified else None,

@@ -93,7 +93,7 @@ def find_local(reference: str) -> tuple[Baseline, Origin] | None:
         if _is_name(reference) and (path / INDEX_FILE).is_file():
             return load_baseline(path), _origin(path, source)
     path = Path(reference).expanduser()
-    if path.is_dir():
+    if reference and path.is_dir():
         return load_baseline(path), Origin(path.resolve().name, "folder")
     return None
 
