@@ -25,10 +25,11 @@ from ams.concepts import get_scan_concepts
 from ams.extractor import ActivationExtractor
 
 from modelassay.activations import BATCH_TOKENS_CPU, read_activations
+from modelassay.examination import read_range
 from modelassay.hooks import capture
 from modelassay.models import LoadedModel, load
 from modelassay.prompts import Encoded, encode_prompts
-from modelassay.scanning import read_range, scan
+from modelassay.scanning import scan
 from modelassay.separation import measure_separation
 from modelassay.weights import search_ablation
 

@@ -32,6 +32,7 @@ from ams.extractor import ActivationExtractor
 
 from modelassay.activations import read_activations
 from modelassay.cache import write_text_atomically
+from modelassay.examination import read_range
 from modelassay.models import LoadedModel, load
 from modelassay.models.embedded import WHEEL_SHA256
 from modelassay.models.identity import hash_files
@@ -40,7 +41,7 @@ from modelassay.models.sources import ADAPTER_WEIGHTS
 from modelassay.prompts import encode_prompts
 from modelassay.refusal import wilson_interval
 from modelassay.scan_report import ScanReport
-from modelassay.scanning import read_range, scan
+from modelassay.scanning import scan
 from modelassay.separation import auroc, measure_separation, pooled_separation
 
 CONCEPT = "harmful_content"

@@ -28,8 +28,8 @@ from modelassay.baselines.record import INDEX_FILE, TABLE_FILE, VECTORS_FILE, re
 from modelassay.cli.main import run
 from modelassay.concepts import concepts_for
 from modelassay.errors import InputError
+from modelassay.examination import examine
 from modelassay.models.identity import hash_file
-from modelassay.scanning import examine
 from modelassay.signature import make_signature, probe_depths, signature_distances
 from modelassay.verification import Kind, verify
 

@@ -22,7 +22,7 @@ from modelassay.baselines.record import INDEX_FILE, TABLE_FILE, VECTORS_FILE
 from modelassay.cli.main import run
 from modelassay.concepts import concepts_for
 from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, AssayError
-from modelassay.scanning import examine
+from modelassay.examination import examine
 from modelassay.verification import verify
 
 pytest_plugins = ("loopback_hub",)

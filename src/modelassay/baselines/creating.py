@@ -20,12 +20,12 @@ from modelassay.baselines.record import (
 )
 from modelassay.concepts import concepts_for, shipped_concepts
 from modelassay.errors import InputError
+from modelassay.examination import Examination, OnPhase, examine, silent
 from modelassay.models import LoadedModel, load
 from modelassay.models.identity import hash_chat_template, hash_file, hash_tokenizer
 from modelassay.models.organisms import files_of, find_organism, is_organism
 from modelassay.models.sources import Source, read_json
 from modelassay.scan_report import ScanReport
-from modelassay.scanning import Examination, OnPhase, examine, silent
 from modelassay.signature import Signature
 
 VOLATILE_SETTINGS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")

@@ -2,6 +2,6 @@
 
 from modelassay.verification.differences import Kind
 from modelassay.verification.report import VerificationReport
-from modelassay.verification.verifying import find_baseline, verify
+from modelassay.verification.verifying import conclude, find_baseline, verify
 
-__all__ = ["Kind", "VerificationReport", "find_baseline", "verify"]
+__all__ = ["Kind", "VerificationReport", "conclude", "find_baseline", "verify"]

@@ -20,7 +20,7 @@ from enum import Enum
 import numpy as np
 
 from modelassay.baselines.record import Baseline
-from modelassay.scanning import Examination
+from modelassay.examination import Examination
 from modelassay.signature import N_PROBES, signature_distances
 
 ROUNDING_DISTANCE = 0.25

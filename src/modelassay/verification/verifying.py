@@ -9,7 +9,9 @@ Evidence in the order of its cost, and as soon as it suffices the rest is not lo
 
 from __future__ import annotations
 
+import os
 import time
+from dataclasses import replace
 from typing import Any
 
 from modelassay.baselines.creating import settings, weight_hashes
@@ -18,14 +20,16 @@ from modelassay.baselines.record import Baseline, FileHashes
 from modelassay.baselines.stores import Origin, find_local, list_baselines
 from modelassay.concepts import concepts_for
 from modelassay.errors import InputError
-from modelassay.models import load
+from modelassay.examination import Examination, OnPhase, examine, silent
+from modelassay.models import ModelInfo, load
 from modelassay.models.identity import hash_chat_template, hash_tokenizer
 from modelassay.models.loading import find_sources, load_tokenizer
 from modelassay.models.sources import Source
-from modelassay.scanning import OnPhase, examine, silent
 from modelassay.verification.differences import Differences, Kind, compare, judge
 from modelassay.verification.report import Check, VerificationReport
 
+TRUSTED = "MODELASSAY_TRUSTED"
+"""Environment variable: namespaces on the Hub whose baselines are trusted, with commas between."""
 SHAPE_SETTINGS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 SOURCE_OPTIONS = ("revision", "adapter", "gguf_file", "token", "trust_remote_code", "max_bytes")
 
@@ -77,10 +81,8 @@ def verify(
     trust = bool(load_options.get("trust_remote_code"))
     files = hash_source(model, source, adapter, trust_remote_code=trust)
     on_progress("files", 1, 1)
-    checks = compare_files(files, baseline.index.files)
-    differences: Differences | None = None
-    kind, reasons = _judge_files(checks, files, baseline.index.files)
-    if kind is None and not reasons:
+    report = judge_files(model, source.commit, files, baseline, origin)
+    if report is None:
         on_progress("loading", 0, 1)
         loaded = load(model, **load_options)
         examined = examine(
@@ -91,22 +93,81 @@ def verify(
             signature=True,
             on_progress=on_progress,
         )
-        differences = compare(examined, baseline)
-        kind = judge(differences)
-        checks = (*checks, *_activation_checks(differences))
-        reasons = _explain(kind, differences)
-    verified = None if kind is None else kind in (Kind.IDENTICAL, Kind.RECAST)
+        report = conclude(loaded.info, files, examined, baseline, origin)
+    report.provenance["seconds"] = round(time.perf_counter() - started, 2)
+    return report
+
+
+def judge_files(
+    model_id: str, commit: str | None, files: FileHashes, baseline: Baseline, origin: Origin
+) -> VerificationReport | None:
+    """The report where files decide, None where activations have to be looked at."""
+    checks = compare_files(files, baseline.index.files)
+    kind, reason = _kind_by_files(checks, files, baseline.index.files)
+    if kind is None:
+        return None
+    return _report(model_id, commit, kind, (reason,), checks, None, baseline, origin)
+
+
+def conclude(
+    info: ModelInfo, files: FileHashes, examined: Examination, baseline: Baseline, origin: Origin
+) -> VerificationReport:
+    """The report on a model that has been read.
+
+    Args:
+        info: Whose files and activations these are.
+        files: Hashes of its files.
+        examined: What was found in it, with a signature.
+        baseline: What it is compared with.
+        origin: Where that is from.
+    """
+    if (decided := judge_files(info.id, info.revision, files, baseline, origin)) is not None:
+        if decided.kind is Kind.OTHER_ARCHITECTURE:
+            return decided
+        return replace(decided, differences=compare(examined, baseline))
+    differences = compare(examined, baseline)
+    kind = judge(differences)
+    checks = (*compare_files(files, baseline.index.files), *_activation_checks(differences))
+    reasons = _explain(kind, differences)
+    return _report(info.id, info.revision, kind, reasons, checks, differences, baseline, origin)
+
+
+def _report(
+    model_id: str,
+    commit: str | None,
+    kind: Kind | None,
+    reasons: tuple[str, ...],
+    checks: tuple[Check, ...],
+    differences: Differences | None,
+    baseline: Baseline,
+    origin: Origin,
+) -> VerificationReport:
     return VerificationReport(
-        model=model,
-        revision=source.commit,
-        verified=verified,
+        model=model_id,
+        revision=commit,
+        verified=None if kind is None else kind in (Kind.IDENTICAL, Kind.RECAST),
         kind=kind,
         checks=checks,
         baseline=origin,
         baseline_model=baseline.index.model.id,
-        reasons=reasons,
+        reasons=(*reasons, *trust_remarks(baseline, origin)),
         differences=differences,
-        provenance={"seconds": round(time.perf_counter() - started, 2)},
+    )
+
+
+def trust_remarks(baseline: Baseline, origin: Origin) -> tuple[str, ...]:
+    """What to know of who published a baseline from the Hub before one relies on it."""
+    if origin.author is None:
+        return ()
+    publisher = baseline.index.model.id.partition("/")[0]
+    trusted = {name.strip() for name in os.environ.get(TRUSTED, "").split(",")}
+    if origin.author in trusted:
+        return (f"The baseline is by {origin.author}, whom you trust ({TRUSTED}).",)
+    if origin.author == publisher:
+        return (f"The baseline is by {origin.author}, who publishes the model.",)
+    return (
+        f"Careful: the baseline is by {origin.author}, the model by {publisher}; anybody can"
+        f" publish a baseline. Add {origin.author} to {TRUSTED} if you trust it.",
     )
 
 
@@ -181,28 +242,26 @@ def compare_files(mine: FileHashes, theirs: FileHashes) -> tuple[Check, ...]:
     return tuple(checks)
 
 
-def _judge_files(
+def _kind_by_files(
     checks: tuple[Check, ...], mine: FileHashes, theirs: FileHashes
-) -> tuple[Kind | None, tuple[str, ...]]:
+) -> tuple[Kind | None, str]:
     outcome = {check.name: check for check in checks}
     shapes = [
-        key
+        f"{key} is {mine.config[key]}, not {theirs.config[key]}"
         for key in SHAPE_SETTINGS
         if key in mine.config and key in theirs.config and mine.config[key] != theirs.config[key]
     ]
     if shapes:
-        named = ", ".join(
-            f"{key} is {mine.config[key]}, not {theirs.config[key]}" for key in shapes
-        )
-        return Kind.OTHER_ARCHITECTURE, (f"The architecture is another: {named}.",)
+        return Kind.OTHER_ARCHITECTURE, f"The architecture is another: {', '.join(shapes)}."
     if outcome["weights"].outcome == "differs":
-        return None, ()
+        return None, ""
     changed = [check.detail for check in checks if check.outcome == "differs"]
     if changed:
-        return Kind.REWRAPPED, (
+        return (
+            Kind.REWRAPPED,
             f"The weights are the baseline's, file by file, but {'; '.join(changed)}.",
         )
-    return Kind.IDENTICAL, ("Every weight file has the baseline's sha256.",)
+    return Kind.IDENTICAL, "Every weight file has the baseline's sha256."
 
 
 def _activation_checks(found: Differences) -> tuple[Check, ...]:
