@@ -10,7 +10,13 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from modelassay.report.rows import concept_rows, fact_rows, verification_rows
+from modelassay.report.rows import (
+    VERIFICATION_TITLES,
+    check_rows,
+    concept_rows,
+    fact_rows,
+    verification_rows,
+)
 from modelassay.scan_report import ScanReport
 from modelassay.verification.report import VerificationReport
 
@@ -23,6 +29,13 @@ STYLES = {
     "VERIFIED": "bold green",
     "NOT VERIFIED": "bold red",
     "UNKNOWN": "bold",
+}
+
+
+OUTCOME_STYLES = {
+    "same": "[green]same[/]",
+    "differs": "[red]differs[/]",
+    "unknown": "[dim]unknown[/]",
 }
 
 
@@ -50,19 +63,20 @@ def print_report(report: ScanReport, console: Console) -> None:
         facts.add_row(escape(name), escape(value))
     console.print(facts)
 
+    if report.verification is not None:
+        print_verification(report.verification, console)
     _print_verdict(report.verdict.value, report.reasons, console)
 
 
 def print_verification(report: VerificationReport, console: Console) -> None:
     """Prints whether the model is the baseline's, and what was compared."""
+    header, *rows = check_rows(report)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("compared", no_wrap=True)
-    table.add_column("")
-    table.add_column("found", overflow="fold")
-    marks = {"same": "[green]same[/]", "differs": "[red]differs[/]", "unknown": "[dim]unknown[/]"}
-    for check in report.checks:
-        table.add_row(escape(check.name), marks[check.outcome], escape(check.detail))
-    if report.checks:
+    for name in header:
+        table.add_column(name, no_wrap=name != "found", overflow="fold")
+    for name, outcome, detail in rows:
+        table.add_row(escape(name), OUTCOME_STYLES[outcome], escape(detail))
+    if rows:
         console.print(table)
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)
@@ -70,7 +84,7 @@ def print_verification(report: VerificationReport, console: Console) -> None:
     for name, value in verification_rows(report):
         facts.add_row(escape(name), escape(value))
     console.print(facts)
-    verdict = {True: "VERIFIED", False: "NOT VERIFIED", None: "UNKNOWN"}[report.verified]
+    verdict = VERIFICATION_TITLES[report.verified]
     _print_verdict(verdict, report.reasons, console)
 
 
