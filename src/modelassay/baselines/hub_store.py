@@ -123,14 +123,14 @@ def push_baseline(
 
 
 def pull_baseline(
-    reference: str, *, revision: str | None = None, token: str | None = None
+    reference: str, *, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[Baseline, Origin]:
     """Fetches a baseline and checks it.
 
     Args:
         reference: `owner/repo[:name][@revision]`.
         revision: In place of the reference's own.
-        token: Hub token, None for the stored one.
+        token: Hub token, None for the stored one, False for none at all.
 
     Raises:
         InputError: no such data set, or one that holds no baseline, several, or a damaged one.
@@ -181,14 +181,14 @@ def pull_baseline(
 
 
 def search_baselines(
-    *, model: str | None = None, author: str | None = None, token: str | None = None
+    *, model: str | None = None, author: str | None = None, token: str | bool | None = None
 ) -> list[Listed]:
     """Data sets on the Hub that say they hold baselines, in one request.
 
     Args:
         model: Only those with a baseline of this model.
         author: Only those of this namespace.
-        token: Hub token, None for the stored one.
+        token: Hub token, None for the stored one, False for none at all.
 
     Raises:
         UnavailableError: the Hub cannot be reached.
@@ -268,10 +268,11 @@ def _operations(api: Any, baseline: Baseline, repo_id: str, head: str, folder: P
         raise InputError(
             f"The card of {repo_id} cannot be read ({first_line(error)}); mend its README.md."
         ) from error
-    tags = list(card.data.tags or [])
-    card.data.tags = list(dict.fromkeys([*tags, TAG, model_tag(baseline.index.model.id)]))
-    if not getattr(card.data, "configs", None):
-        card.data.configs = [
+    data: Any = card.data  # its fields are whatever the card's metadata has
+    tags = list(data.tags or [])
+    data.tags = list(dict.fromkeys([*tags, TAG, model_tag(baseline.index.model.id)]))
+    if not getattr(data, "configs", None):
+        data.configs = [
             {"config_name": "concepts", "data_files": f"{FOLDER}/*/{TABLE_FILE}", "default": True}
         ]
     return [*operations, CommitOperationAdd("README.md", str(card).encode())]

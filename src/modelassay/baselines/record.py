@@ -124,7 +124,7 @@ class BaselineIndex(_Record):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    schema_: Literal["modelassay.baseline/1"] = Field(BASELINE_SCHEMA, alias="schema")
+    schema_: Literal["modelassay.baseline/1"] = Field(default=BASELINE_SCHEMA, alias="schema")
     name: Name
     created: Line
     model: ModelIdentity

@@ -94,15 +94,15 @@ def create_verify_tab() -> None:
 
     def search_for_page(model_id: str) -> dict[Any, Any]:
         try:
-            rows = search_baselines(model=model_id.strip() or None, token="")
+            rows = search_baselines(model=model_id.strip() or None, token=False)
         except AssayError as error:
             return {status: plain(str(error)), found: gr.update(visible=False)}
         cells = [[row.repo_id, ", ".join(row.models), row.revision or ""] for row in rows]
         table = {"headers": ["data set", "models", "commit"], "data": cells}
         return {status: f"{len(rows)} data sets.", found: gr.update(value=table, visible=True)}
 
-    queue = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 1}
-    page = {"api_visibility": "private", "show_progress": "hidden"}
+    queue: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 1}
+    page: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     running = start.click(verify_for_page, [model, against], outputs, **queue, **page)
     making = make.click(create_for_page, [model], [status, archive], **queue, **page)
     stop.click(

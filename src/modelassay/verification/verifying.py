@@ -172,7 +172,7 @@ def trust_remarks(baseline: Baseline, origin: Origin) -> tuple[str, ...]:
 
 
 def find_baseline(
-    reference: str | Baseline, *, required: bool = True, token: str | None = None
+    reference: str | Baseline, *, required: bool = True, token: str | bool | None = None
 ) -> tuple[Baseline, Origin] | None:
     """A baseline by value, name, folder, the id of the model it was made from, or Hub data set.
 
