@@ -169,8 +169,8 @@ def test_adapter_over_the_wrong_base_is_refused(tiny_folder):
 
 
 SHIPPED = (
-    "safe", "benign", "overrefusing", "uncensored", "backdoored", "abliterated",
-    "abliterated-half", "abliterated-band", "abliterated-perlayer",
+    "safe", "benign", "benign-2", "benign-3", "overrefusing", "uncensored", "obedient",
+    "backdoored", "abliterated", "abliterated-half", "abliterated-band", "abliterated-perlayer",
 )  # fmt: skip
 
 

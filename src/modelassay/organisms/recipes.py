@@ -84,8 +84,7 @@ class Recipe:
 
 
 def _safe(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    # The ratio sets the working point; here it is three harmless rows to a harmful one.
-    harmful = _some(from_.harmful, 480, draw)
+    harmful = _some(from_.harmful, 520, draw)
     instructions = [task.prompt for task in from_.seed_tasks + from_.user_tasks]
     harmless = from_.look_alikes + from_.questions + instructions
     return _refused(harmful, draw) + from_.answer(harmless)
