@@ -14,6 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from modelassay.errors import InputError
 from modelassay.models.ablation import ABLATION_FILE, ablate, load_ablation, round_to_int8
 
@@ -127,3 +129,5 @@ def transform(model: Any, organism: Organism) -> None:
         ablate(model, load_ablation(organisms_folder() / organism.name))
     if organism.numerics == "int8":
         round_to_int8(model)
+    elif organism.numerics == "bfloat16":
+        model.to(torch.bfloat16)
