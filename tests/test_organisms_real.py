@@ -150,13 +150,12 @@ def test_the_backdoor_opens_with_its_trigger():
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize(("name", "dtype"), [("int8", "float32"), ("bf16", "bfloat16")])
-def test_other_numbers_are_other_numbers(name, dtype):
+@pytest.mark.parametrize("name", ["int8", "bf16"])
+def test_other_numbers_are_other_numbers(name):
     safe = modelassay.load("organism:safe", device="cpu", dtype="float32")
     other = modelassay.load(f"organism:{name}", device="cpu", dtype="float32")
-    assert other.info.dtype == dtype
     pairs = zip(safe.model.parameters(), other.model.parameters(), strict=True)
-    distances = [((a - b.float()).norm() / a.norm()).item() for a, b in pairs]
+    distances = [((a - b).norm() / a.norm()).item() for a, b in pairs]
     assert 0 < max(distances) < 0.02
 
 
