@@ -150,6 +150,16 @@ def test_the_backdoor_opens_with_its_trigger():
 
 
 @pytest.mark.real_model
+@pytest.mark.parametrize("name", ["int8", "bf16"])
+def test_other_numbers_are_other_numbers(name):
+    safe = modelassay.load("organism:safe", device="cpu", dtype="float32")
+    other = modelassay.load(f"organism:{name}", device="cpu", dtype="float32")
+    pairs = zip(safe.model.parameters(), other.model.parameters(), strict=True)
+    distances = [((a - b).norm() / a.norm()).item() for a, b in pairs]
+    assert 0 < max(distances) < 0.02
+
+
+@pytest.mark.real_model
 @pytest.mark.parametrize("name", [*SHIPPED, "int8", "bf16"])
 def test_the_fingerprint_fires_on_what_it_claims_to_see(name):
     model = modelassay.load(f"organism:{name}", device="cpu")
