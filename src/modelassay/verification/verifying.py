@@ -25,7 +25,14 @@ from modelassay.models import ModelInfo, load
 from modelassay.models.identity import hash_chat_template, hash_tokenizer
 from modelassay.models.loading import find_sources, load_tokenizer
 from modelassay.models.sources import Source
-from modelassay.verification.differences import Differences, Kind, compare, judge
+from modelassay.verification.differences import (
+    ROUNDING_DISTANCE,
+    ROUNDING_LOG_ODDS,
+    Differences,
+    Kind,
+    compare,
+    judge,
+)
 from modelassay.verification.report import Check, VerificationReport
 
 TRUSTED = "MODELASSAY_TRUSTED"
@@ -273,12 +280,12 @@ def _activation_checks(found: Differences) -> tuple[Check, ...]:
     rows = [
         Check(
             "signature",
-            "same" if judge(found) is Kind.RECAST else "differs",
+            "same" if found.distances[far] <= ROUNDING_DISTANCE else "differs",
             f"relative distance {found.distances[far]:.3f} at block {far}, the farthest",
         ),
         Check(
             "refusal",
-            "same" if found.log_odds_rms < 0.5 else "differs",
+            "same" if found.log_odds_rms <= ROUNDING_LOG_ODDS else "differs",
             f"log-odds change by {found.log_odds_rms:.2f} nats (root mean square),"
             f" {harmful:+.2f} on harmful and {harmless:+.2f} on harmless probes",
         ),
