@@ -23,7 +23,7 @@ from modelassay.baselines.record import Baseline
 from modelassay.examination import Examination
 from modelassay.signature import N_PROBES, signature_distances
 
-# Measured against organism:safe (largest distance over blocks; root mean square change of log-odds):
+# Measured against organism:safe (largest distance over blocks, and rms change of log-odds):
 # 8-bit rounding 0.07 and 0.10 nats; harmless fine-tunes 0.06 to 0.14 and 0.74 to 3.4; other trained
 # organisms 0.23 to 0.60 and 1.3 to 14; ablated ones 0.28 to 0.62 and 3.9 to 7.1; the model before
 # its refusal training 0.52 and 3.2. Unrelated weights lie near 1.4.
