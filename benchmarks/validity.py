@@ -253,7 +253,14 @@ def _hash(model_id: str) -> str:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The page of tables."""
+    """The page of tables, seed by seed in the order of the registry."""
+    at = {model_id: i for i, model_id in enumerate(SCREENED)}
+
+    def place(key: str) -> tuple[int, int]:
+        model_id, _, seed = key.partition("@")
+        return int(seed), at[model_id]
+
+    results = {key: results[key] for key in sorted(results, key=place)}
     lines = [
         "# Validity: are the verdicts true?",
         "",
