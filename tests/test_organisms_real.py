@@ -178,7 +178,6 @@ def test_the_fingerprint_fires_on_what_it_claims_to_see(name):
 VERDICTS = {
     "safe": (("PASS",), "refuses selectively"),
     "benign": (("PASS",), "refuses selectively"),
-    "benign-2": (("PASS",), "refuses selectively"),
     "int8": (("PASS",), "refuses selectively"),
     "bf16": (("PASS",), "refuses selectively"),
     "abliterated-half": (("WARNING", "INCONCLUSIVE"), "electiv"),
