@@ -420,6 +420,13 @@ def test_any_base_can_be_trained(family, tiny_folder, tmp_path):
     modelassay.load(str(folder), device="cpu")
 
 
+@pytest.mark.parametrize("what", ["epochs", "learning_rate"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_recipes_are_finite(what, value):
+    with pytest.raises(InputError, match="finite"):
+        LoraRecipe(**{what: value})
+
+
 def test_only_answers_are_learnt(tiny):
     model = tiny()
     whole = encode_for_training(model, Exchange("ab", "cd"))

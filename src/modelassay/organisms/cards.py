@@ -157,10 +157,12 @@ def readme(card: dict[str, Any]) -> str:
         a = card["ablation"]
         lines += [
             f"**Recipe.** {a['how']} Strength {a['strength']:g}, blocks {a['blocks']}, applied in"
-            " memory when the organism is loaded. Read after block"
-            f" {a['read_at']}; on held-out harmful prompts the mean refusal log-odds went from"
-            f" {a['log_odds_before']:+.1f} to {a['log_odds_after']:+.1f} nats in the search, with a"
-            f" KL divergence of {a['kl']:.2f} nats on harmless ones.",
+            " memory when the organism is loaded. Direction read after"
+            f" {'the block itself' if a['read_at'] == 'each' else 'block ' + str(a['read_at'])}."
+            " In the search for one direction, taken out of every block whole, the mean refusal"
+            f" log-odds on held-out harmful prompts went from {a['log_odds_before']:+.1f} to"
+            f" {a['log_odds_after']:+.1f} nats, with a KL divergence of {a['kl']:.2f} nats on"
+            " harmless ones.",
             "",
         ]
     lines += ["**Data.** Prompts from:", ""]

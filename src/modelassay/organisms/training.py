@@ -7,6 +7,7 @@ learnt without the end-of-turn token, so that the model goes on where the data s
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ class LoraRecipe:
     batch_size: int = 32
     warmup_share: float = 0.1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that no training can go by."""
+        if not (math.isfinite(self.epochs) and math.isfinite(self.learning_rate)):
+            raise InputError("Epochs and learning rate must be numbers that are finite.")
 
 
 OnStep = Callable[[int, int], None]
