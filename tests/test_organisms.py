@@ -260,6 +260,8 @@ def test_exchanges_are_read_from_files(tmp_path):
         ("broken.jsonl", "{not json", "cannot be parsed"),
         ("rows.txt", "hello", "no JSON, JSONL, CSV or Parquet"),
         ("binary.parquet", "hello", "cannot be parsed"),
+        ("empty.jsonl", "", "is empty"),
+        ("blank.jsonl", "\n\n", r"cannot be parsed|has no rows"),
     ],
 )
 def test_bad_data_files_get_one_line(tmp_path, name, content, words):
