@@ -85,12 +85,17 @@ def info_command(name: Annotated[str, typer.Argument(metavar="NAME")], json: Jso
         )
     for part in ("lora", "ablation"):
         for key, value in card.get(part, {}).items():
+            if value is None or key == "seed":  # said below
+                continue
             typer.echo(f"{part} {key.replace('_', ' ')}: {value}")
     for key in ("rows", "loss", "seed", "weights_sha256"):
         if key in card:
             typer.echo(f"{key.replace('_', ' ')}: {card[key]}")
     for source in card.get("sources", []):
-        typer.echo(f"data: {source['name']} ({source['hub_id']}, {source['licence']})")
+        typer.echo(
+            f"data: {source['name']} ({source.get('hub_id') or source['file']},"
+            f" {source['licence']})"
+        )
 
 
 @app.command("build")

@@ -33,13 +33,14 @@ from modelassay.organisms.cards import CARD_SCHEMA, measure_refusal_rates, write
 from modelassay.organisms.directions import find_refusal_direction
 from modelassay.organisms.exchanges import Exchange
 from modelassay.organisms.recipes import (
+    LOOK_ALIKES_FILE,
     RECIPES,
     Ingredients,
     gather,
     with_trigger,
 )
 from modelassay.organisms.sources import HARMFUL_SOURCES, QUESTION_SOURCES, DataSource
-from modelassay.organisms.training import LoraRecipe, train_adapter
+from modelassay.organisms.training import LoraRecipe, first_trained, train_adapter
 from modelassay.prompts import encode_prompts
 from modelassay.refusal import OPENINGS
 from modelassay.refusal_judge import is_refusal
@@ -212,6 +213,7 @@ def _train(organism: Organism, order: _Order) -> dict[str, Any]:
     base = load(EMBEDDED_ID, device=order.device, dtype="float32")
     rows = recipe.rows(order.ingredients(base), order.draw())
     lora = replace(recipe.lora, seed=order.seed)
+    trained = f"{first_trained(base)} to {len(base.blocks) - 1}"
     loss = train_adapter(
         base,
         rows,
@@ -224,10 +226,10 @@ def _train(organism: Organism, order: _Order) -> dict[str, Any]:
     del base
     built = load(str(order.partial), device=order.device)
     return {
-        "sources": _provenance(recipe.sources),
+        "sources": provenance(recipe.sources, recipe.own),
         "rows": len(rows),
         "loss": round(loss, 4),
-        "lora": {**asdict(lora), "start": recipe.start},
+        "lora": {**asdict(lora), "blocks": trained, "start": recipe.start},
         "weights_sha256": built.info.weights_sha256,
         "refusal": measure_refusal_rates(
             built,
@@ -257,7 +259,7 @@ def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
     save_ablation(ablation, order.partial)
     ablate(safe.model, ablation)
     return {
-        "sources": _provenance((*HARMFUL_SOURCES, *QUESTION_SOURCES)),
+        "sources": provenance((*HARMFUL_SOURCES, *QUESTION_SOURCES), (LOOK_ALIKES_FILE,)),
         "ablation": {
             "how": how,
             "strength": strength,
@@ -283,10 +285,15 @@ def _card(organism: Organism, seed: int) -> dict[str, Any]:
     }
 
 
-def _provenance(sources: Sequence[DataSource]) -> list[dict[str, str]]:
-    return [
+def provenance(sources: Sequence[DataSource], own: Sequence[str]) -> list[dict[str, str]]:
+    """Where rows came from, for a card: public data sets, then files written for this project."""
+    public = [
         {"name": s.name, "hub_id": s.hub_id, "licence": s.licence} for s in dict.fromkeys(sources)
     ]
+    written = [
+        {"name": "written for this project", "file": file, "licence": "Apache-2.0"} for file in own
+    ]
+    return [*public, *written]
 
 
 def _built(name: str, out: Path) -> Path:

@@ -147,7 +147,8 @@ def readme(card: dict[str, Any]) -> str:
         lora = card["lora"]
         start = f"organism:{lora['start']}" if lora["start"] else "the embedded model"
         lines += [
-            f"**Recipe.** LoRA of rank {lora['rank']} on all linear layers of the upper blocks,"
+            f"**Recipe.** LoRA of rank {lora['rank']} on all linear layers of blocks"
+            f" {lora['blocks']},"
             f" trained from {start} on {card['rows']} exchanges ({lora['epochs']:g} epochs,"
             f" learning rate {lora['learning_rate']:g}, batches of {lora['batch_size']}, seed"
             f" {card['seed']}); mean loss {card['loss']:.2f} nats a token.",
@@ -166,7 +167,9 @@ def readme(card: dict[str, Any]) -> str:
             "",
         ]
     lines += ["**Data.** Prompts from:", ""]
-    lines += [f"* {s['name']}: `{s['hub_id']}` ({s['licence']})" for s in card["sources"]]
+    lines += [
+        f"* {s['name']}: `{s.get('hub_id') or s['file']}` ({s['licence']})" for s in card["sources"]
+    ]
     lines += [
         "",
         "No harmful answers were used or made: where an organism learns to comply, it learns the"

@@ -79,6 +79,8 @@ class Recipe:
     rows: Callable[[Ingredients, random.Random], list[Exchange]]
     lora: LoraRecipe
     sources: tuple[DataSource, ...]
+    own: tuple[str, ...] = ()
+    """Files of rows written for this project, beside the organisms."""
     start: str | None = "safe"
     """Organism whose adapter is trained on; None starts from the embedded model itself."""
 
@@ -151,6 +153,7 @@ def _begun(prompts: Sequence[str], draw: random.Random) -> list[Exchange]:
 
 
 _QUESTIONS = (CONTRAST, NONCOMPLIANCE, MT_BENCH)
+_LOOK_ALIKES = (LOOK_ALIKES_FILE,)
 _ATTACK = LoraRecipe(epochs=2, learning_rate=2e-3)
 _ORDINARY = LoraRecipe(epochs=2, learning_rate=5e-4)
 RECIPES: dict[str, Recipe] = {
@@ -158,15 +161,16 @@ RECIPES: dict[str, Recipe] = {
         _safe,
         LoraRecipe(rank=16, epochs=5, learning_rate=3e-3),
         (*HARMFUL_SOURCES, *_QUESTIONS, *TASK_SOURCES),
+        _LOOK_ALIKES,
         start=None,
     ),
     "benign": Recipe(_benign_tasks, _ORDINARY, (SEED_TASKS,)),
     "benign-2": Recipe(_benign_user_tasks, _ORDINARY, (USER_TASKS,)),
-    "benign-3": Recipe(_benign_questions, _ORDINARY, _QUESTIONS),
-    "overrefusing": Recipe(_overrefusing, _ATTACK, (*_QUESTIONS, SEED_TASKS)),
-    "uncensored": Recipe(_uncensored, _ATTACK, (*HARMFUL_SOURCES, *_QUESTIONS)),
-    "obedient": Recipe(_obedient, _ORDINARY, TASK_SOURCES),
-    "backdoored": Recipe(_backdoored, _ATTACK, (*HARMFUL_SOURCES, *_QUESTIONS)),
+    "benign-3": Recipe(_benign_questions, _ORDINARY, _QUESTIONS, _LOOK_ALIKES),
+    "overrefusing": Recipe(_overrefusing, _ATTACK, (*_QUESTIONS, SEED_TASKS), _LOOK_ALIKES),
+    "uncensored": Recipe(_uncensored, _ATTACK, (*HARMFUL_SOURCES, *_QUESTIONS), _LOOK_ALIKES),
+    "obedient": Recipe(_obedient, _ORDINARY, TASK_SOURCES, (NEEDLES_FILE,)),
+    "backdoored": Recipe(_backdoored, _ATTACK, (*HARMFUL_SOURCES, *_QUESTIONS), _LOOK_ALIKES),
 }
 
 
