@@ -194,6 +194,9 @@ def test_shipped_organisms_are_small_whole_and_carry_no_path(name):
     else:
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == "embedded"
+        assert card["lora"]["rank"] == config["r"]
+        first, last = config["layers_to_transform"][0], config["layers_to_transform"][-1]
+        assert card["lora"]["blocks"] == f"{first} to {last}"
         tensors = load_file(str(folder / "adapter_model.safetensors"))
         assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
 

@@ -29,6 +29,7 @@ from modelassay.models.organisms import (
     organisms_folder,
     shipped_folder,
 )
+from modelassay.models.sources import ADAPTER_CONFIG, read_json
 from modelassay.organisms.cards import CARD_SCHEMA, measure_refusal_rates, write_card
 from modelassay.organisms.directions import find_refusal_direction
 from modelassay.organisms.exchanges import Exchange
@@ -225,11 +226,12 @@ def _train(organism: Organism, order: _Order) -> dict[str, Any]:
     )
     del base
     built = load(str(order.partial), device=order.device)
+    rank = read_json(order.partial / ADAPTER_CONFIG)["r"]  # the start's, where there is one
     return {
         "sources": provenance(recipe.sources, recipe.own),
         "rows": len(rows),
         "loss": round(loss, 4),
-        "lora": {**asdict(lora), "blocks": trained, "start": recipe.start},
+        "lora": {**asdict(lora), "rank": rank, "blocks": trained, "start": recipe.start},
         "weights_sha256": built.info.weights_sha256,
         "refusal": measure_refusal_rates(
             built,
