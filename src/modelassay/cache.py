@@ -20,6 +20,16 @@ PARTIAL_PREFIX = ".partial-"
 ASIDE_PREFIX = ".replaced-"
 
 
+def _read_umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+_UMASK = _read_umask()  # on import, before other threads make files
+
+
 def cache_dir() -> Path:
     """The cache folder; it need not exist yet."""
     override = os.environ.get("MODELASSAY_CACHE")
@@ -89,9 +99,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def _make_readable(path: Path | str) -> None:
     """Gives a file or folder the usual mode: temporary ones are private, and results are not."""
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~umask)
+    os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~_UMASK)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
