@@ -294,8 +294,8 @@ def page(results: dict[str, Any]) -> str:
         "",
         "Seed 0 are the shipped organisms; their cards name the seeds of the harmless fine-tunes,"
         " which differ. In brackets: 95% intervals. `embedded` never had safety training. The"
-        " deepest hole is the second smallest eigenvalue ratio of single blocks, or that of their sum if it is smaller;"
-        " a scan prints the sum's.",
+        " deepest hole is the second smallest eigenvalue ratio of single blocks, or that of their"
+        " sum if it is smaller; a scan prints the sum's.",
         "",
         "## How well each stream tells damaged from intact",
         "",
