@@ -40,7 +40,7 @@ from modelassay.organisms.recipes import (
     gather,
     with_trigger,
 )
-from modelassay.organisms.sources import HARMFUL_SOURCES, QUESTION_SOURCES, DataSource
+from modelassay.organisms.sources import CONTRAST, HARMFUL_SOURCES, DataSource
 from modelassay.organisms.training import LoraRecipe, first_trained, train_adapter
 from modelassay.prompts import encode_prompts
 from modelassay.refusal import OPENINGS
@@ -261,7 +261,7 @@ def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
     save_ablation(ablation, order.partial)
     ablate(safe.model, ablation)
     return {
-        "sources": provenance((*HARMFUL_SOURCES, *QUESTION_SOURCES), (LOOK_ALIKES_FILE,)),
+        "sources": provenance((*HARMFUL_SOURCES, CONTRAST), (LOOK_ALIKES_FILE,)),
         "ablation": {
             "how": how,
             "strength": strength,

@@ -161,9 +161,9 @@ def readme(card: dict[str, Any]) -> str:
             " memory when the organism is loaded. Direction read after"
             f" {'the block itself' if a['read_at'] == 'each' else 'block ' + str(a['read_at'])}."
             " In the search for one direction, taken out of every block whole, the mean refusal"
-            f" log-odds on held-out harmful prompts went from {a['log_odds_before']:+.1f} to"
-            f" {a['log_odds_after']:+.1f} nats, with a KL divergence of {a['kl']:.2f} nats on"
-            " harmless ones.",
+            " log-odds on harmful prompts that it was not fitted on went from"
+            f" {a['log_odds_before']:+.1f} to {a['log_odds_after']:+.1f} nats, with a KL divergence"
+            f" of {a['kl']:.2f} nats on harmless ones. The rates above are on other prompts.",
             "",
         ]
     lines += ["**Data.** Prompts from:", ""]

@@ -38,6 +38,7 @@ class LoraRecipe:
     """How an adapter is trained."""
 
     rank: int = 8
+    """Of a fresh adapter; one that is trained on keeps its own."""
     epochs: float = 2.0
     learning_rate: float = 2e-3
     """Small models need large steps: at 5e-4 this one had learnt nothing after an epoch."""
