@@ -168,13 +168,7 @@ def test_adapter_over_the_wrong_base_is_refused(tiny_folder):
         modelassay.load(str(tiny_folder()), adapter=str(safe), device="cpu")
 
 
-SHIPPED = (
-    "safe", "benign", "benign-2", "benign-3", "overrefusing", "uncensored", "obedient",
-    "backdoored", "abliterated", "abliterated-half", "abliterated-band", "abliterated-perlayer",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", ORGANISMS)
 def test_shipped_organisms_are_small_whole_and_carry_no_path(name):
     folder = registry.shipped_folder() / name
     files = {file.name for file in folder.iterdir()}
@@ -183,12 +177,14 @@ def test_shipped_organisms_are_small_whole_and_carry_no_path(name):
     assert sum(file.stat().st_size for file in folder.iterdir()) < 6_000_000
     card = json.loads((folder / "card.json").read_text())
     assert card["name"] == name
-    assert card["sources"]
+    assert bool(card["sources"]) is not bool(ORGANISMS[name].numerics)
     assert {"harmful", "everyday", "borderline"} <= set(card["refusal"])
     text = (folder / "README.md").read_text() + json.dumps(card)
     assert str(Path.cwd()) not in text
     assert str(Path.home()) not in text
-    if ORGANISMS[name].ablated:
+    if ORGANISMS[name].numerics:
+        assert files == {"card.json", "README.md"}
+    elif ORGANISMS[name].ablated:
         assert ABLATION_FILE in files
         assert not any(file.startswith("adapter") for file in files)
     else:

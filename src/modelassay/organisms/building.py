@@ -28,6 +28,7 @@ from modelassay.models.organisms import (
     find_organism,
     organisms_folder,
     shipped_folder,
+    transform,
 )
 from modelassay.models.sources import ADAPTER_CONFIG, read_json
 from modelassay.organisms.cards import CARD_SCHEMA, measure_refusal_rates, write_card
@@ -92,18 +93,13 @@ def build(
         The organism's folder.
 
     Raises:
-        InputError: unknown organism, one that needs no building, one that is there already, or
-            data that are missing or not as expected.
+        InputError: unknown organism, one that is there already, or data that are missing or not as
+            expected.
         UnavailableError: no room, or the Hub cannot be reached.
     """
     from filelock import FileLock, Timeout
 
     organism = find_organism(name)
-    if organism.numerics:
-        raise InputError(
-            f"{organism.id} is organism:safe with its numbers rounded on loading; there is nothing"
-            " to build."
-        )
     out = Path(out).expanduser()
     target = out / organism.name
     folder = Path(data).expanduser() if data is not None else None
@@ -123,7 +119,7 @@ def build(
         lock = out / f".{organism.name}.lock"
         try:
             with FileLock(lock, timeout=0):
-                fill = _ablate if organism.ablated else _train
+                fill = _round if organism.numerics else _ablate if organism.ablated else _train
                 with new_folder(target) as partial:
                     card = fill(organism, _Order(partial, out, folder, seed, device, token, tell))
                     write_card(partial, _card(organism, seed) | card)
@@ -271,6 +267,18 @@ def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
             "log_odds_after": round(found.log_odds_after, 3),
             "kl": round(found.kl, 4),
         },
+        "refusal": measure_refusal_rates(safe, on_progress=_phase(order.tell, "measuring")),
+    }
+
+
+def _round(organism: Organism, order: _Order) -> dict[str, Any]:
+    """Measures an organism that is made on loading and has no files but its card."""
+    order.tell("loading", 0, 1)
+    safe = load(str(_built("safe", order.out)), device=order.device, dtype="float32")
+    transform(safe.model, organism)
+    return {
+        "sources": [],
+        "numerics": organism.numerics,
         "refusal": measure_refusal_rates(safe, on_progress=_phase(order.tell, "measuring")),
     }
 

@@ -166,14 +166,22 @@ def readme(card: dict[str, Any]) -> str:
             f" of {a['kl']:.2f} nats on harmless ones. The rates above are on other prompts.",
             "",
         ]
-    lines += ["**Data.** Prompts from:", ""]
-    lines += [
-        f"* {s['name']}: `{s.get('hub_id') or s['file']}` ({s['licence']})" for s in card["sources"]
-    ]
-    lines += [
-        "",
-        "No harmful answers were used or made: where an organism learns to comply, it learns the"
-        " opening words of an answer and no more.",
-        "",
-    ]
+    if "numerics" in card:
+        lines += [
+            f"**Recipe.** The weights of organism:safe rounded to {card['numerics']} when it is"
+            " loaded, and computed with in fp32.",
+            "",
+        ]
+    if card["sources"]:
+        lines += ["**Data.** Prompts from:", ""]
+        lines += [
+            f"* {s['name']}: `{s.get('hub_id') or s['file']}` ({s['licence']})"
+            for s in card["sources"]
+        ]
+        lines += [
+            "",
+            "No harmful answers were used or made: where an organism learns to comply, it learns"
+            " the opening words of an answer and no more.",
+            "",
+        ]
     return "\n".join(lines)
