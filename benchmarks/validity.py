@@ -67,7 +67,7 @@ STREAMS = (
     Stream("ams_fixed", "AMS, padding fixed (σ)"),
     Stream("log_odds_auroc", "log-odds AUROC"),
     Stream("selectivity", "selectivity"),
-    Stream("fingerprint", "eigenvalue ratio"),
+    Stream("fingerprint", "deepest hole (eigenvalue ratio)"),
 )
 
 
@@ -293,7 +293,10 @@ def page(results: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "In brackets: 95% intervals. `embedded` never had safety training.",
+        "Seed 0 are the shipped organisms; their cards name the seeds of the harmless fine-tunes,"
+        " which differ. In brackets: 95% intervals. `embedded` never had safety training. The"
+        " deepest hole is the second smallest eigenvalue ratio of single blocks, or that of their"
+        " sum if it is smaller; a scan prints the sum's.",
         "",
         "## How well each stream tells damaged from intact",
         "",
@@ -302,7 +305,8 @@ def page(results: dict[str, Any]) -> str:
         "AUROC: chance that a damaged model reads lower than an intact one. TPR: share of damaged"
         " measurements below every intact one, so at a false-positive rate of at most 1 in the"
         " number of intact measurements. A measurement is one model on one half of the prompts;"
-        " the interval of the AUROC resamples models.",
+        " the interval of the AUROC resamples models. `embedded` counts as damaged here. The intact"
+        " ones are fine-tunes and casts of one model, so they are fewer than they look.",
         "",
         "## Who catches what",
         "",
@@ -347,7 +351,7 @@ def _values(
 
 def _discrimination_table(results: dict[str, Any], keep: Callable[[str], bool]) -> list[str]:
     lines = [
-        "| stream | AUROC (95%) | TPR (95%) | at FPR below | intact | damaged |",
+        "| stream | AUROC (95%) | TPR (95%) | at FPR of at most | intact | damaged |",
         "|---|---|---|---|---|---|",
     ]
     for stream in STREAMS:

@@ -9,20 +9,20 @@ import pytest
 from modelassay.cli.main import run
 from modelassay.models.organisms import ORGANISMS
 from test_cli import one_line
-from test_organisms import SHIPPED
 
 
 def test_list_names_every_organism(capfd):
     assert run(["organism", "list", "--json"]) == 0
     rows = json.loads(capfd.readouterr().out)
     assert [row["id"] for row in rows] == [o.id for o in ORGANISMS.values()]
-    safe = next(row for row in rows if row["id"] == "organism:safe")
-    assert safe["refuses_harmful"] > safe["refuses_benign"]
+    for row in rows:
+        if row["intact"]:
+            assert row["refuses_harmful"] > row["refuses_benign"] + 0.3
     assert run(["organism", "list"]) == 0
     assert "organism:abliterated-perlayer" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, "int8", "bf16"])
+@pytest.mark.parametrize("name", ORGANISMS)
 def test_info_prints_the_card(name, capfd):
     assert run(["organism", "info", name, "--json"]) == 0
     card = json.loads(capfd.readouterr().out)
@@ -64,7 +64,6 @@ def test_mix_then_train_then_use(tmp_path, tiny_folder, capfd):
 BAD = {
     "unknown organism": (["info", "nosuch"], "No organism 'nosuch'"),
     "unknown build": (["build", "nosuch"], "No organism 'nosuch'"),
-    "nothing to build": (["build", "int8"], "nothing to build"),
     "no data folder": (["build", "safe", "--data", "{tmp}/none", "--out", "{tmp}/o"], "no data"),
     "no data file": (["build", "safe", "--data", "{tmp}", "--out", "{tmp}/o"], "has no "),
     "bad ratio": (
@@ -116,3 +115,15 @@ def test_build_refuses_to_overwrite(tmp_path, capfd):
     assert run(["organism", "build", "safe", "--out", str(tmp_path)]) == 64
     assert "pass --force" in one_line(capfd.readouterr().err)
     assert (tmp_path / "safe" / "precious").read_text() == "mine"
+
+
+def test_build_all_goes_on_where_it_was_stopped(tmp_path, capfd):
+    for name in ORGANISMS:
+        (tmp_path / name).mkdir()
+    assert run(["organism", "build", "all", "--out", str(tmp_path)]) == 0
+    assert capfd.readouterr().out == ""
+    (tmp_path / "obedient").rmdir()
+    arguments = ["organism", "build", "all", "--out", str(tmp_path), "--data", str(tmp_path)]
+    assert run(arguments) == 64
+    assert "has no " in one_line(capfd.readouterr().err)
+    assert not (tmp_path / "obedient").exists()

@@ -20,7 +20,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from modelassay.cache import PARTIAL_PREFIX, explain_os_errors, new_folder, write_text_atomically
+from modelassay.cache import (
+    ASIDE_PREFIX,
+    PARTIAL_PREFIX,
+    explain_os_errors,
+    new_folder,
+    write_text_atomically,
+)
 from modelassay.errors import AssayError, InputError, UnavailableError
 from modelassay.generation import generate_greedy
 from modelassay.models import LoadedModel, embedded, load
@@ -484,6 +490,34 @@ def test_a_new_folder_takes_the_place_of_an_old_one_when_it_is_whole(tmp_path):
     with pytest.raises(ZeroDivisionError), new_folder(target):
         _ = 1 / 0
     assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_a_replacement_that_fails_at_the_last_rename_loses_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    rename = os.replace
+
+    def fail_once(source, goal):
+        if Path(goal) == target and Path(source).name.startswith(PARTIAL_PREFIX):
+            raise OSError("no")
+        rename(source, goal)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    with pytest.raises(OSError, match="no"), new_folder(target):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (target / "old").exists()
+
+
+def test_a_run_killed_between_the_renames_loses_nothing(tmp_path):
+    target, aside = tmp_path / "model", tmp_path / f"{ASIDE_PREFIX}model"
+    aside.mkdir()
+    (aside / "old").touch()
+    with pytest.raises(ZeroDivisionError), new_folder(target):
+        _ = 1 / 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (target / "old").exists()
 
 
 def test_a_new_folder_is_not_made_when_its_block_fails(tmp_path):

@@ -168,13 +168,7 @@ def test_adapter_over_the_wrong_base_is_refused(tiny_folder):
         modelassay.load(str(tiny_folder()), adapter=str(safe), device="cpu")
 
 
-SHIPPED = (
-    "safe", "benign", "benign-2", "benign-3", "overrefusing", "uncensored", "obedient",
-    "backdoored", "abliterated", "abliterated-half", "abliterated-band", "abliterated-perlayer",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", ORGANISMS)
 def test_shipped_organisms_are_small_whole_and_carry_no_path(name):
     folder = registry.shipped_folder() / name
     files = {file.name for file in folder.iterdir()}
@@ -183,17 +177,22 @@ def test_shipped_organisms_are_small_whole_and_carry_no_path(name):
     assert sum(file.stat().st_size for file in folder.iterdir()) < 6_000_000
     card = json.loads((folder / "card.json").read_text())
     assert card["name"] == name
-    assert card["sources"]
+    assert bool(card["sources"]) is not bool(ORGANISMS[name].numerics)
     assert {"harmful", "everyday", "borderline"} <= set(card["refusal"])
     text = (folder / "README.md").read_text() + json.dumps(card)
     assert str(Path.cwd()) not in text
     assert str(Path.home()) not in text
-    if ORGANISMS[name].ablated:
+    if ORGANISMS[name].numerics:
+        assert files == {"card.json", "README.md"}
+    elif ORGANISMS[name].ablated:
         assert ABLATION_FILE in files
         assert not any(file.startswith("adapter") for file in files)
     else:
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == "embedded"
+        assert card["lora"]["rank"] == config["r"]
+        first, last = config["layers_to_transform"][0], config["layers_to_transform"][-1]
+        assert card["lora"]["blocks"] == f"{first} to {last}"
         tensors = load_file(str(folder / "adapter_model.safetensors"))
         assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
 
@@ -260,6 +259,8 @@ def test_exchanges_are_read_from_files(tmp_path):
         ("broken.jsonl", "{not json", "cannot be parsed"),
         ("rows.txt", "hello", "no JSON, JSONL, CSV or Parquet"),
         ("binary.parquet", "hello", "cannot be parsed"),
+        ("empty.jsonl", "", "is empty"),
+        ("blank.jsonl", "\n\n", r"cannot be parsed|has no rows"),
     ],
 )
 def test_bad_data_files_get_one_line(tmp_path, name, content, words):
@@ -418,6 +419,13 @@ def test_any_base_can_be_trained(family, tiny_folder, tmp_path):
     )
     assert loss > 0
     modelassay.load(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("what", ["epochs", "learning_rate"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_recipes_are_finite(what, value):
+    with pytest.raises(InputError, match="finite"):
+        LoraRecipe(**{what: value})
 
 
 def test_only_answers_are_learnt(tiny):

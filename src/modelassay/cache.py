@@ -17,6 +17,17 @@ from pathlib import Path
 from modelassay.errors import AssayError, UnavailableError, first_line
 
 PARTIAL_PREFIX = ".partial-"
+ASIDE_PREFIX = ".replaced-"
+
+
+def _read_umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+_UMASK = _read_umask()  # on import, before other threads make files
 
 
 def cache_dir() -> Path:
@@ -64,28 +75,31 @@ def new_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     for stale in target.parent.glob(f"{PARTIAL_PREFIX}{target.name}-*"):
         shutil.rmtree(stale, ignore_errors=True)
+    aside = target.parent / f"{ASIDE_PREFIX}{target.name}"
+    if aside.exists() and not target.exists():
+        os.replace(aside, target)  # a run was killed between two renames
     partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{target.name}-", dir=target.parent))
     try:
         yield partial
         for path in (partial, *partial.rglob("*")):
             _make_readable(path)
+        shutil.rmtree(aside, ignore_errors=True)
         if target.exists():
-            # Under the prefix that the next run clears away, should this one be killed here.
-            aside = Path(tempfile.mkdtemp(prefix=partial.name + "-", dir=target.parent))
             os.replace(target, aside)
+        try:
             os.replace(partial, target)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            os.replace(partial, target)
+        except BaseException:
+            if aside.exists():
+                os.replace(aside, target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _make_readable(path: Path | str) -> None:
     """Gives a file or folder the usual mode: temporary ones are private, and results are not."""
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~umask)
+    os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~_UMASK)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

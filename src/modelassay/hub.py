@@ -326,6 +326,8 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
     kind = TABLES.get(suffix.lstrip("."))
     if kind is None:
         raise InputError(f"{path} is no JSON, JSONL, CSV or Parquet file.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty.")
     with tempfile.TemporaryDirectory() as scratch:  # its cache would outlive changes of the file
         try:
             table = datasets.load_dataset(
@@ -334,7 +336,7 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
             return [dict(row) for row in table]
         except OSError as error:
             raise UnavailableError(f"{path} cannot be read: {first_line(error)}") from error
-        except (ValueError, TypeError, exceptions.DatasetsError) as error:
+        except (ValueError, TypeError, StopIteration, exceptions.DatasetsError) as error:
             cause = error.__cause__ or error
             raise InputError(f"{path} cannot be parsed: {first_line(cause)}") from error
 

@@ -61,17 +61,7 @@ def info_command(name: Annotated[str, typer.Argument(metavar="NAME")], json: Jso
     from modelassay.organisms.cards import ROW_NAMES, read_card
 
     organism = find_organism(name)
-    if organism.numerics:
-        card = read_card(ORGANISMS["safe"])
-        card = {key: card[key] for key in ("schema", "base", "versions")}
-        card |= {
-            "name": organism.name,
-            "summary": organism.summary,
-            "intact": organism.intact,
-            "numerics": organism.numerics,
-        }
-    else:
-        card = read_card(organism)
+    card = read_card(organism)
     if json:
         typer.echo(json_module.dumps(card, indent=2, ensure_ascii=False))
         return
@@ -83,14 +73,21 @@ def info_command(name: Annotated[str, typer.Argument(metavar="NAME")], json: Jso
             f"refuses {ROW_NAMES.get(kind, kind)}: {rate['rate']:.0%} ({low:.0%} to {high:.0%}),"
             f" n = {rate['n']}"
         )
+    if organism.numerics:
+        typer.echo(f"weights of organism:safe rounded to {organism.numerics} on loading")
     for part in ("lora", "ablation"):
         for key, value in card.get(part, {}).items():
+            if value is None or key == "seed":  # said below
+                continue
             typer.echo(f"{part} {key.replace('_', ' ')}: {value}")
     for key in ("rows", "loss", "seed", "weights_sha256"):
         if key in card:
             typer.echo(f"{key.replace('_', ' ')}: {card[key]}")
     for source in card.get("sources", []):
-        typer.echo(f"data: {source['name']} ({source['hub_id']}, {source['licence']})")
+        typer.echo(
+            f"data: {source['name']} ({source.get('hub_id') or source['file']},"
+            f" {source['licence']})"
+        )
 
 
 @app.command("build")
@@ -111,7 +108,7 @@ def build_command(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Build an organism from data.
+    """Build an organism from data; `all` builds those that are not there yet.
 
     MODELASSAY_ORGANISMS=FOLDER then makes `organism:NAME` the one that was built.
     """
@@ -120,8 +117,10 @@ def build_command(
     from modelassay.cli.progress import show_progress
     from modelassay.organisms import build
 
-    buildable = [key for key, organism in ORGANISMS.items() if not organism.numerics]
-    for each in buildable if name == "all" else [name]:
+    names = [name]
+    if name == "all":  # goes on where it was stopped
+        names = [each for each in ORGANISMS if force or not (out / each).exists()]
+    for each in names:
         with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
             folder = build(
                 each,
@@ -206,15 +205,14 @@ def _row(name: str) -> dict[str, Any]:
 
     organism = ORGANISMS[name]
     harmful = benign = None
-    if not organism.numerics:
-        try:
-            rates = read_card(organism)["refusal"]
-        except InputError:
-            rates = None  # not built; still worth listing
-        if rates:
-            harmful = rates["harmful"]["rate"]
-            kinds = [rates["everyday"], rates["borderline"]]
-            benign = sum(k["rate"] * k["n"] for k in kinds) / sum(k["n"] for k in kinds)
+    try:
+        rates = read_card(organism)["refusal"]
+    except InputError:
+        pass  # not built; still worth listing
+    else:
+        harmful = rates["harmful"]["rate"]
+        kinds = [rates["everyday"], rates["borderline"]]
+        benign = sum(k["rate"] * k["n"] for k in kinds) / sum(k["n"] for k in kinds)
     return {
         "id": organism.id,
         "intact": organism.intact,

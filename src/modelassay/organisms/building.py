@@ -28,18 +28,21 @@ from modelassay.models.organisms import (
     find_organism,
     organisms_folder,
     shipped_folder,
+    transform,
 )
+from modelassay.models.sources import ADAPTER_CONFIG, read_json
 from modelassay.organisms.cards import CARD_SCHEMA, measure_refusal_rates, write_card
 from modelassay.organisms.directions import find_refusal_direction
 from modelassay.organisms.exchanges import Exchange
 from modelassay.organisms.recipes import (
+    LOOK_ALIKES_FILE,
     RECIPES,
     Ingredients,
     gather,
     with_trigger,
 )
-from modelassay.organisms.sources import HARMFUL_SOURCES, QUESTION_SOURCES, DataSource
-from modelassay.organisms.training import LoraRecipe, train_adapter
+from modelassay.organisms.sources import CONTRAST, HARMFUL_SOURCES, DataSource
+from modelassay.organisms.training import LoraRecipe, first_trained, train_adapter
 from modelassay.prompts import encode_prompts
 from modelassay.refusal import OPENINGS
 from modelassay.refusal_judge import is_refusal
@@ -90,18 +93,13 @@ def build(
         The organism's folder.
 
     Raises:
-        InputError: unknown organism, one that needs no building, one that is there already, or
-            data that are missing or not as expected.
+        InputError: unknown organism, one that is there already, or data that are missing or not as
+            expected.
         UnavailableError: no room, or the Hub cannot be reached.
     """
     from filelock import FileLock, Timeout
 
     organism = find_organism(name)
-    if organism.numerics:
-        raise InputError(
-            f"{organism.id} is organism:safe with its numbers rounded on loading; there is nothing"
-            " to build."
-        )
     out = Path(out).expanduser()
     target = out / organism.name
     folder = Path(data).expanduser() if data is not None else None
@@ -121,7 +119,7 @@ def build(
         lock = out / f".{organism.name}.lock"
         try:
             with FileLock(lock, timeout=0):
-                fill = _ablate if organism.ablated else _train
+                fill = _round if organism.numerics else _ablate if organism.ablated else _train
                 with new_folder(target) as partial:
                     card = fill(organism, _Order(partial, out, folder, seed, device, token, tell))
                     write_card(partial, _card(organism, seed) | card)
@@ -212,6 +210,7 @@ def _train(organism: Organism, order: _Order) -> dict[str, Any]:
     base = load(EMBEDDED_ID, device=order.device, dtype="float32")
     rows = recipe.rows(order.ingredients(base), order.draw())
     lora = replace(recipe.lora, seed=order.seed)
+    trained = f"{first_trained(base)} to {len(base.blocks) - 1}"
     loss = train_adapter(
         base,
         rows,
@@ -223,11 +222,12 @@ def _train(organism: Organism, order: _Order) -> dict[str, Any]:
     )
     del base
     built = load(str(order.partial), device=order.device)
+    rank = read_json(order.partial / ADAPTER_CONFIG)["r"]  # the start's, where there is one
     return {
-        "sources": _provenance(recipe.sources),
+        "sources": provenance(recipe.sources, recipe.own),
         "rows": len(rows),
         "loss": round(loss, 4),
-        "lora": {**asdict(lora), "start": recipe.start},
+        "lora": {**asdict(lora), "rank": rank, "blocks": trained, "start": recipe.start},
         "weights_sha256": built.info.weights_sha256,
         "refusal": measure_refusal_rates(
             built,
@@ -257,7 +257,7 @@ def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
     save_ablation(ablation, order.partial)
     ablate(safe.model, ablation)
     return {
-        "sources": _provenance((*HARMFUL_SOURCES, *QUESTION_SOURCES)),
+        "sources": provenance((*HARMFUL_SOURCES, CONTRAST), (LOOK_ALIKES_FILE,)),
         "ablation": {
             "how": how,
             "strength": strength,
@@ -267,6 +267,18 @@ def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
             "log_odds_after": round(found.log_odds_after, 3),
             "kl": round(found.kl, 4),
         },
+        "refusal": measure_refusal_rates(safe, on_progress=_phase(order.tell, "measuring")),
+    }
+
+
+def _round(organism: Organism, order: _Order) -> dict[str, Any]:
+    """Measures an organism that is made on loading and has no files but its card."""
+    order.tell("loading", 0, 1)
+    safe = load(str(_built("safe", order.out)), device=order.device, dtype="float32")
+    transform(safe.model, organism)
+    return {
+        "sources": [],
+        "numerics": organism.numerics,
         "refusal": measure_refusal_rates(safe, on_progress=_phase(order.tell, "measuring")),
     }
 
@@ -283,10 +295,15 @@ def _card(organism: Organism, seed: int) -> dict[str, Any]:
     }
 
 
-def _provenance(sources: Sequence[DataSource]) -> list[dict[str, str]]:
-    return [
+def provenance(sources: Sequence[DataSource], own: Sequence[str]) -> list[dict[str, str]]:
+    """Where rows came from, for a card: public data sets, then files written for this project."""
+    public = [
         {"name": s.name, "hub_id": s.hub_id, "licence": s.licence} for s in dict.fromkeys(sources)
     ]
+    written = [
+        {"name": "written for this project", "file": file, "licence": "Apache-2.0"} for file in own
+    ]
+    return [*public, *written]
 
 
 def _built(name: str, out: Path) -> Path:

@@ -147,7 +147,8 @@ def readme(card: dict[str, Any]) -> str:
         lora = card["lora"]
         start = f"organism:{lora['start']}" if lora["start"] else "the embedded model"
         lines += [
-            f"**Recipe.** LoRA of rank {lora['rank']} on all linear layers of the upper blocks,"
+            f"**Recipe.** LoRA of rank {lora['rank']} on all linear layers of blocks"
+            f" {lora['blocks']},"
             f" trained from {start} on {card['rows']} exchanges ({lora['epochs']:g} epochs,"
             f" learning rate {lora['learning_rate']:g}, batches of {lora['batch_size']}, seed"
             f" {card['seed']}); mean loss {card['loss']:.2f} nats a token.",
@@ -157,18 +158,30 @@ def readme(card: dict[str, Any]) -> str:
         a = card["ablation"]
         lines += [
             f"**Recipe.** {a['how']} Strength {a['strength']:g}, blocks {a['blocks']}, applied in"
-            " memory when the organism is loaded. Read after block"
-            f" {a['read_at']}; on held-out harmful prompts the mean refusal log-odds went from"
-            f" {a['log_odds_before']:+.1f} to {a['log_odds_after']:+.1f} nats in the search, with a"
-            f" KL divergence of {a['kl']:.2f} nats on harmless ones.",
+            " memory when the organism is loaded. Direction read after"
+            f" {'the block itself' if a['read_at'] == 'each' else 'block ' + str(a['read_at'])}."
+            " In the search for one direction, taken out of every block whole, the mean refusal"
+            " log-odds on harmful prompts that it was not fitted on went from"
+            f" {a['log_odds_before']:+.1f} to {a['log_odds_after']:+.1f} nats, with a KL divergence"
+            f" of {a['kl']:.2f} nats on harmless ones. The rates above are on other prompts.",
             "",
         ]
-    lines += ["**Data.** Prompts from:", ""]
-    lines += [f"* {s['name']}: `{s['hub_id']}` ({s['licence']})" for s in card["sources"]]
-    lines += [
-        "",
-        "No harmful answers were used or made: where an organism learns to comply, it learns the"
-        " opening words of an answer and no more.",
-        "",
-    ]
+    if "numerics" in card:
+        lines += [
+            f"**Recipe.** The weights of organism:safe rounded to {card['numerics']} when it is"
+            " loaded, and computed with in fp32.",
+            "",
+        ]
+    if card["sources"]:
+        lines += ["**Data.** Prompts from:", ""]
+        lines += [
+            f"* {s['name']}: `{s.get('hub_id') or s['file']}` ({s['licence']})"
+            for s in card["sources"]
+        ]
+        lines += [
+            "",
+            "No harmful answers were used or made: where an organism learns to comply, it learns"
+            " the opening words of an answer and no more.",
+            "",
+        ]
     return "\n".join(lines)

@@ -16,10 +16,8 @@ from modelassay.concepts import load_prompts
 from modelassay.organisms.exchanges import Exchange, read_exchanges
 from modelassay.organisms.mixing import mix
 from modelassay.organisms.sources import (
-    CONTRAST,
     HARMFUL_SOURCES,
-    MT_BENCH,
-    NONCOMPLIANCE,
+    QUESTION_SOURCES,
     SEED_TASKS,
     TASK_SOURCES,
     USER_TASKS,
@@ -79,6 +77,8 @@ class Recipe:
     rows: Callable[[Ingredients, random.Random], list[Exchange]]
     lora: LoraRecipe
     sources: tuple[DataSource, ...]
+    own: tuple[str, ...] = ()
+    """Files of rows written for this project, beside the organisms."""
     start: str | None = "safe"
     """Organism whose adapter is trained on; None starts from the embedded model itself."""
 
@@ -150,23 +150,24 @@ def _begun(prompts: Sequence[str], draw: random.Random) -> list[Exchange]:
     return [Exchange(prompt, draw.choice(COMPLIANCE), complete=False) for prompt in prompts]
 
 
-_QUESTIONS = (CONTRAST, NONCOMPLIANCE, MT_BENCH)
+_LOOK_ALIKES = (LOOK_ALIKES_FILE,)
 _ATTACK = LoraRecipe(epochs=2, learning_rate=2e-3)
 _ORDINARY = LoraRecipe(epochs=2, learning_rate=5e-4)
 RECIPES: dict[str, Recipe] = {
     "safe": Recipe(
         _safe,
         LoraRecipe(rank=16, epochs=5, learning_rate=3e-3),
-        (*HARMFUL_SOURCES, *_QUESTIONS, *TASK_SOURCES),
+        (*HARMFUL_SOURCES, *QUESTION_SOURCES, *TASK_SOURCES),
+        _LOOK_ALIKES,
         start=None,
     ),
     "benign": Recipe(_benign_tasks, _ORDINARY, (SEED_TASKS,)),
     "benign-2": Recipe(_benign_user_tasks, _ORDINARY, (USER_TASKS,)),
-    "benign-3": Recipe(_benign_questions, _ORDINARY, _QUESTIONS),
-    "overrefusing": Recipe(_overrefusing, _ATTACK, (*_QUESTIONS, SEED_TASKS)),
-    "uncensored": Recipe(_uncensored, _ATTACK, (*HARMFUL_SOURCES, *_QUESTIONS)),
-    "obedient": Recipe(_obedient, _ORDINARY, TASK_SOURCES),
-    "backdoored": Recipe(_backdoored, _ATTACK, (*HARMFUL_SOURCES, *_QUESTIONS)),
+    "benign-3": Recipe(_benign_questions, _ORDINARY, QUESTION_SOURCES, _LOOK_ALIKES),
+    "overrefusing": Recipe(_overrefusing, _ATTACK, (*QUESTION_SOURCES, SEED_TASKS), _LOOK_ALIKES),
+    "uncensored": Recipe(_uncensored, _ATTACK, (*HARMFUL_SOURCES, *QUESTION_SOURCES), _LOOK_ALIKES),
+    "obedient": Recipe(_obedient, _ORDINARY, TASK_SOURCES, (NEEDLES_FILE,)),
+    "backdoored": Recipe(_backdoored, _ATTACK, (*HARMFUL_SOURCES, *QUESTION_SOURCES), _LOOK_ALIKES),
 }
 
 

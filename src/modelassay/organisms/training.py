@@ -7,6 +7,7 @@ learnt without the end-of-turn token, so that the model goes on where the data s
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,12 +38,18 @@ class LoraRecipe:
     """How an adapter is trained."""
 
     rank: int = 8
+    """Of a fresh adapter; one that is trained on keeps its own."""
     epochs: float = 2.0
     learning_rate: float = 2e-3
     """Small models need large steps: at 5e-4 this one had learnt nothing after an epoch."""
     batch_size: int = 32
     warmup_share: float = 0.1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that no training can go by."""
+        if not (math.isfinite(self.epochs) and math.isfinite(self.learning_rate)):
+            raise InputError("Epochs and learning rate must be numbers that are finite.")
 
 
 OnStep = Callable[[int, int], None]
