@@ -15,8 +15,8 @@ import pytest
 import transformers
 from huggingface_hub import constants, scan_cache_dir
 
-from modelassay import hub as hub_module
 from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, AssayError, InputError
+from modelassay.hub import snapshots as hub_module
 from modelassay.hub import trim_cache
 from modelassay.models import load
 from modelassay.models.sources import Source, resolve

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modelassay.models import ModelInfo
 from modelassay.refusal import RefusalEvidence
 from modelassay.separation import Separation
 from modelassay.verdict import Verdict
+from modelassay.verification_report import VerificationReport
 from modelassay.weights import AblationEvidence
-
-if TYPE_CHECKING:
-    from modelassay.verification.report import VerificationReport
 
 SCHEMA = "modelassay.scan/1"
 

@@ -4,7 +4,6 @@ from modelassay.baselines.creating import create_baseline
 from modelassay.baselines.hub_store import pull_baseline, push_baseline, search_baselines
 from modelassay.baselines.record import Baseline, load_baseline, save_baseline
 from modelassay.baselines.stores import (
-    Origin,
     delete_baseline,
     find_local,
     list_baselines,
@@ -13,7 +12,6 @@ from modelassay.baselines.stores import (
 
 __all__ = [
     "Baseline",
-    "Origin",
     "create_baseline",
     "delete_baseline",
     "find_local",

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from modelassay.baselines.creating import slug
 from modelassay.baselines.record import (
@@ -25,15 +24,19 @@ from modelassay.baselines.record import (
     load_baseline,
     save_baseline,
 )
-from modelassay.baselines.stores import Origin
-from modelassay.errors import InputError, UnavailableError, first_line
-from modelassay.hub import ANSWER_SECONDS, hub_errors, no_answer
+from modelassay.errors import InputError
+from modelassay.hub import (
+    Commit,
+    RemoteFile,
+    commit_files,
+    fetch_snapshot,
+    find_datasets,
+    update_card,
+)
+from modelassay.verification_report import Origin
 
 TAG, MODEL_TAG = "modelassay-baseline", "baseline-of-"
 FOLDER = "baselines"
-PUSH_ATTEMPTS = 5
-"""Others may push to the same data set meanwhile; each time the push is put on top of theirs."""
-SEARCH_LIMIT = 1000
 ELSEWHERE = "use a baseline on this machine (`modelassay baseline list`)"
 REFERENCE = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
@@ -42,18 +45,8 @@ REFERENCE = re.compile(
 
 
 @dataclass(frozen=True)
-class Pushed:
-    """Where a baseline went."""
-
-    repo_id: str
-    commit: str
-    pull_request: str | None
-    """Address of the pull request, if one was asked for."""
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A data set with baselines, as the Hub lists it."""
+class Found:
+    """A data set that says it holds baselines."""
 
     repo_id: str
     author: str
@@ -76,7 +69,7 @@ def push_baseline(
     create_pr: bool = False,
     private: bool = False,
     token: str | None = None,
-) -> Pushed:
+) -> Commit:
     """Publishes a baseline, or puts a newer one in its place.
 
     Args:
@@ -90,36 +83,31 @@ def push_baseline(
         InputError: no such data set, or a name that cannot be one.
         UnavailableError: no permission, or the Hub cannot be reached.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     check_repo_id(repo_id)
-    api = HfApi(token=token)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        hub_errors(repo_id, elsewhere=ELSEWHERE, kind="data set"),
-    ):
+
+    def write_card(present: str | None) -> str:
+        return update_card(
+            present if present is not None else new_card(repo_id),
+            tags=[TAG, model_tag(baseline.index.model.id)],
+            configs=[CONFIG],
+        )
+
+    with tempfile.TemporaryDirectory() as scratch:
         save_baseline(baseline, Path(scratch))
-        if not create_pr:
-            api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        for attempt in range(PUSH_ATTEMPTS):
-            head = api.repo_info(repo_id, repo_type="dataset", timeout=ANSWER_SECONDS).sha
-            try:
-                done = api.create_commit(
-                    repo_id,
-                    _operations(api, baseline, repo_id, str(head), Path(scratch)),
-                    repo_type="dataset",
-                    commit_message=f"Add the baseline {baseline.name}",
-                    create_pr=create_pr,
-                    parent_commit=head,
-                )
-            except HfHubHTTPError as error:
-                moved = error.response.status_code in (409, 412)
-                if not moved or attempt == PUSH_ATTEMPTS - 1:
-                    raise
-                continue
-            return Pushed(repo_id, done.oid, done.pr_url)
-    raise UnavailableError(f"{repo_id} changes faster than it can be written; try again later.")
+        files = {
+            f"{FOLDER}/{baseline.name}/{file}": Path(scratch) / file
+            for file in (INDEX_FILE, VECTORS_FILE, TABLE_FILE)
+        }
+        return commit_files(
+            repo_id,
+            files,
+            write_card,
+            message=f"Add the baseline {baseline.name}",
+            create_pr=create_pr,
+            private=private,
+            token=token,
+            elsewhere=ELSEWHERE,
+        )
 
 
 def pull_baseline(
@@ -136,53 +124,39 @@ def pull_baseline(
         InputError: no such data set, or one that holds no baseline, several, or a damaged one.
         UnavailableError: the Hub cannot be reached and it is not in the cache.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     match = REFERENCE.fullmatch(reference)
     if match is None:
         raise InputError(f"{reference[:120]!r} is no Hub data set (owner/repo[:name][@revision]).")
     repo_id, name = match["repo"], match["name"]
-    revision = revision or match["revision"]
-    with hub_errors(repo_id, revision, elsewhere=ELSEWHERE, kind="data set"):
-        reachable = True
-        try:
-            info = HfApi(token=token).dataset_info(
-                repo_id, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS
-            )
-        except HfHubHTTPError:
-            raise
-        except no_answer():
-            reachable = False  # what is in the cache then has to do
-        else:
-            sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
-            name = _choose(repo_id, name, list(sizes))
-            for file, most in ((INDEX_FILE, MAX_INDEX_BYTES), (VECTORS_FILE, MAX_VECTORS_BYTES)):
-                if sizes.get(f"{FOLDER}/{name}/{file}", 0) > most:
-                    raise InputError(f"{file} of {repo_id} is larger than a baseline's can be.")
-        wanted = name or "*"
-        folder = Path(
-            snapshot_download(
-                repo_id,
-                repo_type="dataset",
-                revision=revision,
-                token=token,
-                allow_patterns=[f"{FOLDER}/{wanted}/{f}" for f in (INDEX_FILE, VECTORS_FILE)],
-                local_files_only=not reachable,
-            )
-        )
-    files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    name = _choose(repo_id, name, files)
-    baseline = load_baseline(folder / FOLDER / name)
+
+    def check(files: Mapping[str, RemoteFile]) -> None:
+        chosen = _choose(repo_id, name, list(files))
+        for file, most in ((INDEX_FILE, MAX_INDEX_BYTES), (VECTORS_FILE, MAX_VECTORS_BYTES)):
+            there = files.get(f"{FOLDER}/{chosen}/{file}")
+            if there is not None and there.size > most:
+                raise InputError(f"{file} of {repo_id} is larger than a baseline's can be.")
+
+    snapshot = fetch_snapshot(
+        repo_id,
+        kind="dataset",
+        revision=revision or match["revision"],
+        token=token,
+        patterns=[f"{FOLDER}/{name or '*'}/{file}" for file in (INDEX_FILE, VECTORS_FILE)],
+        check=check,
+        elsewhere=ELSEWHERE,
+    )
+    # Without the Hub there was no listing to choose from.
+    name = _choose(repo_id, name, list(snapshot.listing) or snapshot.names())
+    baseline = load_baseline(snapshot.folder / FOLDER / name)
     if baseline.name != name:
         raise InputError(f"{repo_id} keeps under {name!r} a baseline of another name.")
-    commit = folder.name
-    return baseline, Origin(f"{repo_id}:{name}", "hub", repo_id.partition("/")[0], commit)
+    author = repo_id.partition("/")[0]
+    return baseline, Origin(f"{repo_id}:{name}", "hub", author, snapshot.commit)
 
 
 def search_baselines(
     *, model: str | None = None, author: str | None = None, token: str | bool | None = None
-) -> list[Listed]:
+) -> list[Found]:
     """Data sets on the Hub that say they hold baselines, in one request.
 
     Args:
@@ -193,36 +167,17 @@ def search_baselines(
     Raises:
         UnavailableError: the Hub cannot be reached.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    with hub_errors("the list of baselines", elsewhere=ELSEWHERE):
-        try:
-            found = list(
-                HfApi(token=token).list_datasets(
-                    filter=[TAG, *([model_tag(model)] if model else [])],
-                    author=author,
-                    full=True,
-                    limit=SEARCH_LIMIT,
-                )
-            )
-        except OfflineModeIsEnabled as error:
-            raise UnavailableError(
-                "The Hub is switched off (HF_HUB_OFFLINE); `modelassay baseline list` shows those"
-                " on this machine."
-            ) from error
+    wanted = [TAG, *([model_tag(model)] if model else [])]
     return [
-        Listed(
-            repo_id=info.id,
-            author=info.id.partition("/")[0],
-            revision=info.sha,
-            models=tuple(
-                tag.removeprefix(MODEL_TAG) for tag in info.tags or [] if tag.startswith(MODEL_TAG)
-            ),
-            downloads=info.downloads or 0,
-            updated=info.last_modified.isoformat() if info.last_modified else None,
+        Found(
+            repo_id=each.repo_id,
+            author=each.author,
+            revision=each.revision,
+            models=tuple(t.removeprefix(MODEL_TAG) for t in each.tags if t.startswith(MODEL_TAG)),
+            downloads=each.downloads,
+            updated=each.updated,
         )
-        for info in found
+        for each in find_datasets(wanted, author=author, token=token, elsewhere=ELSEWHERE)
     ]
 
 
@@ -250,32 +205,8 @@ def _choose(repo_id: str, name: str | None, files: Sequence[str]) -> str:
     raise InputError(f"{repo_id} holds {which}; choose one as {repo_id}:NAME from {listed}.")
 
 
-def _operations(api: Any, baseline: Baseline, repo_id: str, head: str, folder: Path) -> list[Any]:
-    """What a push adds on top of `head`."""
-    from huggingface_hub import CommitOperationAdd, DatasetCard
-    from huggingface_hub.errors import EntryNotFoundError
-
-    operations = [
-        CommitOperationAdd(f"{FOLDER}/{baseline.name}/{file}", str(folder / file))
-        for file in (INDEX_FILE, VECTORS_FILE, TABLE_FILE)
-    ]
-    try:
-        path = api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=head)
-        card = DatasetCard(Path(path).read_text(encoding="utf-8"))
-    except EntryNotFoundError:
-        card = DatasetCard(new_card(repo_id))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"The card of {repo_id} cannot be read ({first_line(error)}); mend its README.md."
-        ) from error
-    data: Any = card.data  # its fields are whatever the card's metadata has
-    tags = list(data.tags or [])
-    data.tags = list(dict.fromkeys([*tags, TAG, model_tag(baseline.index.model.id)]))
-    if not getattr(data, "configs", None):
-        data.configs = [
-            {"config_name": "concepts", "data_files": f"{FOLDER}/*/{TABLE_FILE}", "default": True}
-        ]
-    return [*operations, CommitOperationAdd("README.md", str(card).encode())]
+CONFIG = {"config_name": "concepts", "data_files": f"{FOLDER}/*/{TABLE_FILE}", "default": True}
+"""What `load_dataset` and the Hub's viewer open."""
 
 
 def new_card(repo_id: str) -> str:

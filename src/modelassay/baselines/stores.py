@@ -11,10 +11,8 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
 
 from modelassay.baselines.creating import public_id, slug
 from modelassay.baselines.record import (
@@ -28,33 +26,11 @@ from modelassay.baselines.record import (
 from modelassay.cache import explain_os_errors, new_folder, write_text_atomically
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models.sources import read_json
+from modelassay.verification_report import Origin, Where
 
 log = logging.getLogger(__name__)
 
 ORIGIN_FILE = "origin.json"
-Where = Literal["shipped", "local", "folder", "hub"]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a baseline came from."""
-
-    id: str
-    """What finds it again."""
-    source: Where
-    author: str | None = None
-    """Owner of the Hub repository."""
-    revision: str | None = None
-    """Hub commit, 40 hex digits."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """For reports."""
-        return {
-            "id": self.id,
-            "source": self.source,
-            "author": self.author,
-            "revision": self.revision,
-        }
 
 
 def shipped_folder() -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 from modelassay.scan_report import ScanReport
 from modelassay.separation import Separation
 from modelassay.verdict import SELECTIVITY_PASS, SEPARATION_PASS, SEPARATION_WARNING
-from modelassay.verification.report import VerificationReport
+from modelassay.verification_report import VerificationReport
 
 # Colour-blind safe (Okabe & Ito 2008).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -9,7 +9,7 @@ from modelassay.report.charts import all_charts
 from modelassay.report.rows import VERIFICATION_TITLES, concept_rows, fact_rows
 from modelassay.scan_report import ScanReport
 from modelassay.verdict import Verdict
-from modelassay.verification.report import VerificationReport
+from modelassay.verification_report import VerificationReport
 
 COLOURS = {
     Verdict.PASS: "#1a7f37",

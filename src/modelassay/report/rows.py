@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modelassay.scan_report import ScanReport
-from modelassay.verification.report import VerificationReport
+from modelassay.verification_report import VerificationReport
 
 CONCEPT_HEADER = ["concept", "separation (95%)", "p", "AUROC", "AMS", "level"]
 VERIFICATION_TITLES = {True: "VERIFIED", False: "NOT VERIFIED", None: "UNKNOWN"}

@@ -18,7 +18,7 @@ from modelassay.report.rows import (
     verification_rows,
 )
 from modelassay.scan_report import ScanReport
-from modelassay.verification.report import VerificationReport
+from modelassay.verification_report import VerificationReport
 
 STYLES = {
     "PASS": "bold green",

@@ -17,7 +17,7 @@ from typing import Any
 from modelassay.baselines.creating import settings, weight_hashes
 from modelassay.baselines.hub_store import REFERENCE, pull_baseline
 from modelassay.baselines.record import Baseline, FileHashes
-from modelassay.baselines.stores import Origin, find_local, list_baselines
+from modelassay.baselines.stores import find_local, list_baselines
 from modelassay.concepts import concepts_for
 from modelassay.errors import InputError
 from modelassay.examination import Examination, OnPhase, examine, silent
@@ -28,12 +28,16 @@ from modelassay.models.sources import Source
 from modelassay.verification.differences import (
     ROUNDING_DISTANCE,
     ROUNDING_LOG_ODDS,
-    Differences,
-    Kind,
     compare,
     judge,
 )
-from modelassay.verification.report import Check, VerificationReport
+from modelassay.verification_report import (
+    Check,
+    Differences,
+    Kind,
+    Origin,
+    VerificationReport,
+)
 
 TRUSTED = "MODELASSAY_TRUSTED"
 """Environment variable: namespaces on the Hub whose baselines are trusted, with commas between."""

@@ -3,13 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Literal
-
-from modelassay.baselines.stores import Origin
-from modelassay.verification.differences import Differences, Kind
 
 SCHEMA = "modelassay.verify/1"
 Outcome = Literal["same", "differs", "unknown"]
+Where = Literal["shipped", "local", "folder", "hub"]
+
+
+class Kind(str, Enum):
+    """What kind of difference there is."""
+
+    IDENTICAL = "identical"
+    RECAST = "requantized or cast"
+    REWRAPPED = "same weights, other tokenizer, chat template or configuration"
+    FINE_TUNE = "fine-tune"
+    ABLATED = "ablated"
+    OTHER_MODEL = "different model of the same architecture"
+    OTHER_ARCHITECTURE = "different architecture"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a baseline came from."""
+
+    id: str
+    """What finds it again."""
+    source: Where
+    author: str | None = None
+    """Owner of the Hub repository."""
+    revision: str | None = None
+    """Hub commit, 40 hex digits."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For reports."""
+        return {
+            "id": self.id,
+            "source": self.source,
+            "author": self.author,
+            "revision": self.revision,
+        }
+
+
+@dataclass(frozen=True)
+class Differences:
+    """A model against a baseline, by what was measured in both."""
+
+    same_tokens: bool
+    """Whether both read the same token ids; if not, no number below says anything."""
+    cosines: dict[str, dict[int, float]]
+    """For each concept, the cosine of its direction with the baseline's at each block."""
+    separation: dict[str, tuple[float, float, tuple[float, float]]]
+    """For each concept: here, in the baseline, and the baseline's 95% interval (σ)."""
+    distances: dict[int, float]
+    """Relative distance of the signatures at each block."""
+    log_odds_rms: float
+    """Root mean square change of the refusal log-odds on the probes, in nats."""
+    log_odds_shift: tuple[float, float]
+    """Mean change on harmful probes and on their harmless twins, in nats."""
+    ablated: bool
+    """Whether a direction is erased here and not in the baseline's model."""
 
 
 @dataclass(frozen=True)
