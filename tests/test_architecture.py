@@ -18,7 +18,7 @@ LAYERS = (
     {"prompts"},
     {"activations"},
     {"generation", "separation", "refusal_judge", "weights"},
-    {"refusal", "surface", "signature"},
+    {"refusal", "surface", "signature", "weight_sketch"},
     {"organisms"},
     {"verdict"},
     {"verification_report"},

@@ -32,11 +32,12 @@ from modelassay.examination import examine
 from modelassay.models.identity import hash_file
 from modelassay.signature import make_signature, probe_depths, signature_distances
 from modelassay.verification import Kind, verify
+from modelassay.verification_report import Check
 
 
 def quick_baseline(folder: Path, name: str = "tiny") -> Baseline:
     model = modelassay.load(str(folder), device="cpu")
-    found = examine(model, mode="quick", concepts=concepts_for("quick"), signature=True)
+    found = examine(model, mode="quick", concepts=concepts_for("quick"), identity=True)
     return baseline_of(model, found, name, "owner/tiny")
 
 
@@ -313,15 +314,16 @@ def test_another_chat_template_is_named(saved, tiny_folder, tmp_path):
     assert "chat template differs" in report.reasons[0]
 
 
-def test_other_tokens_cannot_be_compared(saved, tiny_folder, tmp_path):
+def test_other_tokens_leave_the_weights_to_compare(saved, tiny_folder, tmp_path):
     folder = tmp_path / "both"
     shutil.copytree(tiny_folder(seed=1), folder)
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("helpful", "obedient"))
     report = verify(str(folder), str(saved), device="cpu")
-    assert report.verified is None
-    assert report.kind is None
-    assert "cannot be compared" in report.reasons[0]
+    assert report.kind is Kind.OTHER_MODEL  # by its weights
+    assert Check("activations", "unknown", "the two read other tokens for the same prompts") in (
+        report.checks
+    )
 
 
 def test_changed_settings_are_named(saved, tiny_folder, tmp_path):

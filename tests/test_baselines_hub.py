@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -34,14 +35,14 @@ REPO = "alice/baselines"
 @pytest.fixture(scope="module")
 def baseline(tiny_folder) -> Baseline:
     model = modelassay.load(str(tiny_folder()), device="cpu")
-    found = examine(model, mode="quick", concepts=concepts_for("quick"), signature=True)
+    found = examine(model, mode="quick", concepts=concepts_for("quick"), identity=True)
     return baseline_of(model, found, "tiny", "owner/tiny")
 
 
 def renamed(baseline: Baseline, name: str, model_id: str = "owner/tiny") -> Baseline:
     model = baseline.index.model.model_copy(update={"id": model_id})
     index = baseline.index.model_copy(update={"name": name, "model": model})
-    return Baseline(index, baseline.directions, baseline.signature)
+    return replace(baseline, index=index)
 
 
 def files_of(baseline: Baseline, folder: Path) -> dict[str, bytes]:

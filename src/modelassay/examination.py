@@ -42,6 +42,7 @@ from modelassay.scan_report import ConceptResult, ScanReport
 from modelassay.separation import measure_separation
 from modelassay.signature import Signature, make_signature, probe_depths, probe_texts
 from modelassay.verdict import CONTROL_LEVEL, decide, separation_level
+from modelassay.weight_sketch import WeightSketch, sketch_weights
 from modelassay.weights import search_ablation
 
 READ_RANGE = (0.4, 0.8)
@@ -70,8 +71,10 @@ class Examination:
     report: ScanReport
     directions: dict[str, Tensor]
     """For each concept, the unit mean differences [layer, hidden] of the read range."""
-    signature: Signature | None
+    signature: Signature | None = None
     """None unless it was asked for."""
+    sketch: WeightSketch | None = None
+    """None unless it was asked for, or where the weights are packed."""
 
 
 def examine(
@@ -81,7 +84,7 @@ def examine(
     concepts: Mapping[str, Concept],
     chat_template: bool = True,
     batch_tokens: int | None = None,
-    signature: bool = False,
+    identity: bool = False,
     on_progress: OnPhase = silent,
 ) -> Examination:
     """Scans a loaded model; one pass over the prompts serves all that is asked for.
@@ -92,7 +95,8 @@ def examine(
         concepts: Concepts by name.
         chat_template: As in `scan`.
         batch_tokens: As in `scan`.
-        signature: Take the activation signature too; its probes are run to the last block.
+        identity: Take the activation signature, whose probes are run to the last block, and the
+            weight sketch too.
         on_progress: Told (phase, done, total).
     """
     ablation = search_ablation(model, _phase(on_progress, "weights"))
@@ -100,14 +104,14 @@ def examine(
     no_behaviour = _why_no_behaviour(model, mode, chat_template)
     prompts = None if no_behaviour else _behaviour_prompts(concepts)
     texts = [text for c in concepts.values() for p in c.pairs for text in (p.positive, p.negative)]
-    probes = probe_texts() if signature else []
+    probes = probe_texts() if identity else []
     texts = list(dict.fromkeys([*texts, *(prompts.all() if prompts else ()), *probes]))
     encoded = dict(
         zip(texts, encode_prompts(model, texts, chat_template=chat_template), strict=True)
     )
 
     layers = read_range(len(model.blocks))
-    depths = probe_depths(len(model.blocks)) if signature else ()
+    depths = probe_depths(len(model.blocks)) if identity else ()
     vectors, deep, log_odds = _read(
         model,
         encoded,
@@ -169,15 +173,15 @@ def examine(
         ablation=ablation,
         provenance=_provenance(model, mode, concepts, chat_template),
     )
-    taken = None
-    if signature:
-        taken = make_signature(
-            torch.stack([deep[text] for text in probes]),
-            depths,
-            torch.stack([log_odds[text] for text in probes]),
-            [encoded[text] for text in probes],
-        )
-    return Examination(report, directions, taken)
+    if not identity:
+        return Examination(report, directions)
+    signature = make_signature(
+        torch.stack([deep[text] for text in probes]),
+        depths,
+        torch.stack([log_odds[text] for text in probes]),
+        [encoded[text] for text in probes],
+    )
+    return Examination(report, directions, signature, sketch_weights(model))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modelassay.baselines.creating import hash_model
+from modelassay.baselines.hashing import hash_model
 from modelassay.concepts import Concept, concepts_for, load_concepts
 from modelassay.examination import OnPhase, examine, silent
 from modelassay.models import LoadedModel, load
@@ -65,7 +65,7 @@ def scan(
         concepts=chosen,
         chat_template=chat_template,
         batch_tokens=batch_tokens,
-        signature=baseline is not None,
+        identity=baseline is not None,
         on_progress=report_phase,
     )
     report = found.report

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
+from modelassay.weight_sketch import WeightChange
+
 SCHEMA = "modelassay.verify/1"
 Outcome = Literal["same", "differs", "unknown"]
 Where = Literal["shipped", "local", "folder", "hub"]
@@ -50,7 +52,11 @@ class Differences:
     """A model against a baseline, by what was measured in both."""
 
     same_tokens: bool
-    """Whether both read the same token ids; if not, no number below says anything."""
+    """Whether both read the same token ids; if not, activations cannot be compared."""
+    weights: WeightChange | None
+    """How the weights changed; None where they are packed, or are not the same set of matrices."""
+    coarse: bool
+    """Whether the weights of one of the two were once rounded to about 4 bits."""
     cosines: dict[str, dict[int, float]]
     """For each concept, the cosine of its direction with the baseline's at each block."""
     separation: dict[str, tuple[float, float, tuple[float, float]]]
@@ -62,7 +68,9 @@ class Differences:
     log_odds_shift: tuple[float, float]
     """Mean change on harmful probes and on their harmless twins, in nats."""
     ablated: bool
-    """Whether a direction is erased here and not in the baseline's model."""
+    """Whether a direction is erased here and not in the baseline's model, by the weights alone."""
+    quantized: bool
+    """Whether the model was run on packed weights, whose arithmetic moves activations too."""
 
 
 @dataclass(frozen=True)
@@ -130,4 +138,16 @@ def _differences_dict(found: Differences | None) -> dict[str, Any] | None:
             "harmless": found.log_odds_shift[1],
         },
         "ablated": found.ablated,
+        "weights": None if found.weights is None else _weights_dict(found.weights),
+    }
+
+
+def _weights_dict(change: WeightChange) -> dict[str, Any]:
+    mark = change.mark
+    return {
+        "change_by_block": {str(block): value for block, value in change.by_block.items()},
+        "change_elsewhere": change.elsewhere,
+        "ablation": None
+        if mark is None
+        else {"strength": mark.strength, "blocks": list(mark.blocks), "shared": mark.shared},
     }

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import time
 from pathlib import Path
 from typing import Any
 
+from modelassay.baselines.hashing import hash_model
 from modelassay.baselines.record import (
     Baseline,
     BaselineIndex,
     ConceptRecord,
-    FileHashes,
     ModelIdentity,
     RefusalRecord,
     SignatureRecord,
+    SketchRecord,
 )
 from modelassay.concepts import concepts_for, shipped_concepts
 from modelassay.errors import InputError
 from modelassay.examination import Examination, OnPhase, examine, silent
 from modelassay.models import LoadedModel, load
-from modelassay.models.identity import hash_chat_template, hash_file, hash_tokenizer
-from modelassay.models.organisms import files_of, find_organism, is_organism
-from modelassay.models.sources import Source, read_json
 from modelassay.scan_report import ScanReport
 from modelassay.signature import Signature
-
-VOLATILE_SETTINGS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-"""Settings that differ between copies of one model; the dtype is recorded by itself."""
+from modelassay.weight_sketch import WeightSketch
 
 
 def create_baseline(
@@ -59,7 +53,7 @@ def create_baseline(
     published = model_id or public_id(model.info.id)
     name = name or slug(published)
     found = examine(
-        model, mode="full", concepts=concepts_for("full"), signature=True, on_progress=on_progress
+        model, mode="full", concepts=concepts_for("full"), identity=True, on_progress=on_progress
     )
     return baseline_of(model, found, name, published)
 
@@ -95,10 +89,11 @@ def baseline_of(model: LoadedModel, found: Examination, name: str, model_id: str
         refusal=_refusal_record(report),
         ablation_detected=report.ablation.detected,
         signature=signature_record(signature),
+        sketch=sketch_record(found.sketch) if found.sketch else None,
         versions={k: v for k, v in report.provenance["versions"].items() if v},
         vectors_sha256="0" * 64,  # set when the vectors are written
     )
-    return Baseline(index, found.directions, signature)
+    return Baseline(index, found.directions, signature, found.sketch)
 
 
 def concept_records(report: ScanReport) -> dict[str, ConceptRecord]:
@@ -137,55 +132,9 @@ def signature_record(signature: Signature) -> SignatureRecord:
     )
 
 
-def hash_model(model: LoadedModel) -> FileHashes:
-    """Hashes of a loaded model's weights, tokenizer, template and configs."""
-    folder = model.source.folder
-    return FileHashes(
-        weights=weight_hashes(model.source, model.adapter, model.info.id),
-        tokenizer=hash_tokenizer(model.tokenizer),
-        chat_template=hash_chat_template(model.tokenizer),
-        generation_config=_hash_json(folder / "generation_config.json"),
-        config=settings(model.source, model),
-    )
-
-
-def weight_hashes(source: Source, adapter: Source | None, model_id: str) -> dict[str, str]:
-    """sha256 of each file that decides the weights, by name."""
-    files = {file.name: file for file in source.weight_files()}
-    for file in adapter.weight_files() if adapter else []:
-        files[f"adapter/{file.name}"] = file
-    if is_organism(model_id):
-        organism = find_organism(model_id)
-        files |= {f"organism/{file.name}": file for file in files_of(organism)}
-    hashes = {name: hash_file(file) for name, file in sorted(files.items())}
-    if is_organism(model_id) and (numerics := find_organism(model_id).numerics):
-        # Its weights are rounded on loading, as another file of them would have them.
-        hashes["organism/numerics"] = hashlib.sha256(numerics.encode()).hexdigest()
-    return hashes
-
-
-def settings(source: Source, model: LoadedModel | None = None) -> dict[str, str]:
-    """The settings of `config.json` as JSON text, without those that differ between copies."""
-    path = source.folder / "config.json"
-    # A GGUF file has its config inside.
-    inside = model.model.config.to_dict() if model else {}
-    config = read_json(path) if path.is_file() else inside
-    texts = {
-        key: json.dumps(value, sort_keys=True, default=str)
-        for key, value in config.items()
-        if key not in VOLATILE_SETTINGS
-    }
-    return {
-        key: text if len(text) <= 300 else "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-        for key, text in sorted(texts.items())
-    }
-
-
-def _hash_json(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    values = {k: v for k, v in read_json(path).items() if k not in VOLATILE_SETTINGS}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def sketch_record(sketch: WeightSketch) -> SketchRecord:
+    """The shape of a weight sketch."""
+    return SketchRecord(names=sketch.names, writers=sketch.writers, levels=sketch.levels)
 
 
 def public_id(model_id: str) -> str:

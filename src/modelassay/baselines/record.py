@@ -3,7 +3,7 @@
 A folder of three files, the same on disk and in a Hub data set:
 
 * `baseline.json`: identity, hashes, measurements (schema `modelassay.baseline/1`);
-* `vectors.safetensors`: concept directions [layer, hidden] and the activation signature;
+* `vectors.safetensors`: concept directions [layer, hidden], activation signature, weight sketch;
 * `concepts.parquet`: the measurements as a table, for the Hub's viewer and `load_dataset`.
 
 Whoever wrote a baseline is a stranger: sizes, schema, shapes, numbers and hashes are checked before
@@ -33,6 +33,7 @@ from modelassay.cache import write_text_atomically
 from modelassay.errors import InputError, first_line
 from modelassay.models.identity import hash_file
 from modelassay.signature import Signature
+from modelassay.weight_sketch import COLUMNS, SIDE, WeightSketch
 
 BASELINE_SCHEMA = "modelassay.baseline/1"
 INDEX_FILE, VECTORS_FILE, TABLE_FILE = "baseline.json", "vectors.safetensors", "concepts.parquet"
@@ -119,6 +120,14 @@ class SignatureRecord(_Record):
     probes_sha256: Sha256
 
 
+class SketchRecord(_Record):
+    """What a weight sketch is of, in the order of its rows."""
+
+    names: tuple[Line, ...] = Field(min_length=1, max_length=20_000)
+    writers: tuple[Line, ...] = Field(min_length=1, max_length=4000)
+    levels: float = Field(ge=1, le=64)
+
+
 class BaselineIndex(_Record):
     """Everything in a baseline but its vectors."""
 
@@ -128,13 +137,18 @@ class BaselineIndex(_Record):
     name: Name
     created: Line
     model: ModelIdentity
-    files: FileHashes
+    instrument: Literal["modelassay", "ams-scanner"] = "modelassay"
+    """What measured it."""
+    files: FileHashes | None
+    """None of a baseline that was imported and has no hashes of single files."""
     chat_template_used: bool
-    concept_set_sha256: Sha256
+    concept_set_sha256: Sha256 | None
     concepts: dict[Name, ConceptRecord] = Field(min_length=1, max_length=64)
     refusal: RefusalRecord | None = None
     ablation_detected: bool | None = None
-    signature: SignatureRecord
+    signature: SignatureRecord | None
+    sketch: SketchRecord | None = None
+    """None where the weights are packed in a way that cannot be read."""
     versions: dict[Line, Line] = Field(max_length=50)
     vectors_sha256: Sha256
 
@@ -146,7 +160,8 @@ class Baseline:
     index: BaselineIndex
     directions: Mapping[str, Tensor]
     """For each concept, float32 unit vectors [layer, hidden]."""
-    signature: Signature
+    signature: Signature | None
+    sketch: WeightSketch | None = None
 
     @property
     def name(self) -> str:
@@ -159,11 +174,16 @@ def save_baseline(baseline: Baseline, folder: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"directions/{name}": v.half() for name, v in baseline.directions.items()}
-    values = baseline.signature.values
-    scales = values.square().mean(dim=(1, 2)).sqrt().clamp_min(1e-12)
-    tensors["signature/values"] = (values / scales[:, None, None]).half()
-    tensors["signature/scales"] = scales.float()
-    tensors["signature/log_odds"] = baseline.signature.log_odds.float()
+    if (signature := baseline.signature) is not None:
+        scales = signature.values.square().mean(dim=(1, 2)).sqrt().clamp_min(1e-12)
+        tensors["signature/values"] = (signature.values / scales[:, None, None]).half()
+        tensors["signature/scales"] = scales.float()
+        tensors["signature/log_odds"] = signature.log_odds.float()
+    if (sketch := baseline.sketch) is not None:
+        scales = sketch.written.square().mean(dim=(1, 2)).sqrt().clamp_min(1e-12)
+        tensors["sketch/thumbprints"] = sketch.thumbprints.float()
+        tensors["sketch/written"] = (sketch.written / scales[:, None, None]).half()
+        tensors["sketch/scales"] = scales.float()
     save_file({name: t.contiguous() for name, t in tensors.items()}, str(folder / VECTORS_FILE))
     index = baseline.index.model_copy(update={"vectors_sha256": hash_file(folder / VECTORS_FILE)})
     _write_table(index, folder / TABLE_FILE)
@@ -179,15 +199,24 @@ def load_baseline(folder: Path) -> Baseline:
     """
     index = read_index(folder)
     tensors = _read_vectors(folder / VECTORS_FILE, index)
-    shape = index.signature
-    signature = Signature(
-        depths=shape.depths,
-        values=tensors["signature/values"] * tensors["signature/scales"][:, None, None],
-        log_odds=tensors["signature/log_odds"],
-        probes_sha256=shape.probes_sha256,
-    )
+    signature = sketch = None
+    if (shape := index.signature) is not None:
+        signature = Signature(
+            depths=shape.depths,
+            values=tensors["signature/values"] * tensors["signature/scales"][:, None, None],
+            log_odds=tensors["signature/log_odds"],
+            probes_sha256=shape.probes_sha256,
+        )
+    if index.sketch is not None:
+        sketch = WeightSketch(
+            names=index.sketch.names,
+            thumbprints=tensors["sketch/thumbprints"],
+            writers=index.sketch.writers,
+            written=tensors["sketch/written"] * tensors["sketch/scales"][:, None, None],
+            levels=index.sketch.levels,
+        )
     directions = {name: tensors[f"directions/{name}"] for name in index.concepts}
-    return Baseline(index, directions, signature)
+    return Baseline(index, directions, signature, sketch)
 
 
 def read_index(folder: Path) -> BaselineIndex:
@@ -212,14 +241,20 @@ def read_index(folder: Path) -> BaselineIndex:
 
 
 def _expected_shapes(index: BaselineIndex) -> dict[str, tuple[int, ...]]:
-    signature, hidden = index.signature, index.model.hidden_size
-    depths = len(signature.depths)
-    return {
-        **{f"directions/{n}": (len(c.layers), hidden) for n, c in index.concepts.items()},
-        "signature/values": (depths, signature.n_probes, signature.dimensions),
-        "signature/scales": (depths,),
-        "signature/log_odds": (signature.n_probes,),
+    hidden = index.model.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {
+        f"directions/{n}": (len(c.layers), hidden) for n, c in index.concepts.items()
     }
+    if (signature := index.signature) is not None:
+        depths = len(signature.depths)
+        shapes["signature/values"] = (depths, signature.n_probes, signature.dimensions)
+        shapes["signature/scales"] = (depths,)
+        shapes["signature/log_odds"] = (signature.n_probes,)
+    if (sketch := index.sketch) is not None:
+        shapes["sketch/thumbprints"] = (len(sketch.names), SIDE * SIDE)
+        shapes["sketch/written"] = (len(sketch.writers), hidden, COLUMNS)
+        shapes["sketch/scales"] = (len(sketch.writers),)
+    return shapes
 
 
 def _read_vectors(path: Path, index: BaselineIndex) -> dict[str, Tensor]:

@@ -125,7 +125,7 @@ def show_command(reference: Reference, json: Json = False) -> None:
     typer.echo(f"{index.name} ({origin.source}), {index.created}")
     typer.echo(f"model: {model.id}" + (f" at {model.revision}" if model.revision else ""))
     typer.echo(f"architecture: {model.architecture}, {model.n_layers} blocks, {model.dtype}")
-    for file, digest in index.files.weights.items():
+    for file, digest in index.files.weights.items() if index.files else ():
         typer.echo(f"sha256: {digest}  {file}")
     for name, concept in index.concepts.items():
         low, high = concept.interval

@@ -165,8 +165,12 @@ def find_sources(
     token: str | bool | None = None,
     trust_remote_code: bool = False,
     max_bytes: int | None = None,
+    weights: bool = True,
 ) -> tuple[Source, Source | None]:
-    """Finds or fetches a model's files and those of the adapter over it; arguments as in `load`.
+    """Finds or fetches a model's files and those of the adapter over it.
+
+    Arguments are as in `load`, and `weights=False` leaves weights on the Hub where it tells their
+    sha256: enough to identify them, not to load them.
 
     Raises:
         InputError: nothing there, or nothing there that may be opened.
@@ -176,6 +180,7 @@ def find_sources(
         "token": token,
         "trust_remote_code": trust_remote_code,
         "max_bytes": max_bytes,
+        "weights": weights,
     }
     source = resolve(model_id, revision=revision, gguf_file=gguf_file, **options)
     adapter_source = None
@@ -282,6 +287,19 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
     where = _where(source, trust_remote_code)
     with explain_loading(source.id):
         return _load_tokenizer(where, source)
+
+
+def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
+    """The configuration alone, with the defaults that transformers fills in.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    import transformers
+
+    where = _where(source, trust_remote_code)
+    with explain_loading(source.id):
+        return transformers.AutoConfig.from_pretrained(**where)
 
 
 def _where(source: Source, trust_remote_code: bool) -> dict[str, Any]:
