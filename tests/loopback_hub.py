@@ -260,7 +260,11 @@ class _Handler(BaseHTTPRequestHandler):
             asked = parse_qs(body.decode()).get("paths", [])
             known = [entry for entry in files if entry["path"] in asked]
             return 200, json.dumps(known).encode(), {}
-        siblings = [{"rfilename": file["path"], "size": file["size"]} for file in files]
+        siblings = [
+            {"rfilename": file["path"], "size": file["size"]}
+            | ({"lfs": {**file["lfs"], "sha256": file["lfs"]["oid"]}} if "lfs" in file else {})
+            for file in files
+        ]
         tags = card_tags(repo.commits[commit])
         info = {"_id": repo.id, "id": repo.id, "sha": commit, "tags": tags, "siblings": siblings}
         info |= {"private": repo.private, "gated": repo.gated and "manual"}

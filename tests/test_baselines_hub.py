@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from ast import literal_eval
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -24,7 +28,9 @@ from modelassay.cli.main import run
 from modelassay.concepts import concepts_for
 from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, AssayError
 from modelassay.examination import examine
-from modelassay.verification import verify
+from modelassay.report import to_dict
+from modelassay.report.html import verification_card
+from modelassay.verification import Kind, verify
 
 pytest_plugins = ("loopback_hub",)
 
@@ -80,7 +86,7 @@ def test_push_pull_and_verify(site, baseline, tiny_folder):
     assert report.to_dict()["baseline"]["author"] == "alice"
 
 
-def test_the_card_opens_with_load_dataset_and_is_found(site, baseline, tmp_path):
+def test_the_card_is_found(site, baseline, tmp_path):
     push_baseline(baseline, REPO, token=MINE)
     push_baseline(renamed(baseline, "second", "other/model"), REPO, token=MINE)
     files = site.repos["datasets", REPO].commits[site.repos["datasets", REPO].refs["main"]]
@@ -98,6 +104,76 @@ def test_the_card_opens_with_load_dataset_and_is_found(site, baseline, tmp_path)
     card = files["README.md"].decode()
     assert "license: cc0-1.0" in card
     assert "config_name: concepts" in card
+
+
+def test_load_dataset_opens_what_was_pushed(site, baseline, tmp_path):
+    for name in ("tiny", "second"):
+        push_baseline(renamed(baseline, name), REPO, token=MINE)
+    program = f"import datasets; print(datasets.load_dataset({REPO!r})['train'].to_list())"
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": site.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    rows = literal_eval(done.stdout)
+    assert {row["baseline"] for row in rows} == {"tiny", "second"}
+    assert {row["concept"] for row in rows} == {"harmful_content", "refusal_capability"}
+
+
+def test_a_thousand_baselines_are_listed_in_one_request(site):
+    card = b"---\ntags: [modelassay-baseline, baseline-of-owner--tiny]\n---\n"
+    for i in range(1000):
+        site.add_repo("datasets", f"owner{i}/baselines", {"README.md": card})
+    site.log.clear()
+    assert len(search_baselines()) == 1000
+    assert len(site.log) == 1
+
+
+def test_hashes_that_the_hub_states_are_enough(site, baseline, tiny_folder):
+    push_baseline(baseline, REPO, token=MINE)
+    files = {f.name: f.read_bytes() for f in tiny_folder().iterdir()}
+    commit = site.add_repo("models", "bob/copy", files)
+    report = verify("bob/copy", REPO, device="cpu")
+    assert (report.verified, report.revision) == (True, commit)
+    assert not any("model.safetensors" in request.path for request in site.log)
+    other = {f.name: f.read_bytes() for f in tiny_folder(seed=1).iterdir()}
+    site.add_repo("models", "bob/other", other)
+    report = verify("bob/other", REPO, device="cpu")
+    assert (report.verified, report.kind) == (False, Kind.OTHER_MODEL)
+    assert any("model.safetensors" in request.path for request in site.log)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "trusted", "words"),
+    [
+        ("owner/tiny", "", "Careful: the baseline is by alice, the model by owner"),
+        ("owner/tiny", "bob, alice", "by alice, whom you trust"),
+        ("alice/tiny", "", "by alice, who publishes the model"),
+        ("tiny", "", "the model by nobody on the Hub"),
+    ],
+)
+def test_whom_one_trusts_is_said(
+    site, baseline, tiny_folder, monkeypatch, model_id, trusted, words
+):
+    monkeypatch.setenv("MODELASSAY_TRUSTED", trusted)
+    push_baseline(renamed(baseline, "tiny", model_id), REPO, token=MINE)
+    report = verify(str(tiny_folder()), REPO)
+    assert report.verified is True
+    assert words in " ".join(report.reasons)
+
+
+def test_what_a_stranger_calls_a_model_runs_nowhere(site, baseline, tiny_folder):
+    name = "<script>alert(1)</script>"
+    push_baseline(renamed(baseline, "tiny", name), REPO, token=MINE)
+    report = verify(str(tiny_folder()), REPO)
+    assert report.baseline_model == name
+    page = verification_card(report) + "".join(map(str, to_dict(report)["reasons"]))
+    assert "<script" not in verification_card(report)
+    assert "VERIFIED" in page
 
 
 def test_a_card_of_somebody_s_own_keeps_its_words(site, baseline):
@@ -187,9 +263,12 @@ def test_offline_what_was_pulled_still_verifies(site, baseline, tiny_folder, mon
 
 def test_a_cut_download_is_taken_up_again(site, baseline, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 512)
     push_baseline(baseline, REPO, token=MINE)
-    site.add_fault(r"GET .*vectors.safetensors", times=1, cut_after=1000)
-    assert pull_baseline(REPO)[0].name == "tiny"
+    site.add_fault(r"GET .*vectors.safetensors", times=1, cut_after=10_000)
+    assert pull_baseline(REPO)[0].name == "tiny"  # its sha256 was checked
+    ranges = [r.headers.get("range") for r in site.log if "vectors.safetensors" in r.path]
+    assert any(wanted and wanted.startswith("bytes=") for wanted in ranges)
 
 
 def test_oversized_files_are_refused_before_they_are_fetched(site, baseline, tmp_path):

@@ -188,14 +188,19 @@ def compare_sketches(before: WeightSketch, after: WeightSketch) -> WeightChange 
         before: Of the baseline.
         after: Of the candidate.
     """
-    if before.names != after.names or before.writers != after.writers:
+    common = [name for name in before.names if name in set(after.names)]
+    # Copies may or may not repeat a tied output layer; blocks must be there whole.
+    if not common or before.writers != after.writers:
+        return None
+    if any(block_of(name) is not None for name in {*before.names} ^ {*after.names}):
         return None
     if before.written.shape != after.written.shape:
         return None
-    difference = (after.thumbprints - before.thumbprints).double().square().sum(dim=1)
-    size = before.thumbprints.double().square().sum(dim=1)
+    ours = before.thumbprints[[before.names.index(name) for name in common]].double()
+    theirs = after.thumbprints[[after.names.index(name) for name in common]].double()
+    difference, size = (theirs - ours).square().sum(dim=1), ours.square().sum(dim=1)
     by_block: dict[int | None, list[float]] = {}
-    for name, d, s in zip(before.names, difference.tolist(), size.tolist(), strict=True):
+    for name, d, s in zip(common, difference.tolist(), size.tolist(), strict=True):
         by_block.setdefault(block_of(name), []).append(d / max(s, 1e-30))
     change = {block: float(np.sqrt(np.mean(values))) for block, values in by_block.items()}
     elsewhere = change.pop(None, 0.0)

@@ -2,6 +2,7 @@
 
 from modelassay.baselines.creating import create_baseline
 from modelassay.baselines.hub_store import pull_baseline, push_baseline, search_baselines
+from modelassay.baselines.importing import import_baseline
 from modelassay.baselines.record import Baseline, load_baseline, save_baseline
 from modelassay.baselines.stores import (
     delete_baseline,
@@ -15,6 +16,7 @@ __all__ = [
     "create_baseline",
     "delete_baseline",
     "find_local",
+    "import_baseline",
     "list_baselines",
     "load_baseline",
     "pull_baseline",

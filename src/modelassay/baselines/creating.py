@@ -51,7 +51,7 @@ def create_baseline(
         on_progress("loading", 0, 1)
         model = load(model, **load_options)
     published = model_id or public_id(model.info.id)
-    name = name or slug(published)
+    name = check_name(name or slug(published))
     found = examine(
         model, mode="full", concepts=concepts_for("full"), identity=True, on_progress=on_progress
     )
@@ -63,14 +63,9 @@ def baseline_of(model: LoadedModel, found: Examination, name: str, model_id: str
     report, signature = found.report, found.signature
     if signature is None:
         raise ValueError("the examination took no signature")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}", name):
-        raise InputError(
-            f"{name[:60]!r} cannot name a baseline; use letters, digits, dots, dashes and"
-            " underscores."
-        )
     info = model.info
     index = BaselineIndex(
-        name=name,
+        name=check_name(name),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         model=ModelIdentity(
             id=model_id,
@@ -135,6 +130,20 @@ def signature_record(signature: Signature) -> SignatureRecord:
 def sketch_record(sketch: WeightSketch) -> SketchRecord:
     """The shape of a weight sketch."""
     return SketchRecord(names=sketch.names, writers=sketch.writers, levels=sketch.levels)
+
+
+def check_name(name: str) -> str:
+    """The name, if a baseline can have it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}", name):
+        raise InputError(
+            f"{name[:60]!r} cannot name a baseline; use letters, digits, dots, dashes and"
+            " underscores."
+        )
+    return name
 
 
 def public_id(model_id: str) -> str:

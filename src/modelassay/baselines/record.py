@@ -79,18 +79,18 @@ class FileHashes(_Record):
 
 
 class ConceptRecord(_Record):
-    """How far apart a concept's two sides are held."""
+    """How far apart a concept's two sides are held; None is what another tool did not measure."""
 
     version: Line
-    n_pairs: int = Field(gt=0, lt=100_000)
+    n_pairs: int | None = Field(default=None, gt=0, lt=100_000)
     layers: tuple[Block, ...] = Field(min_length=1, max_length=2000)
     by_layer: tuple[float, ...]
     """Held-out separation (σ) at each of `layers`."""
     layer: Block
     separation: float
-    interval: Interval
-    p_value: Share
-    auroc: Share
+    interval: Interval | None = None
+    p_value: Share | None = None
+    auroc: Share | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ConceptRecord:

@@ -122,19 +122,31 @@ def show_command(reference: Reference, json: Json = False) -> None:
         typer.echo(json_module.dumps(values, indent=2, ensure_ascii=False))
         return
     model = index.model
-    typer.echo(f"{index.name} ({origin.source}), {index.created}")
+    typer.echo(f"{index.name} ({origin.source}), {index.created}, by {index.instrument}")
     typer.echo(f"model: {model.id}" + (f" at {model.revision}" if model.revision else ""))
     typer.echo(f"architecture: {model.architecture}, {model.n_layers} blocks, {model.dtype}")
     for file, digest in index.files.weights.items() if index.files else ():
         typer.echo(f"sha256: {digest}  {file}")
     for name, concept in index.concepts.items():
-        low, high = concept.interval
-        typer.echo(
-            f"{name}: {concept.separation:.2f}σ ({low:.2f} to {high:.2f}) at block {concept.layer}"
-        )
+        spread = "{:.2f} to {:.2f}".format(*concept.interval) if concept.interval else "in-sample"
+        typer.echo(f"{name}: {concept.separation:.2f}σ ({spread}) at block {concept.layer}")
     if index.refusal is not None:
         r = index.refusal
         typer.echo(f"refuses harmful {r.harmful_rate:.0%}, harmless {r.benign_rate:.0%}")
+
+
+@app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON that ams-scanner wrote.")],
+    name: Annotated[
+        str | None, typer.Option(help="Its name; made from the model's id if left out.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Keep a baseline of ams-scanner in your store."""
+    from modelassay.baselines import import_baseline, store_baseline
+
+    typer.echo(str(store_baseline(import_baseline(file, name=name), force=force)))
 
 
 @app.command("delete")

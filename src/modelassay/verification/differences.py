@@ -76,8 +76,9 @@ def compare(found: Examination, baseline: Baseline) -> Differences:
         norms = own.norm(dim=-1) * baseline.directions[name].norm(dim=-1)
         values = (product / norms.clamp_min(1e-12)).tolist()
         cosines[name] = dict(zip(record.layers, values, strict=True))
-        here = result.separation.separation
-        separation[name] = (here, record.separation, record.interval)
+        if record.interval is not None:
+            here = result.separation.separation
+            separation[name] = (here, record.separation, record.interval)
     distances: dict[int, float] = {}
     change = np.zeros(2)
     if same_tokens and theirs is not None:

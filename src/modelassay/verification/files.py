@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelassay.baselines.record import FileHashes
+from modelassay.baselines.record import FileHashes, ModelIdentity
 from modelassay.verification_report import Check, Kind
 
 SHAPE_SETTINGS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
@@ -57,6 +57,22 @@ def judge_files(
             f"The weights are the baseline's, file by file, but {'; '.join(changed)}.",
         )
     return Kind.IDENTICAL, "Every weight file has the baseline's sha256."
+
+
+def judge_shape(mine: FileHashes, theirs: ModelIdentity) -> tuple[Kind | None, str]:
+    """The same by the architecture alone, for a baseline of ams-scanner, which has no hashes."""
+    shapes = [
+        f"{key} is {mine.config[key]}, not {value}"
+        for key, value in (
+            ("model_type", f'"{theirs.architecture}"'),
+            ("num_hidden_layers", str(theirs.n_layers)),
+            ("hidden_size", str(theirs.hidden_size)),
+        )
+        if key in mine.config and mine.config[key] != value
+    ]
+    if shapes:
+        return Kind.OTHER_ARCHITECTURE, f"The architecture is another: {', '.join(shapes)}."
+    return None, ""
 
 
 def wrapping_changes(checks: tuple[Check, ...]) -> list[str]:

@@ -26,7 +26,12 @@ from modelassay.models import ModelInfo, load
 from modelassay.models.loading import find_sources
 from modelassay.verification.checks import measured_checks
 from modelassay.verification.differences import Judgement, compare, judge
-from modelassay.verification.files import compare_files, judge_files, wrapping_changes
+from modelassay.verification.files import (
+    compare_files,
+    judge_files,
+    judge_shape,
+    wrapping_changes,
+)
 from modelassay.verification_report import (
     Check,
     Differences,
@@ -111,9 +116,11 @@ def decide_by_files(
     """The report where files decide, None where weights and activations have to be looked at."""
     theirs = baseline.index.files
     if theirs is None:
-        return None
-    checks = compare_files(files, theirs)
-    kind, reason = judge_files(checks, files, theirs)
+        checks: tuple[Check, ...] = ()
+        kind, reason = judge_shape(files, baseline.index.model)
+    else:
+        checks = compare_files(files, theirs)
+        kind, reason = judge_files(checks, files, theirs)
     if kind is None:
         return None
     judgement = Judgement(kind, kind is Kind.IDENTICAL, reason)
@@ -132,11 +139,11 @@ def conclude(
         baseline: What it is compared with.
         origin: Where that is from.
     """
-    if baseline.index.instrument != "modelassay":
-        return _conclude_imported(info, examined, baseline, origin)
     decided = decide_by_files(info.id, info.revision, files, baseline, origin)
     if decided is not None and decided.kind is Kind.OTHER_ARCHITECTURE:
         return decided
+    if baseline.index.instrument != "modelassay":
+        return _conclude_imported(info, examined, baseline, origin)
     differences = compare(examined, baseline)
     if decided is not None:
         return replace(decided, differences=differences)
@@ -157,16 +164,7 @@ def conclude(
 def _conclude_imported(
     info: ModelInfo, examined: Examination, baseline: Baseline, origin: Origin
 ) -> VerificationReport:
-    """What a baseline of another tool can tell: its architecture, and no identity."""
-    theirs = baseline.index.model
-    shape, wanted = (info.n_layers, info.hidden_size), (theirs.n_layers, theirs.hidden_size)
-    if shape != wanted:
-        reason = (
-            f"The architecture is another: {shape[0]} blocks of width {shape[1]}, not {wanted[0]}"
-            f" of {wanted[1]}."
-        )
-        judgement = Judgement(Kind.OTHER_ARCHITECTURE, False, reason)
-        return _report(info.id, info.revision, judgement, (), None, baseline, origin)
+    """What a baseline of another tool can tell beside the architecture: no identity."""
     differences = compare(examined, baseline)
     reason = (
         f"The baseline was made by {baseline.index.instrument}: it has no hashes of single files,"
