@@ -1,6 +1,6 @@
 """Baselines: measured models that others are compared with, and where they are kept."""
 
-from modelassay.baselines.creating import create_baseline
+from modelassay.baselines.creating import create_baseline, slug
 from modelassay.baselines.hub_store import pull_baseline, push_baseline, search_baselines
 from modelassay.baselines.importing import import_baseline
 from modelassay.baselines.record import Baseline, load_baseline, save_baseline
@@ -23,5 +23,6 @@ __all__ = [
     "push_baseline",
     "save_baseline",
     "search_baselines",
+    "slug",
     "store_baseline",
 ]
