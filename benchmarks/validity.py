@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import identity
 import numpy as np
 import torch
 from ams.concepts import get_scan_concepts
@@ -321,6 +322,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         *_verdict_counts(results),
         "",
+        *identity.section(identity.run()),
     ]
     return "\n".join(lines)
 

@@ -81,6 +81,26 @@ def similarity_by_layer(report: VerificationReport) -> Any | None:
     return figure
 
 
+def weight_change_by_block(report: VerificationReport) -> Any | None:
+    """How much each block's weights differ from the baseline's, those with an ablation's mark."""
+    found = report.differences
+    if found is None or found.weights is None:
+        return None
+    weights = found.weights
+    marked = set(weights.mark.blocks) if weights.mark else set()
+    figure = _figure("Change of the weights by block", "block", "relative change")
+    for name, colour, shown in (
+        ("changed", PALETTE[0], weights.by_block.keys() - marked),
+        ("changed as ablation does", PALETTE[1], marked),
+    ):
+        if shown:
+            blocks = sorted(shown)
+            values = [weights.by_block[block] for block in blocks]
+            figure.add_bar(x=blocks, y=values, name=name, marker={"color": colour})
+    figure.update_yaxes(tickformat=".1%", rangemode="tozero")
+    return figure
+
+
 def projections(name: str, separation: Separation) -> Any:
     """Held-out projections of both classes of one concept."""
     figure = _figure(

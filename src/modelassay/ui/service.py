@@ -32,7 +32,7 @@ from modelassay.models.organisms import find_organism, is_organism
 from modelassay.models.sources import resolve
 from modelassay.scan_report import ScanReport
 from modelassay.scanning import scan
-from modelassay.verification import VerificationReport, verify
+from modelassay.verification import VerificationReport, verify, verify_files
 
 MAX_MODEL_BYTES = 20_000_000_000
 MAX_CACHE_BYTES = 60_000_000_000
@@ -92,6 +92,12 @@ def run_scan(
 def run_verify(model_id: str, against: str = "") -> Iterator[Step | VerificationReport]:
     """Compares a model with a baseline for a visitor; yields as `run_scan` does."""
     model_id, against = check_model_id(model_id), check_baseline(against)
+    yield Step("files", 0, 1)
+    # Hashes need no GPU, and no weights of a model on the Hub.
+    decided = verify_files(model_id, against or None, token=False, max_bytes=MAX_MODEL_BYTES)
+    if isinstance(decided, VerificationReport):
+        yield decided
+        return
     yield from _fetch([model_id])
     yield from _run("verify", model_id, {"against": against or None})
 

@@ -12,7 +12,7 @@ import gradio as gr
 from modelassay.baselines import list_baselines, search_baselines
 from modelassay.errors import AssayError
 from modelassay.report import to_dict
-from modelassay.report.charts import similarity_by_layer
+from modelassay.report.charts import similarity_by_layer, weight_change_by_block
 from modelassay.report.html import verification_card
 from modelassay.report.rows import check_rows, verification_rows
 from modelassay.ui.service import CONCURRENCY_ID, Step, run_create, run_verify
@@ -59,9 +59,11 @@ def create_verify_tab() -> None:
         with gr.Column(scale=3):
             card = gr.HTML(container=False)
             checks = gr.Dataframe(visible=False, label="What was compared", wrap=True)
-            likeness = gr.Plot(visible=False, show_label=False)
+            with gr.Row():
+                likeness = gr.Plot(visible=False, show_label=False)
+                change = gr.Plot(visible=False, show_label=False)
             facts = gr.Dataframe(visible=False, label="Model and baseline", wrap=True)
-    outputs = [status, card, checks, likeness, facts]
+    outputs = [status, card, checks, likeness, change, facts]
 
     def verify_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
         hidden = dict.fromkeys(outputs[2:], gr.update(visible=False))
@@ -168,7 +170,7 @@ def search_endpoint(model: str = "", author: str = "") -> list:
     """
     try:
         found = search_baselines(
-            model=model.strip() or None, author=author.strip() or None, token=""
+            model=model.strip() or None, author=author.strip() or None, token=False
         )
     except AssayError as error:
         raise gr.Error(str(error)) from error
@@ -195,12 +197,12 @@ def _choices() -> list[str]:
 
 def _show(report: VerificationReport) -> tuple[Any, ...]:
     header, *rows = check_rows(report)
-    chart = similarity_by_layer(report)
+    charts = similarity_by_layer(report), weight_change_by_block(report)
     facts = {"headers": ["", "value"], "data": verification_rows(report)}
     return (
         f"Done in {report.provenance.get('seconds', 0):.0f} s.",
         verification_card(report),
         gr.update(value={"headers": header, "data": rows}, visible=bool(rows)),
-        gr.update(value=chart, visible=chart is not None),
+        *(gr.update(value=chart, visible=chart is not None) for chart in charts),
         gr.update(value=facts, visible=True),
     )

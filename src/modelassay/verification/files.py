@@ -23,7 +23,11 @@ def compare_files(
             cannot be expected to have the same hash.
     """
     same = sorted(mine.weights.values()) == sorted(theirs.weights.values())
-    files = f"all {len(mine.weights)} weight files have" if len(mine.weights) > 1 else "it has"
+    files = (
+        f"all {len(mine.weights)} weight files have"
+        if len(mine.weights) > 1
+        else "the weight file has"
+    )
     return (
         Check("weights", "same", f"{files} the baseline's sha256")
         if same

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelassay.baselines.hashing import hash_sources
@@ -66,6 +66,45 @@ def verify(
         UnavailableError: something needed is not there now.
     """
     started = time.perf_counter()
+    decided = verify_files(model, against, on_progress=on_progress, **load_options)
+    if isinstance(decided, VerificationReport):
+        report = decided
+    else:
+        on_progress("loading", 0, 1)
+        loaded = load(model, **load_options)
+        examined = examine(
+            loaded,
+            mode="quick",
+            concepts=concepts_for("quick"),
+            chat_template=decided.baseline.index.chat_template_used,
+            identity=True,
+            on_progress=on_progress,
+        )
+        report = conclude(loaded.info, decided.files, examined, decided.baseline, decided.origin)
+    report.provenance["seconds"] = round(time.perf_counter() - started, 2)
+    return report
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """Files do not decide; weights and activations have to be looked at."""
+
+    files: FileHashes
+    baseline: Baseline
+    origin: Origin
+
+
+def verify_files(
+    model: str,
+    against: str | Baseline | None = None,
+    *,
+    on_progress: OnPhase = silent,
+    **load_options: Any,
+) -> VerificationReport | Undecided:
+    """The part of `verify` that opens no weights, nor fetches them if the Hub states their hashes.
+
+    Arguments and errors are those of `verify`.
+    """
     found = find_baseline(
         against if against is not None else model,
         required=against is not None,
@@ -94,20 +133,7 @@ def verify(
     )
     on_progress("files", 1, 1)
     report = decide_by_files(model, source.commit, files, baseline, origin)
-    if report is None:
-        on_progress("loading", 0, 1)
-        loaded = load(model, **load_options)
-        examined = examine(
-            loaded,
-            mode="quick",
-            concepts=concepts_for("quick"),
-            chat_template=baseline.index.chat_template_used,
-            identity=True,
-            on_progress=on_progress,
-        )
-        report = conclude(loaded.info, files, examined, baseline, origin)
-    report.provenance["seconds"] = round(time.perf_counter() - started, 2)
-    return report
+    return report or Undecided(files, baseline, origin)
 
 
 def decide_by_files(
