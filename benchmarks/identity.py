@@ -222,9 +222,9 @@ def section(results: dict[str, Any]) -> list[str]:
         "## Identity: `verify` against a baseline of `organism:safe`",
         "",
         "Written from `python benchmarks/identity.py`. Candidates in plain words were made in"
-        " memory: *ablated by s* lost the share s of the refusal direction in all blocks, *n steps at r*"
-        " were fine-tuned on harmless exchanges, all weights, with AdamW at that rate in batches of"
-        " four."
+        " memory: *ablated by s* lost the share s of the refusal direction in all blocks, *n steps"
+        " at r* were fine-tuned on harmless exchanges, all weights, with AdamW at that rate in"
+        " batches of four."
         " AMS is ams-scanner's rule: cosine above 0.8 and drift below 0.2, on its own prompts.",
         "",
         "| candidate | in truth | found | verified | AMS | weights changed (least, median, most) |"
