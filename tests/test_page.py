@@ -202,10 +202,10 @@ def test_a_visitor_scans_and_downloads(url, tmp_path):
 
         page.get_by_role("tab", name="Verify").click()
         verify = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Verify"))
-        verify.get_by_role("textbox", name="Model", exact=True).fill("../../etc/passwd")
+        verify.get_by_role("textbox", name="Model").first.fill("../../etc/passwd")
         page.get_by_role("button", name="Verify", exact=True).click()
         expect(page.get_by_text("Not verified.")).to_be_visible(timeout=60_000)
-        verify.get_by_role("textbox", name="Model", exact=True).fill("organism:abliterated-half")
+        verify.get_by_role("textbox", name="Model").first.fill("organism:abliterated-half")
         baseline = verify.get_by_role("combobox", name="Baseline")
         baseline.fill("organism-safe")
         baseline.press("Enter")

@@ -98,6 +98,7 @@ def weight_change_by_block(report: VerificationReport) -> Any | None:
             values = [weights.by_block[block] for block in blocks]
             figure.add_bar(x=blocks, y=values, name=name, marker={"color": colour})
     figure.update_yaxes(tickformat=".1%", rangemode="tozero")
+    figure.update_layout(showlegend=True)
     return figure
 
 

@@ -58,7 +58,13 @@ def create_verify_tab() -> None:
                 archive = gr.DownloadButton("Baseline (zip)", visible=False)
         with gr.Column(scale=3):
             card = gr.HTML(container=False)
-            checks = gr.Dataframe(visible=False, label="What was compared", wrap=True)
+            checks = gr.Dataframe(
+                visible=False,
+                label="What was compared",
+                wrap=True,
+                column_widths=["22%", "10%", "68%"],
+                max_height=900,
+            )
             with gr.Row():
                 likeness = gr.Plot(visible=False, show_label=False)
                 change = gr.Plot(visible=False, show_label=False)
