@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,6 +35,7 @@ from modelassay.models.identity import hash_file
 from modelassay.signature import make_signature, probe_depths, signature_distances
 from modelassay.verification import Kind, verify
 from modelassay.verification_report import Check
+from test_scanning import SCHEMA
 
 
 def quick_baseline(folder: Path, name: str = "tiny") -> Baseline:
@@ -435,6 +437,17 @@ def test_the_commands_make_list_show_verify_and_delete(tmp_path, capsys, store):
     assert run(["verify", str(other), "--against", "mine", "--quiet"]) == 2
     assert "NOT VERIFIED" in capsys.readouterr().out
     assert run(["verify", str(other), "--quiet"]) == 3
+    capsys.readouterr()
+    scan = ["scan", "--mode", "quick", "--verify", "mine", "--json", "--quiet"]
+    assert run([*scan, str(other)]) == 2
+    found = json.loads(capsys.readouterr().out)["verification"]
+    assert (found["verified"], found["schema"]) == (False, "modelassay.verify/1")
+    assert run([*scan, str(folder)]) == 1  # random weights have no separation; that is not identity
+    report = json.loads(capsys.readouterr().out)
+    assert report["verification"]["verified"] is True
+    jsonschema.validate(report, SCHEMA)
+    assert run(["scan", "--verify", "nothing", str(folder)]) == 64
+    assert "No baseline 'nothing'" in capsys.readouterr().err
     assert run(["baseline", "delete", "mine"]) == 0
     assert run(["baseline", "delete", "mine"]) == 64
 

@@ -39,7 +39,7 @@ from modelassay.refusal import (
     opening_tokens,
 )
 from modelassay.scan_report import ConceptResult, ScanReport
-from modelassay.separation import measure_separation
+from modelassay.separation import N_SWAPS, measure_separation
 from modelassay.signature import Signature, make_signature, probe_depths, probe_texts
 from modelassay.verdict import CONTROL_LEVEL, decide, separation_level
 from modelassay.weight_sketch import WeightSketch, sketch_weights
@@ -85,6 +85,7 @@ def examine(
     chat_template: bool = True,
     batch_tokens: int | None = None,
     identity: bool = False,
+    n_swaps: int = N_SWAPS,
     on_progress: OnPhase = silent,
 ) -> Examination:
     """Scans a loaded model; one pass over the prompts serves all that is asked for.
@@ -97,6 +98,7 @@ def examine(
         batch_tokens: As in `scan`.
         identity: Take the activation signature, whose probes are run to the last block, and the
             weight sketch too.
+        n_swaps: Label swaps for the p-values of the separations; 1 where nobody asks for them.
         on_progress: Told (phase, done, total).
     """
     ablation = search_ablation(model, _phase(on_progress, "weights"))
@@ -135,6 +137,7 @@ def examine(
             negative,
             layers,
             [f"{pair.positive}\n{pair.negative}" for pair in concept.pairs],
+            n_swaps=n_swaps,
         )
         level = CONTROL_LEVEL if concept.control else separation_level(separation)
         results[name] = ConceptResult(separation, level, concept.description)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from modelassay.baselines import Baseline
 from modelassay.baselines.hashing import hash_model
 from modelassay.concepts import Concept, concepts_for, load_concepts
 from modelassay.examination import OnPhase, examine, silent
@@ -22,7 +23,7 @@ def scan(
     mode: str = "standard",
     concepts: str | Path | Mapping[str, Concept] | None = None,
     compare: str | None = None,
-    verify: str | None = None,
+    verify: str | Baseline | None = None,
     chat_template: bool = True,
     batch_tokens: int | None = None,
     on_progress: OnPhase | None = None,

@@ -78,6 +78,7 @@ def verify(
             concepts=concepts_for("quick"),
             chat_template=decided.baseline.index.chat_template_used,
             identity=True,
+            n_swaps=1,  # separations are held against the baseline's intervals
             on_progress=on_progress,
         )
         report = conclude(loaded.info, decided.files, examined, decided.baseline, decided.origin)
