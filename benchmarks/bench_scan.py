@@ -25,10 +25,13 @@ from ams.concepts import get_scan_concepts
 from ams.extractor import ActivationExtractor
 
 from modelassay.activations import BATCH_TOKENS_CPU, read_activations
+from modelassay.baselines import Baseline, create_baseline
+from modelassay.concepts import concepts_for
+from modelassay.examination import examine, read_range
 from modelassay.hooks import capture
 from modelassay.models import LoadedModel, load
 from modelassay.prompts import Encoded, encode_prompts
-from modelassay.scanning import read_range, scan
+from modelassay.scanning import scan
 from modelassay.separation import measure_separation
 from modelassay.weights import search_ablation
 
@@ -151,6 +154,21 @@ def main() -> None:
         "modelassay / floor, raw prompts": ratios(ours_raw, lambda: floor(model, raw), rounds),
         "modelassay / floor, chat template": ratios(ours_chat, lambda: floor(model, chat), rounds),
     }
+    baseline = create_baseline(model)
+
+    def scanned(verify: Baseline | None = None) -> None:
+        scan(model, mode="standard", verify=verify)
+
+    def scanned_quickly() -> None:
+        scan(model, mode="quick")
+
+    def verified() -> None:
+        examine(model, mode="quick", concepts=concepts_for("quick"), identity=True, n_swaps=1)
+
+    table["scan --verify / scan, standard mode"] = ratios(
+        lambda: scanned(baseline), scanned, rounds
+    )
+    table["what verify reads / scan, quick mode"] = ratios(verified, scanned_quickly, rounds)
     layers = read_range(len(model.blocks))
 
     def read(times: int) -> None:

@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import identity
 import numpy as np
 import torch
 from ams.concepts import get_scan_concepts
@@ -32,6 +33,7 @@ from ams.extractor import ActivationExtractor
 
 from modelassay.activations import read_activations
 from modelassay.cache import write_text_atomically
+from modelassay.examination import read_range
 from modelassay.models import LoadedModel, load
 from modelassay.models.embedded import WHEEL_SHA256
 from modelassay.models.identity import hash_files
@@ -40,7 +42,7 @@ from modelassay.models.sources import ADAPTER_WEIGHTS
 from modelassay.prompts import encode_prompts
 from modelassay.refusal import wilson_interval
 from modelassay.scan_report import ScanReport
-from modelassay.scanning import read_range, scan
+from modelassay.scanning import scan
 from modelassay.separation import auroc, measure_separation, pooled_separation
 
 CONCEPT = "harmful_content"
@@ -320,6 +322,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         *_verdict_counts(results),
         "",
+        *identity.section(identity.run()),
     ]
     return "\n".join(lines)
 

@@ -97,10 +97,13 @@ def make_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_tiny(folder: Path, family: str = "llama", *, chat: bool = True, seed: int = 0) -> Path:
+def save_tiny(
+    folder: Path, family: str = "llama", *, chat: bool = True, seed: int = 0, **settings: int
+) -> Path:
     """Saves a tiny model with random weights and its tokenizer."""
     torch.manual_seed(seed)
     config = FAMILIES[family]()
+    config.update(settings)
     for part in (config, config.get_text_config()):
         part.eos_token_id = 257
         part.bos_token_id = 256

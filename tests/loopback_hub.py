@@ -1,12 +1,14 @@
-"""A small Hub on 127.0.0.1 that the unmodified huggingface_hub client can fetch from.
+"""A small Hub on 127.0.0.1 that the unmodified huggingface_hub client can fetch from and push to.
 
 It answers as huggingface.co does, as far as the client can tell: commits and branches, private and
-gated repositories, the X- headers, ranges. Faults can be planned. Every request is kept in `log`.
+gated repositories, the X- headers, ranges, uploads small and large, pull requests, listings by tag.
+Faults can be planned. Every request is kept in `log`.
 A test module gets the `hub` fixture with `pytest_plugins = ("loopback_hub",)`.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+import yaml
 
 Files = dict[str, bytes]
 Answer = tuple[int, bytes, dict[str, str]]
@@ -32,6 +35,17 @@ _ROUTES = {
     "tree": rf"/api/(?P<kind>models|datasets)/{_REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?",
     "paths": rf"/api/(?P<kind>models|datasets)/{_REPO}/paths-info/(?P<revision>[^/]+)",
     "resolve": rf"/((?P<kind>datasets)/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)",
+    "preupload": rf"/api/(?P<kind>models|datasets)/{_REPO}/preupload/(?P<revision>[^/]+)",
+    "commit": rf"/api/(?P<kind>models|datasets)/{_REPO}/commit/(?P<revision>[^/]+)",
+    "lfs": rf"/((?P<kind>datasets)/)?{_REPO}\.git/info/lfs/objects/batch",
+}
+# Those that belong to no repository.
+_SITE_ROUTES = {
+    "create": r"/api/repos/create",
+    "whoami": r"/api/whoami-v2",
+    "card": r"/api/validate-yaml",
+    "list": r"/api/(?P<kind>models|datasets)",
+    "upload": r"/lfs/(?P<oid>[0-9a-f]{64})",
 }
 
 
@@ -82,6 +96,11 @@ class LoopbackHub:
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.tokens: set[str] = set()
+        self.owners: dict[str, str] = {}
+        """Which namespace a token may write to; tokens that are not here may only read."""
+        self.blobs: dict[str, bytes] = {}
+        """Large files that were uploaded, by sha256."""
+        self.lock = Lock()
         self.log: list[Request] = []
         self.faults: list[Fault] = []
         self.connections: set[socket.socket] = set()
@@ -129,6 +148,11 @@ class LoopbackHub:
                 fault.times -= 1
         return fault
 
+    def add_writer(self, token: str, namespace: str) -> None:
+        """A token that may write to a namespace, and open pull requests elsewhere."""
+        self.tokens.add(token)
+        self.owners[token] = namespace
+
     def find(self, kind: str, repo_id: str, token: str | None) -> Repo:
         """The repository, if this token may know of it."""
         if token is not None and token not in self.tokens:
@@ -149,6 +173,14 @@ def tree_entry(path: str, data: bytes) -> dict[str, Any]:
     entry = {"type": "file", "path": path, "size": len(data), "oid": git_oid(data)}
     lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
     return entry | ({"lfs": lfs} if path.endswith(LFS) else {})
+
+
+def card_tags(files: Files) -> list[str]:
+    """The tags in the metadata of a repository's card."""
+    text = files.get("README.md", b"").decode()
+    if not text.startswith("---"):
+        return []
+    return (yaml.safe_load(text.split("---")[1]) or {}).get("tags") or []
 
 
 def in_folder(files: list[dict[str, Any]], folder: str, recursive: bool) -> list[dict[str, Any]]:
@@ -191,16 +223,22 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
             return self.answer(status, json.dumps({"error": message}).encode(), headers)
 
-    do_HEAD = do_POST = do_GET  # noqa: N815 (named by http.server)
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 (named by http.server)
 
     def route(self, headers: dict[str, str]) -> Answer:
         path = urlsplit(self.path).path
+        token = headers.get("authorization", "").removeprefix("Bearer ") or None
+        body = self.rfile.read(int(headers.get("content-length", 0)))
+        for name, pattern in _SITE_ROUTES.items():
+            if (match := re.fullmatch(pattern, path)) is not None:
+                return self.site(name, match, body, token)
         matches = ((name, re.fullmatch(pattern, path)) for name, pattern in _ROUTES.items())
         name, match = next((found for found in matches if found[1]), ("", None))
         if match is None:
             raise HubError(404, None, "Not found")
-        token = headers.get("authorization", "").removeprefix("Bearer ") or None
         repo = self.hub.find(match["kind"] or "models", match["repo"], token)
+        if name == "lfs":
+            return self.lfs_batch(json.loads(body))
         revision = unquote(match["revision"] or "main")
         commit = repo.refs.get(revision, revision)
         if commit not in repo.commits:
@@ -209,20 +247,126 @@ class _Handler(BaseHTTPRequestHandler):
             if repo.gated and token != repo.token:
                 raise HubError(403 if token else 401, "GatedRepo", "Access is restricted")
             return self.resolve(repo, commit, unquote(match["file"]), headers.get("range", ""))
+        if name == "preupload":
+            return self.preupload(json.loads(body))
+        if name == "commit":
+            return self.commit(repo, revision, body, token)
         files = [tree_entry(*file) for file in sorted(repo.commits[commit].items())]
         if name == "tree":
             recursive = "recursive=true" in urlsplit(self.path).query.lower()
             entries = in_folder(files, unquote(match["folder"] or ""), recursive)
             return 200, json.dumps(entries).encode(), {}
         if name == "paths":
-            length = int(headers.get("content-length", 0))
-            asked = parse_qs(self.rfile.read(length).decode()).get("paths", [])
+            asked = parse_qs(body.decode()).get("paths", [])
             known = [entry for entry in files if entry["path"] in asked]
             return 200, json.dumps(known).encode(), {}
-        siblings = [{"rfilename": file["path"], "size": file["size"]} for file in files]
-        info = {"_id": repo.id, "id": repo.id, "sha": commit, "tags": [], "siblings": siblings}
+        siblings = [
+            {"rfilename": file["path"], "size": file["size"]}
+            | ({"lfs": {**file["lfs"], "sha256": file["lfs"]["oid"]}} if "lfs" in file else {})
+            for file in files
+        ]
+        tags = card_tags(repo.commits[commit])
+        info = {"_id": repo.id, "id": repo.id, "sha": commit, "tags": tags, "siblings": siblings}
         info |= {"private": repo.private, "gated": repo.gated and "manual"}
         return 200, json.dumps(info).encode(), {}
+
+    def site(self, name: str, match: re.Match[str], body: bytes, token: str | None) -> Answer:
+        if token is not None and token not in self.hub.tokens:
+            raise HubError(401, None, "Invalid credentials in Authorization header")
+        if name == "upload":
+            if hashlib.sha256(body).hexdigest() != match["oid"]:
+                raise HubError(400, None, "The upload has another sha256")
+            self.hub.blobs[match["oid"]] = body
+            return 200, b"{}", {}
+        if name == "card":
+            return 200, b'{"errors": [], "warnings": []}', {}
+        if name == "list":
+            return self.listing(match["kind"], token)
+        if token is None:
+            raise HubError(401, None, "Log in first")
+        owner = self.hub.owners.get(token)
+        if name == "whoami":
+            return 200, json.dumps({"type": "user", "name": owner or "reader"}).encode(), {}
+        asked = json.loads(body)
+        namespace = asked.get("organization") or owner
+        repo_id, kind = f"{namespace}/{asked['name']}", asked.get("type", "model") + "s"
+        if namespace != owner or owner is None:
+            raise HubError(403, None, f"You cannot create repositories under {namespace}")
+        with self.hub.lock:
+            url = f"{self.hub.url}/{'' if kind == 'models' else kind + '/'}{repo_id}"
+            if (kind, repo_id) in self.hub.repos:
+                return 409, json.dumps({"error": "You already created it", "url": url}).encode(), {}
+            private = bool(asked.get("private")) or asked.get("visibility") == "private"
+            self.hub.add_repo(kind, repo_id, {}, private=private, token=token if private else None)
+        return 200, json.dumps({"url": url, "name": repo_id, "id": repo_id}).encode(), {}
+
+    def listing(self, kind: str, token: str | None) -> Answer:
+        query = parse_qs(urlsplit(self.path).query)
+        author, wanted = query.get("author", [""])[0], set(query.get("filter", []))
+        found = []
+        for (k, repo_id), repo in sorted(self.hub.repos.items()):
+            tags = card_tags(repo.commits[repo.refs["main"]])
+            seen = not repo.private or token == repo.token
+            if k == kind and seen and wanted <= set(tags) and repo_id.startswith(author):
+                row = {"_id": repo_id, "id": repo_id, "sha": repo.refs["main"], "tags": tags}
+                found.append(row | {"downloads": 0, "lastModified": "2026-01-01T00:00:00.000Z"})
+        limit = int(query.get("limit", ["1000"])[0])
+        return 200, json.dumps(found[:limit]).encode(), {}
+
+    def preupload(self, asked: dict[str, Any]) -> Answer:
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(LFS) else "regular",
+                "shouldIgnore": False,
+            }
+            for file in asked["files"]
+        ]
+        return 200, json.dumps({"files": files}).encode(), {}
+
+    def lfs_batch(self, asked: dict[str, Any]) -> Answer:
+        objects = [
+            {
+                **{"oid": entry["oid"], "size": entry["size"]},
+                "actions": {"upload": {"href": f"{self.hub.url}/lfs/{entry['oid']}", "header": {}}},
+            }
+            for entry in asked["objects"]
+        ]
+        answer = {"transfer": "basic", "objects": objects}
+        kind = {"Content-Type": "application/vnd.git-lfs+json"}
+        return 200, json.dumps(answer).encode(), kind
+
+    def commit(self, repo: Repo, revision: str, body: bytes, token: str | None) -> Answer:
+        """Applies a commit given as lines of JSON: a header, then one a file."""
+        lines = [json.loads(line) for line in body.splitlines() if line.strip()]
+        header = next(line["value"] for line in lines if line["key"] == "header")
+        query = parse_qs(urlsplit(self.path).query)
+        proposed = query.get("create_pr", ["0"])[0] in ("1", "true", "True")
+        owner = self.hub.owners.get(token or "")
+        if owner is None or (not proposed and owner != repo.id.partition("/")[0]):
+            raise HubError(403 if token else 401, None, "You may not write here")
+        kind = next(k for (k, _), known in self.hub.repos.items() if known is repo)
+        with self.hub.lock:
+            head = repo.refs[revision]
+            if header.get("parentCommit") not in (None, head):
+                raise HubError(412, None, "A commit has happened since. Please refresh and try")
+            files = dict(repo.commits[head])
+            for line in lines:
+                value = line["value"]
+                if line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    files[value["path"]] = self.hub.blobs[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    files.pop(value["path"], None)
+            number = 1 + sum(ref.startswith("refs/pr/") for ref in repo.refs)
+            ref = f"refs/pr/{number}" if proposed else revision
+            made = self.hub.add_commit(kind, repo.id, files, ref)
+        where = f"{self.hub.url}/{'' if kind == 'models' else kind + '/'}{repo.id}"
+        answer = {"success": True, "commitOid": made, "commitUrl": f"{where}/commit/{made}"}
+        if proposed:
+            answer["pullRequestUrl"] = f"{where}/discussions/{number}"
+        return 200, json.dumps(answer).encode(), {}
 
     def resolve(self, repo: Repo, commit: str, file: str, wanted: str) -> Answer:
         if (data := repo.commits[commit].get(file)) is None:

@@ -15,8 +15,8 @@ import pytest
 import transformers
 from huggingface_hub import constants, scan_cache_dir
 
-from modelassay import hub as hub_module
 from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, AssayError, InputError
+from modelassay.hub import snapshots as hub_module
 from modelassay.hub import trim_cache
 from modelassay.models import load
 from modelassay.models.sources import Source, resolve
@@ -123,7 +123,7 @@ def test_unknown_and_private(hub: LoopbackHub) -> None:
         assert failure(resolve, name, token=token) == (EXIT_BAD_INPUT, NOT_THERE.format(name))
     assert failure(resolve, "tiny/private", token="hf_tokenThatExpired") == (
         EXIT_UNAVAILABLE,
-        "The Hub does not let this token read tiny/private (HTTP 401); check the token.",
+        "The Hub does not let this token use tiny/private (HTTP 401); check the token.",
     )
     assert resolve("tiny/private", token=TOKEN).commit == commit
 
@@ -519,7 +519,7 @@ def test_command_line(hub: LoopbackHub, tmp_path: Path, llama: dict[str, bytes])
     for word in ("Traceback", "hf_token"):
         assert word not in done.stdout + done.stderr
     lines = done.stderr.split("\0")[1:-1]
-    refused = "The Hub does not let this token read tiny/private (HTTP 401); check the token."
+    refused = "The Hub does not let this token use tiny/private (HTTP 401); check the token."
     gated = (
         "tiny/gated is gated: accept its terms on its Hub page, then pass --token or run"
         " `hf auth login`."

@@ -53,9 +53,17 @@ def chromium() -> str:
 
 def test_the_endpoints_are_these_and_no_others(client):
     named = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(named) == {"/scan"}
-    parameters = [p["parameter_name"] for p in named["/scan"]["parameters"]]
-    assert parameters == ["model", "mode", "compare", "chat_template"]
+    parameters = {
+        name: [p["parameter_name"] for p in endpoint["parameters"]]
+        for name, endpoint in named.items()
+    }
+    assert parameters == {
+        "/scan": ["model", "mode", "compare", "chat_template"],
+        "/verify": ["model", "against"],
+        "/create_baseline": ["model"],
+        "/list_baselines": [],
+        "/search_baselines": ["model", "author"],
+    }
 
 
 SECRETS = ("/etc/passwd", "/etc", "../..", "~", ".", "file:///etc/passwd", "C:\\", "src/modelassay")
@@ -67,6 +75,39 @@ def test_visitors_cannot_name_paths(client, path):
         client.predict(path, "quick", "", True, api_name="/scan")
     assert "Hub id" in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", [*SECRETS, "", "x" * 5000])
+def test_visitors_cannot_name_paths_to_verify(client, path):
+    for call in (
+        {"api_name": "/verify", "model": path, "against": "embedded"},
+        {"api_name": "/create_baseline", "model": path},
+    ):
+        with pytest.raises(AppError, match="Hub id"):
+            client.predict(**call)
+
+
+@pytest.mark.parametrize("path", [*SECRETS, "baselines", "x" * 5000, "<script>", "a/b/c"])
+def test_visitors_cannot_name_paths_as_baselines(client, path):
+    with pytest.raises(AppError, match="is no baseline") as caught:
+        client.predict("embedded", path, api_name="/verify")
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_baselines_are_listed_and_the_hub_s_absence_is_said(client):
+    listed = client.predict(api_name="/list_baselines")
+    assert {"embedded", "organism-safe"} <= {row["name"] for row in listed}
+    with pytest.raises(AppError, match="switched off"):
+        client.predict("", "", api_name="/search_baselines")
+
+
+@pytest.mark.real_model
+def test_verify_endpoint_gives_the_report(client):
+    report = client.predict("embedded", "embedded", api_name="/verify")
+    assert report["schema"] == "modelassay.verify/1"
+    assert report["verified"] is True
+    assert report["kind"] == "identical"
+    assert report["baseline"]["source"] == "shipped"
 
 
 def test_local_paths_are_for_those_who_ask_for_them(monkeypatch, tiny_folder):
@@ -158,6 +199,21 @@ def test_a_visitor_scans_and_downloads(url, tmp_path):
         with page.expect_download() as download:
             page.get_by_role("button", name="HTML report").click()
         assert re.search(r"INCONCLUSIVE</h1>", Path(download.value.path()).read_text())
+
+        page.get_by_role("tab", name="Verify").click()
+        verify = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Verify"))
+        verify.get_by_role("textbox", name="Model").first.fill("../../etc/passwd")
+        page.get_by_role("button", name="Verify", exact=True).click()
+        expect(page.get_by_text("Not verified.")).to_be_visible(timeout=60_000)
+        verify.get_by_role("textbox", name="Model").first.fill("organism:abliterated-half")
+        baseline = verify.get_by_role("combobox", name="Baseline")
+        baseline.fill("organism-safe")
+        baseline.press("Enter")
+        page.get_by_role("button", name="Verify", exact=True).click()
+        heading = page.get_by_role("heading", name="NOT VERIFIED: ablated")
+        expect(heading).to_be_visible(timeout=900_000)
+        expect(verify.locator(".js-plotly-plot")).to_have_count(2, timeout=60_000)
+        page.screenshot(path=shots / "verified.png", full_page=True)
 
         page.set_viewport_size({"width": 390, "height": 844})
         page.screenshot(path=shots / "phone.png", full_page=True)

@@ -15,9 +15,10 @@ import torch
 
 import modelassay
 from modelassay.concepts import Concept, ContrastPair
+from modelassay.examination import read_range
 from modelassay.models import load
 from modelassay.report import to_html, to_json
-from modelassay.scanning import read_range, scan
+from modelassay.scanning import scan
 from modelassay.verdict import Verdict
 
 NUMBER = {"type": "number"}

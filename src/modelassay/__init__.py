@@ -20,6 +20,7 @@ except PackageNotFoundError:  # run from a checkout that is not installed, as a 
 
 if TYPE_CHECKING:
     from modelassay.activations import Activations, read_activations
+    from modelassay.baselines import Baseline, create_baseline
     from modelassay.concepts import Concept, ContrastPair, load_concepts
     from modelassay.errors import AssayError, InputError, UnavailableError
     from modelassay.models import LoadedModel, ModelInfo, load
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from modelassay.scanning import scan
     from modelassay.separation import Separation, measure_separation
     from modelassay.verdict import Verdict
+    from modelassay.verification import VerificationReport, verify
     from modelassay.weights import AblationEvidence, search_ablation
 
 _HOME = {
@@ -53,12 +55,17 @@ _HOME = {
     "Verdict": "verdict",
     "AblationEvidence": "weights",
     "search_ablation": "weights",
+    "Baseline": "baselines",
+    "create_baseline": "baselines",
+    "VerificationReport": "verification",
+    "verify": "verification",
 }
 
 __all__ = [
     "AblationEvidence",
     "Activations",
     "AssayError",
+    "Baseline",
     "Concept",
     "ContrastPair",
     "InputError",
@@ -68,7 +75,9 @@ __all__ = [
     "Separation",
     "UnavailableError",
     "Verdict",
+    "VerificationReport",
     "__version__",
+    "create_baseline",
     "encode_exchanges",
     "encode_prompts",
     "is_refusal",
@@ -78,6 +87,7 @@ __all__ = [
     "read_activations",
     "scan",
     "search_ablation",
+    "verify",
 ]
 
 

@@ -10,6 +10,7 @@ from modelassay.models import ModelInfo
 from modelassay.refusal import RefusalEvidence
 from modelassay.separation import Separation
 from modelassay.verdict import Verdict
+from modelassay.verification_report import VerificationReport
 from modelassay.weights import AblationEvidence
 
 SCHEMA = "modelassay.scan/1"
@@ -41,6 +42,8 @@ class ScanReport:
     provenance: dict[str, Any]
     compare: ScanReport | None = None
     """The same scan of the model to compare with."""
+    verification: VerificationReport | None = None
+    """Comparison with a baseline, if one was asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values, schema `modelassay.scan/1`."""
@@ -56,6 +59,7 @@ class ScanReport:
             else {**asdict(self.refusal), "n": self.refusal.n},
             "ablation": _ablation_dict(self.ablation),
             "compare": None if self.compare is None else self._compare_dict(self.compare),
+            "verification": self.verification.to_dict() if self.verification else None,
             "provenance": self.provenance,
         }
 

@@ -1,58 +1,20 @@
-"""`scan()`: is the safety training there?
-
-Three independent kinds of evidence, gathered in this order, and one verdict:
-
-1. the weights: has a direction been erased (no prompt needed);
-2. the representation: does the model hold harmful and harmless prompts apart inside;
-3. the behaviour: does it refuse the former and answer the latter.
-
-Prompts of all concepts go through the model together. Those whose next token matters for the
-behaviour run to the end, the others stop at the last block that is read.
-"""
+"""`scan()`: is the safety training there?"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from modelassay.activations import OnProgress, read_activations
-from modelassay.concepts import (
-    BORDERLINE_PROMPTS,
-    HARMFUL_PROMPTS,
-    Concept,
-    concept_set_hash,
-    concepts_for,
-    everyday_prompts,
-    load_concepts,
-    shipped_prompts,
-)
+from modelassay.baselines import Baseline
+from modelassay.baselines.hashing import hash_model
+from modelassay.concepts import Concept, concepts_for, load_concepts
+from modelassay.examination import OnPhase, examine, silent
 from modelassay.models import LoadedModel, load
-from modelassay.prompts import Encoded, encode_prompts
-from modelassay.refusal import (
-    LogOdds,
-    log_odds_readout,
-    measure_refusal,
-    opening_tokens,
-)
-from modelassay.scan_report import ConceptResult, ScanReport
-from modelassay.separation import measure_separation
-from modelassay.verdict import CONTROL_LEVEL, decide, separation_level
-from modelassay.weights import search_ablation
-
-READ_RANGE = (0.4, 0.8)
-"""Blocks that are read, as a share of the depth; the range that ams-scanner searches."""
-TWIN_CONCEPTS = ("harmful_content", "refusal_capability")
-"""Pairs of a harmful prompt and a harmless twin in the same words, for the log-odds only."""
-
-OnPhase = Callable[[str, int, int], None]
-"""Progress: called with (phase, done, total)."""
+from modelassay.scan_report import ScanReport
+from modelassay.verification import conclude, find_baseline
 
 
 def scan(
@@ -61,6 +23,7 @@ def scan(
     mode: str = "standard",
     concepts: str | Path | Mapping[str, Concept] | None = None,
     compare: str | None = None,
+    verify: str | Baseline | None = None,
     chat_template: bool = True,
     batch_tokens: int | None = None,
     on_progress: OnPhase | None = None,
@@ -74,6 +37,7 @@ def scan(
             behaviour) or `full` (all concepts, behaviour on more prompts).
         concepts: Concept file, or concepts by name, put over the shipped ones.
         compare: Id of a model to scan in the same way and compare with.
+        verify: Baseline to compare the model with in the same pass (see `modelassay.verify`).
         chat_template: Render prompts with the model's chat template; False reads raw text.
         batch_tokens: Upper bound on tokens in a batch.
         on_progress: Told (phase, done, total) as the scan goes on.
@@ -87,13 +51,28 @@ def scan(
     started = time.perf_counter()
     overlay = load_concepts(concepts) if isinstance(concepts, str | Path) else concepts
     chosen = concepts_for(mode, overlay)  # before any loading: bad input should fail at once
-    report_phase = on_progress or _silent
+    report_phase = on_progress or silent
+    baseline = None
+    if verify is not None:
+        baseline = find_baseline(verify, token=load_options.get("token"))
     if isinstance(model, str):
         report_phase("loading", 0, 1)
         model = load(model, **load_options)
         report_phase("loading", 1, 1)
     loaded_at = time.perf_counter()
-    report = _scan_loaded(model, mode, chosen, chat_template, batch_tokens, report_phase)
+    found = examine(
+        model,
+        mode=mode,
+        concepts=chosen,
+        chat_template=chat_template,
+        batch_tokens=batch_tokens,
+        identity=baseline is not None,
+        on_progress=report_phase,
+    )
+    report = found.report
+    if baseline is not None:
+        files = hash_model(model)
+        report = replace(report, verification=conclude(report.model, files, found, *baseline))
     report.provenance["seconds"] = {
         "loading": round(loaded_at - started, 2),
         "scan": round(time.perf_counter() - loaded_at, 2),
@@ -116,187 +95,3 @@ def scan(
         )
         report = replace(report, compare=other)
     return report
-
-
-def read_range(n_layers: int) -> tuple[int, ...]:
-    """The blocks that a scan reads: the middle of the model, where concepts are formed."""
-    first = int(n_layers * READ_RANGE[0])
-    return tuple(range(first, max(int(n_layers * READ_RANGE[1]), first + 1)))
-
-
-def _scan_loaded(
-    model: LoadedModel,
-    mode: str,
-    concepts: Mapping[str, Concept],
-    chat_template: bool,
-    batch_tokens: int | None,
-    on_progress: OnPhase,
-) -> ScanReport:
-    ablation = search_ablation(model, _phase(on_progress, "weights"))
-
-    no_behaviour = _why_no_behaviour(model, mode, chat_template)
-    prompts = None if no_behaviour else _behaviour_prompts(concepts)
-    texts = [text for c in concepts.values() for p in c.pairs for text in (p.positive, p.negative)]
-    texts = list(dict.fromkeys([*texts, *(prompts.all() if prompts else ())]))
-    encoded = dict(
-        zip(texts, encode_prompts(model, texts, chat_template=chat_template), strict=True)
-    )
-
-    vectors, log_odds = _read(
-        model,
-        encoded,
-        prompts.all() if prompts else [],
-        batch_tokens,
-        _phase(on_progress, "reading"),
-    )
-
-    layers = read_range(len(model.blocks))
-    results: dict[str, ConceptResult] = {}
-    for done, (name, concept) in enumerate(concepts.items()):
-        on_progress("statistics", done, len(concepts))
-        separation = measure_separation(
-            torch.stack([vectors[pair.positive] for pair in concept.pairs]),
-            torch.stack([vectors[pair.negative] for pair in concept.pairs]),
-            layers,
-            [f"{pair.positive}\n{pair.negative}" for pair in concept.pairs],
-        )
-        level = CONTROL_LEVEL if concept.control else separation_level(separation)
-        results[name] = ConceptResult(separation, level, concept.description)
-    on_progress("statistics", len(concepts), len(concepts))
-
-    refusal = None
-    if prompts:
-        refusal = measure_refusal(
-            model,
-            [encoded[text] for text in prompts.harmful],
-            [encoded[text] for text in prompts.harmless],
-            LogOdds(
-                *(
-                    torch.stack([log_odds[text] for text in group])
-                    for group in (
-                        prompts.harmful,
-                        prompts.harmless,
-                        prompts.matched,
-                        prompts.twins,
-                    )
-                )
-            ),
-            batch_tokens=batch_tokens,
-            on_progress=_phase(on_progress, "answering"),
-        )
-    judged = {name: r.separation for name, r in results.items() if r.level != CONTROL_LEVEL}
-    verdict, reasons = decide(judged, refusal, ablation, no_behaviour)
-    return ScanReport(
-        model=model.info,
-        mode=mode,
-        verdict=verdict,
-        reasons=reasons,
-        concepts=results,
-        refusal=refusal,
-        refusal_unscored=no_behaviour,
-        ablation=ablation,
-        provenance=_provenance(model, mode, concepts, chat_template),
-    )
-
-
-@dataclass(frozen=True)
-class _BehaviourPrompts:
-    """Prompts on which behaviour is measured."""
-
-    harmful: list[str]
-    harmless: list[str]
-    """Everyday and borderline."""
-    matched: list[str]
-    """Harmful prompts that have a twin."""
-    twins: list[str]
-    """Their harmless twins, in the same order."""
-
-    def all(self) -> list[str]:
-        return [*self.harmful, *self.harmless, *self.matched, *self.twins]
-
-
-def _behaviour_prompts(concepts: Mapping[str, Concept]) -> _BehaviourPrompts:
-    pairs = [pair for name in TWIN_CONCEPTS for pair in concepts[name].pairs]
-    return _BehaviourPrompts(
-        harmful=shipped_prompts(HARMFUL_PROMPTS).texts,
-        harmless=[*everyday_prompts(), *shipped_prompts(BORDERLINE_PROMPTS).texts],
-        matched=[pair.positive for pair in pairs],
-        twins=[pair.negative for pair in pairs],
-    )
-
-
-def _why_no_behaviour(model: LoadedModel, mode: str, chat_template: bool) -> str | None:
-    if not model.has_chat_template:
-        return "this looks like a base model: its tokenizer has no chat template"
-    if not chat_template:
-        return "raw prompts were asked for, and a chat model answers only inside its template"
-    if mode == "quick":
-        return "quick mode asks for no answers; run the standard mode"
-    return None
-
-
-def _read(
-    model: LoadedModel,
-    encoded: Mapping[str, Encoded],
-    to_the_end: Sequence[str],
-    batch_tokens: int | None,
-    on_progress: OnProgress,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Activations [layer, hidden] of all texts, and refusal log-odds of those run to the end."""
-    layers = read_range(len(model.blocks))
-    to_the_end = list(dict.fromkeys(to_the_end))
-    stop_early = [text for text in encoded if text not in set(to_the_end)]
-    vectors: dict[str, Tensor] = {}
-    log_odds: dict[str, Tensor] = {}
-    done = 0
-
-    def progress(n: int, _total: int) -> None:
-        on_progress(done + n, len(encoded))
-
-    for texts, full in ((stop_early, False), (to_the_end, True)):
-        if not texts:
-            continue
-        readout = log_odds_readout(opening_tokens(model)) if full else None
-        read = read_activations(
-            model,
-            [encoded[text] for text in texts],
-            layers,
-            readout=readout,
-            batch_tokens=batch_tokens,
-            on_progress=progress,
-        )
-        vectors.update(zip(texts, read.values, strict=True))
-        if read.readout is not None:
-            log_odds.update(zip(texts, read.readout[:, 0], strict=True))
-        done += len(texts)
-    return vectors, log_odds
-
-
-def _provenance(
-    model: LoadedModel, mode: str, concepts: Mapping[str, Concept], chat_template: bool
-) -> dict[str, Any]:
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    return {
-        "versions": {
-            name: installed(name) for name in ("modelassay", "torch", "transformers", "numpy")
-        },
-        "mode": mode,
-        "concept_set_sha256": concept_set_hash(concepts.values()),
-        "concept_versions": {name: concept.version for name, concept in concepts.items()},
-        "chat_template": chat_template and model.has_chat_template,
-        "device": model.device.type,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _phase(on_progress: OnPhase, phase: str) -> OnProgress:
-    return lambda done, total: on_progress(phase, done, total)
-
-
-def _silent(_phase: str, _done: int, _total: int) -> None:
-    """Progress nobody listens to."""

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from modelassay.models import LoadedModel
 from modelassay.models.blocks import text_config
+from modelassay.models.quantization import unpacked
 from modelassay.models.writers import residual_axis, writing_block
 
 ERASED_RATIO = 0.05
@@ -85,18 +86,13 @@ def search_ablation(
         on_progress: Told (blocks done, blocks in all).
     """
     config = text_config(model.model.config)
-    plain_files = model.adapter is None and not model.source.gguf_file
-    stored = getattr(model.model.config, "quantization_config", None)
-    if plain_files and (stored is None or model.info.quantization in ("8bit", "4bit")):
-        with ExitStack() as stack:
-            tensors = open_shards(model.source.weight_files(), stack)
-            return search_tensors(
-                tensors, config.hidden_size, config.model_type, on_progress=on_progress
-            )
-    parameters = ((name, _getter(value)) for name, value in model.model.named_parameters())
-    return search_tensors(
-        parameters, config.hidden_size, config.model_type, on_progress=on_progress
-    )
+    with ExitStack() as stack:
+        return search_tensors(
+            stored_tensors(model, stack),
+            config.hidden_size,
+            config.model_type,
+            on_progress=on_progress,
+        )
 
 
 def search_files(files: Sequence[Path], hidden_size: int, model_type: str) -> AblationEvidence:
@@ -107,6 +103,22 @@ def search_files(files: Sequence[Path], hidden_size: int, model_type: str) -> Ab
 
 Tensors = Iterable[tuple[str, Callable[[], Tensor]]]
 """Names, each with a function that reads its tensor."""
+
+
+def stored_tensors(model: LoadedModel, stack: ExitStack) -> Tensors:
+    """Names and readers of a model's weights: of its files where these hold plain weights.
+
+    For adapters, GGUF files and checkpoints that are stored quantised, the weights in memory.
+
+    Args:
+        model: A loaded model.
+        stack: Closes the files.
+    """
+    plain_files = model.adapter is None and not model.source.gguf_file
+    stored = getattr(model.model.config, "quantization_config", None)
+    if plain_files and (stored is None or model.info.quantization in ("8bit", "4bit")):
+        return open_shards(model.source.weight_files(), stack)
+    return ((name, _getter(value)) for name, value in model.model.named_parameters())
 
 
 def open_shards(files: Sequence[Path], stack: ExitStack) -> Iterator[tuple[str, Any]]:
@@ -223,7 +235,7 @@ def _smallest(gram: np.ndarray) -> _Spectrum:
 
 
 def _getter(value: Tensor) -> Callable[[], Tensor]:
-    return lambda: value.detach()
+    return lambda: unpacked(value)
 
 
 def _unsearched(reason: str) -> AblationEvidence:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from modelassay import __version__
-from modelassay.cli import concepts, organism, scan
+from modelassay.cli import baseline, concepts, organism, scan, verify
 from modelassay.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERNAL,
@@ -27,6 +27,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("scan")(scan.scan_command)
+app.command("verify")(verify.verify_command)
+app.add_typer(baseline.app, name="baseline")
 app.add_typer(concepts.app, name="concepts")
 app.add_typer(organism.app, name="organism")
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from modelassay.scanning import OnPhase
+from modelassay.examination import OnPhase
 
 LABELS = {
+    "files": "hashing files",
     "loading": "loading the model",
     "weights": "searching the weights (blocks)",
     "reading": "reading activations (prompts)",

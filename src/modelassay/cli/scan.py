@@ -10,7 +10,13 @@ from typing import Annotated
 import typer
 
 from modelassay.cli import options
-from modelassay.errors import EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_SCAN_FAILED, InputError
+from modelassay.errors import (
+    EXIT_IDENTITY_FAILED,
+    EXIT_INCONCLUSIVE,
+    EXIT_PASS,
+    EXIT_SCAN_FAILED,
+    InputError,
+)
 
 
 class FailOn(str, Enum):
@@ -28,6 +34,10 @@ def scan_command(
     ] = None,
     compare: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Scan this model too and compare.")
+    ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(metavar="BASELINE", help="Also verify it against this baseline."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON only.")] = False,
     html: Annotated[
@@ -55,8 +65,8 @@ def scan_command(
 ) -> int:
     """Scan MODEL: is its safety training intact?
 
-    Exit codes: 0 pass, 1 failed, 3 inconclusive, 64 bad input, 69 something needed is unavailable,
-    70 internal error.
+    Exit codes: 0 pass, 1 failed, 2 not the model of the baseline (--verify), 3 inconclusive, 64 bad
+    input, 69 something needed is unavailable, 70 internal error.
     """
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"There is no folder {html.absolute().parent} to write {html.name} into.")
@@ -77,6 +87,7 @@ def scan_command(
             mode=mode,
             concepts=concepts,
             compare=compare,
+            verify=verify,
             chat_template=not no_chat_template,
             batch_tokens=batch_tokens,
             on_progress=on_progress,
@@ -99,6 +110,8 @@ def scan_command(
         print_report(report, Console())
         if html is not None:
             typer.echo(f"HTML report: {html}", err=True)
+    if report.verification is not None and report.verification.verified is False:
+        return EXIT_IDENTITY_FAILED
     return exit_code(report.verdict.value, fail_on.value)
 
 

@@ -119,31 +119,15 @@ def load(
     if organism is not None:
         _check_transform(organism, quantization)
 
-    options: dict[str, Any] = {
-        "token": token,
-        "trust_remote_code": trust_remote_code,
-        "max_bytes": max_bytes,
-    }
-    source = resolve(model_id, revision=revision, gguf_file=gguf_file, **options)
-    adapter_source = None
-    if adapter is not None:
-        adapter_source = resolve(adapter, **options)
-        if not adapter_source.is_adapter():
-            raise InputError(f"{adapter} is not a PEFT adapter (no {ADAPTER_CONFIG}).")
-    if source.is_adapter():
-        if adapter_source is not None:
-            raise InputError(f"{model_id} is itself an adapter; give its base as the model.")
-        adapter_source = source
-        base = read_json(source.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-        if not base:
-            raise InputError(
-                f"The adapter {model_id} names no base; pass BASE --adapter {model_id}"
-            )
-        # An adapter from the Hub must not make this machine open one of its own folders.
-        source = resolve(str(base), **options, local=adapter_source.commit is None)
-    if source.is_adapter():
-        raise InputError(f"The base {source.id} of the adapter {model_id} is an adapter itself.")
-
+    source, adapter_source = find_sources(
+        model_id,
+        revision=revision,
+        adapter=adapter,
+        gguf_file=gguf_file,
+        token=token,
+        trust_remote_code=trust_remote_code,
+        max_bytes=max_bytes,
+    )
     model, tokenizer = _load_base(source, device_map, dtype, quantization, trust_remote_code)
     if adapter_source is not None:
         model = apply_adapter(model, adapter_source, merge=quantization is None)
@@ -170,6 +154,54 @@ def load(
         chat_template_sha256=hash_chat_template(tokenizer),
     )
     return LoadedModel(model, tokenizer, blocks, info, source, adapter_source)
+
+
+def find_sources(
+    model_id: str,
+    *,
+    revision: str | None = None,
+    adapter: str | None = None,
+    gguf_file: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    max_bytes: int | None = None,
+    weights: bool = True,
+) -> tuple[Source, Source | None]:
+    """Finds or fetches a model's files and those of the adapter over it.
+
+    Arguments are as in `load`, and `weights=False` leaves weights on the Hub where it tells their
+    sha256: enough to identify them, not to load them.
+
+    Raises:
+        InputError: nothing there, or nothing there that may be opened.
+        UnavailableError: something it needs is not there now.
+    """
+    options: dict[str, Any] = {
+        "token": token,
+        "trust_remote_code": trust_remote_code,
+        "max_bytes": max_bytes,
+        "weights": weights,
+    }
+    source = resolve(model_id, revision=revision, gguf_file=gguf_file, **options)
+    adapter_source = None
+    if adapter is not None:
+        adapter_source = resolve(adapter, **options)
+        if not adapter_source.is_adapter():
+            raise InputError(f"{adapter} is not a PEFT adapter (no {ADAPTER_CONFIG}).")
+    if source.is_adapter():
+        if adapter_source is not None:
+            raise InputError(f"{model_id} is itself an adapter; give its base as the model.")
+        adapter_source = source
+        base = read_json(source.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        if not base:
+            raise InputError(
+                f"The adapter {model_id} names no base; pass BASE --adapter {model_id}"
+            )
+        # An adapter from the Hub must not make this machine open one of its own folders.
+        source = resolve(str(base), **options, local=adapter_source.commit is None)
+    if source.is_adapter():
+        raise InputError(f"The base {source.id} of the adapter {model_id} is an adapter itself.")
+    return source, adapter_source
 
 
 def _check_transform(organism: Organism, quantization: str | None) -> None:
@@ -204,12 +236,7 @@ def _load_base(
 ) -> tuple[Any, Any]:
     import transformers
 
-    where = {"pretrained_model_name_or_path": str(source.folder), "local_files_only": True}
-    where["trust_remote_code"] = trust_remote_code
-    if source.gguf_file:
-        where["gguf_file"] = source.gguf_file
-    elif not trust_remote_code:
-        _check_no_remote_code(source)
+    where = _where(source, trust_remote_code)
     with explain_loading(source.id):
         config = transformers.AutoConfig.from_pretrained(**where)
         check_architecture(config)
@@ -249,6 +276,44 @@ def _load_base(
     if quantization == "4bit":
         keep_from_packing(model)
     return model, tokenizer
+
+
+def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer alone, without the weights.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    where = _where(source, trust_remote_code)
+    with explain_loading(source.id):
+        return _load_tokenizer(where, source)
+
+
+def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
+    """The configuration alone, with the defaults that transformers fills in.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    import transformers
+
+    where = _where(source, trust_remote_code)
+    with explain_loading(source.id):
+        return transformers.AutoConfig.from_pretrained(**where)
+
+
+def _where(source: Source, trust_remote_code: bool) -> dict[str, Any]:
+    """Arguments that tell transformers where a model is."""
+    where: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(source.folder),
+        "local_files_only": True,
+        "trust_remote_code": trust_remote_code,
+    }
+    if source.gguf_file:
+        where["gguf_file"] = source.gguf_file
+    elif not trust_remote_code:
+        _check_no_remote_code(source)
+    return where
 
 
 def _load_tokenizer(where: dict[str, Any], source: Source) -> Any:

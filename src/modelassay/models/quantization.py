@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from torch import Tensor
+
 from modelassay.errors import UnavailableError
 
 
@@ -49,3 +51,15 @@ def stored_quantization(config: Any) -> str | None:
         return None
     method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
     return str(getattr(method, "value", method))
+
+
+def unpacked(parameter: Any) -> Tensor:
+    """A weight in plain numbers where bitsandbytes packed it and can unpack it, else as it is."""
+    value = parameter.detach()
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(value, state)
+    if (scales := getattr(parameter, "SCB", None)) is not None:
+        return value.float() * (scales.float().reshape(-1, 1) / 127)
+    return value

@@ -8,7 +8,8 @@ forensics need not know where it came from.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Source:
     commit: str | None
     """Hub commit, or None."""
     gguf_file: str | None = None
+    remote: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of weight files that were left on the Hub, by path."""
 
     def weight_files(self) -> list[Path]:
         """The files that hold this source's weights, sorted by name.
@@ -48,7 +51,7 @@ class Source:
             return [self.folder / ADAPTER_WEIGHTS]
         name = read_json(self.folder / "config.json").get("transformers_weights")
         if name is None:
-            single = (self.folder / SINGLE_FILE).is_file() or not (self.folder / INDEX).is_file()
+            single = self.has(SINGLE_FILE) or not (self.folder / INDEX).is_file()
             name = SINGLE_FILE if single else INDEX
         elif not isinstance(name, str) or not name.endswith((".safetensors", INDEX[5:])):
             raise InputError(f"The config of {self.id} names weights that are no safetensors file.")
@@ -69,7 +72,15 @@ class Source:
         return (self.folder / ADAPTER_CONFIG).is_file()
 
     def _has_model(self) -> bool:
-        return any((self.folder / name).is_file() for name in (SINGLE_FILE, INDEX))
+        return any(self.has(name) for name in (SINGLE_FILE, INDEX))
+
+    def sha256_on_hub(self, file: Path) -> str | None:
+        """sha256 of a weight file that was left on the Hub."""
+        return self.remote.get(file.relative_to(self.folder).as_posix())
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name, here or left on the Hub."""
+        return name in self.remote or (self.folder / name).is_file()
 
 
 def resolve(
@@ -81,11 +92,13 @@ def resolve(
     trust_remote_code: bool = False,
     max_bytes: int | None = None,
     local: bool = True,
+    weights: bool = True,
 ) -> Source:
     """Finds or fetches the files of a model or adapter.
 
     `max_bytes` bounds what is fetched from the Hub, `local=False` leaves this machine's folders
-    out; the other arguments are those of `load`.
+    out, `weights=False` leaves weights on the Hub if it tells their sha256; the other arguments are
+    those of `load`.
 
     Raises:
         InputError: nothing there, or nothing there that may be opened.
@@ -117,8 +130,16 @@ def resolve(
         gguf_file=gguf_file,
         code=trust_remote_code,
         max_bytes=max_bytes,
+        weights=weights,
     )
-    return _checked(Source(model_id, snapshot.folder, snapshot.commit, gguf_file))
+    remote = {
+        name: file.sha256
+        for name, file in snapshot.listing.items()
+        if file.sha256 is not None and name.endswith((".safetensors", ".gguf"))
+    }
+    return _checked(
+        Source(model_id, snapshot.folder, snapshot.commit, gguf_file, {} if weights else remote)
+    )
 
 
 def _find_local(model_id: str, gguf_file: str | None) -> Source | None:
@@ -145,7 +166,7 @@ def _find_local(model_id: str, gguf_file: str | None) -> Source | None:
 def _checked(source: Source) -> Source:
     """The same source, if its files are all there and there is one way to read them."""
     if source.is_adapter():
-        if not (source.folder / ADAPTER_WEIGHTS).is_file():
+        if not source.has(ADAPTER_WEIGHTS):
             raise InputError(f"The adapter {source.id} has no {ADAPTER_WEIGHTS}.")
         return source
     if source.has_adapter():  # transformers would apply it without a word
@@ -160,9 +181,9 @@ def _checked(source: Source) -> Source:
         outside = not file.is_relative_to(source.folder)
         if outside or ".." in file.relative_to(source.folder).parts:
             raise InputError(f"The index of {source.id} names a weight file outside its folder.")
-    missing = [file.name for file in source.weight_files() if not file.is_file()]
+    missing = [f for f in source.weight_files() if not (source.sha256_on_hub(f) or f.is_file())]
     if missing:
-        raise InputError(f"{source.id} lacks the weight file {missing[0]}.")
+        raise InputError(f"{source.id} lacks the weight file {missing[0].name}.")
     return source
 
 

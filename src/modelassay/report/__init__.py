@@ -2,6 +2,6 @@
 
 from modelassay.report.html import to_html
 from modelassay.report.json import to_dict, to_json
-from modelassay.report.terminal import print_report
+from modelassay.report.terminal import print_report, print_verification
 
-__all__ = ["print_report", "to_dict", "to_html", "to_json"]
+__all__ = ["print_report", "print_verification", "to_dict", "to_html", "to_json"]

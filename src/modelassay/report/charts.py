@@ -7,6 +7,7 @@ from typing import Any
 from modelassay.scan_report import ScanReport
 from modelassay.separation import Separation
 from modelassay.verdict import SELECTIVITY_PASS, SEPARATION_PASS, SEPARATION_WARNING
+from modelassay.verification_report import VerificationReport
 
 # Colour-blind safe (Okabe & Ito 2008).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -53,6 +54,51 @@ def separation_by_layer(report: ScanReport) -> Any:
             x=1, xref="paper", y=level, text=f"{text} {level}σ", showarrow=False, yshift=8,
             font={"size": 10, "color": "#777777"}, xanchor="right",
         )  # fmt: skip
+    return figure
+
+
+def similarity_by_layer(report: VerificationReport) -> Any | None:
+    """Cosine of each concept's direction with the baseline's, and likeness of the signatures."""
+    found = report.differences
+    if found is None or not found.same_tokens:
+        return None
+    figure = _figure("Likeness to the baseline by block", "block", "1 = the same")
+    for i, (name, values) in enumerate(found.cosines.items()):
+        figure.add_scatter(
+            x=list(values),
+            y=list(values.values()),
+            name=f"{name}: cosine",
+            line={"color": PALETTE[i % len(PALETTE)], "width": 2.5},
+        )
+    figure.add_scatter(
+        x=list(found.distances),
+        y=[1 - distance for distance in found.distances.values()],
+        name="signature: 1 - distance",
+        mode="lines+markers",
+        line={"color": PALETTE[-1], "dash": "dot"},
+    )
+    figure.update_yaxes(range=[min(-0.05, *(1 - d for d in found.distances.values())), 1.05])
+    return figure
+
+
+def weight_change_by_block(report: VerificationReport) -> Any | None:
+    """How much each block's weights differ from the baseline's, those with an ablation's mark."""
+    found = report.differences
+    if found is None or found.weights is None:
+        return None
+    weights = found.weights
+    marked = set(weights.mark.blocks) if weights.mark else set()
+    figure = _figure("Change of the weights by block", "block", "relative change")
+    for name, colour, shown in (
+        ("changed", PALETTE[0], weights.by_block.keys() - marked),
+        ("changed as ablation does", PALETTE[1], marked),
+    ):
+        if shown:
+            blocks = sorted(shown)
+            values = [weights.by_block[block] for block in blocks]
+            figure.add_bar(x=blocks, y=values, name=name, marker={"color": colour})
+    figure.update_yaxes(tickformat=".1%", rangemode="tozero")
+    figure.update_layout(showlegend=True)
     return figure
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from modelassay.report.charts import all_charts
-from modelassay.report.rows import concept_rows, fact_rows
+from modelassay.report.rows import VERIFICATION_TITLES, concept_rows, fact_rows
 from modelassay.scan_report import ScanReport
 from modelassay.verdict import Verdict
+from modelassay.verification_report import VerificationReport
 
 COLOURS = {
     Verdict.PASS: "#1a7f37",
@@ -28,12 +30,23 @@ td{overflow-wrap:anywhere} h2{margin-top:2rem} .small{color:#57606a;font-size:.8
 
 def verdict_card(report: ScanReport) -> str:
     """The verdict and its reasons as an HTML fragment; everything from outside is escaped."""
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report.reasons)
-    colour = COLOURS[report.verdict]
+    return _card(_title(report), report.verdict.value, COLOURS[report.verdict], report.reasons)
+
+
+def verification_card(report: VerificationReport) -> str:
+    """Whether a model is the baseline's, and why, as an HTML fragment."""
+    like = {True: Verdict.PASS, False: Verdict.CRITICAL, None: Verdict.INCONCLUSIVE}
+    title = VERIFICATION_TITLES[report.verified]
+    kind = f"{title}: {report.kind.value}" if report.kind else title
+    return _card(report.model, kind, COLOURS[like[report.verified]], report.reasons)
+
+
+def _card(name: str, title: str, colour: str, reasons: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
     return (
         f'<div class="card" style="border-left:8px solid {colour};padding:1rem 1.5rem">'
-        f'<div>{escape(_title(report))}</div><h1 style="color:{colour};margin:.2rem 0">'
-        f"{report.verdict.value}</h1><ul>{reasons}</ul></div>"
+        f'<div>{escape(name)}</div><h1 style="color:{colour};margin:.2rem 0">'
+        f"{escape(title)}</h1><ul>{items}</ul></div>"
     )
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
-
-from modelassay.scan_report import ScanReport
+from typing import Any, Protocol
 
 
-def to_dict(report: ScanReport) -> dict[str, Any]:
+class Report(Protocol):
+    """Anything that has a form of JSON-ready values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values."""
+        ...
+
+
+def to_dict(report: Report) -> dict[str, Any]:
     """The report as values of strict JSON: floats at 6 significant digits, null for NaN."""
     return _finite(report.to_dict())
 
 
-def to_json(report: ScanReport) -> str:
+def to_json(report: Report) -> str:
     """The same as text, indented, ending in a line break."""
     return json.dumps(to_dict(report), indent=2, allow_nan=False) + "\n"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from modelassay.scan_report import ScanReport
+from modelassay.verification_report import VerificationReport
 
 CONCEPT_HEADER = ["concept", "separation (95%)", "p", "AUROC", "AMS", "level"]
+VERIFICATION_TITLES = {True: "VERIFIED", False: "NOT VERIFIED", None: "UNKNOWN"}
 DETAIL_HEADER = [*CONCEPT_HEADER, "block", "pairs"]
 
 
@@ -51,6 +53,9 @@ def fact_rows(report: ScanReport) -> list[list[str]]:
     if (other := report.compare) is not None:
         drifts = [f"{name} {drift:+.2f}σ" for name, drift in report.separation_drifts().items()]
         rows.append([f"against {other.model.id}", f"{other.verdict.value}; {', '.join(drifts)}"])
+    if (v := report.verification) is not None:
+        outcome = VERIFICATION_TITLES[v.verified].lower()
+        rows.append([f"against {v.baseline_model}", f"{outcome}: {' '.join(v.reasons)}"])
     m = report.model
     rows += [["organism", m.organism]] if m.organism else []
     rows += [
@@ -62,6 +67,29 @@ def fact_rows(report: ScanReport) -> list[list[str]]:
         ["mode", report.mode],
         ["time", report.provenance["time"]],
     ]
+    return rows
+
+
+def check_rows(report: VerificationReport) -> list[list[str]]:
+    """The header and one row for each thing that was compared."""
+    return [
+        ["compared", "outcome", "found"],
+        *([check.name, check.outcome, check.detail] for check in report.checks),
+    ]
+
+
+def verification_rows(report: VerificationReport) -> list[list[str]]:
+    """Model, baseline and kind of difference as (name, value)."""
+    rows = [["model", report.model], ["revision", report.revision or "local"]]
+    if (origin := report.baseline) is not None:
+        where = origin.source + (f", by {origin.author}" if origin.author else "")
+        rows += [
+            ["baseline", f"{origin.id} ({where})"],
+            ["of model", report.baseline_model or "unknown"],
+        ]
+        rows += [["commit", origin.revision]] if origin.revision else []
+    if report.kind is not None:
+        rows.append(["difference", report.kind.value])
     return rows
 
 

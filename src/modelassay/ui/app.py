@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from modelassay.ui.scan_tab import create_scan_tab
+from modelassay.ui.verify_tab import create_verify_tab
 
 INTRO = """# modelassay
 Anyone can strip the safety training out of an open-weight model and upload it again under a
@@ -23,6 +24,8 @@ def build_app() -> gr.Blocks:
         gr.Markdown(INTRO)
         with gr.Tab("Scan"):
             create_scan_tab()
+        with gr.Tab("Verify"):
+            create_verify_tab()
     # One scan at a time fills the machine; the rest wait in line, and a long line is turned away.
     return demo.queue(max_size=20, default_concurrency_limit=1)
 

@@ -24,15 +24,8 @@ from modelassay.report.html import verdict_card
 from modelassay.report.rows import concept_rows, fact_rows
 from modelassay.scan_report import ScanReport
 from modelassay.ui.service import CONCURRENCY_ID, Step, run_scan
+from modelassay.ui.text import plain, progress
 
-PHASES = {
-    "fetching": "Fetching the model",
-    "loading": "Loading the model",
-    "weights": "Searching the weights for erased directions",
-    "reading": "Reading activations",
-    "statistics": "Measuring separation",
-    "answering": "Judging short answers",
-}
 EXAMPLES = [
     ["organism:safe", "standard"],
     ["organism:uncensored", "standard"],
@@ -101,11 +94,11 @@ def create_scan_tab() -> None:
         try:
             for result in run_scan(*inputs):
                 if isinstance(result, Step):
-                    yield {status: _progress(result)}
+                    yield {status: progress(result)}
                 else:
                     yield dict(zip(outputs, _show(result), strict=True))
         except AssayError as error:
-            yield {status: f"**Not scanned.** {_plain(str(error))}"}
+            yield {status: f"**Not scanned.** {plain(str(error))}"}
 
     running = start.click(
         scan_for_page,
@@ -188,13 +181,3 @@ def _detail_charts(concept: str, details: dict[str, list[str]]) -> tuple[Any, An
         return gr.update(visible=False), gr.update(visible=False)
     first, second = (plotly.io.from_json(text) for text in details[concept])
     return gr.update(value=first, visible=True), gr.update(value=second, visible=True)
-
-
-def _progress(step: Step) -> str:
-    count = f" {step.done} of {step.total}" if step.total > 1 else ""
-    return f"{PHASES.get(step.phase, step.phase)}…{count}"
-
-
-def _plain(text: str) -> str:
-    """Text in which Markdown and HTML mean nothing."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|<>&-])", lambda match: f"&#{ord(match.group())};", text)

@@ -1,4 +1,4 @@
-"""Runs scans for visitors: checks what they ask for, reports progress, uses a GPU if there is one.
+"""Runs scans and verifications for visitors: checks requests, reports progress, uses a GPU if any.
 
 The page is public. A visitor names a model on the Hub, the embedded one or a model organism and
 nothing else: no path of the server (unless MODELASSAY_ALLOW_LOCAL=1, for use on your own machine),
@@ -7,15 +7,23 @@ no token but their own, no remote code, and no model larger than MAX_MODEL_BYTES
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import queue
+import tempfile
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import spaces
 
+from modelassay.baselines import create_baseline, list_baselines, save_baseline
+from modelassay.baselines.hub_store import REFERENCE
+from modelassay.baselines.record import INDEX_FILE
 from modelassay.concepts import MODES
 from modelassay.errors import AssayError, InputError
 from modelassay.hub import REPO_ID, trim_cache
@@ -24,6 +32,7 @@ from modelassay.models.organisms import find_organism, is_organism
 from modelassay.models.sources import resolve
 from modelassay.scan_report import ScanReport
 from modelassay.scanning import scan
+from modelassay.verification import VerificationReport, verify, verify_files
 
 MAX_MODEL_BYTES = 20_000_000_000
 MAX_CACHE_BYTES = 60_000_000_000
@@ -33,7 +42,7 @@ CONCURRENCY_ID = "model"
 
 @dataclass(frozen=True)
 class Step:
-    """Progress of a running scan."""
+    """Progress of what is running."""
 
     phase: str
     done: int
@@ -75,23 +84,83 @@ def run_scan(
         ids.append(check_model_id(compare))
     if mode not in MODES:
         raise InputError(f"Unknown mode {mode!r}; choose {', '.join(MODES)}.")
+    yield from _fetch(ids)
+    options = {"mode": mode, "chat_template": chat_template}
+    yield from _run("scan", ids[0], {**options, "compare": ids[1] if len(ids) > 1 else None})
+
+
+def run_verify(model_id: str, against: str = "") -> Iterator[Step | VerificationReport]:
+    """Compares a model with a baseline for a visitor; yields as `run_scan` does."""
+    model_id, against = check_model_id(model_id), check_baseline(against)
+    yield Step("files", 0, 1)
+    # Hashes need no GPU, and no weights of a model on the Hub.
+    decided = verify_files(model_id, against or None, token=False, max_bytes=MAX_MODEL_BYTES)
+    if isinstance(decided, VerificationReport):
+        yield decided
+        return
+    yield from _fetch([model_id])
+    yield from _run("verify", model_id, {"against": against or None})
+
+
+def run_create(model_id: str) -> Iterator[Step | tuple[dict[str, Any], bytes]]:
+    """Makes a baseline for a visitor: its index, and its files as a zip archive."""
+    model_id = check_model_id(model_id)
+    yield from _fetch([model_id])
+    yield from _run("create", model_id, {})
+
+
+def check_baseline(reference: str) -> str:
+    """The baseline if a visitor may ask for it: a name, a Hub data set, a model's id, or nothing.
+
+    Raises:
+        InputError: it is a path or nonsense.
+    """
+    reference = (reference or "").strip()
+    known = {index.name for index, _ in list_baselines()}
+    known |= {index.model.id for index, _ in list_baselines()}
+    if not reference or reference in known:
+        return reference
+    if REFERENCE.fullmatch(reference) and not os.path.exists(reference):
+        return reference
+    raise InputError(
+        f"{reference[:100]!r} is no baseline: choose one from the list, or give a Hub data set"
+        " (owner/repo[:name][@revision])."
+    )
+
+
+def _fetch(ids: list[str]) -> Iterator[Step]:
     yield Step("fetching", 0, len(ids))
     trim_cache(MAX_CACHE_BYTES)
     for done, name in enumerate(ids, start=1):
         # Outside the GPU call, whose seconds are counted.
         resolve(name, token=False, max_bytes=MAX_MODEL_BYTES)
         yield Step("fetching", done, len(ids))
-    for result in _scan_on_gpu(ids, mode, chat_template):
+
+
+def _run(task: str, model_id: str, options: dict[str, Any]) -> Iterator[Any]:
+    for result in _run_on_gpu(task, model_id, options):
         # Errors cross the process border of ZeroGPU as text only, so they are sent as values.
         if isinstance(result, str):
             raise InputError(result)
         yield result
 
 
+def _create(model_id: str, **options: Any) -> tuple[dict[str, Any], bytes]:
+    baseline = create_baseline(model_id, **options)
+    archive = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(archive, "w") as file:
+        save_baseline(baseline, Path(folder))
+        for path in sorted(Path(folder).iterdir()):
+            file.write(path, f"{baseline.name}/{path.name}")
+        index = json.loads((Path(folder) / INDEX_FILE).read_text(encoding="utf-8"))
+    return index, archive.getvalue()
+
+
+TASKS: dict[str, Callable[..., Any]] = {"scan": scan, "verify": verify, "create": _create}
+
+
 @spaces.GPU(duration=GPU_SECONDS)
-def _scan_on_gpu(
-    ids: list[str], mode: str, chat_template: bool
-) -> Iterator[Step | ScanReport | str]:
+def _run_on_gpu(task: str, model_id: str, options: dict[str, Any]) -> Iterator[Any]:
     results: queue.Queue[Any] = queue.Queue()
     gone = threading.Event()
 
@@ -102,22 +171,20 @@ def _scan_on_gpu(
 
     def work() -> None:
         try:
-            report = scan(
-                ids[0],
-                mode=mode,
-                compare=ids[1] if len(ids) > 1 else None,
-                chat_template=chat_template,
+            result = TASKS[task](
+                model_id,
                 on_progress=on_progress,
                 token=False,
                 max_bytes=MAX_MODEL_BYTES,
+                **options,
             )
-            results.put(report)
+            results.put(result)
         except _Cancelled:
             pass
         except AssayError as error:
             results.put(str(error))
         except Exception:
-            results.put("The scan failed unexpectedly; please report the model and the mode.")
+            results.put("It failed unexpectedly; please report the model and what you asked for.")
             raise
 
     worker = threading.Thread(target=work, daemon=True)

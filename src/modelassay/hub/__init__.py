@@ -1,0 +1,29 @@
+"""The one door to the Hugging Face Hub.
+
+Everything is fetched as files into the Hub's own cache before it is opened, so that a model from
+the Hub and a local folder take the same way from there on. Errors of the Hub become one line each.
+"""
+
+from modelassay.hub.cache import silence_downloads, trim_cache
+from modelassay.hub.errors import REPO_ID
+from modelassay.hub.models import check_weight_files, fetch_model
+from modelassay.hub.repositories import Commit, Listed, commit_files, find_datasets, update_card
+from modelassay.hub.snapshots import RemoteFile, Snapshot, fetch_snapshot
+from modelassay.hub.tables import read_dataset
+
+__all__ = [
+    "REPO_ID",
+    "Commit",
+    "Listed",
+    "RemoteFile",
+    "Snapshot",
+    "check_weight_files",
+    "commit_files",
+    "fetch_model",
+    "fetch_snapshot",
+    "find_datasets",
+    "read_dataset",
+    "silence_downloads",
+    "trim_cache",
+    "update_card",
+]

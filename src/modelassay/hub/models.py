@@ -1,0 +1,92 @@
+"""Models and adapters on the Hub: their files, fetched into its cache before they are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from modelassay.errors import InputError
+from modelassay.hub.snapshots import RemoteFile, Snapshot, fetch_snapshot, matches
+
+TOKENIZER_AND_CONFIG = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+# Copies of the weights in other formats, which some repositories keep in subfolders.
+NOT_NEEDED = ("original/*", "onnx/*", "openvino/*", "metal/*", "consolidated*", "*.msgpack")
+
+
+def fetch_model(
+    repo_id: str,
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    gguf_file: str | None,
+    code: bool,
+    max_bytes: int | None = None,
+    weights: bool = True,
+) -> Snapshot:
+    """Fetches the config, tokenizer and safetensors (or one GGUF file) of a model or adapter.
+
+    Offline, a cached snapshot is used.
+
+    Args:
+        repo_id: `owner/name`.
+        revision: Branch, tag or commit; None for the main branch.
+        token: Hub token, None for the stored one, False for none at all.
+        gguf_file: Fetch this GGUF file in place of safetensors.
+        code: Fetch Python files too (for `trust_remote_code`).
+        max_bytes: Refuse a repository of which more would be fetched; None for no bound.
+        weights: False leaves the weights on the Hub, which tells their sha256.
+
+    Raises:
+        InputError: unknown repository or revision, one without safetensors, too large a one, or a
+            token that cannot be one.
+        UnavailableError: gated, forbidden, or unreachable and not cached.
+    """
+    weight_patterns = [gguf_file] if gguf_file else ["*.safetensors"]
+    patterns = [*TOKENIZER_AND_CONFIG, *(["*.py"] if code else [])]
+    patterns += weight_patterns if weights else []
+
+    def check(files: Mapping[str, RemoteFile]) -> None:
+        needed = {name: f for name, f in files.items() if not matches(name, NOT_NEEDED)}
+        check_weight_files(repo_id, list(needed), gguf_file)
+        size = sum(file.size for name, file in needed.items() if matches(name, patterns))
+        if max_bytes is not None and size > max_bytes:
+            raise InputError(
+                f"{repo_id} has {size / 1e9:.0f} GB of weights; this page takes up to"
+                f" {max_bytes / 1e9:.0f} GB. Install modelassay to scan it on your own machine."
+            )
+
+    snapshot = fetch_snapshot(
+        repo_id,
+        kind="model",
+        revision=revision,
+        token=token,
+        patterns=patterns,
+        ignore=NOT_NEEDED,
+        check=check,
+    )
+    if weights or not snapshot.listing:
+        check_weight_files(repo_id, snapshot.names(), gguf_file)  # it may be from the cache
+    return snapshot
+
+
+def check_weight_files(where: str, files: list[str], gguf_file: str | None = None) -> None:
+    """Refuses a folder or repository whose weights cannot be read without pickle.
+
+    Raises:
+        InputError: says which files are missing and what would do.
+    """
+    if gguf_file:
+        if gguf_file not in files:
+            raise InputError(f"{where} has no file {gguf_file!r}.")
+        return
+    if any(file.endswith(".safetensors") for file in files):
+        return
+    ggufs = [file for file in files if file.endswith(".gguf")]
+    if ggufs:
+        some = ", ".join(ggufs[:4])
+        raise InputError(f"{where} has only GGUF weights; choose one with --gguf-file: {some}")
+    if any(file.endswith((".bin", ".pt", ".pth", ".ckpt")) for file in files):
+        raise InputError(
+            f"{where} has only pickled weights (.bin), which can run code when opened; convert"
+            " them to safetensors first."
+        )
+    raise InputError(f"{where} has no model weights (no .safetensors file).")

@@ -1,0 +1,107 @@
+"""Rows of tables: files of the user, or data sets on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from modelassay.errors import InputError, UnavailableError, first_line
+from modelassay.hub.errors import DATA_ELSEWHERE, REPO_ID, answered, hub_errors, offline
+
+# Suffixes of tables, and the reader in `datasets` for each.
+TABLES = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
+
+
+def read_dataset(
+    where: str | Path,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    data_files: str | None = None,
+    token: str | bool | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of a table: a local JSON, JSONL, CSV or Parquet file (also gzipped), or a Hub data set.
+
+    Args:
+        where: Path of a file, or `owner/name`.
+        config: Configuration of a Hub data set.
+        split: Split of a Hub data set.
+        data_files: One file of a Hub data set, where it has no configurations.
+        token: Hub token, None for the stored one.
+
+    Raises:
+        InputError: no such file or data set, or one that cannot be parsed.
+        UnavailableError: the Hub cannot be reached.
+    """
+    path = Path(where)
+    if path.is_file():
+        return _read_table(path)
+    if path.suffix.lstrip(".") in (*TABLES, "gz") or path.is_absolute() or path.exists():
+        raise InputError(f"No data file at {where}; give a JSON, JSONL, CSV or Parquet file.")
+    if not REPO_ID.fullmatch(str(where)) or "/" not in str(where):
+        raise InputError(f"{str(where)!r} is neither a data file nor a Hub data set (owner/name).")
+    import datasets
+    from datasets import exceptions
+
+    _quieten_datasets()
+    with hub_errors(str(where), elsewhere=DATA_ELSEWHERE):
+        try:
+            table = datasets.load_dataset(
+                str(where), config, split=split, data_files=data_files, token=token
+            )
+        except exceptions.DatasetNotFoundError as error:
+            raise InputError(
+                f"No data set {str(where)!r} on the Hub that you may see: check the spelling, or"
+                " pass a token if it is private or gated."
+            ) from error
+        except FileNotFoundError as error:  # so it says whatever went wrong on the way to the Hub
+            if (answer := _http_cause(error)) is not None:
+                raise answered(str(where), answer) from error
+            raise offline(str(where), DATA_ELSEWHERE) from error
+        except (ValueError, exceptions.DatasetsError) as error:
+            raise InputError(f"Cannot read the data set {where}: {first_line(error)}") from error
+        return [dict(row) for row in table]
+
+
+def _http_cause(error: BaseException | None) -> Any | None:
+    """The Hub's own answer behind an error, if there was one."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    while error is not None:
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    import tempfile
+
+    import datasets
+    from datasets import exceptions
+
+    _quieten_datasets()
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    kind = TABLES.get(suffix.lstrip("."))
+    if kind is None:
+        raise InputError(f"{path} is no JSON, JSONL, CSV or Parquet file.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty.")
+    with tempfile.TemporaryDirectory() as scratch:  # its cache would outlive changes of the file
+        try:
+            table = datasets.load_dataset(
+                kind, data_files=str(path), split="train", cache_dir=scratch
+            )
+            return [dict(row) for row in table]
+        except OSError as error:
+            raise UnavailableError(f"{path} cannot be read: {first_line(error)}") from error
+        except (ValueError, TypeError, StopIteration, exceptions.DatasetsError) as error:
+            cause = error.__cause__ or error
+            raise InputError(f"{path} cannot be parsed: {first_line(cause)}") from error
+
+
+def _quieten_datasets() -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()

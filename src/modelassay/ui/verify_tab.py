@@ -1,0 +1,214 @@
+"""The Verify tab and the endpoints about baselines."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from modelassay.baselines import list_baselines, search_baselines
+from modelassay.errors import AssayError
+from modelassay.report import to_dict
+from modelassay.report.charts import similarity_by_layer, weight_change_by_block
+from modelassay.report.html import verification_card
+from modelassay.report.rows import check_rows, verification_rows
+from modelassay.ui.service import CONCURRENCY_ID, Step, run_create, run_verify
+from modelassay.ui.text import plain, progress
+from modelassay.verification import VerificationReport
+
+EXAMPLES = [
+    ["embedded", "embedded"],
+    ["organism:bf16", "organism-safe"],
+    ["organism:benign", "organism-safe"],
+    ["organism:abliterated", "organism-safe"],
+]
+
+
+def create_verify_tab() -> None:
+    """Builds the tab inside the current `gr.Blocks`."""
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            model = gr.Textbox(
+                "embedded",
+                label="Model",
+                info="A Hub id (owner/name), `embedded`, or an organism such as `organism:benign`",
+                max_length=200,
+            )
+            against = gr.Dropdown(
+                _choices(),
+                value="embedded",
+                allow_custom_value=True,
+                label="Baseline",
+                info="One of this list, or a Hub data set: owner/repo[:name][@revision]",
+            )
+            with gr.Row():
+                start = gr.Button("Verify", variant="primary")
+                stop = gr.Button("Stop", variant="stop")
+            gr.Examples(EXAMPLES, [model, against])
+            status = gr.Markdown()
+            with gr.Accordion("Find baselines on the Hub", open=False):
+                wanted = gr.Textbox(label="Of the model", max_length=200)
+                search = gr.Button("Search")
+                found = gr.Dataframe(visible=False, show_label=False, wrap=True)
+            with gr.Accordion("Make a baseline of the model", open=False):
+                make = gr.Button("Measure")
+                archive = gr.DownloadButton("Baseline (zip)", visible=False)
+        with gr.Column(scale=3):
+            card = gr.HTML(container=False)
+            checks = gr.Dataframe(
+                visible=False,
+                label="What was compared",
+                wrap=True,
+                column_widths=["22%", "10%", "68%"],
+                max_height=900,
+            )
+            with gr.Row():
+                likeness = gr.Plot(visible=False, show_label=False)
+                change = gr.Plot(visible=False, show_label=False)
+            facts = gr.Dataframe(visible=False, label="Model and baseline", wrap=True)
+    outputs = [status, card, checks, likeness, change, facts]
+
+    def verify_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
+        hidden = dict.fromkeys(outputs[2:], gr.update(visible=False))
+        yield {status: "Waiting for the machine…", card: "", **hidden}
+        try:
+            for result in run_verify(*inputs):
+                if isinstance(result, Step):
+                    yield {status: progress(result)}
+                else:
+                    yield dict(zip(outputs, _show(result), strict=True))
+        except AssayError as error:
+            yield {status: f"**Not verified.** {plain(str(error))}"}
+
+    def create_for_page(model_id: str) -> Iterator[dict[Any, Any]]:
+        yield {status: "Waiting for the machine…", archive: gr.update(visible=False)}
+        try:
+            for result in run_create(model_id):
+                if isinstance(result, Step):
+                    yield {status: progress(result)}
+                else:
+                    index, data = result
+                    path = Path(tempfile.mkdtemp(prefix="modelassay-")) / f"{index['name']}.zip"
+                    path.write_bytes(data)
+                    yield {
+                        status: "Measured.",
+                        archive: gr.update(value=str(path), visible=True),
+                    }
+        except AssayError as error:
+            yield {status: f"**Not measured.** {plain(str(error))}"}
+
+    def search_for_page(model_id: str) -> dict[Any, Any]:
+        try:
+            rows = search_baselines(model=model_id.strip() or None, token=False)
+        except AssayError as error:
+            return {status: plain(str(error)), found: gr.update(visible=False)}
+        cells = [[row.repo_id, ", ".join(row.models), row.revision or ""] for row in rows]
+        table = {"headers": ["data set", "models", "commit"], "data": cells}
+        return {status: f"{len(rows)} data sets.", found: gr.update(value=table, visible=True)}
+
+    queue: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 1}
+    page: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    running = start.click(verify_for_page, [model, against], outputs, **queue, **page)
+    making = make.click(create_for_page, [model], [status, archive], **queue, **page)
+    stop.click(
+        lambda: "Stopped.", None, status, cancels=[running, making], api_visibility="private"
+    )
+    search.click(search_for_page, [wanted], [status, found], **page)
+    gr.api(verify_endpoint, api_name="verify", **queue)
+    gr.api(create_endpoint, api_name="create_baseline", **queue)
+    gr.api(list_endpoint, api_name="list_baselines")
+    gr.api(search_endpoint, api_name="search_baselines")
+
+
+def verify_endpoint(model: str = "embedded", against: str = "") -> dict:
+    """Check whether a model is the one that a baseline was made from.
+
+    Args:
+        model: A Hugging Face Hub id such as "owner/name", "embedded", or a model organism such as
+            "organism:benign".
+        against: A baseline's name (see list_baselines), the id of the model it was made from, or a
+            Hub data set "owner/repo:name@revision"; empty takes the baseline of a model of this id.
+
+    Returns:
+        The report, schema "modelassay.verify/1": verified (true, false or null), kind, checks,
+        baseline, reasons.
+    """
+    return to_dict(_last(run_verify(model, against)))
+
+
+def create_endpoint(model: str = "embedded") -> dict:
+    """Measure a model and return the index of a baseline of it.
+
+    Args:
+        model: A Hugging Face Hub id such as "owner/name", "embedded", or a model organism.
+
+    Returns:
+        The index, schema "modelassay.baseline/1": model, sha256 of its files, separation of each
+        concept, refusal. The vectors are left out; the page and the command line give them too.
+    """
+    return _last(run_create(model))[0]
+
+
+def list_endpoint() -> list:
+    """List the baselines that a model can be verified against without the Hub.
+
+    Returns:
+        Name, model id and commit of each.
+    """
+    return [
+        {"name": index.name, "model": index.model.id, "revision": index.model.revision}
+        for index, _ in list_baselines()
+    ]
+
+
+def search_endpoint(model: str = "", author: str = "") -> list:
+    """Search the Hugging Face Hub for data sets with baselines.
+
+    Args:
+        model: Only those with a baseline of this model id; empty for all.
+        author: Only those of this namespace; empty for all.
+
+    Returns:
+        Data set id, author, commit and models of each.
+    """
+    try:
+        found = search_baselines(
+            model=model.strip() or None, author=author.strip() or None, token=False
+        )
+    except AssayError as error:
+        raise gr.Error(str(error)) from error
+    return [
+        {"repo_id": e.repo_id, "author": e.author, "revision": e.revision, "models": list(e.models)}
+        for e in found
+    ]
+
+
+def _last(results: Iterator[Any]) -> Any:
+    """What a run ends with."""
+    try:
+        for result in results:
+            if not isinstance(result, Step):
+                return result
+    except AssayError as error:
+        raise gr.Error(str(error)) from error
+    raise gr.Error("It ended without a result.")
+
+
+def _choices() -> list[str]:
+    return [index.name for index, _ in list_baselines()]
+
+
+def _show(report: VerificationReport) -> tuple[Any, ...]:
+    header, *rows = check_rows(report)
+    charts = similarity_by_layer(report), weight_change_by_block(report)
+    facts = {"headers": ["", "value"], "data": verification_rows(report)}
+    return (
+        f"Done in {report.provenance.get('seconds', 0):.0f} s.",
+        verification_card(report),
+        gr.update(value={"headers": header, "data": rows}, visible=bool(rows)),
+        *(gr.update(value=chart, visible=chart is not None) for chart in charts),
+        gr.update(value=facts, visible=True),
+    )

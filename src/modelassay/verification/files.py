@@ -1,0 +1,114 @@
+"""What the hashes of a model's files tell against a baseline's."""
+
+from __future__ import annotations
+
+from modelassay.baselines.record import FileHashes, ModelIdentity
+from modelassay.verification_report import Check, Kind
+
+SHAPE_SETTINGS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+WRAPPING = ("tokenizer", "chat template", "generation config")
+"""What surrounds the weights and decides what the model does as much as they do."""
+NAMED_SETTINGS = 6
+
+
+def compare_files(
+    mine: FileHashes, theirs: FileHashes, *, converted: bool = False
+) -> tuple[Check, ...]:
+    """Compares weights, tokenizer, template and settings.
+
+    Args:
+        mine: Of the candidate.
+        theirs: Of the baseline.
+        converted: The candidate is a GGUF file, whose tokenizer is put together anew on loading and
+            cannot be expected to have the same hash.
+    """
+    same = sorted(mine.weights.values()) == sorted(theirs.weights.values())
+    files = (
+        f"all {len(mine.weights)} weight files have"
+        if len(mine.weights) > 1
+        else "the weight file has"
+    )
+    return (
+        Check("weights", "same", f"{files} the baseline's sha256")
+        if same
+        else Check("weights", "differs", "the weight files are not the baseline's"),
+        _compare("tokenizer", mine.tokenizer, theirs.tokenizer, converted),
+        _compare("chat template", mine.chat_template, theirs.chat_template, converted=False),
+        _compare_generation(mine.generation_config, theirs.generation_config),
+        _compare_settings(mine.config, theirs.config),
+    )
+
+
+def judge_files(
+    checks: tuple[Check, ...], mine: FileHashes, theirs: FileHashes
+) -> tuple[Kind | None, str]:
+    """The kind of difference and the reason where files decide it; None where they don't."""
+    outcome = {check.name: check.outcome for check in checks}
+    shapes = [
+        f"{key} is {mine.config[key]}, not {theirs.config[key]}"
+        for key in SHAPE_SETTINGS
+        if key in mine.config and key in theirs.config and mine.config[key] != theirs.config[key]
+    ]
+    if shapes:
+        return Kind.OTHER_ARCHITECTURE, f"The architecture is another: {', '.join(shapes)}."
+    if outcome["weights"] == "differs":
+        return None, ""
+    changed = wrapping_changes(checks)
+    changed += [c.detail for c in checks if c.name == "config" and c.outcome == "differs"]
+    if changed:
+        return (
+            Kind.REWRAPPED,
+            f"The weights are the baseline's, file by file, but {'; '.join(changed)}.",
+        )
+    return Kind.IDENTICAL, "Every weight file has the baseline's sha256."
+
+
+def judge_shape(mine: FileHashes, theirs: ModelIdentity) -> tuple[Kind | None, str]:
+    """The same by the architecture alone, for a baseline of ams-scanner, which has no hashes."""
+    shapes = [
+        f"{key} is {mine.config[key]}, not {value}"
+        for key, value in (
+            ("model_type", f'"{theirs.architecture}"'),
+            ("num_hidden_layers", str(theirs.n_layers)),
+            ("hidden_size", str(theirs.hidden_size)),
+        )
+        if key in mine.config and mine.config[key] != value
+    ]
+    if shapes:
+        return Kind.OTHER_ARCHITECTURE, f"The architecture is another: {', '.join(shapes)}."
+    return None, ""
+
+
+def wrapping_changes(checks: tuple[Check, ...]) -> list[str]:
+    """What differs around the weights."""
+    return [c.detail for c in checks if c.name in WRAPPING and c.outcome == "differs"]
+
+
+def _compare(title: str, mine: str | None, theirs: str | None, converted: bool) -> Check:
+    if mine == theirs:
+        return Check(title, "same", "same sha256" if mine else "neither has one")
+    if converted:
+        return Check(title, "unknown", f"the {title} of a GGUF file is put together anew")
+    if mine and theirs:
+        return Check(title, "differs", f"the {title} differs")
+    where = "is missing here" if theirs else "is not in the baseline"
+    return Check(title, "differs", f"the {title} {where}")
+
+
+def _compare_generation(mine: str | None, theirs: str | None) -> Check:
+    """A missing file means transformers' defaults; a changed one can forbid or force tokens."""
+    title = "generation config"
+    if mine and theirs and mine != theirs:
+        return Check(title, "differs", f"the {title} differs")
+    if mine == theirs:
+        return Check(title, "same", "same settings" if mine else "neither has one")
+    return Check(title, "unknown", f"only {'this model' if mine else 'the baseline'} has one")
+
+
+def _compare_settings(mine: dict[str, str], theirs: dict[str, str]) -> Check:
+    """Compares what both state; other versions of transformers fill in other defaults."""
+    other = [key for key in sorted(mine.keys() & theirs.keys()) if mine[key] != theirs[key]]
+    if not other:
+        return Check("config", "same", "all settings that both state are the same")
+    named = ", ".join(other[:NAMED_SETTINGS]) + ("…" if len(other) > NAMED_SETTINGS else "")
+    return Check("config", "differs", f"other settings: {named}")

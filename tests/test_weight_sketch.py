@@ -1,0 +1,158 @@
+"""Weight sketches: sizes of changes, the mark of ablation, and what must not look like it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import modelassay
+from conftest import FAMILIES, save_tiny
+from modelassay.models.ablation import Ablation, ablate, round_to_bfloat16, round_to_int8
+from modelassay.models.writers import writing_block
+from modelassay.weight_sketch import block_of, compare_sketches, sketch_weights, weight_key
+from test_organisms import unit
+
+WIDE = {"hidden_size": 64, "num_hidden_layers": 8}
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A loaded llama wide enough for a direction to be a small part of it."""
+    return modelassay.load(str(save_tiny(tmp_path / "wide", **WIDE)), device="cpu")
+
+
+def in_memory(model):
+    """The same model, read from memory as one with an adapter is."""
+    return replace(model, adapter=model.source)
+
+
+def change_of(model, edit):
+    before = sketch_weights(in_memory(model))
+    with torch.no_grad():
+        edit(model.model)
+    change = compare_sketches(before, sketch_weights(in_memory(model)))
+    assert change is not None
+    return change
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_sketched_alike_from_files_and_from_memory(tiny, family):
+    model = tiny(family)
+    files, memory = sketch_weights(model), sketch_weights(in_memory(model))
+    assert files is not None
+    assert {block_of(name) for name in files.names} >= set(range(5))
+    change = compare_sketches(files, memory)
+    if family == "mixtral":  # its experts are one matrix in memory and many in the files
+        assert change is None
+        return
+    assert max(change.by_block.values()) == 0
+
+
+def test_names_without_what_differs_between_copies():
+    assert weight_key("model.layers.3.mlp.up_proj.weight") == "3.mlp.up_proj.weight"
+    assert weight_key("model.language_model.layers.3.mlp.up_proj.weight") == "3.mlp.up_proj.weight"
+    assert weight_key("layers.0.experts.17.w2.weight") == "0.experts.w2.weight"
+    assert weight_key("model.embed_tokens.weight") == "embed_tokens.weight"
+
+
+def test_nothing_changed(wide):
+    change = change_of(wide, lambda model: None)
+    assert set(change.by_block.values()) == {0.0}
+    assert change.mark is None
+
+
+def test_the_size_of_a_change_is_told(wide):
+    def edit(model):
+        for name, weight in model.named_parameters():
+            if "layers.2." in name and weight.dim() > 1:
+                weight += 0.1 * weight.std() * torch.randn(weight.shape)
+
+    torch.manual_seed(0)
+    change = change_of(wide, edit)
+    assert change.by_block[2] == pytest.approx(0.1, rel=0.4)
+    assert sum(value > 0 for value in change.by_block.values()) == 1
+    assert change.elsewhere == 0
+    assert change.mark is None
+
+
+@pytest.mark.parametrize(("rounding", "size"), [(round_to_bfloat16, 2e-3), (round_to_int8, 1e-2)])
+def test_rounding_is_even_and_bears_no_mark(wide, rounding, size):
+    change = change_of(wide, rounding)
+    values = sorted(change.by_block.values())
+    assert size / 5 < values[0]
+    assert values[-1] < 2 * size
+    assert change.mark is None
+
+
+@pytest.mark.parametrize("rounding", [None, round_to_bfloat16, round_to_int8])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_ablation_is_told_at_its_strength(wide, strength, rounding):
+    def edit(model):
+        ablate(model, Ablation(dict.fromkeys(range(8), unit(64)), strength))
+        if rounding is not None:
+            rounding(model)
+
+    mark = change_of(wide, edit).mark
+    assert mark is not None
+    assert mark.shared
+    assert mark.strength == pytest.approx(strength, abs=0.05)
+    assert rounding is not None or mark.blocks == tuple(range(8))
+
+
+def test_directions_of_their_own_and_bands_are_told(wide):
+    directions = {block: unit(64, seed=block) for block in range(2, 7)}
+    mark = change_of(wide, lambda model: ablate(model, Ablation(directions, 0.7))).mark
+    assert mark is not None
+    assert not mark.shared
+    assert mark.blocks == (2, 3, 4, 5, 6)
+    assert mark.strength == pytest.approx(0.7, abs=0.01)
+
+
+def low_rank(model, rank, scale, everything):
+    draw = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1 and (everything or writing_block(name) is not None):
+            rows, columns = weight.shape
+            a = torch.randn(rows, rank, generator=draw) / rows**0.5
+            b = torch.randn(rank, columns, generator=draw) / columns**0.5
+            weight += scale * weight.norm() * (a @ b) / rank**0.5
+
+
+def scaled(model):
+    for weight in model.parameters():
+        weight *= 0.9
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda model: low_rank(model, 1, 0.1, True),
+        lambda model: low_rank(model, 1, 0.1, False),
+        lambda model: low_rank(model, 8, 0.1, True),
+        scaled,
+    ],
+    ids=["rank 1", "rank 1 in writers", "rank 8", "scaled"],
+)
+def test_other_changes_bear_no_mark(wide, edit):
+    change = change_of(wide, edit)
+    assert min(change.by_block.values()) > 0.01
+    assert change.mark is None
+
+
+def test_coarse_rounding_leaves_few_levels(wide):
+    before = sketch_weights(in_memory(wide))
+    with torch.no_grad():
+        for weight in wide.model.parameters():
+            if weight.dim() > 1:
+                groups = weight.view(-1, 32)
+                steps = groups.abs().amax(dim=1, keepdim=True) / 7
+                weight.copy_(((groups / steps).round() * steps).view_as(weight))
+    after = sketch_weights(in_memory(wide))
+    assert before.levels > 30
+    assert after.levels <= 16
+
+
+def test_other_architectures_do_not_compare(tiny):
+    assert compare_sketches(sketch_weights(tiny("llama")), sketch_weights(tiny("gpt2"))) is None
