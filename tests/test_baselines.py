@@ -459,3 +459,19 @@ def test_names_that_cannot_be_are_refused(tiny_folder):
 
 def test_an_index_can_be_read_alone(saved):
     assert read_index(saved).model.id == "owner/tiny"
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_packed_checkpoints_are_unpacked_to_be_compared(saved, tiny_folder, tmp_path, bits):
+    """What bitsandbytes has saved is another file of the same model, in coarser numbers."""
+    model = modelassay.load(str(tiny_folder()), device="cpu", quantization=bits)
+    folder = tmp_path / "packed"
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    report = verify(str(folder), str(saved), device="cpu")
+    assert report.kind is Kind.RECAST, report.reasons
+    assert report.verified is not False
+    weights = report.differences.weights
+    size = sorted(weights.by_block.values())[len(weights.by_block) // 2]
+    assert {"4bit": 0.03 < size < 0.2, "8bit": 0.001 < size < 0.03}[bits]
+    assert weights.mark is None

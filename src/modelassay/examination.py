@@ -101,7 +101,9 @@ def examine(
         n_swaps: Label swaps for the p-values of the separations; 1 where nobody asks for them.
         on_progress: Told (phase, done, total).
     """
+    # Before the model is run: bitsandbytes then moves the scales of packed weights elsewhere.
     ablation = search_ablation(model, _phase(on_progress, "weights"))
+    sketch = sketch_weights(model) if identity else None
 
     no_behaviour = _why_no_behaviour(model, mode, chat_template)
     prompts = None if no_behaviour else _behaviour_prompts(concepts)
@@ -184,7 +186,7 @@ def examine(
         torch.stack([log_odds[text] for text in probes]),
         [encoded[text] for text in probes],
     )
-    return Examination(report, directions, signature, sketch_weights(model))
+    return Examination(report, directions, signature, sketch)
 
 
 @dataclass(frozen=True)
