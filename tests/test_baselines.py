@@ -6,7 +6,9 @@ import json
 import pickle
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 
 import jsonschema
 import pytest
@@ -27,13 +29,15 @@ from modelassay.baselines import (
 )
 from modelassay.baselines.creating import baseline_of, public_id, slug
 from modelassay.baselines.record import INDEX_FILE, TABLE_FILE, VECTORS_FILE, read_index
+from modelassay.cache import locked
 from modelassay.cli.main import run
 from modelassay.concepts import concepts_for
-from modelassay.errors import InputError
+from modelassay.errors import InputError, UnavailableError
 from modelassay.examination import examine
 from modelassay.models.identity import hash_file
 from modelassay.signature import make_signature, probe_depths, signature_distances
 from modelassay.verification import Kind, verify
+from modelassay.verification.differences import compare
 from modelassay.verification_report import Check
 from test_scanning import SCHEMA
 
@@ -315,6 +319,39 @@ def test_the_store_keeps_lists_and_deletes(baseline, store):
         delete_baseline("tiny")
     with pytest.raises(InputError, match="No baseline"):
         delete_baseline("../store")
+
+
+def test_a_store_that_is_being_written_is_left_alone(baseline, store):
+    held, release = Event(), Event()
+
+    def hold():
+        with locked(store / "tiny"):
+            held.set()
+            release.wait(30)
+
+    holder = Thread(target=hold)
+    holder.start()
+    held.wait(30)
+    try:
+        with pytest.raises(UnavailableError, match="Another process is writing"):
+            store_baseline(baseline)
+    finally:
+        release.set()
+        holder.join()
+    assert not (store / "tiny").exists()
+    store_baseline(baseline)
+
+
+def test_directions_of_other_prompts_are_not_compared(baseline, tiny_folder, tmp_path):
+    concepts = concepts_for("quick")
+    other = replace(concepts["harmful_content"], pairs=concepts["harmful_content"].pairs[:40])
+    model = modelassay.load(str(tiny_folder(seed=1)), device="cpu")
+    for given, names in (
+        (concepts, {"harmful_content", "refusal_capability"}),
+        (concepts | {"harmful_content": other}, {"refusal_capability"}),
+    ):
+        found = examine(model, mode="quick", concepts=given, identity=True)
+        assert set(compare(found, baseline).cosines) == names
 
 
 def test_a_damaged_baseline_does_not_spoil_the_list(baseline, store):

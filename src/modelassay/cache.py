@@ -7,6 +7,7 @@ Files and folders appear under their final name only when they are complete.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -63,6 +64,32 @@ def explain_os_errors(doing: str) -> Iterator[None]:
             f"Cannot write {where} while {doing} ({error.strerror or first_line(error)}); choose"
             " another folder (MODELASSAY_CACHE for the cache)."
         ) from error
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Keeps other processes from writing `target` meanwhile.
+
+    The lock is a file in the cache folder, which stays: removing one that others may be opening
+    would let two of them in.
+
+    Raises:
+        UnavailableError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    name = hashlib.sha256(os.path.abspath(target).encode()).hexdigest()[:32]
+    folder = cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / name)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UnavailableError(f"Another process is writing {target}; wait for it.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

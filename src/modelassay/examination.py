@@ -288,6 +288,7 @@ def _provenance(
         "mode": mode,
         "concept_set_sha256": concept_set_hash(concepts.values()),
         "concept_versions": {name: concept.version for name, concept in concepts.items()},
+        "concept_sha256": {name: concept_set_hash([c]) for name, c in concepts.items()},
         "chat_template": chat_template and model.has_chat_template,
         "device": model.device.type,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -17,7 +17,7 @@ from modelassay.baselines.record import (
     SignatureRecord,
     SketchRecord,
 )
-from modelassay.concepts import concepts_for, shipped_concepts
+from modelassay.concepts import concepts_for
 from modelassay.errors import InputError
 from modelassay.examination import Examination, OnPhase, examine, silent
 from modelassay.models import LoadedModel, load
@@ -93,10 +93,10 @@ def baseline_of(model: LoadedModel, found: Examination, name: str, model_id: str
 
 def concept_records(report: ScanReport) -> dict[str, ConceptRecord]:
     """What a scan found of each concept, as a baseline keeps it."""
-    versions = {name: concept.version for name, concept in shipped_concepts().items()}
+    hashes = report.provenance["concept_sha256"]
     return {
         name: ConceptRecord(
-            version=versions.get(name, "1"),
+            sha256=hashes[name],
             n_pairs=result.separation.n_pairs,
             layers=tuple(result.separation.by_layer),
             by_layer=tuple(result.separation.by_layer.values()),

@@ -90,9 +90,8 @@ def import_baseline(path: str | Path, *, name: str | None = None) -> Baseline:
         directions[concept] = (vector / vector.norm().clamp_min(1e-12))[None]
         separation, layer = found.separations[concept], found.optimal_layers[concept]
         concepts[concept] = ConceptRecord(
-            version=INSTRUMENT, layers=(layer,), by_layer=(separation,), layer=layer,
-            separation=separation,
-        )  # fmt: skip
+            layers=(layer,), by_layer=(separation,), layer=layer, separation=separation
+        )
     model_id = public_id(found.model_id)
     index = BaselineIndex(
         name=check_name(name or slug(model_id)),

@@ -81,7 +81,8 @@ class FileHashes(_Record):
 class ConceptRecord(_Record):
     """How far apart a concept's two sides are held; None is what another tool did not measure."""
 
-    version: Line
+    sha256: Sha256 | None = None
+    """Of its pairs: directions compare only where they are of the same prompts."""
     n_pairs: int | None = Field(default=None, gt=0, lt=100_000)
     layers: tuple[Block, ...] = Field(min_length=1, max_length=2000)
     by_layer: tuple[float, ...]

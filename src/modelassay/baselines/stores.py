@@ -23,8 +23,8 @@ from modelassay.baselines.record import (
     read_index,
     save_baseline,
 )
-from modelassay.cache import explain_os_errors, new_folder, write_text_atomically
-from modelassay.errors import InputError, UnavailableError
+from modelassay.cache import explain_os_errors, locked, new_folder, write_text_atomically
+from modelassay.errors import InputError
 from modelassay.models.sources import read_json
 from modelassay.verification_report import Origin, Where
 
@@ -104,23 +104,15 @@ def store_baseline(
         InputError: there is one of that name.
         UnavailableError: no room, no permission, or another process is writing it.
     """
-    from filelock import FileLock, Timeout
-
     target = out or local_folder() / baseline.name
-    with explain_os_errors(f"writing the baseline {target}"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(target.parent / f".{target.name}.lock", timeout=0):
-                if target.exists() and not force:
-                    raise InputError(f"{target} exists already; pass --force to replace it.")
-                with new_folder(target) as partial:
-                    save_baseline(baseline, partial)
-                    if origin is not None:
-                        text = json.dumps(origin.to_dict(), indent=1)
-                        write_text_atomically(partial / ORIGIN_FILE, text + "\n")
-        except Timeout as error:
-            raise UnavailableError(f"Another process is writing {target}; wait for it.") from error
-        (target.parent / f".{target.name}.lock").unlink(missing_ok=True)
+    with explain_os_errors(f"writing the baseline {target}"), locked(target):
+        if target.exists() and not force:
+            raise InputError(f"{target} exists already; pass --force to replace it.")
+        with new_folder(target) as partial:
+            save_baseline(baseline, partial)
+            if origin is not None:
+                text = json.dumps(origin.to_dict(), indent=1)
+                write_text_atomically(partial / ORIGIN_FILE, text + "\n")
     return target
 
 
@@ -132,8 +124,11 @@ def delete_baseline(name: str) -> Path:
     """
     path = local_folder() / name
     if _is_name(name) and (path / INDEX_FILE).is_file():
-        with explain_os_errors(f"deleting {path}"):
-            shutil.rmtree(path)
+        with explain_os_errors(f"deleting {path}"), locked(path):
+            aside = path.with_name(f".deleted-{name}")  # whole or not at all
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            shutil.rmtree(aside)
         return path
     if _is_name(name) and (shipped_folder() / name / INDEX_FILE).is_file():
         raise InputError(f"{name} comes with modelassay and cannot be deleted.")

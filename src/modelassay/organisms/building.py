@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.activations import OnProgress
-from modelassay.cache import cache_dir, explain_os_errors, new_folder, write_text_atomically
+from modelassay.cache import (
+    cache_dir,
+    explain_os_errors,
+    locked,
+    new_folder,
+    write_text_atomically,
+)
 from modelassay.errors import InputError, UnavailableError
 from modelassay.generation import generate_greedy
 from modelassay.models import EMBEDDED_ID, LoadedModel, load
@@ -97,8 +103,6 @@ def build(
             expected.
         UnavailableError: no room, or the Hub cannot be reached.
     """
-    from filelock import FileLock, Timeout
-
     organism = find_organism(name)
     out = Path(out).expanduser()
     target = out / organism.name
@@ -116,19 +120,10 @@ def build(
                 f"Building needs about {BYTES_NEEDED / 1e6:.0f} MB in {out} but only"
                 f" {free / 1e6:.0f} MB are free; free some space or choose another --out."
             )
-        lock = out / f".{organism.name}.lock"
-        try:
-            with FileLock(lock, timeout=0):
-                fill = _round if organism.numerics else _ablate if organism.ablated else _train
-                with new_folder(target) as partial:
-                    card = fill(organism, _Order(partial, out, folder, seed, device, token, tell))
-                    write_card(partial, _card(organism, seed) | card)
-        except Timeout as error:
-            raise UnavailableError(f"Another process is building {target}; wait for it.") from error
-        except BaseException:
-            lock.unlink(missing_ok=True)
-            raise
-        lock.unlink(missing_ok=True)
+        fill = _round if organism.numerics else _ablate if organism.ablated else _train
+        with locked(target), new_folder(target) as partial:
+            card = fill(organism, _Order(partial, out, folder, seed, device, token, tell))
+            write_card(partial, _card(organism, seed) | card)
     return target
 
 

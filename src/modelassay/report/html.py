@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from modelassay.report.charts import all_charts
-from modelassay.report.rows import VERIFICATION_TITLES, concept_rows, fact_rows
+from modelassay.report.rows import VERIFICATION_TITLES, check_rows, concept_rows, fact_rows
 from modelassay.scan_report import ScanReport
 from modelassay.verdict import Verdict
 from modelassay.verification_report import VerificationReport
@@ -57,6 +57,10 @@ def to_html(report: ScanReport) -> str:
         for i, chart in enumerate(all_charts(report))
     )
     concepts = _table(concept_rows(report))
+    identity = ""
+    if (verification := report.verification) is not None:
+        checks = _table(check_rows(verification))
+        identity = f"<h2>Identity</h2>{verification_card(verification)}{checks}"
     facts = _table([["", ""], *fact_rows(report)])
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -66,7 +70,7 @@ def to_html(report: ScanReport) -> str:
         '<p class="small">Separation is scored on pairs that were not used to find the direction or'
         " the block. The column AMS is the number that ams-scanner prints, fitted and scored on the"
         " same pairs: much of it can be overfitting.</p>"
-        f"<h2>Evidence</h2>{facts}<h2>Charts</h2>{charts}</body></html>\n"
+        f"{identity}<h2>Evidence</h2>{facts}<h2>Charts</h2>{charts}</body></html>\n"
     )
 
 

@@ -70,6 +70,8 @@ def compare(found: Examination, baseline: Baseline) -> Differences:
         record = baseline.index.concepts.get(name)
         if record is None or not set(record.layers) <= set(result.separation.by_layer):
             continue
+        if record.sha256 not in (None, found.report.provenance["concept_sha256"][name]):
+            continue  # directions of other prompts
         rows = [list(result.separation.by_layer).index(layer) for layer in record.layers]
         own = found.directions[name][rows]
         product = (own * baseline.directions[name]).sum(dim=-1)
