@@ -3,7 +3,8 @@
 Each model organism is scanned, and ams-scanner's statistic is taken beside it, once as the scanner
 prints it and once with its padding put right. Then, for each stream: how well does it tell damaged
 from intact organisms, over organisms, seeds and halves of the prompts? Measurements are kept as
-they come, so that a run that was stopped goes on.
+they come, so that a run that was stopped goes on; organisms whose files changed are measured again,
+and all of them with --anew, which a change of the code asks for.
 
     python benchmarks/validity.py [--seeds 0 1] [--replicas FOLDER] [--write docs/validity.md]
 
@@ -411,7 +412,13 @@ def main() -> None:
     parser.add_argument("--replicas", type=Path)
     parser.add_argument("--models", nargs="+", default=list(SCREENED), help="model ids to measure")
     parser.add_argument("--write", type=Path)
+    parser.add_argument(
+        "--anew", action="store_true", help="forget what was measured: the code has changed since"
+    )
     arguments = parser.parse_args()
+    if arguments.anew:
+        RESULTS.unlink(missing_ok=True)
+        identity.RESULTS.unlink(missing_ok=True)
     text = page(run(arguments.seeds, arguments.replicas, arguments.models))
     if arguments.write:
         write_text_atomically(arguments.write, text)

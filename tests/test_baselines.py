@@ -6,7 +6,6 @@ import json
 import pickle
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
@@ -344,7 +343,8 @@ def test_a_store_that_is_being_written_is_left_alone(baseline, store):
 
 def test_directions_of_other_prompts_are_not_compared(baseline, tiny_folder, tmp_path):
     concepts = concepts_for("quick")
-    other = replace(concepts["harmful_content"], pairs=concepts["harmful_content"].pairs[:40])
+    harmful = concepts["harmful_content"]
+    other = harmful.model_copy(update={"pairs": harmful.pairs[:40]})
     model = modelassay.load(str(tiny_folder(seed=1)), device="cpu")
     for given, names in (
         (concepts, {"harmful_content", "refusal_capability"}),
@@ -479,7 +479,10 @@ def test_the_commands_make_list_show_verify_and_delete(tmp_path, capsys, store):
     assert run([*scan, str(other)]) == 2
     found = json.loads(capsys.readouterr().out)["verification"]
     assert (found["verified"], found["schema"]) == (False, "modelassay.verify/1")
-    assert run([*scan, str(folder)]) == 1  # random weights have no separation; that is not identity
+    page = tmp_path / "report.html"
+    # Random weights have no separation; that is not identity.
+    assert run([*scan, str(folder), "--html", str(page)]) == 1
+    assert "VERIFIED: identical" in page.read_text()
     report = json.loads(capsys.readouterr().out)
     assert report["verification"]["verified"] is True
     jsonschema.validate(report, SCHEMA)
