@@ -115,6 +115,9 @@ def test_a_planted_direction_is_found_at_its_block():
     assert measured.p_value == pytest.approx(1 / 201)
     assert measured.auroc > 0.9
     assert measured.by_layer[12] > measured.null_by_layer[12]
+    for layer, (low, high) in measured.interval_by_layer.items():
+        assert low < measured.by_layer[layer] < high
+    assert measured.interval_by_layer[12][0] > measured.interval_by_layer[10][1]
     assert measured.by_layer[10] < 1
     assert measured.interval[0] < measured.separation < measured.interval[1]
 

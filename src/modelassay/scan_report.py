@@ -99,6 +99,10 @@ def _concept_dict(result: ConceptResult) -> dict[str, Any]:
     values = asdict(result.separation)
     del values["null"]  # thousands of numbers; the report's charts have them
     values["by_layer"] = _text_keys(values["by_layer"])
+    values["interval_by_layer"] = {
+        str(layer): list(interval)
+        for layer, interval in result.separation.interval_by_layer.items()
+    }
     values["null_by_layer"] = _text_keys(values["null_by_layer"])
     return {**values, "level": result.level}
 

@@ -66,6 +66,8 @@ class Separation:
     in_sample_layer: int
     by_layer: dict[int, float]
     """Held-out separation at each block, without any choice of block."""
+    interval_by_layer: dict[int, tuple[float, float]]
+    """95% interval of `by_layer`."""
     null_by_layer: dict[int, float]
     """95th percentile of `by_layer` under label swaps."""
     null: tuple[float, ...]
@@ -137,6 +139,10 @@ def measure_separation(
         in_sample_separation=float(in_sample[best_in_sample]),
         in_sample_layer=int(layers[best_in_sample]),
         by_layer=dict(zip(layers, by_layer.tolist(), strict=True)),
+        interval_by_layer={
+            layer: bootstrap_interval(*scores, pooled_separation)
+            for layer, scores in zip(layers, observed.scores_by_layer, strict=True)
+        },
         null_by_layer=dict(zip(layers, null_by_layer.tolist(), strict=True)),
         null=tuple(null.tolist()),
         positive_scores=tuple(p.tolist()),
@@ -189,6 +195,8 @@ class _Nested:
     positive: Array
     """[pair, swap] held-out projections of the chosen blocks, in units of training σ."""
     negative: Array
+    scores_by_layer: list[tuple[Array, Array]]
+    """For each block, [pair] held-out projections of both sides under the first signs."""
 
 
 def _grams(positive: Array, negative: Array) -> tuple[Array, Array]:
@@ -264,6 +272,7 @@ def _nested(grams: Sequence[tuple[Array, Array]], folds: Folds, signs: Array) ->
     best = np.full((n_folds, n_swaps), -np.inf, kind)
     positive, negative = np.zeros((n, n_swaps), kind), np.zeros((n, n_swaps), kind)
     by_layer = np.empty((len(grams), n_swaps))
+    scores: list[tuple[Array, Array]] = []
     for i, (dd, md) in enumerate(grams):
         sums = _FoldSums(dd, md, folds, signs)
         inner, scale = _inner_separation(sums)
@@ -277,7 +286,9 @@ def _nested(grams: Sequence[tuple[Array, Array]], folds: Folds, signs: Array) ->
             positive[rows] = np.where(better, pos[rows], positive[rows])
             negative[rows] = np.where(better, neg[rows], negative[rows])
         by_layer[i] = pooled_separation(pos, neg, axis=0)
-    return _Nested(pooled_separation(positive, negative, axis=0), by_layer, positive, negative)
+        scores.append((pos[:, 0].copy(), neg[:, 0].copy()))
+    overall = pooled_separation(positive, negative, axis=0)
+    return _Nested(overall, by_layer, positive, negative, scores)
 
 
 def _inner_separation(sums: _FoldSums) -> tuple[Array, Array]:

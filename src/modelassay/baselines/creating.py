@@ -100,6 +100,7 @@ def concept_records(report: ScanReport) -> dict[str, ConceptRecord]:
             n_pairs=result.separation.n_pairs,
             layers=tuple(result.separation.by_layer),
             by_layer=tuple(result.separation.by_layer.values()),
+            interval_by_layer=tuple(result.separation.interval_by_layer.values()),
             layer=result.separation.layer,
             separation=result.separation.separation,
             interval=result.separation.interval,

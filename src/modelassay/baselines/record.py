@@ -87,6 +87,7 @@ class ConceptRecord(_Record):
     layers: tuple[Block, ...] = Field(min_length=1, max_length=2000)
     by_layer: tuple[float, ...]
     """Held-out separation (σ) at each of `layers`."""
+    interval_by_layer: tuple[Interval, ...] | None = None
     layer: Block
     separation: float
     interval: Interval | None = None
@@ -95,8 +96,9 @@ class ConceptRecord(_Record):
 
     @model_validator(mode="after")
     def _check(self) -> ConceptRecord:
-        if len(self.by_layer) != len(self.layers):
-            raise ValueError("by_layer needs one value a layer")
+        for values in (self.by_layer, self.interval_by_layer):
+            if values is not None and len(values) != len(self.layers):
+                raise ValueError("by_layer and interval_by_layer need one value a layer")
         return self
 
 
@@ -300,11 +302,13 @@ def table_rows(index: BaselineIndex) -> list[dict[str, Any]]:
             "revision": index.model.revision,
             "concept": name,
             "block": layer,
-            "separation": value,
+            "separation": concept.by_layer[i],
+            "low": concept.interval_by_layer[i][0] if concept.interval_by_layer else None,
+            "high": concept.interval_by_layer[i][1] if concept.interval_by_layer else None,
             "chosen": layer == concept.layer,
         }
         for name, concept in index.concepts.items()
-        for layer, value in zip(concept.layers, concept.by_layer, strict=True)
+        for i, layer in enumerate(concept.layers)
     ]
 
 
@@ -316,7 +320,7 @@ def _write_table(index: BaselineIndex, path: Path) -> None:
         [
             ("baseline", pa.string()), ("model", pa.string()), ("revision", pa.string()),
             ("concept", pa.string()), ("block", pa.int32()), ("separation", pa.float64()),
-            ("chosen", pa.bool_()),
+            ("low", pa.float64()), ("high", pa.float64()), ("chosen", pa.bool_()),
         ]
     )  # fmt: skip
     pq.write_table(pa.Table.from_pylist(table_rows(index), schema=schema), path)

@@ -32,13 +32,24 @@ def _figure(title: str, x_title: str, y_title: str) -> Any:
 
 
 def separation_by_layer(report: ScanReport) -> Any:
-    """Held-out separation at each block, with the level that label swaps reach 1 time in 20."""
+    """Held-out separation at each block with its interval, and what 1 in 20 label swaps reach."""
     figure = _figure("Held-out separation by block", "block", "separation (σ)")
     for i, (name, result) in enumerate(report.concepts.items()):
         colour = PALETTE[i % len(PALETTE)]
         curve, null = result.separation.by_layer, result.separation.null_by_layer
+        intervals = result.separation.interval_by_layer
         figure.add_scatter(
-            x=list(curve), y=list(curve.values()), name=name, line={"color": colour, "width": 2.5}
+            x=list(curve),
+            y=list(curve.values()),
+            name=name,
+            line={"color": colour, "width": 2.5},
+            error_y={
+                "symmetric": False,
+                "array": [intervals[layer][1] - value for layer, value in curve.items()],
+                "arrayminus": [value - intervals[layer][0] for layer, value in curve.items()],
+                "thickness": 1,
+                "width": 0,
+            },
         )
         figure.add_scatter(
             x=list(null),

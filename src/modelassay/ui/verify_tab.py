@@ -50,6 +50,7 @@ def create_verify_tab() -> None:
             gr.Examples(EXAMPLES, [model, against])
             status = gr.Markdown()
             with gr.Accordion("Find baselines on the Hub", open=False):
+                gr.Markdown("Choose a row to verify against it.")
                 wanted = gr.Textbox(label="Of the model", max_length=200)
                 search = gr.Button("Search")
                 found = gr.Dataframe(visible=False, show_label=False, wrap=True)
@@ -116,6 +117,7 @@ def create_verify_tab() -> None:
     stop.click(
         lambda: "Stopped.", None, status, cancels=[running, making], api_visibility="private"
     )
+    found.select(_pick, None, [against], **page)
     search.click(search_for_page, [wanted], [status, found], **page)
     gr.api(verify_endpoint, api_name="verify", **queue)
     gr.api(create_endpoint, api_name="create_baseline", **queue)
@@ -195,6 +197,12 @@ def _last(results: Iterator[Any]) -> Any:
     except AssayError as error:
         raise gr.Error(str(error)) from error
     raise gr.Error("It ended without a result.")
+
+
+def _pick(event: gr.SelectData) -> str:
+    """The baseline of the row of search results that was chosen, pinned to its commit."""
+    repo_id, _, commit = event.row_value
+    return f"{repo_id}@{commit}" if commit else repo_id
 
 
 def _choices() -> list[str]:
