@@ -86,6 +86,13 @@ def test_the_reason_names_the_blocks():
     assert "4 of 30 blocks were changed (3, 7 to 9), block 7 by 20.0%" in found.reason
 
 
+def test_the_reason_tells_the_same_digits_from_rounded_ones():
+    same = judge(replace(ROUNDED, weights=changed(0.0), distances={29: 0.0}, log_odds_rms=0.0))
+    assert same.verified
+    assert "to the last digit" in same.reason
+    assert "to the last digit" not in judge(ROUNDED).reason
+
+
 def test_what_surrounds_the_weights_counts():
     baseline, _ = find_local("embedded")
     files = baseline.index.files

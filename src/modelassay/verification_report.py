@@ -70,7 +70,7 @@ class Differences:
     ablated: bool
     """Whether a direction is erased here and not in the baseline's model, by the weights alone."""
     quantized: bool
-    """Whether the model was run on packed weights, whose arithmetic moves activations too."""
+    """Whether one of the two was run on packed weights, whose arithmetic moves activations too."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from modelassay.models.sources import Source, read_json
 
 VOLATILE_SETTINGS = (
     "_name_or_path",
+    "architectures",  # a GGUF file names none; model_type stays
     "transformers_version",
     "dtype",
     "torch_dtype",

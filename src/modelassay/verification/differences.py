@@ -100,7 +100,10 @@ def compare(found: Examination, baseline: Baseline) -> Differences:
         log_odds_rms=float(np.sqrt(np.mean(change**2))),
         log_odds_shift=(float(change[::2].mean()), float(change[1::2].mean())),
         ablated=bool(found.report.ablation.detected) and not baseline.index.ablation_detected,
-        quantized=found.report.model.quantization not in (None, "gguf"),
+        quantized=any(
+            how not in (None, "gguf")
+            for how in (found.report.model.quantization, baseline.index.model.quantization)
+        ),
     )
 
 
@@ -192,6 +195,9 @@ def _judge_even(found: Differences, far: float) -> Judgement:
             f"{changed or 'The weights are others: they moved ' + moved}, more than rounding does:"
             " the weights were trained.",
         )
+    if size == 0 and weights is not None and weights.elsewhere == 0:
+        reason = f"The weights are the baseline's to the last digit, in other files."
+        return Judgement(Kind.RECAST, True, reason)
     if size is not None and size > COARSE and not (found.coarse or found.quantized):
         return Judgement(
             Kind.FINE_TUNE,
