@@ -22,7 +22,7 @@ from modelassay.baselines import (
     save_baseline,
     search_baselines,
 )
-from modelassay.baselines.creating import baseline_of
+from modelassay.baselines.creating import baseline_of, slug
 from modelassay.baselines.record import INDEX_FILE, TABLE_FILE, VECTORS_FILE
 from modelassay.cli.main import run
 from modelassay.concepts import concepts_for
@@ -317,3 +317,7 @@ def test_the_commands(site, baseline, tmp_path, capsys, tiny_folder):
     assert report["baseline"]["author"] == "alice"
     assert report["baseline"]["revision"] == pinned.partition("@")[2]
     assert run(["baseline", "push", str(folder), "--repo", "nonsense"]) == EXIT_BAD_INPUT
+    model = ["baseline", "push", str(tiny_folder()), "--repo", "alice/fresh", "--token", MINE]
+    assert run([*model, "--quiet"]) == 0  # measured now
+    (fresh,) = [found for found in search_baselines() if found.repo_id == "alice/fresh"]
+    assert fresh.models == (slug(tiny_folder().name).lower(),)

@@ -69,7 +69,7 @@ def find_local(reference: str) -> tuple[Baseline, Origin] | None:
         if _is_name(reference) and (path / INDEX_FILE).is_file():
             return load_baseline(path), _origin(path, source)
     path = Path(reference).expanduser()
-    if reference and path.is_dir():
+    if reference and (path / INDEX_FILE).is_file():
         return load_baseline(path), Origin(path.resolve().name, "folder")
     return None
 

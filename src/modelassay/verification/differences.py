@@ -196,7 +196,7 @@ def _judge_even(found: Differences, far: float) -> Judgement:
             " the weights were trained.",
         )
     if size == 0 and weights is not None and weights.elsewhere == 0:
-        reason = f"The weights are the baseline's to the last digit, in other files."
+        reason = "The weights are the baseline's to the last digit, in other files."
         return Judgement(Kind.RECAST, True, reason)
     if size is not None and size > COARSE and not (found.coarse or found.quantized):
         return Judgement(
