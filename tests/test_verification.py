@@ -31,6 +31,7 @@ ROUNDED = Differences(
     log_odds_shift=(0.1, 0.1),
     ablated=False,
     quantized=False,
+    bfloat16=False,
 )
 
 
@@ -65,6 +66,11 @@ def changed(size: float, **blocks: float) -> WeightChange:
          Kind.FINE_TUNE, False),
         # 8-bit arithmetic moves activations by itself
         ({"quantized": True, "distances": {29: 0.6}}, Kind.RECAST, None),
+        # so does computing in bfloat16, less
+        ({"bfloat16": True, "weights": changed(0.0013), "distances": {29: 0.11}},
+         Kind.RECAST, True),
+        ({"bfloat16": True, "weights": changed(0.0013), "distances": {29: 0.3}},
+         Kind.FINE_TUNE, False),
         # without sketches
         ({"weights": None}, Kind.RECAST, True),
         ({"weights": None, "distances": {29: 0.5}}, Kind.FINE_TUNE, False),

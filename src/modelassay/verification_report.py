@@ -71,6 +71,8 @@ class Differences:
     """Whether a direction is erased here and not in the baseline's model, by the weights alone."""
     quantized: bool
     """Whether one of the two was run on packed weights, whose arithmetic moves activations too."""
+    bfloat16: bool
+    """Whether one of the two was computed in bfloat16, which moves them as well."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ UNEVEN = 3.0
 ROUNDING_FLOOR, ROUNDING_GAIN = 0.02, 15.0
 """Rounding of relative size r moves activations by no more than floor + gain · r. Measured: 0.008
 at r = 0.0013 (bfloat16), 0.07 at 0.008 (8 bits), 0.8 at 0.1 (4 bits); computing in fp16 0.014."""
+BFLOAT16_FLOOR, BFLOAT16_LOG_ODDS_FLOOR = 0.15, 0.3
+"""The floors where one of the two was computed in bfloat16, which moves activations by itself: 0.11
+and 0.11 nats here. Computing both in float32 tells finer."""
 LOG_ODDS_FLOOR, LOG_ODDS_GAIN = 0.05, 30.0
 """The same for the root mean square change of the log-odds, in nats: 0.02, 0.10 and 1.7; 0.01."""
 COARSE = 0.03
@@ -104,6 +107,7 @@ def compare(found: Examination, baseline: Baseline) -> Differences:
             how not in (None, "gguf")
             for how in (found.report.model.quantization, baseline.index.model.quantization)
         ),
+        bfloat16="bfloat16" in (found.report.model.dtype, baseline.index.model.dtype),
     )
 
 
@@ -120,7 +124,10 @@ class Judgement:
 def tolerances(found: Differences) -> tuple[float, float]:
     """How far rounding may have moved activations (relative) and log-odds (nats, rms)."""
     size = PLAIN_ROUNDING if found.weights is None else _median(found.weights)
-    return ROUNDING_FLOOR + ROUNDING_GAIN * size, LOG_ODDS_FLOOR + LOG_ODDS_GAIN * size
+    floor, log_odds_floor = ROUNDING_FLOOR, LOG_ODDS_FLOOR
+    if found.bfloat16:
+        floor, log_odds_floor = BFLOAT16_FLOOR, BFLOAT16_LOG_ODDS_FLOOR
+    return floor + ROUNDING_GAIN * size, log_odds_floor + LOG_ODDS_GAIN * size
 
 
 def judge(found: Differences) -> Judgement:
