@@ -23,7 +23,8 @@ EVEN = WeightChange(dict.fromkeys(range(30), 0.008), 0.0, None)
 ROUNDED = Differences(
     same_tokens=True,
     weights=EVEN,
-    coarse=False,
+    grids=("8bit",),
+    baseline_grids=(),
     cosines={},
     separation={},
     distances={9: 0.07, 29: 0.06},
@@ -45,8 +46,8 @@ def changed(size: float, **blocks: float) -> WeightChange:
     [
         ({}, Kind.RECAST, True),
         ({"weights": changed(0.0), "distances": {29: 0.0}, "log_odds_rms": 0}, Kind.RECAST, True),
-        ({"weights": changed(0.0013), "distances": {29: 0.008}, "log_odds_rms": 0.02},
-         Kind.RECAST, True),
+        ({"weights": changed(0.0013), "distances": {29: 0.008}, "log_odds_rms": 0.02,
+          "grids": ("bfloat16",)}, Kind.RECAST, True),
         # the lightest of fine-tunes, stored in bfloat16: no block stands out, activations do
         ({"weights": changed(0.0013), "distances": {29: 0.089}, "log_odds_rms": 0.02},
          Kind.FINE_TUNE, False),
@@ -60,19 +61,25 @@ def changed(size: float, **blocks: float) -> WeightChange:
         ({"weights": changed(1.4), "distances": {29: 1.4}}, Kind.OTHER_MODEL, False),
         ({"weights": changed(1.4), "same_tokens": False, "distances": {}}, Kind.OTHER_MODEL, False),
         # 4 bits hide a light fine-tune; weights that were never rounded have no such excuse
-        ({"weights": changed(0.1), "coarse": True, "distances": {29: 0.7}, "log_odds_rms": 1.7},
-         Kind.RECAST, None),
+        ({"weights": changed(0.1), "grids": ("4bit",), "distances": {29: 0.7},
+          "log_odds_rms": 1.7}, Kind.RECAST, None),
         ({"weights": changed(0.1), "distances": {29: 0.7}, "log_odds_rms": 1.7},
          Kind.FINE_TUNE, False),
+        # even noise is no rounding where it leaves no format's numbers, nor numbers of another one
+        ({"grids": ()}, Kind.FINE_TUNE, False),
+        ({"grids": ("bfloat16",)}, Kind.FINE_TUNE, False),
+        ({"grids": (), "baseline_grids": ("8bit",)}, Kind.RECAST, None),
+        ({"weights": changed(1e-5), "grids": (), "distances": {29: 0.001}, "log_odds_rms": 0.0},
+         Kind.RECAST, True),
         # 8-bit arithmetic moves activations by itself
         ({"quantized": True, "distances": {29: 0.6}}, Kind.RECAST, None),
         # so does computing in bfloat16, less
-        ({"bfloat16": True, "weights": changed(0.0013), "distances": {29: 0.11}},
-         Kind.RECAST, True),
+        ({"bfloat16": True, "weights": changed(0.0013), "distances": {29: 0.11},
+          "grids": ("bfloat16",)}, Kind.RECAST, True),
         ({"bfloat16": True, "weights": changed(0.0013), "distances": {29: 0.3}},
          Kind.FINE_TUNE, False),
         # without sketches
-        ({"weights": None}, Kind.RECAST, True),
+        ({"weights": None}, Kind.RECAST, None),
         ({"weights": None, "distances": {29: 0.5}}, Kind.FINE_TUNE, False),
         ({"weights": None, "distances": {29: 0.5}, "quantized": True}, Kind.RECAST, None),
         ({"weights": None, "distances": {29: 1.4}}, Kind.OTHER_MODEL, False),
@@ -106,6 +113,8 @@ def test_what_surrounds_the_weights_counts():
         ({"tokenizer": "0" * 64}, "the tokenizer differs"),
         ({"chat_template": "0" * 64}, "the chat template differs"),
         ({"chat_template": None}, "the chat template is missing here"),
+        ({"generation_config": None}, "the generation config is missing here"),
+        ({"config": files.config | {"auto_map": "{}"}}, "other settings: auto_map"),
         ({"generation_config": "0" * 64}, "the generation config differs"),
         ({"config": files.config | {"rms_norm_eps": "0.5"}}, "other settings: rms_norm_eps"),
     ):

@@ -13,6 +13,7 @@ from modelassay.baselines.hashing import hash_model
 from modelassay.concepts import Concept, concepts_for, load_concepts
 from modelassay.examination import OnPhase, examine, silent
 from modelassay.models import LoadedModel, load
+from modelassay.models.loading import find_sources
 from modelassay.scan_report import ScanReport
 from modelassay.verification import conclude, find_baseline
 
@@ -55,6 +56,8 @@ def scan(
     baseline = None
     if verify is not None:
         baseline = find_baseline(verify, token=load_options.get("token"))
+    if compare is not None:  # a typing error should not show after a long scan
+        find_sources(compare, token=load_options.get("token"), weights=False)
     if isinstance(model, str):
         report_phase("loading", 0, 1)
         model = load(model, **load_options)

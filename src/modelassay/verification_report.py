@@ -36,6 +36,9 @@ class Origin:
     """Owner of the Hub repository."""
     revision: str | None = None
     """Hub commit, 40 hex digits."""
+    on_main: bool = True
+    """Whether the owner's main branch held that commit when it was fetched. If not it can be an
+    older one, or a pull request by anybody."""
 
     def to_dict(self) -> dict[str, Any]:
         """For reports."""
@@ -44,6 +47,7 @@ class Origin:
             "source": self.source,
             "author": self.author,
             "revision": self.revision,
+            "on_main": self.on_main,
         }
 
 
@@ -55,8 +59,10 @@ class Differences:
     """Whether both read the same token ids; if not, activations cannot be compared."""
     weights: WeightChange | None
     """How the weights changed; None where they are packed, or are not the same set of matrices."""
-    coarse: bool
-    """Whether the weights of one of the two were once rounded to about 4 bits."""
+    grids: tuple[str, ...]
+    """Formats whose numbers this model's weights could be."""
+    baseline_grids: tuple[str, ...]
+    """The same of the baseline's."""
     cosines: dict[str, dict[int, float]]
     """For each concept, the cosine of its direction with the baseline's at each block."""
     separation: dict[str, tuple[float, float, tuple[float, float]]]

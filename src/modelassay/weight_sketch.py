@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from torch import Tensor
 from modelassay.models import LoadedModel
 from modelassay.models.blocks import text_config
 from modelassay.models.writers import BLOCK_INDEX, OTHER_TOWERS, residual_axis, writing_block
-from modelassay.weights import Tensors, stored_tensors
+from modelassay.weights import Tensors, memory_tensors, stored_tensors
 
 SIDE = 4
 """Directions on each side of a weight: 16 numbers."""
@@ -36,6 +38,11 @@ SEED = 20_26
 GROUP = 32
 """Weights that a 4-bit format rounds together, at least."""
 EXPERT = re.compile(r"experts\.\d+\.")
+
+
+Grid = Literal["4bit", "8bit", "bfloat16", "float16"]
+LEVELS: dict[Grid, float] = {"4bit": 17.0, "8bit": 30.8}
+"""Most distinct values among 32 neighbours: 16 in 4 bits, about 28 in 8, nearly 32 in others."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +57,28 @@ class WeightSketch:
     """Of the writing matrices."""
     written: Tensor
     """float32 [writer, hidden, 2], writing matrices projected from the right."""
-    levels: float
-    """Distinct values among 32 neighbours in a writing matrix, median over these: at most 16 where
-    weights were once rounded to 4 bits, whatever they are stored in; nearly 32 in 16 bits."""
+    grids: tuple[Grid, ...]
+    """Formats whose numbers the weights could be, whatever they are stored in."""
 
 
 def sketch_weights(model: LoadedModel) -> WeightSketch | None:
-    """Sketches the weights of a loaded model, as they are stored; None where they are packed."""
+    """Sketches the weights that a loaded model computes with; None where they cannot be read.
+
+    Those in memory, so that nothing else in the files is looked at; where they were packed on
+    loading, those of the files that have their names.
+    """
     config = text_config(model.model.config)
+    loaded = {weight_key(name) for name, _ in model.model.named_parameters()}
     with ExitStack() as stack:
-        tensors = stored_tensors(model, stack)
+        tensors = memory_tensors(model)
+        if model.info.quantization in ("8bit", "4bit"):
+            stored = stored_tensors(model, stack)
+            tensors = ((name, read) for name, read in stored if weight_key(name) in loaded)
         return sketch(tensors, config.hidden_size, config.model_type)
 
 
 def sketch(tensors: Tensors, hidden_size: int, model_type: str) -> WeightSketch | None:
-    """Sketches named weight tensors; None if one of them is packed.
+    """Sketches named weight tensors; None if one of them is packed or not in memory.
 
     Args:
         tensors: Names and readers, in any order.
@@ -73,12 +87,12 @@ def sketch(tensors: Tensors, hidden_size: int, model_type: str) -> WeightSketch 
     """
     thumbprints: dict[str, Tensor] = {}
     written: dict[str, Tensor] = {}
-    levels: list[float] = []
+    sampled: list[Tensor] = []
     for name, read in tensors:
         if OTHER_TOWERS.search(name):
             continue
         weight = read()
-        if not weight.is_floating_point():
+        if not weight.is_floating_point() or weight.is_meta:
             return None
         weight = weight.detach().float().cpu()
         key = weight_key(name)
@@ -91,7 +105,7 @@ def sketch(tensors: Tensors, hidden_size: int, model_type: str) -> WeightSketch 
             matrix = matrix.reshape(hidden_size, -1)
             columns = sign * (matrix @ _directions(matrix.shape[1], 1)[:, :COLUMNS])
             written[key] = written[key] + columns if key in written else columns
-            levels.append(_levels(weight))
+            sampled.append(weight.reshape(-1)[: GROUP * 64])
     if not thumbprints or not written:
         return None
     names, writers = sorted(thumbprints), sorted(written)
@@ -100,7 +114,7 @@ def sketch(tensors: Tensors, hidden_size: int, model_type: str) -> WeightSketch 
         thumbprints=torch.stack([thumbprints[name] for name in names]),
         writers=tuple(writers),
         written=torch.stack([written[name] for name in writers]),
-        levels=float(np.median(levels)),
+        grids=_grids(sampled),
     )
 
 
@@ -126,10 +140,20 @@ def _thumbprint(weight: Tensor) -> Tensor:
     return (left.T @ (matrix @ right)).flatten()
 
 
-def _levels(weight: Tensor) -> float:
-    """Distinct values among 32 neighbours, on average over the first groups."""
-    groups = weight.reshape(-1)[: GROUP * 64]
-    groups = groups[: len(groups) // GROUP * GROUP].reshape(-1, GROUP).sort(dim=1).values
+def _grids(sampled: Sequence[Tensor]) -> tuple[Grid, ...]:
+    """Formats whose numbers samples of weights are, in all or most of the matrices."""
+    levels = float(np.median([_levels(values) for values in sampled]))
+    found: list[Grid] = [grid for grid, most in LEVELS.items() if levels <= most]
+    if all(bool((values == values.bfloat16().float()).all()) for values in sampled):
+        found.append("bfloat16")
+    if all(bool((values == values.half().float()).all()) for values in sampled):
+        found.append("float16")
+    return tuple(found)
+
+
+def _levels(values: Tensor) -> float:
+    """Distinct values among 32 neighbours, on average."""
+    groups = values[: len(values) // GROUP * GROUP].reshape(-1, GROUP).sort(dim=1).values
     return float((groups.diff(dim=1) != 0).sum(dim=1).double().mean()) + 1
 
 
@@ -159,8 +183,13 @@ class WeightChange:
     by_block: dict[int, float]
     """Relative change of each block: 0 for none, about 1.4 for unrelated weights."""
     elsewhere: float
-    """The same for embeddings and the rest."""
+    """The same for the most changed of the embeddings and the rest."""
     mark: AblationMark | None
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no weight was changed."""
+        return self.elsewhere == 0 and not any(self.by_block.values())
 
 
 MARK_COSINE = 0.98
@@ -188,24 +217,34 @@ def compare_sketches(before: WeightSketch, after: WeightSketch) -> WeightChange 
         before: Of the baseline.
         after: Of the candidate.
     """
-    common = [name for name in before.names if name in set(after.names)]
-    # Copies may or may not repeat a tied output layer; blocks must be there whole.
-    if not common or before.writers != after.writers:
+    if before.writers != after.writers or before.written.shape != after.written.shape:
         return None
-    if any(block_of(name) is not None for name in {*before.names} ^ {*after.names}):
+    rows = {name: row for row, name in enumerate(before.names)}
+    others = {name: row for row, name in enumerate(after.names)}
+    # Blocks must be there whole; an output layer may be tied, and is then the embeddings.
+    if any(block_of(name) is not None for name in rows.keys() ^ others.keys()):
         return None
-    if before.written.shape != after.written.shape:
-        return None
-    ours = before.thumbprints[[before.names.index(name) for name in common]].double()
-    theirs = after.thumbprints[[after.names.index(name) for name in common]].double()
-    difference, size = (theirs - ours).square().sum(dim=1), ours.square().sum(dim=1)
-    by_block: dict[int | None, list[float]] = {}
-    for name, d, s in zip(common, difference.tolist(), size.tolist(), strict=True):
-        by_block.setdefault(block_of(name), []).append(d / max(s, 1e-30))
-    change = {block: float(np.sqrt(np.mean(values))) for block, values in by_block.items()}
-    elsewhere = change.pop(None, 0.0)
-    blocks = {block: change[block] for block in sorted(b for b in change if b is not None)}
-    return WeightChange(blocks, elsewhere, _find_mark(before, after))
+    ours, theirs = before.thumbprints.double(), after.thumbprints.double()
+
+    def distance(row: int, other: int) -> float:
+        change = (theirs[other] - ours[row]).square().sum()
+        return float(change / ours[row].square().sum().clamp_min(1e-30))
+
+    by_block: dict[int, list[float]] = {}
+    elsewhere = [0.0]
+    for name in rows.keys() | others.keys():
+        if (block := block_of(name)) is not None:
+            by_block.setdefault(block, []).append(distance(rows[name], others[name]))
+            continue
+        mine = [rows[name]] if name in rows else [rows[n] for n in rows if _outer(n)]
+        found = [others[name]] if name in others else [others[n] for n in others if _outer(n)]
+        elsewhere.append(min((distance(r, o) for r in mine for o in found), default=2.0))
+    blocks = {block: float(np.sqrt(np.mean(by_block[block]))) for block in sorted(by_block)}
+    return WeightChange(blocks, float(np.sqrt(max(elsewhere))), _find_mark(before, after))
+
+
+def _outer(name: str) -> bool:
+    return block_of(name) is None
 
 
 def _find_mark(before: WeightSketch, after: WeightSketch) -> AblationMark | None:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modelassay.errors import InputError
 from modelassay.models import LoadedModel
 from modelassay.models.blocks import text_config
 from modelassay.models.quantization import unpacked
@@ -118,6 +119,11 @@ def stored_tensors(model: LoadedModel, stack: ExitStack) -> Tensors:
     stored = getattr(model.model.config, "quantization_config", None)
     if plain_files and (stored is None or model.info.quantization in ("8bit", "4bit")):
         return open_shards(model.source.weight_files(), stack)
+    return memory_tensors(model)
+
+
+def memory_tensors(model: LoadedModel) -> Tensors:
+    """Names and readers of the weights that a loaded model computes with."""
     return ((name, _getter(value)) for name, value in model.model.named_parameters())
 
 
@@ -164,6 +170,10 @@ def search_tensors(
             weight = read()
             if not weight.is_floating_point() or hidden_size not in weight.shape:
                 return _unsearched("the weights are stored packed (quantised)")
+            if not weight.isfinite().all():
+                raise InputError(
+                    f"Block {block} has weights that are no numbers (NaN or infinite)."
+                )
             gram += _normalised_gram(weight, hidden_size, model_type, device)
         spectra[block] = _spectrum(gram)
         total += gram

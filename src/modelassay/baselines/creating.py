@@ -130,7 +130,7 @@ def signature_record(signature: Signature) -> SignatureRecord:
 
 def sketch_record(sketch: WeightSketch) -> SketchRecord:
     """The shape of a weight sketch."""
-    return SketchRecord(names=sketch.names, writers=sketch.writers, levels=sketch.levels)
+    return SketchRecord(names=sketch.names, writers=sketch.writers, grids=sketch.grids)
 
 
 def check_name(name: str) -> str:

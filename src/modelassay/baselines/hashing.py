@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from modelassay.baselines.record import FileHashes
+from modelassay.errors import InputError, first_line
 from modelassay.models import LoadedModel
 from modelassay.models.identity import hash_chat_template, hash_file, hash_tokenizer
 from modelassay.models.loading import load_config, load_tokenizer
 from modelassay.models.organisms import files_of, find_organism, is_organism
-from modelassay.models.sources import Source, read_json
+from modelassay.models.sources import ADAPTER_CONFIG, Source, read_json
 
 VOLATILE_SETTINGS = (
     "_name_or_path",
@@ -20,9 +22,10 @@ VOLATILE_SETTINGS = (
     "transformers_version",
     "dtype",
     "torch_dtype",
-    "quantization_config",
 )
 """Settings that differ between copies of one model; numbers are recorded by themselves."""
+ADAPTER_NOTES = ("base_model_name_or_path", "inference_mode", "peft_version", "revision")
+"""Settings of an adapter that do nothing to the weights."""
 MAX_SETTING = 300
 """Characters; longer ones are hashed."""
 
@@ -64,7 +67,7 @@ def _hash(
         weights=_weights(model_id, source, adapter),
         tokenizer=hash_tokenizer(tokenizer),
         chat_template=hash_chat_template(tokenizer),
-        generation_config=_hash_json(source.folder / "generation_config.json"),
+        generation_config=_generation_config(source, config),
         config=_settings(config),
     )
 
@@ -72,8 +75,12 @@ def _hash(
 def _weights(model_id: str, source: Source, adapter: Source | None) -> dict[str, str]:
     """sha256 of each file that decides the weights, by name."""
     hashes = {file.name: _sha256(source, file) for file in source.weight_files()}
-    for file in adapter.weight_files() if adapter else []:
-        hashes[f"adapter/{file.name}"] = _sha256(adapter or source, file)
+    if adapter is not None:
+        for file in adapter.weight_files():
+            hashes[f"adapter/{file.name}"] = _sha256(adapter, file)
+        # Rank, scale and targets decide the weights as much as the tensors do.
+        values = read_json(adapter.folder / ADAPTER_CONFIG)
+        hashes[f"adapter/{ADAPTER_CONFIG}"] = _hash_values(values, ADAPTER_NOTES)
     if is_organism(model_id):
         organism = find_organism(model_id)
         hashes |= {f"organism/{file.name}": hash_file(file) for file in files_of(organism)}
@@ -103,8 +110,21 @@ def _settings(config: Any) -> dict[str, str]:
     }
 
 
-def _hash_json(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    values = {k: v for k, v in read_json(path).items() if k not in VOLATILE_SETTINGS}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _generation_config(source: Source, config: Any) -> str:
+    """Hash of what acts on generation: the file's settings, or those that follow without one."""
+    from transformers import GenerationConfig
+
+    file = source.folder / "generation_config.json"
+    if file.is_file():
+        try:
+            acting = GenerationConfig.from_dict(read_json(file))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{file} cannot be read: {first_line(error)}") from error
+    else:
+        acting = GenerationConfig.from_model_config(config)
+    return _hash_values(acting.to_diff_dict(), (*VOLATILE_SETTINGS, "_from_model_config"))
+
+
+def _hash_values(values: dict[str, Any], without: Sequence[str]) -> str:
+    kept = {key: value for key, value in values.items() if key not in without}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()

@@ -31,6 +31,7 @@ from modelassay.hub import (
     commit_files,
     fetch_snapshot,
     find_datasets,
+    is_main_head,
     update_card,
 )
 from modelassay.verification_report import Origin
@@ -129,20 +130,21 @@ def pull_baseline(
         raise InputError(f"{reference[:120]!r} is no Hub data set (owner/repo[:name][@revision]).")
     repo_id, name = match["repo"], match["name"]
 
-    def check(files: Mapping[str, RemoteFile]) -> None:
-        chosen = _choose(repo_id, name, list(files))
+    def choose(files: Mapping[str, RemoteFile]) -> list[str]:
+        chosen = _choose(repo_id, name, list(files)) if files else name or "*"
         for file, most in ((INDEX_FILE, MAX_INDEX_BYTES), (VECTORS_FILE, MAX_VECTORS_BYTES)):
             there = files.get(f"{FOLDER}/{chosen}/{file}")
             if there is not None and there.size > most:
                 raise InputError(f"{file} of {repo_id} is larger than a baseline's can be.")
+        return [f"{FOLDER}/{chosen}/{file}" for file in (INDEX_FILE, VECTORS_FILE)]
 
+    wanted = revision or match["revision"]
     snapshot = fetch_snapshot(
         repo_id,
         kind="dataset",
-        revision=revision or match["revision"],
+        revision=wanted,
         token=token,
-        patterns=[f"{FOLDER}/{name or '*'}/{file}" for file in (INDEX_FILE, VECTORS_FILE)],
-        check=check,
+        choose=choose,
         elsewhere=ELSEWHERE,
     )
     # Without the Hub there was no listing to choose from.
@@ -151,7 +153,8 @@ def pull_baseline(
     if baseline.name != name:
         raise InputError(f"{repo_id} keeps under {name!r} a baseline of another name.")
     author = repo_id.partition("/")[0]
-    return baseline, Origin(f"{repo_id}:{name}", "hub", author, snapshot.commit)
+    on_main = wanted in (None, "main") or is_main_head(repo_id, snapshot.commit, token=token)
+    return baseline, Origin(f"{repo_id}:{name}", "hub", author, snapshot.commit, on_main)
 
 
 def search_baselines(

@@ -89,6 +89,8 @@ def import_baseline(path: str | Path, *, name: str | None = None) -> Baseline:
         vector = torch.tensor(values)
         directions[concept] = (vector / vector.norm().clamp_min(1e-12))[None]
         separation, layer = found.separations[concept], found.optimal_layers[concept]
+        if not vector.norm() > 0:
+            raise InputError(f"{path} has an empty direction of {concept}.")
         concepts[concept] = ConceptRecord(
             layers=(layer,), by_layer=(separation,), layer=layer, separation=separation
         )

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -39,15 +40,28 @@ BASELINE_SCHEMA = "modelassay.baseline/1"
 INDEX_FILE, VECTORS_FILE, TABLE_FILE = "baseline.json", "vectors.safetensors", "concepts.parquet"
 MAX_INDEX_BYTES = 2_000_000
 MAX_VECTORS_BYTES = 30_000_000
+MAX_NUMBER = 1e9
 DTYPES = {"F16": torch.float16, "F32": torch.float32}
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$")]
-Line = Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
+Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
+# No control characters, nor those that turn the direction of writing.
+_LINE = r"^[^\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]*$"
+Line = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_LINE)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 Block = Annotated[int, Field(ge=0, lt=2000)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Interval = tuple[float, float]
+Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError("an interval needs its lower end first")
+    return interval
+
+
+Interval = Annotated[tuple[Number, Number], AfterValidator(_ordered)]
 
 
 class _Record(BaseModel):
@@ -85,11 +99,11 @@ class ConceptRecord(_Record):
     """Of its pairs: directions compare only where they are of the same prompts."""
     n_pairs: int | None = Field(default=None, gt=0, lt=100_000)
     layers: tuple[Block, ...] = Field(min_length=1, max_length=2000)
-    by_layer: tuple[float, ...]
+    by_layer: tuple[Number, ...]
     """Held-out separation (σ) at each of `layers`."""
     interval_by_layer: tuple[Interval, ...] | None = None
     layer: Block
-    separation: float
+    separation: Number
     interval: Interval | None = None
     p_value: Share | None = None
     auroc: Share | None = None
@@ -99,6 +113,8 @@ class ConceptRecord(_Record):
         for values in (self.by_layer, self.interval_by_layer):
             if values is not None and len(values) != len(self.layers):
                 raise ValueError("by_layer and interval_by_layer need one value a layer")
+        if self.layer not in self.layers:
+            raise ValueError("layer is none of layers")
         return self
 
 
@@ -128,7 +144,7 @@ class SketchRecord(_Record):
 
     names: tuple[Line, ...] = Field(min_length=1, max_length=20_000)
     writers: tuple[Line, ...] = Field(min_length=1, max_length=4000)
-    levels: float = Field(ge=1, le=64)
+    grids: tuple[Literal["4bit", "8bit", "bfloat16", "float16"], ...] = ()
 
 
 class BaselineIndex(_Record):
@@ -154,6 +170,25 @@ class BaselineIndex(_Record):
     """None where the weights are packed in a way that cannot be read."""
     versions: dict[Line, Line] = Field(max_length=50)
     vectors_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _check(self) -> BaselineIndex:
+        if self.instrument == "modelassay" and (self.files is None or self.signature is None):
+            raise ValueError("files and signature are missing")
+        blocks = [block for concept in self.concepts.values() for block in concept.layers]
+        blocks += self.signature.depths if self.signature else ()
+        if max(blocks) >= self.model.n_layers:
+            raise ValueError("a block is named that the model does not have")
+        return self
+
+
+class PulledFrom(_Record):
+    """What a store remembers of a baseline that was pulled."""
+
+    id: Line
+    author: Line
+    revision: Commit
+    on_main: bool
 
 
 @dataclass(frozen=True)
@@ -216,7 +251,7 @@ def load_baseline(folder: Path) -> Baseline:
             thumbprints=tensors["sketch/thumbprints"],
             writers=index.sketch.writers,
             written=tensors["sketch/written"] * tensors["sketch/scales"][:, None, None],
-            levels=index.sketch.levels,
+            grids=index.sketch.grids,
         )
     directions = {name: tensors[f"directions/{name}"] for name in index.concepts}
     return Baseline(index, directions, signature, sketch)
@@ -288,8 +323,10 @@ def _read_vectors(path: Path, index: BaselineIndex) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise InputError(f"{path} is no safetensors file: {first_line(error)}") from error
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise InputError(f"In {path} {name} has values that are not finite.")
+        if not tensor.isfinite().all() or tensor.abs().max() > MAX_NUMBER:
+            raise InputError(f"In {path} {name} has values that are not finite or far too large.")
+    if index.sketch is not None and not tensors["sketch/thumbprints"].any():
+        raise InputError(f"In {path} the sketch is empty.")
     return tensors
 
 

@@ -9,23 +9,29 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-from modelassay.baselines.creating import public_id, slug
+from pydantic import ValidationError
+
+from modelassay.baselines.creating import check_name, public_id, slug
 from modelassay.baselines.record import (
     INDEX_FILE,
+    NAME,
+    TABLE_FILE,
+    VECTORS_FILE,
     Baseline,
     BaselineIndex,
+    PulledFrom,
     load_baseline,
     read_index,
     save_baseline,
 )
 from modelassay.cache import explain_os_errors, locked, new_folder, write_text_atomically
 from modelassay.errors import InputError
-from modelassay.models.sources import read_json
 from modelassay.verification_report import Origin, Where
 
 log = logging.getLogger(__name__)
@@ -50,7 +56,7 @@ def local_folder() -> Path:
 
 
 def list_baselines() -> list[tuple[BaselineIndex, Origin]]:
-    """All that are on this machine, the user's own first; damaged ones are left out."""
+    """All that are on this machine, the shipped ones first; damaged ones are left out."""
     found: dict[str, tuple[BaselineIndex, Origin]] = {}
     for folder, source in _stores():
         for index in _indices(folder):
@@ -68,10 +74,12 @@ def find_local(reference: str) -> tuple[Baseline, Origin] | None:
         path = folder / reference
         if _is_name(reference) and (path / INDEX_FILE).is_file():
             return load_baseline(path), _origin(path, source)
-    path = Path(reference).expanduser()
-    if reference and (path / INDEX_FILE).is_file():
-        return load_baseline(path), Origin(path.resolve().name, "folder")
-    return None
+    try:
+        path = Path(reference).expanduser()
+        is_folder = bool(reference) and (path / INDEX_FILE).is_file()
+    except (OSError, RuntimeError):  # too long, not permitted, or no such user's home
+        return None
+    return (load_baseline(path), Origin(path.resolve().name, "folder")) if is_folder else None
 
 
 def check_free(model_id: str, name: str | None, *, force: bool, out: Path | None) -> None:
@@ -80,8 +88,17 @@ def check_free(model_id: str, name: str | None, *, force: bool, out: Path | None
     Raises:
         InputError: there is a baseline of that name and it is not to be replaced.
     """
-    target = out or local_folder() / (name or slug(public_id(model_id)))
-    if target.exists() and not force:
+    _check_target(out or local_folder() / check_name(name or slug(public_id(model_id))), force)
+
+
+def _check_target(target: Path, force: bool) -> None:
+    """Refuses a place that is taken; only a baseline is ever replaced."""
+    if not target.exists() and not target.is_symlink():
+        return
+    names = {file.name for file in target.iterdir()} if target.is_dir() else {""}
+    if not names <= {INDEX_FILE, VECTORS_FILE, TABLE_FILE, ORIGIN_FILE}:
+        raise InputError(f"{target} is there and is no baseline; give a new folder.")
+    if not force:
         raise InputError(f"{target} exists already; pass --force to replace it.")
 
 
@@ -106,8 +123,7 @@ def store_baseline(
     """
     target = out or local_folder() / baseline.name
     with explain_os_errors(f"writing the baseline {target}"), locked(target):
-        if target.exists() and not force:
-            raise InputError(f"{target} exists already; pass --force to replace it.")
+        _check_target(target, force)
         with new_folder(target) as partial:
             save_baseline(baseline, partial)
             if origin is not None:
@@ -125,6 +141,9 @@ def delete_baseline(name: str) -> Path:
     path = local_folder() / name
     if _is_name(name) and (path / INDEX_FILE).is_file():
         with explain_os_errors(f"deleting {path}"), locked(path):
+            if path.is_symlink():
+                path.unlink()
+                return path
             aside = path.with_name(f".deleted-{name}")  # whole or not at all
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -138,15 +157,23 @@ def delete_baseline(name: str) -> Path:
 def _origin(path: Path, source: Where) -> Origin:
     """Origin of a stored baseline; one that was pulled remembers whose it is."""
     author = revision = None
+    on_main = True
     if source == "local" and (path / ORIGIN_FILE).is_file():
-        kept = read_json(path / ORIGIN_FILE)
-        author, revision = kept.get("author"), kept.get("revision")
-    return Origin(path.name, source, author, revision)
+        try:
+            kept = PulledFrom.model_validate_json((path / ORIGIN_FILE).read_bytes())
+        except (ValidationError, OSError):
+            log.warning("%s is damaged; it is not known whose baseline that is.", path)
+            return Origin(path.name, source, "an unknown author", None, on_main=False)
+        author, revision, on_main = kept.author, kept.revision, kept.on_main
+    return Origin(path.name, source, author, revision, on_main)
 
 
 def _stores() -> Iterator[tuple[Path, Where]]:
+    yield (
+        shipped_folder(),
+        "shipped",
+    )  # what comes with modelassay is not shadowed by what was pulled
     yield local_folder(), "local"
-    yield shipped_folder(), "shipped"
 
 
 def _indices(folder: Path) -> Iterator[BaselineIndex]:
@@ -164,4 +191,4 @@ def _indices(folder: Path) -> Iterator[BaselineIndex]:
 
 
 def _is_name(reference: str) -> bool:
-    return "/" not in reference and "\\" not in reference and reference not in ("", ".", "..")
+    return re.fullmatch(NAME, reference) is not None

@@ -112,7 +112,9 @@ def scan_command(
             typer.echo(f"HTML report: {html}", err=True)
     if report.verification is not None and report.verification.verified is False:
         return EXIT_IDENTITY_FAILED
-    return exit_code(report.verdict.value, fail_on.value)
+    unknown = report.verification is not None and report.verification.verified is None
+    code = exit_code(report.verdict.value, fail_on.value)
+    return EXIT_INCONCLUSIVE if unknown and code == EXIT_PASS else code
 
 
 def exit_code(verdict: str, fail_on: str) -> int:

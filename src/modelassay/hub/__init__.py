@@ -4,10 +4,17 @@ Everything is fetched as files into the Hub's own cache before it is opened, so 
 the Hub and a local folder take the same way from there on. Errors of the Hub become one line each.
 """
 
-from modelassay.hub.cache import silence_downloads, trim_cache
+from modelassay.hub.cache import blob_sha256, silence_downloads, trim_cache
 from modelassay.hub.errors import REPO_ID
 from modelassay.hub.models import check_weight_files, fetch_model
-from modelassay.hub.repositories import Commit, Listed, commit_files, find_datasets, update_card
+from modelassay.hub.repositories import (
+    Commit,
+    Listed,
+    commit_files,
+    find_datasets,
+    is_main_head,
+    update_card,
+)
 from modelassay.hub.snapshots import RemoteFile, Snapshot, fetch_snapshot
 from modelassay.hub.tables import read_dataset
 
@@ -17,11 +24,13 @@ __all__ = [
     "Listed",
     "RemoteFile",
     "Snapshot",
+    "blob_sha256",
     "check_weight_files",
     "commit_files",
     "fetch_model",
     "fetch_snapshot",
     "find_datasets",
+    "is_main_head",
     "read_dataset",
     "silence_downloads",
     "trim_cache",

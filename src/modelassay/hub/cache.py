@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 
 def silence_downloads() -> None:
     """Turns the progress bars of downloads off for this process."""
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
+
+
+def blob_sha256(file: Path) -> str | None:
+    """sha256 of a large file in the Hub's cache, which stores it under that name; else None.
+
+    Links elsewhere are not believed: whoever made the folder could have named them so.
+    """
+    from huggingface_hub import constants
+
+    blob = file.resolve()
+    cache = Path(constants.HF_HUB_CACHE).resolve()
+    inside = blob != file and blob.parent.name == "blobs" and blob.is_relative_to(cache)
+    return blob.name if inside and re.fullmatch(r"[0-9a-f]{64}", blob.name) else None
 
 
 def trim_cache(max_bytes: int) -> None:

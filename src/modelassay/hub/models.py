@@ -44,7 +44,9 @@ def fetch_model(
     patterns = [*TOKENIZER_AND_CONFIG, *(["*.py"] if code else [])]
     patterns += weight_patterns if weights else []
 
-    def check(files: Mapping[str, RemoteFile]) -> None:
+    def choose(files: Mapping[str, RemoteFile]) -> list[str]:
+        if not files:
+            return patterns
         needed = {name: f for name, f in files.items() if not matches(name, NOT_NEEDED)}
         check_weight_files(repo_id, list(needed), gguf_file)
         size = sum(file.size for name, file in needed.items() if matches(name, patterns))
@@ -53,15 +55,15 @@ def fetch_model(
                 f"{repo_id} has {size / 1e9:.0f} GB of weights; this page takes up to"
                 f" {max_bytes / 1e9:.0f} GB. Install modelassay to scan it on your own machine."
             )
+        return patterns
 
     snapshot = fetch_snapshot(
         repo_id,
         kind="model",
         revision=revision,
         token=token,
-        patterns=patterns,
+        choose=choose,
         ignore=NOT_NEEDED,
-        check=check,
     )
     if weights or not snapshot.listing:
         check_weight_files(repo_id, snapshot.names(), gguf_file)  # it may be from the cache

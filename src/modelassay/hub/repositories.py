@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelassay.errors import InputError, UnavailableError, first_line
+from modelassay.errors import AssayError, InputError, UnavailableError, first_line
 from modelassay.hub.errors import hub_errors
 from modelassay.hub.snapshots import ANSWER_SECONDS, checked_token
 
@@ -109,6 +109,18 @@ def _readme(api: Any, repo_id: str, head: str) -> str | None:
         raise InputError(
             f"The card of {repo_id} cannot be read ({first_line(error)}); mend its README.md."
         ) from error
+
+
+def is_main_head(repo_id: str, commit: str, *, token: str | bool | None = None) -> bool:
+    """Whether a data set's main branch holds this commit now; False where that cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        with hub_errors(repo_id, kind="data set"):
+            api = HfApi(token=checked_token(token))
+            return api.dataset_info(repo_id, timeout=ANSWER_SECONDS).sha == commit
+    except AssayError:
+        return False
 
 
 def update_card(text: str, *, tags: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> str:

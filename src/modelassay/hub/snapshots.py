@@ -47,9 +47,8 @@ def fetch_snapshot(
     kind: Kind,
     revision: str | None,
     token: str | bool | None,
-    patterns: Sequence[str],
+    choose: Callable[[Mapping[str, RemoteFile]], Sequence[str]],
     ignore: Sequence[str] = (),
-    check: Callable[[Mapping[str, RemoteFile]], None],
     elsewhere: str = MODEL_ELSEWHERE,
 ) -> Snapshot:
     """Fetches those files of a repository that match a pattern; offline, takes them from the cache.
@@ -59,9 +58,9 @@ def fetch_snapshot(
         kind: What sort of repository it is.
         revision: Branch, tag or commit; None for the main branch.
         token: Hub token, None for the stored one, False for none at all.
-        patterns: Of the files to fetch.
+        choose: Told what there is (nothing when the Hub is not reached), gives patterns of what to
+            fetch; raises to refuse it.
         ignore: Patterns of files to leave all the same.
-        check: Told what there is, before anything is fetched; raises to refuse it.
         elsewhere: What to do without the Hub, for the error.
 
     Raises:
@@ -74,7 +73,7 @@ def fetch_snapshot(
     token = checked_token(token)
     with hub_errors(repo_id, revision, elsewhere=elsewhere, kind=NAMES[kind]):
         listing: dict[str, RemoteFile] = {}
-        reachable = True
+        reachable, commit = True, None
         try:
             api = HfApi(token=token)
             ask = api.model_info if kind == "model" else api.dataset_info
@@ -90,18 +89,25 @@ def fetch_snapshot(
                 )
                 for sibling in info.siblings or []
             }
-            check(listing)
-        folder = Path(
-            snapshot_download(
-                repo_id,
-                repo_type=kind,
-                revision=revision,  # by its name: the cache then knows the name when offline
-                token=token,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(ignore) or None,
-                local_files_only=not reachable,
+            commit = info.sha
+        patterns = list(choose(listing))
+
+        def fetch(at: str | None) -> Path:
+            return Path(
+                snapshot_download(
+                    repo_id,
+                    repo_type=kind,
+                    revision=at,
+                    token=token,
+                    allow_patterns=patterns,
+                    ignore_patterns=list(ignore) or None,
+                    local_files_only=not reachable,
+                )
             )
-        )
+
+        folder = fetch(revision)  # by its name: the cache then knows the name when offline
+        if commit is not None and folder.name != commit:  # somebody has pushed in between
+            folder = fetch(commit)
     return Snapshot(folder, folder.name, listing)
 
 

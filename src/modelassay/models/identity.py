@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+from modelassay.hub import blob_sha256
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,9 @@ def hash_files(files: Iterable[Path]) -> str:
 
 
 def hash_file(file: Path) -> str:
-    """sha256 of a file; read from the name where the Hub's cache has stored it there."""
-    blob = file.resolve()
-    if blob != file and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
-        return blob.name
+    """sha256 of a file; that of a file in the Hub's cache is its name there."""
+    if (known := blob_sha256(file)) is not None:
+        return known
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(1 << 22):
@@ -66,8 +64,11 @@ def hash_file(file: Path) -> str:
     return digest.hexdigest()
 
 
+TOKENIZER_SETTINGS = ("add_bos_token", "add_eos_token", "model_max_length", "truncation_side")
+
+
 def hash_tokenizer(tokenizer: Any) -> str:
-    """sha256 of what decides how text becomes tokens: vocabulary, merges, added tokens."""
+    """sha256 of what decides how text becomes tokens: vocabulary, merges, special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         spec = json.loads(backend.to_str())
@@ -76,6 +77,11 @@ def hash_tokenizer(tokenizer: Any) -> str:
         spec.pop("truncation", None)
     else:
         spec = {"vocab": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
+    spec = {
+        "spec": spec,
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "settings": {name: getattr(tokenizer, name, None) for name in TOKENIZER_SETTINGS},
+    }
     text = json.dumps(spec, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

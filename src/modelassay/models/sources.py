@@ -21,6 +21,7 @@ from modelassay.models.organisms import adapter_folder, find_organism, is_organi
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SINGLE_FILE = "model.safetensors"
+WEIGHTS = (".safetensors", ".gguf")
 INDEX = "model.safetensors.index.json"
 
 
@@ -132,10 +133,17 @@ def resolve(
         max_bytes=max_bytes,
         weights=weights,
     )
+    unknown = [n for n, f in snapshot.listing.items() if n.endswith(WEIGHTS) and not f.sha256]
+    if not weights and (unknown or not snapshot.listing):
+        # Files so small that the Hub keeps them with the rest, or no Hub to ask.
+        return resolve(
+            model_id, revision=revision, gguf_file=gguf_file, token=token,
+            trust_remote_code=trust_remote_code, max_bytes=max_bytes, local=local,
+        )  # fmt: skip
     remote = {
         name: file.sha256
         for name, file in snapshot.listing.items()
-        if file.sha256 is not None and name.endswith((".safetensors", ".gguf"))
+        if file.sha256 is not None and name.endswith(WEIGHTS)
     }
     return _checked(
         Source(model_id, snapshot.folder, snapshot.commit, gguf_file, {} if weights else remote)

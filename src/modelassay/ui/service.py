@@ -59,7 +59,7 @@ def check_model_id(model_id: str) -> str:
     Raises:
         InputError: it is empty, or no Hub id where only those are allowed.
     """
-    model_id = (model_id or "").strip()
+    model_id = model_id.strip() if isinstance(model_id, str) else ""
     if not model_id:
         raise InputError("Give a model: `embedded`, an organism or a Hub id such as owner/name.")
     if is_organism(model_id):
@@ -80,9 +80,9 @@ def run_scan(
         AssayError: one line for the visitor.
     """
     ids = [check_model_id(model_id)]
-    if (compare or "").strip():
+    if isinstance(compare, str) and compare.strip():
         ids.append(check_model_id(compare))
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise InputError(f"Unknown mode {mode!r}; choose {', '.join(MODES)}.")
     yield from _fetch(ids)
     options = {"mode": mode, "chat_template": chat_template}
@@ -115,7 +115,7 @@ def check_baseline(reference: str) -> str:
     Raises:
         InputError: it is a path or nonsense.
     """
-    reference = (reference or "").strip()
+    reference = reference.strip() if isinstance(reference, str) else ""
     known = {index.name for index, _ in list_baselines()}
     known |= {index.model.id for index, _ in list_baselines()}
     if not reference or reference in known:

@@ -46,8 +46,16 @@ LOG_ODDS_FLOOR, LOG_ODDS_GAIN = 0.05, 30.0
 """The same for the root mean square change of the log-odds, in nats: 0.02, 0.10 and 1.7; 0.01."""
 COARSE = 0.03
 """Rounding above this (4 bits give 0.1) hides light fine-tunes."""
-COARSE_LEVELS = 17.0
-"""Distinct values among 32 neighbours: 16 at most in 4 bits, 28 in 8."""
+GRID_SIZES = {
+    "4bit": (0.03, 0.2),
+    "8bit": (0.002, 0.02),
+    "bfloat16": (3e-4, 3e-3),
+    "float16": (3e-5, 5e-4),
+}
+"""Relative change that rounding to a format makes, from and to. Noise of that size that does not
+leave the format's numbers is no rounding."""
+DIGITS = 3e-5
+"""Smaller changes are those of other software doing the same sums."""
 PLAIN_ROUNDING = 0.008
 """The size of rounding that is assumed where the weights cannot be compared: 8 bits."""
 
@@ -66,6 +74,7 @@ def compare(found: Examination, baseline: Baseline) -> Differences:
         theirs is not None
         and mine.probes_sha256 == theirs.probes_sha256
         and mine.depths == theirs.depths
+        and mine.values.shape == theirs.values.shape
     )
     cosines: dict[str, dict[int, float]] = {}
     separation = {}
@@ -75,6 +84,8 @@ def compare(found: Examination, baseline: Baseline) -> Differences:
             continue
         if record.sha256 not in (None, found.report.provenance["concept_sha256"][name]):
             continue  # directions of other prompts
+        if baseline.directions[name].shape[-1] != found.directions[name].shape[-1]:
+            continue
         rows = [list(result.separation.by_layer).index(layer) for layer in record.layers]
         own = found.directions[name][rows]
         product = (own * baseline.directions[name]).sum(dim=-1)
@@ -89,14 +100,14 @@ def compare(found: Examination, baseline: Baseline) -> Differences:
     if same_tokens and theirs is not None:
         distances = signature_distances(theirs, mine)
         change = (mine.log_odds - theirs.log_odds).numpy()
-    weights, coarse = None, False
+    weights = None
     if found.sketch is not None and baseline.sketch is not None:
         weights = compare_sketches(baseline.sketch, found.sketch)
-        coarse = min(found.sketch.levels, baseline.sketch.levels) <= COARSE_LEVELS
     return Differences(
         same_tokens=same_tokens,
         weights=weights,
-        coarse=coarse,
+        grids=found.sketch.grids if found.sketch else (),
+        baseline_grids=baseline.sketch.grids if baseline.sketch else (),
         cosines=cosines,
         separation=separation,
         distances=distances,
@@ -150,13 +161,6 @@ def judge(found: Differences) -> Judgement:
             f"{which} was taken out of {len(mark.blocks)} blocks at strength {mark.strength:.2f}:"
             " the change of the weights is of the form that only directional ablation makes.",
         )
-    if found.ablated:
-        return Judgement(
-            Kind.ABLATED,
-            False,
-            "A direction has been erased from the weights that the baseline's model has: the mark"
-            " of abliteration.",
-        )
     apart, limit = (far, OTHER_MODEL_DISTANCE)
     if weights is not None:
         apart, limit = _median(weights), OTHER_MODEL_CHANGE
@@ -167,6 +171,13 @@ def judge(found: Differences) -> Judgement:
             False,
             f"{what} are unrelated to the baseline's (relative distance {apart:.2f}): another model"
             " of the same architecture.",
+        )
+    if found.ablated:
+        return Judgement(
+            Kind.ABLATED,
+            False,
+            "A direction has been erased from the weights that the baseline's model has: the mark"
+            " of abliteration.",
         )
     if weights is not None and (said := _uneven(weights)):
         return Judgement(Kind.FINE_TUNE, False, said)
@@ -200,19 +211,33 @@ def _judge_even(found: Differences, far: float) -> Judgement:
             Kind.FINE_TUNE,
             False,
             f"{changed or 'The weights are others: they moved ' + moved}, more than rounding does:"
-            " the weights were trained.",
+            " the weights were changed.",
         )
-    if size == 0 and weights is not None and weights.elsewhere == 0:
+    if weights is None or size is None:
+        return Judgement(
+            Kind.RECAST,
+            None,
+            f"The weights are other files, and cannot be compared one by one; they moved {moved},"
+            " no more than rounding does. It is probably the same model; it is not proved.",
+        )
+    if weights.nothing:
         reason = "The weights are the baseline's to the last digit, in other files."
         return Judgement(Kind.RECAST, True, reason)
-    if size is not None and size > COARSE and not (found.coarse or found.quantized):
+    if not (size <= DIGITS or found.quantized or _explains(found.grids, size)):
+        if _explains(found.baseline_grids, size):
+            return Judgement(
+                Kind.RECAST,
+                None,
+                f"{changed}. The baseline's weights are rounded that much and these are not, so"
+                " they can be what it was rounded from, or a changed copy.",
+            )
         return Judgement(
             Kind.FINE_TUNE,
             False,
-            f"{changed}. Only rounding to 4 bits or so changes weights that much, and these are not"
-            " rounded: the weights were trained.",
+            f"{changed}. Rounding would have left numbers of a coarser format, and these are not:"
+            " the weights were changed.",
         )
-    if size is not None and size > COARSE:
+    if size > COARSE:
         return Judgement(
             Kind.RECAST,
             None,
@@ -222,9 +247,13 @@ def _judge_even(found: Differences, far: float) -> Judgement:
     return Judgement(
         Kind.RECAST,
         True,
-        f"{changed or 'The weight files are others; they moved ' + moved}: no more than rounding"
-        " does. It is the baseline's model in other numbers.",
+        f"{changed}: no more than rounding does. It is the baseline's model in other numbers.",
     )
+
+
+def _explains(grids: tuple[str, ...], size: float) -> bool:
+    """Whether rounding to one of these formats makes a change of this size."""
+    return any(GRID_SIZES[grid][0] <= size <= GRID_SIZES[grid][1] for grid in grids)
 
 
 def _uneven(weights: WeightChange) -> str | None:
@@ -237,12 +266,12 @@ def _uneven(weights: WeightChange) -> str | None:
         return (
             f"{len(changed)} of {len(by_block)} blocks were changed ({_spans(changed)}), block"
             f" {most} by {by_block[most]:.1%}, the others by {median:.2%}: the weights were"
-            " trained."
+            " changed."
         )
     if weights.elsewhere > limit:
         return (
             f"The embeddings or the output layer were changed by {weights.elsewhere:.1%}, the"
-            f" blocks by {median:.2%}: the weights were trained."
+            f" blocks by {median:.2%}: the weights were changed."
         )
     return None
 

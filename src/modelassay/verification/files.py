@@ -5,8 +5,10 @@ from __future__ import annotations
 from modelassay.baselines.record import FileHashes, ModelIdentity
 from modelassay.verification_report import Check, Kind
 
-SHAPE_SETTINGS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
-WRAPPING = ("tokenizer", "chat template", "generation config")
+SHAPE_SETTINGS = ("model_type", "hidden_size", "num_hidden_layers")
+ALWAYS_COMPARED = ("auto_map", "quantization_config")
+"""Settings that act by being there, whatever a version of transformers fills in for others."""
+WRAPPING = ("tokenizer", "chat template", "generation config", "config")
 """What surrounds the weights and decides what the model does as much as they do."""
 NAMED_SETTINGS = 6
 
@@ -34,8 +36,8 @@ def compare_files(
         else Check("weights", "differs", "the weight files are not the baseline's"),
         _compare("tokenizer", mine.tokenizer, theirs.tokenizer, converted),
         _compare("chat template", mine.chat_template, theirs.chat_template, converted=False),
-        _compare_generation(mine.generation_config, theirs.generation_config),
-        _compare_settings(mine.config, theirs.config),
+        _compare("generation config", mine.generation_config, theirs.generation_config, converted),
+        _compare_settings(mine.config, theirs.config, same, converted),
     )
 
 
@@ -53,9 +55,7 @@ def judge_files(
         return Kind.OTHER_ARCHITECTURE, f"The architecture is another: {', '.join(shapes)}."
     if outcome["weights"] == "differs":
         return None, ""
-    changed = wrapping_changes(checks)
-    changed += [c.detail for c in checks if c.name == "config" and c.outcome == "differs"]
-    if changed:
+    if changed := wrapping_changes(checks):
         return (
             Kind.REWRAPPED,
             f"The weights are the baseline's, file by file, but {'; '.join(changed)}.",
@@ -95,20 +95,15 @@ def _compare(title: str, mine: str | None, theirs: str | None, converted: bool) 
     return Check(title, "differs", f"the {title} {where}")
 
 
-def _compare_generation(mine: str | None, theirs: str | None) -> Check:
-    """A missing file means transformers' defaults; a changed one can forbid or force tokens."""
-    title = "generation config"
-    if mine and theirs and mine != theirs:
-        return Check(title, "differs", f"the {title} differs")
-    if mine == theirs:
-        return Check(title, "same", "same settings" if mine else "neither has one")
-    return Check(title, "unknown", f"only {'this model' if mine else 'the baseline'} has one")
-
-
-def _compare_settings(mine: dict[str, str], theirs: dict[str, str]) -> Check:
+def _compare_settings(
+    mine: dict[str, str], theirs: dict[str, str], same_weights: bool, converted: bool
+) -> Check:
     """Compares what both state; other versions of transformers fill in other defaults."""
-    other = [key for key in sorted(mine.keys() & theirs.keys()) if mine[key] != theirs[key]]
+    keys = mine.keys() & theirs.keys() | (mine.keys() | theirs.keys()) & {*ALWAYS_COMPARED}
+    if not same_weights:  # then the numbers may be others, and the sketch tells of them
+        keys -= {"quantization_config"}
+    other = [key for key in sorted(keys) if mine.get(key) != theirs.get(key)]
     if not other:
         return Check("config", "same", "all settings that both state are the same")
     named = ", ".join(other[:NAMED_SETTINGS]) + ("…" if len(other) > NAMED_SETTINGS else "")
-    return Check("config", "differs", f"other settings: {named}")
+    return Check("config", "unknown" if converted else "differs", f"other settings: {named}")

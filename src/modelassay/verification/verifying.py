@@ -71,6 +71,8 @@ def verify(
         report = decided
     else:
         on_progress("loading", 0, 1)
+        if decided.commit is not None:  # what was hashed, not what a branch holds by now
+            load_options["revision"] = decided.commit
         loaded = load(model, **load_options)
         examined = examine(
             loaded,
@@ -93,6 +95,8 @@ class Undecided:
     files: FileHashes
     baseline: Baseline
     origin: Origin
+    commit: str | None
+    """Of the model's repository on the Hub."""
 
 
 def verify_files(
@@ -134,7 +138,9 @@ def verify_files(
     )
     on_progress("files", 1, 1)
     report = decide_by_files(model, source.commit, files, baseline, origin)
-    return report or Undecided(files, baseline, origin)
+    # A revision is of what MODEL names, be it an adapter.
+    named = adapter if adapter is not None and options.get("adapter") is None else source
+    return report or Undecided(files, baseline, origin, named.commit)
 
 
 def decide_by_files(
@@ -178,12 +184,14 @@ def conclude(
     converted = info.quantization == "gguf"
     checks = compare_files(files, theirs, converted=converted) if theirs else ()
     judgement = judge(differences)
-    if judgement.kind is Kind.RECAST and (changed := wrapping_changes(checks)):
-        judgement = Judgement(
-            Kind.REWRAPPED,
-            False,
-            f"{judgement.reason} But {'; '.join(changed)}, and these decide what it does as much.",
-        )
+    if changed := wrapping_changes(checks):
+        # Settings move activations too: where the weights are the same, they are the reason.
+        untouched = differences.weights is not None and differences.weights.nothing
+        if judgement.kind is Kind.RECAST or (judgement.kind is Kind.FINE_TUNE and untouched):
+            reason = "The weights are the baseline's" if untouched else judgement.reason
+            judgement = Judgement(
+                Kind.REWRAPPED, False, f"{reason.rstrip('.')}, but {'; '.join(changed)}."
+            )
     checks += measured_checks(differences)
     return _report(info.id, info.revision, judgement, checks, differences, baseline, origin)
 
@@ -237,6 +245,11 @@ def trust_remarks(baseline: Baseline, origin: Origin) -> tuple[str, ...]:
     """What to know of who published a baseline from the Hub before one relies on it."""
     if origin.author is None:
         return ()
+    if not origin.on_main:
+        return (
+            f"Careful: {origin.author}'s main branch does not hold the baseline's commit now. It"
+            " can be an older one, or a pull request by anybody; look it up before you rely on it.",
+        )
     publisher, slash, _ = baseline.index.model.id.partition("/")
     trusted = {name.strip() for name in os.environ.get(TRUSTED, "").split(",")}
     if origin.author in trusted:
