@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
@@ -28,16 +29,18 @@ from modelassay.baselines import (
 )
 from modelassay.baselines.creating import baseline_of, public_id, slug
 from modelassay.baselines.record import INDEX_FILE, TABLE_FILE, VECTORS_FILE, read_index
+from modelassay.baselines.stores import ORIGIN_FILE
 from modelassay.cache import locked
 from modelassay.cli.main import run
 from modelassay.concepts import concepts_for
 from modelassay.errors import InputError, UnavailableError
 from modelassay.examination import examine
 from modelassay.models.identity import hash_file
+from modelassay.models.organisms import shipped_folder as shipped_organisms
 from modelassay.signature import make_signature, probe_depths, signature_distances
-from modelassay.verification import Kind, verify
+from modelassay.verification import Kind, verify, verify_files
 from modelassay.verification.differences import compare
-from modelassay.verification_report import Check
+from modelassay.verification_report import Check, Origin
 from test_scanning import SCHEMA
 
 
@@ -354,6 +357,68 @@ def test_directions_of_other_prompts_are_not_compared(baseline, tiny_folder, tmp
         assert set(compare(found, baseline).cosines) == names
 
 
+def test_only_baselines_are_ever_replaced(baseline, tmp_path):
+    precious = tmp_path / "thesis"
+    (precious / "sub").mkdir(parents=True)
+    (precious / "sub" / "chapter.tex").write_text("years")
+    (tmp_path / "file").write_text("mine")
+    for out in (precious, tmp_path / "file"):
+        with pytest.raises(InputError, match="is no baseline; give a new folder"):
+            store_baseline(baseline, out=out, force=True)
+    assert (precious / "sub" / "chapter.tex").read_text() == "years"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["{bad", '{"author": ["x"]}', "[]"])
+def test_a_damaged_origin_is_an_unknown_one(baseline, store, text):
+    pulled = Origin("alice/b:tiny", "hub", "alice", "a" * 40)
+    store_baseline(baseline, origin=pulled)
+    assert list_baselines()[-1][1].author == "alice"
+    (store / "tiny" / ORIGIN_FILE).write_text(text)
+    (found,) = [origin for index, origin in list_baselines() if index.name == "tiny"]
+    assert (found.author, found.on_main) == ("an unknown author", False)
+
+
+def test_a_link_named_like_a_hash_is_read(tmp_path):
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    (blobs / ("a" * 64)).write_bytes(b"evil")
+    link = tmp_path / "model.safetensors"
+    link.symlink_to(blobs / ("a" * 64))
+    assert hash_file(link) == hashlib.sha256(b"evil").hexdigest()
+
+
+@pytest.mark.real_model
+def test_an_adapter_that_is_switched_off_is_another(tmp_path):
+    safe = shipped_organisms() / "safe"
+    off = shutil.copytree(safe, tmp_path / "off")
+    config = json.loads((off / "adapter_config.json").read_text())
+    (off / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 0}))
+    for folder, kind in ((safe, Kind.IDENTICAL), (off, None)):
+        found = verify_files("embedded", "organism-safe", adapter=str(folder))
+        assert getattr(found, "kind", None) is kind
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("signature", "dimensions"), 64, "is expected"),
+        (("model", "n_layers"), 2, "does not have"),
+        (("files",), None, "files and signature are missing"),
+        (("signature",), None, "files and signature are missing"),
+        (("concepts", "harmful_content", "interval"), [5, 1], "lower end first"),
+        (("concepts", "harmful_content", "layer"), 1999, "none of layers"),
+        (("concepts", "harmful_content", "separation"), 1e308, "separation"),
+        (("model", "id"), "a\u202eb", "model.id"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(saved, path, value, words):
+    edit(saved, *path, value=value)
+    with pytest.raises(InputError, match=words) as caught:
+        load_baseline(saved)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_damaged_baseline_does_not_spoil_the_list(baseline, store):
     store_baseline(baseline)
     (store / "broken").mkdir()
@@ -445,7 +510,9 @@ def test_a_model_without_a_baseline_is_unknown(tiny_folder):
     assert "baseline create" in report.reasons[0]
 
 
-@pytest.mark.parametrize("reference", ["nothing-here", "../x", "/no/such/folder", ""])
+@pytest.mark.parametrize(
+    "reference", ["nothing-here", "../x", "/no/such/folder", "", "~nobody-here/x", "x" * 5000]
+)
 def test_unknown_baselines_are_refused(reference):
     with pytest.raises(InputError, match="No baseline"):
         verify("embedded", reference)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
@@ -197,6 +198,52 @@ def test_a_pull_request_is_readable_before_it_is_merged(site, baseline):
     assert failure(pull_baseline, f"{REPO}:tiny")[0] == EXIT_BAD_INPUT
     found, _ = pull_baseline(f"{REPO}:tiny", revision="refs/pr/1")
     assert found.name == "tiny"
+
+
+def test_a_commit_that_main_does_not_hold_is_pointed_out(site, baseline, tiny_folder):
+    mine = renamed(baseline, "tiny", "alice/tiny")
+    first = push_baseline(mine, REPO, token=MINE)
+    assert "who publishes the model" in verify(str(tiny_folder()), REPO).reasons[-1]
+    push_baseline(renamed(baseline, "evil", "alice/tiny"), REPO, create_pr=True, token=STRANGER)
+    commit = site.repos["datasets", REPO].refs["refs/pr/1"]
+    for revision in ("refs/pr/1", commit):
+        report = verify(str(tiny_folder()), f"{REPO}:evil@{revision}")
+        assert "pull request by anybody" in report.reasons[-1]
+        assert report.baseline.on_main is False
+    pinned = verify(str(tiny_folder()), f"{REPO}:tiny@{first.commit}")
+    assert pinned.baseline.on_main is True
+
+
+def test_what_was_listed_is_what_is_read(site, baseline, tiny_folder, tmp_path, monkeypatch):
+    """Somebody pushes between the listing and the download."""
+    push_baseline(baseline, REPO, token=MINE)
+    files = {f.name: f.read_bytes() for f in tiny_folder().iterdir()}
+    commit = site.add_repo("models", "bob/moving", files)
+    evil = {f.name: f.read_bytes() for f in tiny_folder(seed=1).iterdir()}
+    download = huggingface_hub.snapshot_download
+
+    def late(repo_id, **options):
+        if options["revision"] is None and repo_id == "bob/moving":
+            site.add_commit("models", repo_id, evil)
+        return download(repo_id, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", late)
+    report = verify("bob/moving", REPO, device="cpu")
+    assert (report.verified, report.revision) == (True, commit)
+
+
+def test_nothing_but_the_baseline_is_fetched(site, baseline, tmp_path):
+    files = files_of(baseline, tmp_path / "b")
+    more = {
+        f"baselines/x/{VECTORS_FILE}": b"\0" * 31_000_000,
+        f"baselines/a/b/{VECTORS_FILE}": b"\0" * 1000,
+        "evil.py": b"x",
+    }
+    site.add_repo("datasets", "mallory/more", files | more)
+    assert pull_baseline("mallory/more")[0].name == "tiny"
+    fetched = {r.path.rpartition("/main/")[2] for r in site.log if "/resolve/" in r.path}
+    assert {path.rpartition("/")[2] for path in fetched} == {INDEX_FILE, VECTORS_FILE}
+    assert not any("baselines/x/" in path or "a/b" in path for path in fetched)
 
 
 def test_pushes_at_once_lose_nothing(site, baseline):
