@@ -119,12 +119,12 @@ def test_bad_input_gets_one_line_and_its_code(case, tiny_folder, capfd):
 
 
 def test_internal_errors_are_one_line_too(quick, capfd, monkeypatch):
-    import modelassay.scanning as scanning
+    import modelassay.examination as examination
 
     def broken(*_args, **_kwargs):
         raise ZeroDivisionError("first line\nsecond line")
 
-    monkeypatch.setattr(scanning, "search_ablation", broken)
+    monkeypatch.setattr(examination, "search_ablation", broken)
     assert run(quick) == 70
     line = one_line(capfd.readouterr().err)
     assert "ZeroDivisionError: first line" in line
@@ -132,12 +132,12 @@ def test_internal_errors_are_one_line_too(quick, capfd, monkeypatch):
 
 
 def test_interrupted_scans_write_nothing(quick, tmp_path, capfd, monkeypatch):
-    import modelassay.scanning as scanning
+    import modelassay.examination as examination
 
     def interrupt(*_args, **_kwargs):
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(scanning, "search_ablation", interrupt)
+    monkeypatch.setattr(examination, "search_ablation", interrupt)
     target = tmp_path / "report.html"
     assert run([*quick, "--html", str(target)]) == 130
     assert "Interrupted" in one_line(capfd.readouterr().err)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import huggingface_hub
 import numpy as np
 import peft
 import pytest
@@ -598,7 +599,8 @@ def test_no_chat_template(tiny):
     assert not model.has_chat_template
 
 
-def test_the_hubs_cache_states_the_hash_in_a_files_name(tmp_path):
+def test_the_hubs_cache_states_the_hash_in_a_files_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     claimed = "ab" * 32
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / ("0" * 40)
     blobs.mkdir()
