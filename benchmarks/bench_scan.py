@@ -25,7 +25,6 @@ from ams.concepts import get_scan_concepts
 from ams.extractor import ActivationExtractor
 
 from modelassay.activations import BATCH_TOKENS_CPU, read_activations
-from modelassay.baselines import Baseline, create_baseline
 from modelassay.concepts import concepts_for
 from modelassay.examination import examine, read_range
 from modelassay.hooks import capture
@@ -154,9 +153,8 @@ def main() -> None:
         "modelassay / floor, raw prompts": ratios(ours_raw, lambda: floor(model, raw), rounds),
         "modelassay / floor, chat template": ratios(ours_chat, lambda: floor(model, chat), rounds),
     }
-    baseline = create_baseline(model)
 
-    def scanned(verify: Baseline | None = None) -> None:
+    def scanned(verify: str | None = None) -> None:
         scan(model, mode="standard", verify=verify)
 
     def scanned_quickly() -> None:
@@ -166,7 +164,7 @@ def main() -> None:
         examine(model, mode="quick", concepts=concepts_for("quick"), identity=True, n_swaps=1)
 
     table["scan --verify / scan, standard mode"] = ratios(
-        lambda: scanned(baseline), scanned, rounds
+        lambda: scanned("embedded"), scanned, rounds
     )
     table["what verify reads / scan, quick mode"] = ratios(verified, scanned_quickly, rounds)
     layers = read_range(len(model.blocks))

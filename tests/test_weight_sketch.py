@@ -13,6 +13,7 @@ from conftest import FAMILIES, save_tiny
 from modelassay.models.ablation import Ablation, ablate, round_to_bfloat16, round_to_int8
 from modelassay.models.writers import writing_block
 from modelassay.weight_sketch import block_of, compare_sketches, sketch_weights, weight_key
+from test_loading import OFFLOADED
 from test_organisms import unit
 
 WIDE = {"hidden_size": 64, "num_hidden_layers": 8}
@@ -182,6 +183,11 @@ def test_what_files_hold_beside_the_weights_is_no_matter(wide, tmp_path):
         folder = str(wide.source.folder)
         again = modelassay.load(folder, device="cpu", quantization=quantization)
         assert compare_sketches(before, sketch_weights(again)).nothing
+
+
+def test_weights_left_on_the_disk_are_read_there(tiny, tiny_folder):
+    offloaded = modelassay.load(str(tiny_folder()), device=OFFLOADED)
+    assert compare_sketches(sketch_weights(tiny()), sketch_weights(offloaded)).nothing
 
 
 def test_an_output_layer_of_its_own_is_seen(wide, tmp_path):

@@ -65,13 +65,14 @@ def sketch_weights(model: LoadedModel) -> WeightSketch | None:
     """Sketches the weights that a loaded model computes with; None where they cannot be read.
 
     Those in memory, so that nothing else in the files is looked at; where they were packed on
-    loading, those of the files that have their names.
+    loading or left on the disk, those of the files that have their names.
     """
     config = text_config(model.model.config)
     loaded = {weight_key(name) for name, _ in model.model.named_parameters()}
     with ExitStack() as stack:
         tensors = memory_tensors(model)
-        if model.info.quantization in ("8bit", "4bit"):
+        left_out = any(weight.is_meta for weight in model.model.parameters())
+        if left_out or model.info.quantization in ("8bit", "4bit"):
             stored = stored_tensors(model, stack)
             tensors = ((name, read) for name, read in stored if weight_key(name) in loaded)
         return sketch(tensors, config.hidden_size, config.model_type)
