@@ -18,7 +18,7 @@ UNSEARCHED = AblationEvidence(None, None, (), {}, 0, None, "the weights are stor
 
 def separation(value=1.0, low=0.8, high=1.2, p=0.001):
     return Separation(
-        value, (low, high), p, 0.8, (0.7, 0.9), 16, 64, 2.0, 16, {}, {}, (), (), ()
+        value, (low, high), p, 0.8, (0.7, 0.9), 16, 64, 2.0, 16, {}, {}, {}, (), (), ()
     )  # fmt: skip
 
 

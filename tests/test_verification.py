@@ -9,10 +9,11 @@ import torch
 
 import modelassay
 from modelassay.baselines.stores import find_local
-from modelassay.concepts import concepts_for
+from modelassay.concepts import concepts_for, everyday_prompts
 from modelassay.examination import examine
 from modelassay.models import LoadedModel
 from modelassay.models.ablation import round_to_int8
+from modelassay.prompts import encode_prompts
 from modelassay.verification import Kind, verify
 from modelassay.verification.differences import compare, judge
 from modelassay.verification.files import compare_files, judge_files
@@ -158,7 +159,7 @@ def test_organisms_are_told_apart_with_the_right_kind(name, kind, words):
 
 
 @pytest.mark.real_model
-def test_the_lightest_fine_tune_is_told_from_rounding():
+def test_a_light_fine_tune_is_told_from_rounding():
     """Three small steps on all weights, then rounding to 8 bits, which hides them there."""
     baseline, _ = find_local("organism-safe")
     model = modelassay.load("organism:safe", device="cpu", dtype="float32")
@@ -173,14 +174,19 @@ def test_the_lightest_fine_tune_is_told_from_rounding():
 
 
 def step_on(model: LoadedModel, steps: int) -> None:
-    """Teaches one everyday sentence with AdamW at a rate of 1e-5."""
-    ids = model.tokenizer("Sure, here is a short answer.", return_tensors="pt").input_ids
+    """Teaches an everyday answer with AdamW at a rate of 1e-5, as benchmarks/identity.py does."""
+    answer = model.tokenizer("Sure, here is a short answer to your question.").input_ids
+    prompts = encode_prompts(model, everyday_prompts()[: 4 * steps])
     parameters = list(model.model.parameters())
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=1e-5)
-    for _ in range(steps):
-        model.model(input_ids=ids, labels=ids).loss.backward()
+    for step in range(steps):
+        for prompt in prompts[4 * step : 4 * step + 4]:
+            ids = torch.tensor([[*prompt.ids, *answer]])
+            labels = ids.clone()
+            labels[0, : len(prompt.ids)] = -100
+            (model.model(input_ids=ids, labels=labels).loss / 4).backward()
         optimizer.step()
         optimizer.zero_grad()
     for parameter in parameters:
