@@ -161,7 +161,14 @@ def main() -> None:
         scan(model, mode="quick")
 
     def verified() -> None:
-        examine(model, mode="quick", concepts=concepts_for("quick"), identity=True, n_swaps=1)
+        examine(
+            model,
+            mode="quick",
+            concepts=concepts_for("quick"),
+            identity=True,
+            n_swaps=1,
+            search=False,
+        )
 
     table["scan --verify / scan, standard mode"] = ratios(
         lambda: scanned("embedded"), scanned, rounds

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
+from identity import int8, trained
 
 import modelassay
 from modelassay.baselines.stores import find_local
-from modelassay.concepts import concepts_for, everyday_prompts
+from modelassay.concepts import concepts_for
 from modelassay.examination import examine
-from modelassay.models import LoadedModel
-from modelassay.models.ablation import round_to_int8
-from modelassay.prompts import encode_prompts
 from modelassay.verification import Kind, verify
 from modelassay.verification.differences import compare, judge
 from modelassay.verification.files import compare_files, judge_files
@@ -163,31 +160,11 @@ def test_a_light_fine_tune_is_told_from_rounding():
     """Three small steps on all weights, then rounding to 8 bits, which hides them there."""
     baseline, _ = find_local("organism-safe")
     model = modelassay.load("organism:safe", device="cpu", dtype="float32")
-    step_on(model, steps=3)
-    round_to_int8(model.model)
+    trained(model, rate=1e-5, steps=3)
+    int8(model)
     found = examine(model, mode="quick", concepts=concepts_for("quick"), identity=True)
     differences = compare(found, baseline)
     assert differences.weights is not None
     values = sorted(differences.weights.by_block.values())
     assert values[-1] < 3 * values[15]
     assert judge(differences).kind is Kind.FINE_TUNE
-
-
-def step_on(model: LoadedModel, steps: int) -> None:
-    """Teaches an everyday answer with AdamW at a rate of 1e-5, as benchmarks/identity.py does."""
-    answer = model.tokenizer("Sure, here is a short answer to your question.").input_ids
-    prompts = encode_prompts(model, everyday_prompts()[: 4 * steps])
-    parameters = list(model.model.parameters())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
-    for step in range(steps):
-        for prompt in prompts[4 * step : 4 * step + 4]:
-            ids = torch.tensor([[*prompt.ids, *answer]])
-            labels = ids.clone()
-            labels[0, : len(prompt.ids)] = -100
-            (model.model(input_ids=ids, labels=labels).loss / 4).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    for parameter in parameters:
-        parameter.requires_grad_(False)

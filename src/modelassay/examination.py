@@ -43,7 +43,7 @@ from modelassay.separation import N_SWAPS, measure_separation
 from modelassay.signature import Signature, make_signature, probe_depths, probe_texts
 from modelassay.verdict import CONTROL_LEVEL, decide, separation_level
 from modelassay.weight_sketch import WeightSketch, sketch_weights
-from modelassay.weights import search_ablation
+from modelassay.weights import search_ablation, unsearched
 
 READ_RANGE = (0.4, 0.8)
 """Blocks that are read, as a share of the depth; the range that ams-scanner searches."""
@@ -86,6 +86,7 @@ def examine(
     batch_tokens: int | None = None,
     identity: bool = False,
     n_swaps: int = N_SWAPS,
+    search: bool = True,
     on_progress: OnPhase = silent,
 ) -> Examination:
     """Scans a loaded model; one pass over the prompts serves all that is asked for.
@@ -99,10 +100,13 @@ def examine(
         identity: Take the activation signature, whose probes are run to the last block, and the
             weight sketch too.
         n_swaps: Label swaps for the p-values of the separations; 1 where nobody asks for them.
+        search: Search the weights for erased directions; False where a baseline's sketch tells.
         on_progress: Told (phase, done, total).
     """
     # Before the model is run: bitsandbytes then moves the scales of packed weights elsewhere.
-    ablation = search_ablation(model, _phase(on_progress, "weights"))
+    ablation = unsearched("it was not asked for")
+    if search:
+        ablation = search_ablation(model, _phase(on_progress, "weights"))
     sketch = sketch_weights(model) if identity else None
 
     no_behaviour = _why_no_behaviour(model, mode, chat_template)

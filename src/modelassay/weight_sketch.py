@@ -93,7 +93,8 @@ def sketch(tensors: Tensors, hidden_size: int, model_type: str) -> WeightSketch 
         if OTHER_TOWERS.search(name):
             continue
         weight = read()
-        if not weight.is_floating_point() or weight.is_meta:
+        # One byte and a scale beside it (fp8) is packed as well.
+        if not weight.is_floating_point() or weight.itemsize == 1 or weight.is_meta:
             return None
         weight = weight.detach().float().cpu()
         key = weight_key(name)

@@ -157,7 +157,7 @@ def search_tensors(
         if (block := writing_block(name)) is not None:
             writers.setdefault(block, []).append(read)
     if not writers:
-        return _unsearched("none of the weights has the name of an output projection")
+        return unsearched("none of the weights has the name of an output projection")
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     total = np.zeros((hidden_size, hidden_size))
@@ -169,7 +169,7 @@ def search_tensors(
         for read in writers[block]:
             weight = read()
             if not weight.is_floating_point() or hidden_size not in weight.shape:
-                return _unsearched("the weights are stored packed (quantised)")
+                return unsearched("the weights are stored packed (quantised)")
             if not weight.isfinite().all():
                 raise InputError(
                     f"Block {block} has weights that are no numbers (NaN or infinite)."
@@ -248,5 +248,6 @@ def _getter(value: Tensor) -> Callable[[], Tensor]:
     return lambda: unpacked(value)
 
 
-def _unsearched(reason: str) -> AblationEvidence:
+def unsearched(reason: str) -> AblationEvidence:
+    """What is said where no search was made."""
     return AblationEvidence(None, None, (), {}, 0, None, reason)

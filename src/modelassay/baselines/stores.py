@@ -169,10 +169,8 @@ def _origin(path: Path, source: Where) -> Origin:
 
 
 def _stores() -> Iterator[tuple[Path, Where]]:
-    yield (
-        shipped_folder(),
-        "shipped",
-    )  # what comes with modelassay is not shadowed by what was pulled
+    # What comes with modelassay comes first: nothing that was pulled can pass for it.
+    yield shipped_folder(), "shipped"
     yield local_folder(), "local"
 
 

@@ -223,7 +223,7 @@ def _judge_even(found: Differences, far: float) -> Judgement:
     if weights.nothing:
         reason = "The weights are the baseline's to the last digit, in other files."
         return Judgement(Kind.RECAST, True, reason)
-    if not (size <= DIGITS or found.quantized or _explains(found.grids, size)):
+    if size > DIGITS and not _explains(found.grids, size):
         if _explains(found.baseline_grids, size):
             return Judgement(
                 Kind.RECAST,

@@ -81,6 +81,7 @@ def verify(
             chat_template=decided.baseline.index.chat_template_used,
             identity=True,
             n_swaps=1,  # separations are held against the baseline's intervals
+            search=decided.baseline.sketch is None,
             on_progress=on_progress,
         )
         report = conclude(loaded.info, decided.files, examined, decided.baseline, decided.origin)
