@@ -6,13 +6,18 @@ and rounded. ams-scanner's Tier 2 rule (cosine above 0.8, separation drift below
 prompts) judges the same candidates. Measurements are kept as they come; `validity.py` puts the
 table into docs/validity.md.
 
-    python benchmarks/identity.py
+    python benchmarks/identity.py [--replicas FOLDER/seed-1]
+
+The thresholds of `verify` were set with the shipped organisms in view, not with organisms that were
+built from another seed and candidates made of them: the counts of those are the ones to rely on.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -198,12 +203,22 @@ def _extractor(model: LoadedModel) -> ActivationExtractor:
     return ActivationExtractor(model.model, model.tokenizer, "cpu", model.model.dtype)
 
 
-def run() -> dict[str, Any]:
-    """Measures what has not been measured yet."""
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+def run(replicas: Path | None = None) -> dict[str, Any]:
+    """Measures what has not been measured yet.
+
+    Args:
+        replicas: Folder of organisms from another seed, to measure in place of the shipped ones.
+
+    Returns:
+        For "shipped" and "held out", what was found of each candidate.
+    """
+    every: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    if replicas is not None:
+        os.environ["MODELASSAY_ORGANISMS"] = str(replicas)
+    results = every.setdefault("held out" if replicas else "shipped", {})
     missing = [c for c in candidates() if c.name not in results]
     if not missing:
-        return results
+        return every
     safe = load(SAFE, device="cpu", dtype="float32")
     found = examine(safe, mode="quick", concepts=concepts_for("quick"), identity=True)
     baseline, theirs = baseline_of(safe, found, "safe", SAFE), AmsBaseline(safe)
@@ -211,13 +226,13 @@ def run() -> dict[str, Any]:
     for candidate in missing:
         print(f"measuring {candidate.name}", flush=True)
         results[candidate.name] = measure(candidate, baseline, theirs)
-        write_text_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
-    return results
+        write_text_atomically(RESULTS, json.dumps(every, indent=1) + "\n")
+    return every
 
 
-def section(results: dict[str, Any]) -> list[str]:
+def section(every: dict[str, Any]) -> list[str]:
     """The table and the counts, in Markdown."""
-    shown = [(c, results[c.name]) for c in candidates() if c.name in results]
+    shown = [(c, every["shipped"][c.name]) for c in candidates() if c.name in every["shipped"]]
     lines = [
         "## Identity: `verify` against a baseline of `organism:safe`",
         "",
@@ -238,23 +253,34 @@ def section(results: dict[str, Any]) -> list[str]:
             f" {_word(found['verified'])} | {_word(found['ams_verified'])} | {change} |"
             f" {found['distance']:.3f} | {found['log_odds']:.2f} |"
         )
-    same = [found for candidate, found in shown if candidate.same]
-    other = [found for candidate, found in shown if not candidate.same]
-    right = sum(found["kind"] == candidate.truth.value for candidate, found in shown)
     lines += [
         "",
-        "| | false accepts | false rejects | undecided, same | undecided, changed | right kind |",
-        "|---|---|---|---|---|---|",
+        "The thresholds were set with the shipped organisms in view; *held out* are the same"
+        " candidates made of organisms from another seed, against a baseline of that seed's `safe`.",
+        "",
+        "| | organisms | false accepts | false rejects | undecided, same | undecided, changed |"
+        " right kind |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for title, key in (("modelassay", "verified"), ("ams-scanner", "ams_verified")):
-        kinds = f"{right} of {len(shown)}" if key == "verified" else "does not tell"
-        lines.append(
-            f"| {title} | {sum(f[key] is True for f in other)} of {len(other)} |"
-            f" {sum(f[key] is False for f in same)} of {len(same)} |"
-            f" {sum(f[key] is None for f in same)} | {sum(f[key] is None for f in other)} |"
-            f" {kinds} |"
-        )
+    for source, results in every.items():
+        for title, key in (("modelassay", "verified"), ("ams-scanner", "ams_verified")):
+            lines.append(f"| {title} | {source} | {_counts(results, key)} |")
     return [*lines, ""]
+
+
+def _counts(results: dict[str, Any], key: str) -> str:
+    found = [(c, results[c.name]) for c in candidates() if c.name in results]
+    same = [r[key] for c, r in found if c.same]
+    other = [r[key] for c, r in found if not c.same]
+    right = sum(r["kind"] == c.truth.value for c, r in found)
+    cells = (
+        f"{other.count(True)} of {len(other)}",
+        f"{same.count(False)} of {len(same)}",
+        str(same.count(None)),
+        str(other.count(None)),
+        f"{right} of {len(found)}" if key == "verified" else "does not tell",
+    )
+    return " | ".join(cells)
 
 
 def _word(verified: bool | None) -> str:
@@ -262,4 +288,6 @@ def _word(verified: bool | None) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join(section(run())))
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--replicas", type=Path)
+    print("\n".join(section(run(parser.parse_args().replicas))))
