@@ -256,7 +256,8 @@ def section(every: dict[str, Any]) -> list[str]:
     lines += [
         "",
         "The thresholds were set with the shipped organisms in view; *held out* are the same"
-        " candidates made of organisms from another seed, against a baseline of that seed's `safe`.",
+        " candidates made of organisms from another seed, against a baseline of that seed's"
+        " `safe`.",
         "",
         "| | organisms | false accepts | false rejects | undecided, same | undecided, changed |"
         " right kind |",
