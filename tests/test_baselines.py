@@ -553,6 +553,8 @@ def test_the_commands_make_list_show_verify_and_delete(tmp_path, capsys, store):
     report = json.loads(capsys.readouterr().out)
     assert report["verification"]["verified"] is True
     jsonschema.validate(report, SCHEMA)
+    assert run(["scan", "--verify", "mine", "--no-chat-template", str(folder)]) == 64
+    assert "leave --no-chat-template out" in capsys.readouterr().err
     assert run(["scan", "--verify", "nothing", str(folder)]) == 64
     assert "No baseline 'nothing'" in capsys.readouterr().err
     assert run(["baseline", "delete", "mine"]) == 0

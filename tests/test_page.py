@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ pytest.importorskip("gradio")
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from modelassay.baselines import find_local, store_baseline
 from modelassay.errors import InputError
 from modelassay.ui import build_app, launch
-from modelassay.ui.service import check_model_id, run_scan
+from modelassay.ui.service import check_baseline, check_model_id, run_scan, visible_baselines
 from test_scanning import SCHEMA
 
 CHROMIUM_FLAGS = (
@@ -92,6 +94,18 @@ def test_visitors_cannot_name_paths_as_baselines(client, path):
     with pytest.raises(AppError, match="is no baseline") as caught:
         client.predict("embedded", path, api_name="/verify")
     assert "\n" not in str(caught.value).strip()
+
+
+def test_the_host_s_own_baselines_are_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_BASELINES", str(tmp_path))
+    baseline, _ = find_local("embedded")
+    own = baseline.index.model_copy(update={"name": "secret"})
+    store_baseline(replace(baseline, index=own))
+    assert "secret" not in {index.name for index in visible_baselines()}
+    with pytest.raises(InputError, match="is no baseline"):
+        check_baseline("secret")
+    monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", "1")
+    assert check_baseline("secret") == "secret"
 
 
 def test_baselines_are_listed_and_the_hub_s_absence_is_said(client):

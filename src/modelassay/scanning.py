@@ -11,6 +11,7 @@ from typing import Any
 from modelassay.baselines import Baseline
 from modelassay.baselines.hashing import hash_model
 from modelassay.concepts import Concept, concepts_for, load_concepts
+from modelassay.errors import InputError
 from modelassay.examination import OnPhase, examine, silent
 from modelassay.models import LoadedModel, load
 from modelassay.models.loading import find_sources
@@ -56,6 +57,11 @@ def scan(
     baseline = None
     if verify is not None:
         baseline = find_baseline(verify, token=load_options.get("token"))
+        if baseline is not None and baseline[0].index.chat_template_used and not chat_template:
+            raise InputError(
+                "The baseline was read inside the chat template; leave --no-chat-template out to"
+                " verify against it."
+            )
     if compare is not None:  # a typing error should not show after a long scan
         find_sources(compare, token=load_options.get("token"), weights=False)
     if isinstance(model, str):

@@ -23,7 +23,7 @@ import spaces
 
 from modelassay.baselines import create_baseline, list_baselines, save_baseline
 from modelassay.baselines.hub_store import REFERENCE
-from modelassay.baselines.record import INDEX_FILE
+from modelassay.baselines.record import INDEX_FILE, BaselineIndex
 from modelassay.concepts import MODES
 from modelassay.errors import AssayError, InputError
 from modelassay.hub import REPO_ID, trim_cache
@@ -109,6 +109,12 @@ def run_create(model_id: str) -> Iterator[Step | tuple[dict[str, Any], bytes]]:
     yield from _run("create", model_id, {})
 
 
+def visible_baselines() -> list[BaselineIndex]:
+    """The baselines that a visitor may know of: the host's own only where paths are allowed."""
+    own = os.environ.get("MODELASSAY_ALLOW_LOCAL") == "1"
+    return [index for index, origin in list_baselines() if own or origin.source == "shipped"]
+
+
 def check_baseline(reference: str) -> str:
     """The baseline if a visitor may ask for it: a name, a Hub data set, a model's id, or nothing.
 
@@ -116,8 +122,8 @@ def check_baseline(reference: str) -> str:
         InputError: it is a path or nonsense.
     """
     reference = reference.strip() if isinstance(reference, str) else ""
-    known = {index.name for index, _ in list_baselines()}
-    known |= {index.model.id for index, _ in list_baselines()}
+    shown = visible_baselines()
+    known = {index.name for index in shown} | {index.model.id for index in shown}
     if not reference or reference in known:
         return reference
     if REFERENCE.fullmatch(reference) and not os.path.exists(reference):

@@ -9,13 +9,13 @@ from typing import Any
 
 import gradio as gr
 
-from modelassay.baselines import list_baselines, search_baselines
+from modelassay.baselines import search_baselines
 from modelassay.errors import AssayError
 from modelassay.report import to_dict
 from modelassay.report.charts import similarity_by_layer, weight_change_by_block
 from modelassay.report.html import verification_card
 from modelassay.report.rows import check_rows, verification_rows
-from modelassay.ui.service import CONCURRENCY_ID, Step, run_create, run_verify
+from modelassay.ui.service import CONCURRENCY_ID, Step, run_create, run_verify, visible_baselines
 from modelassay.ui.text import plain, progress
 from modelassay.verification import VerificationReport
 
@@ -162,7 +162,7 @@ def list_endpoint() -> list:
     """
     return [
         {"name": index.name, "model": index.model.id, "revision": index.model.revision}
-        for index, _ in list_baselines()
+        for index in visible_baselines()
     ]
 
 
@@ -206,7 +206,7 @@ def _pick(event: gr.SelectData) -> str:
 
 
 def _choices() -> list[str]:
-    return [index.name for index, _ in list_baselines()]
+    return [index.name for index in visible_baselines()]
 
 
 def _show(report: VerificationReport) -> tuple[Any, ...]:
