@@ -21,7 +21,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from modelassay.labelled import At
 from modelassay.models import LoadedModel, load
+from modelassay.probes import Head, Probe, ProbeRecord
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\n"
@@ -163,3 +165,64 @@ def ams_file(tmp_path: Path) -> Path:
     path = tmp_path / "ams.json"
     path.write_text(json.dumps({"texture": {"description": "a test", "pairs": pairs}}))
     return path
+
+
+def probe_for(
+    model: LoadedModel, *, pause: float = 0.5, block: float = 0.9, name: str = "a-probe"
+) -> Probe:
+    """A probe of random directions that belongs to a model, thresholds as given."""
+    generator = torch.Generator().manual_seed(0)
+    info = model.info
+    heads: dict[At, Head] = {}
+    for at in ("prompt", "answer"):
+        weight = torch.randn((2, 2, info.hidden_size), generator=generator) / info.hidden_size
+        heads[at] = Head(at, "logistic", (1, 3), ("last", "mean"), weight, 0.0, pause, block)
+    half = (0.5, 0.5)
+    metrics = {
+        "auroc": 0.5,
+        "interval": half,
+        "tpr_at_fpr": {"0.01": None},
+        "tpr_interval": {"0.01": None},
+        "calibration_error": 0.0,
+        "n": 4,
+        "n_positive": 2,
+        "n_prompts": 4,
+    }
+    record = ProbeRecord.model_validate(
+        {
+            "name": name,
+            "created": "2026-11-24",
+            "model": {
+                "id": info.id,
+                "architecture": info.architecture,
+                "n_layers": info.n_layers,
+                "hidden_size": info.hidden_size,
+                "weights_sha256": info.weights_sha256,
+                "organism": info.organism,
+                "dtype": info.dtype,
+            },
+            "heads": {
+                at: {
+                    "kind": "logistic",
+                    "layers": head.layers,
+                    "poolings": head.poolings,
+                    "bias": head.bias,
+                    "pause": pause,
+                    "block": block,
+                    "block_rate": 0.0,
+                    "pause_rate": 0.0,
+                    "metrics": metrics,
+                    "trained_on": {
+                        "sha256": "0" * 64,
+                        "sources": {"a test": 4},
+                        "n_unsafe": 2,
+                        "n_safe": 2,
+                    },
+                }
+                for at, head in heads.items()
+            },
+            "versions": {},
+            "weights_sha256": "0" * 64,
+        }
+    )
+    return Probe(record, heads)

@@ -12,14 +12,17 @@ PACKAGE = ROOT / "src" / "modelassay"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from its own layer and from those before it.
 LAYERS = (
-    {"errors", "cache", "hooks"},
+    {"errors", "cache", "hooks", "untrusted"},
     {"hub"},
     {"models", "concepts"},
     {"prompts"},
     {"activations"},
     {"generation", "separation", "refusal_judge", "weights"},
-    {"refusal", "surface", "signature", "weight_sketch"},
+    {"refusal", "surface", "signature", "weight_sketch", "labelled", "metrics"},
     {"organisms"},
+    {"training_data"},
+    {"probes", "classifier"},
+    {"guard"},
     {"verdict"},
     {"verification_report"},
     {"scan_report"},

@@ -129,15 +129,21 @@ def _make_readable(path: Path | str) -> None:
     os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~_UMASK)
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary name beside `path` that becomes `path` if the block succeeds."""
+    handle, name = tempfile.mkstemp(prefix=f"{PARTIAL_PREFIX}{path.name}-", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        _make_readable(name)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Writes UTF-8 text to a temporary name beside `path`, then renames it."""
-    with explain_os_errors(f"writing {path}"):
-        handle, name = tempfile.mkstemp(prefix=f"{PARTIAL_PREFIX}{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            _make_readable(name)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+    with explain_os_errors(f"writing {path}"), new_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

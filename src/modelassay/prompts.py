@@ -7,7 +7,7 @@ text already holds the special tokens, so none are added a second time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modelassay.errors import InputError, first_line
@@ -82,9 +82,71 @@ def _prompt_ids(
 def render_chat(model: LoadedModel, text: str, *, system: str | None = None) -> str:
     """The text of a one-turn conversation up to where the assistant's answer begins."""
     opening = [{"role": "system", "content": system}] if system else []
+    return _render(model, [*opening, {"role": "user", "content": text}])
+
+
+def encode_chat(
+    model: LoadedModel, messages: Sequence[Mapping[str, str]], *, max_tokens: int | None = None
+) -> tuple[int, ...]:
+    """Token ids of a conversation up to where the assistant's next answer begins.
+
+    What people say cannot end their turn or begin another: control tokens written out in a message
+    are taken apart (`<|im_end|>` is read as `< |im_end|>`).
+
+    Args:
+        model: Whose tokenizer and chat template are used; without a template the messages are read
+            as plain text, one after the other.
+        messages: Turns `{"role", "content"}`.
+        max_tokens: Cut longer ones in the middle; None refuses what the model cannot take.
+
+    Raises:
+        InputError: there is nothing to read, it is too long, or the template fails.
+    """
+    turns = [
+        {**turn, "content": _without_control_tokens(model, turn["content"])} for turn in messages
+    ]
+    if not turns or not turns[-1]["content"].strip():
+        raise InputError("There is nothing to answer: the last message is empty.")
+    chat = model.has_chat_template
+    text = _render(model, turns) if chat else "\n\n".join(turn["content"] for turn in turns)
+    ids = model.tokenizer(text, add_special_tokens=not chat)["input_ids"]
+    _check_vocabulary(model, [ids])
+    if not ids:
+        raise InputError("The tokenizer makes no token of the last message.")
+    if max_tokens is not None and len(ids) > max_tokens:
+        ids = [*ids[: max_tokens // 2], *ids[len(ids) - (max_tokens - max_tokens // 2) :]]
+    _check_length(model, turns[-1]["content"], len(ids))
+    return tuple(ids)
+
+
+def last_message_start(
+    model: LoadedModel, messages: Sequence[Mapping[str, str]], ids: Sequence[int]
+) -> int:
+    """Index of the first token of the last message in `encode_chat`'s ids."""
+    # Other words in its place change nothing before it; two, because one could begin as it does.
+    lengths = []
+    for words in ("Q", "a"):
+        other = encode_chat(model, [*messages[:-1], {**messages[-1], "content": words}])
+        same = (i for i, (x, y) in enumerate(zip(ids, other, strict=False)) if x != y)
+        lengths.append(next(same, min(len(ids), len(other)) - 1))
+    return min(*lengths, len(ids) - 1)
+
+
+def _without_control_tokens(model: LoadedModel, text: str) -> str:
+    added = model.tokenizer.added_tokens_decoder.values()
+    tokens = {str(token) for token in added if token.special} | set(
+        model.tokenizer.all_special_tokens
+    )
+    for token in sorted(tokens, key=len, reverse=True):
+        if len(token) > 1 and token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def _render(model: LoadedModel, messages: Sequence[Mapping[str, str]]) -> str:
     try:
         return model.tokenizer.apply_chat_template(
-            [*opening, {"role": "user", "content": text}],
+            list(messages),
             tokenize=False,
             add_generation_prompt=True,
             # Reasoning models (Qwen 3 and others) answer at once; other templates ignore this.

@@ -7,9 +7,7 @@ before anything is fetched, and only the two files that a baseline needs are.
 
 from __future__ import annotations
 
-import re
 import tempfile
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,23 +23,18 @@ from modelassay.baselines.record import (
     save_baseline,
 )
 from modelassay.errors import InputError
-from modelassay.hub import (
-    Commit,
-    RemoteFile,
-    commit_files,
-    fetch_snapshot,
-    find_datasets,
-    is_main_head,
-    update_card,
-)
+from modelassay.hub import Commit, Shelf, find_datasets, update_card
 from modelassay.verification_report import Origin
 
 TAG, MODEL_TAG = "modelassay-baseline", "baseline-of-"
 FOLDER = "baselines"
 ELSEWHERE = "use a baseline on this machine (`modelassay baseline list`)"
-REFERENCE = re.compile(
-    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
-    r"(:(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]{0,95}))?(@(?P<revision>[^\s:@]+))?"
+SHELF = Shelf(
+    what="baseline",
+    folder=FOLDER,
+    index_file=INDEX_FILE,
+    files={INDEX_FILE: MAX_INDEX_BYTES, VECTORS_FILE: MAX_VECTORS_BYTES},
+    elsewhere=ELSEWHERE,
 )
 
 
@@ -84,7 +77,6 @@ def push_baseline(
         InputError: no such data set, or a name that cannot be one.
         UnavailableError: no permission, or the Hub cannot be reached.
     """
-    check_repo_id(repo_id)
 
     def write_card(present: str | None) -> str:
         return update_card(
@@ -95,19 +87,15 @@ def push_baseline(
 
     with tempfile.TemporaryDirectory() as scratch:
         save_baseline(baseline, Path(scratch))
-        files = {
-            f"{FOLDER}/{baseline.name}/{file}": Path(scratch) / file
-            for file in (INDEX_FILE, VECTORS_FILE, TABLE_FILE)
-        }
-        return commit_files(
+        files = {file: Path(scratch) / file for file in (INDEX_FILE, VECTORS_FILE, TABLE_FILE)}
+        return SHELF.push(
             repo_id,
+            baseline.name,
             files,
             write_card,
-            message=f"Add the baseline {baseline.name}",
             create_pr=create_pr,
             private=private,
             token=token,
-            elsewhere=ELSEWHERE,
         )
 
 
@@ -125,36 +113,14 @@ def pull_baseline(
         InputError: no such data set, or one that holds no baseline, several, or a damaged one.
         UnavailableError: the Hub cannot be reached and it is not in the cache.
     """
-    match = REFERENCE.fullmatch(reference)
-    if match is None:
-        raise InputError(f"{reference[:120]!r} is no Hub data set (owner/repo[:name][@revision]).")
-    repo_id, name = match["repo"], match["name"]
-
-    def choose(files: Mapping[str, RemoteFile]) -> list[str]:
-        chosen = _choose(repo_id, name, list(files)) if files else name or "*"
-        for file, most in ((INDEX_FILE, MAX_INDEX_BYTES), (VECTORS_FILE, MAX_VECTORS_BYTES)):
-            there = files.get(f"{FOLDER}/{chosen}/{file}")
-            if there is not None and there.size > most:
-                raise InputError(f"{file} of {repo_id} is larger than a baseline's can be.")
-        return [f"{FOLDER}/{chosen}/{file}" for file in (INDEX_FILE, VECTORS_FILE)]
-
-    wanted = revision or match["revision"]
-    snapshot = fetch_snapshot(
-        repo_id,
-        kind="dataset",
-        revision=wanted,
-        token=token,
-        choose=choose,
-        elsewhere=ELSEWHERE,
-    )
-    # Without the Hub there was no listing to choose from.
-    name = _choose(repo_id, name, list(snapshot.listing) or snapshot.names())
-    baseline = load_baseline(snapshot.folder / FOLDER / name)
-    if baseline.name != name:
-        raise InputError(f"{repo_id} keeps under {name!r} a baseline of another name.")
-    author = repo_id.partition("/")[0]
-    on_main = wanted in (None, "main") or is_main_head(repo_id, snapshot.commit, token=token)
-    return baseline, Origin(f"{repo_id}:{name}", "hub", author, snapshot.commit, on_main)
+    pulled = SHELF.pull(reference, revision=revision, token=token)
+    baseline = load_baseline(pulled.folder)
+    if baseline.name != pulled.name:
+        raise InputError(
+            f"{pulled.repo_id} keeps under {pulled.name!r} a baseline of another name."
+        )
+    where = f"{pulled.repo_id}:{pulled.name}"
+    return baseline, Origin(where, "hub", pulled.author, pulled.commit, pulled.on_main)
 
 
 def search_baselines(
@@ -182,30 +148,6 @@ def search_baselines(
         )
         for each in find_datasets(wanted, author=author, token=token, elsewhere=ELSEWHERE)
     ]
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Refuses what cannot be the id of a data set.
-
-    Raises:
-        InputError: says how one looks.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id):
-        raise InputError(f"{repo_id[:120]!r} is no Hub data set; give OWNER/NAME.")
-
-
-def _choose(repo_id: str, name: str | None, files: Sequence[str]) -> str:
-    pattern = rf"{FOLDER}/([A-Za-z0-9][A-Za-z0-9_.-]{{0,95}})/{re.escape(INDEX_FILE)}"
-    names = sorted(m[1] for file in files if (m := re.fullmatch(pattern, file)))
-    if name is None and len(names) == 1:
-        return names[0]
-    if name in names and name is not None:
-        return name
-    if not names:
-        raise InputError(f"{repo_id} holds no baseline.")
-    listed = ", ".join(names[:8]) + ("…" if len(names) > 8 else "")
-    which = f"no baseline {name!r}" if name else f"{len(names)} baselines"
-    raise InputError(f"{repo_id} holds {which}; choose one as {repo_id}:NAME from {listed}.")
 
 
 CONFIG = {"config_name": "concepts", "data_files": f"{FOLDER}/*/{TABLE_FILE}", "default": True}

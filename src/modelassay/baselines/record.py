@@ -21,10 +21,8 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
-    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -34,6 +32,7 @@ from modelassay.cache import write_text_atomically
 from modelassay.errors import InputError, first_line
 from modelassay.models.identity import hash_file
 from modelassay.signature import Signature
+from modelassay.untrusted import Block, Commit, Line, Name, Record, Sha256, Share
 from modelassay.weight_sketch import COLUMNS, SIDE, WeightSketch
 
 BASELINE_SCHEMA = "modelassay.baseline/1"
@@ -43,15 +42,6 @@ MAX_VECTORS_BYTES = 30_000_000
 MAX_NUMBER = 1e9
 DTYPES = {"F16": torch.float16, "F32": torch.float32}
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
-Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
-# No control characters, nor those that turn the direction of writing.
-_LINE = r"^[^\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]*$"
-Line = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_LINE)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
-Block = Annotated[int, Field(ge=0, lt=2000)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -64,11 +54,7 @@ def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
 Interval = Annotated[tuple[Number, Number], AfterValidator(_ordered)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class ModelIdentity(_Record):
+class ModelIdentity(Record):
     """Which model was measured, and in which numbers."""
 
     id: Line
@@ -81,7 +67,7 @@ class ModelIdentity(_Record):
     quantization: Line | None = None
 
 
-class FileHashes(_Record):
+class FileHashes(Record):
     """sha256 of everything that makes the model what it is."""
 
     weights: dict[Line, Sha256] = Field(min_length=1, max_length=2000)
@@ -92,7 +78,7 @@ class FileHashes(_Record):
     """Each setting of `config.json` as JSON text, so that differences can be named."""
 
 
-class ConceptRecord(_Record):
+class ConceptRecord(Record):
     """How far apart a concept's two sides are held; None is what another tool did not measure."""
 
     sha256: Sha256 | None = None
@@ -118,7 +104,7 @@ class ConceptRecord(_Record):
         return self
 
 
-class RefusalRecord(_Record):
+class RefusalRecord(Record):
     """Behaviour: refusal rates with 95% intervals."""
 
     harmful_rate: Share
@@ -130,7 +116,7 @@ class RefusalRecord(_Record):
     auroc: Share
 
 
-class SignatureRecord(_Record):
+class SignatureRecord(Record):
     """Shape of the signature and what it was read on."""
 
     depths: tuple[Block, ...] = Field(min_length=1, max_length=64)
@@ -139,7 +125,7 @@ class SignatureRecord(_Record):
     probes_sha256: Sha256
 
 
-class SketchRecord(_Record):
+class SketchRecord(Record):
     """What a weight sketch is of, in the order of its rows."""
 
     names: tuple[Line, ...] = Field(min_length=1, max_length=20_000)
@@ -147,7 +133,7 @@ class SketchRecord(_Record):
     grids: tuple[Literal["4bit", "8bit", "bfloat16", "float16"], ...] = ()
 
 
-class BaselineIndex(_Record):
+class BaselineIndex(Record):
     """Everything in a baseline but its vectors."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -182,7 +168,7 @@ class BaselineIndex(_Record):
         return self
 
 
-class PulledFrom(_Record):
+class PulledFrom(Record):
     """What a store remembers of a baseline that was pulled."""
 
     id: Line

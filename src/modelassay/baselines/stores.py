@@ -20,7 +20,6 @@ from pydantic import ValidationError
 from modelassay.baselines.creating import check_name, public_id, slug
 from modelassay.baselines.record import (
     INDEX_FILE,
-    NAME,
     TABLE_FILE,
     VECTORS_FILE,
     Baseline,
@@ -32,6 +31,7 @@ from modelassay.baselines.record import (
 )
 from modelassay.cache import explain_os_errors, locked, new_folder, write_text_atomically
 from modelassay.errors import InputError
+from modelassay.untrusted import NAME
 from modelassay.verification_report import Origin, Where
 
 log = logging.getLogger(__name__)

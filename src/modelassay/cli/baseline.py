@@ -177,8 +177,8 @@ def push_command(
     from rich.console import Console
 
     from modelassay.baselines import create_baseline, find_local, push_baseline
-    from modelassay.baselines.hub_store import check_repo_id
     from modelassay.cli.progress import show_progress
+    from modelassay.hub import check_repo_id
 
     check_repo_id(repo)
     found = find_local(reference)

@@ -20,6 +20,7 @@ LABELS = {
     "data": "reading the data sets",
     "training": "training (steps)",
     "searching": "searching the refusal direction (blocks)",
+    "reading answers": "reading the answers' activations (batches)",
     "measuring": "measuring refusals (prompts)",
 }
 

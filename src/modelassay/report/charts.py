@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from modelassay.probes import LayerScore
 from modelassay.scan_report import ScanReport
 from modelassay.separation import Separation
 from modelassay.verdict import SELECTIVITY_PASS, SEPARATION_PASS, SEPARATION_WARNING
@@ -110,6 +112,27 @@ def weight_change_by_block(report: VerificationReport) -> Any | None:
             figure.add_bar(x=blocks, y=values, name=name, marker={"color": colour})
     figure.update_yaxes(tickformat=".1%", rangemode="tozero")
     figure.update_layout(showlegend=True)
+    return figure
+
+
+def auroc_by_layer(scores: Sequence[LayerScore]) -> Any:
+    """Held-out AUROC of a probe of each block, with its interval."""
+    figure = _figure("Probe of each block, held-out prompts", "block", "AUROC")
+    values = [each.metrics.auroc for each in scores]
+    figure.add_scatter(
+        x=[each.layer for each in scores],
+        y=values,
+        name="AUROC",
+        line={"color": PALETTE[0], "width": 2.5},
+        error_y={
+            "symmetric": False,
+            "array": [e.metrics.interval[1] - v for e, v in zip(scores, values, strict=True)],
+            "arrayminus": [v - e.metrics.interval[0] for e, v in zip(scores, values, strict=True)],
+            "thickness": 1,
+            "width": 0,
+        },
+    )
+    figure.add_hline(y=0.5, line={"color": NULL, "width": 1, "dash": "dash"})
     return figure
 
 

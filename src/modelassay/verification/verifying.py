@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modelassay.baselines.hashing import hash_sources
-from modelassay.baselines.hub_store import REFERENCE, pull_baseline
+from modelassay.baselines.hub_store import pull_baseline
 from modelassay.baselines.record import Baseline, FileHashes
 from modelassay.baselines.stores import find_local, list_baselines
 from modelassay.concepts import concepts_for
 from modelassay.errors import InputError
 from modelassay.examination import Examination, OnPhase, examine, silent
+from modelassay.hub import REFERENCE
 from modelassay.models import ModelInfo, load
 from modelassay.models.loading import find_sources
 from modelassay.verification.checks import measured_checks

@@ -1,0 +1,236 @@
+"""`modelassay chat` and `modelassay generate`: answers, watched while they are made."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modelassay.cli import options
+from modelassay.errors import InputError
+
+if TYPE_CHECKING:
+    from modelassay.guard import GuardEvent
+
+Prompt = Annotated[str | None, typer.Option(help="What to say; `-` reads it from standard input.")]
+System = Annotated[str | None, typer.Option(help="System prompt.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length at which an answer is cut.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
+TopP = Annotated[float, typer.Option(help="Share of probability to sample from.")]
+Seed = Annotated[int | None, typer.Option(help="Of the sampling.")]
+Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer.")]
+ProbeOption = Annotated[
+    str | None, typer.Option("--probe", help="A probe; the one fitted on MODEL if left out.")
+]
+ClassifierOption = Annotated[
+    str, typer.Option("--classifier", help="`embedded`, a folder, a Hub id, or `none`.")
+]
+Pause = Annotated[float | None, typer.Option(help="Risk from which the answer is held back.")]
+Block = Annotated[float | None, typer.Option(help="Risk from which it is refused.")]
+RefusalText = Annotated[str | None, typer.Option("--refusal", help="What a refusal says.")]
+BARS = "▁▂▃▄▅▆▇█"
+MAX_PROMPT_BYTES = 1_000_000
+
+
+def chat_command(
+    model: options.ModelArg,
+    prompt: Prompt = None,
+    system: System = None,
+    json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")] = False,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    probe: ProbeOption = None,
+    classifier: ClassifierOption = "embedded",
+    pause: Pause = None,
+    block: Block = None,
+    refusal: RefusalText = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    load_8bit: options.Load8bit = False,
+    load_4bit: options.Load4bit = False,
+    token: options.Token = None,
+) -> None:
+    """Chat with MODEL; answers are watched from inside and held back where that is due."""
+    if json and prompt is None:
+        raise InputError("--json needs a --prompt.")
+    quantization = options.quantization(load_8bit, load_4bit)
+
+    from modelassay.guard import REFUSAL, Sampling, Thresholds, load_guard
+    from modelassay.guard.streaming import of_head
+
+    said = read_prompt(prompt) if prompt is not None else None
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    _silence()
+    guard = load_guard(
+        model,
+        probe=probe,
+        classifier=None if classifier == "none" else classifier,
+        device=device,
+        dtype=dtype,
+        **options.load_options(revision=revision, quantization=quantization, token=token),
+    )
+    own = of_head(guard.probe.head("answer"))
+    thresholds = Thresholds(
+        own.pause if pause is None else pause, own.block if block is None else block
+    )
+    history = [{"role": "system", "content": system}] if system else []
+    while True:
+        try:
+            text = said if said is not None else input("you: ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not text and said is None:
+            continue
+        turns = [*history, {"role": "user", "content": text}]
+        try:
+            events = guard.stream(
+                turns,
+                sampling=sampling,
+                max_new_tokens=max_new_tokens,
+                stop=stop or (),
+                thresholds=thresholds,
+                refusal=refusal or REFUSAL,
+            )
+        except InputError as error:
+            if said is not None:
+                raise
+            typer.echo(f"modelassay: {error}", err=True)
+            continue
+        answer = print_json(events) if json else print_live(events, thresholds)
+        if said is not None:
+            return
+        history = [*turns, {"role": "assistant", "content": answer}]
+
+
+def generate_command(
+    model: options.ModelArg,
+    prompt: Annotated[str, typer.Option(help="What to say; `-` reads it from standard input.")],
+    guarded: Annotated[bool, typer.Option("--guarded", help="Watch the answer.")] = False,
+    system: System = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    probe: ProbeOption = None,
+    classifier: ClassifierOption = "embedded",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    token: options.Token = None,
+) -> None:
+    """Answer one prompt; with --guarded, show only what the guard clears."""
+    from modelassay.guard import Sampling, load_guard, stream_unguarded
+    from modelassay.models import load
+
+    said = read_prompt(prompt)
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    turns = [{"role": "system", "content": system}] if system else []
+    turns += [{"role": "user", "content": said}]
+    given: dict[str, Any] = {"device": device, "dtype": dtype}
+    given |= options.load_options(revision=revision, token=token)
+    settings: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens}
+    settings["stop"] = stop or ()
+    _silence()
+    if guarded:
+        chosen = None if classifier == "none" else classifier
+        events = load_guard(model, probe=probe, classifier=chosen, **given).stream(
+            turns, **settings
+        )
+    else:
+        events = stream_unguarded(load(model, **given), turns, **settings)
+    texts, last = [], None
+    for event in events:
+        texts.append(event.text)
+        last = event
+        if not json:
+            typer.echo(event.text, nl=False)
+    if json:
+        values = {"text": "".join(texts), "guarded": guarded}
+        values |= {"reason": last.reason if last else None, "tokens": last.index if last else 0}
+        typer.echo(json_module.dumps(values, ensure_ascii=False))
+    else:
+        typer.echo()
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt, or standard input where it is `-`.
+
+    Raises:
+        InputError: what comes in is no text, or too much of it.
+    """
+    if prompt != "-":
+        return prompt
+    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise InputError(f"The prompt is longer than {MAX_PROMPT_BYTES / 1e6:.0f} MB; shorten it.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError("The prompt is not UTF-8 text.") from error
+
+
+def print_json(events: Iterable[GuardEvent]) -> str:
+    """Events as JSON lines, as they come; returns the answer."""
+    answer = ""
+    for event in events:
+        answer += event.text
+        typer.echo(json_module.dumps(event.to_dict(), ensure_ascii=False))
+        sys.stdout.flush()
+    return answer
+
+
+def print_live(events: Iterator[GuardEvent], thresholds: Any) -> str:
+    """The answer as it is cleared, with its risk below it; plain text where no one watches."""
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console()
+    answer, risks, status = "", [], ""
+    if not console.is_terminal:
+        for event in events:
+            answer += event.text
+            typer.echo(event.text, nl=False)
+            status = describe(event, risks, thresholds, status)
+        typer.echo()
+        typer.echo(status, err=True)
+        return answer
+    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        try:
+            for event in events:
+                answer += event.text
+                status = describe(event, risks, thresholds, status)
+                live.update(Group(Text(answer), Text(status, style="dim")), refresh=True)
+        except KeyboardInterrupt:  # ends the answer, not the conversation
+            live.update(Group(Text(answer), Text("stopped", style="dim")), refresh=True)
+    return answer
+
+
+def describe(event: GuardEvent, risks: list[float], thresholds: Any, before: str) -> str:
+    """One line about the risk so far; adds the event's to `risks`."""
+    if event.kind == "prompt":
+        return f"prompt risk {event.risk:.2f}" + (" (held back)" if event.action == "pause" else "")
+    if event.kind == "token" and event.risk is not None:
+        risks.append(event.risk)
+        curve = "".join(BARS[min(7, int(8 * risk))] for risk in risks[-40:])
+        limits = f"pause {thresholds.pause:.2f}, block {thresholds.block:.2f}"
+        return f"risk {event.risk:.2f} {curve} {event.action} ({limits})"
+    if event.kind == "end" and event.reason in ("prompt refused", "answer refused"):
+        note = f" ({event.detail})" if event.detail else ""
+        return f"{event.reason} by the guard{note}; {before}"
+    return before
+
+
+def _silence() -> None:
+    from modelassay.hub import silence_downloads
+
+    silence_downloads()

@@ -1,0 +1,360 @@
+"""`Guard.stream()`: an answer that is scored as it is generated, and shown no faster than that.
+
+The prompt is judged before the first token. Each token's state is scored by the pass that makes the
+next token; until then its text is held, so the first text is shown one token later than it could
+be, and never before a verdict covers it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from modelassay.errors import InputError
+from modelassay.guard.decoding import Sampling, Step, decode, end_tokens
+from modelassay.guard.events import GuardEvent, Kind, Reason
+from modelassay.guard.policy import Policy, Ruling, Thresholds
+from modelassay.guard.text import IncrementalText, StopStrings
+from modelassay.models import LoadedModel
+from modelassay.probes.head import Head, HeadReader
+from modelassay.probes.record import Probe
+from modelassay.prompts import encode_chat, last_message_start
+
+log = logging.getLogger(__name__)
+
+REFUSAL = "I can't help with that."
+CLASSIFIER_SECONDS = 20.0
+"""A classifier that takes longer has failed, and what it was to clear is refused."""
+ROLES = ("system", "user", "assistant")
+
+
+class Classifier(Protocol):
+    """What a guard asks when a probe is in doubt."""
+
+    @property
+    def threshold(self) -> float:
+        """P(unsafe compliance) from which an answer is refused."""
+        ...
+
+    def predict(self, exchanges: Sequence[tuple[str, str]]) -> np.ndarray:
+        """[exchange, 3]: P(safe compliance), P(safe refusal), P(unsafe compliance)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A model with a probe that watches it, and a classifier to ask in doubt."""
+
+    model: LoadedModel
+    probe: Probe
+    classifier: Classifier | None = None
+
+    def stream(
+        self,
+        messages: str | Sequence[Mapping[str, str]],
+        *,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 256,
+        stop: Sequence[str] = (),
+        thresholds: Thresholds | None = None,
+        prompt_thresholds: Thresholds | None = None,
+        refusal: str = REFUSAL,
+        cancelled: Callable[[], bool] | None = None,
+        guarded: bool = True,
+    ) -> Iterator[GuardEvent]:
+        """Answers a conversation; everything is checked before the first event is asked for.
+
+        Closing the iterator, or `cancelled`, stops generation within a token.
+
+        Args:
+            messages: What the user says, or turns `{"role", "content"}` ending with the user's.
+            sampling: How tokens are chosen; greedy by default.
+            max_new_tokens: Length at which the answer is cut.
+            stop: Strings that end the answer and are not shown.
+            thresholds: For the answer's risk, in place of the probe's.
+            prompt_thresholds: For the prompt's risk, in place of the probe's.
+            refusal: What is shown in place of what was refused.
+            cancelled: Asked before each token.
+            guarded: False shows everything and scores nothing, as `stream_unguarded`.
+
+        Raises:
+            InputError: an empty, too long or malformed conversation, or options out of range.
+        """
+        stopped = cancelled or (lambda: False)
+        chosen = sampling or Sampling()
+        asked = _ask(self.model, messages, max_new_tokens)
+        if not guarded:
+            return _unguarded_events(self.model, asked, chosen, stop, stopped)
+        answer = _Answer(
+            guard=self,
+            asked=asked,
+            thresholds=thresholds or of_head(self.probe.head("answer")),
+            prompt_thresholds=prompt_thresholds or of_head(self.probe.head("prompt")),
+            refusal=refusal,
+            text=IncrementalText(self.model.tokenizer),
+            stops=StopStrings(stop),
+        )
+        return answer.events(chosen, stopped)
+
+    def score(self, prompt: str, response: str = "") -> dict[str, float | None]:
+        """Risks of a finished exchange: of the prompt, and of the answer read to its end."""
+        ids = encode_chat(self.model, [{"role": "user", "content": prompt}])
+        answer = self.model.tokenizer(response, add_special_tokens=False)["input_ids"]
+        if len(ids) + len(answer) > self.model.context_length:
+            raise InputError("The exchange is longer than the model's context; shorten it.")
+        layers = self.layers
+        step = next(decode(self.model, [*ids, *answer], layers, Sampling()))
+        start = last_message_start(self.model, [{"role": "user", "content": prompt}], ids)
+        risks: dict[str, float | None] = {"prompt": None, "answer": None}
+        risks["prompt"] = _risk(self.probe.heads["prompt"], step, start, len(ids))
+        if answer:
+            risks["answer"] = _risk(self.probe.heads["answer"], step, len(ids), None)
+        return risks
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Blocks that are read."""
+        heads = self.probe.heads.values()
+        return tuple(sorted({layer for head in heads for layer in head.layers}))
+
+
+def stream_unguarded(
+    model: LoadedModel,
+    messages: str | Sequence[Mapping[str, str]],
+    *,
+    sampling: Sampling | None = None,
+    max_new_tokens: int = 256,
+    stop: Sequence[str] = (),
+    cancelled: Callable[[], bool] | None = None,
+) -> Iterator[GuardEvent]:
+    """Answers with nobody watching: the same events without risks, text shown as it comes.
+
+    Raises:
+        InputError: as `Guard.stream`.
+    """
+    asked = _ask(model, messages, max_new_tokens)
+    stopped = cancelled or (lambda: False)
+    return _unguarded_events(model, asked, sampling or Sampling(), stop, stopped)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A conversation that has been checked and encoded."""
+
+    turns: list[dict[str, str]]
+    ids: tuple[int, ...]
+    limit: int
+    """Tokens that the answer may have."""
+
+
+def _ask(
+    model: LoadedModel, messages: str | Sequence[Mapping[str, str]], max_new_tokens: int
+) -> _Asked:
+    turns = check_messages(messages)
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+    ids = encode_chat(model, turns)
+    room = model.context_length - len(ids)
+    if room < 1:
+        raise InputError("The conversation fills the model's context; start a new one.")
+    return _Asked(turns, ids, min(max_new_tokens, room))
+
+
+def _unguarded_events(
+    model: LoadedModel,
+    asked: _Asked,
+    sampling: Sampling,
+    stop: Sequence[str],
+    cancelled: Callable[[], bool],
+) -> Iterator[GuardEvent]:
+    ends = end_tokens(model)
+    pieces, stops = IncrementalText(model.tokenizer), StopStrings(stop)
+    reason: Reason = "length"
+    tokens = 0
+    for step in decode(model, asked.ids, (), sampling):
+        if cancelled():
+            reason = "cancelled"
+            break
+        if step.token in ends:
+            reason = "end"
+            break
+        tokens += 1
+        text = stops.push(pieces.push(step.token))
+        yield GuardEvent("token", tokens, text, None, None, "continue")
+        if stops.found:
+            reason = "stop string"
+            break
+        if tokens >= asked.limit:
+            break
+    rest = stops.push(pieces.flush()) + stops.flush()
+    yield GuardEvent("end", tokens, rest, None, None, "stop", reason)
+
+
+@dataclass
+class _Answer:
+    """One guarded answer in the making."""
+
+    guard: Guard
+    asked: _Asked
+    thresholds: Thresholds
+    prompt_thresholds: Thresholds
+    refusal: str
+    text: IncrementalText
+    stops: StopStrings
+    tokens: list[int] = field(default_factory=list)
+    given_out: int = 0
+    """Tokens whose text was shown."""
+    has_shown: bool = False
+
+    def events(
+        self, sampling: Sampling, cancelled: Callable[[], bool]
+    ) -> Generator[GuardEvent, None, None]:
+        guard = self.guard
+        steps = decode(guard.model, self.asked.ids, guard.layers, sampling)
+        ends = end_tokens(guard.model)
+        step = next(steps)
+        policy = Policy(self.thresholds, can_escalate=guard.classifier is not None)
+        start = last_message_start(guard.model, self.asked.turns, self.asked.ids)
+        risk = _risk(guard.probe.head("prompt"), step, start, None)
+        if not risk < self.prompt_thresholds.block:
+            yield GuardEvent("prompt", 0, "", risk, None, "refuse")
+            yield GuardEvent("end", 0, self.refusal, None, None, "refuse", "prompt refused")
+            return
+        policy.paused = risk >= self.prompt_thresholds.pause
+        yield GuardEvent("prompt", 0, "", risk, None, "pause" if policy.paused else "continue")
+        reader = HeadReader(guard.probe.head("answer"))
+        reason: Reason = "length"
+        while len(self.tokens) < self.asked.limit:
+            if cancelled():
+                yield self._event("end", "", None, policy.ruling("stop"), "cancelled")
+                return
+            if step.token in ends:
+                reason = "end"
+                break
+            self.tokens.append(step.token)
+            step = next(steps)  # reads the token, and so covers it
+            risk = reader.read(step.states)
+            ruling, detail = policy.judge(risk), None
+            if ruling.action == "escalate":
+                ruling, detail = self._escalate(policy)
+                if ruling.action == "continue":
+                    # A clearance shows in the text; that it took the classifier, in the action.
+                    ruling = replace(ruling, action="escalate")
+            yield self._event("token", self._release(ruling.covered), risk, ruling, None, detail)
+            if ruling.action == "refuse":
+                yield self._refused(ruling, detail)
+                return
+            if self.stops.found:
+                reason = "stop string"
+                break
+        yield self._end(policy, reason)
+
+    def _escalate(self, policy: Policy) -> tuple[Ruling, str]:
+        """Asks the classifier; whatever goes wrong, nothing is cleared."""
+        classifier = self.guard.classifier
+        assert classifier is not None  # noqa: S101 (only then does the policy escalate)
+        answer = self.guard.model.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        exchange = self.asked.turns[-1]["content"], answer
+        try:
+            scores = _within(CLASSIFIER_SECONDS, lambda: classifier.predict([exchange]))
+            unsafe = float(scores[0][2])
+        except TimeoutError:
+            log.warning("The classifier took longer than %.0f s.", CLASSIFIER_SECONDS)
+            return policy.condemned(), "the classifier did not answer in time"
+        except Exception as error:  # a classifier may be anybody's code
+            log.warning("The classifier failed (%s).", type(error).__name__)
+            return policy.condemned(), f"the classifier failed ({type(error).__name__})"
+        detail = f"classifier: {unsafe:.0%} unsafe"
+        return (policy.cleared() if unsafe < classifier.threshold else policy.condemned()), detail
+
+    def _release(self, covered: int) -> str:
+        """Text of the tokens that are covered now, up to a stop string."""
+        new = self.tokens[self.given_out : covered]
+        self.given_out = max(self.given_out, covered)
+        text = self.stops.push("".join(self.text.push(token) for token in new))
+        self.has_shown |= bool(text)
+        return text
+
+    def _end(self, policy: Policy, reason: Reason) -> GuardEvent:
+        ruling, detail = policy.finish(), None
+        if ruling.action == "escalate":
+            ruling, detail = self._escalate(policy)
+        if ruling.action == "refuse":
+            return self._refused(ruling, detail)
+        text = self._release(len(self.tokens))
+        text += self.stops.push(self.text.flush()) + self.stops.flush()
+        return self._event("end", text, None, replace(ruling, action="stop"), reason, detail)
+
+    def _refused(self, ruling: Ruling, detail: str | None) -> GuardEvent:
+        text = f"\n\n{self.refusal}" if self.has_shown else self.refusal
+        return self._event("end", text, None, ruling, "answer refused", detail)
+
+    def _event(
+        self,
+        kind: Kind,
+        text: str,
+        risk: float | None,
+        ruling: Ruling,
+        reason: Reason | None,
+        detail: str | None = None,
+    ) -> GuardEvent:
+        n, smoothed = len(self.tokens), ruling.smoothed
+        return GuardEvent(kind, n, text, risk, smoothed, ruling.action, reason, detail)
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What a call returns or raises, or TimeoutError; one that hangs cannot keep the process."""
+    results: queue.Queue[tuple[bool, Any]] = queue.Queue()
+
+    def work() -> None:
+        try:
+            results.put((True, call()))
+        except Exception as error:
+            results.put((False, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        ok, result = results.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if not ok:
+        raise result
+    return result
+
+
+def _risk(head: Head, step: Step, start: int, end: int | None) -> float:
+    return HeadReader(head).read({layer: step.states[layer][start:end] for layer in head.layers})
+
+
+def of_head(head: Head) -> Thresholds:
+    """The thresholds that a head was given."""
+    return Thresholds(head.pause, head.block)
+
+
+def check_messages(messages: str | Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """A conversation that can be answered.
+
+    Raises:
+        InputError: says what is wrong with it.
+    """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    turns = []
+    for number, turn in enumerate(messages, 1):
+        role, content = turn.get("role"), turn.get("content")
+        if role not in ROLES or not isinstance(content, str):
+            raise InputError(f"Message {number} needs a role ({', '.join(ROLES)}) and a text.")
+        # Control characters say nothing to a model and can upset a terminal.
+        clean = "".join(c for c in content if c in "\n\t" or c.isprintable() or not c.isascii())
+        turns.append({"role": role, "content": clean})
+    if not turns or turns[-1]["role"] != "user":
+        raise InputError("A conversation must end with a message of the user.")
+    if not turns[-1]["content"].strip():
+        raise InputError("There is nothing to answer: the message is empty.")
+    return turns

@@ -1,0 +1,217 @@
+"""Labelled exchanges: what probes and classifiers are trained and scored on.
+
+A row is `{"prompt", "response", "label"}` with an optional `source`; the response may be empty
+where only the prompt is judged. A label is binary (0 or 1, true or false, safe or unsafe, benign or
+harmful) or one of three classes. Splits go by prompt, and prompts that nearly repeat each other go
+together: a row-wise split of data in which prompts recur measures memory.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from modelassay.errors import InputError
+from modelassay.hub import read_dataset
+
+Label = Literal["safe_compliance", "safe_refusal", "unsafe_compliance"]
+LABELS: tuple[Label, ...] = get_args(Label)
+At = Literal["prompt", "answer"]
+
+PROMPT_FIELDS = ("prompt", "instruction", "user")
+RESPONSE_FIELDS = ("response", "output", "assistant")
+LABEL_FIELDS = ("label", "label3", "unsafe")
+UNSAFE_NAMES = {"1": True, "true": True, "unsafe": True, "harmful": True} | {
+    "0": False,
+    "false": False,
+    "safe": False,
+    "benign": False,
+    "harmless": False,
+}
+MAX_FILE_BYTES = 200_000_000
+MAX_TEXT = 200_000  # characters
+NEAR_DUPLICATE = 0.8
+"""Cosine of character 3- to 5-grams (tf-idf) from which two prompts count as one."""
+
+
+@dataclass(frozen=True)
+class LabelledExchange:
+    """A prompt, what was answered, and whether that is unsafe."""
+
+    prompt: str
+    response: str
+    unsafe: bool
+    label: Label | None
+    """The class, where the data has three."""
+    source: str
+    """Which data it is from; evaluation leaves out one source at a time."""
+
+
+def read_labelled(
+    where: str | Path,
+    *,
+    at: At = "answer",
+    config: str | None = None,
+    split: str = "train",
+    token: Any = None,
+) -> list[LabelledExchange]:
+    """Reads labelled rows from a JSON, JSONL, CSV or Parquet file or a Hub data set.
+
+    Args:
+        where: Path, or `owner/name`.
+        at: `prompt` lets responses be empty.
+        config: Configuration of a Hub data set.
+        split: Split of a Hub data set.
+        token: Hub token, None for the stored one.
+
+    Raises:
+        InputError: no such data, or a malformed row, which is named by its number.
+        UnavailableError: the Hub cannot be reached.
+    """
+    path = Path(where)
+    if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")):
+        rows = _read_lines(path)
+    else:
+        rows = enumerate(read_dataset(where, config=config, split=split, token=token), 1)
+    found = [to_labelled(row, f"Row {n} of {path.name}", at, path.name) for n, row in rows]
+    if not found:
+        raise InputError(f"{where} has no rows.")
+    return found
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a JSON lines file with their line numbers."""
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(f"{path} is larger than {MAX_FILE_BYTES / 1e6:.0f} MB; give a part of it.")
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line.decode("utf-8"))
+                if not isinstance(row, dict):
+                    raise InputError(f"Row {number} of {path.name} is no JSON object.")
+                yield number, row
+    except UnicodeDecodeError as error:
+        raise InputError(f"Row {number} of {path.name} is not UTF-8 text.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"Row {number} of {path.name} is not valid JSON.") from error
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path.name} cannot be read after line {number}.") from error
+
+
+def to_labelled(row: Mapping[str, Any], name: str, at: At, source: str) -> LabelledExchange:
+    """One row as a `LabelledExchange`.
+
+    Args:
+        row: As this module describes.
+        name: What an error calls the row.
+        at: `prompt` lets the response be empty.
+        source: Where the row does not say it itself.
+
+    Raises:
+        InputError: a field is missing or of the wrong kind.
+    """
+    prompt = _text(row, PROMPT_FIELDS, name)
+    response = _text(row, RESPONSE_FIELDS, name, may_be_empty=at == "prompt")
+    given = next((row[field] for field in LABEL_FIELDS if row.get(field) is not None), None)
+    label, unsafe = _label(given, name)
+    own = row.get("source")
+    own = own if isinstance(own, str) and own.strip() else source
+    return LabelledExchange(prompt, response, unsafe, label, own)
+
+
+def _text(
+    row: Mapping[str, Any], fields: Sequence[str], name: str, *, may_be_empty: bool = False
+) -> str:
+    value = next((row[field] for field in fields if row.get(field) is not None), None)
+    if value is None and may_be_empty:
+        return ""
+    if not isinstance(value, str) or not (value.strip() or may_be_empty):
+        raise InputError(f"{name}: `{fields[0]}` must be text that is not empty.")
+    if len(value) > MAX_TEXT:
+        raise InputError(f"{name}: `{fields[0]}` has more than {MAX_TEXT} characters.")
+    return value.strip()
+
+
+def _label(value: Any, name: str) -> tuple[Label | None, bool]:
+    if isinstance(value, str) and value in LABELS:
+        return value, value == "unsafe_compliance"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    key = str(value).strip().lower() if isinstance(value, str | bool | int) else ""
+    if key not in UNSAFE_NAMES:
+        raise InputError(
+            f"{name}: `label` must be 0 or 1, safe or unsafe, or one of {', '.join(LABELS)}; it is"
+            f" {str(value)[:40]!r}."
+        )
+    return None, UNSAFE_NAMES[key]
+
+
+def require_classes(rows: Sequence[LabelledExchange], classes: Iterable[Any], what: str) -> None:
+    """Refuses data without a row of each class.
+
+    Args:
+        rows: The data.
+        classes: True and False, or names of classes.
+        what: Whose need it is, for the error.
+
+    Raises:
+        InputError: names the class that is missing.
+    """
+    for wanted in classes:
+        named = isinstance(wanted, str)
+        if not any((row.label if named else row.unsafe) == wanted for row in rows):
+            shown = wanted if named else ("unsafe (1)" if wanted else "safe (0)")
+            raise InputError(f"{what} needs rows of each class, and none is labelled {shown}.")
+
+
+def prompt_groups(prompts: Sequence[str]) -> np.ndarray:
+    """A group number for each prompt; equal and nearly equal prompts share one.
+
+    Similarity is the cosine of tf-idf weighted character n-grams; groups are the connected parts.
+    """
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    texts = [" ".join(prompt.lower().split())[:2000] or "(empty)" for prompt in distinct]
+    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), max_features=60_000)
+    vectors = vectorizer.fit_transform(texts).tocsr()
+    near = []
+    for start in range(0, len(texts), 512):  # blocks bound the memory
+        block = (vectors[start : start + 512] @ vectors.T).tocoo()
+        keep = block.data >= NEAR_DUPLICATE
+        near.append((block.row[keep] + start, block.col[keep]))
+    rows, columns = (np.concatenate(parts) for parts in zip(*near, strict=True))
+    from scipy.sparse import coo_matrix
+
+    size = len(texts)
+    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(size, size))
+    _, of_distinct = connected_components(graph, directed=False)
+    return np.array([of_distinct[distinct[prompt]] for prompt in prompts])
+
+
+def held_out(groups: np.ndarray, share: float) -> np.ndarray:
+    """Which rows are held out: whole groups, about this share of them, always the same ones."""
+    names = np.unique(groups)
+    order = sorted(names, key=lambda g: hashlib.sha256(f"{int(g)}".encode()).hexdigest())
+    chosen = set(order[: max(1, round(share * len(names)))])
+    return np.array([group in chosen for group in groups])
+
+
+def data_hash(rows: Iterable[LabelledExchange]) -> str:
+    """sha256 of prompts, responses and labels; their order does not matter."""
+    lines = sorted(
+        json.dumps([row.prompt, row.response, row.unsafe, row.label], ensure_ascii=False)
+        for row in rows
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,128 @@
+"""A probe's scores on any labelled data, read as a guard reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from modelassay.activations import OnProgress
+from modelassay.labelled import At, LabelledExchange, prompt_groups, require_classes
+from modelassay.metrics import BinaryMetrics, binary_metrics, cluster_interval, rank_auroc
+from modelassay.models import LoadedModel
+from modelassay.probes.features import POOLINGS, read_features, read_tokens
+from modelassay.probes.head import Head, HeadReader
+from modelassay.probes.record import Probe
+from modelassay.refusal import wilson_interval
+
+EVALUATION_SCHEMA = "modelassay.probe-eval/1"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a probe does on data that it was not fitted on (which is for the caller to see to)."""
+
+    probe: str
+    model: str
+    at: At
+    metrics: BinaryMetrics
+    block_rate: float
+    """Share of safe rows at or above the probe's own threshold; of answers, at any moment."""
+    block_interval: tuple[float, float]
+    detected_rate: float
+    """Share of unsafe rows there."""
+    detected_interval: tuple[float, float]
+    by_source: dict[str, dict[str, Any]]
+    """AUROC of each source's rows against the other class of all sources, worst first."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, the metrics at the top."""
+        own = {key: value for key, value in asdict(self).items() if key != "metrics"}
+        return {"schema": EVALUATION_SCHEMA, **self.metrics.to_dict(), **own}
+
+
+def evaluate_probe(
+    probe: Probe,
+    model: LoadedModel,
+    rows: Sequence[LabelledExchange],
+    at: At,
+    *,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    """Scores a probe.
+
+    Args:
+        probe: The probe.
+        model: The model that it belongs to.
+        rows: Labelled exchanges.
+        at: Which head to score.
+        on_progress: Told how far reading is.
+
+    Raises:
+        InputError: the probe belongs to another model, has no such head, or a class is missing.
+    """
+    probe.check_belongs_to(model)
+    head = probe.head(at)
+    require_classes(rows, (True, False), "Scoring a probe")
+    final, highest = head_risks(head, model, rows, on_progress=on_progress)
+    unsafe = np.array([row.unsafe for row in rows])
+    groups = prompt_groups([row.prompt for row in rows])
+    blocked = highest >= head.block
+    n_safe, n_unsafe = int((~unsafe).sum()), int(unsafe.sum())
+    k_safe, k_unsafe = int(blocked[~unsafe].sum()), int(blocked[unsafe].sum())
+    return Evaluation(
+        probe=probe.name,
+        model=model.info.id,
+        at=at,
+        metrics=binary_metrics(final, unsafe, groups),
+        block_rate=k_safe / n_safe,
+        block_interval=wilson_interval(k_safe, n_safe),
+        detected_rate=k_unsafe / n_unsafe,
+        detected_interval=wilson_interval(k_unsafe, n_unsafe),
+        by_source=_by_source(final, rows, unsafe, groups),
+    )
+
+
+def head_risks(
+    head: Head,
+    model: LoadedModel,
+    rows: Sequence[LabelledExchange],
+    *,
+    on_progress: OnProgress | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Risks [row] at the end of each span, and the highest along it."""
+    if head.kind == "attention":
+        spans = read_tokens(model, rows, head.at, head.layers[0], on_progress=on_progress)
+        final = []
+        for span in spans:
+            final.append(HeadReader(head).read({head.layers[0]: span}))
+        return np.array(final), np.array(final)
+    features = read_features(model, rows, head.at, layers=head.layers, on_progress=on_progress)
+    kept = [POOLINGS.index(pooling) for pooling in head.poolings if pooling in POOLINGS]
+    risk = head.risk(features.values[:, :, kept]).numpy().astype(float)
+    highest = np.full(len(rows), -np.inf)
+    np.maximum.at(highest, features.row, risk)
+    return risk[features.last], highest
+
+
+def _by_source(
+    risk: np.ndarray, rows: Sequence[LabelledExchange], unsafe: np.ndarray, groups: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    sources = np.array([row.source for row in rows])
+    found: dict[str, dict[str, Any]] = {}
+    for source in dict.fromkeys(sources.tolist()):
+        own = sources == source
+        both = len(set(unsafe[own].tolist())) == 2
+        use = own if both else own | (unsafe != unsafe[own][0])
+        score, truth, group = risk[use], unsafe[use], groups[use]
+        interval = cluster_interval(
+            lambda i, s=score, t=truth: rank_auroc(s[i], t[i]), truth, group
+        )
+        found[source] = {
+            "auroc": rank_auroc(score, truth),
+            "interval": interval,
+            "n": int(own.sum()),
+        }
+    return dict(sorted(found.items(), key=lambda item: item[1]["auroc"]))

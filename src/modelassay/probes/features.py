@@ -1,0 +1,241 @@
+"""What a probe sees: states of the residual stream, pooled over the tokens read so far.
+
+Features are read where they will be served. At the prompt that is the span from the first token of
+the user's text to the end of the prompt, before anything is answered; in the answer it is the span
+from its first token to the one just generated, so an answer gives a sample at each of several
+lengths. One pass reads all layers, and the result is kept on disk under a hash of everything that
+it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelassay.activations import OnProgress, read_activations
+from modelassay.cache import cache_dir, explain_os_errors, new_file
+from modelassay.labelled import At, LabelledExchange
+from modelassay.models import LoadedModel
+from modelassay.prompts import Encoded, encode_chat, last_message_start
+
+POOLINGS = ("last", "mean")
+CHECKPOINTS = (4, 12, 32, 80)
+"""Lengths of an answer, in tokens, at which a sample is taken, beside its end."""
+MAX_PROMPT_TOKENS = 2048
+MAX_ANSWER_TOKENS = 160
+CHUNK_TOKENS = 4096  # whose states of all layers are in memory at once
+MAX_CACHE_BYTES = 6_000_000_000
+FORMAT = 1
+"""Raised when the meaning of cached features changes."""
+LARGEST = 6e4
+"""What float16 holds; single dimensions of some models go beyond."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pooled states of samples; a sample is a prompt, or an answer up to some length."""
+
+    values: Tensor
+    """float16 [sample, layer, pooling, hidden], poolings as in `POOLINGS`."""
+    layers: tuple[int, ...]
+    row: np.ndarray
+    """For each sample, the index of its exchange."""
+    length: np.ndarray
+    """Tokens of the answer that were read; 0 at the prompt."""
+    last: np.ndarray
+    """Whether this is the longest sample of its exchange."""
+
+
+def read_features(
+    model: LoadedModel,
+    rows: Sequence[LabelledExchange],
+    at: At,
+    *,
+    layers: Sequence[int] | None = None,
+    max_answer_tokens: int = MAX_ANSWER_TOKENS,
+    use_cache: bool = True,
+    on_progress: OnProgress | None = None,
+) -> Features:
+    """Reads the pooled states of exchanges.
+
+    Args:
+        model: The model that will serve the probe.
+        rows: Exchanges; longer texts than a probe needs are cut (prompts in the middle, answers at
+            the end).
+        at: At the end of the prompt, or along the answer.
+        layers: Block indices; None for all.
+        max_answer_tokens: Where answers are cut.
+        use_cache: Keep the result on disk, or take it from there.
+        on_progress: Told how many chunks are read.
+
+    Raises:
+        InputError: a row cannot be encoded, or a layer is out of range.
+    """
+    every = tuple(range(len(model.blocks)))
+    chosen = tuple(layers) if layers is not None else every
+    encoded = [_encode(model, row, at, max_answer_tokens) for row in rows]
+    if use_cache:
+        for read in (chosen, every):  # what a sweep has read serves single layers too
+            kept = _load(_path(model, encoded, at, read))
+            if kept is not None and set(chosen) <= set(kept.layers):
+                index = [kept.layers.index(layer) for layer in chosen]
+                return replace(kept, values=kept.values[:, index], layers=chosen)
+    features = _read(model, encoded, at, chosen, on_progress)
+    if use_cache:
+        _save(features, _path(model, encoded, at, chosen))
+    return features
+
+
+def read_tokens(
+    model: LoadedModel,
+    rows: Sequence[LabelledExchange],
+    at: At,
+    layer: int,
+    *,
+    max_answer_tokens: int = MAX_ANSWER_TOKENS,
+    on_progress: OnProgress | None = None,
+) -> list[Tensor]:
+    """float16 [token, hidden] of each row's span at one block, for attention pooling.
+
+    Raises:
+        InputError: as `read_features`.
+    """
+    encoded = [_encode(model, row, at, max_answer_tokens) for row in rows]
+    spans: dict[int, Tensor] = {}
+    for i, states in _spans(model, encoded, (layer,), on_progress):
+        spans[i] = states[:, 0].clamp(-LARGEST, LARGEST).half()
+    return [spans[i] for i in range(len(rows))]
+
+
+def _encode(model: LoadedModel, row: LabelledExchange, at: At, max_answer_tokens: int) -> Encoded:
+    """Token ids with `answer_start` at the first token of the span that is pooled."""
+    room = max_answer_tokens if at == "answer" else 0
+    limit = min(MAX_PROMPT_TOKENS, max(model.context_length - room, model.context_length // 2))
+    turn = [{"role": "user", "content": row.prompt}]
+    prompt = encode_chat(model, turn, max_tokens=limit)
+    if at == "prompt":
+        return Encoded(prompt, last_message_start(model, turn, prompt))
+    answer = model.tokenizer(row.response, add_special_tokens=False)["input_ids"]
+    most = min(max_answer_tokens, model.context_length - len(prompt))
+    return Encoded((*prompt, *answer[:most]), len(prompt))
+
+
+def checkpoints(n_tokens: int, at: At) -> list[int]:
+    """Lengths of a span at which it is sampled."""
+    if at == "prompt":
+        return [n_tokens]
+    return [*(c for c in CHECKPOINTS if c < n_tokens), n_tokens]
+
+
+def _read(
+    model: LoadedModel,
+    encoded: Sequence[Encoded],
+    at: At,
+    layers: tuple[int, ...],
+    on_progress: OnProgress | None,
+) -> Features:
+    samples: dict[int, list[Tensor]] = {}
+    for i, states in _spans(model, encoded, layers, on_progress):
+        samples[i] = pool_span(states, checkpoints(len(states), at))
+    lengths = [checkpoints(len(e.ids) - e.answer_start, at) for e in encoded]
+    row = np.repeat(np.arange(len(encoded)), [len(each) for each in lengths])
+    return Features(
+        values=torch.stack([sample for i in range(len(encoded)) for sample in samples[i]]),
+        layers=layers,
+        row=row,
+        length=np.concatenate(lengths) if at == "answer" else np.zeros(len(row), dtype=int),
+        last=np.append(row[1:] != row[:-1], True),
+    )
+
+
+def _spans(
+    model: LoadedModel,
+    encoded: Sequence[Encoded],
+    layers: tuple[int, ...],
+    on_progress: OnProgress | None,
+) -> Iterator[tuple[int, Tensor]]:
+    """(row, float32 [token, layer, hidden]) of each span, shortest first, few in memory at once."""
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
+    chunks: list[list[int]] = [[]]
+    size = 0
+    for i in order:
+        if size + len(encoded[i].ids) > CHUNK_TOKENS and chunks[-1]:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(i)
+        size += len(encoded[i].ids)
+    for done, chunk in enumerate(chunks):
+        if on_progress:
+            on_progress(done, len(chunks))
+        read = read_activations(model, [encoded[i] for i in chunk], layers, position="all")
+        assert read.offsets is not None  # noqa: S101 (position is `all`)
+        for i, start, end in zip(chunk, read.offsets[:-1], read.offsets[1:], strict=True):
+            yield i, read.values[start:end]
+    if on_progress:
+        on_progress(len(chunks), len(chunks))
+
+
+def pool_span(states: Tensor, ends: Sequence[int]) -> list[Tensor]:
+    """float16 [layer, pooling, hidden] of the first tokens of a span, for each number of them."""
+    sums = states.cumsum(0)
+    pooled = [torch.stack([states[end - 1], sums[end - 1] / end], dim=1) for end in ends]
+    return [each.clamp(-LARGEST, LARGEST).half() for each in pooled]
+
+
+def _path(model: LoadedModel, encoded: Sequence[Encoded], at: At, layers: tuple[int, ...]) -> Path:
+    """Where features are kept: named by the sha256 of everything that they depend on."""
+    digest = hashlib.sha256()
+    info = model.info
+    numbers = [info.weights_sha256, info.organism, info.dtype, info.quantization, str(model.device)]
+    digest.update(json.dumps([FORMAT, numbers, at, layers, CHECKPOINTS]).encode())
+    for each in encoded:
+        digest.update(np.array([each.answer_start, len(each.ids), *each.ids], "<i8").tobytes())
+    return cache_dir() / "features" / f"{digest.hexdigest()}.safetensors"
+
+
+def _load(path: Path) -> Features | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        kept = load_file(path)
+        path.touch()  # the oldest are removed first
+        numbers = {name: kept[name].numpy() for name in ("layers", "row", "length", "last")}
+        return Features(
+            kept["values"],
+            tuple(numbers["layers"].tolist()),
+            numbers["row"],
+            numbers["length"],
+            numbers["last"].astype(bool),
+        )
+    except (OSError, SafetensorError, KeyError):
+        return None  # not there, or left damaged by a full disk: read again
+
+
+def _save(features: Features, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    arrays = {
+        "values": features.values.contiguous(),
+        "layers": torch.tensor(features.layers),
+        "row": torch.from_numpy(features.row),
+        "length": torch.from_numpy(features.length),
+        "last": torch.from_numpy(features.last),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with explain_os_errors(f"keeping features in {path.parent}"), new_file(path) as partial:
+        save_file(arrays, partial)
+    files = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    total = sum(file.stat().st_size for file in files)
+    for file in files[:-1]:
+        if total <= MAX_CACHE_BYTES:
+            break
+        total -= file.stat().st_size
+        file.unlink(missing_ok=True)

@@ -1,0 +1,72 @@
+"""The shipped recipe: what the default probes learn from, and how they are trained.
+
+The prompt's head learns from prompts of twenty sources (`training_data`), the answer's from the
+exchanges that the classifier learns from. An exchange without a prompt is read after a neutral one,
+because a guarded answer always follows something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from modelassay.activations import OnProgress
+from modelassay.classifier.recipe import recipe_rows
+from modelassay.labelled import At, LabelledExchange
+from modelassay.models import LoadedModel
+from modelassay.probes.training import TrainedHead, train_head
+from modelassay.training_data import prompt_rows
+
+NEUTRAL_PROMPTS = ("Go on.", "Please continue.", "Write a short text.", "Answer my question.")
+ANSWER_TOKENS = 96
+"""Longer answers cost more and teach an average over their tokens little."""
+
+
+def train_default_heads(
+    model: LoadedModel,
+    folder: Path,
+    *,
+    token: str | None = None,
+    on_phase: Callable[[str, int, int], None] | None = None,
+) -> dict[At, TrainedHead]:
+    """Trains both heads as the shipped ones were.
+
+    Args:
+        model: The model to watch.
+        folder: Folder of the public sets.
+        token: Hub token, None for the stored one.
+        on_phase: Told (phase, done, total).
+
+    Raises:
+        InputError: the folder lacks a set.
+        UnavailableError: the embedded model cannot be fetched.
+    """
+
+    def phase(name: str) -> OnProgress:
+        return lambda done, total: on_phase(name, done, total) if on_phase else None
+
+    prompts = prompt_rows(folder, token)
+    prompt_head = train_head(model, prompts, "prompt", on_progress=phase("reading"))
+    rows, group_by = answer_rows(folder, on_progress=phase("answering"))
+    answer_head = train_head(
+        model,
+        rows,
+        "answer",
+        group_by=group_by,
+        max_answer_tokens=ANSWER_TOKENS,
+        on_progress=phase("reading answers"),
+    )
+    return {"prompt": prompt_head, "answer": answer_head}
+
+
+def answer_rows(
+    folder: Path, *, on_progress: OnProgress | None = None
+) -> tuple[list[LabelledExchange], list[str]]:
+    """Exchanges, and the text that stands for each one's prompt when they are split."""
+    recipe = recipe_rows(folder, on_progress=on_progress)
+    rows = [
+        row if row.prompt else replace(row, prompt=NEUTRAL_PROMPTS[i % len(NEUTRAL_PROMPTS)])
+        for i, row in enumerate(recipe.rows)
+    ]
+    return rows, recipe.group_by

@@ -1,0 +1,251 @@
+"""A probe on disk: a validated record in JSON beside its weights in safetensors.
+
+A folder of two files, `probe.json` (schema `modelassay.probe/1`) and `probe.safetensors`. It
+belongs to one model, named by the sha256 of its weights: directions of one model mean nothing in
+another, so a probe refuses any other. Whoever wrote it is a stranger; all is checked before use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from torch import Tensor
+
+from modelassay import untrusted
+from modelassay.cache import write_text_atomically
+from modelassay.errors import InputError, first_line
+from modelassay.labelled import At
+from modelassay.models import LoadedModel
+from modelassay.models.identity import hash_file
+from modelassay.probes.head import Head
+from modelassay.untrusted import Block, Commit, Count, Line, Name, Record, Sha256, Share
+
+PROBE_SCHEMA = "modelassay.probe/1"
+RECORD_FILE, WEIGHTS_FILE = "probe.json", "probe.safetensors"
+MAX_RECORD_BYTES = 500_000
+MAX_WEIGHTS_BYTES = 100_000_000
+MAX_NUMBER = 1e6
+
+Interval = tuple[Share, Share]
+
+
+class ProbedModel(Record):
+    """The model that a probe belongs to."""
+
+    id: Line
+    revision: Commit | None = None
+    architecture: Line
+    n_layers: int = Field(gt=0, lt=2000)
+    hidden_size: int = Field(gt=0, lt=200_000)
+    weights_sha256: Sha256
+    organism: Line | None = None
+    dtype: Line
+
+
+class Metrics(Record):
+    """Scores on prompts that the probe was not fitted on, with 95% intervals."""
+
+    auroc: Share
+    interval: Interval
+    tpr_at_fpr: dict[Line, Share | None]
+    tpr_interval: dict[Line, Interval | None]
+    calibration_error: Share
+    n: Count
+    n_positive: Count
+    n_prompts: Count
+
+
+class SourceMetrics(Record):
+    """A source that the fit saw nothing of, against the other class of held-out prompts."""
+
+    auroc: Share
+    interval: Interval
+    n: Count
+    unsafe: bool | None
+    """Which class the source is of; None for both, which are then compared with each other."""
+
+
+class TrainedOn(Record):
+    """The data, by hash; data sets themselves are not copied."""
+
+    sha256: Sha256
+    sources: dict[Line, Count]
+    n_unsafe: Count
+    n_safe: Count
+
+
+class HeadRecord(Record):
+    """Everything of a head but its weights."""
+
+    kind: Literal["logistic", "means", "attention"]
+    layers: tuple[Block, ...] = Field(min_length=1, max_length=64)
+    poolings: tuple[Literal["last", "mean", "attention"], ...] = Field(min_length=1, max_length=3)
+    bias: float = Field(ge=-MAX_NUMBER, le=MAX_NUMBER)
+    pause: float = Field(gt=0, le=1)
+    block: float = Field(gt=0, le=1)
+    block_rate: Share
+    """Share of harmless held-out prompts (or answers) at or above `block`."""
+    pause_rate: Share
+    metrics: Metrics
+    left_out: dict[Line, SourceMetrics] = Field(default={}, max_length=500)
+    """For each source, how a fit without it does on it."""
+    trained_on: TrainedOn
+
+    @model_validator(mode="after")
+    def _check(self) -> HeadRecord:
+        if self.pause > self.block:
+            raise ValueError("thresholds are out of order: pause is above block")
+        if len(set(self.layers)) != len(self.layers):
+            raise ValueError("a layer is named twice")
+        if (self.kind == "attention") != (self.poolings == ("attention",)):
+            raise ValueError("only the kind attention pools by attention, and in no other way")
+        return self
+
+
+class ProbeRecord(Record):
+    """Everything in a probe but its weights."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_: Literal["modelassay.probe/1"] = Field(default=PROBE_SCHEMA, alias="schema")
+    name: Name
+    created: Line
+    model: ProbedModel
+    heads: dict[Literal["prompt", "answer"], HeadRecord] = Field(min_length=1)
+    versions: dict[Line, Line] = Field(max_length=50)
+    weights_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _check(self) -> ProbeRecord:
+        for head in self.heads.values():
+            if max(head.layers) >= self.model.n_layers:
+                raise ValueError("a layer is named that the model does not have")
+        return self
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What watches a model: a head for the prompt, one for the answer, or both."""
+
+    record: ProbeRecord
+    heads: Mapping[At, Head]
+
+    @property
+    def name(self) -> str:
+        """Under which it is kept."""
+        return self.record.name
+
+    def check_belongs_to(self, model: LoadedModel) -> None:
+        """Refuses a model that it was not fitted on.
+
+        Raises:
+            InputError: says how they differ.
+        """
+        own, info = self.record.model, model.info
+        if (own.n_layers, own.hidden_size) != (info.n_layers, info.hidden_size):
+            reason = (
+                f"that has {own.n_layers} blocks of width {own.hidden_size}, this one"
+                f" {info.n_layers} of {info.hidden_size}"
+            )
+        elif own.weights_sha256 != info.weights_sha256 or own.organism != info.organism:
+            reason = "their weights differ"
+        else:
+            return
+        raise InputError(
+            f"The probe {self.name} was fitted on {own.id} and does not fit {info.id}: {reason}."
+            f" Train one with `modelassay probe train {info.id}`."
+        )
+
+    def head(self, at: At) -> Head:
+        """The head that reads there.
+
+        Raises:
+            InputError: the probe has none.
+        """
+        if at not in self.heads:
+            raise InputError(f"The probe {self.name} has no head for the {at}.")
+        return self.heads[at]
+
+
+def save_probe(record: ProbeRecord, heads: Mapping[At, Head], folder: Path) -> Probe:
+    """Writes a probe into an empty folder; its weights' hash is put into the record."""
+    from safetensors.torch import save_file
+
+    arrays: dict[str, Tensor] = {}
+    for at, head in heads.items():
+        arrays[f"{at}.weight"] = head.weight.contiguous()
+        if head.query is not None:
+            arrays[f"{at}.query"] = head.query.contiguous()
+    save_file(arrays, folder / WEIGHTS_FILE)
+    record = record.model_copy(update={"weights_sha256": hash_file(folder / WEIGHTS_FILE)})
+    text = record.model_dump_json(by_alias=True, indent=1)
+    write_text_atomically(folder / RECORD_FILE, text + "\n")
+    return Probe(record, heads)
+
+
+def read_record(folder: Path) -> ProbeRecord:
+    """The record of a probe.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    return untrusted.read_record(folder / RECORD_FILE, ProbeRecord, "probe", MAX_RECORD_BYTES)
+
+
+def load_probe(folder: Path) -> Probe:
+    """Reads and checks a probe.
+
+    Raises:
+        InputError: a file is missing, damaged, too large, or does not fit the other.
+    """
+    record = read_record(folder)
+    path = folder / WEIGHTS_FILE
+    arrays = _read_weights(path, record)
+    heads: dict[At, Head] = {}
+    for at, head in record.heads.items():
+        shape = (len(head.layers), len(head.poolings), record.model.hidden_size)
+        wanted: dict[str, tuple[int, ...]] = {f"{at}.weight": shape}
+        if head.kind == "attention":
+            wanted[f"{at}.query"] = (shape[0], shape[2])
+        for name, size in wanted.items():
+            _check_array(path, name, arrays.get(name), size)
+        heads[at] = Head(
+            at=at,
+            kind=head.kind,
+            layers=head.layers,
+            poolings=head.poolings,
+            weight=arrays[f"{at}.weight"],
+            bias=head.bias,
+            pause=head.pause,
+            block=head.block,
+            query=arrays.get(f"{at}.query"),
+        )
+    return Probe(record, heads)
+
+
+def _read_weights(path: Path, record: ProbeRecord) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.stat().st_size > MAX_WEIGHTS_BYTES:
+            raise InputError(f"{path} is larger than a probe's weights can be.")
+        if hash_file(path) != record.weights_sha256:
+            raise InputError(f"{path} is not the file that {RECORD_FILE} speaks of; fetch it anew.")
+        return load_file(path)
+    except OSError as error:
+        raise InputError(f"{path} is missing.") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} is no safetensors file: {first_line(error)}.") from error
+
+
+def _check_array(path: Path, name: str, array: Tensor | None, shape: tuple[int, ...]) -> None:
+    if array is None or array.dtype != torch.float32 or tuple(array.shape) != shape:
+        raise InputError(f"{path}: {name} must be float32 of shape {list(shape)}.")
+    if not torch.isfinite(array).all() or float(array.abs().max()) > MAX_NUMBER:
+        raise InputError(f"{path}: {name} holds numbers that no probe has.")

@@ -1,0 +1,54 @@
+"""Field types of records that strangers wrote: bounded, of one line, finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from modelassay.errors import InputError
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
+Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
+# No control characters, nor those that turn the direction of writing.
+_LINE = r"^[^\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]*$"
+Line = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_LINE)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+Block = Annotated[int, Field(ge=0, lt=2000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, lt=10**9)]
+
+
+class Record(BaseModel):
+    """Frozen; unknown fields are ignored, and NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: Path, kind: type[R], what: str, max_bytes: int) -> R:
+    """A record from a JSON file.
+
+    Args:
+        path: The file.
+        kind: What it must be.
+        what: What an error calls it, such as `probe`.
+        max_bytes: Larger files are not opened.
+
+    Raises:
+        InputError: it is not there, too large, or damaged.
+    """
+    try:
+        if path.stat().st_size > max_bytes:
+            raise InputError(f"{path} is larger than the record of a {what} can be.")
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path.parent} holds no {what} (no {path.name}).") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "the file"
+        raise InputError(f"{path} is no valid {what}: {where}: {problem['msg'][:150]}.") from error
