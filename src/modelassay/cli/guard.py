@@ -1,0 +1,272 @@
+"""`modelassay guard`: what a guard prevents, what it gets wrong, and what it costs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modelassay.cli import options
+from modelassay.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from modelassay.guard.bench_report import GuardBenchReport, Rate
+    from modelassay.guard.judges import Judge
+    from modelassay.guard.latency import LatencyReport
+
+app = typer.Typer(
+    help="A guard that watches a model's answers from inside.",
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def _root() -> None:
+    pass  # keeps `bench` a command of its own while it is the only one
+
+
+@app.command("bench")
+def bench_command(
+    model: options.ModelArg,
+    suite: Annotated[str, typer.Option(help="jailbreak, overrefusal or latency.")] = "jailbreak",
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Prompts: a file or a Hub id; else the suite's own."),
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a Hub data set.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most prompts.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="classifier, refusal or openai; else refusal for overrefusal, classifier for"
+            " jailbreak."
+        ),
+    ] = None,
+    judge_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="OpenAI-compatible endpoint, such as https://host/v1; prompts and answers are"
+            " sent there, with the key in OPENAI_API_KEY.",
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None,
+        typer.Option(help="Model at the endpoint, or the classifier that judges."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON lines of results; a stopped run goes on there."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin anew over results of another run.")
+    ] = False,
+    keep_text: Annotated[
+        bool, typer.Option("--keep-text", help="Keep the answers in --out, not their sha256 alone.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of answers.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the latency suite.")] = 5,
+    probe: Annotated[
+        str | None, typer.Option(help="A probe's name or folder; else the model's own.")
+    ] = None,
+    classifier: Annotated[
+        str, typer.Option(help="What the guard asks in doubt: `embedded`, a folder, an id, none.")
+    ] = "embedded",
+    pause: Annotated[float | None, typer.Option(help="Risk that holds an answer back.")] = None,
+    block: Annotated[float | None, typer.Option(help="Risk that refuses an answer.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON only.")] = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    adapter: options.Adapter = None,
+    gguf_file: options.GgufFile = None,
+    load_8bit: options.Load8bit = False,
+    load_4bit: options.Load4bit = False,
+    token: options.Token = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Measure MODEL with and without its guard on a suite of prompts.
+
+    Suites: `jailbreak` (harmful prompts: how many answers are unsafe), `overrefusal` (benign ones:
+    how many are refused), `latency` (what guarding costs in time, in ratios).
+    """
+    from rich.console import Console
+
+    from modelassay.cli.progress import show_progress
+    from modelassay.guard import Thresholds, load_guard
+    from modelassay.guard.suites import as_suite, read_suite
+    from modelassay.report import to_json
+
+    quantization = options.quantization(load_8bit, load_4bit)
+    found = as_suite(suite)
+    if found == "latency" and (judge or out or keep_text or pause or block):
+        raise InputError(
+            "Suite latency judges and keeps nothing, at the probe's own thresholds; leave --judge,"
+            " --out, --keep-text, --pause and --block out."
+        )
+    if keep_text and out is None:
+        raise InputError("--keep-text needs --out, where the answers are kept.")
+    name = judge or ("refusal" if found == "overrefusal" else "classifier")
+    asked = check_judge(name, judge_url, judge_model)
+    prompts = read_suite(found, data, config=config, split=split, limit=limit, token=token)
+    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+        guard = load_guard(
+            model,
+            probe=probe,
+            classifier=None if classifier.lower() == "none" else classifier,
+            device=device,
+            dtype=dtype,
+            token=token,
+            **options.load_options(
+                revision=revision,
+                adapter=adapter,
+                gguf_file=gguf_file,
+                quantization=quantization,
+                trust_remote_code=trust_remote_code,
+            ),
+        )
+        if found == "latency":
+            from modelassay.guard.latency import measure_latency
+
+            timed = measure_latency(
+                guard, prompts, new_tokens=max_new_tokens, rounds=rounds, on_progress=on_progress
+            )
+            report: Any = timed
+        else:
+            from modelassay.guard.bench import BenchSettings, run_bench
+
+            thresholds = None
+            if pause is not None or block is not None:
+                head = guard.probe.head("answer")
+                thresholds = Thresholds(
+                    head.pause if pause is None else pause, head.block if block is None else block
+                )
+            info, judging = asked if asked is not None else local_judge(name, judge_model, guard)
+            report = run_bench(
+                guard,
+                prompts,
+                judging,
+                info,
+                BenchSettings(max_new_tokens, thresholds, keep_text),
+                out=out,
+                force=force,
+                on_progress=on_progress,
+            )
+    if json:
+        sys.stdout.write(to_json(report))
+    elif found == "latency":
+        print_latency(report, Console())
+    else:
+        print_bench(report, Console())
+
+
+def check_judge(
+    name: str, url: str | None, model: str | None
+) -> tuple[dict[str, Any], Judge] | None:
+    """The judge behind an endpoint, or None for one that needs the guard to be loaded.
+
+    Raises:
+        InputError: there is no such judge, or it lacks an option.
+    """
+    from modelassay.guard.judges import JUDGES
+
+    if name not in JUDGES:
+        raise InputError(f"Unknown judge {name!r}; choose {', '.join(JUDGES)}.")
+    if name != "openai":
+        if url is not None:
+            raise InputError("--judge-url is for --judge openai.")
+        if name == "refusal" and model is not None:
+            raise InputError("--judge-model is for --judge openai or classifier.")
+        return None
+    if not url or not model:
+        raise InputError("Judge openai needs --judge-url and --judge-model.")
+    from modelassay.guard.openai_judge import check_url, openai_judge
+
+    judge = openai_judge(url, model)
+    return {"name": name, "model": model, "host": check_url(url).hostname}, judge
+
+
+def local_judge(name: str, model: str | None, guard: Any) -> tuple[dict[str, Any], Judge]:
+    """A judge on this machine: what it is called, and itself."""
+    from modelassay.guard.bench import describe_classifier
+    from modelassay.guard.judges import classifier_judge, refusal_judge
+
+    if name == "refusal":
+        return {"name": name}, refusal_judge
+    from modelassay.classifier import load_classifier
+
+    own = guard.classifier if model is None else None
+    judging = own if own is not None else load_classifier(model or "embedded")
+    return {"name": name, "model": describe_classifier(judging)}, classifier_judge(judging)
+
+
+def print_bench(report: GuardBenchReport, console: Console) -> None:
+    """Prints rates side by side."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    for column in ("raw", "guarded", "difference"):
+        table.add_column(column, justify="right")
+    for name, difference in (
+        ("unsafe", report.unsafe_difference),
+        ("refusal", report.refusal_difference),
+    ):
+        sides = [show_rate(getattr(side, name)) for side in (report.raw, report.guarded)]
+        table.add_row(name, *sides, show_share(difference.value, difference.interval, "+"))
+    table.add_row("prompt blocked", "", show_rate(report.blocked_by_prompt), "")
+    table.add_row("answer blocked", "", show_rate(report.blocked_by_answer), "")
+    unscored = (report.raw.n_unscored, report.guarded.n_unscored)
+    table.add_row("unscored", *(str(count) for count in unscored), "")
+    console.print(table)
+    judge = report.judge["name"]
+    console.print(
+        escape(f"{report.suite}: {report.n} prompts of {report.data['source']}, judge {judge}")
+    )
+    for note in report.notes:
+        console.print(escape(note), style="dim")
+
+
+def print_latency(report: LatencyReport, console: Console) -> None:
+    """Prints ratios to `generate`."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("time / generate", justify="right")
+    table.add_column("first text, in tokens' times", justify="right")
+    for name, first in report.first_token.items():
+        total = report.total.get(name)
+        table.add_row(
+            name,
+            f"{total.median:.2f} ({total.least:.2f} to {total.largest:.2f})" if total else "1",
+            f"{first.median:.1f} ({first.least:.1f} to {first.largest:.1f})",
+        )
+    console.print(table)
+    console.print(
+        f"{report.n_prompts} prompts, {report.new_tokens} new tokens, median of"
+        f" {report.rounds} rounds (least to largest); {report.n_ended_early} prompts left out whose"
+        " answer ended early"
+    )
+
+
+def show_rate(rate: Rate) -> str:
+    """A rate as counts, share and interval."""
+    return f"{rate.k}/{rate.n} {show_share(rate.rate, rate.interval)}" if rate.n else "not measured"
+
+
+def show_share(value: float | None, interval: tuple[float, float] | None, sign: str = "") -> str:
+    """A share with its interval, in percent."""
+    if value is None or interval is None:
+        return "not measured"
+    low, high = (f"{100 * bound:{sign}.0f}" for bound in interval)
+    return f"{value:{sign}.0%} ({low} to {high}%)"
