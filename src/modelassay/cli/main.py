@@ -10,7 +10,17 @@ from typing import Annotated
 import typer
 
 from modelassay import __version__
-from modelassay.cli import baseline, concepts, organism, scan, verify
+from modelassay.cli import (
+    baseline,
+    chat,
+    classifier,
+    concepts,
+    guard,
+    organism,
+    probe,
+    scan,
+    verify,
+)
 from modelassay.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERNAL,
@@ -28,9 +38,14 @@ app = typer.Typer(
 )
 app.command("scan")(scan.scan_command)
 app.command("verify")(verify.verify_command)
+app.command("chat")(chat.chat_command)
+app.command("generate")(chat.generate_command)
 app.add_typer(baseline.app, name="baseline")
+app.add_typer(classifier.app, name="classifier")
 app.add_typer(concepts.app, name="concepts")
+app.add_typer(guard.app, name="guard")
 app.add_typer(organism.app, name="organism")
+app.add_typer(probe.app, name="probe")
 
 
 def _version(show: bool) -> None:

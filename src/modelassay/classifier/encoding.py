@@ -1,0 +1,124 @@
+"""A prompt and its answer as one row of tokens for an encoder.
+
+Of a long exchange the start of the prompt is kept (what is asked for) and the end of the answer
+(what has just been said): a guarded chat asks about the newest words. When both are long, the
+answer has two thirds of the room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modelassay.errors import InputError
+
+RESPONSE_SHARE = 2 / 3
+N_SPECIAL = 3
+MIN_LENGTH = 16
+LONGEST_TOKEN = 40
+"""Characters per token from which the rest of a text cannot matter: it is not even tokenised."""
+
+
+@dataclass(frozen=True)
+class EncodedExchange:
+    """Token ids of one exchange: opening token, prompt, separator, answer, separator."""
+
+    ids: tuple[int, ...]
+    response_start: int
+    """Index of the answer's first token; the answer and its separator are the second segment."""
+    cut: bool
+    """Whether a part of the answer is left out."""
+
+
+def room(n_prompt: int, n_response: int, max_length: int) -> tuple[int, int]:
+    """How many tokens of the prompt and of the response are kept."""
+    free = max_length - N_SPECIAL
+    least = -int(-free * RESPONSE_SHARE // 1)  # rounded up
+    kept = min(n_response, max(free - n_prompt, least))
+    return min(n_prompt, free - kept), kept
+
+
+def encode_exchanges(
+    tokenizer: Any,
+    exchanges: Sequence[tuple[str, str]],
+    max_length: int,
+    *,
+    newest: bool = True,
+) -> list[EncodedExchange]:
+    """Tokenises (prompt, response) pairs; either text may be empty.
+
+    Args:
+        tokenizer: Of the encoder.
+        exchanges: Pairs of texts.
+        max_length: Most tokens of a row, special ones included.
+        newest: Keep the end of an answer that is too long; False keeps its beginning.
+
+    Raises:
+        InputError: the tokenizer has no tokens that open and separate.
+    """
+    opening, separator = special_ids(tokenizer)
+    if not exchanges:
+        return []
+    characters = max_length * LONGEST_TOKEN
+    prompts = _ids(tokenizer, [prompt[:characters] for prompt, _ in exchanges])
+    kept = slice(-characters, None) if newest else slice(characters)
+    responses = _ids(tokenizer, [response[kept] for _, response in exchanges])
+    encoded = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        n_prompt, n_response = room(len(prompt), len(response), max_length)
+        head = [opening, *prompt[:n_prompt], separator]
+        start = len(response) - n_response if newest else 0
+        tail = [*response[start : start + n_response], separator]
+        cut = n_response < len(response)
+        encoded.append(EncodedExchange((*head, *tail), len(head), cut))
+    return encoded
+
+
+def special_ids(tokenizer: Any) -> tuple[int, int]:
+    """Ids of the tokens that open a row and that separate its parts."""
+    opening = (
+        tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    )
+    separator = (
+        tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    )
+    if opening is None or separator is None:
+        raise InputError(
+            "The encoder's tokenizer has no [CLS] and [SEP] tokens; choose an encoder such as"
+            " ModernBERT, BERT or DeBERTa."
+        )
+    return int(opening), int(separator)
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    # A tokenizer file may ask for truncation and padding of its own.
+    return tokenizer(
+        list(texts), add_special_tokens=False, truncation=False, padding=False, verbose=False
+    )["input_ids"]
+
+
+def collate(rows: Sequence[EncodedExchange], pad: int, *, types: bool) -> dict[str, torch.Tensor]:
+    """Pads rows on the right to the longest.
+
+    Args:
+        rows: Encoded exchanges.
+        pad: Id of the padding token.
+        types: Whether the encoder tells segments apart by `token_type_ids`.
+
+    Returns:
+        `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 [row, token].
+    """
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    segments = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        n = len(row.ids)
+        ids[i, :n] = torch.tensor(row.ids)
+        mask[i, :n] = 1
+        segments[i, row.response_start : n] = 1
+    batch = {"input_ids": ids, "attention_mask": mask}
+    return batch | {"token_type_ids": segments} if types else batch

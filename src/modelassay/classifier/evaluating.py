@@ -1,0 +1,137 @@
+"""How well a classifier judges whole exchanges, with n and intervals that resample prompts.
+
+Data that say only safe or unsafe are scored on those two classes: the predictions are collapsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from modelassay.classifier.model import UNSAFE, ExchangeClassifier
+from modelassay.labelled import LABELS, LabelledExchange, prompt_groups, require_classes
+from modelassay.metrics import cluster_interval, rank_auroc
+
+BINARY = ("safe", "unsafe")
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Of one class against the rest."""
+
+    precision: float | None
+    """None where nothing was predicted to be of the class."""
+    recall: float
+    f1: float
+    n: int
+
+
+@dataclass(frozen=True)
+class ClassifierMetrics:
+    """Scores of a classifier on labelled exchanges."""
+
+    classes: tuple[str, ...]
+    """The classes that are scored: those of the data, two or three."""
+    macro_f1: float
+    """Mean F1 over the classes that occur in the data."""
+    auroc: float
+    """Of P(unsafe_compliance), unsafe rows against the rest."""
+    per_class: dict[str, ClassMetrics]
+    intervals: dict[str, tuple[float, float]]
+    """95%, for macro_f1 and auroc: prompts are resampled, not rows."""
+    n: int
+    n_prompts: int
+    """Independent ones: near-duplicates count once."""
+    confusion: dict[str, dict[str, int]]
+    """Rows by true class, then by predicted class."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+def evaluate(
+    classifier: ExchangeClassifier,
+    rows: Sequence[LabelledExchange],
+    *,
+    groups: np.ndarray | None = None,
+) -> ClassifierMetrics:
+    """Scores a classifier on exchanges that it was not trained on.
+
+    Args:
+        classifier: What is scored.
+        rows: Labelled with three classes, or all safe or unsafe.
+        groups: int [row], equal for rows that are not independent; None finds them by prompt.
+
+    Raises:
+        InputError: there are no safe or no unsafe rows.
+    """
+    require_classes(rows, (True, False), "Scoring a classifier")
+    pairs = [(row.prompt, row.response) for row in rows]
+    probabilities = classifier.predict(pairs, whole=True)
+    if groups is None:
+        groups = prompt_groups([row.prompt for row in rows])
+    return score(probabilities, rows, groups)
+
+
+def score(
+    probabilities: np.ndarray, rows: Sequence[LabelledExchange], groups: np.ndarray
+) -> ClassifierMetrics:
+    """Metrics of probabilities [row, 3] against labels.
+
+    The prediction is the likeliest class; for two classes, unsafe where it is the likeliest of the
+    three.
+    """
+    unsafe = np.array([row.unsafe for row in rows])
+    predicted = probabilities.argmax(axis=1)
+    if any(row.label is None for row in rows):
+        classes: tuple[str, ...] = BINARY
+        truth, predicted = unsafe.astype(int), (predicted == UNSAFE).astype(int)
+    else:
+        classes = LABELS
+        truth = np.array([LABELS.index(row.label) for row in rows if row.label is not None])
+    risk = probabilities[:, UNSAFE]
+    confusion = np.zeros((len(classes), len(classes)), dtype=int)
+    np.add.at(confusion, (truth, predicted), 1)
+    return ClassifierMetrics(
+        classes=classes,
+        macro_f1=macro_f1(truth, predicted),
+        auroc=rank_auroc(risk, unsafe),
+        per_class={
+            name: _of_class(confusion, i) for i, name in enumerate(classes) if confusion[i].any()
+        },
+        intervals={
+            "macro_f1": cluster_interval(
+                lambda i: macro_f1(truth[i], predicted[i]), unsafe, groups
+            ),
+            "auroc": cluster_interval(lambda i: rank_auroc(risk[i], unsafe[i]), unsafe, groups),
+        },
+        n=len(rows),
+        n_prompts=len(np.unique(groups)),
+        confusion={
+            name: {other: int(confusion[i, j]) for j, other in enumerate(classes)}
+            for i, name in enumerate(classes)
+        },
+    )
+
+
+def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean over the classes that occur in the truth of 2 TP / (2 TP + FP + FN)."""
+    scores = []
+    for name in np.unique(truth):
+        is_true, is_predicted = truth == name, predicted == name
+        scores.append(2 * (is_true & is_predicted).sum() / (is_true.sum() + is_predicted.sum()))
+    return float(np.mean(scores))
+
+
+def _of_class(confusion: np.ndarray, i: int) -> ClassMetrics:
+    hits, n, n_predicted = confusion[i, i], confusion[i].sum(), confusion[:, i].sum()
+    return ClassMetrics(
+        precision=float(hits / n_predicted) if n_predicted else None,
+        recall=float(hits / n),
+        f1=float(2 * hits / (n + n_predicted)),
+        n=int(n),
+    )

@@ -1,0 +1,263 @@
+"""A trained classifier: loading it, and asking it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modelassay.classifier.card import CARD_FILE, Card, read_card
+from modelassay.classifier.encoding import (
+    EncodedExchange,
+    collate,
+    encode_exchanges,
+    special_ids,
+)
+from modelassay.classifier.network import WEIGHTS_FILE, PairNetwork, load_encoder, read_adapter
+from modelassay.errors import InputError, UnavailableError, first_line
+from modelassay.hub import REPO_ID, check_weight_files, fetch_model
+from modelassay.labelled import LABELS
+from modelassay.models.encoder import ENCODER_ID, ensure_encoder
+from modelassay.models.wheels import file_sha256
+
+UNSAFE = LABELS.index("unsafe_compliance")
+BATCH = 16
+FULL_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ExchangeClassifier:
+    """Judges (prompt, response) pairs; safe to use from several threads."""
+
+    id: str
+    """`embedded`, a folder or a Hub id."""
+    folder: Path
+    """Its files."""
+    network: Any
+    """A module that gives logits, in evaluation mode."""
+    tokenizer: Any
+    card: Card
+    device: torch.device
+    types: bool
+    """Whether the encoder reads `token_type_ids`."""
+    order: tuple[int, ...]
+    """Columns of the network's output, in the order of `LABELS`."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def threshold(self) -> float:
+        """P(unsafe_compliance) from which an answer counts as unsafe."""
+        return self.card.threshold
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of an exchange that are read."""
+        return self.card.max_length
+
+    def predict(
+        self, exchanges: Sequence[tuple[str, str]], batch: int = BATCH, *, whole: bool = False
+    ) -> np.ndarray:
+        """Probabilities of the three classes.
+
+        Args:
+            exchanges: (prompt, response) pairs; the prompt may be empty, the response a part.
+            batch: Rows a pass.
+            whole: Judge an answer that is too long by its beginning, too: the mean of both. A chat
+                that asks while an answer grows has judged the beginning before.
+
+        Returns:
+            float32 [exchange, 3], columns as in `LABELS`; a score does not depend on the batch
+            beyond rounding.
+        """
+        with self._lock:  # fast tokenizers cannot be used from two threads at once
+            newest = encode_exchanges(self.tokenizer, exchanges, self.max_length)
+            long = [i for i, row in enumerate(newest) if row.cut] if whole else []
+            first = encode_exchanges(
+                self.tokenizer, [exchanges[i] for i in long], self.max_length, newest=False
+            )
+        probabilities = self._probabilities([*newest, *first], batch)
+        found = probabilities[: len(newest)]
+        found[long] = (found[long] + probabilities[len(newest) :]) / 2
+        return found
+
+    def _probabilities(self, rows: Sequence[EncodedExchange], batch: int) -> np.ndarray:
+        logits = network_logits(
+            self.network, rows, pad_id(self.tokenizer), self.types, self.device, batch
+        )
+        return torch.softmax(logits[:, list(self.order)], dim=-1).numpy()
+
+    def unsafe(self, exchanges: Sequence[tuple[str, str]], batch: int = BATCH) -> np.ndarray:
+        """P(unsafe_compliance) alone, float32 [exchange]; compare it with `threshold`."""
+        return self.predict(exchanges, batch)[:, UNSAFE]
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Id of the padding token; any will do under the mask."""
+    return int(tokenizer.pad_token_id or 0)
+
+
+def network_logits(
+    network: Any, rows: Sequence[Any], pad: int, types: bool, device: torch.device, batch: int
+) -> torch.Tensor:
+    """Logits float32 [row, 3] of encoded exchanges, in batches of similar length."""
+    logits = torch.zeros((len(rows), len(LABELS)))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    with torch.inference_mode():
+        for start in range(0, len(rows), max(1, batch)):
+            chosen = order[start : start + max(1, batch)]
+            inputs = collate([rows[i] for i in chosen], pad, types=types)
+            output = network(**{name: tensor.to(device) for name, tensor in inputs.items()})
+            logits[chosen] = getattr(output, "logits", output).float().cpu()
+    return logits
+
+
+def shipped_folder() -> Path:
+    """The classifiers that come with modelassay."""
+    packaged = Path(str(files("modelassay"))) / "data" / "classifiers"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "classifiers"
+
+
+def classifier_folder(name: str, *, revision: str | None = None, token: str | None = None) -> Path:
+    """Folder of a classifier, fetched if it is on the Hub.
+
+    Raises:
+        InputError: there is none of that name.
+        UnavailableError: the Hub cannot be reached.
+    """
+    if name == ENCODER_ID:
+        return shipped_folder() / ENCODER_ID
+    try:
+        path = Path(name).expanduser()
+        if name and path.is_dir():
+            return path
+    except (OSError, RuntimeError) as error:
+        cause = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"Cannot look for a classifier at {name[:80]!r}: {cause}") from error
+    if not REPO_ID.fullmatch(name) or "/" not in name:
+        raise InputError(
+            f"No classifier at {name[:80]!r}: give a folder, a Hub id (owner/name) or `embedded`."
+        )
+    return fetch_model(name, revision=revision, token=token, gguf_file=None, code=False).folder
+
+
+def load_classifier(
+    name: str = ENCODER_ID,
+    *,
+    device: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+) -> ExchangeClassifier:
+    """Loads a classifier.
+
+    Args:
+        name: `embedded`, a folder that `train_classifier` wrote, or a Hub id of such a one.
+        device: auto, cpu, cuda or cuda:N.
+        revision: Branch, tag or commit on the Hub.
+        token: Hub token, None for the stored one.
+
+    Raises:
+        InputError: there is none, or it is damaged or not one that may be opened.
+        UnavailableError: the Hub or PyPI cannot be reached.
+    """
+    where = pick_device(device)
+    folder = classifier_folder(name, revision=revision, token=token)
+    if not (folder / CARD_FILE).is_file():
+        raise InputError(f"{name} has no {CARD_FILE}; it is not one of modelassay's classifiers.")
+    card = read_card(folder)
+    opened = _open_adapter if card.kind == "adapter" else _open_full
+    network, tokenizer = opened(folder, card)
+    special_ids(tokenizer)
+    network.to(where).eval().requires_grad_(False)
+    return ExchangeClassifier(
+        id=name,
+        folder=folder,
+        network=network,
+        tokenizer=tokenizer,
+        card=card,
+        device=where,
+        types=card.kind == "adapter" or reads_types(network),
+        order=tuple(card.labels.index(label) for label in LABELS),
+    )
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of that name; `auto` takes a GPU if there is one.
+
+    Raises:
+        InputError: no such name.
+        UnavailableError: CUDA was asked for and there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        return torch.device("cpu")
+    if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdigit()):
+        raise InputError(f"Unknown device {device[:40]!r}: give auto, cpu, cuda or cuda:N.")
+    if not torch.cuda.is_available():
+        raise UnavailableError("CUDA was asked for but there is none here; use --device cpu.")
+    return torch.device(device)
+
+
+def reads_types(network: Any) -> bool:
+    """Whether a sequence classifier tells two segments apart by `token_type_ids`."""
+    return getattr(network.config, "type_vocab_size", 0) >= 2
+
+
+def _check_hash(file: Path, card: Card) -> None:
+    if file_sha256(file) != card.weights_sha256:
+        raise InputError(f"{file} is not the file that its {CARD_FILE} describes; fetch it anew.")
+
+
+def _open_adapter(folder: Path, card: Card) -> tuple[PairNetwork, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise InputError(f"{folder} lacks {WEIGHTS_FILE}.")
+    if card.base.id != ENCODER_ID or card.lora is None:
+        raise InputError(f"{folder} is an adapter over {card.base.id}, which modelassay has not.")
+    _check_hash(file, card)
+    encoder_folder = ensure_encoder()
+    if file_sha256(encoder_folder / FULL_WEIGHTS) != card.base.sha256:
+        raise InputError(f"{folder} was trained over another encoder; train it anew.")
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is not a valid safetensors file.") from error
+    encoder, tokenizer = load_encoder(encoder_folder)
+    network = PairNetwork(encoder, int(encoder.config.hidden_size))  # type: ignore[union-attr]
+    _check_length(folder, card, encoder.config)
+    read_adapter(network, tensors, card.lora.alpha / card.lora.rank, str(file))
+    return network, tokenizer
+
+
+def _open_full(folder: Path, card: Card) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    check_weight_files(str(folder), [file.name for file in folder.iterdir()])
+    if not (folder / FULL_WEIGHTS).is_file():
+        raise InputError(f"{folder} lacks {FULL_WEIGHTS}.")
+    _check_hash(folder / FULL_WEIGHTS, card)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        network = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+    except Exception as error:  # transformers raises whatever a damaged file provokes
+        raise InputError(f"{folder} cannot be opened ({first_line(error, 120)}).") from error
+    if network.config.num_labels != len(LABELS):
+        raise InputError(f"{folder} has {network.config.num_labels} classes in place of three.")
+    _check_length(folder, card, network.config)
+    return network, tokenizer
+
+
+def _check_length(folder: Path, card: Card, config: Any) -> None:
+    if card.max_length > int(getattr(config, "max_position_embeddings", card.max_length)):
+        raise InputError(f"{folder} asks for a max_length that its encoder cannot read.")

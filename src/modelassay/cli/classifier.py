@@ -1,0 +1,248 @@
+"""`modelassay classifier`: train, calibrate, score and describe exchange classifiers."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modelassay.cli import options
+from modelassay.errors import InputError
+
+if TYPE_CHECKING:
+    from modelassay.labelled import LabelledExchange
+
+app = typer.Typer(
+    help="Exchange classifiers: safe answer, refusal or unsafe answer?",
+    no_args_is_help=True,
+)
+
+ClassifierArg = Annotated[
+    str, typer.Argument(metavar="CLASSIFIER", help="`embedded`, a folder or a Hub id.")
+]
+Data = Annotated[
+    str,
+    typer.Option(metavar="DATA", help="Rows with prompt, response, label: a file or a Hub id."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
+
+
+@app.command("train")
+def train_command(
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DATA", help="Labelled rows; may be repeated. Else the recipe."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The recipe's public sets, when there is no --data."),
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="`embedded`, a folder or a Hub id of an encoder.")
+    ] = "answerdotai/ModernBERT-base",
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="New folder for the classifier.")
+    ] = Path("classifier"),
+    epochs: Annotated[float, typer.Option(min=0.01, help="Most passes over the data.")] = 3.0,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=1e-7, help="Peak learning rate; else what suits.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 16,
+    max_length: Annotated[int, typer.Option(min=16, help="Tokens of an exchange.")] = 256,
+    prefixes: Annotated[int, typer.Option(min=0, help="Prefixes added of each answer.")] = 1,
+    rate: Annotated[float, typer.Option(help="Share of benign exchanges to block.")] = 0.01,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every draw.")] = 0,
+    device: options.Device = "auto",
+    token: options.Token = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Fine-tune an encoder on labelled exchanges; calibrates and scores it on other prompts."""
+    from rich.console import Console
+
+    from modelassay.classifier.fitting import TrainingRecipe
+    from modelassay.classifier.training import train_classifier
+    from modelassay.cli.progress import show_progress
+
+    if data and folder:
+        raise InputError("Give rows with --data or the recipe's sets with --folder, not both.")
+    if out.exists() and not force:
+        raise InputError(f"{out} exists already; give a new folder for --out, or --force.")
+    _check_rate(rate)
+    recipe = TrainingRecipe(
+        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
+        max_length=max_length, prefixes=prefixes, seed=seed,
+    )  # fmt: skip
+    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+        group_by = None
+        if data:
+            rows = [row for where in data for row in _read(where, "train", token)]
+        else:
+            from modelassay.classifier.recipe import recipe_rows
+
+            found = recipe_rows(
+                _existing(folder),
+                seed=seed,
+                on_progress=lambda n, of: on_progress("answering", n, of),
+            )
+            rows, group_by = found.rows, found.group_by
+        made = train_classifier(
+            rows,
+            encoder=encoder,
+            out=out,
+            recipe=recipe,
+            group_by=group_by,
+            rate=rate,
+            device=device,
+            token=token,
+            force=force,
+            on_step=lambda done, total: on_progress("training", done, total),
+        )
+    typer.echo(str(made))
+
+
+@app.command("calibrate")
+def calibrate_command(
+    classifier: ClassifierArg,
+    data: Data,
+    rate: Annotated[float, typer.Option(help="Share of benign exchanges to block.")] = 0.01,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write a copy; without it the folder is changed."),
+    ] = None,
+    json: Json = False,
+    split: Split = "train",
+    device: options.Device = "auto",
+    token: options.Token = None,
+) -> None:
+    """Choose the threshold that blocks at most a share of benign answers while they grow."""
+    from modelassay.classifier.calibrating import recalibrate
+    from modelassay.classifier.model import load_classifier
+
+    _check_rate(rate)
+    rows = _read(data, split, token)
+    card = recalibrate(load_classifier(classifier, device=device, token=token), rows, rate, out=out)
+    found = card.calibration
+    if found is None:  # cannot be
+        return
+    if json:
+        shown = {"threshold": card.threshold, **found.model_dump(exclude={"held_out"})}
+        typer.echo(json_module.dumps(shown, indent=2))
+        return
+    for line in _calibration_lines(card):
+        typer.echo(line)
+    if found.n < 1 / max(rate, 1e-9):
+        typer.echo(f"{found.n} benign exchanges cannot tell a rate as small as {rate:g}.", err=True)
+
+
+@app.command("eval")
+def eval_command(
+    classifier: ClassifierArg,
+    data: Data,
+    json: Json = False,
+    split: Split = "train",
+    device: options.Device = "auto",
+    token: options.Token = None,
+) -> None:
+    """Score a classifier on labelled exchanges: macro-F1, AUROC, each class."""
+    from modelassay.classifier.evaluating import evaluate
+    from modelassay.classifier.model import load_classifier
+
+    rows = _read(data, split, token)
+    metrics = evaluate(load_classifier(classifier, device=device, token=token), rows).to_dict()
+    if json:
+        typer.echo(json_module.dumps(metrics, indent=2))
+        return
+    for line in _metric_lines(metrics):
+        typer.echo(line)
+
+
+@app.command("info")
+def info_command(
+    classifier: ClassifierArg, json: Json = False, token: options.Token = None
+) -> None:
+    """Print what a classifier is, what it learnt from and how well it does."""
+    from modelassay.classifier.card import read_card
+    from modelassay.classifier.model import classifier_folder
+
+    card = read_card(classifier_folder(classifier, token=token))
+    if json:
+        typer.echo(card.model_dump_json(by_alias=True, indent=2))
+        return
+    over = "adapter over" if card.kind == "adapter" else "fine-tune of"
+    typer.echo(f"{classifier}: {over} {card.base.id}, {card.max_length} tokens")
+    typer.echo(f"classes: {', '.join(card.labels)}")
+    for line in (
+        *_calibration_lines(card),
+        *_metric_lines(card.metrics.model_dump() if card.metrics else {}),
+    ):
+        typer.echo(line)
+    for source in card.data.sources:
+        typer.echo(f"data: {source}")
+
+
+def _existing(folder: Path | None) -> Path:
+    if folder is None:
+        raise InputError(
+            "Give rows with --data, or --folder with the public sets that the shipped recipe reads."
+        )
+    if not folder.is_dir():
+        raise InputError(f"There is no data folder {folder}.")
+    return folder
+
+
+def _read(where: str, split: str, token: str | None) -> list[LabelledExchange]:
+    from modelassay.labelled import read_labelled
+
+    return read_labelled(where, split=split, token=token)
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise InputError("--rate must be at least 0 and less than 1, e.g. 0.01.")
+
+
+def _calibration_lines(card: Any) -> list[str]:
+    lines = [f"threshold on P(unsafe): {card.threshold:.4f}"]
+    found, kind = card.calibration, "chosen on"
+    while found is not None:
+        lines.append(
+            f"{kind} {found.n} benign exchanges as they grow: blocks"
+            f" {_share(found.block_rate, found.interval)}"
+        )
+        if found.tpr is not None:
+            lines.append(
+                f"  catches {_share(found.tpr, found.tpr_interval)} of {found.n_unsafe} unsafe ones"
+            )
+        found, kind = found.held_out, "others:"
+    return lines
+
+
+def _metric_lines(metrics: dict[str, Any]) -> list[str]:
+    if not metrics:
+        return []
+    intervals = metrics["intervals"]
+    lines = [
+        f"macro-F1 {_number(metrics['macro_f1'], intervals['macro_f1'])},"
+        f" AUROC {_number(metrics['auroc'], intervals['auroc'])},"
+        f" n = {metrics['n']} ({metrics['n_prompts']} prompts),"
+        f" classes: {', '.join(metrics['classes'])}"
+    ]
+    for name, of in metrics["per_class"].items():
+        precision = "none predicted" if of["precision"] is None else f"{of['precision']:.3f}"
+        lines.append(
+            f"  {name}: F1 {of['f1']:.3f}, precision {precision}, recall {of['recall']:.3f},"
+            f" n = {of['n']}"
+        )
+    return lines
+
+
+def _number(value: float, interval: Any) -> str:
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def _share(value: float, interval: Any) -> str:
+    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
