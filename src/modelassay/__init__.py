@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from modelassay.baselines import Baseline, create_baseline
     from modelassay.concepts import Concept, ContrastPair, load_concepts
     from modelassay.errors import AssayError, InputError, UnavailableError
+    from modelassay.guard import Guard, GuardEvent, load_guard
     from modelassay.models import LoadedModel, ModelInfo, load
     from modelassay.prompts import encode_exchanges, encode_prompts
     from modelassay.refusal_judge import is_refusal
@@ -42,6 +43,9 @@ _HOME = {
     "AssayError": "errors",
     "InputError": "errors",
     "UnavailableError": "errors",
+    "Guard": "guard",
+    "GuardEvent": "guard",
+    "load_guard": "guard",
     "LoadedModel": "models",
     "ModelInfo": "models",
     "load": "models",
@@ -68,6 +72,8 @@ __all__ = [
     "Baseline",
     "Concept",
     "ContrastPair",
+    "Guard",
+    "GuardEvent",
     "InputError",
     "LoadedModel",
     "ModelInfo",
@@ -83,6 +89,7 @@ __all__ = [
     "is_refusal",
     "load",
     "load_concepts",
+    "load_guard",
     "measure_separation",
     "read_activations",
     "scan",
