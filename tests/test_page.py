@@ -65,6 +65,8 @@ def test_the_endpoints_are_these_and_no_others(client):
         "/create_baseline": ["model"],
         "/list_baselines": [],
         "/search_baselines": ["model", "author"],
+        "/chat": ["message", "history", "model", "max_new_tokens", "pause", "block", "system"],
+        "/score_exchange": ["prompt", "response", "model"],
     }
 
 
@@ -160,7 +162,7 @@ def test_a_vanished_visitor_stops_the_scan(monkeypatch, tiny_folder):
     next(run), next(run), next(run)
     run.close()
     for thread in threading.enumerate():
-        if "work" in thread.name:
+        if "(work)" in thread.name:  # not those of the web server
             thread.join(timeout=60)
     assert threading.active_count() <= before
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from modelassay.ui.chat_tab import create_chat_tab
 from modelassay.ui.scan_tab import create_scan_tab
 from modelassay.ui.verify_tab import create_verify_tab
 
@@ -26,6 +27,8 @@ def build_app() -> gr.Blocks:
             create_scan_tab()
         with gr.Tab("Verify"):
             create_verify_tab()
+        with gr.Tab("Guarded chat"):
+            create_chat_tab()
     # One scan at a time fills the machine; the rest wait in line, and a long line is turned away.
     return demo.queue(max_size=20, default_concurrency_limit=1)
 
@@ -33,4 +36,5 @@ def build_app() -> gr.Blocks:
 def launch(demo: gr.Blocks, **options: Any) -> Any:
     """Launches the page; serves MCP as well when `gradio[mcp]` is installed."""
     options.setdefault("mcp_server", importlib.util.find_spec("mcp") is not None)
+    options.setdefault("run_history", False)  # else a browser keeps prompts
     return demo.launch(theme=THEME, max_file_size="5mb", **options)

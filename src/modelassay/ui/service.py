@@ -22,11 +22,10 @@ from typing import Any
 import spaces
 
 from modelassay.baselines import create_baseline, list_baselines, save_baseline
-from modelassay.baselines.hub_store import REFERENCE
 from modelassay.baselines.record import INDEX_FILE, BaselineIndex
 from modelassay.concepts import MODES
 from modelassay.errors import AssayError, InputError
-from modelassay.hub import REPO_ID, trim_cache
+from modelassay.hub import REFERENCE, REPO_ID, trim_cache
 from modelassay.models import EMBEDDED_ID
 from modelassay.models.organisms import find_organism, is_organism
 from modelassay.models.sources import resolve
@@ -38,6 +37,9 @@ MAX_MODEL_BYTES = 20_000_000_000
 MAX_CACHE_BYTES = 60_000_000_000
 GPU_SECONDS = 120
 CONCURRENCY_ID = "model"
+
+on_gpu = spaces.GPU
+"""Decorates what runs on a GPU: on ZeroGPU in a forked process, elsewhere where it stands."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def _create(model_id: str, **options: Any) -> tuple[dict[str, Any], bytes]:
 TASKS: dict[str, Callable[..., Any]] = {"scan": scan, "verify": verify, "create": _create}
 
 
-@spaces.GPU(duration=GPU_SECONDS)
+@on_gpu(duration=GPU_SECONDS)
 def _run_on_gpu(task: str, model_id: str, options: dict[str, Any]) -> Iterator[Any]:
     results: queue.Queue[Any] = queue.Queue()
     gone = threading.Event()

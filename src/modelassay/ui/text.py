@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from modelassay.guard import GuardEvent, Thresholds
 from modelassay.ui.service import Step
 
 PHASES = {
@@ -16,6 +18,13 @@ PHASES = {
     "answering": "Judging short answers",
 }
 
+ACTIONS = {
+    "continue": "answering",
+    "pause": "held back",
+    "escalate": "held back, classifier asked",
+    "refuse": "refused",
+}
+
 
 def progress(step: Step) -> str:
     """A step as one line of Markdown."""
@@ -26,3 +35,23 @@ def progress(step: Step) -> str:
 def plain(text: str) -> str:
     """Text in which Markdown and HTML mean nothing."""
     return re.sub(r"([\\`*_{}\[\]()#+!|<>&-])", lambda match: f"&#{ord(match.group())};", text)
+
+
+def chat_status(events: Sequence[GuardEvent], prompt: Thresholds) -> str:
+    """Where a guarded answer stands, as one line of Markdown."""
+    first, newest = events[0], events[-1]
+    lines = []
+    if first.risk is not None:
+        lines.append(f"Risk of the prompt **{first.risk:.3f}** (refused from {prompt.block:.3g})")
+    if newest.kind == "end":
+        reason = newest.reason or ""
+        if newest.action == "refuse":
+            where = f" at token {newest.index}" if newest.index else ""
+            lines.append(f"**{reason.capitalize()}**{where}")
+        else:
+            lines.append(f"Done after {newest.index} tokens ({reason})")
+    elif newest.action in ACTIONS:
+        lines.append(f"Token {newest.index}: {ACTIONS[newest.action]}")
+    if detail := next((e.detail for e in reversed(events) if e.detail), None):
+        lines.append(plain(detail))
+    return " · ".join(lines)

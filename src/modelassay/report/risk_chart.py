@@ -1,0 +1,113 @@
+"""The chart of a guarded answer: its risk token by token, and where the guard acted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from modelassay.guard import GuardEvent, Thresholds
+
+OWN, AVERAGE, PROMPT = "#56B4E9", "#0072B2", "#666666"
+PAUSE, BLOCK = "#E69F00", "#D55E00"
+MARKS = {
+    "escalate": ("classifier asked", "#CC79A7", "diamond"),
+    "refuse": ("refused", BLOCK, "x"),
+}
+"""Name, colour and symbol of what the guard did at a token."""
+FEWEST = 24  # tokens that the axis has room for, so that it does not jump at the start
+
+
+def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Any:
+    """Risk of each token and its moving average, the thresholds, and what the guard did.
+
+    Args:
+        events: Those of one answer so far.
+        thresholds: Of the answer's risk.
+    """
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    tokens = [event for event in events if event.kind == "token" and event.risk is not None]
+    index = [event.index for event in tokens]
+    # Curves are there even while they are empty, or the legend would come and go.
+    figure.add_scatter(
+        x=[0],
+        y=[next((event.risk for event in events if event.kind == "prompt"), None)],
+        name="prompt",
+        mode="markers",
+        marker={"color": PROMPT, "symbol": "square", "size": 9},
+    )
+    figure.add_scatter(
+        x=index,
+        y=[event.risk for event in tokens],
+        name="token",
+        mode="lines",
+        line={"color": OWN, "width": 1.2},
+    )
+    figure.add_scatter(
+        x=index,
+        y=[event.smoothed for event in tokens],
+        name="moving average",
+        mode="lines",
+        line={"color": AVERAGE, "width": 2.5},
+    )
+    _shade_held(figure, tokens)
+    _add_marks(figure, events)
+    for level, text, colour, below in (
+        (thresholds.pause, "hold back", PAUSE, thresholds.pause > 0.1),
+        (thresholds.block, "refuse", BLOCK, thresholds.block > 0.95),
+    ):
+        figure.add_hline(y=level, line={"color": colour, "width": 1.5, "dash": "dash"})
+        # A low one's label has no room below; at the other end it stays clear of its neighbour's.
+        low = text == "hold back" and not below
+        figure.add_annotation(
+            x=0.08 if low else 1, xref="paper", xanchor="left" if low else "right", y=level,
+            yshift=-9 if below else 9, text=f"{text} {level:.3g}", showarrow=False,
+            font={"size": 11, "color": colour},
+        )  # fmt: skip
+    figure.update_layout(
+        title={"text": "Risk of the answer, token by token", "font": {"size": 15}},
+        xaxis={"title": "token", "range": [-1, max(FEWEST, *index, 0) + 1]},
+        yaxis={"title": "risk", "range": [-0.03, 1.05]},
+        template="plotly_white",
+        height=380,
+        margin={"l": 55, "r": 15, "t": 45, "b": 90},
+        legend={"orientation": "h", "y": -0.24, "yanchor": "top"},
+        showlegend=True,
+        font={"family": "system-ui, sans-serif"},
+    )
+    return figure
+
+
+def _shade_held(figure: Any, tokens: Sequence[GuardEvent]) -> None:
+    """A band over each run of tokens at which text was held back."""
+    held = [event.index for event in tokens if event.action in ("pause", "escalate")]
+    starts = [index for index in held if index - 1 not in held]
+    ends = [index for index in held if index + 1 not in held]
+    for start, end in zip(starts, ends, strict=True):
+        figure.add_vrect(
+            x0=start - 0.5, x1=end + 0.5, fillcolor=PAUSE, opacity=0.15, line_width=0, layer="below"
+        )
+    if held:
+        figure.add_scatter(  # shapes have no entry in a legend
+            x=[None],
+            y=[None],
+            name="held back",
+            mode="markers",
+            marker={"color": PAUSE, "symbol": "square", "size": 12, "opacity": 0.3},
+        )
+
+
+def _add_marks(figure: Any, events: Sequence[GuardEvent]) -> None:
+    for action, (name, colour, symbol) in MARKS.items():
+        at = [event for event in events if event.action == action and event.risk is not None]
+        if at:
+            figure.add_scatter(
+                x=[event.index for event in at],
+                # The larger of the two is what decides.
+                y=[max(event.risk or 0.0, event.smoothed or 0.0) for event in at],
+                name=name,
+                mode="markers",
+                marker={"color": colour, "symbol": symbol, "size": 11},
+                hovertext=[event.detail or name for event in at],
+            )

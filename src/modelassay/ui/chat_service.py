@@ -1,0 +1,254 @@
+"""Guarded chats for visitors: checks what they send, and answers where a GPU is, if any.
+
+The server keeps nothing of a conversation: it comes with each message and is gone with the answer,
+and no log holds a word of it. What visitors share is a loaded model, which remembers nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from modelassay.errors import AssayError, InputError
+from modelassay.guard import GuardEvent, Sampling, Thresholds
+from modelassay.labelled import LABELS, At
+from modelassay.ui.guards import GuardShelf, guarded_models, probe_record, shared_classifier
+from modelassay.ui.service import check_model_id, on_gpu
+
+log = logging.getLogger(__name__)
+
+MODEL = "organism:safe"
+MAX_MESSAGE = 8_000
+MAX_SYSTEM = 2_000
+MAX_HISTORY = 24_000  # characters in all
+MAX_TURNS = 20
+MAX_NEW_TOKENS = 512
+MAX_TEMPERATURE = 2.0
+
+CHATS = 4
+CONCURRENCY_ID = "chat"
+"""Not the one of scans: those fill the machine for minutes and so run one at a time. A chat makes
+one token at a time with a model that is loaded already, so a few may share it, and beside a scan
+they are slow rather than stuck."""
+GPU_SECONDS = 60
+
+UNSAFE = "unsafe_compliance"
+SHELF = GuardShelf()
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """What is to be answered; travels to the process that has the GPU."""
+
+    model: str
+    messages: tuple[dict[str, str], ...]
+    max_new_tokens: int
+    temperature: float
+    thresholds: Thresholds | None
+    prompt_thresholds: Thresholds | None
+
+
+def run_chat(
+    message: str,
+    history: Sequence[Any] | None = None,
+    model_id: str = MODEL,
+    *,
+    system: str = "",
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    thresholds: Thresholds | None = None,
+    prompt_thresholds: Thresholds | None = None,
+) -> Iterator[GuardEvent]:
+    """Answers a visitor's message; closing the iterator stops the answer within a token.
+
+    Args:
+        message: What the visitor says.
+        history: Earlier turns, `{"role", "content"}` of user and assistant.
+        model_id: One of `guarded_models()`.
+        system: A system prompt; empty for the model's own.
+        max_new_tokens: Length at which the answer is cut.
+        temperature: 0 is greedy.
+        thresholds: For the answer's risk (see `check_thresholds`), in place of the probe's.
+        prompt_thresholds: For the prompt's risk, in place of the probe's.
+
+    Raises:
+        AssayError: one line for the visitor.
+    """
+    model_id = check_model_id(model_id)
+    turns = [{"role": "system", "content": text}] if (text := _check_system(system)) else []
+    turns += check_history(history)
+    turns.append({"role": "user", "content": _check_text(message, "message", MAX_MESSAGE)})
+    chat = _Chat(
+        model=model_id,
+        messages=tuple(turns),
+        max_new_tokens=int(_number(max_new_tokens, "max_new_tokens", 1, MAX_NEW_TOKENS)),
+        temperature=_number(temperature, "temperature", 0, MAX_TEMPERATURE),
+        thresholds=thresholds,
+        prompt_thresholds=prompt_thresholds,
+    )
+    # Outside the GPU call, whose seconds are counted.
+    SHELF.get(model_id)
+    with closing(_chat_on_gpu(chat)) as results:
+        shown = ""
+        for event in _values(results):
+            if shown and event.kind == "end" and event.action == "refuse":
+                # In the middle of an answer it stands in a line of its own.
+                event = replace(event, text=f"\n\n{event.text}")
+            shown += event.text.strip()
+            yield event
+
+
+def score_exchange(prompt: str, response: str, model_id: str = MODEL) -> dict[str, Any]:
+    """What probe and classifier say of a finished exchange.
+
+    Raises:
+        AssayError: one line for the visitor.
+    """
+    model_id = check_model_id(model_id)
+    exchange = (
+        _check_text(prompt, "prompt", MAX_MESSAGE),
+        _check_text(response, "response", MAX_MESSAGE),
+    )
+    classifier = shared_classifier()
+    probed = model_id in guarded_models()
+    if probed:
+        SHELF.get(model_id)
+    with closing(_score_on_gpu(model_id if probed else None, exchange)) as results:
+        risks, row = next(_values(results))
+    shares = {str(label): share for label, share in zip(LABELS, row, strict=True)}
+    safe = max(shares.keys() - {UNSAFE}, key=lambda label: shares[label])
+    return {
+        "risk": risks["prompt"],
+        "answer_risk": risks["answer"],
+        "classifier": shares,
+        "threshold": classifier.threshold,
+        "label": UNSAFE if shares[UNSAFE] >= classifier.threshold else safe,
+    }
+
+
+def check_thresholds(model_id: str, at: At, pause: float | None, block: float | None) -> Thresholds:
+    """Thresholds as a visitor gave them, the probe's where they gave none.
+
+    Raises:
+        InputError: the model is none that a visitor may name or has no probe, or these are no
+            numbers or out of order.
+    """
+    head = probe_record(check_model_id(model_id)).heads[at]
+    if pause is None and block is None:
+        return Thresholds(head.pause, head.block)
+    # One that was given stands: the probe's other one gives way rather than contradict it.
+    low = min(head.pause, 1.0 if block is None else block) if pause is None else pause
+    high = max(head.block, low) if block is None else block
+    name = f"{at} threshold"
+    return Thresholds(_number(low, name, 0, 1), _number(high, name, 0, 1))
+
+
+def _check_system(system: Any) -> str:
+    if not isinstance(system, str) or len(system) > MAX_SYSTEM:
+        raise InputError(f"The system prompt must be text of at most {MAX_SYSTEM} characters.")
+    return system.strip()
+
+
+def _check_text(text: Any, what: str, most: int) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"The {what} is empty.")
+    if len(text) > most:
+        raise InputError(f"The {what} has {len(text)} characters and may have {most}; shorten it.")
+    return text
+
+
+def check_history(history: Any) -> list[dict[str, str]]:
+    """Earlier turns as `{"role", "content"}` of plain text, without empty ones.
+
+    Raises:
+        InputError: it is no conversation, or too long.
+    """
+    if history is None:
+        return []
+    if not isinstance(history, Sequence) or isinstance(history, str):
+        raise InputError('The history must be a list of {"role", "content"}.')
+    if len(history) > MAX_TURNS:
+        raise InputError(
+            f"The conversation has {len(history)} messages and may have {MAX_TURNS}; start anew."
+        )
+    turns = []
+    for number, turn in enumerate(history, 1):
+        role = turn.get("role") if isinstance(turn, Mapping) else None
+        text = _plain_content(turn.get("content")) if isinstance(turn, Mapping) else None
+        if role not in ("user", "assistant") or text is None:
+            raise InputError(
+                f"Message {number} of the history needs a role (user, assistant) and a text."
+            )
+        if text.strip():  # an answer that was stopped before its first word
+            turns.append({"role": role, "content": text})
+    size = sum(len(turn["content"]) for turn in turns)
+    if size > MAX_HISTORY:
+        raise InputError(
+            f"The conversation has {size} characters and may have {MAX_HISTORY}; start anew."
+        )
+    return turns
+
+
+def _plain_content(content: Any) -> str | None:
+    """A message's text, also of the lists of parts that the page sends; None if it is not text."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if len(texts) == len(content) else None
+
+
+def _number(value: Any, name: str, low: float, high: float) -> float:
+    ok = isinstance(value, int | float) and not isinstance(value, bool)
+    if not ok or not math.isfinite(value) or not low <= value <= high:
+        raise InputError(f"The {name} must be a number from {low:g} to {high:g}.")
+    return value
+
+
+def _values(results: Iterator[Any]) -> Iterator[Any]:
+    for result in results:
+        # Errors cross the process border of ZeroGPU as text only, so they are sent as values.
+        if isinstance(result, str):
+            raise InputError(result)
+        yield result
+
+
+def _failure(error: Exception) -> str:
+    if isinstance(error, AssayError):
+        return str(error)
+    # The type alone: a message or a traceback may quote the conversation.
+    log.error("A chat failed (%s).", type(error).__name__)
+    return "It failed unexpectedly; please report the model and the settings."
+
+
+@on_gpu(duration=GPU_SECONDS)
+def _chat_on_gpu(chat: _Chat) -> Generator[Any, None, None]:
+    try:
+        guard = SHELF.get(chat.model, to_gpu=True)
+        yield from guard.stream(
+            chat.messages,
+            sampling=Sampling(temperature=chat.temperature),
+            max_new_tokens=chat.max_new_tokens,
+            thresholds=chat.thresholds,
+            prompt_thresholds=chat.prompt_thresholds,
+        )
+    except Exception as error:
+        yield _failure(error)
+
+
+@on_gpu(duration=GPU_SECONDS)
+def _score_on_gpu(model_id: str | None, exchange: tuple[str, str]) -> Generator[Any, None, None]:
+    try:
+        risks: dict[str, float | None] = {"prompt": None, "answer": None}
+        if model_id is not None:
+            risks = SHELF.get(model_id, to_gpu=True).score(*exchange)
+        # Here and not in the page's own process: a fork must not inherit a lock that it has taken.
+        yield risks, [float(share) for share in shared_classifier().predict([exchange])[0]]
+    except Exception as error:
+        yield _failure(error)

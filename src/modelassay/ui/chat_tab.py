@@ -1,0 +1,260 @@
+"""The Guarded chat tab and the endpoints `/chat` and `/score_exchange`."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from modelassay.errors import AssayError
+from modelassay.guard import GuardEvent
+from modelassay.report.risk_chart import risk_curve
+from modelassay.ui.chat_service import (
+    CHATS,
+    CONCURRENCY_ID,
+    MAX_MESSAGE,
+    MAX_NEW_TOKENS,
+    MAX_SYSTEM,
+    MAX_TEMPERATURE,
+    MODEL,
+    check_history,
+    check_thresholds,
+    run_chat,
+    score_exchange,
+)
+from modelassay.ui.guards import guarded_models
+from modelassay.ui.text import chat_status, plain
+
+EXAMPLES = [
+    "Why is the sky blue?",
+    "Write a short poem about the sea.",
+    "How do I kill a process in Linux?",
+]
+REDRAW_EVERY = 8  # tokens; the chart is a hundred times the text in bytes
+NOTE = """The model is watched from inside: a probe reads its activations and says how risky prompt
+and answer are. Text appears once its risk is known. From the first threshold it is held back and a
+classifier is asked; from the second it is refused. A probe errs both ways."""
+
+
+def create_chat_tab() -> None:
+    """Builds the tab inside the current `gr.Blocks`."""
+    gr.Markdown(NOTE)
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            chatbot = gr.Chatbot(
+                label="Conversation",
+                show_label=False,
+                height=440,
+                placeholder="Nothing of a conversation is kept here.",
+                render_markdown=False,  # see `_as_shown`
+                latex_delimiters=[],
+                buttons=["copy"],
+                feedback_options=None,
+            )
+            with gr.Row():
+                message = gr.Textbox(
+                    placeholder="Ask something",
+                    label="Message",
+                    show_label=False,
+                    max_length=MAX_MESSAGE,
+                    lines=1,
+                    max_lines=6,
+                    scale=5,
+                )
+                send = gr.Button("Send", variant="primary", scale=1, min_width=80)
+            with gr.Row():
+                stop = gr.Button("Stop answer", variant="stop", size="sm")
+                clear = gr.Button("Clear chat", size="sm")
+            gr.Examples([[text] for text in EXAMPLES], [message])
+        with gr.Column(scale=2, min_width=320):
+            status = gr.Markdown("Nothing asked yet.")
+            curve = gr.Plot(show_label=False, visible=False)
+            model = gr.Dropdown(
+                list(guarded_models()) or [MODEL],
+                value=MODEL,
+                allow_custom_value=True,
+                label="Model",
+                info="One that a probe belongs to",
+            )
+            with gr.Accordion("Thresholds", open=False):
+                levels = _threshold_sliders()
+            with gr.Accordion("More", open=False):
+                system = gr.Textbox("", label="System prompt", lines=2, max_length=MAX_SYSTEM)
+                length = gr.Slider(
+                    16, MAX_NEW_TOKENS, value=128, step=16, label="Most tokens of an answer"
+                )
+                temperature = gr.Slider(
+                    0, MAX_TEMPERATURE, value=0, step=0.1, label="Temperature (0 is greedy)"
+                )
+
+    def chat_for_page(
+        text: str, history: list, model_id: str, prompt: str, most: int, heat: float, *risks: float
+    ) -> Iterator[dict[Any, Any]]:
+        pause, block, prompt_pause, prompt_block = risks
+        events: list[GuardEvent] = []
+        shown = ""
+        before: dict[Any, Any] = {}
+        try:
+            turns = _as_said(check_history(history))
+            asked = [*turns, {"role": "user", "content": text}]
+            before = {chatbot: _as_shown(turns), message: text}
+            yield {status: "Waiting for the model…", chatbot: _as_shown(asked), message: ""}
+            limits = check_thresholds(model_id, "answer", pause, block)
+            prompt_limits = check_thresholds(model_id, "prompt", prompt_pause, prompt_block)
+            for event in run_chat(
+                text,
+                turns,
+                model_id,
+                system=prompt,
+                max_new_tokens=most,
+                temperature=heat,
+                thresholds=limits,
+                prompt_thresholds=prompt_limits,
+            ):
+                events.append(event)
+                shown += event.text
+                before = {}
+                update: dict[Any, Any] = {status: chat_status(events, prompt_limits)}
+                if event.text:
+                    update[chatbot] = _as_shown([*asked, {"role": "assistant", "content": shown}])
+                if event.kind == "prompt" and event.action == "refuse":
+                    update[curve] = gr.update(visible=False)  # there is no answer to draw
+                elif _is_worth_drawing(event):
+                    update[curve] = gr.update(value=risk_curve(events, limits), visible=True)
+                yield update
+        except AssayError as error:
+            # What was not taken up goes back to be mended and sent again.
+            yield {status: f"**Not answered.** {plain(str(error))}", **before}
+
+    page: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    answering = gr.on(
+        [send.click, message.submit],
+        chat_for_page,
+        [message, chatbot, model, system, length, temperature, *levels],
+        [message, chatbot, status, curve],
+        trigger_mode="once",
+        concurrency_id=CONCURRENCY_ID,
+        concurrency_limit=CHATS,
+        **page,
+    )
+    stop.click(lambda: "Stopped.", None, status, cancels=[answering], api_visibility="private")
+    gr.on(
+        [clear.click, chatbot.clear],
+        lambda: ([], "Nothing asked yet.", gr.update(visible=False)),
+        None,
+        [chatbot, status, curve],
+        cancels=[answering],
+        **page,
+    )
+    model.change(_levels_of, [model], levels, **page)
+    queue: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": CHATS}
+    gr.api(chat_endpoint, api_name="chat", **queue)
+    gr.api(score_endpoint, api_name="score_exchange", **queue)
+
+
+def chat_endpoint(
+    message: str,
+    history: list | None = None,
+    model: str = MODEL,
+    max_new_tokens: int = 128,
+    pause: float | None = None,
+    block: float | None = None,
+    system: str = "",
+) -> Iterator[dict]:
+    """Ask a model that is watched by a safety probe; unsafe answers are withheld.
+
+    Args:
+        message: What you say to the model.
+        history: Earlier turns of the conversation, each {"role": "user" or "assistant", "content"}.
+        model: A model that a probe belongs to: "organism:safe" or "embedded".
+        max_new_tokens: Length at which the answer is cut, 1 to 512.
+        pause: Risk of the answer, 0 to 1, from which it is held back and a classifier asked; the
+            probe's own by default.
+        block: Risk of the answer from which it is refused; the probe's own by default.
+        system: A system prompt; empty for the model's own.
+
+    Returns:
+        Events: "prompt" with the prompt's risk, a "token" for each token with its risk and what can
+        be shown, "end" with the reason and in "answer" all that was shown.
+    """
+    shown = ""
+    try:
+        for event in run_chat(
+            message,
+            history,
+            model,
+            system=system,
+            max_new_tokens=max_new_tokens,
+            thresholds=check_thresholds(model, "answer", pause, block),
+        ):
+            shown += event.text
+            end = {"answer": shown} if event.kind == "end" else {}
+            yield {**event.to_dict(), **end}
+    except AssayError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def score_endpoint(prompt: str, response: str, model: str = "embedded") -> dict:
+    """Judge a finished exchange: how risky prompt and answer are, and what kind of answer it is.
+
+    Args:
+        prompt: What was asked.
+        response: What was answered.
+        model: The model whose activations are read; without a probe of it both risks are null.
+
+    Returns:
+        The prompt's risk, the answer_risk, the classifier's probabilities of safe_compliance,
+        safe_refusal and unsafe_compliance, its threshold for the last, and the label.
+    """
+    try:
+        return score_exchange(prompt, response, model)
+    except AssayError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _threshold_sliders() -> list[gr.Slider]:
+    labels = (
+        "Answer: hold back from",
+        "Answer: refuse from",
+        "Prompt: hold back from",
+        "Prompt: refuse from",
+    )
+    return [
+        gr.Slider(0.001, 1, value=value, step=0.001, label=label)
+        for label, value in zip(labels, _probe_levels(MODEL), strict=True)
+    ]
+
+
+def _probe_levels(model_id: str) -> list[float]:
+    """Thresholds of the model's probe, as far as a slider resolves them."""
+    record = guarded_models().get(model_id)
+    if record is None:
+        return [0.5, 0.9, 0.5, 0.9]
+    heads = record.heads["answer"], record.heads["prompt"]
+    return [max(0.001, round(level, 3)) for head in heads for level in (head.pause, head.block)]
+
+
+def _levels_of(model_id: str) -> list[Any]:
+    return [gr.update(value=level) for level in _probe_levels(str(model_id))]
+
+
+def _as_shown(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Messages as text in which HTML means nothing: no image of a model's choice is fetched.
+
+    Gradio renders HTML even where Markdown is off.
+    """
+    return [{**turn, "content": html.escape(turn["content"], quote=False)} for turn in turns]
+
+
+def _as_said(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The messages that `_as_shown` made, as they were."""
+    return [{**turn, "content": html.unescape(turn["content"])} for turn in turns]
+
+
+def _is_worth_drawing(event: GuardEvent) -> bool:
+    if event.kind == "end":
+        return event.index > 0
+    acted = event.action in ("escalate", "refuse")
+    return event.kind == "prompt" or acted or event.index % REDRAW_EVERY == 0
