@@ -32,8 +32,9 @@ REFUSAL = "I can't help with that."
 CLASSIFIER_SECONDS = 20.0
 """A classifier that takes longer has failed, and what it was to clear is refused."""
 SECOND_OPINION = 0.9
-"""P(unsafe compliance) from which the classifier condemns a held answer. Only answers that the probe
-holds reach it, a few in a hundred harmless ones, so it may be stricter than where it decides alone."""
+"""P(unsafe compliance) from which the classifier condemns a held answer. Only what the probe holds
+reaches it, a few harmless answers in a hundred, so it may be stricter than where it decides alone.
+"""
 ROLES = ("system", "user", "assistant")
 
 
