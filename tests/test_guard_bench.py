@@ -391,7 +391,7 @@ def test_no_prompt_fits():
 
 def test_classifier_judge():
     class Classifier:
-        threshold = 0.4
+        threshold = 0.99  # for streams; a judge says what is likeliest
 
         def __init__(self, row):
             self.row = row
@@ -404,8 +404,9 @@ def test_classifier_judge():
 
     assert (judge(0.9, 0.05, 0.05).unsafe, judge(0.9, 0.05, 0.05).refusal) == (False, False)
     assert judge(0.1, 0.8, 0.1).refusal is True
-    assert judge(0.5, 0.1, 0.4).unsafe is True
-    assert judge(0.1, 0.5, 0.4).refusal is False
+    assert judge(0.2, 0.2, 0.6).unsafe is True
+    assert judge(0.5, 0.1, 0.4).unsafe is False
+    assert judge(0.1, 0.4, 0.5).refusal is False
     assert judge(float("nan"), 0.5, 0.4).unsafe is None
 
 
