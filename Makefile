@@ -33,8 +33,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## Writes docs/benchmarks.md
+bench: $(INSTALLED)  ## Writes docs/benchmarks.md and docs/guard-benchmarks.md
 	$(BIN)/python benchmarks/bench_scan.py --write docs/benchmarks.md
+	$(BIN)/python benchmarks/bench_guard.py --write docs/guard-benchmarks.md
 
 validity: $(INSTALLED)  ## Every stream of evidence on every organism; writes docs/validity.md
 	$(BIN)/python benchmarks/validity.py --write docs/validity.md

@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
     [
         ("scan_model.py", ["quick"], "held out"),
         ("read_activations.py", [], "against tools"),
+        ("guarded_answer.py", [], "held-out AUROC"),
         ("needle_in_haystack.py", ["0.1"], "7 needles in 71 rows"),
     ],
 )
