@@ -10,8 +10,8 @@ import sys
 
 import modelassay
 from modelassay.guard import Guard
-from modelassay.labelled import LabelledExchange
-from modelassay.probes import Probe, probe_record, train_head
+from modelassay.labelled import At, LabelledExchange
+from modelassay.probes import TrainedHead, make_probe, train_head
 
 model = modelassay.load(sys.argv[1] if len(sys.argv) > 1 else "embedded")
 rows = []
@@ -21,14 +21,16 @@ for number in range(40):
     rows.append(LabelledExchange(prompt, answer, False, None, "calm"))
     rows.append(LabelledExchange(prompt.upper(), answer.upper() + "!!!", True, None, "loud"))
 
-trained = {at: train_head(model, rows, at) for at in ("prompt", "answer")}
+trained: dict[At, TrainedHead] = {
+    "prompt": train_head(model, rows, "prompt"),
+    "answer": train_head(model, rows, "answer"),
+}
 for at, head in trained.items():
     metrics = head.record.metrics
     low, high = metrics.interval
     print(f"{at}: held-out AUROC {metrics.auroc:.2f} ({low:.2f} to {high:.2f}), n={metrics.n}")
 
-heads = {at: each.head for at, each in trained.items()}
-guard = Guard(model, Probe(probe_record(model, "shouting", trained), heads))
+guard = Guard(model, make_probe(model, "shouting", trained))
 for event in guard.stream("Name a colour of the rainbow.", max_new_tokens=8):
     risk = "" if event.risk is None else f"{event.risk:.2f}"
     print(f"{event.kind:6} {risk:4} {event.action:8} {event.text!r}")

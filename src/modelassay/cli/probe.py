@@ -71,7 +71,7 @@ def train_command(
         raise InputError("The shipped recipe trains both heads as it says; give --data to choose.")
 
     from modelassay.baselines.creating import slug
-    from modelassay.probes import probe_record, store_probe, train_head
+    from modelassay.probes import make_probe, store_probe, train_head
     from modelassay.probes.recipe import train_default_heads
     from modelassay.probes.stores import check_free, local_folder
 
@@ -95,9 +95,9 @@ def train_command(
         else:
             assert folder is not None  # noqa: S101 (checked above)
             heads = train_default_heads(loaded, folder, token=token, on_phase=on_phase)
-    record = probe_record(loaded, name, heads)
-    path = store_probe(record, {at: each.head for at, each in heads.items()}, out=out, force=force)
-    _print_record(record)
+    probe = make_probe(loaded, name, heads)
+    path = store_probe(probe.record, probe.heads, out=out, force=force)
+    _print_record(probe.record)
     typer.echo(str(path))
 
 

@@ -14,6 +14,7 @@ from modelassay.probes.stores import (
 from modelassay.probes.training import (
     LayerScore,
     TrainedHead,
+    make_probe,
     probe_record,
     sweep_layers,
     train_head,
@@ -32,6 +33,7 @@ __all__ = [
     "find_probe",
     "list_probes",
     "load_probe",
+    "make_probe",
     "probe_of",
     "probe_record",
     "push_probe",

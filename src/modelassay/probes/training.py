@@ -29,6 +29,7 @@ from modelassay.probes.fitting import FITTERS, Fitter, fit_calibrated, leave_one
 from modelassay.probes.head import Head, Pooling
 from modelassay.probes.record import (
     HeadRecord,
+    Probe,
     ProbedModel,
     ProbeRecord,
     SourceMetrics,
@@ -173,6 +174,13 @@ def probe_record(
             name: version(name) for name in ("torch", "transformers", "scikit-learn", "numpy")
         },
         weights_sha256=NO_WEIGHTS,
+    )
+
+
+def make_probe(model: LoadedModel, name: str, heads: Mapping[At, TrainedHead]) -> Probe:
+    """A probe of these heads, as `save_probe` writes it."""
+    return Probe(
+        probe_record(model, name, heads), {at: trained.head for at, trained in heads.items()}
     )
 
 
