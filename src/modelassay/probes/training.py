@@ -255,9 +255,18 @@ def _head(
         # Above the first one that may not reach it, but never at certainty, which would block none.
         return min(float(harmless[int(rate * len(harmless))]) + 1e-6, 1 - 1e-6)
 
-    block = at_rate(BLOCK_RATE)
+    # Few rows that separate well would put both next to zero, and any other prompt above them.
+    block = max(at_rate(BLOCK_RATE), 0.5)
     return Head(
-        at, kind, layers, poolings, weight, bias, min(at_rate(PAUSE_RATE), block), block, query
+        at,
+        kind,
+        layers,
+        poolings,
+        weight,
+        bias,
+        min(max(at_rate(PAUSE_RATE), 0.25), block),
+        block,
+        query,
     )
 
 
