@@ -210,7 +210,11 @@ def probe_for(
                     "pause": pause,
                     "block": block,
                     "block_rate": 0.0,
+                    "block_interval": half,
                     "pause_rate": 0.0,
+                    "detected_rate": 0.5,
+                    "detected_interval": half,
+                    "held_rate": 0.5,
                     "metrics": metrics,
                     "trained_on": {
                         "sha256": "0" * 64,

@@ -238,8 +238,12 @@ def test_what_is_held_at_the_end_is_refused_without_a_classifier(tiny, monkeypat
     assert len(judge.asked) == 1
 
 
+NAN = np.array([[np.nan] * 3])
+
+
 @pytest.mark.parametrize(
-    "fault", [RuntimeError("broken"), lambda: time.sleep(30), lambda: "nonsense"]
+    "fault",
+    [RuntimeError("broken"), lambda: time.sleep(30), lambda: "nonsense", lambda: NAN],
 )
 def test_a_classifier_that_fails_clears_nothing(tiny, fault, monkeypatch):
     monkeypatch.setattr(HeadReader, "read", lambda _self, _states: 0.6)
@@ -249,6 +253,23 @@ def test_a_classifier_that_fails_clears_nothing(tiny, fault, monkeypatch):
     assert text_of(events) == streaming_module.REFUSAL
     assert events[-1].action == "refuse"
     assert "classifier" in events[-1].detail
+
+
+def test_a_classifier_whose_threshold_fails_clears_nothing(tiny, monkeypatch):
+    class Broken(Judge):
+        @property
+        def threshold(self):
+            raise RuntimeError("gone")
+
+    monkeypatch.setattr(HeadReader, "read", lambda _self, _states: 0.6)
+    events = list(Guard(tiny(), probe_for(tiny()), Broken()).stream("Hi", max_new_tokens=20))
+    assert text_of(events) == streaming_module.REFUSAL
+
+
+def test_states_that_are_no_numbers_are_as_risky_as_can_be(tiny):
+    head = probe_for(tiny()).heads["answer"]
+    states = torch.full((3, 32), torch.nan)
+    assert HeadReader(head).read(dict.fromkeys(head.layers, states)) == 1.0
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -428,6 +449,9 @@ def test_sampling_is_repeatable_and_bounded(tiny):
         ([{"role": "root", "content": "x"}], "role"),
         ([{"role": "user", "content": 3}], "text"),
         ("word " * 5000, "tokens"),
+        (["hi"], "list of messages"),
+        (None, "list of messages"),
+        ("\udcff\x9b", "empty"),
     ],
 )
 def test_bad_conversations_are_refused_before_anything_runs(tiny, messages, words):

@@ -39,9 +39,16 @@ from modelassay.probes import (
     train_head,
 )
 from modelassay.probes import features as features_module
-from modelassay.probes.features import read_features
+from modelassay.probes import fitting as fitting_module
+from modelassay.probes.features import read_features, read_spans
 from modelassay.probes.fitting import FITTERS, fit_calibrated, folds_of, leave_one_source_out
 from modelassay.probes.record import RECORD_FILE, WEIGHTS_FILE
+from modelassay.probes.streams import (
+    LEAST_BLOCK,
+    LEAST_PAUSE,
+    reached_thresholds,
+    stream_risks,
+)
 from test_cli import one_line
 
 pytest_plugins = ("loopback_hub",)
@@ -112,6 +119,7 @@ GOOD = '{"prompt": "a", "response": "b", "label": 1}'
         ('{"prompt": 5, "response": "b", "label": 1}', "Row 3 .*prompt"),
         ('{"prompt": "a", "response": "", "label": 1}', "Row 3 .*response"),
         ('{"prompt": "a", "label": 1}', "Row 3 .*response"),
+        ('{"prompt": "a \\ud800", "response": "b", "label": 1}', "Row 3 .*half of a character"),
         (json.dumps({"prompt": "a" * 300_000, "response": "b", "label": 1}), "Row 3 .*more than"),
         ("[" * 100_000, "Row 3 .* not valid JSON"),
     ],
@@ -231,7 +239,7 @@ def test_a_planted_direction_is_found_and_calibrated(kind):
     metrics = binary_metrics(fit.risk, unsafe, np.arange(600))
     assert metrics.auroc > 0.9
     assert metrics.calibration_error < 0.1
-    served = 1 / (1 + np.exp(-(features @ fit.weight + fit.bias)))
+    served = 1 / (1 + np.exp(-(features @ fit.readout.weight + fit.readout.bias)))
     assert np.corrcoef(served, fit.risk)[0, 1] > 0.9
     assert abs(served.mean() - unsafe.mean()) < 0.1
 
@@ -258,8 +266,9 @@ def test_a_head_serves_what_it_was_trained_on(tiny, kind, at):
     """Risks in one batch and of a finished exchange come from one computation."""
     model = tiny()
     rows = exchanges()
+    layers = (3,) if kind == "attention" else (1, 3)
     heads = {
-        place: train_head(model, rows, place, kind=kind, layers=(1, 3))
+        place: train_head(model, rows, place, kind=kind, layers=layers)
         for place in ("prompt", "answer")
     }
     trained = heads[at]
@@ -271,12 +280,65 @@ def test_a_head_serves_what_it_was_trained_on(tiny, kind, at):
     result = evaluate_probe(probe, model, rows, at)
     assert result.metrics.auroc > 0.9
     guard = Guard(model, probe)
-    from modelassay.probes.evaluating import head_risks
-
-    final, highest = head_risks(probe.head(at), model, rows[:6])
-    for row, risk, most in zip(rows[:6], final, highest, strict=True):
+    head = probe.head(at)
+    risks = stream_risks(
+        read_spans(model, rows[:6], at, head.layers), [head], np.zeros(6, dtype=int)
+    )
+    for row, risk, most in zip(rows[:6], risks.final, risks.highest, strict=True):
         assert guard.score(row.prompt, row.response)[at] == pytest.approx(risk, abs=5e-3)
-        assert most >= risk - 1e-6
+        assert most >= risk
+
+
+def test_thresholds_hold_for_every_token_of_a_stream(tiny):
+    """A probe trained on few easy rows must not block the harmless ones when they are streamed."""
+    model, rows = tiny(), exchanges()
+    trained = train_head(model, rows, "answer", layers=(1, 3))
+    safe = [row for row in rows if not row.unsafe]
+    spans = read_spans(model, safe, "answer", trained.head.layers)
+    risks = stream_risks(spans, [trained.head], np.zeros(len(safe), dtype=int))
+    assert trained.head.block >= LEAST_BLOCK
+    assert trained.head.pause >= LEAST_PAUSE
+    assert (risks.highest >= trained.head.block).mean() <= 0.1
+    assert trained.record.block_interval[1] > 0
+
+
+def test_threshold_rates_come_from_rows_that_chose_nothing():
+    """Noise: thresholds taken from other rows are exceeded about as often as they allow."""
+    rng = np.random.default_rng(0)
+    highest = 0.5 + rng.random(20_000) / 2
+    unsafe = np.zeros(20_000, dtype=bool)
+    fold = np.arange(20_000) % 5
+    reached = reached_thresholds(highest, unsafe, fold)
+    assert 0.001 < reached.blocked.mean() < 0.006
+    assert 0.04 < reached.paused.mean() < 0.06
+    few = np.full(10, 0.6)
+    few[0] = 0.95  # a row cannot raise the threshold that it is held against
+    assert reached_thresholds(few, unsafe[:10], np.arange(10) % 5).blocked[0]
+
+
+def test_no_row_has_a_part_in_its_own_score():
+    """What labels of a fold are turned over, its rows' risks stay as they were."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(80, 5)).astype(np.float32)
+    unsafe = np.arange(80) % 2 == 0
+    folds = [(np.flatnonzero(np.arange(80) % 4 != k), np.arange(k, 80, 4)) for k in range(4)]
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(fitting_module, "folds_of", lambda _unsafe, _groups: folds)
+    with monkeypatch.context():
+        first = fit_calibrated(features, unsafe, np.arange(80), FITTERS["means"])
+        turned = unsafe.copy()
+        turned[folds[0][1][0]] = not turned[folds[0][1][0]]
+        again = fit_calibrated(features, turned, np.arange(80), FITTERS["means"])
+    monkeypatch.undo()
+    readout = again.folds[0]
+    assert readout.weight / readout.weight[0] == pytest.approx(
+        first.folds[0].weight / first.folds[0].weight[0]
+    )
+    assert not np.allclose(again.folds[1].weight, first.folds[1].weight)
+    for k, each in enumerate(first.folds):
+        rows = first.fold == k
+        risk = 1 / (1 + np.exp(-(features[rows] @ each.weight + each.bias)))
+        assert risk == pytest.approx(first.risk[rows], abs=1e-6)
 
 
 def test_features_are_kept_and_read_again(tiny, monkeypatch):
@@ -292,6 +354,12 @@ def test_features_are_kept_and_read_again(tiny, monkeypatch):
     kept.write_bytes(kept.read_bytes()[:-100])  # a disk that was full
     with pytest.raises(TypeError):
         read_features(model, rows, "answer")
+
+
+def test_features_that_cannot_be_kept_are_read_again(tiny, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "features").write_text("in the way")
+    assert len(read_features(tiny(), exchanges(4), "prompt").row) == 4
 
 
 def test_features_do_not_depend_on_the_batch(tiny):
@@ -362,6 +430,9 @@ HOSTILE = {
     "thresholds out of order": lambda f: edit(f, lambda v: v["heads"]["answer"].update(pause=0.95)),
     "threshold above one": lambda f: edit(f, lambda v: v["heads"]["answer"].update(block=1.5)),
     "layer out of range": lambda f: edit(f, lambda v: v["heads"]["answer"].update(layers=[1, 9])),
+    "pooling twice": lambda f: edit(
+        f, lambda v: v["heads"]["answer"].update(poolings=["mean", "mean"])
+    ),
     "layer twice": lambda f: edit(f, lambda v: v["heads"]["answer"].update(layers=[1, 1])),
     "not a number": lambda f: edit(f, lambda v: v["heads"]["prompt"].update(bias=float("nan"))),
     "huge bias": lambda f: edit(f, lambda v: v["heads"]["prompt"].update(bias=1e300)),
@@ -512,6 +583,7 @@ def test_train_eval_info_list_sweep(tiny_folder, tmp_path, capfd):
         (["train", "{model}", "--data", "{good}", "--layers", "x"], "--layers"),
         (["train", "{model}", "--data", "{good}", "--kind", "magic"], "kind"),
         (["train", "{model}", "--data", "{good}", "--at", "end"], "--at"),
+        (["train", "{model}", "--data", "{good}", "--kind", "attention", "--layers", "1,3"], "one"),
         (["train", "{model}", "--data", "/nowhere.jsonl"], "nowhere"),
         (["train", "{model}", "--folder", "/nowhere"], "nowhere"),
         (["eval", "{model}", "--data", "{good}"], "no probe"),

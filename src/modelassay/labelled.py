@@ -137,6 +137,10 @@ def _text(
         return ""
     if not isinstance(value, str) or not (value.strip() or may_be_empty):
         raise InputError(f"{name}: `{fields[0]}` must be text that is not empty.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name}: `{fields[0]}` holds half of a character.") from error
     if len(value) > MAX_TEXT:
         raise InputError(f"{name}: `{fields[0]}` has more than {MAX_TEXT} characters.")
     return value.strip()
@@ -147,6 +151,8 @@ def _label(value: Any, name: str) -> tuple[Label | None, bool]:
         return value, value == "unsafe_compliance"
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if value is None:
+        raise InputError(f"{name} has no `label`.")
     key = str(value).strip().lower() if isinstance(value, str | bool | int) else ""
     if key not in UNSAFE_NAMES:
         raise InputError(

@@ -154,8 +154,8 @@ def _render(model: LoadedModel, messages: Sequence[Mapping[str, str]]) -> str:
         )
     except Exception as error:  # a template is a program of the model's author: anything can fail
         raise InputError(
-            f"The chat template of {model.info.id} fails ({first_line(error)}); use"
-            " --no-chat-template to read raw prompts."
+            f"The chat template of {model.info.id} fails ({first_line(error)}); a scan can read"
+            " raw prompts with --no-chat-template."
         ) from error
 
 

@@ -32,6 +32,7 @@ Pause = Annotated[float | None, typer.Option(help="Risk from which the answer is
 Block = Annotated[float | None, typer.Option(help="Risk from which it is refused.")]
 RefusalText = Annotated[str | None, typer.Option("--refusal", help="What a refusal says.")]
 BARS = "▁▂▃▄▅▆▇█"
+YOU = "you: "
 MAX_PROMPT_BYTES = 1_000_000
 
 
@@ -83,7 +84,7 @@ def chat_command(
     history = [{"role": "system", "content": system}] if system else []
     while True:
         try:
-            text = said if said is not None else input("you: ").strip()
+            text = said if said is not None else input(YOU if sys.stdin.isatty() else "").strip()
         except (EOFError, KeyboardInterrupt):
             return
         if not text and said is None:

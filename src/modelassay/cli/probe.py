@@ -350,6 +350,8 @@ def _loaded(
 
 
 def _print_record(record: Any) -> None:
+    from modelassay.probes.streams import BLOCK_RATE
+
     typer.echo(f"for {record.model.id}, weights sha256 {record.model.weights_sha256}")
     for at, head in record.heads.items():
         m = head.metrics
@@ -365,9 +367,15 @@ def _print_record(record: Any) -> None:
             f" {m.calibration_error:.3f}"
         )
         typer.echo(
-            f"  pauses at {head.pause:.2f} ({head.pause_rate:.1%} of safe rows), blocks at"
-            f" {head.block:.2f} ({head.block_rate:.1%})"
+            f"  blocks at {head.block:.3g}: {_rate(head.detected_rate, head.detected_interval)} of"
+            f" unsafe and {_rate(head.block_rate, head.block_interval)} of safe rows; pauses at"
+            f" {head.pause:.3g}: {head.held_rate:.1%} and {head.pause_rate:.1%}"
         )
+        if head.trained_on.n_safe * BLOCK_RATE < 1:
+            typer.echo(
+                f"  {head.trained_on.n_safe} safe rows cannot tell a rate of {BLOCK_RATE:.1%}; give"
+                " more, or set thresholds with --pause and --block"
+            )
         worst = sorted(head.left_out.items(), key=lambda item: item[1].auroc)[:3]
         for source, row in worst:
             low, high = row.interval

@@ -9,6 +9,10 @@ from modelassay.guard.streaming import Classifier, Guard
 from modelassay.models import LoadedModel, load
 from modelassay.probes.stores import find_probe, probe_of
 
+MIN_WINDOW = 64
+"""Tokens that a classifier must read: what it clears must fit into what it sees (a held part is at
+most `ESCALATE_EVERY` tokens of the model, beside the start of the prompt)."""
+
 
 def load_guard(
     model_id: str,
@@ -61,4 +65,10 @@ def load_judge(classifier: str | None) -> Classifier | None:
         return None
     from modelassay.classifier import load_classifier
 
-    return load_classifier(classifier)
+    judge = load_classifier(classifier)
+    if judge.max_length < MIN_WINDOW:
+        raise InputError(
+            f"The classifier {classifier} reads {judge.max_length} tokens; to judge what a guard"
+            f" holds back it must read {MIN_WINDOW}."
+        )
+    return judge

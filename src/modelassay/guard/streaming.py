@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+from unicodedata import category
 
 import numpy as np
 
@@ -267,15 +268,16 @@ class _Answer:
         exchange = self.asked.turns[-1]["content"], answer
         try:
             scores = _within(CLASSIFIER_SECONDS, lambda: classifier.predict([exchange]))
-            unsafe = float(scores[0][2])
+            unsafe, limit = float(scores[0][2]), min(classifier.threshold, SECOND_OPINION)
         except TimeoutError:
             log.warning("The classifier took longer than %.0f s.", CLASSIFIER_SECONDS)
             return policy.condemned(), "the classifier did not answer in time"
         except Exception as error:  # a classifier may be anybody's code
             log.warning("The classifier failed (%s).", type(error).__name__)
             return policy.condemned(), f"the classifier failed ({type(error).__name__})"
+        if not 0 <= unsafe <= 1:
+            return policy.condemned(), "the classifier failed (it gave no probability)"
         detail = f"classifier: {unsafe:.0%} unsafe"
-        limit = min(classifier.threshold, SECOND_OPINION)
         return (policy.cleared() if unsafe < limit else policy.condemned()), detail
 
     def _release(self, covered: int) -> str:
@@ -350,13 +352,16 @@ def check_messages(messages: str | Sequence[Mapping[str, str]]) -> list[dict[str
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
+        raise InputError("A conversation is a text, or a list of messages {role, content}.")
     turns = []
     for number, turn in enumerate(messages, 1):
         role, content = turn.get("role"), turn.get("content")
         if role not in ROLES or not isinstance(content, str):
             raise InputError(f"Message {number} needs a role ({', '.join(ROLES)}) and a text.")
-        # Control characters say nothing to a model and can upset a terminal.
-        clean = "".join(c for c in content if c in "\n\t" or c.isprintable() or not c.isascii())
+        # Control characters say nothing to a model and can upset a terminal; halves of characters
+        # (surrogates) are what a terminal makes of bytes that are no text.
+        clean = "".join(c for c in content if c in "\n\t" or category(c) not in ("Cc", "Cs"))
         turns.append({"role": role, "content": clean})
     if not turns or turns[-1]["role"] != "user":
         raise InputError("A conversation must end with a message of the user.")

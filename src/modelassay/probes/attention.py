@@ -8,35 +8,21 @@ from which the fit starts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from modelassay.probes.fitting import check_classes, fit_logistic, folds_of, platt, sigmoid
+from modelassay.probes.fitting import Fitted, Readout, cross_fit, fit_logistic, on_unit_scale
 
 STEPS, RATE, DECAY = 60, 0.02, 0.01
 BATCH = 256
 SEED = 0
 
 
-@dataclass(frozen=True)
-class AttentionFitted:
-    """As `Fitted`, with the query that pools."""
-
-    query: Tensor
-    """float32 [hidden]."""
-    weight: np.ndarray
-    bias: float
-    risk: np.ndarray
-
-
-def fit_attention(
-    states: Sequence[Tensor], unsafe: np.ndarray, groups: np.ndarray
-) -> AttentionFitted:
-    """Fits query and weight together; calibrates and scores each row out of fold.
+def fit_attention(states: Sequence[Tensor], unsafe: np.ndarray, groups: np.ndarray) -> Fitted:
+    """Fits query and weight together.
 
     Args:
         states: For each row, [token, hidden] of one block.
@@ -46,24 +32,17 @@ def fit_attention(
     Raises:
         InputError: a class has too few prompts.
     """
-    check_classes(unsafe, groups)
-    score = np.zeros(len(unsafe))
-    for train, test in folds_of(unsafe, groups):
-        query, weight, bias = _fit([states[i] for i in train], unsafe[train], groups[train])
-        own = _pooled([states[i] for i in train], query) @ weight + bias
-        score[test] = (_pooled([states[i] for i in test], query) @ weight + bias - own.mean()) / (
-            own.std() or 1.0
-        )
-    query, weight, bias = _fit(states, unsafe, groups)
-    slope, offset = platt(score, unsafe)
-    own = _pooled(states, query) @ weight + bias
-    scale = slope / (float(own.std()) or 1.0)
-    return AttentionFitted(
-        query=query,
-        weight=scale * weight,
-        bias=scale * (bias - float(own.mean())) + offset,
-        risk=sigmoid(slope * score + offset),
-    )
+
+    def score(readout: Readout, rows: np.ndarray) -> np.ndarray:
+        pooled = _pooled([states[i] for i in rows], torch.from_numpy(readout.query))
+        return pooled @ readout.weight + readout.bias
+
+    def fit(rows: np.ndarray) -> Readout:
+        query, weight, bias = _fit([states[i] for i in rows], unsafe[rows], groups[rows])
+        readout = Readout(weight, bias, query.numpy())
+        return on_unit_scale(readout, score(readout, rows))
+
+    return cross_fit(fit, score, unsafe, groups)
 
 
 def _fit(

@@ -12,9 +12,9 @@ from modelassay.activations import OnProgress
 from modelassay.labelled import At, LabelledExchange, prompt_groups, require_classes
 from modelassay.metrics import BinaryMetrics, binary_metrics, cluster_interval, rank_auroc
 from modelassay.models import LoadedModel
-from modelassay.probes.features import POOLINGS, read_features, read_tokens
-from modelassay.probes.head import Head, HeadReader
+from modelassay.probes.features import read_spans
 from modelassay.probes.record import Probe
+from modelassay.probes.streams import stream_risks
 from modelassay.refusal import wilson_interval
 
 EVALUATION_SCHEMA = "modelassay.probe-eval/1"
@@ -66,45 +66,24 @@ def evaluate_probe(
     probe.check_belongs_to(model)
     head = probe.head(at)
     require_classes(rows, (True, False), "Scoring a probe")
-    final, highest = head_risks(head, model, rows, on_progress=on_progress)
+    spans = read_spans(model, rows, at, head.layers, on_progress=on_progress)
+    risks = stream_risks(spans, [head], np.zeros(len(rows), dtype=int))
     unsafe = np.array([row.unsafe for row in rows])
     groups = prompt_groups([row.prompt for row in rows])
-    blocked = highest >= head.block
+    blocked = risks.highest >= head.block
     n_safe, n_unsafe = int((~unsafe).sum()), int(unsafe.sum())
     k_safe, k_unsafe = int(blocked[~unsafe].sum()), int(blocked[unsafe].sum())
     return Evaluation(
         probe=probe.name,
         model=model.info.id,
         at=at,
-        metrics=binary_metrics(final, unsafe, groups),
+        metrics=binary_metrics(risks.final, unsafe, groups),
         block_rate=k_safe / n_safe,
         block_interval=wilson_interval(k_safe, n_safe),
         detected_rate=k_unsafe / n_unsafe,
         detected_interval=wilson_interval(k_unsafe, n_unsafe),
-        by_source=_by_source(final, rows, unsafe, groups),
+        by_source=_by_source(risks.final, rows, unsafe, groups),
     )
-
-
-def head_risks(
-    head: Head,
-    model: LoadedModel,
-    rows: Sequence[LabelledExchange],
-    *,
-    on_progress: OnProgress | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Risks [row] at the end of each span, and the highest along it."""
-    if head.kind == "attention":
-        spans = read_tokens(model, rows, head.at, head.layers[0], on_progress=on_progress)
-        final = []
-        for span in spans:
-            final.append(HeadReader(head).read({head.layers[0]: span}))
-        return np.array(final), np.array(final)
-    features = read_features(model, rows, head.at, layers=head.layers, on_progress=on_progress)
-    kept = [POOLINGS.index(pooling) for pooling in head.poolings if pooling in POOLINGS]
-    risk = head.risk(features.values[:, :, kept]).numpy().astype(float)
-    highest = np.full(len(rows), -np.inf)
-    np.maximum.at(highest, features.row, risk)
-    return risk[features.last], highest
 
 
 def _by_source(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +21,16 @@ import torch
 from torch import Tensor
 
 from modelassay.activations import OnProgress, read_activations
-from modelassay.cache import cache_dir, explain_os_errors, new_file
+from modelassay.cache import cache_dir, new_file
+from modelassay.errors import first_line
 from modelassay.labelled import At, LabelledExchange
 from modelassay.models import LoadedModel
 from modelassay.prompts import Encoded, encode_chat, last_message_start
 
+log = logging.getLogger(__name__)
+
 POOLINGS = ("last", "mean")
-CHECKPOINTS = (4, 12, 32, 80)
+CHECKPOINTS = (1, 2, 4, 8, 16, 32, 64)
 """Lengths of an answer, in tokens, at which a sample is taken, beside its end."""
 MAX_PROMPT_TOKENS = 2048
 MAX_ANSWER_TOKENS = 160
@@ -93,25 +97,24 @@ def read_features(
     return features
 
 
-def read_tokens(
+def read_spans(
     model: LoadedModel,
     rows: Sequence[LabelledExchange],
     at: At,
-    layer: int,
+    layers: Sequence[int],
     *,
     max_answer_tokens: int = MAX_ANSWER_TOKENS,
     on_progress: OnProgress | None = None,
-) -> list[Tensor]:
-    """float16 [token, hidden] of each row's span at one block, for attention pooling.
+) -> Iterator[tuple[int, Tensor]]:
+    """Every token's states, a row at a time: (row, float32 [token, layer, hidden]).
+
+    Rows come shortest first, and few are in memory at once.
 
     Raises:
         InputError: as `read_features`.
     """
     encoded = [_encode(model, row, at, max_answer_tokens) for row in rows]
-    spans: dict[int, Tensor] = {}
-    for i, states in _spans(model, encoded, (layer,), on_progress):
-        spans[i] = states[:, 0].clamp(-LARGEST, LARGEST).half()
-    return [spans[i] for i in range(len(rows))]
+    return _spans(model, encoded, tuple(layers), on_progress)
 
 
 def _encode(model: LoadedModel, row: LabelledExchange, at: At, max_answer_tokens: int) -> Encoded:
@@ -220,6 +223,7 @@ def _load(path: Path) -> Features | None:
 
 
 def _save(features: Features, path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     arrays = {
@@ -229,13 +233,16 @@ def _save(features: Features, path: Path) -> None:
         "length": torch.from_numpy(features.length),
         "last": torch.from_numpy(features.last),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with explain_os_errors(f"keeping features in {path.parent}"), new_file(path) as partial:
-        save_file(arrays, partial)
-    files = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-    total = sum(file.stat().st_size for file in files)
-    for file in files[:-1]:
-        if total <= MAX_CACHE_BYTES:
-            break
-        total -= file.stat().st_size
-        file.unlink(missing_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as partial:
+            save_file(arrays, partial)
+        sizes = {file: file.stat() for file in path.parent.glob("*.safetensors")}
+        total = sum(each.st_size for each in sizes.values())
+        for file in sorted(sizes, key=lambda file: sizes[file].st_mtime)[:-1]:
+            if total <= MAX_CACHE_BYTES:
+                break
+            total -= sizes[file].st_size
+            file.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:  # they are read again next time, that is all
+        log.warning("Features could not be kept in %s: %s", path.parent, first_line(error))

@@ -1,8 +1,8 @@
 """Fitting a linear probe, and scoring it on prompts that it was not fitted on.
 
 A fitter is a callable `(features [n, d], unsafe [n], groups [n]) -> (weight [d], bias)`; whatever
-it does, its scores are calibrated on out-of-fold ones (Platt 1999) and every metric comes from
-folds that keep near-duplicate prompts together.
+it does, scores are calibrated on held-out ones (Platt 1999), and no row is scored by a fit or a
+calibration that saw a prompt like it.
 """
 
 from __future__ import annotations
@@ -64,17 +64,34 @@ FITTERS: dict[str, Fitter] = {"logistic": fit_logistic, "means": fit_means}
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A calibrated linear readout with scores it can be judged by."""
+class Readout:
+    """A linear readout of pooled states, and the query that pools them by attention."""
 
     weight: Array
     bias: float
+    query: Array | None = None
+
+    def scaled(self, slope: float, offset: float) -> Readout:
+        """Whose scores are slope · score + offset."""
+        return Readout(slope * self.weight, slope * self.bias + offset, self.query)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A calibrated readout, with those that it can be judged by."""
+
+    readout: Readout
+    """Fitted on all rows."""
+    folds: tuple[Readout, ...]
+    """Each fitted and calibrated without a fifth of the prompts."""
+    fold: Array
+    """[row], the one of `folds` that saw no prompt like it."""
     risk: Array
-    """[row], each from a fit that saw no prompt like it."""
+    """[row], under that one."""
 
 
 def fit_calibrated(features: Array, unsafe: Array, groups: Array, fitter: Fitter) -> Fitted:
-    """Fits on all rows; calibrates, and scores each row, out of fold.
+    """Fits on all rows, and once without each fifth of the prompts.
 
     Args:
         features: float32 [row, d].
@@ -85,20 +102,57 @@ def fit_calibrated(features: Array, unsafe: Array, groups: Array, fitter: Fitter
     Raises:
         InputError: a class has too few prompts.
     """
+
+    def fit(rows: Array) -> Readout:
+        weight, bias = fitter(features[rows], unsafe[rows], groups[rows])
+        return on_unit_scale(Readout(weight, bias), features[rows] @ weight + bias)
+
+    def score(readout: Readout, rows: Array) -> Array:
+        return features[rows] @ readout.weight + readout.bias
+
+    return cross_fit(fit, score, unsafe, groups)
+
+
+def cross_fit(
+    fit: Callable[[Array], Readout],
+    score: Callable[[Readout, Array], Array],
+    unsafe: Array,
+    groups: Array,
+) -> Fitted:
+    """Fits and calibrates so that no row is scored by what it had a part in.
+
+    The curve from a fold's scores to risks is that of the other folds' held-out scores.
+
+    Args:
+        fit: From row indices to a readout whose scores are on a common scale.
+        score: Of a readout, for row indices.
+        unsafe: bool [row].
+        groups: int [row].
+
+    Raises:
+        InputError: a class has too few prompts.
+    """
     check_classes(unsafe, groups)
-    score = np.zeros(len(unsafe))
-    for train, test in folds_of(unsafe, groups):
-        weight, bias = fitter(features[train], unsafe[train], groups[train])
-        score[test] = _unit(features[train], weight, bias)(features[test])
-    weight, bias = fitter(features, unsafe, groups)
-    slope, offset = platt(score, unsafe)
-    spread = float((features @ weight + bias).std()) or 1.0
-    centre = float((features @ weight + bias).mean())
-    return Fitted(
-        weight=(slope / spread) * weight,
-        bias=(slope / spread) * (bias - centre) + offset,
-        risk=sigmoid(slope * score + offset),
-    )
+    fold = np.zeros(len(unsafe), dtype=int)
+    held_out = np.zeros(len(unsafe))
+    raw = []
+    for k, (train, test) in enumerate(folds_of(unsafe, groups)):
+        raw.append(fit(train))
+        fold[test] = k
+        held_out[test] = score(raw[k], test)
+    folds, risk = [], np.zeros(len(unsafe))
+    for k, readout in enumerate(raw):
+        curve = platt(held_out[fold != k], unsafe[fold != k])
+        folds.append(readout.scaled(*curve))
+        risk[fold == k] = sigmoid(curve[0] * held_out[fold == k] + curve[1])
+    whole = fit(np.arange(len(unsafe))).scaled(*platt(held_out, unsafe))
+    return Fitted(whole, tuple(folds), fold, risk)
+
+
+def on_unit_scale(readout: Readout, scores: Array) -> Readout:
+    """So that scores of different fits can be put together: mean 0, spread 1 on their own rows."""
+    spread = float(scores.std()) or 1.0
+    return readout.scaled(1 / spread, -float(scores.mean()) / spread)
 
 
 def folds_of(unsafe: Array, groups: Array) -> Sequence[tuple[Array, Array]]:
@@ -155,13 +209,6 @@ def platt(score: Array, unsafe: Array) -> tuple[float, float]:
 
     curve = LogisticRegression(C=1e3).fit(score[:, None], unsafe)
     return max(float(np.asarray(curve.coef_)[0, 0]), 1e-6), float(np.asarray(curve.intercept_)[0])
-
-
-def _unit(train: Array, weight: Array, bias: float) -> Callable[[Array], Array]:
-    """Scores on a common scale, so that those of different folds can be put together."""
-    of_train = train @ weight + bias
-    centre, spread = of_train.mean(), of_train.std() or 1.0
-    return lambda features: (features @ weight + bias - centre) / spread
 
 
 def _standard(features: Array) -> tuple[Array, Array]:

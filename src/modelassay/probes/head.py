@@ -7,6 +7,7 @@ query besides, and weighs the tokens read so far by softmax(query · state).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -60,7 +61,7 @@ class HeadReader:
         self.top: dict[int, Tensor] = {}
 
     def read(self, states: Mapping[int, Tensor]) -> float:
-        """The risk after more tokens of the span.
+        """The risk after more tokens of the span; 1 where a state is no number.
 
         Args:
             states: For each of the head's layers, [token, hidden] on any device, one token or more.
@@ -72,7 +73,8 @@ class HeadReader:
             for j, pooling in enumerate(self.head.poolings):
                 pooled = self._pool(pooling, i, layer, hidden).clamp(-LARGEST, LARGEST)
                 logit += float(self.head.weight[i, j] @ pooled)
-        return float(torch.sigmoid(torch.tensor(logit)))
+        risk = float(torch.sigmoid(torch.tensor(logit)))
+        return risk if math.isfinite(risk) else 1.0
 
     def _pool(self, pooling: Pooling, i: int, layer: int, hidden: Tensor) -> Tensor:
         if pooling == "last":

@@ -89,8 +89,15 @@ class HeadRecord(Record):
     pause: float = Field(gt=0, le=1)
     block: float = Field(gt=0, le=1)
     block_rate: Share
-    """Share of harmless held-out prompts (or answers) at or above `block`."""
+    """Share of harmless rows that reach a block threshold chosen without them, at any token."""
+    block_interval: Interval
     pause_rate: Share
+    """The same of the pause threshold."""
+    detected_rate: Share
+    """Share of unsafe rows that reach the block threshold."""
+    detected_interval: Interval
+    held_rate: Share
+    """Share of unsafe rows that reach the pause threshold."""
     metrics: Metrics
     left_out: dict[Line, SourceMetrics] = Field(default={}, max_length=500)
     """For each source, how a fit without it does on it."""
@@ -102,6 +109,8 @@ class HeadRecord(Record):
             raise ValueError("thresholds are out of order: pause is above block")
         if len(set(self.layers)) != len(self.layers):
             raise ValueError("a layer is named twice")
+        if len(set(self.poolings)) != len(self.poolings):
+            raise ValueError("a pooling is named twice")
         if (self.kind == "attention") != (self.poolings == ("attention",)):
             raise ValueError("only the kind attention pools by attention, and in no other way")
         return self

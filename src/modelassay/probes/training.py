@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +24,15 @@ from modelassay.probes.features import (
     POOLINGS,
     Features,
     read_features,
-    read_tokens,
+    read_spans,
 )
-from modelassay.probes.fitting import FITTERS, Fitter, fit_calibrated, leave_one_source_out
+from modelassay.probes.fitting import (
+    FITTERS,
+    Fitter,
+    Readout,
+    fit_calibrated,
+    leave_one_source_out,
+)
 from modelassay.probes.head import Head, Pooling
 from modelassay.probes.record import (
     HeadRecord,
@@ -35,15 +42,14 @@ from modelassay.probes.record import (
     SourceMetrics,
     TrainedOn,
 )
+from modelassay.probes.streams import choose_thresholds, reached_thresholds, stream_risks
+from modelassay.refusal import wilson_interval
 
 Array = np.ndarray
 KINDS = (*FITTERS, "attention")
 DEPTHS = (1 / 3, 8 / 15, 11 / 15)
 """Relative depths of the blocks that a probe reads unless told otherwise; together they are better
 than any one of them on every source that was tried (docs/guard.md)."""
-BLOCK_RATE, PAUSE_RATE = 0.003, 0.05
-"""Shares of harmless held-out prompts, or answers, that may reach the two thresholds. A pause costs
-a question to the classifier; a block is final."""
 NO_WEIGHTS = "0" * 64  # until the weights are on disk
 
 
@@ -92,63 +98,62 @@ def train_head(
         raise InputError(f"Unknown kind {kind!r}; choose {', '.join(KINDS)}.")
     require_classes(rows, (True, False), "A probe")
     chosen = tuple(layers) if layers else default_layers(len(model.blocks))
+    if kind == "attention":
+        if layers and len(chosen) > 1:
+            raise InputError(f"Attention pools one block; give one, not {list(chosen)}.")
+        chosen = (chosen[len(chosen) // 2],)
     check_layers(chosen, len(model.blocks))
     groups = prompt_groups(list(group_by) if group_by else [row.prompt for row in rows])
     unsafe = np.array([row.unsafe for row in rows])
+    options: dict[str, Any] = {"max_answer_tokens": max_answer_tokens, "on_progress": on_progress}
+    left_out: dict[str, SourceMetrics] = {}
+    pools: tuple[Pooling, ...] = tuple(poolings)
     if kind == "attention":
-        chosen = (chosen[len(chosen) // 2],)
-        states = read_tokens(
-            model,
-            rows,
-            at,
-            chosen[0],
-            max_answer_tokens=max_answer_tokens,
-            on_progress=on_progress,
-        )
-        fit = fit_attention(states, unsafe, groups)
-        width = model.info.hidden_size
-        weight = torch.from_numpy(fit.weight).float().reshape(1, 1, width)
-        final = highest = fit.risk
-        head = _head(
-            at, kind, chosen, ("attention",), weight, fit.bias, highest, unsafe, fit.query[None]
-        )
-        left_out: dict[str, SourceMetrics] = {}
+        pools = ("attention",)
+        states = {i: each[:, 0] for i, each in read_spans(model, rows, at, chosen, **options)}
+        fit = fit_attention([states[i] for i in range(len(rows))], unsafe, groups)
+        fold = fit.fold
+        spans: Iterable[tuple[int, Tensor]] = ((i, each[:, None]) for i, each in states.items())
     else:
-        features = read_features(
-            model,
-            rows,
-            at,
-            layers=chosen,
-            max_answer_tokens=max_answer_tokens,
-            on_progress=on_progress,
-        )
-        x = flat(features, poolings)
-        of = features.row
+        features = read_features(model, rows, at, layers=chosen, **options)
+        x, of = flat(features, pools), features.row
         fit = fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind])
-        final = fit.risk[features.last]
-        # A stream is blocked by its worst moment, so that is what thresholds are set on.
-        highest = np.array([fit.risk[of == i].max() for i in range(len(rows))])
-        shape = (len(chosen), len(poolings), model.info.hidden_size)
-        weight = torch.from_numpy(fit.weight).float().reshape(shape)
-        pools = tuple(poolings)
-        head = _head(at, kind, chosen, pools, weight, fit.bias, highest, unsafe, None)
+        fold = fit.fold[features.last]
         left_out = _left_out(x[features.last], rows, unsafe, groups, FITTERS[kind])
+        # The fit saw answers at a few lengths; it is judged at every token.
+        spans = read_spans(model, rows, at, chosen, **options)
+
+    def head(readout: Readout, pause: float = 1.0, block: float = 1.0) -> Head:
+        shape = (len(chosen), len(pools), model.info.hidden_size)
+        weight = torch.from_numpy(readout.weight).float().reshape(shape)
+        query = None if readout.query is None else torch.from_numpy(readout.query).float()[None]
+        return Head(at, kind, chosen, pools, weight, readout.bias, pause, block, query)
+
+    risks = stream_risks(spans, [head(readout) for readout in fit.folds], fold)
+    served = head(fit.readout, *choose_thresholds(risks.highest[~unsafe]))
+    reached = reached_thresholds(risks.highest, unsafe, fold)
+    k_safe, k_unsafe = int(reached.blocked[~unsafe].sum()), int(reached.blocked[unsafe].sum())
+    n_safe, n_unsafe = int((~unsafe).sum()), int(unsafe.sum())
     record = HeadRecord.model_validate(
         {
             "kind": kind,
             "layers": chosen,
-            "poolings": head.poolings,
-            "bias": head.bias,
-            "pause": head.pause,
-            "block": head.block,
-            "block_rate": float((highest[~unsafe] >= head.block).mean()),
-            "pause_rate": float((highest[~unsafe] >= head.pause).mean()),
-            "metrics": binary_metrics(final, unsafe, groups).to_dict(),
+            "poolings": pools,
+            "bias": served.bias,
+            "pause": served.pause,
+            "block": served.block,
+            "block_rate": k_safe / n_safe,
+            "block_interval": wilson_interval(k_safe, n_safe),
+            "pause_rate": float(reached.paused[~unsafe].mean()),
+            "detected_rate": k_unsafe / n_unsafe,
+            "detected_interval": wilson_interval(k_unsafe, n_unsafe),
+            "held_rate": float(reached.paused[unsafe].mean()),
+            "metrics": binary_metrics(risks.final, unsafe, groups).to_dict(),
             "left_out": left_out,
             "trained_on": _trained_on(rows),
         }
     )
-    return TrainedHead(head, record)
+    return TrainedHead(served, record)
 
 
 def probe_record(
@@ -236,38 +241,6 @@ def check_layers(layers: Sequence[int], n_layers: int) -> None:
         raise InputError(f"Layers must lie in 0…{n_layers - 1}, got {list(layers)}.")
     if len(set(layers)) != len(layers):
         raise InputError(f"A layer is named twice in {list(layers)}.")
-
-
-def _head(
-    at: At,
-    kind: str,
-    layers: tuple[int, ...],
-    poolings: tuple[Pooling, ...],
-    weight: Tensor,
-    bias: float,
-    highest: Array,
-    unsafe: Array,
-    query: Tensor | None,
-) -> Head:
-    harmless = np.sort(highest[~unsafe])[::-1]
-
-    def at_rate(rate: float) -> float:
-        # Above the first one that may not reach it, but never at certainty, which would block none.
-        return min(float(harmless[int(rate * len(harmless))]) + 1e-6, 1 - 1e-6)
-
-    # Few rows that separate well would put both next to zero, and any other prompt above them.
-    block = max(at_rate(BLOCK_RATE), 0.5)
-    return Head(
-        at,
-        kind,
-        layers,
-        poolings,
-        weight,
-        bias,
-        min(max(at_rate(PAUSE_RATE), 0.25), block),
-        block,
-        query,
-    )
 
 
 def _left_out(
