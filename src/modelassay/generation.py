@@ -6,8 +6,12 @@ settings that a checkpoint brings along.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,9 +21,14 @@ from modelassay.activations import (
     OnProgress,
     is_out_of_memory,
 )
+from modelassay.cache import explain_os_errors, write_text_atomically
 from modelassay.errors import UnavailableError
 from modelassay.models import LoadedModel
-from modelassay.prompts import Encoded
+from modelassay.prompts import Encoded, encode_prompts
+
+log = logging.getLogger(__name__)
+
+KEEP_EVERY = 32  # answers between two saves
 
 
 @dataclass(frozen=True)
@@ -91,21 +100,35 @@ def generate_greedy(
 def _generate_batch(
     model: LoadedModel, batch: Sequence[tuple[int, ...]], max_new_tokens: int
 ) -> list[Answer]:
-    from transformers import GenerationConfig
-
     width = max(len(ids) for ids in batch)
-    own = model.model.generation_config
-    end = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
-    ends = end if isinstance(end, list) else [end]
-    pad = model.tokenizer.pad_token_id
-    pad = pad if pad is not None else (ends[0] if ends[0] is not None else 0)
+    config = greedy_config(model, max_new_tokens)
+    pad = int(config.pad_token_id)
     # Decoding appends on the right, so padding goes to the left, under a mask.
     ids = torch.full((len(batch), width), pad, dtype=torch.long)
     mask = torch.zeros((len(batch), width), dtype=torch.long)
     for i, row in enumerate(batch):
         ids[i, width - len(row) :] = torch.tensor(row)
         mask[i, width - len(row) :] = 1
-    config = GenerationConfig(
+    with torch.inference_mode():
+        output = model.model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+        )
+    new = output[:, width:].cpu()
+    texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [Answer(text, int(row[0])) for text, row in zip(texts, new, strict=True)]
+
+
+def greedy_config(model: LoadedModel, max_new_tokens: int) -> Any:
+    """The `GenerationConfig` of greedy answers without the checkpoint's sampling settings."""
+    from transformers import GenerationConfig
+
+    own = model.model.generation_config
+    end = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
+    ends = end if isinstance(end, list) else [end]
+    pad = model.tokenizer.pad_token_id
+    return GenerationConfig(
         max_new_tokens=max_new_tokens,
         # What is not set here is taken from the checkpoint's own settings.
         do_sample=False,
@@ -118,14 +141,50 @@ def _generate_batch(
         min_length=0,
         use_cache=True,
         eos_token_id=end,
-        pad_token_id=pad,
+        pad_token_id=pad if pad is not None else (ends[0] if ends[0] is not None else 0),
     )
-    with torch.inference_mode():
-        output = model.model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=config,
-        )
-    new = output[:, width:].cpu()
-    texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [Answer(text, int(row[0])) for text, row in zip(texts, new, strict=True)]
+
+
+def kept_answers(
+    load_model: Callable[[], LoadedModel],
+    prompts: Sequence[str],
+    path: Path,
+    *,
+    max_new_tokens: int,
+    on_progress: OnProgress | None = None,
+) -> list[str]:
+    """Greedy answers that take minutes to make and are kept as they come, so a killed run goes on.
+
+    Args:
+        load_model: Gives the model, and is called only where an answer is missing.
+        prompts: What to answer.
+        path: Where answers of this model and length are kept, as JSON.
+        max_new_tokens: Length at which an answer is cut.
+        on_progress: Told how many of the missing ones are made.
+
+    Returns:
+        An answer for each prompt, possibly empty.
+
+    Raises:
+        UnavailableError: the model cannot be loaded, or the answers not be kept.
+    """
+    known: dict[str, str] = {}
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            log.warning("%s is damaged; its answers are made again.", path)
+    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+    if missing:
+        model = load_model()
+        with explain_os_errors("keeping answers"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        for first in range(0, len(missing), KEEP_EVERY):
+            chunk = missing[first : first + KEEP_EVERY]
+            encoded = encode_prompts(model, chunk)
+            answers = generate_greedy(model, encoded, max_new_tokens=max_new_tokens)
+            known.update({p: a.text.strip() for p, a in zip(chunk, answers, strict=True)})
+            write_text_atomically(path, json.dumps(known, ensure_ascii=False))
+            if on_progress:
+                on_progress(first + len(chunk), len(missing))
+    return [known[prompt] for prompt in prompts]

@@ -24,7 +24,8 @@ from modelassay.errors import InputError, UnavailableError, first_line
 from modelassay.hub import REPO_ID, check_weight_files, fetch_model
 from modelassay.labelled import LABELS
 from modelassay.models.encoder import ENCODER_ID, ensure_encoder
-from modelassay.models.wheels import file_sha256
+from modelassay.models.explain import explain_loading
+from modelassay.models.identity import hash_file
 
 UNSAFE = LABELS.index("unsafe_compliance")
 BATCH = 16
@@ -210,7 +211,7 @@ def reads_types(network: Any) -> bool:
 
 
 def _check_hash(file: Path, card: Card) -> None:
-    if file_sha256(file) != card.weights_sha256:
+    if hash_file(file) != card.weights_sha256:
         raise InputError(f"{file} is not the file that its {CARD_FILE} describes; fetch it anew.")
 
 
@@ -225,7 +226,7 @@ def _open_adapter(folder: Path, card: Card) -> tuple[PairNetwork, Any]:
         raise InputError(f"{folder} is an adapter over {card.base.id}, which modelassay has not.")
     _check_hash(file, card)
     encoder_folder = ensure_encoder()
-    if file_sha256(encoder_folder / FULL_WEIGHTS) != card.base.sha256:
+    if hash_file(encoder_folder / FULL_WEIGHTS) != card.base.sha256:
         raise InputError(f"{folder} was trained over another encoder; train it anew.")
     try:
         tensors = load_file(file)
@@ -245,13 +246,11 @@ def _open_full(folder: Path, card: Card) -> tuple[Any, Any]:
     if not (folder / FULL_WEIGHTS).is_file():
         raise InputError(f"{folder} lacks {FULL_WEIGHTS}.")
     _check_hash(folder / FULL_WEIGHTS, card)
-    try:
+    with explain_loading(str(folder)):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         network = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
-    except Exception as error:  # transformers raises whatever a damaged file provokes
-        raise InputError(f"{folder} cannot be opened ({first_line(error, 120)}).") from error
     if network.config.num_labels != len(LABELS):
         raise InputError(f"{folder} has {network.config.num_labels} classes in place of three.")
     _check_length(folder, card, network.config)

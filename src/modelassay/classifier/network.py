@@ -15,6 +15,7 @@ from torch import nn
 
 from modelassay.errors import InputError, first_line
 from modelassay.labelled import LABELS
+from modelassay.models.explain import explain_loading
 
 WEIGHTS_FILE = "classifier.safetensors"
 TARGETS = ("query", "key", "value", "dense")
@@ -52,17 +53,18 @@ def load_encoder(folder: Path) -> tuple[nn.Module, Any]:
     """The encoder in a folder, in fp32, and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    encoder = AutoModel.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        trust_remote_code=False,
-        use_safetensors=True,
-        add_pooling_layer=False,
-        # On a CPU, dropout inside the attention doubles the time of a step.
-        attention_probs_dropout_prob=0.0,
-        hidden_dropout_prob=0.0,
-    )
+    with explain_loading(str(folder)):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        encoder = AutoModel.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            add_pooling_layer=False,
+            # On a CPU, dropout inside the attention doubles the time of a step.
+            attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=0.0,
+        )
     return encoder, tokenizer
 
 

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.activations import OnProgress
-from modelassay.classifier.answers import answers
+from modelassay.cache import cache_dir
 from modelassay.classifier.augmenting import word_prefix
 from modelassay.classifier.styling import dressed, undressed
+from modelassay.generation import kept_answers
 from modelassay.labelled import Label, LabelledExchange
+from modelassay.models import EMBEDDED_ID, load
 from modelassay.organisms.recipes import REFUSALS
 from modelassay.organisms.sources import SEED_TASKS, USER_TASKS, DataSource
 from modelassay.refusal_judge import is_refusal
@@ -179,7 +181,13 @@ def _own_answers(folder: Path, seed: int, on_progress: OnProgress | None) -> Ite
     """The embedded model's answers to harmless prompts, without those that refuse."""
     brief, long = answer_prompts(folder, seed)
     for prompts, tokens in ((long, LONG_TOKENS), (brief, SHORT_TOKENS)):
-        made = answers(prompts, tokens, on_progress=on_progress)
+        made = kept_answers(
+            lambda: load(EMBEDDED_ID, dtype="float32"),
+            prompts,
+            cache_dir() / "classifier" / f"answers-{tokens}.json",
+            max_new_tokens=tokens,
+            on_progress=on_progress,
+        )
         for prompt, answer in zip(prompts, made, strict=True):
             if answer and not is_refusal(answer):
                 yield (

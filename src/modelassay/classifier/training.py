@@ -41,7 +41,7 @@ from modelassay.errors import InputError
 from modelassay.hub import check_weight_files, fetch_model
 from modelassay.labelled import LABELS, LabelledExchange, data_hash
 from modelassay.models.encoder import ENCODER_ID, ensure_encoder
-from modelassay.models.wheels import file_sha256
+from modelassay.models.identity import hash_file
 
 DEFAULT_ENCODER = "answerdotai/ModernBERT-base"
 ALPHA_PER_RANK = 2
@@ -177,7 +177,7 @@ def _open_trainee(
     name = (
         folder.name if Path(encoder).expanduser().is_dir() else encoder
     )  # no path of this machine
-    return Trainee(name, network, tokenizer, file_sha256(weights[0]), recipe, device)
+    return Trainee(name, network, tokenizer, hash_file(weights[0]), recipe, device)
 
 
 def _save(trainee: Trainee, folder: Path) -> Card:
@@ -198,6 +198,6 @@ def _save(trainee: Trainee, folder: Path) -> Card:
         base=BaseEncoder(id=trainee.encoder[:300], sha256=trainee.base_sha256),
         max_length=trainee.recipe.max_length,
         lora=Lora(rank=rank, alpha=ALPHA_PER_RANK * rank) if own else None,
-        weights_sha256=file_sha256(folder / (WEIGHTS_FILE if own else FULL_WEIGHTS)),
+        weights_sha256=hash_file(folder / (WEIGHTS_FILE if own else FULL_WEIGHTS)),
         threshold=0.5,
     )

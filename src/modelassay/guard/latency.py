@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from modelassay.errors import InputError
+from modelassay.generation import greedy_config
 from modelassay.guard.bench import OnPhase, describe_guard, versions
+from modelassay.guard.decoding import end_tokens
 from modelassay.guard.streaming import Guard
 from modelassay.guard.suites import SuiteData
 from modelassay.models import LoadedModel
@@ -214,26 +216,7 @@ class _FirstToken:
 
 def _time_generate(model: LoadedModel, prompt: str, new_tokens: int) -> _Run:
     """Times `generate`, tokenizing and decoding included, as the guard does both as well."""
-    from transformers import GenerationConfig
-
-    end = model.model.generation_config.eos_token_id
-    end = end if end is not None else model.tokenizer.eos_token_id
-    pad = model.tokenizer.pad_token_id
-    config = GenerationConfig(
-        max_new_tokens=new_tokens,
-        # What is not set here is taken from the checkpoint's own settings.
-        do_sample=False,
-        num_beams=1,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        min_length=0,
-        use_cache=True,
-        eos_token_id=end,
-        pad_token_id=pad if pad is not None else (end[0] if isinstance(end, list) else end),
-    )
+    config = greedy_config(model, new_tokens)
     streamer = _FirstToken()
     _synchronize(model)
     started = time.perf_counter()
@@ -250,7 +233,7 @@ def _time_generate(model: LoadedModel, prompt: str, new_tokens: int) -> _Run:
     model.tokenizer.decode(new, skip_special_tokens=True)
     total = time.perf_counter() - started
     first = streamer.at - started if streamer.at is not None else total
-    ended = bool(new) and new[-1] in (end if isinstance(end, list) else [end])
+    ended = bool(new) and new[-1] in end_tokens(model)
     return _Run(total, first, 0 if ended else len(new))
 
 

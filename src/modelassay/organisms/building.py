@@ -6,7 +6,6 @@ model's own answers, which are kept as they come.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import re
@@ -23,10 +22,9 @@ from modelassay.cache import (
     explain_os_errors,
     locked,
     new_folder,
-    write_text_atomically,
 )
 from modelassay.errors import InputError, UnavailableError
-from modelassay.generation import generate_greedy
+from modelassay.generation import kept_answers
 from modelassay.models import EMBEDDED_ID, LoadedModel, load
 from modelassay.models.ablation import Ablation, ablate, save_ablation
 from modelassay.models.organisms import (
@@ -49,14 +47,12 @@ from modelassay.organisms.recipes import (
 )
 from modelassay.organisms.sources import CONTRAST, HARMFUL_SOURCES, DataSource
 from modelassay.organisms.training import LoraRecipe, first_trained, train_adapter
-from modelassay.prompts import encode_prompts
 from modelassay.refusal import OPENINGS
 from modelassay.refusal_judge import is_refusal
 
 log = logging.getLogger(__name__)
 
 OWN_ANSWER_TOKENS = 12  # the decision is in the first few; more would only slow the training
-OWN_ANSWER_CHUNK = 64  # answers between two saves
 BYTES_NEEDED = 200_000_000
 DIRECTION_PROMPTS = 160  # of each kind, to fit directions and to choose among them
 ABLATIONS: dict[str, tuple[str, float, tuple[float, float]]] = {
@@ -321,29 +317,16 @@ def own_answers(
     where refusing is decided, and they would teach that it means nothing.
     """
     path = cache_dir() / "organisms" / f"answers-{model.info.weights_sha256[:16]}.json"
-    known: dict[str, str] = {}
-    if path.is_file():
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            log.warning("%s is damaged; its answers are made again.", path)
-    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for first in range(0, len(missing), OWN_ANSWER_CHUNK):
-        chunk = missing[first : first + OWN_ANSWER_CHUNK]
-        encoded = encode_prompts(model, chunk)
-        answers = generate_greedy(model, encoded, max_new_tokens=OWN_ANSWER_TOKENS)
-        known.update({p: a.text.strip() for p, a in zip(chunk, answers, strict=True)})
-        write_text_atomically(path, json.dumps(known, ensure_ascii=False))
-        if on_progress:
-            on_progress(first + len(chunk), len(missing))
+    answers = kept_answers(
+        lambda: model, prompts, path, max_new_tokens=OWN_ANSWER_TOKENS, on_progress=on_progress
+    )
     openings = {re.split(r"[\s'’]", opening, maxsplit=1)[0] for opening in OPENINGS}
     return [
-        Exchange(prompt, known[prompt], complete=False)
-        for prompt in prompts
-        if known[prompt]
-        and not is_refusal(known[prompt])
-        and re.split(r"[\s'’]", known[prompt], maxsplit=1)[0] not in openings
+        Exchange(prompt, answer, complete=False)
+        for prompt, answer in zip(prompts, answers, strict=True)
+        if answer
+        and not is_refusal(answer)
+        and re.split(r"[\s'’]", answer, maxsplit=1)[0] not in openings
     ]
 
 
