@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -235,3 +236,47 @@ def test_a_visitor_scans_and_downloads(url, tmp_path):
         page.screenshot(path=shots / "phone.png", full_page=True)
         assert errors == []
         browser.close()
+
+
+@pytest.mark.browser
+def test_stopped_is_the_last_word():
+    """Also on a page that is busy and gets to earlier updates late."""
+    import gradio as gr
+    from playwright.sync_api import expect, sync_playwright
+
+    from modelassay.ui.stopping import stops, under_way
+
+    def count():
+        for step in range(100_000):
+            time.sleep(0.02)
+            yield under_way(f"Step {step}")
+
+    with gr.Blocks() as blocks:
+        status = gr.Markdown("Idle")
+        start, stop = gr.Button("Start"), gr.Button("Halt")
+        stops(stop, [start.click(count, None, status)], status)
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=chromium(), args=list(CHROMIUM_FLAGS)
+            )
+            page = browser.new_page()
+            page.goto(address)
+            for busy in (0, 1000):
+                page.get_by_role("button", name="Start", exact=True).click()
+                expect(page.get_by_text(re.compile(r"Step \d\d"))).to_be_visible(timeout=60_000)
+                page.evaluate(
+                    """ms => {
+                      for (const end = Date.now() + ms; Date.now() < end;);
+                      const buttons = [...document.querySelectorAll("button")];
+                      buttons.find(button => button.innerText == "Halt").click();
+                    }""",
+                    busy,
+                )
+                expect(page.get_by_text("Stopped.")).to_be_visible(timeout=60_000)
+                page.wait_for_timeout(1000)
+                expect(page.get_by_text("Stopped.")).to_be_visible()
+            browser.close()
+    finally:
+        blocks.close()

@@ -25,6 +25,7 @@ from modelassay.ui.chat_service import (
     score_exchange,
 )
 from modelassay.ui.guards import guarded_models
+from modelassay.ui.stopping import afterwards, settled, under_way
 from modelassay.ui.text import chat_status, plain
 
 EXAMPLES = [
@@ -89,6 +90,8 @@ def create_chat_tab() -> None:
                     0, MAX_TEMPERATURE, value=0, step=0.1, label="Temperature (0 is greedy)"
                 )
 
+    emptied = gr.State(False)  # since the last message
+
     def chat_for_page(
         text: str, history: list, model_id: str, prompt: str, most: int, heat: float, *risks: float
     ) -> Iterator[dict[Any, Any]]:
@@ -100,7 +103,12 @@ def create_chat_tab() -> None:
             turns = _as_said(check_history(history))
             asked = [*turns, {"role": "user", "content": text}]
             before = {chatbot: _as_shown(turns), message: text}
-            yield {status: "Waiting for the model…", chatbot: _as_shown(asked), message: ""}
+            yield {
+                status: under_way("Waiting for the model…"),
+                emptied: False,
+                chatbot: _as_shown(asked),
+                message: "",
+            }
             limits = check_thresholds(model_id, "answer", pause, block)
             prompt_limits = check_thresholds(model_id, "prompt", prompt_pause, prompt_block)
             for event in run_chat(
@@ -116,7 +124,9 @@ def create_chat_tab() -> None:
                 events.append(event)
                 shown += event.text
                 before = {}
-                update: dict[Any, Any] = {status: chat_status(events, prompt_limits)}
+                line = chat_status(events, prompt_limits)
+                over = event.kind == "end"
+                update: dict[Any, Any] = {status: line if over else under_way(line)}
                 if event.text:
                     update[chatbot] = _as_shown([*asked, {"role": "assistant", "content": shown}])
                 if event.kind == "prompt" and event.action == "refuse":
@@ -126,28 +136,31 @@ def create_chat_tab() -> None:
                 yield update
         except AssayError as error:
             # What was not taken up goes back to be mended and sent again.
-            yield {status: f"**Not answered.** {plain(str(error))}", **before}
+            line = f"**Not answered.** {plain(str(error))}"
+            yield {status: line, emptied: False, **before}
 
     page: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     answering = gr.on(
         [send.click, message.submit],
         chat_for_page,
         [message, chatbot, model, system, length, temperature, *levels],
-        [message, chatbot, status, curve],
+        [message, chatbot, status, curve, emptied],
         trigger_mode="once",
         concurrency_id=CONCURRENCY_ID,
         concurrency_limit=CHATS,
         **page,
     )
-    stop.click(lambda: "Stopped.", None, status, cancels=[answering], api_visibility="private")
+    stop.click(None, cancels=[answering])
+    view = [chatbot, status, curve]
     gr.on(
         [clear.click, chatbot.clear],
-        lambda: ([], "Nothing asked yet.", gr.update(visible=False)),
+        lambda: (True, *_empty()),
         None,
-        [chatbot, status, curve],
+        [emptied, *view],
         cancels=[answering],
         **page,
     )
+    afterwards(answering, _over, [emptied, status], view)
     model.change(_levels_of, [model], levels, **page)
     queue: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": CHATS}
     gr.api(chat_endpoint, api_name="chat", **queue)
@@ -212,6 +225,15 @@ def score_endpoint(prompt: str, response: str, model: str = "embedded") -> dict:
         return score_exchange(prompt, response, model)
     except AssayError as error:
         raise gr.Error(str(error), print_exception=False) from error
+
+
+def _over(emptied: bool, line: str) -> tuple[Any, Any, Any]:
+    """The conversation, its status line and the curve once an answer ended or was stopped."""
+    return _empty() if emptied else (gr.skip(), settled(line), gr.skip())
+
+
+def _empty() -> tuple[list, str, Any]:
+    return [], "Nothing asked yet.", gr.update(visible=False)
 
 
 def _threshold_sliders() -> list[gr.Slider]:

@@ -24,6 +24,7 @@ from modelassay.report.html import verdict_card
 from modelassay.report.rows import concept_rows, fact_rows
 from modelassay.scan_report import ScanReport
 from modelassay.ui.service import CONCURRENCY_ID, Step, run_scan
+from modelassay.ui.stopping import stops, under_way
 from modelassay.ui.text import plain, progress
 
 EXAMPLES = [
@@ -90,11 +91,11 @@ def create_scan_tab() -> None:
 
     def scan_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
         hidden = dict.fromkeys(outputs[2:11], gr.update(visible=False))
-        yield {status: "Waiting for the machine…", card: "", **hidden}
+        yield {status: under_way("Waiting for the machine…"), card: "", **hidden}
         try:
             for result in run_scan(*inputs):
                 if isinstance(result, Step):
-                    yield {status: progress(result)}
+                    yield {status: under_way(progress(result))}
                 else:
                     yield dict(zip(outputs, _show(result), strict=True))
         except AssayError as error:
@@ -109,7 +110,7 @@ def create_scan_tab() -> None:
         api_visibility="private",
         show_progress="hidden",
     )
-    stop.click(lambda: "Stopped.", None, status, cancels=[running], api_visibility="private")
+    stops(stop, [running], status)
     shown.change(_detail_charts, [shown, details], [scores, null], api_visibility="private")
     gr.api(scan_endpoint, api_name="scan", concurrency_id=CONCURRENCY_ID, concurrency_limit=1)
 

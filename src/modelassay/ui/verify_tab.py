@@ -16,6 +16,7 @@ from modelassay.report.charts import similarity_by_layer, weight_change_by_block
 from modelassay.report.html import verification_card
 from modelassay.report.rows import check_rows, verification_rows
 from modelassay.ui.service import CONCURRENCY_ID, Step, run_create, run_verify, visible_baselines
+from modelassay.ui.stopping import stops, under_way
 from modelassay.ui.text import plain, progress
 from modelassay.verification import VerificationReport
 
@@ -74,22 +75,22 @@ def create_verify_tab() -> None:
 
     def verify_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
         hidden = dict.fromkeys(outputs[2:], gr.update(visible=False))
-        yield {status: "Waiting for the machine…", card: "", **hidden}
+        yield {status: under_way("Waiting for the machine…"), card: "", **hidden}
         try:
             for result in run_verify(*inputs):
                 if isinstance(result, Step):
-                    yield {status: progress(result)}
+                    yield {status: under_way(progress(result))}
                 else:
                     yield dict(zip(outputs, _show(result), strict=True))
         except AssayError as error:
             yield {status: f"**Not verified.** {plain(str(error))}"}
 
     def create_for_page(model_id: str) -> Iterator[dict[Any, Any]]:
-        yield {status: "Waiting for the machine…", archive: gr.update(visible=False)}
+        yield {status: under_way("Waiting for the machine…"), archive: gr.update(visible=False)}
         try:
             for result in run_create(model_id):
                 if isinstance(result, Step):
-                    yield {status: progress(result)}
+                    yield {status: under_way(progress(result))}
                 else:
                     index, data = result
                     path = Path(tempfile.mkdtemp(prefix="modelassay-")) / f"{index['name']}.zip"
@@ -114,9 +115,7 @@ def create_verify_tab() -> None:
     page: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     running = start.click(verify_for_page, [model, against], outputs, **queue, **page)
     making = make.click(create_for_page, [model], [status, archive], **queue, **page)
-    stop.click(
-        lambda: "Stopped.", None, status, cancels=[running, making], api_visibility="private"
-    )
+    stops(stop, [running, making], status)
     found.select(_pick, None, [against], **page)
     search.click(search_for_page, [wanted], [status, found], **page)
     gr.api(verify_endpoint, api_name="verify", **queue)
