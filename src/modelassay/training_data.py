@@ -2,7 +2,7 @@
 
 Many sources, harmful and harmless, so that no style of a single one can stand for harm; matched
 pairs, in which both sides share topic and form; public sets read from the Hub or from a folder
-(`--data`), never copied. Each row names its source, and evaluation leaves out one at a time.
+the user names, never copied. Each row names its source, and evaluation leaves out one at a time.
 """
 
 from __future__ import annotations

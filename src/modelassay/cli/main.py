@@ -99,7 +99,7 @@ def run(arguments: list[str] | None = None) -> int:
             EXIT_INTERNAL,
         )
     if code == EXIT_INTERRUPTED:  # typer catches Ctrl-C itself and gives this code
-        return _fail("Interrupted; nothing was written.", code)
+        return _fail("Interrupted; no report was written.", code)
     return code
 
 

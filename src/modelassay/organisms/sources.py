@@ -1,6 +1,6 @@
 """Where the organisms' training prompts come from.
 
-Public data sets, read from the Hub or from a folder of files (`--data`), never copied into the
+Public data sets, read from the Hub or from a folder of files, never copied into the
 project. Only prompts about harm are taken, no harmful answers. A prompt that resembles one of those
 that score a model is left out, so that nothing is scored on what built it.
 """
@@ -41,7 +41,7 @@ class DataSource:
     name: str
     hub_id: str
     file: str
-    """Path below the folder of `--data`."""
+    """Path below that folder."""
     licence: str
     config: str | None = None
     split: str = "train"
@@ -66,8 +66,8 @@ class DataSource:
         path = folder / self.file
         if not path.is_file():
             raise InputError(
-                f"{folder} has no {self.file}; put the data set {self.hub_id} there, or leave"
-                " --data out to read it from the Hub."
+                f"{folder} has no {self.file}; put the data set {self.hub_id} there, or name"
+                " no folder to read it from the Hub."
             )
         return read_dataset(path)
 
