@@ -369,7 +369,7 @@ def _print_record(record: Any) -> None:
         typer.echo(
             f"  blocks at {head.block:.3g}: {_rate(head.detected_rate, head.detected_interval)} of"
             f" unsafe and {_rate(head.block_rate, head.block_interval)} of safe rows; pauses at"
-            f" {head.pause:.3g}: {head.held_rate or 0:.1%} and {head.pause_rate:.1%}"
+            f" {head.pause:.3g}: {head.held_rate:.1%} and {head.pause_rate:.1%}"
         )
         if head.trained_on.n_safe * BLOCK_RATE < 1:
             typer.echo(
@@ -386,7 +386,5 @@ def _share(value: float | None) -> str:
     return "too few rows to tell" if value is None else f"{value:.1%}"
 
 
-def _rate(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None or interval is None:
-        return "an unmeasured share"
+def _rate(value: float, interval: tuple[float, float]) -> str:
     return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"

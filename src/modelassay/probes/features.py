@@ -30,7 +30,7 @@ from modelassay.prompts import Encoded, encode_chat, last_message_start
 log = logging.getLogger(__name__)
 
 POOLINGS = ("last", "mean")
-CHECKPOINTS = (1, 2, 4, 8, 16, 32, 64)
+CHECKPOINTS = (4, 12, 32, 80)
 """Lengths of an answer, in tokens, at which a sample is taken, beside its end."""
 MAX_PROMPT_TOKENS = 2048
 MAX_ANSWER_TOKENS = 160

@@ -90,13 +90,13 @@ class HeadRecord(Record):
     block: float = Field(gt=0, le=1)
     block_rate: Share
     """Share of harmless rows that reach a block threshold chosen without them, at any token."""
-    block_interval: Interval | None = None
+    block_interval: Interval
     pause_rate: Share
     """The same of the pause threshold."""
-    detected_rate: Share | None = None
+    detected_rate: Share
     """Share of unsafe rows that reach the block threshold."""
-    detected_interval: Interval | None = None
-    held_rate: Share | None = None
+    detected_interval: Interval
+    held_rate: Share
     """Share of unsafe rows that reach the pause threshold."""
     metrics: Metrics
     left_out: dict[Line, SourceMetrics] = Field(default={}, max_length=500)
