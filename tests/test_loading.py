@@ -25,6 +25,7 @@ from modelassay.errors import AssayError, InputError, UnavailableError
 from modelassay.models import LoadedModel, load
 from modelassay.models.identity import hash_file, hash_files
 from modelassay.prompts import encode_prompts
+from modelassay.weights import memory_tensors
 
 TEXTS = ["Hi", "Why is the sky blue?", "Name three rivers.", "Ünïcödé and 日本語."]
 LAYERS = [0, 2, 4]
@@ -196,6 +197,22 @@ def test_bitsandbytes_on_the_cpu(tiny, tiny_folder, quantization, least):
     assert torch.cosine_similarity(plain.values, quantised.values, dim=-1).min() > least
     assert torch.cosine_similarity(plain.readout, quantised.readout, dim=-1).min() > least
     assert model.info.weights_sha256 == tiny().info.weights_sha256  # of the files
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_reading_activations_leaves_4bit_weights_as_they_are(tmp_path, stored):
+    """On CPUs with AVX512-BF16 bitsandbytes would pack them anew, with rounded scales."""
+    folder = save_tiny(tmp_path / "wide", hidden_size=128, intermediate_size=256, head_dim=32)
+    model = load(str(folder), device="cpu", quantization="4bit")
+    if stored:
+        model.model.save_pretrained(tmp_path / "packed")
+        model.tokenizer.save_pretrained(tmp_path / "packed")
+        model = load(str(tmp_path / "packed"), device="cpu")
+    before = {name: read() for name, read in memory_tensors(model)}
+    read(model)
+    after = {name: read() for name, read in memory_tensors(model)}
+    assert any(parameter.dtype == torch.uint8 for parameter in model.model.parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_no_bitsandbytes(tiny_folder, monkeypatch):

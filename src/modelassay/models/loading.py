@@ -273,7 +273,7 @@ def _load_base(
             len(unused),
             unused[0],
         )
-    if quantization == "4bit":
+    if getattr(model, "is_loaded_in_4bit", False):  # asked for, or stored so
         keep_from_packing(model)
     return model, tokenizer
 

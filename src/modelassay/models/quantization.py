@@ -32,15 +32,16 @@ def bitsandbytes_config(quantization: str) -> Any:
 
 
 def keep_from_packing(model: Any) -> None:
-    """Lets layers of odd sizes run in 4 bits on CPUs with AVX512-BF16.
+    """Leaves 4-bit weights as they are stored, also on CPUs with AVX512-BF16.
 
-    bitsandbytes packs the weights for these CPUs at the first forward pass, and that fails where
-    the sides of a layer are no multiples of its block sizes.
+    For these bitsandbytes packs the weights anew at the first forward pass. That fails where the
+    sides of a layer are no multiples of its block sizes, and rounds the scales: what `unpacked`
+    would read afterwards is not what the file holds.
     """
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():
-        if isinstance(module, Linear4bit) and (module.in_features % 64 or module.out_features % 32):
+        if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
