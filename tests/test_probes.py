@@ -24,6 +24,7 @@ from modelassay.labelled import (
     prompt_groups,
     read_labelled,
     require_classes,
+    rows_at,
 )
 from modelassay.metrics import binary_metrics, threshold_at, tpr_at
 from modelassay.probes import (
@@ -198,6 +199,32 @@ def test_threshold_never_exceeds_its_rate():
         negatives = rng.choice(np.linspace(0, 1, 7), size=rng.integers(1, 300))
         for rate in (0.0, 0.01, 0.1):
             assert (negatives >= threshold_at(negatives, rate)).mean() <= rate
+
+
+def test_at_the_prompt_labels_speak_of_the_prompt(caplog):
+    """An exchange's label says what was answered; a refusal says nothing about what was asked."""
+
+    def row(prompt, label):
+        return LabelledExchange(prompt, "x", label == "unsafe_compliance", label, "s")
+
+    rows = [
+        row("bad", "safe_refusal"),
+        row("bad", "unsafe_compliance"),
+        row("bad", "safe_compliance"),
+        row("good", "safe_compliance"),
+        row("unknown", "safe_refusal"),
+    ]
+    kept = rows_at(rows, "prompt")
+    assert [(each.prompt, each.unsafe) for each in kept] == [("bad", True)] * 3 + [("good", False)]
+    assert "1 rows are left out" in caplog.text
+    assert rows_at(rows, "answer") == rows
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    text = '{"prompt": "a", "response": "b", "label": 0}\n' * 2
+    file.write_text(text, encoding="utf-8-sig")
+    assert len(read_labelled(file)) == 2
 
 
 def test_intervals_count_prompts_not_rows():

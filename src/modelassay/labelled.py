@@ -11,8 +11,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,8 @@ import numpy as np
 
 from modelassay.errors import InputError
 from modelassay.hub import read_dataset
+
+log = logging.getLogger(__name__)
 
 Label = Literal["safe_compliance", "safe_refusal", "unsafe_compliance"]
 LABELS: tuple[Label, ...] = get_args(Label)
@@ -96,7 +99,8 @@ def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
-                row = json.loads(line.decode("utf-8"))
+                # Editors on Windows put a byte order mark before the first line.
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 if not isinstance(row, dict):
                     raise InputError(f"Row {number} of {path.name} is no JSON object.")
                 yield number, row
@@ -160,6 +164,33 @@ def _label(value: Any, name: str) -> tuple[Label | None, bool]:
             f" {str(value)[:40]!r}."
         )
     return None, UNSAFE_NAMES[key]
+
+
+def rows_at(rows: Sequence[LabelledExchange], at: At) -> list[LabelledExchange]:
+    """The rows as labels of what is read there.
+
+    Labels speak of exchanges. At the prompt, one that was ever answered unsafely is unsafe, in all
+    its rows; of one that was only refused nobody knows, and its rows are left out.
+
+    Args:
+        rows: Labelled exchanges.
+        at: `answer` leaves them as they are.
+    """
+    if at == "answer":
+        return list(rows)
+    unsafe = {row.prompt for row in rows if row.unsafe}
+    kept = [
+        replace(row, unsafe=True, label=None) if not row.unsafe and row.prompt in unsafe else row
+        for row in rows
+        if row.unsafe or row.prompt in unsafe or row.label != "safe_refusal"
+    ]
+    if left_out := len(rows) - len(kept):
+        log.warning(
+            "%d rows are left out at the prompt: they are refusals, which do not tell whether the"
+            " prompt was harmful.",
+            left_out,
+        )
+    return kept
 
 
 def require_classes(rows: Sequence[LabelledExchange], classes: Iterable[Any], what: str) -> None:

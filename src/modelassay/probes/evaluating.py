@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from modelassay.activations import OnProgress
-from modelassay.labelled import At, LabelledExchange, prompt_groups, require_classes
+from modelassay.labelled import At, LabelledExchange, prompt_groups, require_classes, rows_at
 from modelassay.metrics import BinaryMetrics, binary_metrics, cluster_interval, rank_auroc
 from modelassay.models import LoadedModel
 from modelassay.probes.features import read_spans
@@ -65,6 +65,7 @@ def evaluate_probe(
     """
     probe.check_belongs_to(model)
     head = probe.head(at)
+    rows = rows_at(rows, at)
     require_classes(rows, (True, False), "Scoring a probe")
     spans = read_spans(model, rows, at, head.layers, on_progress=on_progress)
     risks = stream_risks(spans, [head], np.zeros(len(rows), dtype=int))

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from modelassay.activations import OnProgress
 from modelassay.errors import InputError
-from modelassay.labelled import At, LabelledExchange, data_hash, prompt_groups, require_classes
+from modelassay.labelled import (
+    At,
+    LabelledExchange,
+    data_hash,
+    prompt_groups,
+    require_classes,
+    rows_at,
+)
 from modelassay.metrics import BinaryMetrics, binary_metrics, cluster_interval, rank_auroc
 from modelassay.models import LoadedModel
 from modelassay.probes.attention import fit_attention
@@ -82,7 +89,7 @@ def train_head(
 
     Args:
         model: The model that it will watch.
-        rows: Labelled exchanges.
+        rows: Labelled exchanges; at the prompt they count as `labelled.rows_at` says.
         at: Where it reads.
         kind: One of `KINDS`.
         layers: Blocks to read; None for those at `DEPTHS` (of attention, the middle one).
@@ -96,6 +103,7 @@ def train_head(
     """
     if kind not in KINDS:
         raise InputError(f"Unknown kind {kind!r}; choose {', '.join(KINDS)}.")
+    rows = rows if group_by else rows_at(rows, at)
     require_classes(rows, (True, False), "A probe")
     chosen = tuple(layers) if layers else default_layers(len(model.blocks))
     if kind == "attention":
@@ -212,6 +220,7 @@ def sweep_layers(
     """
     if kind not in FITTERS:
         raise InputError(f"A sweep is of {' or '.join(FITTERS)}, not {kind!r}.")
+    rows = rows_at(rows, at)
     require_classes(rows, (True, False), "A sweep")
     groups = prompt_groups([row.prompt for row in rows])
     unsafe = np.array([row.unsafe for row in rows])
