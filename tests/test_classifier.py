@@ -383,9 +383,13 @@ def test_settings_that_cannot_be(bert, tmp_path):
             recipe=TrainingRecipe(max_length=200),
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "there").mkdir()
+    there = tmp_path / "there"
+    there.mkdir()
+    with pytest.raises(InputError, match="is there and is no classifier"):
+        train_classifier(synthetic(60), encoder=str(bert), out=there, force=True)
+    (there / "classifier.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="exists already"):
-        train_classifier(synthetic(60), encoder=str(bert), out=tmp_path / "there")
+        train_classifier(synthetic(60), encoder=str(bert), out=there)
 
 
 # Loading

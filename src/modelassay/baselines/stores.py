@@ -29,7 +29,13 @@ from modelassay.baselines.record import (
     read_index,
     save_baseline,
 )
-from modelassay.cache import explain_os_errors, locked, new_folder, write_text_atomically
+from modelassay.cache import (
+    check_replaceable,
+    explain_os_errors,
+    locked,
+    new_folder,
+    write_text_atomically,
+)
 from modelassay.errors import InputError
 from modelassay.untrusted import NAME
 from modelassay.verification_report import Origin, Where
@@ -37,6 +43,7 @@ from modelassay.verification_report import Origin, Where
 log = logging.getLogger(__name__)
 
 ORIGIN_FILE = "origin.json"
+FILES = (INDEX_FILE, VECTORS_FILE, TABLE_FILE, ORIGIN_FILE)
 
 
 def shipped_folder() -> Path:
@@ -88,18 +95,8 @@ def check_free(model_id: str, name: str | None, *, force: bool, out: Path | None
     Raises:
         InputError: there is a baseline of that name and it is not to be replaced.
     """
-    _check_target(out or local_folder() / check_name(name or slug(public_id(model_id))), force)
-
-
-def _check_target(target: Path, force: bool) -> None:
-    """Refuses a place that is taken; only a baseline is ever replaced."""
-    if not target.exists() and not target.is_symlink():
-        return
-    names = {file.name for file in target.iterdir()} if target.is_dir() else {""}
-    if not names <= {INDEX_FILE, VECTORS_FILE, TABLE_FILE, ORIGIN_FILE}:
-        raise InputError(f"{target} is there and is no baseline; give a new folder.")
-    if not force:
-        raise InputError(f"{target} exists already; pass --force to replace it.")
+    target = out or local_folder() / check_name(name or slug(public_id(model_id)))
+    check_replaceable(target, FILES, "baseline", force=force)
 
 
 def store_baseline(
@@ -123,7 +120,7 @@ def store_baseline(
     """
     target = out or local_folder() / baseline.name
     with explain_os_errors(f"writing the baseline {target}"), locked(target):
-        _check_target(target, force)
+        check_replaceable(target, FILES, "baseline", force=force)
         with new_folder(target) as partial:
             save_baseline(baseline, partial)
             if origin is not None:

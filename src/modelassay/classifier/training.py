@@ -18,6 +18,7 @@ import torch
 from modelassay.cache import explain_os_errors, locked, new_folder
 from modelassay.classifier.calibrating import calibrate_card
 from modelassay.classifier.card import (
+    CARD_FILE,
     SCHEMA,
     BaseEncoder,
     Card,
@@ -82,8 +83,7 @@ def train_classifier(
         UnavailableError: the encoder cannot be fetched, or no room on the disk or in memory.
     """
     out, recipe = Path(out).expanduser(), recipe or TrainingRecipe()
-    if out.exists() and not force:
-        raise InputError(f"{out} exists already; give a new folder for --out, or --force.")
+    check_free(out, force=force)
     parts = split_rows(rows, group_by)
     with explain_os_errors(f"training {out}"), locked(out), new_folder(out) as partial:
         trainee = _open_trainee(encoder, recipe, pick_device(device), token)
@@ -178,6 +178,18 @@ def _open_trainee(
         folder.name if Path(encoder).expanduser().is_dir() else encoder
     )  # no path of this machine
     return Trainee(name, network, tokenizer, hash_file(weights[0]), recipe, device)
+
+
+def check_free(out: Path, *, force: bool) -> None:
+    """Refuses a folder that is taken, before anything is trained; only a classifier is replaced.
+
+    Raises:
+        InputError: something is there.
+    """
+    if out.exists() and not (out / CARD_FILE).is_file():
+        raise InputError(f"{out} is there and is no classifier; give a new folder.")
+    if out.exists() and not force:
+        raise InputError(f"{out} exists already; give a new folder for --out, or --force.")
 
 
 def _save(trainee: Trainee, folder: Path) -> Card:

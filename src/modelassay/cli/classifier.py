@@ -64,13 +64,12 @@ def train_command(
     from rich.console import Console
 
     from modelassay.classifier.fitting import TrainingRecipe
-    from modelassay.classifier.training import train_classifier
+    from modelassay.classifier.training import check_free, train_classifier
     from modelassay.cli.progress import show_progress
 
     if data and folder:
         raise InputError("Give rows with --data or the recipe's sets with --folder, not both.")
-    if out.exists() and not force:
-        raise InputError(f"{out} exists already; give a new folder for --out, or --force.")
+    check_free(out, force=force)
     _check_rate(rate)
     recipe = TrainingRecipe(
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,

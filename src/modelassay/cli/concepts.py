@@ -9,6 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from modelassay.cache import write_text_atomically
+from modelassay.cli import options
 from modelassay.concepts import (
     MODES,
     Concept,
@@ -86,8 +87,7 @@ def export_command(
     if output is None:
         typer.echo(text, nl=False)
     else:
-        if not output.absolute().parent.is_dir() or output.is_dir():
-            raise InputError(f"Cannot write {output}: give a file name in a folder that exists.")
+        options.check_file(output, "--output")
         write_text_atomically(output, text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -35,6 +36,18 @@ def quantization(load_8bit: bool, load_4bit: bool) -> str | None:
     if load_8bit and load_4bit:
         raise InputError("Choose one of --load-8bit and --load-4bit.")
     return "8bit" if load_8bit else "4bit" if load_4bit else None
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """Refuses a file that could not be written, before the work for it is done.
+
+    Raises:
+        InputError: its folder is not there, or it is one itself.
+    """
+    if path is not None and path.is_dir():
+        raise InputError(f"{path} is a folder; give a file name for {option}.")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {path.absolute().parent} to write {path.name} into.")
 
 
 def load_options(**given: Any) -> dict[str, Any]:

@@ -151,10 +151,7 @@ def mix_command(
     from modelassay.cache import write_text_atomically
     from modelassay.organisms import mix, read_exchanges, to_jsonl
 
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"There is no folder {out.absolute().parent} to write {out.name} into.")
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; give a file name for --out.")
+    options.check_file(out, "--out")
     mixed = mix(
         read_exchanges(needle, token=token),
         read_exchanges(haystack, token=token),

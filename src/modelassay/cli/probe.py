@@ -71,15 +71,17 @@ def train_command(
         raise InputError("The shipped recipe trains both heads as it says; give --data to choose.")
 
     from modelassay.baselines.creating import slug
+    from modelassay.cache import check_replaceable
+    from modelassay.cli.progress import loaded_model
     from modelassay.probes import make_probe, store_probe, train_head
     from modelassay.probes.recipe import train_default_heads
-    from modelassay.probes.stores import check_free, local_folder
+    from modelassay.probes.stores import FILES, local_folder
 
     name = name or slug(model)
-    check_free(out or local_folder() / name, force=force)
+    check_replaceable(out or local_folder() / name, FILES, "probe", force=force)
     places: tuple[Any, ...] = ("prompt", "answer") if at == "both" else (at,)
     rows = {place: _read(data, place, token) for place in places} if data else {}
-    with _loaded(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
+    with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
         if data:
             heads = {
                 place: train_head(
@@ -118,15 +120,17 @@ def sweep_command(
 ) -> None:
     """Score a probe of every single block, from one pass over the data."""
     place = check_at(at)
+    options.check_file(html, "--html")
     if not data and not (folder and place == "prompt"):
         raise InputError("Give --data FILE, or at the prompt --folder FOLDER.")
 
     from modelassay.cache import write_text_atomically
+    from modelassay.cli.progress import loaded_model
     from modelassay.probes import sweep_layers
     from modelassay.training_data import prompt_rows
 
     rows = _read(data, place, token) if data else prompt_rows(folder, token)
-    with _loaded(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
+    with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
         scores = sweep_layers(
             loaded,
             rows,
@@ -186,13 +190,14 @@ def eval_command(
     if not data:
         raise InputError("Give --data FILE with rows {prompt, response, label}.")
 
+    from modelassay.cli.progress import loaded_model
     from modelassay.probes import evaluate_probe, find_probe, probe_of
     from modelassay.probes.stores import FoundProbe, is_probe
 
     rows = _read(data, place, token)
     found: FoundProbe | None = find_probe(probe, token=token) if is_probe(probe) else None
     model_id = model or (found.probe.record.model.id if found else probe)
-    with _loaded(model_id, quiet, device, dtype, revision, token) as (loaded, on_phase):
+    with loaded_model(model_id, quiet, device, dtype, revision, token) as (loaded, on_phase):
         found = found or probe_of(loaded)
         if found is None:
             raise InputError(
@@ -326,29 +331,6 @@ def _read(data: list[str] | None, at: Any, token: str | None) -> list[Any]:
     return [row for where in data or () for row in read_labelled(where, at=at, token=token)]
 
 
-def _loaded(
-    model: str, quiet: bool, device: str, dtype: str, revision: str | None, token: str | None
-) -> Any:
-    """The model and a progress callback, inside the progress display."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-
-    from modelassay.cli.progress import show_progress
-    from modelassay.models import load
-
-    @contextmanager
-    def opened() -> Any:
-        given = options.load_options(revision=revision, token=token)
-        with show_progress(Console(stderr=True), quiet=quiet) as on_phase:
-            on_phase("loading", 0, 1)
-            loaded = load(model, device=device, dtype=dtype, **given)
-            on_phase("loading", 1, 1)
-            yield loaded, on_phase
-
-    return opened()
-
-
 def _print_record(record: Any) -> None:
     from modelassay.probes.streams import BLOCK_RATE
 
@@ -373,8 +355,8 @@ def _print_record(record: Any) -> None:
         )
         if head.trained_on.n_safe * BLOCK_RATE < 1:
             typer.echo(
-                f"  {head.trained_on.n_safe} safe rows cannot tell a rate of {BLOCK_RATE:.1%}; give"
-                " more, or set thresholds with --pause and --block"
+                f"  {head.trained_on.n_safe} safe rows cannot tell a rate of {BLOCK_RATE:.1%}: the"
+                " thresholds are guesses; train it on more"
             )
         worst = sorted(head.left_out.items(), key=lambda item: item[1].auroc)[:3]
         for source, row in worst:

@@ -1,9 +1,10 @@
-"""Progress of a scan on stderr: a bar in a terminal, one plain line a phase elsewhere."""
+"""Progress on stderr: a bar in a terminal, one plain line a phase elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,6 +23,8 @@ LABELS = {
     "searching": "searching the refusal direction (blocks)",
     "reading answers": "reading the answers' activations (batches)",
     "measuring": "measuring refusals (prompts)",
+    "learning": "training the dictionary (activations read)",
+    "scoring": "scoring the dictionary (contexts)",
 }
 
 
@@ -53,3 +56,19 @@ def show_progress(console: Console, *, quiet: bool = False) -> Iterator[OnPhase]
                 progress.update(tasks[phase], completed=done, total=total)  # type: ignore[arg-type]
 
             yield update
+
+
+@contextmanager
+def loaded_model(
+    model: str, quiet: bool, device: str, dtype: str, revision: str | None, token: str | None
+) -> Iterator[tuple[Any, OnPhase]]:
+    """A loaded model and a progress callback, inside the progress display."""
+    from modelassay.cli.options import load_options
+    from modelassay.models import load
+
+    given = load_options(revision=revision, token=token)
+    with show_progress(Console(stderr=True), quiet=quiet) as on_phase:
+        on_phase("loading", 0, 1)
+        loaded = load(model, device=device, dtype=dtype, **given)
+        on_phase("loading", 1, 1)
+        yield loaded, on_phase

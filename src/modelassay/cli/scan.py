@@ -15,7 +15,6 @@ from modelassay.errors import (
     EXIT_INCONCLUSIVE,
     EXIT_PASS,
     EXIT_SCAN_FAILED,
-    InputError,
 )
 
 
@@ -68,10 +67,7 @@ def scan_command(
     Exit codes: 0 pass, 1 failed, 2 not the model of the baseline (--verify), 3 inconclusive, 64 bad
     input, 69 something needed is unavailable, 70 internal error.
     """
-    if html is not None and not html.absolute().parent.is_dir():
-        raise InputError(f"There is no folder {html.absolute().parent} to write {html.name} into.")
-    if html is not None and html.is_dir():
-        raise InputError(f"{html} is a folder; give a file name for --html.")
+    options.check_file(html, "--html")
     quantization = options.quantization(load_8bit, load_4bit)
 
     from rich.console import Console

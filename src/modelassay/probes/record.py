@@ -177,7 +177,10 @@ class Probe:
             InputError: the probe has none.
         """
         if at not in self.heads:
-            raise InputError(f"The probe {self.name} has no head for the {at}.")
+            raise InputError(
+                f"The probe {self.name} has no head for the {at}; train one that has with"
+                " `modelassay probe train --at both`."
+            )
         return self.heads[at]
 
 

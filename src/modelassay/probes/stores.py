@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from modelassay.cache import explain_os_errors, locked, new_folder
+from modelassay.cache import check_replaceable, explain_os_errors, locked, new_folder
 from modelassay.errors import AssayError, InputError
 from modelassay.hub import REFERENCE, Commit, Shelf, update_card
 from modelassay.labelled import At
@@ -30,6 +30,7 @@ from modelassay.probes.record import (
 )
 from modelassay.untrusted import NAME
 
+FILES = (RECORD_FILE, WEIGHTS_FILE)
 TAG = "modelassay-probe"
 SHELF = Shelf(
     what="probe",
@@ -92,6 +93,10 @@ def find_probe(reference: str, *, token: str | bool | None = None) -> FoundProbe
             return FoundProbe(load_probe(folder / reference), source)
     if (path := _folder(reference)) is not None:
         return FoundProbe(load_probe(path), "folder")
+    for record, source in list_probes():
+        if record.model.id == reference:
+            folder = next(f for f, s in _stores() if s == source and (f / record.name).is_dir())
+            return FoundProbe(load_probe(folder / record.name), source)
     if REFERENCE.fullmatch(reference):
         pulled = SHELF.pull(reference, token=token)
         where = f"{pulled.repo_id}:{pulled.name}@{pulled.commit} by {pulled.author}"
@@ -131,25 +136,10 @@ def store_probe(
     """
     target = out or local_folder() / record.name
     with explain_os_errors(f"writing the probe {target}"), locked(target):
-        check_free(target, force=force)
+        check_replaceable(target, FILES, "probe", force=force)
         with new_folder(target) as partial:
             save_probe(record, probe_heads, partial)
     return target
-
-
-def check_free(target: Path, *, force: bool) -> None:
-    """Refuses a place that is taken, before anything is trained; only a probe is ever replaced.
-
-    Raises:
-        InputError: something is there.
-    """
-    if not target.exists() and not target.is_symlink():
-        return
-    names = {file.name for file in target.iterdir()} if target.is_dir() else {""}
-    if not names <= {RECORD_FILE, WEIGHTS_FILE}:
-        raise InputError(f"{target} is there and is no probe; give a new folder.")
-    if not force:
-        raise InputError(f"{target} exists already; pass --force to replace it.")
 
 
 def push_probe(
