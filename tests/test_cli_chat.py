@@ -91,7 +91,7 @@ def test_a_prompt_from_standard_input(chat, capfd, monkeypatch):
         (["--json"], "--prompt"),
         (["--prompt", "Hi", "--pause", "0.9", "--block", "0.5"], "pause"),
         (["--prompt", "Hi", "--block", "nan"], "pause"),
-        (["--prompt", "Hi", "--temperature", "-1"], "temperature"),
+        (["--prompt", "Hi", "--temperature", "-1"], "The temperature must be 0 to 10, not -1.0"),
         (["--prompt", "Hi", "--top-p", "0"], "top-p"),
         (["--prompt", "Hi", "--max-new-tokens", "0"], "max-new-tokens"),
         (["--prompt", "Hi", "--classifier", "/nowhere"], "nowhere"),

@@ -28,10 +28,12 @@ ProbeOption = Annotated[
 ClassifierOption = Annotated[
     str, typer.Option("--classifier", help="`embedded`, a folder, a Hub id, or `none`.")
 ]
-Pause = Annotated[float | None, typer.Option(help="Risk from which the answer is held back.")]
-Block = Annotated[float | None, typer.Option(help="Risk from which it is refused.")]
+Pause = Annotated[float | None, typer.Option(help="Risk of the answer from which it is held back.")]
+Block = Annotated[float | None, typer.Option(help="Risk of the answer from which it is refused.")]
 RefusalText = Annotated[str | None, typer.Option("--refusal", help="What a refusal says.")]
 BARS = "▁▂▃▄▅▆▇█"
+CURVE = 32
+"""Tokens of the risk curve: the line stays below 80 columns."""
 YOU = "you: "
 MAX_PROMPT_BYTES = 1_000_000
 
@@ -104,7 +106,10 @@ def chat_command(
                 raise
             typer.echo(f"modelassay: {error}", err=True)
             continue
-        answer = print_json(events) if json else print_live(events, thresholds)
+        if json:
+            answer = print_json(events)
+        else:
+            answer = print_live(events, thresholds, interruptible=said is None)
         if said is not None:
             return
         history = [*turns, {"role": "assistant", "content": answer}]
@@ -189,8 +194,16 @@ def print_json(events: Iterable[GuardEvent]) -> str:
     return answer
 
 
-def print_live(events: Iterator[GuardEvent], thresholds: Any) -> str:
-    """The answer as it is cleared, with its risk below it; plain text where no one watches."""
+def print_live(
+    events: Iterator[GuardEvent], thresholds: Any, *, interruptible: bool = False
+) -> str:
+    """The answer as it is cleared, with its risk below it; plain text where no one watches.
+
+    Args:
+        events: Of one answer.
+        thresholds: The answer's, to be shown.
+        interruptible: Whether Ctrl-C ends the answer alone and not what is done here.
+    """
     from rich.console import Console, Group
     from rich.live import Live
     from rich.text import Text
@@ -211,20 +224,29 @@ def print_live(events: Iterator[GuardEvent], thresholds: Any) -> str:
                 answer += event.text
                 status = describe(event, risks, thresholds, status)
                 live.update(Group(Text(answer), Text(status, style="dim")), refresh=True)
-        except KeyboardInterrupt:  # ends the answer, not the conversation
+        except KeyboardInterrupt:
             live.update(Group(Text(answer), Text("stopped", style="dim")), refresh=True)
+            if not interruptible:
+                raise
     return answer
 
 
 def describe(event: GuardEvent, risks: list[float], thresholds: Any, before: str) -> str:
     """One line about the risk so far; adds the event's to `risks`."""
     if event.kind == "prompt":
-        return f"prompt risk {event.risk:.2f}" + (" (held back)" if event.action == "pause" else "")
+        if event.action != "pause":
+            return f"prompt risk {event.risk:.2f}"
+        return f"prompt risk {event.risk:.2f}: the answer is held back until it is cleared"
     if event.kind == "token" and event.risk is not None:
         risks.append(event.risk)
-        curve = "".join(BARS[min(7, int(8 * risk))] for risk in risks[-40:])
+        curve = "".join(BARS[min(7, int(8 * risk))] for risk in risks[-CURVE:])
         limits = f"pause {thresholds.pause:.2f}, block {thresholds.block:.2f}"
-        return f"risk {event.risk:.2f} {curve} {event.action} ({limits})"
+        line = f"risk {event.risk:.2f} {curve} {event.action} ({limits})"
+        # Why a low risk is held, or what cleared it: said by the prompt, or the classifier.
+        why = event.detail or next(iter(before.splitlines()[1:]), "")
+        if before.startswith("prompt risk"):
+            why = why or before
+        return f"{line}\n{why}" if why else line
     if event.kind == "end" and event.reason in ("prompt refused", "answer refused"):
         note = f" ({event.detail})" if event.detail else ""
         return f"{event.reason} by the guard{note}; {before}"

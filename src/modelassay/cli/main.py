@@ -18,6 +18,7 @@ from modelassay.cli import (
     guard,
     organism,
     probe,
+    sae,
     scan,
     verify,
 )
@@ -46,6 +47,7 @@ app.add_typer(concepts.app, name="concepts")
 app.add_typer(guard.app, name="guard")
 app.add_typer(organism.app, name="organism")
 app.add_typer(probe.app, name="probe")
+app.add_typer(sae.app, name="sae")
 
 
 def _version(show: bool) -> None:
@@ -99,7 +101,7 @@ def run(arguments: list[str] | None = None) -> int:
             EXIT_INTERNAL,
         )
     if code == EXIT_INTERRUPTED:  # typer catches Ctrl-C itself and gives this code
-        return _fail("Interrupted; no report was written.", code)
+        return _fail("Interrupted.", code)
     return code
 
 

@@ -33,12 +33,15 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        ok = 0 <= self.temperature <= 10 and 0 < self.top_p <= 1 and self.top_k >= 0
-        if not (ok and 0.1 <= self.repetition_penalty <= 10):
-            raise InputError(
-                "Sampling needs 0 <= temperature <= 10, 0 < top-p <= 1, top-k >= 0 and a repetition"
-                f" penalty between 0.1 and 10, got {self}."
-            )
+        for name, ok, bounds in (
+            ("temperature", 0 <= self.temperature <= 10, "0 to 10"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("repetition_penalty", 0.1 <= self.repetition_penalty <= 10, "0.1 to 10"),
+        ):
+            if not ok:
+                shown = name.replace("_", "-")
+                raise InputError(f"The {shown} must be {bounds}, not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)

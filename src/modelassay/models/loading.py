@@ -115,6 +115,8 @@ def load(
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise InputError(f"Unknown quantization {quantization!r}; choose 8bit or 4bit.")
     device_map = _device_map(device)
+    # It warns of kernels it could fetch, and of a cast that is meant for every layer and batch.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     organism = find_organism(model_id) if is_organism(model_id) else None
     if organism is not None:
         _check_transform(organism, quantization)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from torch import Tensor
@@ -24,8 +23,6 @@ def bitsandbytes_config(quantization: str) -> Any:
         raise UnavailableError(
             "8-bit and 4-bit loading need bitsandbytes: pip install 'modelassay[quantization]'"
         )
-    # It warns of a cast that is meant, once for every layer and batch.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
