@@ -12,7 +12,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[app,quantization,bench,dev]"
+		--editable ".[app,quantization,bench,sae,dev]"
 	touch $@
 
 scan: $(INSTALLED)  ## Scan the embedded model, or MODEL=...

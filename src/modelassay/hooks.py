@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,38 @@ def capture(
         yield
     except _StopForward:
         pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def rewrite(
+    blocks: Sequence[nn.Module], edits: Mapping[int, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """Lets `edits[layer](hidden)` stand in for what those blocks write; hooks are always removed.
+
+    Only forward passes of the calling thread are changed, so that a model may be shared.
+
+    Args:
+        blocks: The model's decoder blocks.
+        edits: Block index to a function of its output [batch, token, hidden], on its device.
+    """
+    owner = threading.get_ident()
+
+    def make_hook(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if threading.get_ident() != owner:
+                return None
+            if isinstance(output, tuple):
+                return (edit(output[0]), *output[1:])
+            return edit(output)
+
+        return hook
+
+    handles = [blocks[layer].register_forward_hook(make_hook(edits[layer])) for layer in edits]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

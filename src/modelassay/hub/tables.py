@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,63 @@ from modelassay.hub.errors import DATA_ELSEWHERE, REPO_ID, answered, hub_errors,
 
 # Suffixes of tables, and the reader in `datasets` for each.
 TABLES = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
+
+
+def stream_dataset(
+    where: str | Path,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    token: str | bool | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Rows of a table one after the other, without holding it: for data that fill no memory.
+
+    Args:
+        where: Path of a JSONL, CSV, Parquet or plain text file (also gzipped; of a plain text each
+            line is a row with a `text`), or `owner/name`.
+        config: Configuration of a Hub data set.
+        split: Split of a Hub data set.
+        token: Hub token, None for the stored one.
+
+    Raises:
+        InputError: no such file or data set, or one that cannot be parsed.
+        UnavailableError: the Hub cannot be reached.
+    """
+    import datasets
+    from datasets import exceptions
+
+    _quieten_datasets()
+    path = Path(where)
+    if path.is_file():
+        suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+        kind = {**TABLES, "txt": "text"}.get(suffix.lstrip("."))
+        if kind is None:
+            raise InputError(f"{path} is no JSON, JSONL, CSV, Parquet or text file.")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty.")
+        try:
+            table = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
+            yield from (dict(row) for row in table)
+        except (OSError, ValueError, TypeError, exceptions.DatasetsError) as error:
+            cause = error.__cause__ or error
+            raise InputError(f"{path} cannot be parsed: {first_line(cause)}") from error
+        return
+    _check_hub_id(where)
+    with hub_errors(str(where), elsewhere=DATA_ELSEWHERE):
+        try:
+            table = datasets.load_dataset(
+                str(where), config, split=split, token=token, streaming=True
+            )
+            yield from (dict(row) for row in table)
+        except exceptions.DatasetNotFoundError as error:
+            raise InputError(
+                f"No data set {str(where)!r} on the Hub that you may see: check the spelling, or"
+                " pass a token if it is private or gated."
+            ) from error
+        except FileNotFoundError as error:
+            raise offline(str(where), DATA_ELSEWHERE) from error
+        except (ValueError, exceptions.DatasetsError) as error:
+            raise InputError(f"Cannot read the data set {where}: {first_line(error)}") from error
 
 
 def read_dataset(
@@ -36,10 +94,7 @@ def read_dataset(
     path = Path(where)
     if path.is_file():
         return _read_table(path)
-    if path.suffix.lstrip(".") in (*TABLES, "gz") or path.is_absolute() or path.exists():
-        raise InputError(f"No data file at {where}; give a JSON, JSONL, CSV or Parquet file.")
-    if not REPO_ID.fullmatch(str(where)) or "/" not in str(where):
-        raise InputError(f"{str(where)!r} is neither a data file nor a Hub data set (owner/name).")
+    _check_hub_id(where)
     import datasets
     from datasets import exceptions
 
@@ -61,6 +116,17 @@ def read_dataset(
         except (ValueError, exceptions.DatasetsError) as error:
             raise InputError(f"Cannot read the data set {where}: {first_line(error)}") from error
         return [dict(row) for row in table]
+
+
+def _check_hub_id(where: str | Path) -> None:
+    """Refuses what is no data set's id, when it is no file either."""
+    path = Path(where)
+    if path.is_dir():
+        raise InputError(f"{where} is a folder; give a data file in it.")
+    if path.suffix.lstrip(".") in (*TABLES, "gz", "txt") or path.is_absolute() or path.exists():
+        raise InputError(f"No data file at {where}; give a JSON, JSONL, CSV or Parquet file.")
+    if not REPO_ID.fullmatch(str(where)) or "/" not in str(where):
+        raise InputError(f"{str(where)!r} is neither a data file nor a Hub data set (owner/name).")
 
 
 def _http_cause(error: BaseException | None) -> Any | None:

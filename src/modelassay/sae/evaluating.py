@@ -1,0 +1,152 @@
+"""How good a dictionary is, on text that it was not trained on.
+
+Four numbers, none of which can stand for another: the variance that its reconstruction explains,
+how many features are active on a token, how many never are, and what it costs the model in
+next-token loss when the reconstruction takes the place of what the block wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modelassay.activations import OnProgress, read_activations
+from modelassay.errors import InputError
+from modelassay.hooks import rewrite
+from modelassay.models import LoadedModel
+from modelassay.prompts import Encoded
+from modelassay.sae.stream import encode_contexts
+
+LOSS_BATCH = 8
+"""Contexts whose logits are in memory together."""
+
+
+@dataclass(frozen=True)
+class SaeMetrics:
+    """Of a dictionary on held-out text; the first token of a context is left out throughout."""
+
+    explained_variance: float
+    """1 - Σ‖x - x̂‖² / Σ‖x - mean x‖²."""
+    l0: float
+    """Features active on a token, on average."""
+    dead_share: float
+    """Of the features, those that fire on none of the tokens."""
+    loss: float
+    """Next-token loss of the model, in nats."""
+    loss_spliced: float
+    """The same with the block's output replaced by the reconstruction."""
+    loss_mean: float
+    """The same with the block's output replaced by its mean: what no dictionary at all would do."""
+    n_tokens: int
+
+    @property
+    def loss_added(self) -> float:
+        """What the reconstruction costs, in nats a token."""
+        return self.loss_spliced - self.loss
+
+    @property
+    def loss_recovered(self) -> float:
+        """Share of the damage of `loss_mean` that the reconstruction undoes; 1 is all of it."""
+        return 1 - self.loss_added / max(self.loss_mean - self.loss, 1e-9)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        derived = {"loss_added": self.loss_added, "loss_recovered": self.loss_recovered}
+        return {**asdict(self), **derived}
+
+
+@torch.inference_mode()
+def evaluate_sae(
+    model: LoadedModel,
+    sae: Any,
+    layer: int,
+    texts: Sequence[str],
+    *,
+    context: int = 128,
+    on_progress: OnProgress | None = None,
+) -> SaeMetrics:
+    """Scores a dictionary on texts.
+
+    Args:
+        model: The model it belongs to.
+        sae: A sae-lens SAE with `encode` and `decode`.
+        layer: The block whose output it takes apart.
+        texts: Not among those it was trained on.
+        context: Tokens that are read together.
+        on_progress: Told (contexts done, contexts in all) of the splicing.
+
+    Raises:
+        InputError: no text makes two tokens, or the dictionary has another width.
+    """
+    contexts = encode_contexts(model, texts, context)
+    if not contexts:
+        raise InputError("The texts to score the dictionary on are empty.")
+    values = read_activations(model, contexts, [layer], position="all").values[:, 0]
+    if values.shape[1] != sae.cfg.d_in:
+        raise InputError(
+            f"The dictionary reads {sae.cfg.d_in} dimensions, {model.info.id} has"
+            f" {values.shape[1]}; it belongs to another model."
+        )
+    mean = values.mean(dim=0)
+    error, active, fired = 0.0, 0, torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
+    for rows in values.split(1024):
+        features = sae.encode(rows.to(sae.device))
+        error += float((sae.decode(features).cpu() - rows).double().square().sum())
+        active += int((features > 0).sum())
+        fired |= (features > 0).any(dim=0).cpu()
+
+    def spliced(hidden: Tensor) -> Tensor:
+        rebuilt = sae.decode(sae.encode(hidden.to(sae.device, torch.float32)))
+        return _from_second(hidden, rebuilt.to(hidden))
+
+    def averaged(hidden: Tensor) -> Tensor:
+        return _from_second(hidden, mean.to(hidden).expand_as(hidden))
+
+    losses, counted = [0.0, 0.0, 0.0], 0
+    for start in range(0, len(contexts), LOSS_BATCH):
+        if on_progress:
+            on_progress(start, len(contexts))
+        batch = contexts[start : start + LOSS_BATCH]
+        for i, edit in enumerate((None, spliced, averaged)):
+            with rewrite(model.blocks, {} if edit is None else {layer: edit}):
+                losses[i] += _loss(model, batch)
+        counted += sum(len(context.ids) - 2 for context in batch)
+    if on_progress:
+        on_progress(len(contexts), len(contexts))
+    plain, with_sae, with_mean = (total / max(counted, 1) for total in losses)
+    return SaeMetrics(
+        explained_variance=1 - error / float((values - mean).double().square().sum()),
+        l0=active / len(values),
+        dead_share=float((~fired).double().mean()),
+        loss=plain,
+        loss_spliced=with_sae,
+        loss_mean=with_mean,
+        n_tokens=len(values),
+    )
+
+
+def _from_second(hidden: Tensor, instead: Tensor) -> Tensor:
+    """[batch, token, hidden] with `instead` from the second token on."""
+    return torch.cat([hidden[:, :1], instead[:, 1:]], dim=1)
+
+
+def _loss(model: LoadedModel, contexts: Sequence[Encoded]) -> float:
+    """Summed next-token loss in nats, of every token but the first two."""
+    width = max(len(context.ids) for context in contexts)
+    ids = torch.zeros((len(contexts), width), dtype=torch.long)
+    # Right padding: no real token sees it, and what it predicts is not counted.
+    targets = torch.full((len(contexts), width), -100, dtype=torch.long)
+    for row, context in enumerate(contexts):
+        ids[row, : len(context.ids)] = torch.tensor(context.ids)
+        targets[row, : len(context.ids)] = torch.tensor(context.ids)
+    # The token that follows the first one is predicted from it alone, and it is never replaced.
+    targets = targets[:, 2:]
+    logits = model.model(input_ids=ids.to(model.device), use_cache=False).logits[:, 1:-1].float()
+    total = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.to(logits.device).flatten(), reduction="sum"
+    )
+    return float(total)
