@@ -51,6 +51,21 @@ def test_text_alone_on_stdout(chat, tiny_folder, probe, capfd):
     values = json.loads(capfd.readouterr().out)
     assert values["text"] == shown.removesuffix("\n")
     assert values["tokens"] == 6
+    assert 0 <= values["prompt_risk"] <= 1
+    assert 0 < values["highest_risk"] <= 1
+    assert values["held"] is False
+
+
+def test_thresholds_of_prompt_and_answer_are_apart(chat, capfd):
+    ask = [*chat, "--prompt", "Hi", "--json", "--max-new-tokens", "4"]
+
+    def last(*options):
+        assert run([*ask, *options]) == 0
+        return json.loads(capfd.readouterr().out.splitlines()[-1])["reason"]
+
+    shut = ["1e-9", "2e-9"]
+    assert last("--prompt-pause", shut[0], "--prompt-block", shut[1]) == "prompt refused"
+    assert last("--pause", shut[0], "--block", shut[1]) == "answer refused"
 
 
 def test_a_conversation_goes_on_and_ends(chat, capfd, monkeypatch):
@@ -91,6 +106,7 @@ def test_a_prompt_from_standard_input(chat, capfd, monkeypatch):
         (["--json"], "--prompt"),
         (["--prompt", "Hi", "--pause", "0.9", "--block", "0.5"], "pause"),
         (["--prompt", "Hi", "--block", "nan"], "pause"),
+        (["--prompt", "Hi", "--prompt-pause", "0.9", "--prompt-block", "0.5"], "pause"),
         (["--prompt", "Hi", "--temperature", "-1"], "The temperature must be 0 to 10, not -1.0"),
         (["--prompt", "Hi", "--top-p", "0"], "top-p"),
         (["--prompt", "Hi", "--max-new-tokens", "0"], "max-new-tokens"),

@@ -30,6 +30,12 @@ ClassifierOption = Annotated[
 ]
 Pause = Annotated[float | None, typer.Option(help="Risk of the answer from which it is held back.")]
 Block = Annotated[float | None, typer.Option(help="Risk of the answer from which it is refused.")]
+PromptPause = Annotated[
+    float | None, typer.Option(help="Risk of the prompt from which the answer begins held back.")
+]
+PromptBlock = Annotated[
+    float | None, typer.Option(help="Risk of the prompt from which it is refused.")
+]
 RefusalText = Annotated[str | None, typer.Option("--refusal", help="What a refusal says.")]
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 32
@@ -52,6 +58,8 @@ def chat_command(
     classifier: ClassifierOption = "embedded",
     pause: Pause = None,
     block: Block = None,
+    prompt_pause: PromptPause = None,
+    prompt_block: PromptBlock = None,
     refusal: RefusalText = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -65,8 +73,7 @@ def chat_command(
         raise InputError("--json needs a --prompt.")
     quantization = options.quantization(load_8bit, load_4bit)
 
-    from modelassay.guard import REFUSAL, Sampling, Thresholds, load_guard
-    from modelassay.guard.streaming import of_head
+    from modelassay.guard import REFUSAL, Sampling, load_guard
 
     said = read_prompt(prompt) if prompt is not None else None
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
@@ -79,10 +86,8 @@ def chat_command(
         dtype=dtype,
         **options.load_options(revision=revision, quantization=quantization, token=token),
     )
-    own = of_head(guard.probe.head("answer"))
-    thresholds = Thresholds(
-        own.pause if pause is None else pause, own.block if block is None else block
-    )
+    thresholds = _thresholds(guard, "answer", pause, block)
+    prompt_thresholds = _thresholds(guard, "prompt", prompt_pause, prompt_block)
     history = [{"role": "system", "content": system}] if system else []
     while True:
         try:
@@ -99,6 +104,7 @@ def chat_command(
                 max_new_tokens=max_new_tokens,
                 stop=stop or (),
                 thresholds=thresholds,
+                prompt_thresholds=prompt_thresholds,
                 refusal=refusal or REFUSAL,
             )
         except InputError as error:
@@ -153,15 +159,22 @@ def generate_command(
         )
     else:
         events = stream_unguarded(load(model, **given), turns, **settings)
-    texts, last = [], None
+    seen: list[GuardEvent] = []
     for event in events:
-        texts.append(event.text)
-        last = event
+        seen.append(event)
         if not json:
             typer.echo(event.text, nl=False)
     if json:
-        values = {"text": "".join(texts), "guarded": guarded}
-        values |= {"reason": last.reason if last else None, "tokens": last.index if last else 0}
+        risks = [e.risk for e in seen if e.kind == "token" and e.risk is not None]
+        values = {
+            "text": "".join(event.text for event in seen),
+            "guarded": guarded,
+            "reason": seen[-1].reason,
+            "tokens": seen[-1].index,
+            "prompt_risk": next((e.risk for e in seen if e.kind == "prompt"), None),
+            "highest_risk": max(risks, default=None),
+            "held": any(event.action in ("pause", "escalate") for event in seen),
+        }
         typer.echo(json_module.dumps(values, ensure_ascii=False))
     else:
         typer.echo()
@@ -251,6 +264,15 @@ def describe(event: GuardEvent, risks: list[float], thresholds: Any, before: str
         note = f" ({event.detail})" if event.detail else ""
         return f"{event.reason} by the guard{note}; {before}"
     return before
+
+
+def _thresholds(guard: Any, at: Any, pause: float | None, block: float | None) -> Any:
+    """The probe's thresholds there, those that were given in their place."""
+    from modelassay.guard import Thresholds
+    from modelassay.guard.streaming import of_head
+
+    own = of_head(guard.probe.head(at))
+    return Thresholds(own.pause if pause is None else pause, own.block if block is None else block)
 
 
 def _silence() -> None:
