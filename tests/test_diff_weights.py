@@ -58,6 +58,16 @@ def test_names_may_have_other_prefixes(base):
     assert compare(base, other).identical
 
 
+def test_an_output_layer_that_only_one_has_is_compared_with_the_embeddings(base):
+    """It may be tied and written out, or be where the change is."""
+    changed = {**base, "lm_head.weight": 1.01 * base["model.embed_tokens.weight"]}
+    for pair in ((base, changed), (changed, base)):
+        found = compare(*pair)
+        assert not found.identical
+        assert [change.name for change in found.matrices] == ["lm_head.weight"]
+        assert found.energy_elsewhere == pytest.approx(1)
+
+
 @pytest.mark.parametrize("rank", [1, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_merged_adapter_shows_its_rank(base, rank, dtype):

@@ -312,6 +312,20 @@ def test_exchanges_are_read_as_conversations_and_some_are_kept_out(tiny, tmp_pat
     assert train[0].endswith("Answer 1.")
 
 
+def test_answers_to_one_prompt_are_never_on_both_sides(tiny, tmp_path):
+    rows = [{"prompt": f"Question {i % 7}?", "response": f"Answer {i}."} for i in range(120)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    corpus = Corpus(tiny(), [str(file)])
+    asked = [
+        {text.split("Question ")[1][0] for text in part}
+        for part in (corpus.train(), corpus.held_out())
+    ]
+    assert asked[0]
+    assert asked[1]
+    assert not asked[0] & asked[1]
+
+
 def test_texts_come_from_any_table_and_by_turns(tiny, tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n", encoding="utf-8")
     (tmp_path / "b.csv").write_text("body,n\nfour,1\nfive,2\n", encoding="utf-8")
@@ -358,6 +372,7 @@ def test_train_and_info_as_a_user_runs_them(tiny_folder, tmp_path, capsys):
         (["--data", "TEXTS", "--kind", "deep"], "--kind is"),
         (["--data", "TEXTS", "--storage", "int8"], "--storage is"),
         (["--data", "TEXTS", "--layer", "99"], "layer must lie"),
+        (["--data", "TEXTS", "--out", "my words"], "cannot be named"),
         (["--data", "TEXTS", "--out", "OTHER"], "is there and is no dictionary"),
     ],
 )

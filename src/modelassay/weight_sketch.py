@@ -122,7 +122,11 @@ def sketch(tensors: Tensors, hidden_size: int, model_type: str) -> WeightSketch 
 
 def weight_key(name: str) -> str:
     """A weight's name without what differs between copies of a model: prefixes, expert numbers."""
-    name = EXPERT.sub("experts.", name)
+    return plain_name(EXPERT.sub("experts.", name))
+
+
+def plain_name(name: str) -> str:
+    """A weight's name without the prefixes that differ between copies of a model."""
     if (index := BLOCK_INDEX.search(name)) is not None:
         return f"{index.group(1)}.{name[index.end() :]}"
     return ".".join(name.split(".")[-2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from modelassay.cli import options
 from modelassay.errors import InputError, UnavailableError
+from modelassay.untrusted import NAME
 
 app = typer.Typer(
     help="Dictionaries: sparse autoencoders that take a model's activations apart into features.",
@@ -69,6 +71,8 @@ def train_command(
     from modelassay.sae.dictionary import FILES
 
     check_replaceable(out, FILES, "dictionary", force=force)
+    if not re.fullmatch(NAME, out.name):
+        raise InputError(f"A dictionary cannot be named {out.name[:60]!r}: letters, digits, - _ .")
     with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
         n_layers, hidden = len(loaded.blocks), loaded.info.hidden_size
         settings = Settings(

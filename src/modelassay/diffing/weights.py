@@ -24,13 +24,8 @@ import torch
 from torch import Tensor
 
 from modelassay.errors import InputError
-from modelassay.models.writers import (
-    BLOCK_INDEX,
-    OTHER_TOWERS,
-    residual_axis,
-    writing_block,
-)
-from modelassay.weight_sketch import AblationMark
+from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_block
+from modelassay.weight_sketch import AblationMark, block_of, plain_name
 from modelassay.weights import Tensors
 
 LEADING = 80
@@ -57,6 +52,9 @@ MARK_STRENGTH = (0.05, 1.5)
 MARKED_SHARE = 0.2
 """Of the changed writing matrices must bear the mark, in two blocks at least."""
 SHARED_COSINE = 0.9
+OUTPUT = "lm_head.weight"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+"""Also the output layer where it is tied; files may leave that out or write it again."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +138,10 @@ def diff_weights(
         InputError: the two have no weight in common, shapes differ, one is packed (quantised), or
             one holds NaN or infinite values.
     """
-    ours = {_key(name): (name, read) for name, read in base if not OTHER_TOWERS.search(name)}
-    theirs = {_key(name): (name, read) for name, read in candidate if not OTHER_TOWERS.search(name)}
-    common = sorted(ours.keys() & theirs.keys(), key=lambda key: (_block(key) or 0, key))
+    ours, theirs = _named(base), _named(candidate)
+    _untie(ours, theirs)
+    _untie(theirs, ours)
+    common = sorted(ours.keys() & theirs.keys(), key=lambda key: (block_of(key) or 0, key))
     if not common:
         raise InputError("The two models have no weight of the same name; they cannot be compared.")
     matrices: list[MatrixChange] = []
@@ -176,8 +175,8 @@ def diff_weights(
     return WeightDiff(
         matrices=tuple(matrices),
         n_compared=len(common),
-        only_in_base=tuple(sorted(_untied(ours.keys() - theirs.keys()))),
-        only_in_candidate=tuple(sorted(_untied(theirs.keys() - ours.keys()))),
+        only_in_base=tuple(sorted(ours.keys() - theirs.keys())),
+        only_in_candidate=tuple(sorted(theirs.keys() - ours.keys())),
         energy_by_block={
             block: changed_energy[block] / total
             for block in sorted(b for b in changed_energy if b is not None)
@@ -200,7 +199,7 @@ def _change(
     if relative <= UNCHANGED:
         return None, None
     if min(delta.shape) == 1:  # a norm's gain or a bias has no spectrum
-        return MatrixChange(key, _block(key), relative, None, 0.0, 1.0), None
+        return MatrixChange(key, block_of(key), relative, None, 0.0, 1.0), None
     left, values = _leading_svd(delta)
     rank = _rank(values, energy, delta.shape)
     signal = float(np.square(values[:rank]).sum() / energy)
@@ -222,7 +221,7 @@ def _change(
         kept = _Leading(left.double().cpu().numpy(), bool(marked))
     return MatrixChange(
         name=key,
-        block=_block(key),
+        block=block_of(key),
         relative=relative,
         rank=rank if 0 < rank <= MAX_RANK and signal > MIN_SIGNAL else None,
         signal_share=min(signal, 1.0),
@@ -314,18 +313,19 @@ def _matrix(weight: Tensor, axis: int) -> Tensor:
     return moved.reshape(moved.shape[0], -1)
 
 
-def _key(name: str) -> str:
-    """A weight's name without prefixes, which differ between copies of a model."""
-    if (index := BLOCK_INDEX.search(name)) is not None:
-        return f"{index.group(1)}.{name[index.end() :]}"
-    return ".".join(name.split(".")[-2:])
+_Named = dict[str, tuple[str, Callable[[], Tensor]]]
 
 
-def _block(key: str) -> int | None:
-    head = key.partition(".")[0]
-    return int(head) if head.isdigit() else None
+def _named(tensors: Tensors) -> _Named:
+    """Weights of the language tower by a name that copies of a model share."""
+    return {
+        plain_name(name): (name, read) for name, read in tensors if not OTHER_TOWERS.search(name)
+    }
 
 
-def _untied(keys: set[str]) -> set[str]:
-    """Without the output layer: where it is tied, files may leave it out."""
-    return {key for key in keys if key != "lm_head.weight"}
+def _untie(weights: _Named, other: _Named) -> None:
+    """An output layer that only the other model has written out is the embeddings here."""
+    if OUTPUT in other and OUTPUT not in weights:
+        embeddings = next((name for name in EMBEDDINGS if name in weights), None)
+        if embeddings is not None:
+            weights[OUTPUT] = weights[embeddings]

@@ -1,7 +1,8 @@
 """The text that a dictionary is trained and scored on: files or Hub data sets, streamed.
 
 A row is a text, or an exchange, which is read as the model would see it in a conversation. Every
-fiftieth row is kept out of the training and scores the dictionary.
+fiftieth row scores the dictionary, and what it asks is kept out of the training in all rows:
+answers to one prompt are never on both sides.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ class Corpus:
             token: Hub token.
         """
         self.model, self.sources, self.field, self.token = model, tuple(sources), field, token
+        self._held_out: list[tuple[str, str]] | None = None
 
     def train(self) -> Iterator[str]:
         """The texts to train on."""
-        return (text for i, text in enumerate(self._texts()) if i % HELD_OUT_EVERY)
+        kept_out = {key for key, _ in self._scored()}
+        return (text for key, text in self._texts() if key not in kept_out)
 
     def held_out(self) -> list[str]:
         """The texts to score on.
@@ -53,13 +56,18 @@ class Corpus:
         Raises:
             InputError: there is not a single one.
         """
-        kept = (text for i, text in enumerate(self._texts()) if not i % HELD_OUT_EVERY)
-        texts = list(islice(kept, MAX_HELD_OUT))
-        if not texts:
-            raise InputError(f"{', '.join(self.sources)}: there is no text in it.")
-        return texts
+        return [text for _, text in self._scored()]
 
-    def _texts(self) -> Iterator[str]:
+    def _scored(self) -> list[tuple[str, str]]:
+        if self._held_out is None:
+            last = HELD_OUT_EVERY * MAX_HELD_OUT
+            self._held_out = list(islice(self._texts(), 0, last, HELD_OUT_EVERY))
+        if not self._held_out:
+            raise InputError(f"{', '.join(self.sources)}: there is no text in it.")
+        return self._held_out
+
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        """Each text after what it is held out by: the prompt of an exchange, else itself."""
         # Sources by turns, so that no window holds one of them only.
         streams = [self._rows(source) for source in self.sources]
         while streams:
@@ -70,19 +78,20 @@ class Corpus:
                 else:
                     yield text
 
-    def _rows(self, source: str) -> Iterator[str]:
+    def _rows(self, source: str) -> Iterator[tuple[str, str]]:
         rows: Iterable[Mapping[str, Any]] = stream_dataset(source, token=self.token)
         for number, row in enumerate(rows, 1):
             text = self._text(row, f"Row {number} of {source}")
             if text.strip():
-                yield text[:MAX_CHARACTERS]
+                key = _prompt(row) if self.field is None else None
+                yield " ".join((key or text).lower().split()), text[:MAX_CHARACTERS]
 
     def _text(self, row: Mapping[str, Any], where: str) -> str:
         if self.field is not None:
             if not isinstance(text := row.get(self.field), str):
                 raise InputError(f"{where} has no text in {self.field!r}; it has {_names(row)}.")
             return text
-        prompt = next((row[name] for name in PROMPT_FIELDS if row.get(name)), None)
+        prompt = _prompt(row)
         response = next((row[name] for name in RESPONSE_FIELDS if row.get(name)), None)
         if isinstance(prompt, str) and isinstance(response, str) and self.model.has_chat_template:
             return render_chat(self.model, prompt) + response
@@ -91,6 +100,11 @@ class Corpus:
         if not found:
             raise InputError(f"{where} has no text; it has {_names(row)}. Name one with --field.")
         return "\n".join(found)
+
+
+def _prompt(row: Mapping[str, Any]) -> str | None:
+    value = next((row[name] for name in PROMPT_FIELDS if row.get(name)), None)
+    return value if isinstance(value, str) else None
 
 
 def _names(row: Mapping[str, Any]) -> str:

@@ -242,7 +242,7 @@ class _Run:
             tensors = load_file(state / STATE_FILE)
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"The state in {state} is damaged; delete the folder.") from error
-        if progress.get("identity") != self.identity:
+        if not isinstance(progress, dict) or progress.get("identity") != self.identity:
             raise InputError(
                 f"{state} holds the state of a run with another model or other settings; delete the"
                 " folder or give another."
