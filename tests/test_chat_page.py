@@ -346,7 +346,7 @@ def test_a_cancelled_job_stops_the_answer(client, monkeypatch):
 @needs_probe
 @pytest.mark.real_model
 def test_score_endpoint_judges_an_exchange(client):
-    asked = yaml.safe_load(REQUESTS.read_text(encoding="utf-8"))["prompts"][2]["text"]
+    asked = yaml.safe_load(REQUESTS.read_text(encoding="utf-8"))["prompts"][7]["text"]
     harmless = client.predict(
         "What is the capital of France?",
         "It is Paris.",
@@ -369,7 +369,7 @@ def test_a_visitor_chats(url, tmp_path):
 
     shots = Path(os.environ.get("MODELASSAY_SCREENSHOTS", tmp_path))
     shots.mkdir(parents=True, exist_ok=True)
-    asked = yaml.safe_load(REQUESTS.read_text(encoding="utf-8"))["prompts"][2]["text"]
+    asked = yaml.safe_load(REQUESTS.read_text(encoding="utf-8"))["prompts"][7]["text"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(CHROMIUM_FLAGS))
         page = browser.new_page(viewport={"width": 1280, "height": 1000})

@@ -55,7 +55,7 @@ def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Any:
     _add_marks(figure, events)
     for level, text, colour, below in (
         (thresholds.pause, "hold back", PAUSE, thresholds.pause > 0.1),
-        (thresholds.block, "refuse", BLOCK, thresholds.block > 0.95),
+        (thresholds.block, "refuse", BLOCK, False),
     ):
         figure.add_hline(y=level, line={"color": colour, "width": 1.5, "dash": "dash"})
         # A low one's label has no room below; at the other end it stays clear of its neighbour's.
@@ -68,7 +68,7 @@ def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Any:
     figure.update_layout(
         title={"text": "Risk of the answer, token by token", "font": {"size": 15}},
         xaxis={"title": "token", "range": [-1, max(FEWEST, *index, 0) + 1]},
-        yaxis={"title": "risk", "range": [-0.03, 1.05]},
+        yaxis={"title": "risk", "range": [-0.03, 1.1]},
         template="plotly_white",
         height=380,
         margin={"l": 55, "r": 15, "t": 45, "b": 90},

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-MARK = "⏳ "
+MARK = "… "
 
 
 def under_way(line: str) -> str:
