@@ -80,7 +80,7 @@ def read_labelled(
     """
     path = Path(where)
     if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")):
-        rows = _read_lines(path)
+        rows = read_lines(path)
     else:
         rows = enumerate(read_dataset(where, config=config, split=split, token=token), 1)
     found = [to_labelled(row, f"Row {n} of {path.name}", at, path.name) for n, row in rows]
@@ -89,8 +89,12 @@ def read_labelled(
     return found
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON lines file with their line numbers."""
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a JSON lines file, which may be gzipped, with their line numbers.
+
+    Raises:
+        InputError: the file is too large, or a line is no JSON object; its number is named.
+    """
     if path.stat().st_size > MAX_FILE_BYTES:
         raise InputError(f"{path} is larger than {MAX_FILE_BYTES / 1e6:.0f} MB; give a part of it.")
     number = 0

@@ -82,7 +82,7 @@ def _prompt_ids(
 def render_chat(model: LoadedModel, text: str, *, system: str | None = None) -> str:
     """The text of a one-turn conversation up to where the assistant's answer begins."""
     opening = [{"role": "system", "content": system}] if system else []
-    return _render(model, [*opening, {"role": "user", "content": text}])
+    return render_messages(model, [*opening, {"role": "user", "content": text}])
 
 
 def encode_chat(
@@ -108,7 +108,7 @@ def encode_chat(
     if not turns or not turns[-1]["content"].strip():
         raise InputError("There is nothing to answer: the last message is empty.")
     chat = model.has_chat_template
-    text = _render(model, turns) if chat else "\n\n".join(turn["content"] for turn in turns)
+    text = render_messages(model, turns) if chat else "\n\n".join(turn["content"] for turn in turns)
     ids = model.tokenizer(text, add_special_tokens=not chat)["input_ids"]
     _check_vocabulary(model, [ids])
     if not ids:
@@ -143,7 +143,12 @@ def _without_control_tokens(model: LoadedModel, text: str) -> str:
     return text
 
 
-def _render(model: LoadedModel, messages: Sequence[Mapping[str, str]]) -> str:
+def render_messages(model: LoadedModel, messages: Sequence[Mapping[str, str]]) -> str:
+    """The text of a conversation up to where the assistant's next answer begins.
+
+    Raises:
+        InputError: the model's template fails.
+    """
     try:
         return model.tokenizer.apply_chat_template(
             list(messages),
