@@ -121,7 +121,7 @@ def info_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Print which model and block a dictionary belongs to, and how good it is."""
-    from modelassay.sae.dictionary import read_record
+    from modelassay.sae.record import read_record
 
     record = read_record(folder)
     if json:

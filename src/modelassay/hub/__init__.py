@@ -5,7 +5,7 @@ the Hub and a local folder take the same way from there on. Errors of the Hub be
 """
 
 from modelassay.hub.cache import blob_sha256, silence_downloads, trim_cache
-from modelassay.hub.errors import REPO_ID
+from modelassay.hub.errors import REPO_ID, hub_errors
 from modelassay.hub.models import check_weight_files, fetch_model
 from modelassay.hub.repositories import (
     Commit,
@@ -35,6 +35,7 @@ __all__ = [
     "fetch_model",
     "fetch_snapshot",
     "find_datasets",
+    "hub_errors",
     "is_main_head",
     "read_dataset",
     "silence_downloads",

@@ -1,6 +1,7 @@
-"""A dictionary on disk: sae-lens's own files, and a record of its model and of how good it is.
+"""A dictionary, and how it lies on disk: sae-lens's own files, and a record of what it is.
 
-`cfg.json` and `sae_weights.safetensors` open in sae-lens as they are; `dictionary.json` is ours.
+`cfg.json` and `sae_weights.safetensors` open in sae-lens as they are; `dictionary.json` is ours and
+says which model it belongs to and how good it is. Dictionaries of others come without it.
 """
 
 from __future__ import annotations
@@ -15,79 +16,48 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 
-from modelassay import untrusted
 from modelassay.activations import OnProgress
 from modelassay.cache import new_folder, write_text_atomically
 from modelassay.errors import InputError, first_line
 from modelassay.models import LoadedModel
 from modelassay.models.identity import hash_file
 from modelassay.sae.evaluating import evaluate_sae
-from modelassay.sae.training import Kind, Settings
-from modelassay.untrusted import Block, Count, Line, Name, Record, Sha256, Share
+from modelassay.sae.points import parse_layer
+from modelassay.sae.record import (
+    RECORD_FILE,
+    DictionaryMetrics,
+    DictionaryModel,
+    DictionaryRecord,
+    read_record,
+)
+from modelassay.sae.training import Settings
 
-SAE_SCHEMA = "modelassay.sae/1"
-RECORD_FILE, WEIGHTS_FILE, CONFIG_FILE = "dictionary.json", "sae_weights.safetensors", "cfg.json"
+WEIGHTS_FILE, CONFIG_FILE = "sae_weights.safetensors", "cfg.json"
 FILES = (RECORD_FILE, WEIGHTS_FILE, CONFIG_FILE)
-MAX_RECORD_BYTES, MAX_CONFIG_BYTES = 500_000, 100_000
-MAX_WEIGHTS_BYTES = 20_000_000_000
-ARCHITECTURES = ("jumprelu", "topk", "standard")
-"""What training writes; others come with sae-lens's releases."""
-
-
-class DictionaryModel(Record):
-    """The model that a dictionary belongs to."""
-
-    id: Line
-    architecture: Line
-    n_layers: int = Field(gt=0, lt=2000)
-    hidden_size: int = Field(gt=0, lt=200_000)
-    weights_sha256: Sha256
-
-
-class DictionaryMetrics(Record):
-    """As `SaeMetrics`; a poor dictionary explains less than nothing."""
-
-    explained_variance: float = Field(le=1)
-    l0: float = Field(ge=0)
-    dead_share: Share
-    loss: float
-    loss_spliced: float
-    loss_mean: float
-    loss_added: float
-    loss_recovered: float
-    n_tokens: Count
-
-
-class DictionaryRecord(Record):
-    """What a dictionary is."""
-
-    schema_: Literal["modelassay.sae/1"] = Field(default=SAE_SCHEMA, alias="schema")
-    name: Name
-    created: Line
-    model: DictionaryModel
-    layer: Block
-    kind: Kind
-    width: int = Field(gt=0, lt=10**7)
-    k: int = Field(gt=0, lt=10**6)
-    dtype: Literal["float32", "bfloat16"]
-    tokens: Count
-    """Activations it was trained on."""
-    passes: Count
-    data: tuple[Line, ...] = Field(max_length=100)
-    metrics: DictionaryMetrics
-    versions: dict[Line, Line]
-    weights_sha256: Sha256
+MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 100_000, 20_000_000_000
+ARCHITECTURES = ("jumprelu", "topk", "standard", "gated")
+"""Those whose features are never below zero and read one token at a time."""
 
 
 @dataclass(frozen=True)
 class Dictionary:
-    """A trained dictionary."""
+    """A trained dictionary, ours or somebody else's."""
 
-    record: DictionaryRecord
+    name: str
+    layer: int
+    """It takes the output of this block apart."""
+    hidden_size: int
+    width: int
+    """Features."""
     sae: Any
     """A sae-lens SAE in float32."""
+    record: DictionaryRecord | None = None
+    """None for dictionaries that modelassay did not train."""
+    neuronpedia_id: str | None = None
+    """`model/source`, under which Neuronpedia knows its features."""
+    folder: Path | None = None
+    """Where its files are; None for a release of sae-lens."""
 
     def check_belongs_to(self, model: LoadedModel) -> None:
         """Refuses a model whose activations it cannot read.
@@ -97,13 +67,65 @@ class Dictionary:
         Raises:
             InputError: says how they differ.
         """
-        own, info = self.record.model, model.info
-        if (own.n_layers, own.hidden_size) != (info.n_layers, info.hidden_size):
+        info = model.info
+        if self.record is not None:
+            own = self.record.model
+            if (own.n_layers, own.hidden_size) != (info.n_layers, info.hidden_size):
+                raise InputError(
+                    f"The dictionary {self.name} belongs to {own.id}, which has {own.n_layers}"
+                    f" blocks of width {own.hidden_size}; {info.id} has {info.n_layers} of"
+                    f" {info.hidden_size}."
+                )
+        elif self.hidden_size != info.hidden_size:
             raise InputError(
-                f"The dictionary {self.record.name} belongs to {own.id}, which has {own.n_layers}"
-                f" blocks of width {own.hidden_size}; {info.id} has {info.n_layers} of"
-                f" {info.hidden_size}."
+                f"The dictionary {self.name} belongs to a model of width {self.hidden_size};"
+                f" {info.id} has {info.hidden_size}."
             )
+        if self.layer >= info.n_layers:
+            raise InputError(
+                f"The dictionary {self.name} reads block {self.layer}; the last one of {info.id} is"
+                f" {info.n_layers - 1}."
+            )
+
+
+def as_dictionary(
+    sae: Any, name: str, *, record: DictionaryRecord | None = None, folder: Path | None = None
+) -> Dictionary:
+    """A sae-lens SAE as a dictionary.
+
+    Raises:
+        InputError: it is of a kind that cannot be read here, or reads no output of a block.
+    """
+    cfg, what = sae.cfg, f"The dictionary {name}"
+    architecture = cfg.architecture()
+    if architecture not in ARCHITECTURES or hasattr(cfg, "d_out"):
+        raise InputError(
+            f"{what} is of the kind {architecture}; those of {', '.join(ARCHITECTURES)} are read."
+        )
+    layer = parse_layer(cfg.metadata.hook_name, what)
+    if cfg.normalize_activations == "expected_average_only_in":
+        raise InputError(f"{what} was trained on scaled activations and does not say the scale.")
+    if cfg.reshape_activations != "none":
+        raise InputError(f"{what} reads attention heads, not the output of a block.")
+    if not all(bool(value.isfinite().all()) for value in sae.state_dict().values()):
+        raise InputError(f"{what} has weights that are no numbers.")
+    if (cfg.metadata.model_from_pretrained_kwargs or {}).get("center_writing_weights"):
+        raise InputError(
+            f"{what} reads a model whose weights TransformerLens has centred, not the one that"
+            " transformers loads."
+        )
+    known = cfg.metadata.neuronpedia_id
+    sae.eval()
+    return Dictionary(
+        name=name,
+        layer=layer,
+        hidden_size=int(cfg.d_in),
+        width=int(cfg.d_sae),
+        sae=sae,
+        record=record,
+        neuronpedia_id=known if isinstance(known, str) and known else None,
+        folder=folder,
+    )
 
 
 def save_dictionary(
@@ -182,7 +204,7 @@ def save_dictionary(
         )
         text = record.model_dump_json(by_alias=True, indent=1)
         write_text_atomically(partial / RECORD_FILE, text + "\n")
-    return Dictionary(record, served)
+    return as_dictionary(served, name, record=record, folder=folder)
 
 
 def load_dictionary(folder: Path, device: str = "cpu") -> Dictionary:
@@ -193,29 +215,50 @@ def load_dictionary(folder: Path, device: str = "cpu") -> Dictionary:
     """
     record = read_record(folder)
     weights, config_file = folder / WEIGHTS_FILE, folder / CONFIG_FILE
+    config = _read_config(folder)
+    if (config.get("d_in"), config.get("d_sae")) != (record.model.hidden_size, record.width):
+        raise InputError(f"{config_file} does not fit {RECORD_FILE}; fetch both anew.")
+    if hash_file(weights) != record.weights_sha256:
+        raise InputError(f"{weights} is not the file that {RECORD_FILE} speaks of; fetch it anew.")
+    found = as_dictionary(read_sae(folder, device), record.name, record=record, folder=folder)
+    if found.layer != record.layer:
+        raise InputError(f"{config_file} does not fit {RECORD_FILE}; fetch both anew.")
+    return found
+
+
+def load_plain(folder: Path, device: str = "cpu") -> Dictionary:
+    """Reads a folder in sae-lens's format that has no record of ours.
+
+    Raises:
+        InputError: a file is missing, damaged or too large, or the dictionary cannot be used.
+    """
+    _read_config(folder)
+    return as_dictionary(read_sae(folder, device), folder.resolve().name, folder=folder)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """sae-lens's config, once the sizes of both its files are found sound."""
+    weights, config_file = folder / WEIGHTS_FILE, folder / CONFIG_FILE
     try:
         if weights.stat().st_size > MAX_WEIGHTS_BYTES:
             raise InputError(f"{weights} is larger than a dictionary can be.")
         if config_file.stat().st_size > MAX_CONFIG_BYTES:
             raise InputError(f"{config_file} is larger than a dictionary's config can be.")
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        fits = (config["d_in"], config["d_sae"]) == (record.model.hidden_size, record.width)
-        if config["architecture"] not in ARCHITECTURES or not fits:
-            raise InputError(f"{config_file} does not fit {RECORD_FILE}; fetch both anew.")
     except OSError as error:
         raise InputError(f"{folder} is no whole dictionary: {first_line(error)}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise InputError(f"{config_file} is no config of a dictionary.") from error
-    if hash_file(weights) != record.weights_sha256:
-        raise InputError(f"{weights} is not the file that {RECORD_FILE} speaks of; fetch it anew.")
-    return Dictionary(record, read_sae(folder, device))
+    if not isinstance(config, dict):
+        raise InputError(f"{config_file} is no config of a dictionary.")
+    return config
 
 
 def read_sae(folder: Path, device: str = "cpu") -> Any:
     """The sae-lens SAE in a folder, in float32.
 
     Raises:
-        InputError: sae-lens cannot read it, or its weights are no numbers.
+        InputError: sae-lens cannot read it.
     """
     import sae_lens
 
@@ -223,21 +266,8 @@ def read_sae(folder: Path, device: str = "cpu") -> Any:
         sae = sae_lens.SAE.load_from_disk(folder, device=device, dtype="float32")
     except Exception as error:  # whatever sae-lens makes of files of a stranger
         raise InputError(f"{folder} holds no dictionary: {first_line(error)}.") from error
-    if not all(bool(value.isfinite().all()) for value in sae.state_dict().values()):
-        raise InputError(f"The dictionary in {folder} has weights that are no numbers.")
     sae.eval()
     return sae
-
-
-def read_record(folder: Path) -> DictionaryRecord:
-    """The record of a dictionary.
-
-    Raises:
-        InputError: it is not there, or damaged.
-    """
-    return untrusted.read_record(
-        folder / RECORD_FILE, DictionaryRecord, "dictionary", MAX_RECORD_BYTES
-    )
 
 
 def _is_plain(value: Any) -> bool:
