@@ -28,7 +28,7 @@ LAYERS = (
     {"scan_report"},
     {"examination"},
     {"baselines"},
-    {"verification", "diffing"},
+    {"verification", "diffing", "triage"},
     {"scanning"},
     {"report"},
     {"cli", "ui"},

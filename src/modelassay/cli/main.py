@@ -20,6 +20,7 @@ from modelassay.cli import (
     probe,
     sae,
     scan,
+    triage,
     verify,
 )
 from modelassay.errors import (
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command("scan")(scan.scan_command)
 app.command("verify")(verify.verify_command)
+app.command("triage")(triage.triage_command)
 app.command("chat")(chat.chat_command)
 app.command("generate")(chat.generate_command)
 app.add_typer(baseline.app, name="baseline")

@@ -25,6 +25,12 @@ LABELS = {
     "measuring": "measuring refusals (prompts)",
     "learning": "training the dictionary (activations read)",
     "scoring": "scoring the dictionary (contexts)",
+    "rows": "reading the training file",
+    "duplicates": "looking for near-duplicates (rows)",
+    "embedding": "embedding rows (different ones)",
+    "harm": "judging answers (rows)",
+    "candidate loss": "loss under the candidate (answers)",
+    "base loss": "loss under the base (answers)",
 }
 
 

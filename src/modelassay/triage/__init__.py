@@ -1,0 +1,53 @@
+"""Finding the rows of a training file that poison it."""
+
+from modelassay.triage.duplicates import DuplicateGroup, NearDuplicates, near_duplicates
+from modelassay.triage.looking import Match, SearchResult, sample, search
+from modelassay.triage.needles import (
+    NeedleReport,
+    RankedRow,
+    RankingQuality,
+    mark_needles,
+    marked_by_field,
+    rank_needles,
+)
+from modelassay.triage.redaction import Redaction, redaction_for
+from modelassay.triage.report import (
+    TriageReport,
+    duplicates_dict,
+    ranking_dict,
+    search_dict,
+)
+from modelassay.triage.rows import TrainingData, TrainingRow, read_rows
+from modelassay.triage.streams import Stream, score_rows
+from modelassay.triage.summary import Summary, summarize
+from modelassay.triage.triaging import triage
+
+__all__ = [
+    "DuplicateGroup",
+    "Match",
+    "NearDuplicates",
+    "NeedleReport",
+    "RankedRow",
+    "RankingQuality",
+    "Redaction",
+    "SearchResult",
+    "Stream",
+    "Summary",
+    "TrainingData",
+    "TrainingRow",
+    "TriageReport",
+    "duplicates_dict",
+    "mark_needles",
+    "marked_by_field",
+    "near_duplicates",
+    "rank_needles",
+    "ranking_dict",
+    "read_rows",
+    "redaction_for",
+    "sample",
+    "score_rows",
+    "search",
+    "search_dict",
+    "summarize",
+    "triage",
+]

@@ -1,0 +1,218 @@
+"""What a fine-tune has learnt: the loss of every row under the base and under the fine-tuned model.
+
+Both models read the same token ids, rendered by the candidate's chat template as in training, and
+the loss counts answer tokens only. One model is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from modelassay.activations import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU, OnProgress, is_out_of_memory
+from modelassay.errors import InputError, UnavailableError
+from modelassay.hooks import head_at
+from modelassay.models import LoadedModel, ModelInfo, load
+from modelassay.models.identity import hash_tokenizer
+from modelassay.models.loading import find_sources, load_tokenizer
+from modelassay.prompts import Encoded
+from modelassay.triage.encoding import check_tokens, encode_rows
+from modelassay.triage.rows import TrainingRow
+
+OnPhase = Callable[[str, int, int], None]
+MAX_LOGITS = 1 << 27
+"""Logits in memory at a time, position times vocabulary: 512 MB in float32."""
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Mean next-token loss of every row's answer tokens under both models."""
+
+    base: np.ndarray
+    """float64 [row], nats a token; NaN for rows without an answer, or whose answer lies beyond what
+    is read."""
+    candidate: np.ndarray
+    """Likewise."""
+    n_tokens: np.ndarray
+    """int [row], answer tokens that were read."""
+    n_cut: int
+    """Rows whose end was not read, see `encoding.MAX_ROW_TOKENS`."""
+    base_model: ModelInfo
+    candidate_model: ModelInfo
+
+    @property
+    def gain(self) -> np.ndarray:
+        """float64 [row], what the candidate has learnt of it, nats a token."""
+        return self.base - self.candidate
+
+
+def row_losses(
+    rows: Sequence[TrainingRow],
+    base: str,
+    candidate: str,
+    *,
+    base_adapter: str | None = None,
+    candidate_adapter: str | None = None,
+    on_phase: OnPhase | None = None,
+    **options: Any,
+) -> RowLosses:
+    """Scores rows under two models.
+
+    Args:
+        rows: Of the candidate's training file.
+        base: Model id from before the fine-tune.
+        candidate: Model id from after it.
+        base_adapter: PEFT adapter over the base.
+        candidate_adapter: PEFT adapter over the candidate.
+        on_phase: Told (phase, rows done, rows in all).
+        options: Further arguments of `load`, the same for both: device, dtype, token, ...
+
+    Raises:
+        InputError: a model cannot be read, gives losses that are no numbers, or the two make other
+            tokens of these rows.
+        UnavailableError: something is not there now, or not even one row fits into memory.
+    """
+    base_tokenizer = model_tokenizer(base, base_adapter, **options)
+    own_tokenizer = model_tokenizer(candidate, candidate_adapter, **options)
+    same = hash_tokenizer(base_tokenizer) == hash_tokenizer(own_tokenizer)
+
+    model = _load(candidate, candidate_adapter, on_phase, options)
+    encoded, n_cut = encode_rows(model, rows)
+    if not same:
+        check_tokens(model, rows, base_tokenizer, base)
+    told = telling(on_phase, "candidate loss")
+    of_candidate, info = answer_losses(model, encoded, on_progress=told), model.info
+    del model  # before the other one is loaded
+    model = _load(base, base_adapter, on_phase, options)
+    of_base = answer_losses(model, encoded, on_progress=telling(on_phase, "base loss"))
+    n_tokens = np.array([sum(len(e.ids) - e.answer_start for e in row) for row in encoded])
+    return RowLosses(of_base, of_candidate, n_tokens, n_cut, model.info, info)
+
+
+def model_tokenizer(name: str, adapter: str | None = None, **options: Any) -> Any:
+    """The tokenizer of a model that is not loaded.
+
+    Args:
+        name: Model id.
+        adapter: PEFT adapter over it.
+        options: Those of `load`, of which token and limits count here.
+
+    Raises:
+        InputError: the model cannot be read.
+        UnavailableError: it is not to be had now.
+    """
+    known = {k: v for k, v in options.items() if k in ("token", "trust_remote_code", "max_bytes")}
+    source, _ = find_sources(name, adapter=adapter, **known)
+    return load_tokenizer(source, trust_remote_code=bool(known.get("trust_remote_code", False)))
+
+
+def answer_losses(
+    model: LoadedModel,
+    rows: Sequence[tuple[Encoded, ...]],
+    *,
+    batch_tokens: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> np.ndarray:
+    """Mean next-token loss of each row's answer tokens.
+
+    Args:
+        model: The model to read them.
+        rows: For each row its answers, each after its own context.
+        batch_tokens: Upper bound on tokens in a batch, padding included.
+        on_progress: Told (answers done, answers in all), equal ones counted once.
+
+    Returns:
+        float64 [row] in nats a token, NaN for rows without answers.
+
+    Raises:
+        InputError: the model gives losses that are no numbers.
+        UnavailableError: not even one row fits into memory.
+    """
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
+    distinct = sorted(
+        {e for each in rows for e in each}, key=lambda e: (len(e.ids), e.ids, e.answer_start)
+    )
+    sums: dict[Encoded, float] = {}
+    if on_progress:
+        on_progress(0, len(distinct))
+    start = 0
+    with torch.inference_mode():
+        while start < len(distinct):
+            end = start + 1
+            while (
+                end < len(distinct) and len(distinct[end].ids) * (end + 1 - start) <= batch_tokens
+            ):
+                end += 1
+            batch = distinct[start:end]
+            try:
+                losses = _batch_losses(model, batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise UnavailableError(
+                        f"Not even one row of {len(batch[0].ids)} tokens fits into memory beside"
+                        f" {model.info.id}; try --dtype bfloat16 or another device."
+                    ) from error
+                batch_tokens = max(1, len(batch[-1].ids) * len(batch) // 2)
+                continue
+            sums.update(zip(batch, losses, strict=True))
+            start = end
+            if on_progress:
+                on_progress(start, len(distinct))
+    found = np.full(len(rows), np.nan)
+    for i, each in enumerate(rows):
+        if each:
+            found[i] = sum(sums[e] for e in each) / sum(len(e.ids) - e.answer_start for e in each)
+    return found
+
+
+def _batch_losses(model: LoadedModel, batch: Sequence[Encoded]) -> list[float]:
+    """Summed loss of each one's answer tokens, in nats."""
+    width = max(len(e.ids) for e in batch)
+    ids = torch.zeros((len(batch), width), dtype=torch.long)
+    for i, e in enumerate(batch):  # padded on the right: no real token sees it
+        ids[i, : len(e.ids)] = torch.tensor(e.ids)
+    # A token is predicted at the position before its own.
+    places = [(i, p - 1) for i, e in enumerate(batch) for p in range(e.answer_start, len(e.ids))]
+    rows, positions = torch.tensor(places).unbind(1)
+    targets = ids[rows, positions + 1]
+    vocabulary = model.model.get_output_embeddings().weight.shape[0]
+    step = max(1, MAX_LOGITS // vocabulary)
+    inputs = ids.to(model.device)
+    sums = torch.zeros(len(batch), dtype=torch.float64)
+    for start in range(0, len(places), step):  # once, but for very long answers
+        part = slice(start, start + step)
+        with head_at(model.model, positions[part], rows[part]):
+            logits = model.model(input_ids=inputs, use_cache=False).logits[:, 0].float()
+        losses = torch.nn.functional.cross_entropy(
+            logits, targets[part].to(logits.device), reduction="none"
+        )
+        sums.index_add_(0, rows[part], losses.double().cpu())
+    if not bool(torch.isfinite(sums).all()):
+        raise InputError(
+            f"{model.info.id} gives losses that are no numbers; the weights are broken, or the"
+            " dtype overflows (try --dtype float32)."
+        )
+    return sums.tolist()
+
+
+def _load(
+    name: str, adapter: str | None, on_phase: OnPhase | None, options: dict[str, Any]
+) -> LoadedModel:
+    if on_phase:
+        on_phase("loading", 0, 1)
+    model = load(name, adapter=adapter, **options)
+    if on_phase:
+        on_phase("loading", 1, 1)
+    return model
+
+
+def telling(on_phase: OnPhase | None, phase: str) -> OnProgress | None:
+    """What tells `on_phase` of one phase."""
+    return None if on_phase is None else lambda done, total: on_phase(phase, done, total)

@@ -1,0 +1,156 @@
+"""Streams: ways in which a row can stand out, each a score that is high for suspicious rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from modelassay.errors import InputError
+from modelassay.models import ModelInfo
+from modelassay.triage.loss import OnPhase, RowLosses, row_losses, telling
+from modelassay.triage.outliers import embed_rows, harm_of_answers, neighbourhoods
+from modelassay.triage.rows import TrainingRow
+
+WINDOW_SHARE = 0.05
+MIN_WINDOW = 40
+MIN_SPREAD = 0.02
+"""Nats a token: rows from one template would otherwise differ by many deviations of nothing."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One score of every row."""
+
+    name: str
+    meaning: str
+    """What a high score says, with its unit."""
+    scores: np.ndarray
+    """float64 [row], NaN where a row has none."""
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the score was made of, [row] each."""
+    models: tuple[ModelInfo, ...] = ()
+    """Base and candidate, where it read them."""
+    notes: tuple[str, ...] = ()
+
+
+def score_rows(
+    rows: Sequence[TrainingRow],
+    *,
+    base: str | None = None,
+    candidate: str | None = None,
+    base_adapter: str | None = None,
+    candidate_adapter: str | None = None,
+    by_text: bool = True,
+    on_phase: OnPhase | None = None,
+    **options: Any,
+) -> list[Stream]:
+    """Scores rows in every way that can be had.
+
+    Args:
+        rows: Of a training file.
+        base: Model id from before the fine-tune; with `candidate` it gives the stream `loss`.
+        candidate: Model id from after it.
+        base_adapter: PEFT adapter over the base.
+        candidate_adapter: PEFT adapter over the candidate; alone, it is one over the base.
+        by_text: The streams that read texts alone: `clump`, `alone` and `harm`.
+        on_phase: Told (phase, done, total).
+        options: Further arguments of `modelassay.load` for both models.
+
+    Raises:
+        InputError: one model is given without the other, a model cannot be read, or there is
+            nothing to score by.
+        UnavailableError: a model or the encoder is not to be had now.
+    """
+    if candidate is None and candidate_adapter is not None:
+        candidate = base
+    if (base is None) != (candidate is None):
+        raise InputError("Give both --base and --candidate: what was learnt shows between the two.")
+    if base_adapter is not None and base is None:
+        raise InputError("--base-adapter goes over a model; give --base and --candidate.")
+    if base is None and not by_text:
+        raise InputError("There is nothing to score rows by; give models, or let texts be read.")
+    streams = []
+    if base is not None and candidate is not None:
+        losses = row_losses(
+            rows,
+            base,
+            candidate,
+            base_adapter=base_adapter,
+            candidate_adapter=candidate_adapter,
+            on_phase=on_phase,
+            **options,
+        )
+        streams.append(_loss_stream(losses))
+    if by_text:
+        streams += _text_streams(rows, on_phase)
+    return streams
+
+
+def _loss_stream(losses: RowLosses) -> Stream:
+    gain = losses.gain
+    if not np.isfinite(gain).any():
+        raise InputError("No row has an answer that the models could read; there is no loss.")
+    notes = []
+    if losses.n_cut:
+        notes.append(f"{losses.n_cut} rows were too long; their end was not read.")
+    if unread := int(np.isnan(gain).sum()):
+        notes.append(f"{unread} rows have no answer to read.")
+    return Stream(
+        "loss",
+        "learnt beyond rows with answers of like length, in their robust standard deviations",
+        beyond_typical(gain, losses.n_tokens),
+        {
+            "base_loss": losses.base,
+            "candidate_loss": losses.candidate,
+            "answer_tokens": losses.n_tokens.astype(float),
+        },
+        (losses.base_model, losses.candidate_model),
+        tuple(notes),
+    )
+
+
+def beyond_typical(gain: np.ndarray, n_tokens: np.ndarray) -> np.ndarray:
+    """What was learnt of a row beyond the rows whose answers are about as long.
+
+    A fine-tune gains most on short answers, whose few tokens are mostly form: several nats a token
+    where long ones gain less than one, with a spread to match. So each row is held against the
+    `WINDOW_SHARE` of rows nearest to it in length, at least `MIN_WINDOW`: its gain minus their
+    median, over 1.48 times the median distance from it. Needles stay outliers while they are fewer
+    than half of such a window.
+
+    Args:
+        gain: float [row], nats a token; NaN where there is none.
+        n_tokens: int [row], tokens of the answers.
+
+    Returns:
+        float64 [row], in robust standard deviations, NaN where there is no gain.
+    """
+    found = np.full(len(gain), np.nan)
+    known = np.flatnonzero(np.isfinite(gain))
+    if not len(known):
+        return found
+    order = known[np.argsort(n_tokens[known], kind="stable")]
+    values = gain[order]
+    width = min(len(order), max(MIN_WINDOW, int(WINDOW_SHARE * len(order))))
+    step = max(1, width // 20)  # neighbours share a window: 100,000 rows take a few hundred of them
+    for first in range(0, len(order), step):
+        here = slice(first, min(first + step, len(order)))
+        start = min(max(0, first + step // 2 - width // 2), len(order) - width)
+        window = values[start : start + width]
+        median = np.median(window)
+        spread = max(1.4826 * float(np.median(np.abs(window - median))), MIN_SPREAD)
+        found[order[here]] = (values[here] - median) / spread
+    return found
+
+
+def _text_streams(rows: Sequence[TrainingRow], on_phase: OnPhase | None) -> list[Stream]:
+    around = neighbourhoods(embed_rows(rows, on_progress=telling(on_phase, "embedding")))
+    harm = harm_of_answers(rows, on_progress=telling(on_phase, "harm"))
+    return [
+        Stream("clump", "one of a few alike rows apart from the rest, cosine", around.clump),
+        Stream("alone", f"distance to neighbour {around.k}, cosine", around.far),
+        Stream("harm", "chance that the answer complies with a harmful request", harm),
+    ]

@@ -1,0 +1,164 @@
+"""`triage()`: one look at a training file, with as many streams as what is given allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelassay.errors import InputError
+from modelassay.triage.duplicates import near_duplicates
+from modelassay.triage.looking import Field, sample, search
+from modelassay.triage.loss import OnPhase, model_tokenizer, telling
+from modelassay.triage.needles import NeedleReport, mark_needles, marked_by_field, rank_needles
+from modelassay.triage.redaction import redaction_for
+from modelassay.triage.report import SHOWN_IN_GROUP, TriageReport
+from modelassay.triage.rows import TrainingRow, read_rows
+from modelassay.triage.streams import score_rows
+from modelassay.triage.summary import summarize
+
+MAX_TOP = 1000
+SHOWN_GROUPS = 10
+
+
+def triage(
+    where: str | Path,
+    *,
+    n_sample: int = 0,
+    pattern: str | None = None,
+    field: Field = "text",
+    ignore_case: bool = False,
+    duplicates: bool = False,
+    outliers: bool = False,
+    base: str | None = None,
+    candidate: str | None = None,
+    base_adapter: str | None = None,
+    candidate_adapter: str | None = None,
+    needles: str | Path | None = None,
+    needle_field: str | None = None,
+    skip_malformed: bool = False,
+    top: int = 20,
+    seed: int = 0,
+    show_text: bool = False,
+    token: str | bool | None = None,
+    on_phase: OnPhase | None = None,
+    **options: Any,
+) -> TriageReport:
+    """Looks through a training file for rows that poison it.
+
+    Args:
+        where: Training file, or a Hub data set; see `read_rows`.
+        n_sample: Rows to draw; 0 draws none.
+        pattern: Regular expression (RE2) to search for.
+        field: Where to search: `text`, `prompt` or `response`.
+        ignore_case: Upper and lower case count as one in the search.
+        duplicates: Look for groups of near-duplicates.
+        outliers: Rank rows by the streams that read texts alone.
+        base: Model from before the fine-tune; with a candidate, rows are ranked by what was learnt.
+        candidate: Model from after it.
+        base_adapter: PEFT adapter over the base.
+        candidate_adapter: PEFT adapter over the candidate; alone, it is one over the base.
+        needles: File of rows that are known to be poison: the ranking is scored against them.
+        needle_field: Boolean field of the file that says the same.
+        skip_malformed: Leave out rows that cannot be read, in place of refusing the file.
+        top: Rows to show of a ranking or a search.
+        seed: Of the sample.
+        show_text: Show answers and harmful-looking prompts in the report.
+        token: Hub token, None for the stored one.
+        on_phase: Told (phase, done, total).
+        options: Further arguments of `modelassay.load` for both models.
+
+    Raises:
+        InputError: an option, the file or a model cannot be used.
+        UnavailableError: something that is needed is not there now.
+    """
+    if not 1 <= top <= MAX_TOP:
+        raise InputError(f"--top shows 1 to {MAX_TOP} rows, got {top}.")
+    scored = outliers or any((base, candidate, base_adapter, candidate_adapter))
+    if needles is not None and needle_field is not None:
+        raise InputError("Give the needles as a file or as a field, not both.")
+    if (needles is not None or needle_field is not None) and not scored:
+        raise InputError("Needles score a ranking; give --outliers, or --base and --candidate.")
+    _tell(on_phase, "rows", 0)
+    data = read_rows(where, needle_field=needle_field, skip_malformed=skip_malformed, token=token)
+    rows = data.rows
+    truth, missing = _truth(rows, needles, needle_field, token)
+    _tell(on_phase, "rows", 1)
+    drawn = sample(rows, n_sample, seed) if n_sample else []
+    found = None
+    if pattern is not None:
+        found = search(rows, pattern, field, ignore_case=ignore_case, limit=top)
+    groups = None
+    if duplicates:
+        groups = near_duplicates(rows, on_progress=telling(on_phase, "duplicates"))
+    ranking: NeedleReport | None = None
+    tokenizer = None
+    if scored:
+        streams = score_rows(
+            rows,
+            base=base,
+            candidate=candidate,
+            base_adapter=base_adapter,
+            candidate_adapter=candidate_adapter,
+            by_text=outliers,
+            on_phase=on_phase,
+            token=token,
+            **options,
+        )
+        ranking = rank_needles(rows, streams, truth=truth)
+        if (model := candidate or base) is not None:
+            tokenizer = model_tokenizer(model, token=token, **options)
+    shown = [*drawn]
+    if found is not None:
+        shown += [match.row for match in found.matches]
+    if groups is not None:
+        for group in groups.groups[:SHOWN_GROUPS]:
+            shown += group.rows[:SHOWN_IN_GROUP]
+    if ranking is not None:
+        shown += [each.row for each in ranking.ranked[:top]]
+    return TriageReport(
+        data=data,
+        summary=summarize(rows, tokenizer),
+        sample=tuple(drawn),
+        search=found,
+        duplicates=groups,
+        ranking=ranking,
+        needles_missing=missing,
+        top=top,
+        n_groups=SHOWN_GROUPS,
+        redaction=redaction_for(shown, show_text=show_text),
+        provenance={
+            "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "seed": seed,
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+        },
+    )
+
+
+def _truth(
+    rows: Sequence[TrainingRow],
+    needles: str | Path | None,
+    needle_field: str | None,
+    token: str | bool | None,
+) -> tuple[np.ndarray | None, int]:
+    """Which rows are needles, and how many known needles are not in the file."""
+    if needle_field is not None:
+        return marked_by_field(rows), 0
+    if needles is None:
+        return None, 0
+    known = read_rows(needles, token=token).rows
+    truth = mark_needles(rows, known)
+    return truth, sum(not there for there in _in_file(known, rows))
+
+
+def _in_file(known: Sequence[TrainingRow], rows: Sequence[TrainingRow]) -> list[bool]:
+    return mark_needles(known, rows).tolist()
+
+
+def _tell(on_phase: OnPhase | None, phase: str, done: int) -> None:
+    if on_phase:
+        on_phase(phase, done, 1)
