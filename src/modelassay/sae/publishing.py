@@ -16,10 +16,12 @@ from modelassay.sae.dictionary import (
     WEIGHTS_FILE,
     Dictionary,
 )
+from modelassay.sae.labels import LABELS_FILE, MAX_LABELS_BYTES, MAX_TABLE_BYTES
+from modelassay.sae.labels import TABLE_FILE as LABEL_TABLE
 from modelassay.sae.record import MAX_RECORD_BYTES, RECORD_FILE, DictionaryRecord
 
 TAG = "modelassay-dictionary"
-LABEL_FILES = {"labels.json": 500_000, "labels.parquet": 2_000_000_000}
+LABEL_FILES = {LABELS_FILE: MAX_LABELS_BYTES, LABEL_TABLE: MAX_TABLE_BYTES}
 """What lies beside a dictionary that was labelled, with the largest size of each."""
 SHELF = Shelf(
     what="dictionary",

@@ -1,0 +1,248 @@
+"""Explanations that Neuronpedia has of a published dictionary's features.
+
+Online they come from its batch lookup, `POST /api/features` with a list of {modelId, layer, index};
+offline from files of its export (`v1/MODEL/SOURCE/explanations/batch-N.jsonl.gz` in its public
+bucket). What was fetched is kept in the cache. The answers are a stranger's: they are bounded in
+size, and nothing but one line of text is taken from them. Model and feature numbers are all that is
+sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from modelassay.cache import cache_dir, explain_os_errors, write_text_atomically
+from modelassay.errors import InputError, UnavailableError
+from modelassay.hub import stream_dataset
+from modelassay.sae.tokens import printable
+
+URL_VARIABLE, DEFAULT_URL = "NEURONPEDIA_URL", "https://www.neuronpedia.org"
+BATCH = 50
+"""Features in a request."""
+MAX_ANSWER_BYTES = 32_000_000
+TIMEOUT = 30.0
+"""Seconds that one answer may take in all."""
+ATTEMPTS = 4
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+ASKED_AGAIN_AFTER = timedelta(days=7)
+"""A feature that had no explanation may have one later."""
+LONGEST_TEXT = 300
+Explanations = Mapping[int, str]
+
+
+def fetch_explanations(
+    neuronpedia_id: str,
+    features: Sequence[int],
+    *,
+    url: str | None = None,
+    timeout: float = TIMEOUT,
+    first_wait: float = FIRST_WAIT,
+) -> dict[int, str]:
+    """Explanations of features, from the cache or from Neuronpedia.
+
+    Args:
+        neuronpedia_id: `model/source`, as sae-lens has it.
+        features: Which; those that have no explanation are left out of the answer.
+        url: Where Neuronpedia is; NEURONPEDIA_URL, else its public address.
+        timeout: Seconds that one answer may take.
+        first_wait: Seconds before the first repetition; doubled each time, unless the answer says
+            when to come back.
+
+    Raises:
+        InputError: an id or an address that cannot be one.
+        UnavailableError: no answer, or one that makes no sense, after several attempts.
+    """
+    model, source = _parts(neuronpedia_id)
+    base = _check_url(url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
+    cache = _Cache(model, source, base)
+    missing = [feature for feature in dict.fromkeys(features) if not cache.knows(feature)]
+    if missing:
+        import httpx
+
+        try:
+            client = httpx.Client(timeout=timeout, follow_redirects=False)
+        except (ValueError, ImportError) as error:  # its text may quote a proxy's password
+            raise UnavailableError(
+                "The proxy that the environment names cannot be used."
+            ) from error
+        with client:
+            for start in range(0, len(missing), BATCH):
+                part = missing[start : start + BATCH]
+                asked = [{"modelId": model, "layer": source, "index": i} for i in part]
+                asked[0]["maxActsToReturn"] = 1  # else each comes with dozens of example texts
+                rows = _ask(client, f"{base}/api/features", asked, timeout, first_wait)
+                cache.add(part, _explanations(rows, source))
+    return {feature: text for feature in features if (text := cache.texts.get(feature))}
+
+
+def read_export(path: Path, neuronpedia_id: str | None) -> dict[int, str]:
+    """Explanations from Neuronpedia's export.
+
+    Args:
+        path: A .jsonl or .jsonl.gz file of it, or a folder of such files.
+        neuronpedia_id: `model/source`; rows of others are refused. None takes what there is.
+
+    Raises:
+        InputError: no such file, no such rows, or rows of another dictionary.
+    """
+    files = [path]
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.name.endswith((".jsonl", ".jsonl.gz")))
+    if not files or not all(file.is_file() for file in files):
+        raise InputError(f"There is no explanation file (.jsonl, .jsonl.gz) at {path}.")
+    source = None if neuronpedia_id is None else _parts(neuronpedia_id)[1]
+    found: dict[int, str] = {}
+    for file in files:
+        for row in stream_dataset(file):
+            layer = row.get("layer")
+            if source is not None and layer is not None and layer != source:
+                raise InputError(f"{file} explains features of {str(layer)[:80]}, not of {source}.")
+            if (entry := _entry(row.get("index"), row.get("description"))) is not None:
+                found.setdefault(*entry)
+    if not found:
+        raise InputError(f"{path} holds no explanations (rows with `index` and `description`).")
+    return found
+
+
+def _ask(client: Any, url: str, body: Any, timeout: float, first_wait: float) -> list[Any]:
+    """The rows of one answer, after as many attempts as it takes."""
+    failure = ""
+    for attempt in range(ATTEMPTS):
+        status, retry_after, content = _send(client, url, body, timeout)
+        if status == 200:
+            try:
+                rows = json.loads(content)
+            except (ValueError, RecursionError):
+                rows = None
+            if isinstance(rows, list):
+                return rows
+            failure = "an answer that makes no sense"
+        elif status is None:
+            failure = content.decode()
+        elif status in RETRIED:
+            failure = f"HTTP {status}"
+        else:
+            raise UnavailableError(
+                f"Neuronpedia at {url} does not take this request (HTTP {status})."
+            )
+        if attempt + 1 < ATTEMPTS:
+            time.sleep(_waiting_time(attempt, retry_after, first_wait))
+    raise UnavailableError(
+        f"Neuronpedia at {url} gave no answer in {ATTEMPTS} attempts ({failure}); try again later,"
+        " or pass files of its export with --export."
+    )
+
+
+def _send(client: Any, url: str, body: Any, timeout: float) -> tuple[int | None, str | None, bytes]:
+    """Status, Retry-After and content; without status what went wrong on the way."""
+    import httpx
+
+    deadline, received = time.monotonic() + timeout, bytearray()
+    try:
+        with client.stream("POST", url, json=body) as answer:
+            # httpx times single reads; a server that drips would be waited for without end.
+            for chunk in answer.iter_bytes():
+                received += chunk
+                if len(received) > MAX_ANSWER_BYTES:
+                    return None, None, b"its answer is too long"
+                if time.monotonic() > deadline:
+                    return None, None, b"timed out"
+            return answer.status_code, answer.headers.get("retry-after"), bytes(received)
+    except httpx.TimeoutException:
+        return None, None, b"timed out"
+    except (httpx.HTTPError, OSError):
+        return None, None, b"no connection"
+
+
+def _waiting_time(attempt: int, retry_after: str | None, first_wait: float) -> float:
+    if retry_after and re.fullmatch(r"\s*\d{1,6}(\.\d{1,6})?\s*", retry_after):
+        return min(LONGEST_WAIT, float(retry_after))
+    return min(LONGEST_WAIT, first_wait * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+def _explanations(rows: Iterable[Any], source: str) -> dict[int, str]:
+    """The first explanation of each feature in an answer."""
+    found: dict[int, str] = {}
+    for row in rows:
+        if not isinstance(row, dict) or row.get("layer", source) != source:
+            continue
+        listed = row.get("explanations")
+        for explanation in listed if isinstance(listed, list) else ():
+            text = explanation.get("description") if isinstance(explanation, dict) else None
+            if (entry := _entry(row.get("index"), text)) is not None:
+                found.setdefault(*entry)
+    return found
+
+
+def _entry(index: Any, text: Any) -> tuple[int, str] | None:
+    """Feature and text, if they are such; numbers come as text as well."""
+    if isinstance(index, bool) or not re.fullmatch(r"\d{1,8}", str(index)):
+        return None
+    if not isinstance(text, str) or not text.strip():
+        return None
+    return int(index), printable(" ".join(text.split()))[:LONGEST_TEXT]
+
+
+class _Cache:
+    """What was fetched of one source: a JSON file of text (or none) by feature."""
+
+    def __init__(self, model: str, source: str, base: str) -> None:
+        # A server of somebody's own may explain the same features otherwise.
+        host = re.sub(r"[^\w.-]", "_", urlsplit(base).netloc)
+        self.path = cache_dir() / "neuronpedia" / host / model / f"{source}.json"
+        self.texts: dict[int, str | None] = {}
+        self.since: dict[int, str] = {}
+        oldest = (datetime.now(timezone.utc) - ASKED_AGAIN_AFTER).isoformat()
+        try:
+            rows = json.loads(self.path.read_text(encoding="utf-8"))
+            for index, (text, since) in rows.items():
+                entry = _entry(index, text)
+                if entry is not None or (text is None and str(since) > oldest):
+                    self.texts[int(index)] = entry[1] if entry else None
+                    self.since[int(index)] = str(since)
+        except (OSError, ValueError, TypeError, AttributeError):
+            self.texts, self.since = {}, {}  # a cache that is not there, or damaged, is made anew
+
+    def knows(self, feature: int) -> bool:
+        """Whether it was asked for, and not too long ago."""
+        return feature in self.texts
+
+    def add(self, asked: Sequence[int], found: Explanations) -> None:
+        """Keeps what an answer held, and that it did not hold the rest."""
+        now = datetime.now(timezone.utc).isoformat()
+        for feature in asked:
+            self.texts[feature], self.since[feature] = found.get(feature), now
+        rows = {str(i): [text, self.since[i]] for i, text in sorted(self.texts.items())}
+        with explain_os_errors("keeping explanations"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_text_atomically(self.path, json.dumps(rows, ensure_ascii=False))
+
+
+def _parts(neuronpedia_id: str) -> tuple[str, str]:
+    match = re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95})/([A-Za-z0-9][\w.-]{0,150})", neuronpedia_id)
+    if match is None:
+        raise InputError(f"{neuronpedia_id[:80]!r} is no id of Neuronpedia's (MODEL/SOURCE).")
+    return match[1], match[2]
+
+
+def _check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url.strip())
+        _ = parts.port
+    except ValueError as error:
+        raise InputError(f"{URL_VARIABLE} is not an address.") from error
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InputError(f"{URL_VARIABLE} must hold no user, password or query.")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"{URL_VARIABLE} must begin with http:// or https://, got {url[:80]!r}.")
+    return url.strip().rstrip("/")
