@@ -336,3 +336,167 @@ def test_each_label_says_where_it_is_from(planted, labels, tmp_path, monkeypatch
     assert found.of(DEAD).source in ("none", "proxy")
     with pytest.raises(InputError, match="no feature 99"):
         found.of(99)
+
+
+# --- Neuronpedia -------------------------------------------------------------------------------
+
+
+class Neuronpedia:
+    """A server on 127.0.0.1 that speaks Neuronpedia's batch lookup; answers can be planned."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[dict]] = []
+        self.texts: dict[int, str] = {ON_X: "the letter x", 2: "a  secret\nthing\u202e"}
+        self.planned: list[tuple[int, bytes, dict[str, str]]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                server.asked.append(body)
+                assert self.path == "/api/features"
+                status, content, headers = server.answer(body)
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def answer(self, body: list[dict]) -> tuple[int, bytes, dict[str, str]]:
+        if self.planned:
+            return self.planned.pop(0)
+        rows = []
+        for feature in body:  # as the schema of its route asks
+            assert isinstance(feature["modelId"], str)
+            assert isinstance(feature["layer"], str)
+            assert isinstance(feature["index"], int)
+            text = self.texts.get(feature["index"])
+            listed = [{"description": text, "explanationModelName": "m"}] if text else []
+            rows.append({**feature, "index": str(feature["index"]), "explanations": listed})
+        return 200, json.dumps(rows).encode(), {}
+
+
+@pytest.fixture
+def neuronpedia(tmp_path, monkeypatch):
+    server = Neuronpedia()
+    monkeypatch.setenv("NEURONPEDIA_URL", server.url)
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def test_explanations_are_fetched_in_batches_and_kept(neuronpedia):
+    found = fetch_explanations(NEURONPEDIA, [*range(60), ON_X])
+    assert found == {ON_X: "the letter x", 2: "a secret thing\\u202e"}
+    assert [len(body) for body in neuronpedia.asked] == [50, 10]
+    assert neuronpedia.asked[0][3] == {"modelId": "tiny", "layer": "0-planted", "index": 3}
+    assert fetch_explanations(NEURONPEDIA, [ON_X, 7]) == {ON_X: "the letter x"}
+    assert len(neuronpedia.asked) == 2  # from the cache, what has none as well
+
+
+def test_busy_and_broken_answers_are_asked_for_again(neuronpedia):
+    neuronpedia.planned = [
+        (429, b"", {"Retry-After": "0"}),
+        (500, b"oops", {}),
+        (200, b"{not json", {}),
+    ]
+    assert fetch_explanations(NEURONPEDIA, [ON_X], first_wait=0.01) == {ON_X: "the letter x"}
+    assert len(neuronpedia.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((503, b"", {}), "HTTP 503"),
+        ((200, b'{"message": "no list"}', {}), "makes no sense"),
+        ((400, b"", {}), "does not take this request"),
+        ((302, b"", {"Location": "http://elsewhere"}), "does not take this request"),
+        ((200, b"[" + b" " * 40_000_000 + b"]", {}), "too long"),
+    ],
+)
+def test_answers_that_do_not_come_are_one_line(neuronpedia, answer, message):
+    neuronpedia.planned = [answer] * 4
+    with pytest.raises(UnavailableError, match=message) as error:
+        fetch_explanations(NEURONPEDIA, [ON_X], first_wait=0.01)
+    assert "\n" not in str(error.value)
+
+
+def test_odd_rows_are_left_out(neuronpedia):
+    rows = [
+        None,
+        {"index": "3", "layer": "9-other", "explanations": [{"description": "not ours"}]},
+        {"index": True, "explanations": [{"description": "no number"}]},
+        {"index": "-1", "explanations": [{"description": "no feature"}]},
+        {"index": 4, "explanations": "none"},
+        {"index": 5, "explanations": [None, {"description": 7}, {"description": "fine"}]},
+        {"index": 6, "explanations": [{"description": "x" * 9999}]},
+    ]
+    neuronpedia.planned = [(200, json.dumps(rows).encode(), {})]
+    found = fetch_explanations(NEURONPEDIA, range(10))
+    assert found == {5: "fine", 6: "x" * 300}
+
+
+@pytest.mark.parametrize("address", ["ftp://x", "http://a:b@c", "http://c/?q=1", "nonsense"])
+def test_addresses_that_cannot_be_are_said(address, monkeypatch, tmp_path):
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="NEURONPEDIA_URL"):
+        fetch_explanations(NEURONPEDIA, [1], url=address)
+    with pytest.raises(InputError, match="is no id"):
+        fetch_explanations("../../etc", [1])
+
+
+def test_neuronpedia_comes_first_and_explains_neighbours(planted, labels, neuronpedia):
+    found = open_labels(planted, [ON_X, TWIN, 2, DEAD], neuronpedia=True)
+    assert (found.of(ON_X).text, found.of(ON_X).source) == ("the letter x", "neuronpedia")
+    assert found.of(ON_X).reliability is None  # it was measured of no such text
+    twin = found.of(TWIN)
+    assert twin.source == "proxy"
+    assert "the letter x" in twin.text
+    assert found.note is None
+
+
+def test_without_network_labels_say_so(planted, labels, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONPEDIA_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("modelassay.sae.neuronpedia.FIRST_WAIT", 0.01)
+    bare = open_labels(planted, [ON_X], neuronpedia=True)
+    assert bare.of(ON_X).source == "none"
+    assert "no connection" in bare.note
+    assert "numbers only" in bare.note
+    dictionary = in_folder(planted, tmp_path / "d")
+    save_labels(labels, tmp_path / "d")
+    found = open_labels(dictionary, [ON_X], neuronpedia=True)
+    assert found.of(ON_X).source == "own"
+    assert found.note is not None
+
+
+def test_the_export_is_read_offline(planted, tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "explanations"
+    folder.mkdir()
+    rows = [
+        {"modelId": "tiny", "layer": "0-planted", "index": str(i), "description": f"thing {i}"}
+        for i in range(8)
+    ]
+    for number, part in enumerate((rows[:4], rows[4:])):
+        text = "\n".join(map(json.dumps, part))
+        (folder / f"batch-{number}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    assert read_export(folder, NEURONPEDIA) == {i: f"thing {i}" for i in range(8)}
+    found = open_labels(planted, export=folder)
+    assert (found.of(6).text, found.of(6).source) == ("thing 6", "neuronpedia")
+    with pytest.raises(InputError, match="not of 1-other"):
+        read_export(folder, "tiny/1-other")
+    with pytest.raises(InputError, match="no explanation file"):
+        read_export(tmp_path / "nowhere", NEURONPEDIA)
+    (tmp_path / "odd.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="holds no explanations"):
+        read_export(tmp_path / "odd.jsonl", NEURONPEDIA)

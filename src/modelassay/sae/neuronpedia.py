@@ -46,7 +46,7 @@ def fetch_explanations(
     *,
     url: str | None = None,
     timeout: float = TIMEOUT,
-    first_wait: float = FIRST_WAIT,
+    first_wait: float | None = None,
 ) -> dict[int, str]:
     """Explanations of features, from the cache or from Neuronpedia.
 
@@ -66,6 +66,7 @@ def fetch_explanations(
     base = _check_url(url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
     cache = _Cache(model, source, base)
     missing = [feature for feature in dict.fromkeys(features) if not cache.knows(feature)]
+    wait = FIRST_WAIT if first_wait is None else first_wait
     if missing:
         import httpx
 
@@ -80,7 +81,7 @@ def fetch_explanations(
                 part = missing[start : start + BATCH]
                 asked = [{"modelId": model, "layer": source, "index": i} for i in part]
                 asked[0]["maxActsToReturn"] = 1  # else each comes with dozens of example texts
-                rows = _ask(client, f"{base}/api/features", asked, timeout, first_wait)
+                rows = _ask(client, f"{base}/api/features", asked, timeout, wait)
                 cache.add(part, _explanations(rows, source))
     return {feature: text for feature in features if (text := cache.texts.get(feature))}
 
