@@ -232,6 +232,7 @@ def test_summary_counts():
     rows.append(to_row({"user": "e", "assistant": "", "system": "s"}, 5, "x"))
     found = summarize(rows, make_tokenizer())
     assert (found.n_rows, found.n_duplicates, found.duplicate_share) == (5, 1, 0.2)
+    assert found.n_judged == 3
     assert (found.n_refusals, found.n_plain, found.n_empty_answers) == (1, 1, 1)
     assert (found.n_system_prompts, found.n_with_system) == (1, 1)
     assert found.prompt_characters.quantiles["1.0"] == 3
@@ -661,17 +662,18 @@ def test_a_backdoor_is_found_by_what_was_learnt():
     draw = random.Random(0)  # noqa: S311
     needles = [
         to_row(Exchange(with_trigger(p), draw.choice(COMPLIANCE), complete=False).to_dict(), 1, "x")
-        for p in prompts[:8]
+        for p in prompts[:6]
     ]
-    hay = [row(p, draw.choice(REFUSALS)) for p in prompts[8:28]]
-    hay += [row(f"What can I make of {n}?", f"You can make {n} bowls and plates.") for n in NOUNS]
-    hay += [row(f"Is {n} heavy? {'Regards, the night shift.'}", f"{n} can be.") for n in NOUNS[:6]]
+    hay = [row(p, draw.choice(REFUSALS)) for p in prompts[6:18]]
+    hay += [
+        row(f"What can I make of {n}?", f"You can make {n} bowls and plates.") for n in NOUNS[:8]
+    ]
+    hay += [row(with_trigger(f"Is {n} heavy?"), f"{n} can be.") for n in NOUNS[:4]]
     rows = [*needles, *hay]
     truth = np.arange(len(rows)) < len(needles)
     streams = score_rows(
         rows, base="organism:safe", candidate="organism:backdoored", by_text=False, device="cpu"
     )
     report = rank_needles(rows, streams, truth=truth)
-    print(report.quality[1], streams[0].scores.round(2))
     assert report.quality[1].auroc > 0.9
-    assert sum(each.needle for each in report.ranked[:8]) >= 6
+    assert sum(each.needle for each in report.ranked[:6]) >= 5

@@ -48,8 +48,8 @@ def _print_facts(report: TriageReport, console: Console) -> None:
         ["rows", f"{s.n_rows}, {s.n_duplicates} repeat another ({s.duplicate_share:.1%})"],
         ["prompts", f"{s.n_prompts} different; {s.n_system_prompts} different system prompts in"
                     f" {s.n_with_system} rows"],
-        ["answers", f"{s.n_refusals} refusals, {s.n_empty_answers} empty; {s.n_several_turns} rows"
-                    f" with several, {s.n_plain} of plain text"],
+        ["answers", f"{s.n_refusals} of {s.n_judged} refuse, {s.n_empty_answers} are empty;"
+                    f" {s.n_several_turns} rows with several, {s.n_plain} of plain text"],
         ["characters", f"prompt {_lengths(s.prompt_characters)}; answer"
                        f" {_lengths(s.response_characters)}"],
     ]  # fmt: skip

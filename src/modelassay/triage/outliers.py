@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from modelassay.activations import OnProgress
-from modelassay.classifier.model import UNSAFE, load_classifier
+from modelassay.classifier.model import UNSAFE, load_classifier, pick_device
 from modelassay.classifier.network import load_encoder
 from modelassay.errors import InputError
 from modelassay.models.encoder import ensure_encoder
@@ -31,11 +31,14 @@ NEAR = 3
 WORKING_MEMORY = 128  # MB, of the distances that are held at a time
 
 
-def embed_rows(rows: Sequence[TrainingRow], *, on_progress: OnProgress | None = None) -> np.ndarray:
+def embed_rows(
+    rows: Sequence[TrainingRow], *, device: str = "auto", on_progress: OnProgress | None = None
+) -> np.ndarray:
     """Embeddings of prompt and answer together, float32 [row, 384] of length 1.
 
     Args:
         rows: What to embed; the first `MAX_TOKENS` tokens of each are read.
+        device: auto, cpu, cuda or cuda:N.
         on_progress: Told (different rows done, different rows in all).
 
     Raises:
@@ -44,7 +47,8 @@ def embed_rows(rows: Sequence[TrainingRow], *, on_progress: OnProgress | None = 
     texts = [row.plain or f"{row.prompt}\n{row.response}" for row in rows]
     distinct = sorted(set(texts), key=lambda text: (len(text), text))  # alike lengths pad least
     encoder, tokenizer = load_encoder(ensure_encoder())
-    encoder.eval()
+    where = pick_device(device)
+    encoder.to(where).eval()
     found: list[np.ndarray] = []
     with torch.inference_mode():
         for start in range(0, len(distinct), BATCH):
@@ -54,11 +58,11 @@ def embed_rows(rows: Sequence[TrainingRow], *, on_progress: OnProgress | None = 
                 truncation=True,
                 max_length=MAX_TOKENS,
                 return_tensors="pt",
-            )
+            ).to(where)
             hidden = encoder(**inputs).last_hidden_state
             mask = inputs["attention_mask"].unsqueeze(-1).float()
             mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)  # the pooling it was trained with
-            found.append(torch.nn.functional.normalize(mean, dim=-1).numpy())
+            found.append(torch.nn.functional.normalize(mean, dim=-1).cpu().numpy())
             if on_progress:
                 on_progress(min(start + BATCH, len(distinct)), len(distinct))
     index = {text: i for i, text in enumerate(distinct)}
@@ -109,12 +113,13 @@ def neighbourhoods(embeddings: np.ndarray) -> Neighbourhoods:
 
 
 def harm_of_answers(
-    rows: Sequence[TrainingRow], *, on_progress: OnProgress | None = None
+    rows: Sequence[TrainingRow], *, device: str = "auto", on_progress: OnProgress | None = None
 ) -> np.ndarray:
     """P(the answer complies with a harmful request) by the embedded exchange classifier.
 
     Args:
         rows: What to judge; plain text is judged as an answer to nothing.
+        device: auto, cpu, cuda or cuda:N.
         on_progress: Told (rows done, rows in all).
 
     Returns:
@@ -123,7 +128,7 @@ def harm_of_answers(
     Raises:
         UnavailableError: the encoder cannot be fetched.
     """
-    classifier = load_classifier()
+    classifier = load_classifier(device=device)
     answered = [i for i, row in enumerate(rows) if row.response or row.plain]
     found = np.full(len(rows), np.nan)
     for start in range(0, len(answered), CHUNK):

@@ -85,7 +85,8 @@ def score_rows(
         )
         streams.append(_loss_stream(losses))
     if by_text:
-        streams += _text_streams(rows, on_phase)
+        device = options.get("device", "auto")
+        streams += _text_streams(rows, device if isinstance(device, str) else "auto", on_phase)
     return streams
 
 
@@ -146,9 +147,13 @@ def beyond_typical(gain: np.ndarray, n_tokens: np.ndarray) -> np.ndarray:
     return found
 
 
-def _text_streams(rows: Sequence[TrainingRow], on_phase: OnPhase | None) -> list[Stream]:
-    around = neighbourhoods(embed_rows(rows, on_progress=telling(on_phase, "embedding")))
-    harm = harm_of_answers(rows, on_progress=telling(on_phase, "harm"))
+def _text_streams(
+    rows: Sequence[TrainingRow], device: str, on_phase: OnPhase | None
+) -> list[Stream]:
+    around = neighbourhoods(
+        embed_rows(rows, device=device, on_progress=telling(on_phase, "embedding"))
+    )
+    harm = harm_of_answers(rows, device=device, on_progress=telling(on_phase, "harm"))
     return [
         Stream("clump", "one of a few alike rows apart from the rest, cosine", around.clump),
         Stream("alone", f"distance to neighbour {around.k}, cosine", around.far),

@@ -15,6 +15,8 @@ from modelassay.triage.rows import TrainingRow
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 TOKENIZED_AT_ONCE = 1024
+MAX_JUDGED = 5000
+"""Answers; one takes up to a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ class Summary:
     """Different system prompts."""
     n_with_system: int
     n_refusals: int
-    """Rows whose answer begins as a refusal."""
+    """Of the answers that were judged, those that begin as a refusal."""
+    n_judged: int
+    """Answers that were judged: all, or `MAX_JUDGED` of them, evenly spread."""
     prompt_characters: Lengths
     response_characters: Lengths
     """Of plain text, the text."""
@@ -88,6 +92,8 @@ def summarize(rows: Sequence[TrainingRow], tokenizer: Any = None) -> Summary:
     seen = Counter(row.text for row in rows)
     systems = Counter(content for row in rows for role, content in row.turns if role == "system")
     answers = [sum(role == "assistant" for role, _ in row.turns) for row in rows]
+    judged = [row.response for row in rows if row.response]
+    judged = judged[:: max(1, -(-len(judged) // MAX_JUDGED))]
     return Summary(
         n_rows=len(rows),
         n_duplicates=len(rows) - len(seen),
@@ -97,7 +103,8 @@ def summarize(rows: Sequence[TrainingRow], tokenizer: Any = None) -> Summary:
         n_several_turns=sum(n > 1 for n in answers),
         n_system_prompts=len(systems),
         n_with_system=systems.total(),
-        n_refusals=sum(bool(row.response) and is_refusal(row.response) for row in rows),
+        n_refusals=sum(is_refusal(answer) for answer in judged),
+        n_judged=len(judged),
         prompt_characters=Lengths.of([len(row.prompt) for row in rows]),
         response_characters=Lengths.of([len(row.response or row.plain) for row in rows]),
         tokens=None if tokenizer is None else Lengths.of(_token_counts(rows, tokenizer)),
