@@ -621,6 +621,11 @@ def test_the_command(tmp_path, capfd, no_encoder, monkeypatch):
     out, err = capfd.readouterr()
     assert err == ""
     assert "6 needles in 106 rows" in out
+    table = out[out.index("rows to look at first") :].splitlines()
+    assert table[2].split() == ["place", "row", "clump", "alone", "harm", "needle"]
+    assert [line.split()[0] for line in table[4:10]] == ["1", "2", "3", "4", "5", "6"]
+    assert "(1)" in out
+    assert max(map(len, table[2:10])) <= 80
     assert "6 rows match 'AOA'" in out
     assert "At once" not in out
     assert "\x1b" not in out

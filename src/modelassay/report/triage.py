@@ -88,12 +88,11 @@ def _print_ranking(report: TriageReport, ranking: NeedleReport, console: Console
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     known = ["needle"] if ranking.n_needles is not None else []
     for column in ("place", "row", *names, *known):
-        table.add_column(column, justify="right")
-    table.add_column("prompt", no_wrap=True, overflow="ellipsis")
+        table.add_column(column, justify="right", no_wrap=True)
     for each in ranking.ranked[: report.top]:
         cells = [str(each.place), str(each.row.number), *(_cell(each, name) for name in names)]
         cells += ["yes" if each.needle else "" for _ in known]
-        table.add_row(*cells, _asked(each.row, report.redaction))
+        table.add_row(*cells)
     console.print(table)
     for stream in ranking.streams:
         models = " against ".join(model.adapter or model.id for model in reversed(stream.models))
@@ -101,6 +100,8 @@ def _print_ranking(report: TriageReport, ranking: NeedleReport, console: Console
         console.print(f"  {stream.name}: {escape(stream.meaning + extra)}", soft_wrap=True)
         for note in stream.notes:
             console.print(f"    {escape(note)}", soft_wrap=True)
+    first = [(None, each.row) for each in ranking.ranked[: report.top]]
+    _print_rows("these rows", first, report.redaction, console)
     if ranking.quality is not None:
         _print_quality(report, ranking, console)
 
@@ -120,25 +121,19 @@ def _print_quality(report: TriageReport, ranking: NeedleReport, console: Console
     for recall in quality[0].recall:
         table.add_column(f"first {recall.k}", justify="right", no_wrap=True)
     for each in quality:
-        low, high = each.interval
+        span = "one group" if each.interval is None else "{:.2f} to {:.2f}".format(*each.interval)
         found = [f"{r.found} ({_percents(r.interval)})" for r in each.recall]
-        table.add_row(each.name, f"{each.auroc:.2f} ({low:.2f} to {high:.2f})", *found)
+        table.add_row(each.name, f"{each.auroc:.2f} ({span})", *found)
     console.print(table)
 
 
 def _cell(each: RankedRow, name: str) -> str:
     score, rank = each.scores[name], each.ranks[name]
-    return "" if score is None or rank is None else f"{score:.3g} ({rank:.0f})"
+    return "" if score is None or rank is None else f"{score:.2f} ({rank:.0f})"
 
 
 def _percents(interval: tuple[float, float]) -> str:
     return "–".join(f"{end:.0%}" for end in interval)
-
-
-def _asked(row: TrainingRow, redaction: Redaction) -> str:
-    """The prompt, or plain text, escaped for rich."""
-    values = redaction.row(row)
-    return _part(values["text"] if row.plain else values["prompt"], MAX_SHOWN)
 
 
 def _shown(row: TrainingRow, redaction: Redaction) -> str:

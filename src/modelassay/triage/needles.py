@@ -66,8 +66,9 @@ class RankingQuality:
     """A stream, or `combined`."""
     auroc: float
     """Chance that a needle ranks above another row."""
-    interval: tuple[float, float]
-    """95% bootstrap over groups of near-duplicates."""
+    interval: tuple[float, float] | None
+    """95% bootstrap over groups of near-duplicates; None where all needles, or all other rows, are
+    in one group."""
     recall: tuple[Recall, ...]
 
 
@@ -158,10 +159,13 @@ def _quality(
         if k <= len(truth):
             found = int(truth[order[:k]].sum())
             recall.append(Recall(k, found, found / n_needles, wilson_interval(found, n_needles)))
+    interval = None
+    if all(len(np.unique(groups[side])) > 1 for side in (truth, ~truth)):
+        interval = cluster_interval(lambda i: rank_auroc(-places[i], truth[i]), truth, groups)
     return RankingQuality(
         name,
         rank_auroc(-places, truth),
-        cluster_interval(lambda i: rank_auroc(-places[i], truth[i]), truth, groups),
+        interval,
         tuple(recall),
     )
 
