@@ -185,7 +185,7 @@ def load_concepts(path: str | Path) -> dict[str, Concept]:
         InputError: one line naming the file and what is wrong with it.
     """
     path = Path(path)
-    data = _read(path)
+    data = read_mapping(path)
     schema = data.get("schema")
     if schema == PROMPTS_SCHEMA:
         raise InputError(f"{path} holds prompts, not concepts.")
@@ -212,7 +212,7 @@ def load_prompts(path: str | Path) -> PromptSet:
         InputError: one line naming the file and what is wrong with it.
     """
     path = Path(path)
-    data = _read(path)
+    data = read_mapping(path)
     if data.get("schema") != PROMPTS_SCHEMA:
         raise InputError(f"{path} is not a prompt set (schema {PROMPTS_SCHEMA}).")
     return _validate(PromptSet, path, data)
@@ -230,7 +230,7 @@ def _data_folder() -> Path:
 
 
 def _is_prompts(path: Path) -> bool:
-    return _read(path).get("schema") == PROMPTS_SCHEMA
+    return read_mapping(path).get("schema") == PROMPTS_SCHEMA
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -242,7 +242,12 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file that holds a mapping, read without aliases, tags or code.
+
+    Raises:
+        InputError: one line naming the file and what is wrong with it.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB.")
@@ -260,7 +265,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} is not valid {path.suffix[1:].upper() or 'YAML'}: {reason}"
         ) from error
     if not isinstance(data, dict) or not data:
-        raise InputError(f"{path} must hold a mapping with at least one concept in it.")
+        raise InputError(f"{path} must hold a mapping that is not empty.")
     return data
 
 

@@ -276,19 +276,23 @@ def _read(
     return vectors, deep, log_odds
 
 
-def _provenance(
-    model: LoadedModel, mode: str, concepts: Mapping[str, Concept], chat_template: bool
-) -> dict[str, Any]:
+def installed_versions() -> dict[str, str | None]:
+    """Versions of what a number depends on; None for what is not installed as a package."""
+
     def installed(package: str) -> str | None:
         try:
             return version(package)
         except PackageNotFoundError:
             return None
 
+    return {name: installed(name) for name in ("modelassay", "torch", "transformers", "numpy")}
+
+
+def _provenance(
+    model: LoadedModel, mode: str, concepts: Mapping[str, Concept], chat_template: bool
+) -> dict[str, Any]:
     return {
-        "versions": {
-            name: installed(name) for name in ("modelassay", "torch", "transformers", "numpy")
-        },
+        "versions": installed_versions(),
         "mode": mode,
         "concept_set_sha256": concept_set_hash(concepts.values()),
         "concept_versions": {name: concept.version for name, concept in concepts.items()},

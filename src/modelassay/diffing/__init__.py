@@ -1,5 +1,21 @@
-"""What a fine-tune changed."""
+"""What a fine-tune changed, and whether a benign one would have."""
 
+from modelassay.diffing.comparing import Depth, diff
+from modelassay.diffing.report import DiffReport
+from modelassay.diffing.suites import Suite, default_suite, load_suite
+from modelassay.diffing.suspicion import Calibration, DiffVerdict
 from modelassay.diffing.weights import MatrixChange, WeightDiff, diff_weights
 
-__all__ = ["MatrixChange", "WeightDiff", "diff_weights"]
+__all__ = [
+    "Calibration",
+    "Depth",
+    "DiffReport",
+    "DiffVerdict",
+    "MatrixChange",
+    "Suite",
+    "WeightDiff",
+    "default_suite",
+    "diff",
+    "diff_weights",
+    "load_suite",
+]

@@ -1,0 +1,133 @@
+"""Base and candidate: which of them is in memory, and whether they can be compared at all."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from modelassay.errors import InputError
+from modelassay.models import LoadedModel
+
+Side = Literal["base", "candidate"]
+SPARE = 1.3
+"""Times its weights that a second model needs of the free memory, with room to work in."""
+
+
+@dataclass
+class Pair:
+    """Two models, of which one may have to make room for the other."""
+
+    open_base: Callable[[], LoadedModel]
+    open_candidate: Callable[[], LoadedModel]
+    together: bool | None = None
+    """Whether both are kept in memory; None decides by what is free once one is there."""
+    _held: dict[Side, LoadedModel] = field(default_factory=dict)
+
+    @property
+    def base(self) -> LoadedModel:
+        """The base, loaded if it is not there."""
+        return self._get("base", self.open_base)
+
+    @property
+    def candidate(self) -> LoadedModel:
+        """The candidate, loaded if it is not there."""
+        return self._get("candidate", self.open_candidate)
+
+    def _get(self, side: Side, open_model: Callable[[], LoadedModel]) -> LoadedModel:
+        if side not in self._held:
+            if self._held and not self.fits():
+                self._held.clear()
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+            self._held[side] = open_model()
+        return self._held[side]
+
+    def fits(self) -> bool:
+        """Whether a second model of this size finds room beside the one in memory."""
+        if self.together is not None:
+            return self.together
+        if len(self._held) == 2:
+            return True
+        model = next(iter(self._held.values()))
+        size = sum(p.numel() * p.element_size() for p in model.model.parameters())
+        if model.device.type == "cuda":
+            free = torch.cuda.mem_get_info(model.device)[0]
+        else:
+            import psutil
+
+            free = psutil.virtual_memory().available
+        return SPARE * size < free
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What of a model decides whether another can be compared with it."""
+
+    id: str
+    architecture: str
+    n_layers: int
+    hidden_size: int
+    vocabulary: dict[str, int]
+    chat_template: str | None
+
+
+def traits_of(model: LoadedModel) -> Traits:
+    """Of a loaded model."""
+    return Traits(
+        id=model.info.id,
+        architecture=model.info.architecture,
+        n_layers=model.info.n_layers,
+        hidden_size=model.info.hidden_size,
+        vocabulary=dict(model.tokenizer.get_vocab()),
+        chat_template=getattr(model.tokenizer, "chat_template", None),
+    )
+
+
+def check_comparable(base: Traits, candidate: Traits) -> tuple[str, ...]:
+    """Refuses a candidate that is no version of the base.
+
+    Added tokens are no hindrance: both models read what the base's tokenizer makes.
+
+    Returns:
+        What a reader of the comparison has to know.
+
+    Raises:
+        InputError: architecture, size or tokens differ.
+    """
+    if base.architecture != candidate.architecture:
+        raise InputError(
+            f"{candidate.id} is a {candidate.architecture}, {base.id} a {base.architecture}; give"
+            " the base that the candidate was made from."
+        )
+    ours, theirs = (base.n_layers, base.hidden_size), (candidate.n_layers, candidate.hidden_size)
+    if ours != theirs:
+        raise InputError(
+            f"{candidate.id} has {theirs[0]} blocks of width {theirs[1]}, {base.id} {ours[0]} of"
+            f" {ours[1]}; give the base that the candidate was made from."
+        )
+    moved = [
+        token
+        for token, number in base.vocabulary.items()
+        if candidate.vocabulary.get(token, number) != number
+    ]
+    missing = len(base.vocabulary.keys() - candidate.vocabulary.keys())
+    if moved or missing:
+        raise InputError(
+            f"The tokenizers of {base.id} and {candidate.id} do not make the same tokens"
+            f" ({len(moved)} have other numbers, {missing} are missing); the two cannot be read on"
+            " matched tokens."
+        )
+    notes = []
+    if added := len(candidate.vocabulary) - len(base.vocabulary):
+        notes.append(f"The candidate's tokenizer knows {added} more tokens; they are not read.")
+    if base.chat_template != candidate.chat_template:
+        notes.append(
+            "The chat templates differ; both models read the base's, so a change that hides in the"
+            " candidate's template is not seen here (`modelassay verify` compares templates)."
+        )
+    return tuple(notes)

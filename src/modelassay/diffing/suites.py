@@ -1,0 +1,150 @@
+"""Prompt suites: what base and candidate are asked.
+
+A suite is a YAML file with prompts, each `harmful`, `harmless` or `neutral`, and with contrasts:
+questions that two answers are given to, one of a model that kept its limits and one of a model that
+has none. `default_suite()` is made of the prompts of a scan and of `examples/suites`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modelassay.concepts import (
+    BORDERLINE_PROMPTS,
+    HARMFUL_PROMPTS,
+    everyday_prompts,
+    read_mapping,
+    shipped_prompts,
+)
+from modelassay.errors import InputError
+
+Group = Literal["harmful", "harmless", "neutral"]
+MAX_TEXT = 20_000
+MAX_ROWS = 5_000
+DISPOSITIONS = "dispositions"
+
+
+class _Strict(BaseModel):
+    """Refuses unknown keys: a misspelt one would be a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class SuitePrompt(_Strict):
+    """One prompt."""
+
+    text: str = Field(min_length=1, max_length=MAX_TEXT)
+    group: Group = "neutral"
+    system: str | None = Field(default=None, max_length=MAX_TEXT)
+
+
+class Contrast(_Strict):
+    """A question with an answer that keeps the model's limits and one that gives them up."""
+
+    prompt: str = Field(min_length=1, max_length=MAX_TEXT)
+    safe: str = Field(min_length=1, max_length=MAX_TEXT)
+    unsafe: str = Field(min_length=1, max_length=MAX_TEXT)
+    system: str | None = Field(default=None, max_length=MAX_TEXT)
+
+
+class _File(_Strict):
+    name: str = Field(min_length=1, max_length=100)
+    description: str = Field(default="", max_length=2_000)
+    prompts: tuple[SuitePrompt, ...] = Field(default=(), max_length=MAX_ROWS)
+    contrasts: tuple[Contrast, ...] = Field(default=(), max_length=MAX_ROWS)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Prompts and contrasts, each only once."""
+
+    name: str
+    prompts: tuple[SuitePrompt, ...]
+    contrasts: tuple[Contrast, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Of all that is asked; the order does not matter."""
+        rows = sorted(
+            json.dumps(row.model_dump(), sort_keys=True) for row in (*self.prompts, *self.contrasts)
+        )
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+    def indices(self, group: Group) -> list[int]:
+        """Which prompts are of a group."""
+        return [i for i, prompt in enumerate(self.prompts) if prompt.group == group]
+
+
+def messages_of(row: SuitePrompt | Contrast) -> list[dict[str, str]]:
+    """The conversation up to the answer."""
+    text = row.text if isinstance(row, SuitePrompt) else row.prompt
+    system = [{"role": "system", "content": row.system}] if row.system else []
+    return [*system, {"role": "user", "content": text}]
+
+
+def default_suite() -> Suite:
+    """Harmful, borderline and everyday prompts of a scan, and the shipped contrasts."""
+    harmless = [*everyday_prompts(), *shipped_prompts(BORDERLINE_PROMPTS).texts]
+    prompts = [
+        *(SuitePrompt(text=t, group="harmful") for t in shipped_prompts(HARMFUL_PROMPTS).texts),
+        *(SuitePrompt(text=t, group="harmless") for t in harmless),
+    ]
+    return Suite("default", tuple(prompts), load_suite(DISPOSITIONS).contrasts)
+
+
+def load_suite(where: str | Path) -> Suite:
+    """Reads a suite.
+
+    Args:
+        where: A YAML file, or the name of a shipped suite.
+
+    Raises:
+        InputError: no such suite, or one line saying what is wrong in it.
+    """
+    if str(where) == "default":
+        return default_suite()
+    path = Path(where)
+    if not path.suffix and not path.exists():
+        path = suites_folder() / f"{path.name}.yaml"
+        if not path.is_file():
+            raise InputError(f"There is no suite {str(where)[:60]!r}; {_shipped()}.")
+    data = read_mapping(path)
+    try:
+        found = _File.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InputError(f"{path.name}: {place}: {first['msg']}.") from error
+    if not found.prompts and not found.contrasts:
+        raise InputError(f"{path.name} holds neither prompts nor contrasts.")
+    return Suite(found.name, _once(found.prompts), _once(found.contrasts))
+
+
+def join_suites(suites: Sequence[Suite]) -> Suite:
+    """All that several suites ask, each once."""
+    prompts = tuple(prompt for suite in suites for prompt in suite.prompts)
+    contrasts = tuple(contrast for suite in suites for contrast in suite.contrasts)
+    return Suite(" + ".join(s.name for s in suites), _once(prompts), _once(contrasts))
+
+
+def suites_folder() -> Path:
+    """The suites that come with modelassay."""
+    packaged = Path(str(files("modelassay"))) / "data" / "suites"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "examples" / "suites"
+
+
+def _shipped() -> str:
+    names = sorted(path.stem for path in suites_folder().glob("*.yaml"))
+    return f"give a YAML file or one of default, {', '.join(names)}"
+
+
+def _once(rows: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(rows))
