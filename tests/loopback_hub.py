@@ -377,9 +377,10 @@ class _Handler(BaseHTTPRequestHandler):
         headers |= {"X-Linked-Size": str(len(data)), "Accept-Ranges": "bytes"}
         if not wanted:
             return 200, data, headers
-        start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-        headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        return 206, data[start:], headers
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        start, end = int(first), min(int(last or len(data)), len(data) - 1)
+        headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+        return 206, data[start : end + 1], headers
 
     def answer(self, status: int, body: bytes, headers: dict[str, str], fault: Fault | None = None):
         self.send_response(status)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -32,7 +34,7 @@ from modelassay.sae import (
 )
 from modelassay.sae.dictionary import as_dictionary
 from modelassay.sae.evidence import Fired, read_features
-from modelassay.sae.labels import weights_hash
+from modelassay.sae.labels import kept_folder, weights_hash
 from modelassay.sae.neuronpedia import fetch_explanations, read_export
 from modelassay.sae.points import parse_layer
 from modelassay.sae.reliability import count_predictions, score_labels
@@ -40,7 +42,8 @@ from modelassay.sae.tokens import Vocabulary, printable
 
 pytest_plugins = ("loopback_hub",)
 
-WORDS = "the quick brown fox jumps over a lazy dog while ten wizards box quietly".split()
+SENTENCE = "the quick brown fox jumps over a lazy dog while ten wizards box quietly"
+WORDS = SENTENCE.split()
 LAYER, WIDTH = 0, 24
 ON_X, AFTER_O, RANDOM, DEAD, TWIN = 3, 5, 9, 13, 17
 NEURONPEDIA = "tiny/0-planted"
@@ -178,9 +181,7 @@ def test_reliability_is_the_auroc_of_the_label(tiny, planted, labels):
     model = tiny()
     kinds = Vocabulary(model).kinds
     named = set(labels.of(RANDOM).named)
-    by_text = {
-        kinds[i] for i in range(len(model.tokenizer)) if Vocabulary(model).text(i) in named
-    }
+    by_text = {kinds[i] for i in range(len(model.tokenizer)) if Vocabulary(model).text(i) in named}
     says, fires = [], []
     for part in read_features(model, planted, HELD_OUT, 128):
         ids = part.ids[:-1] if labels.of(RANDOM).fires == "after" else part.ids[1:]
@@ -233,8 +234,6 @@ def test_bad_texts_are_said(tiny, planted):
     with pytest.raises(InputError, match="at least one token"):
         label_features(tiny(), planted, TEXTS, HELD_OUT, tokens=0)
     with pytest.raises(InputError, match="width"):
-        from dataclasses import replace
-
         label_features(tiny(), replace(planted, hidden_size=7), TEXTS, HELD_OUT)
 
 
@@ -500,3 +499,361 @@ def test_the_export_is_read_offline(planted, tmp_path, monkeypatch):
     (tmp_path / "odd.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
     with pytest.raises(InputError, match="holds no explanations"):
         read_export(tmp_path / "odd.jsonl", NEURONPEDIA)
+
+
+# --- where dictionaries are --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hook", "layer"),
+    [
+        ("blocks.12.hook_resid_post", 12),
+        ("blocks.12.hook_resid_pre", 11),
+        ("model.layers.12", 12),
+        ("model.layers.7.output", 7),
+        ("model.language_model.layers.3", 3),
+        ("transformer.h.5", 5),
+    ],
+)
+def test_hook_points_are_blocks(hook, layer):
+    assert parse_layer(hook, "It") == layer
+
+
+@pytest.mark.parametrize(
+    ("hook", "reason"),
+    [
+        ("blocks.0.hook_resid_pre", "the embeddings"),
+        ("blocks.3.hook_resid_mid", "inside a block"),
+        ("blocks.3.attn.hook_z", "attention"),
+        ("blocks.3.hook_mlp_out", "an MLP"),
+        ("model.layers.3.pre_feedforward_layernorm.output", "an MLP"),
+        ("somewhere", "unknown"),
+        (None, "does not say where"),
+        ("", "does not say where"),
+    ],
+)
+def test_other_hook_points_are_refused(hook, reason):
+    with pytest.raises(InputError, match=reason) as error:
+        parse_layer(hook, "The dictionary d")
+    assert "\n" not in str(error.value)
+
+
+def test_a_plain_sae_lens_folder_is_a_dictionary(tiny, planted, tmp_path):
+    found = in_folder(planted, tmp_path / "plain")
+    assert (found.name, found.layer, found.width, found.record) == ("plain", LAYER, WIDTH, None)
+    assert found.hidden_size == tiny().info.hidden_size
+    assert found.neuronpedia_id == NEURONPEDIA
+    found.check_belongs_to(tiny())
+    with pytest.raises(InputError, match="reads block 9; the last one of"):
+        replace(found, layer=9).check_belongs_to(tiny())
+    with pytest.raises(InputError, match="has no revisions"):
+        find_dictionary(str(tmp_path / "plain"), revision="main")
+
+
+def change_config(folder, **change):
+    config = json.loads((folder / "cfg.json").read_text())
+    config["metadata"] |= change.pop("metadata", {})
+    (folder / "cfg.json").write_text(json.dumps(config | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metadata": {"hook_name": "blocks.1.hook_mlp_out"}}, "reads an MLP"),
+        ({"normalize_activations": "expected_average_only_in"}, "does not say the scale"),
+        ({"reshape_activations": "hook_z"}, "holds no dictionary"),
+        (
+            {"metadata": {"model_from_pretrained_kwargs": {"center_writing_weights": True}}},
+            "TransformerLens has centred",
+        ),
+        ({"d_sae": 7}, "holds no dictionary"),
+        ({"architecture": "nonsense"}, "holds no dictionary"),
+    ],
+)
+def test_dictionaries_that_cannot_be_used_are_refused(planted, tmp_path, change, message):
+    planted.sae.save_model(tmp_path / "d")
+    change_config(tmp_path / "d", **change)
+    with pytest.raises(InputError, match=message) as error:
+        find_dictionary(str(tmp_path / "d"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_transcoder_is_refused(tmp_path):
+    config = sae_lens.TranscoderConfig(d_in=8, d_sae=16, d_out=8, apply_b_dec_to_input=False)
+    config.metadata.hook_name = "blocks.1.hook_resid_post"
+    sae_lens.Transcoder(config).save_model(tmp_path / "t")
+    with pytest.raises(InputError, match="of the kind transcoder"):
+        find_dictionary(str(tmp_path / "t"))
+
+
+def test_the_shipped_are_found_by_name_and_by_model(trained_folder, tiny, tmp_path, monkeypatch):
+    shipped = tmp_path / "shipped"
+    shutil.copytree(trained_folder, shipped / "mine")
+    monkeypatch.setattr("modelassay.sae.finding.shipped_folder", lambda: shipped)
+    for where in ("mine", tiny().info.id):
+        found = find_dictionary(where)
+        assert found.name == "mine"
+        assert found.record is not None
+
+
+@pytest.mark.parametrize("where", ["nowhere", "no such/thing at all", "", "a/b/c", "x" * 5000])
+def test_what_is_nowhere_is_said(where):
+    with pytest.raises(InputError) as error:
+        find_dictionary(where)
+    assert "\n" not in str(error.value)
+
+
+# --- sae-lens's releases -----------------------------------------------------------------------
+
+
+def test_releases_are_listed_without_the_network():
+    found = list_releases("res:", model="unsloth/gemma-3-270m-it")
+    by_where = {release.where: release for release in found}
+    one = by_where["gemma-scope-2-270m-it-res:layer_12_width_16k_l0_small"]
+    assert (one.model, one.layer, one.width) == ("google/gemma-3-270m-it", 12, "16k")
+    assert one.refused is None
+    assert all(release.model == "google/gemma-3-270m-it" for release in found)
+    for where, reason in {
+        "llama-3.1-8b-instruct-andyrdt": "pickles",
+        "goodfire-llama-3.1-8b-instruct": "pickles",
+        "gemma-scope-2-270m-it-transcoders": "not the output of a block",
+        "gpt2-small-res-jb:": "centred",
+        "temporal-sae-gemma-2-2b": "converter temporal",
+    }.items():
+        assert all(reason in str(release.refused) for release in list_releases(where))
+        assert list_releases(where)
+
+
+def test_pickled_releases_are_refused_before_anything_is_fetched(hub):
+    with pytest.raises(InputError, match=r"pickles \(\.pt\)"):
+        find_dictionary("goodfire-llama-3.1-8b-instruct:layer_19")
+    assert hub.log == []
+    with pytest.raises(InputError, match="has no dictionary 'layer_99'"):
+        find_dictionary("gemma-scope-2-270m-it-res/layer_99")
+    with pytest.raises(InputError, match="has 52 dictionaries; choose one"):
+        find_dictionary("gemma-scope-2-270m-it-res")
+
+
+def gemma_files(d: int, width: int) -> dict[str, bytes]:
+    from safetensors.torch import save
+
+    draw = torch.Generator().manual_seed(1)
+    tensors = {
+        "w_enc": torch.randn((d, width), generator=draw),
+        "w_dec": torch.randn((width, d), generator=draw),
+        "b_enc": torch.zeros(width),
+        "b_dec": torch.zeros(d),
+        "threshold": torch.full((width,), 0.5),
+    }
+    folder = "resid_post/layer_12_width_16k_l0_medium"
+    config = {
+        "architecture": "jump_relu",
+        "model_name": "gemma-v3-270m-it",
+        "hf_hook_point_in": "model.layers.12.output",
+    }
+    return {
+        f"{folder}/params.safetensors": save(tensors),
+        f"{folder}/config.json": json.dumps(config).encode(),
+        f"{folder}/evil.pt": b"a pickle",
+    }
+
+
+def test_a_release_is_fetched_and_converted(hub):
+    hub.add_repo("models", "google/gemma-scope-2-270m-it", gemma_files(32, 24))
+    where = "gemma-scope-2-270m-it-res/layer_12_width_16k_l0_medium"
+    found = find_dictionary(where)
+    assert found.name == where.replace("/", ":")
+    assert (found.layer, found.hidden_size, found.width, found.record) == (12, 32, 24, None)
+    assert found.neuronpedia_id == "gemma-3-270m-it/12-gemmascope-2-res-16k"
+    assert found.sae.threshold[0].item() == 0.5
+    assert not any(".pt" in request.path for request in hub.log)
+
+
+def test_a_release_that_cannot_be_fetched_is_one_line(hub):
+    where = "gemma-scope-2-270m-it-res:layer_12_width_16k_l0_medium"
+    with pytest.raises(InputError, match="No model 'google/gemma-scope-2-270m-it' on the Hub"):
+        find_dictionary(where)
+    files = gemma_files(32, 24)
+    hub.add_repo("models", "google/gemma-scope-2-270m-it", {"other.txt": b""})
+    with pytest.raises(InputError, match="does not hold"):
+        find_dictionary(where)
+    broken = {name: data[:40] for name, data in files.items()}
+    hub.add_commit("models", "google/gemma-scope-2-270m-it", broken)
+    with pytest.raises((InputError, UnavailableError)) as error:
+        find_dictionary(where)
+    assert "\n" not in str(error.value)
+    hub.close()
+    with pytest.raises(UnavailableError, match="cannot be reached") as error:
+        find_dictionary("gemma-scope-2-1b-it-res:layer_13_width_16k_l0_small")
+    assert "\n" not in str(error.value)
+
+
+# --- the Hub -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained_once(tiny, tmp_path_factory):
+    from modelassay.sae import Settings, save_dictionary, train_sae
+
+    model = tiny()
+    settings = Settings(layer=1, width=48, k=6, tokens=600, batch=64, window_tokens=600, context=32)
+    sae = train_sae(model, lambda: TEXTS, settings)
+    out = tmp_path_factory.mktemp("trained") / "mine"
+    dictionary = save_dictionary(sae, model, settings, HELD_OUT[:4], out, name="mine", data=["w"])
+    save_labels(label_features(model, dictionary, TEXTS[:20], HELD_OUT[:5], contexts=False), out)
+    return out
+
+
+@pytest.fixture
+def trained_folder(trained_once, tmp_path):
+    return shutil.copytree(trained_once, tmp_path / "mine")
+
+
+def test_what_was_pushed_is_pulled(hub, trained_folder, tiny):
+    hub.add_writer("mine", "me")
+    own = find_dictionary(str(trained_folder))
+    pushed = push_dictionary(own, "me/dictionaries", token="mine")
+    files = hub.repos["datasets", "me/dictionaries"].commits[pushed.commit]
+    names = {name.partition("dictionaries/mine/")[2] for name in files if "mine" in name}
+    assert names == {
+        "cfg.json",
+        "sae_weights.safetensors",
+        "dictionary.json",
+        "labels.json",
+        "labels.parquet",
+        "metrics.jsonl",
+    }
+    card = files["README.md"].decode()
+    assert "modelassay-dictionary" in card
+    assert "dictionaries/*/metrics.jsonl" in card
+    row = json.loads(files["dictionaries/mine/metrics.jsonl"])
+    assert row["explained_variance"] == own.record.metrics.explained_variance
+    for where in ("me/dictionaries", f"me/dictionaries:mine@{pushed.commit}"):
+        pulled = find_dictionary(where)
+        assert pulled.record == own.record
+        assert weights_hash(pulled) == weights_hash(own)
+        assert find_labels(pulled).of(3) == find_labels(own).of(3)
+    with pytest.raises(InputError, match="no revision 'old'"):
+        find_dictionary("me/dictionaries", revision="old")
+    with pytest.raises(InputError, match="holds no dictionary 'other'"):
+        find_dictionary("me/dictionaries:other")
+
+
+def test_what_was_tampered_with_on_the_hub_is_refused(hub, trained_folder):
+    files = {f"dictionaries/mine/{f.name}": f.read_bytes() for f in trained_folder.iterdir()}
+    weights = bytearray(files["dictionaries/mine/sae_weights.safetensors"])
+    weights[-1] ^= 1
+    files["dictionaries/mine/sae_weights.safetensors"] = bytes(weights)
+    hub.add_repo("datasets", "you/dictionaries", files)
+    with pytest.raises(InputError, match="is not the file that"):
+        find_dictionary("you/dictionaries")
+
+
+def test_only_trained_dictionaries_are_pushed(planted, tmp_path):
+    with pytest.raises(InputError, match=r"no dictionary\.json"):
+        push_dictionary(in_folder(planted, tmp_path / "plain"), "me/dictionaries")
+
+
+# --- the commands ------------------------------------------------------------------------------
+
+
+def test_label_and_info_as_a_user_runs_them(planted, tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+    data, folder = tmp_path / "texts.txt", tmp_path / "d"
+    data.write_text("\n".join(make_texts(400, 5)), encoding="utf-8")
+    planted.sae.save_model(folder)
+    command = ["sae", "label", str(folder), "--model", str(tiny_folder()), "--data", str(data)]
+    command += ["--tokens", "3000", "--no-contexts", "--device", "cpu"]
+    assert run([*command, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["schema"] == "modelassay.sae-labels/1"
+    assert record["data"] == ["texts.txt"]
+    assert record["contexts"] is False
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "cfg.json",
+        "labels.json",
+        "labels.parquet",
+        "sae_weights.safetensors",
+    ]
+    assert run(["sae", "info", str(folder), "--feature", str(ON_X)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{ON_X}: on “x”; promotes ")
+    assert "(automatic)" in printed
+    assert "reliability 1.00" in printed
+    assert f"near #{TWIN} (cosine 1.00)" in printed
+    assert run(["sae", "info", str(folder), "--feature", str(ON_X), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["source"] == "own"
+    assert values["neighbours"][0]["feature"] == TWIN
+    assert run(["sae", "info", str(folder)]) == 0
+    assert "automatic labels from" in capsys.readouterr().out
+    assert run(["sae", "info", str(folder), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["layer"], values["labels"]["width"]) == (LAYER, WIDTH)
+    assert run([*command, "--quiet", "--out", str(tmp_path / "x")]) == 0
+    assert sorted(path.name for path in (tmp_path / "x").iterdir())[0] == "labels.json"
+
+
+def test_labels_of_what_has_no_folder_are_kept_in_the_cache(planted, labels, tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path))
+    assert planted.folder is None
+    assert find_labels(planted) is None
+    save_labels(labels, kept_folder(planted))
+    found = find_labels(planted)
+    assert found is not None
+    assert found.of(ON_X) == labels.of(ON_X)
+
+
+def test_explanations_are_imported_once_and_used_offline(planted, neuronpedia, tmp_path, capsys):
+    folder, export = tmp_path / "d", tmp_path / "batch-0.jsonl"
+    planted.sae.save_model(folder)
+    row = {"layer": "0-planted", "index": "4", "description": "from the export"}
+    export.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert run(["sae", "label", str(folder), "--export", str(export), "--neuronpedia"]) == 0
+    assert "explains 3 features" in capsys.readouterr().out
+    asked = len(neuronpedia.asked)
+    assert run(["sae", "info", str(folder), "--feature", "4"]) == 0
+    assert "4: from the export (neuronpedia)" in capsys.readouterr().out
+    assert len(neuronpedia.asked) == asked
+
+
+def test_list_as_a_user_runs_it(capsys):
+    assert run(["sae", "list", "--model", "google/gemma-3-270m-it"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "gemma-scope-2-270m-it-res:layer_12_width_16k_l0_medium" in "\n".join(lines)
+    assert all("google/gemma-3-270m-it" in line for line in lines)
+    assert run(["sae", "list", "goodfire", "--all", "--json"]) == 0
+    assert all("pickles" in row["refused"] for row in json.loads(capsys.readouterr().out))
+    assert run(["sae", "list", "nothing-like-it"]) == 64
+
+
+def test_push_as_a_user_runs_it(hub, trained_folder, capsys):
+    hub.add_writer("mine", "me")
+    assert run(["sae", "push", str(trained_folder), "me/d", "--token", "mine"]) == 0
+    where = capsys.readouterr().out.strip()
+    assert where.startswith("me/d:mine@")
+    assert run(["sae", "info", where]) == 0
+    assert "mine: 48 features of block 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["label", "D"], "Give text to read"),
+        (["label", "D", "--data", "t.txt"], "Give the model"),
+        (["label", "D", "--data", "t.txt", "--model", "nowhere/x"], "nowhere/x"),
+        (["label", "D", "--export", "nowhere"], "no explanation file"),
+        (["info", "D", "--feature", "99"], "no feature 99"),
+        (["info", "nowhere"], "No dictionary 'nowhere'"),
+        (["push", "D", "me/d"], "no dictionary.json"),
+    ],
+)
+def test_bad_input_is_one_line(planted, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    planted.sae.save_model(tmp_path / "D")
+    (tmp_path / "t.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    assert run(["sae", *arguments]) in (64, 69)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1]
+    assert "Traceback" not in "".join(lines)

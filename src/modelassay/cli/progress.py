@@ -25,6 +25,7 @@ LABELS = {
     "measuring": "measuring refusals (prompts)",
     "learning": "training the dictionary (activations read)",
     "scoring": "scoring the dictionary (contexts)",
+    "labelling": "reading features (tokens)",
     "rows": "reading the training file",
     "duplicates": "looking for near-duplicates (rows)",
     "embedding": "embedding rows (different ones)",

@@ -1,16 +1,17 @@
-"""`modelassay sae`: train and describe dictionaries of a model's features."""
+"""`modelassay sae`: train, list and publish dictionaries of a model's features."""
 
 from __future__ import annotations
 
 import json as json_module
 import re
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from modelassay.cli import options
-from modelassay.errors import InputError, UnavailableError
+from modelassay.cli import options, sae_labels
+from modelassay.errors import InputError
 from modelassay.untrusted import NAME
 
 app = typer.Typer(
@@ -63,14 +64,16 @@ def train_command(
         raise InputError(f"--kind is batchtopk, topk, jumprelu or matryoshka, not {kind!r}.")
     if storage not in ("bfloat16", "float32"):
         raise InputError(f"--storage is bfloat16 or float32, not {storage!r}.")
-    check_installed()
 
     from modelassay.cache import check_replaceable
     from modelassay.cli.progress import loaded_model
     from modelassay.sae import Corpus, Settings, save_dictionary, train_sae
     from modelassay.sae.dictionary import FILES
+    from modelassay.sae.finding import check_installed
+    from modelassay.sae.publishing import LABEL_FILES
 
-    check_replaceable(out, FILES, "dictionary", force=force)
+    check_installed()
+    check_replaceable(out, (*FILES, *LABEL_FILES), "dictionary", force=force)
     if not re.fullmatch(NAME, out.name):
         raise InputError(f"A dictionary cannot be named {out.name[:60]!r}: letters, digits, - _ .")
     with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
@@ -111,50 +114,72 @@ def train_command(
             on_progress=lambda done, total: on_phase("scoring", done, total),
         )
     remove_state(state)
-    print_record(dictionary.record)
+    sae_labels.print_record(dictionary.record)
     typer.echo(str(out))
 
 
-@app.command("info")
-def info_command(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A trained dictionary.")],
+@app.command("list")
+def list_command(
+    contains: Annotated[str, typer.Argument(metavar="[TEXT]", help="Part of RELEASE:SAE_ID.")] = "",
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Only those of this model.")
+    ] = None,
+    all_of_them: Annotated[
+        bool, typer.Option("--all", help="Those that cannot be used as well, with the reason.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """Print which model and block a dictionary belongs to, and how good it is."""
-    from modelassay.sae.record import read_record
+    """List dictionaries: those that come with modelassay, and those that sae-lens knows."""
+    from modelassay.sae import list_dictionaries, list_releases
+    from modelassay.sae.finding import check_installed
 
-    record = read_record(folder)
+    check_installed()
+    own = [
+        record
+        for record in list_dictionaries()
+        if contains.lower() in record.name.lower() and model in (None, record.model.id)
+    ]
+    found = [r for r in list_releases(contains, model=model) if all_of_them or r.refused is None]
     if json:
-        values = record.model_dump(mode="json", by_alias=True)
-        typer.echo(json_module.dumps(values, indent=2, ensure_ascii=False))
+        rows = [{"name": r.name, "model": r.model.id, "layer": r.layer} for r in own]
+        rows += [{"name": r.where, **asdict(r)} for r in found]
+        typer.echo(json_module.dumps(rows, indent=1))
         return
-    print_record(record)
+    for record in own:
+        typer.echo(f"{record.name}  {record.model.id}  block {record.layer}  {record.width}")
+    for release in found:
+        layer = "?" if release.layer is None else release.layer
+        explained = "  explained on Neuronpedia" if release.neuronpedia_id else ""
+        refused = f"  cannot be used: {release.refused}" if release.refused else ""
+        typer.echo(
+            f"{release.where}  {release.model}  block {layer}  {release.width or '?'}"
+            f"{explained}{refused}"
+        )
+    if not own and not found:
+        raise InputError(
+            "sae-lens knows no such dictionary that can be used; --all shows the others, and"
+            " `modelassay sae train` makes one."
+        )
 
 
-def check_installed() -> None:
-    """Refuses to go on without sae-lens."""
-    from importlib.util import find_spec
+@app.command("push")
+def push_command(
+    where: Annotated[str, typer.Argument(metavar="FOLDER", help="A trained dictionary.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Hub data set.")],
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Propose it to somebody else's data set.")
+    ] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new data set private.")
+    ] = False,
+    token: options.Token = None,
+) -> None:
+    """Publish a dictionary and its labels in a Hub data set, or propose it to one."""
+    from modelassay.sae import find_dictionary, push_dictionary
 
-    if find_spec("sae_lens") is None:
-        raise UnavailableError("Dictionaries need sae-lens: pip install 'modelassay[sae]'")
-
-
-def print_record(record: Any) -> None:
-    """A dictionary's record in a few lines."""
-    m = record.metrics
-    typer.echo(
-        f"{record.name}: {record.width} features of block {record.layer} of {record.model.id}"
-        f" ({record.kind}, k {record.k}); trained on {record.tokens} activations,"
-        f" {record.passes} times each"
-    )
-    typer.echo(
-        f"  held out, n={m.n_tokens} tokens: explains {m.explained_variance:.1%} of the variance"
-        f" with {m.l0:.1f} features a token; {m.dead_share:.1%} never fire"
-    )
-    typer.echo(
-        f"  in the block's place it adds {m.loss_added:.3f} nats to a loss of {m.loss:.3f}"
-        f" ({m.loss_recovered:.1%} of the damage of its absence undone)"
-    )
+    dictionary = find_dictionary(where, token=token)
+    pushed = push_dictionary(dictionary, repo, create_pr=create_pr, private=private, token=token)
+    typer.echo(pushed.pull_request or f"{pushed.repo_id}:{dictionary.name}@{pushed.commit}")
 
 
 def remove_state(state: Path) -> None:
@@ -162,3 +187,7 @@ def remove_state(state: Path) -> None:
     import shutil
 
     shutil.rmtree(state, ignore_errors=True)
+
+
+app.command("info")(sae_labels.info_command)
+app.command("label")(sae_labels.label_command)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -263,7 +264,9 @@ def read_sae(folder: Path, device: str = "cpu") -> Any:
     import sae_lens
 
     try:
-        sae = sae_lens.SAE.load_from_disk(folder, device=device, dtype="float32")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on models of TransformerLens
+            sae = sae_lens.SAE.load_from_disk(folder, device=device, dtype="float32")
     except Exception as error:  # whatever sae-lens makes of files of a stranger
         raise InputError(f"{folder} holds no dictionary: {first_line(error)}.") from error
     sae.eval()

@@ -15,7 +15,7 @@ from modelassay.errors import AssayError, InputError
 from modelassay.sae.dictionary import Dictionary
 from modelassay.sae.labels import FeatureLabels, OwnLabel, Reliability, find_labels
 from modelassay.sae.neighbours import Neighbour, nearest
-from modelassay.sae.neuronpedia import fetch_explanations, read_export
+from modelassay.sae.neuronpedia import cached_explanations, fetch_explanations, read_export
 
 LABELS_SCHEMA = "modelassay.sae-feature/1"
 MIN_COSINE = 0.3
@@ -130,6 +130,8 @@ def open_labels(
 ) -> Labels:
     """Gathers the labels of a dictionary; what cannot be had is noted, not an error.
 
+    Explanations of Neuronpedia's that were fetched before are used without asking it.
+
     Args:
         dictionary: Whose features.
         features: Those that will be asked for; only these, and the nearest to those that have no
@@ -146,6 +148,8 @@ def open_labels(
     explanations: dict[int, str] = {}
     notes: list[str] = []
     wanted, known = list(dict.fromkeys(features)), dictionary.neuronpedia_id
+    if known is not None:
+        explanations |= cached_explanations(known, url=url)
     if export is not None:
         explanations |= read_export(export, known)
     if neuronpedia and known is None:

@@ -63,8 +63,7 @@ def fetch_explanations(
         UnavailableError: no answer, or one that makes no sense, after several attempts.
     """
     model, source = _parts(neuronpedia_id)
-    base = _check_url(url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
-    cache = _Cache(model, source, base)
+    base, cache = _open_cache(neuronpedia_id, url)
     missing = [feature for feature in dict.fromkeys(features) if not cache.knows(feature)]
     wait = FIRST_WAIT if first_wait is None else first_wait
     if missing:
@@ -84,6 +83,26 @@ def fetch_explanations(
                 rows = _ask(client, f"{base}/api/features", asked, timeout, wait)
                 cache.add(part, _explanations(rows, source))
     return {feature: text for feature in features if (text := cache.texts.get(feature))}
+
+
+def cached_explanations(neuronpedia_id: str, *, url: str | None = None) -> dict[int, str]:
+    """Explanations that were fetched or imported before; nothing is asked of anybody."""
+    cache = _open_cache(neuronpedia_id, url)[1]
+    return {feature: text for feature, text in cache.texts.items() if text}
+
+
+def import_export(path: Path, neuronpedia_id: str, *, url: str | None = None) -> int:
+    """Takes files of Neuronpedia's export into the cache, for use without the network.
+
+    Returns:
+        How many features they explain.
+
+    Raises:
+        InputError: see `read_export`.
+    """
+    found = read_export(path, neuronpedia_id)
+    _open_cache(neuronpedia_id, url)[1].add(list(found), found)
+    return len(found)
 
 
 def read_export(path: Path, neuronpedia_id: str | None) -> dict[int, str]:
@@ -113,6 +132,12 @@ def read_export(path: Path, neuronpedia_id: str | None) -> dict[int, str]:
     if not found:
         raise InputError(f"{path} holds no explanations (rows with `index` and `description`).")
     return found
+
+
+def _open_cache(neuronpedia_id: str, url: str | None) -> tuple[str, _Cache]:
+    """Neuronpedia's address, and what was fetched from there."""
+    base = _check_url(url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
+    return base, _Cache(*_parts(neuronpedia_id), base)
 
 
 def _ask(client: Any, url: str, body: Any, timeout: float, first_wait: float) -> list[Any]:

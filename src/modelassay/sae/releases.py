@@ -107,12 +107,12 @@ def load_release(
     path = lookup.saes_map[release.sae_id]
 
     def choose(files: Mapping[str, RemoteFile]) -> list[str]:
-        own = {n: f for n, f in files.items() if n.startswith(path) and n.endswith(SUFFIXES)}
+        own = {n: f for n, f in files.items() if n.startswith(f"{path}/") and n.endswith(SUFFIXES)}
         if files and not own:
             raise InputError(f"{lookup.repo_id} does not hold {path} as safetensors or .npz.")
         if sum(file.size for file in own.values()) > MAX_WEIGHTS_BYTES:
             raise InputError(f"{release.where} is larger than a dictionary can be.")
-        return list(own) or [f"{path}*{suffix}" for suffix in SUFFIXES]
+        return list(own) or [f"{path}/*{suffix}" for suffix in SUFFIXES]
 
     # What sae-lens then asks the Hub for is in the cache, and was looked over.
     fetch_snapshot(

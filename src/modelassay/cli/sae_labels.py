@@ -1,0 +1,247 @@
+"""`modelassay sae info` and `sae label`: what a dictionary is, and what its features are about."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modelassay.cli import options
+from modelassay.errors import InputError
+
+Where = Annotated[
+    str,
+    typer.Argument(
+        metavar="DICTIONARY",
+        help="A folder, the name of a shipped one, RELEASE:SAE_ID of sae-lens, or owner/repo:name.",
+    ),
+]
+Online = Annotated[
+    bool, typer.Option("--neuronpedia", help="Ask Neuronpedia, if it knows the dictionary.")
+]
+Export = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Neuronpedia's export (.jsonl, .jsonl.gz), or a folder."),
+]
+
+
+def info_command(
+    where: Where,
+    feature: Annotated[int | None, typer.Option(help="Show this feature.")] = None,
+    neuronpedia: Online = False,
+    export: Export = None,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Print what a dictionary is and how good, or what one of its features is about."""
+    from modelassay.sae import find_dictionary, open_labels
+
+    dictionary = find_dictionary(where, token=token, revision=revision)
+    asked = [] if feature is None else [feature]
+    labels = open_labels(dictionary, asked, neuronpedia=neuronpedia, export=export)
+    if feature is not None:
+        print_feature(labels, feature, json)
+        return
+    own = labels.own.record if labels.own is not None else None
+    if json:
+        values = _plain_values(dictionary)
+        values["labels"] = None if own is None else own.model_dump(mode="json", by_alias=True)
+        values["explained"] = len(labels.explanations)
+        typer.echo(json_module.dumps(values, indent=2, ensure_ascii=False))
+        return
+    if dictionary.record is not None:
+        print_record(dictionary.record)
+    else:
+        typer.echo(
+            f"{dictionary.name}: {dictionary.width} features of block {dictionary.layer} of a model"
+            f" of width {dictionary.hidden_size}; not trained by modelassay, so without a score"
+        )
+    if own is not None:
+        print_labels(own)
+    if labels.explanations:
+        typer.echo(f"  Neuronpedia explains {len(labels.explanations)} features")
+    if labels.note:
+        typer.echo(f"  {labels.note}")
+
+
+def label_command(
+    where: Where,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Whose activations to read; the dictionary's if not."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Text to read, as for `sae train`; may be repeated."),
+    ] = None,
+    field: Annotated[str | None, typer.Option(help="Field of a row that holds the text.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to read.")] = 500_000,
+    context: Annotated[int, typer.Option(help="Tokens of a text read together.")] = 128,
+    no_contexts: Annotated[
+        bool, typer.Option("--no-contexts", help="Keep single tokens, no text of the data.")
+    ] = False,
+    neuronpedia: Online = False,
+    export: Export = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where to; beside the dictionary, or the cache."),
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    token: options.Token = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Label a dictionary's features by what they fire on, and say how far to believe it.
+
+    With --neuronpedia or --export, explanations are taken into the cache; --data is then not
+    needed.
+    """
+    from modelassay.sae import find_dictionary
+    from modelassay.sae.labels import kept_folder, save_labels
+
+    if not data and not neuronpedia and export is None:
+        raise InputError("Give text to read with --data FILE, or --neuronpedia, or --export FILE.")
+    dictionary = find_dictionary(where, token=token)
+    explained = _import_explanations(dictionary, neuronpedia, export)
+    result: dict[str, Any] = {"explained": explained}
+    if data:
+        name = model or (dictionary.record.model.id if dictionary.record else None)
+        if name is None:
+            raise InputError("Give the model whose features these are with --model.")
+        labels = _make_labels(
+            dictionary,
+            data,
+            {"model": name, "field": field, "token": token, "revision": revision},
+            {"device": device, "dtype": dtype, "quiet": quiet},
+            {"tokens": tokens, "context": context, "contexts": not no_contexts},
+        )
+        local = dictionary.folder if _is_folder(where) else None
+        folder = out or local or kept_folder(dictionary)
+        record = save_labels(labels, folder).record
+        result |= record.model_dump(mode="json", by_alias=True) | {"folder": str(folder)}
+        if not json:
+            print_labels(record)
+            typer.echo(str(folder))
+    if json:
+        typer.echo(json_module.dumps(result, indent=2, ensure_ascii=False))
+    elif explained is not None:
+        typer.echo(f"Neuronpedia explains {explained} features")
+
+
+def _make_labels(
+    dictionary: Any,
+    data: list[str],
+    source: dict[str, Any],
+    loading: dict[str, Any],
+    reading: dict[str, Any],
+) -> Any:
+    from modelassay.cli.progress import loaded_model
+    from modelassay.sae import Corpus, label_features
+
+    token, revision = source["token"], source["revision"]
+    with loaded_model(source["model"], revision=revision, token=token, **loading) as (loaded, say):
+        dictionary.check_belongs_to(loaded)
+        dictionary.sae.to(loaded.device)
+        corpus = Corpus(loaded, data, field=source["field"], token=token)
+        return label_features(
+            loaded,
+            dictionary,
+            corpus.train(),
+            corpus.held_out(),
+            data=[Path(name).name if Path(name).exists() else name for name in data],
+            on_progress=lambda done, total: say("labelling", done, total),
+            **reading,
+        )
+
+
+def _import_explanations(dictionary: Any, online: bool, export: Path | None) -> int | None:
+    """How many features are explained now; None where that was not asked for."""
+    from modelassay.sae.neuronpedia import cached_explanations, fetch_explanations, import_export
+
+    if not online and export is None:
+        return None
+    known = dictionary.neuronpedia_id
+    if known is None:
+        raise InputError(f"Neuronpedia does not know {dictionary.name}; label it with --data.")
+    if export is not None:
+        import_export(export, known)
+    if online:
+        fetch_explanations(known, range(dictionary.width))
+    return len(cached_explanations(known))
+
+
+def print_feature(labels: Any, feature: int, json: bool) -> None:
+    """One feature: its label, how far to believe it, and its neighbours."""
+    found = labels.of(feature)
+    near = labels.neighbours(feature)
+    if json:
+        rows = [{**asdict(neighbour), "label": text} for neighbour, text in near]
+        values = {**found.to_dict(), "neighbours": rows, "note": labels.note}
+        typer.echo(json_module.dumps(values, indent=2, ensure_ascii=False))
+        return
+    kinds = {"own": "automatic", "proxy": "of its nearest neighbour", "none": "no label"}
+    typer.echo(f"{feature}: {found.text} ({kinds.get(found.source, found.source)})")
+    if score := found.reliability:
+        interval = score.interval
+        within = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+        typer.echo(
+            f"  reliability {score.value:.2f}{within}, 0.5 is chance; it fires on"
+            f" {score.n_fired} of {score.n_tokens} held-out tokens"
+        )
+    if found.density is not None:
+        typer.echo(f"  fires on {found.density:.3%} of tokens")
+    for name in ("tokens", "promoted", "contexts"):
+        if listed := getattr(found, name):
+            typer.echo(f"  {name}: " + "  ".join(f"“{text}”" for text in listed))
+    for neighbour, text in near:
+        typer.echo(f"  near #{neighbour.feature} (cosine {neighbour.cosine:.2f}): {text}")
+    if labels.note:
+        typer.echo(f"  {labels.note}")
+
+
+def print_labels(record: Any) -> None:
+    """What labels were made from, in a line."""
+    median = record.median_reliability
+    how = "" if median is None else f", median reliability {median:.2f} (0.5 is chance)"
+    typer.echo(
+        f"  automatic labels from {record.tokens} tokens: {record.fired} of {record.width} features"
+        f" fired; {record.scored} scored on {record.held_out_tokens} held-out tokens{how}"
+    )
+
+
+def print_record(record: Any) -> None:
+    """A dictionary's record in a few lines."""
+    m = record.metrics
+    typer.echo(
+        f"{record.name}: {record.width} features of block {record.layer} of {record.model.id}"
+        f" ({record.kind}, k {record.k}); trained on {record.tokens} activations,"
+        f" {record.passes} times each"
+    )
+    typer.echo(
+        f"  held out, n={m.n_tokens} tokens: explains {m.explained_variance:.1%} of the variance"
+        f" with {m.l0:.1f} features a token; {m.dead_share:.1%} never fire"
+    )
+    typer.echo(
+        f"  in the block's place it adds {m.loss_added:.3f} nats to a loss of {m.loss:.3f}"
+        f" ({m.loss_recovered:.1%} of the damage of its absence undone)"
+    )
+
+
+def _plain_values(dictionary: Any) -> dict[str, Any]:
+    if dictionary.record is not None:
+        return dictionary.record.model_dump(mode="json", by_alias=True)
+    names = ("name", "layer", "hidden_size", "width", "neuronpedia_id")
+    return {name: getattr(dictionary, name) for name in names}
+
+
+def _is_folder(where: str) -> bool:
+    try:
+        return Path(where).expanduser().is_dir()
+    except (OSError, RuntimeError):
+        return False
