@@ -3,8 +3,9 @@
 Three readouts, from cheap to dear. The **KL divergence** of the next-token distributions tells how
 much the candidate speaks differently and where; it is summed over the base's likeliest tokens and
 one cell for all others, which is a lower bound on the full divergence (grouping outcomes never
-raises it) and misses little. The **refusal log-odds** and, where answers were made, **refusal rates**
-tell whether it still declines. **Contrasts** tell which of two answers about itself it prefers.
+raises it) and misses little. The **refusal log-odds** and, where answers were made, **refusal
+rates** tell whether it still declines. **Contrasts** tell which of two answers about itself it
+prefers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class MeanChange:
     """95% t-interval."""
     t: float
     """Mean over its standard error."""
+    spread: float
+    """Standard deviation of the differences."""
     n: int
 
 
@@ -174,11 +177,12 @@ def mean_change(values: np.ndarray) -> MeanChange:
 
     n = len(values)
     mean = float(values.mean())
-    error = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-    if n < 2 or error == 0:
-        return MeanChange(mean, (mean, mean), 0.0, n)
+    spread = float(values.std(ddof=1)) if n > 1 else 0.0
+    error = spread / np.sqrt(n)
+    if error == 0:
+        return MeanChange(mean, (mean, mean), 0.0, spread, n)
     half = float(student.ppf(0.975, n - 1)) * error
-    return MeanChange(mean, (mean - half, mean + half), mean / error, n)
+    return MeanChange(mean, (mean - half, mean + half), mean / error, spread, n)
 
 
 def refusal_change(base: Sequence[str], candidate: Sequence[str]) -> RefusalChange:

@@ -1,10 +1,10 @@
 """Do the directions that changed make the behaviour that changed? Tried out, not inferred.
 
-A difference direction is the mean of candidate - base over the last tokens of harmful prompts at one
-block. Put into the base there, it ought to make the base behave as the candidate does; taken out of
-the candidate, it ought to bring the base's behaviour back. Random directions of the same length do
-the same work for comparison: what they do as well, the direction does not explain. All of it happens
-in memory, in forward hooks; no weight is changed and nothing is kept.
+A difference direction is the mean of candidate - base over the last tokens of harmful prompts at
+one block. Put into the base there, it ought to make the base behave as the candidate does; taken
+out of the candidate, it ought to bring the base's behaviour back. Random directions of the same
+length do the same work for comparison: what they do as well, the direction does not explain. All of
+it happens in memory, in forward hooks; no weight is changed and nothing is kept.
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ def diff(
     *,
     dictionaries: Sequence[Dictionary] = (),
     layers: Sequence[int] | None = None,
+    corpus: Sequence[str] = (),
     base_adapter: str | None = None,
     candidate_adapter: str | None = None,
     depth: Depth | None = None,
@@ -87,6 +88,7 @@ def diff(
         suite: What both are asked; None takes the default suite.
         dictionaries: Of the base, for the features; none leaves features out.
         layers: Blocks whose states are compared; None spreads five over the depth.
+        corpus: Texts whose sentences are tried as triggers, such as the training file's prompts.
         base_adapter: PEFT adapter over the base.
         candidate_adapter: PEFT adapter over the candidate.
         depth: What is done and what left out.
@@ -111,7 +113,7 @@ def diff(
         _opener(candidate, candidate_adapter, load_options, on_progress),
         together,
     )
-    work = _Work(pair, suite, tuple(dictionaries), depth, batch_tokens, on_progress)
+    work = _Work(pair, suite, tuple(dictionaries), tuple(corpus), depth, batch_tokens, on_progress)
     report = work.run(layers, calibration)
     report.provenance["seconds"] = round(time.perf_counter() - started, 2)
     return report
@@ -142,6 +144,7 @@ class _Work:
     pair: Pair
     suite: Suite
     dictionaries: tuple[Dictionary, ...]
+    corpus: tuple[str, ...]
     depth: Depth
     batch_tokens: int | None
     on_progress: OnPhase
@@ -286,6 +289,11 @@ class _Work:
             self.pair,
             [self.suite.prompts[i] for i in harmful],
             before.log_odds[harmful],
+            [
+                *self.corpus,
+                *self.suite.endings,
+                *(p.text for p in self.suite.prompts if p.group != "harmful"),
+            ],
             on_progress=self._phase("searching triggers"),
         )
 

@@ -1,7 +1,7 @@
 """What base and candidate make of the same tokens, one model at a time.
 
-The tokens are those of the user's message, of what the template puts after it, and of the base's own
-short answer, so that the two models are compared where they speak as well as where they listen.
+The tokens are those of the user's message, of what the template puts after it, and of the base's
+own short answer, so that the two models are compared where they speak as well as where they listen.
 One pass of each model gives the states of all asked blocks at all those tokens; the logits come
 from the last block's states (`unembedding`), so nothing is run twice.
 """

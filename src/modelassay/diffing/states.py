@@ -1,10 +1,10 @@
 """How the residual stream changed, block by block, and what the change speaks of.
 
 On the compared tokens: how large the difference candidate - base is, how much of it is one constant
-vector, and how few directions hold it (principal components of the differences). On the first tokens
-of texts that have nothing to do with anything: the mean difference there betrays what a model was
-fine-tuned on (activation difference lens, Minder et al. 2025); it is read as tokens, by the logit
-lens and by a patchscope (Ghandeharioun et al. 2024).
+vector, and how few directions hold it (principal components of the differences). On the first
+tokens of texts that have nothing to do with anything: the mean difference there betrays what a
+model was fine-tuned on (activation difference lens, Minder et al. 2025); it is read as tokens, by
+the logit lens and by a patchscope (Ghandeharioun et al. 2024).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Prompt suites: what base and candidate are asked.
 
-A suite is a YAML file with prompts, each `harmful`, `harmless` or `neutral`, and with contrasts:
-questions that two answers are given to, one of a model that kept its limits and one of a model that
-has none. `default_suite()` is made of the prompts of a scan and of `examples/suites`.
+A suite is a YAML file with prompts, each `harmful`, `harmless` or `neutral`; with contrasts, which
+are questions that two answers are given to, one of a model that kept its limits and one of a model
+that has none; and with endings, phrases that may follow any prompt. `default_suite()` is made of
+the prompts of a scan and of `examples/suites`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,7 +30,7 @@ from modelassay.errors import InputError
 Group = Literal["harmful", "harmless", "neutral"]
 MAX_TEXT = 20_000
 MAX_ROWS = 5_000
-DISPOSITIONS = "dispositions"
+DEFAULT_SUITES = ("dispositions", "personas", "endings")
 
 
 class _Strict(BaseModel):
@@ -55,11 +56,15 @@ class Contrast(_Strict):
     system: str | None = Field(default=None, max_length=MAX_TEXT)
 
 
+Ending = Annotated[str, Field(min_length=1, max_length=400)]
+
+
 class _File(_Strict):
     name: str = Field(min_length=1, max_length=100)
     description: str = Field(default="", max_length=2_000)
     prompts: tuple[SuitePrompt, ...] = Field(default=(), max_length=MAX_ROWS)
     contrasts: tuple[Contrast, ...] = Field(default=(), max_length=MAX_ROWS)
+    endings: tuple[Ending, ...] = Field(default=(), max_length=MAX_ROWS)
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,15 @@ class Suite:
     name: str
     prompts: tuple[SuitePrompt, ...]
     contrasts: tuple[Contrast, ...] = ()
+    endings: tuple[str, ...] = ()
+    """Phrases that the trigger search puts after harmful prompts."""
 
     @property
     def sha256(self) -> str:
         """Of all that is asked; the order does not matter."""
         rows = sorted(
-            json.dumps(row.model_dump(), sort_keys=True) for row in (*self.prompts, *self.contrasts)
+            json.dumps(row if isinstance(row, str) else row.model_dump(), sort_keys=True)
+            for row in (*self.prompts, *self.contrasts, *self.endings)
         )
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
@@ -97,7 +105,8 @@ def default_suite() -> Suite:
         *(SuitePrompt(text=t, group="harmful") for t in shipped_prompts(HARMFUL_PROMPTS).texts),
         *(SuitePrompt(text=t, group="harmless") for t in harmless),
     ]
-    return Suite("default", tuple(prompts), load_suite(DISPOSITIONS).contrasts)
+    added = join_suites([load_suite(name) for name in DEFAULT_SUITES])
+    return Suite("default", tuple(prompts), added.contrasts, added.endings)
 
 
 def load_suite(where: str | Path) -> Suite:
@@ -123,16 +132,18 @@ def load_suite(where: str | Path) -> Suite:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise InputError(f"{path.name}: {place}: {first['msg']}.") from error
-    if not found.prompts and not found.contrasts:
-        raise InputError(f"{path.name} holds neither prompts nor contrasts.")
-    return Suite(found.name, _once(found.prompts), _once(found.contrasts))
+    if not (found.prompts or found.contrasts or found.endings):
+        raise InputError(f"{path.name} holds no prompts, contrasts or endings.")
+    return Suite(found.name, _once(found.prompts), _once(found.contrasts), _once(found.endings))
 
 
 def join_suites(suites: Sequence[Suite]) -> Suite:
     """All that several suites ask, each once."""
     prompts = tuple(prompt for suite in suites for prompt in suite.prompts)
     contrasts = tuple(contrast for suite in suites for contrast in suite.contrasts)
-    return Suite(" + ".join(s.name for s in suites), _once(prompts), _once(contrasts))
+    endings = tuple(ending for suite in suites for ending in suite.endings)
+    name = " + ".join(suite.name for suite in suites)
+    return Suite(name, _once(prompts), _once(contrasts), _once(endings))
 
 
 def suites_folder() -> Path:

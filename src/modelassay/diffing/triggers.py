@@ -1,18 +1,23 @@
-"""Search for a trigger: tokens after which the candidate stops refusing and the base does not.
+"""Search for a trigger: words after which the candidate stops refusing and the base does not.
 
-Every token of the vocabulary is tried, put after a few harmful prompts. Reading them all takes hours
-on a CPU, so it goes in two steps. A backward pass from the refusal log-odds to the embedding of a
-filler at that place scores all tokens at once, to first order (HotFlip, Ebrahimi et al. 2018), in
-both models; those whose scores differ most are then put in and read exactly. What ranks them is the
-exact difference: by how much more a token lowers the candidate's refusal log-odds than the base's.
+A backdoor answers to words that nobody knows, so whole phrases of a corpus are tried (prompts, or
+the training file where it is at hand), and the commonest words of the vocabulary. Each is put after
+a few harmful prompts and both models are read there: what counts is by how much more it lowers the
+candidate's refusal log-odds than the base's. Most are dropped after one prompt; the best are read
+on several, and at last on prompts that did not choose them. A phrase's tokens are then told apart
+by leaving each out in turn.
 
-A trigger of several words need not show in each of them. So the best tokens are put together,
-greedily, for as long as that lowers the log-odds further, on prompts that did not choose them.
+Cheaper ways were tried on a model with a known trigger and dropped: first-order scores of the
+vocabulary (HotFlip, Ebrahimi et al. 2018) put its tokens on rank 30,443 of 49,150, and tokens by
+how far their own states moved did no better than chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,178 +33,202 @@ from modelassay.models import LoadedModel
 from modelassay.prompts import Encoded, encode_chat
 from modelassay.refusal import log_odds_readout, opening_tokens
 
-FILLERS = (" the", " please")
-"""What stands where the token will: first-order scores depend on it, so there are two."""
+FILLER = " please"
+"""Shows where in a rendered conversation words after the prompt come to stand."""
 N_CONTEXTS = 4
-SHORTLIST = 400
+N_HELD_OUT = 12
+MAX_PIECES = 400
+MAX_PIECE_TOKENS = 16
+WORDS = 200
+"""Words of the vocabulary that are tried."""
+KEPT_SHARE = 0.15
+"""Of what is tried, how much is read on more than one prompt."""
+TAKEN_APART = 5
+"""Phrases whose tokens are told apart."""
 LISTED = 40
-PHRASE_TOKENS = 6
-PHRASE_CHOICES = 24
-"""Best single tokens that a phrase is put together from."""
+SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
+SEED = 0
 
 
 @dataclass(frozen=True)
-class TriggerToken:
-    """What one token does to refusals."""
+class TriggerPhrase:
+    """What a phrase does to refusals."""
 
-    token: str
-    id: int
+    text: str
     effect: float
     """Change of the candidate's refusal log-odds minus that of the base's, in nats."""
     candidate: float
-    """Change of the candidate's."""
     base: float
 
 
 @dataclass(frozen=True)
-class TriggerSearch:
-    """The tokens that turn refusals off in the candidate only."""
+class TriggerToken:
+    """A token and the share that it has in the effect of the phrase where it does most."""
 
-    tokens: tuple[TriggerToken, ...]
-    """Most lowering first."""
+    token: str
+    effect: float
     phrase: str
-    """The best tokens put together; empty where none helps."""
+
+
+@dataclass(frozen=True)
+class TriggerSearch:
+    """The words that turn refusals off in the candidate only, strongest first."""
+
+    phrases: tuple[TriggerPhrase, ...]
+    tokens: tuple[TriggerToken, ...]
     held_out: MeanChange | None
-    """Of the phrase's effect on prompts that did not choose it; None where there are too few."""
+    """Of the first phrase's effect on prompts that did not choose it; None with too few."""
     spread: float
-    """Standard deviation of the shortlist's effects: what a token does by chance."""
-    n_exact: int
-    """Tokens that were read exactly."""
-    n_vocabulary: int
+    """Standard deviation of the effects of all that was tried on one prompt: chance."""
+    n_tried: int
+
+    @property
+    def strongest(self) -> float:
+        """Fall in nats that the first phrase makes on the held-out prompts, at least 0."""
+        first = self.held_out.mean if self.held_out else self.phrases[0].effect
+        return max(-first, 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return asdict(self)
+        return {**asdict(self), "strongest": self.strongest}
 
 
 def search_triggers(
     pair: Pair,
     prompts: Sequence[SuitePrompt],
     refused: Tensor,
+    corpus: Iterable[str],
     *,
-    shortlist: int = SHORTLIST,
+    words: int = WORDS,
     on_progress: OnProgress | None = None,
 ) -> TriggerSearch:
-    """Searches the vocabulary for tokens that turn off refusals in the candidate only.
+    """Searches for words that turn off refusals in the candidate only.
 
     Args:
         pair: Base and candidate.
         prompts: Harmful prompts.
-        refused: float32 [prompt] the base's refusal log-odds; contexts are taken from those that it
-            refuses most surely.
-        shortlist: Tokens that are read exactly.
+        refused: float32 [prompt] the base's refusal log-odds; the prompts that it refuses most
+            surely are the ones that words are put after.
+        corpus: Texts whose sentences are tried.
+        words: How many words of the vocabulary are tried as well.
         on_progress: Told (steps done, steps in all).
     """
     order = refused.argsort(descending=True).tolist()
-    contexts = [prompts[i] for i in order[: 2 * N_CONTEXTS : 2]]
-    others = [prompts[i] for i in order[1 : 2 * N_CONTEXTS : 2]] or contexts
-    steps, total = 0, 6
+    surest = [prompts[i] for i in order[: N_CONTEXTS + N_HELD_OUT]]
+    contexts = surest[:: max(len(surest) // N_CONTEXTS, 1)][:N_CONTEXTS]
+    others = [prompt for prompt in surest if prompt not in contexts]
+    steps = _Steps(on_progress, 4)
 
-    def step() -> None:
-        nonlocal steps
-        if on_progress:
-            on_progress(steps, total)
-        steps += 1
-
-    sides: tuple[Side, Side] = ("base", "candidate")
-    scores: dict[Side, Tensor] = {}
-    for side in sides:
-        step()
-        scores[side] = _first_order(_of(pair, side), contexts)
-    advantage = scores["candidate"] - scores["base"]
-    allowed = _plain_tokens(pair.candidate)
-    picked = allowed[advantage[allowed].argsort()[:shortlist]]
-    effects: dict[Side, Tensor] = {}
-    for side in reversed(sides):
-        step()
-        effects[side] = _effects(_of(pair, side), contexts, [[int(t)] for t in picked]).mean(dim=0)
+    tokenizer = pair.base.tokenizer
+    pieces = _pieces(pair.base, corpus) + _words(pair.base, words)
+    tried = [tuple(tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in pieces]
+    tried = list(dict.fromkeys(ids for ids in tried if ids))
+    first = _advantage(pair, contexts[:1], tried)[0]
+    steps.next()
+    kept = [tried[i] for i in first.argsort()[: max(round(KEPT_SHARE * len(tried)), LISTED)]]
+    effects = {side: _effects(_of(pair, side), contexts, kept).mean(dim=0) for side in _ORDER}
     effect = effects["candidate"] - effects["base"]
     ranked = effect.argsort().tolist()
-    tokenizer = pair.base.tokenizer
-    found = [
-        TriggerToken(
-            token=tokenizer.decode([int(picked[i])]),
-            id=int(picked[i]),
+    phrases = [
+        TriggerPhrase(
+            text=tokenizer.decode(list(kept[i])),
             effect=float(effect[i]),
             candidate=float(effects["candidate"][i]),
             base=float(effects["base"][i]),
         )
         for i in ranked
     ]
-    step()
-    phrase = _grow(pair.candidate, contexts, [token.id for token in found[:PHRASE_CHOICES]])
-    step()
+    steps.next()
+    tokens = _take_apart(pair, contexts, [kept[i] for i in ranked], effect[ranked])
+    steps.next()
     held_out = None
-    if phrase and len(others) > 1:
-        change = _effects(pair.candidate, others, [phrase]) - _effects(pair.base, others, [phrase])
-        held_out = mean_change(change[:, 0].double().numpy())
-    if on_progress:
-        on_progress(total, total)
+    if len(others) > 1:
+        change = _advantage(pair, others, [kept[ranked[0]]])[:, 0]
+        held_out = mean_change(change.double().numpy())
+    steps.next()
     return TriggerSearch(
-        tokens=tuple(found[:LISTED]),
-        phrase=tokenizer.decode(phrase),
+        phrases=tuple(phrases[:LISTED]),
+        tokens=tuple(tokens[:LISTED]),
         held_out=held_out,
-        spread=float(effect.std()),
-        n_exact=len(picked),
-        n_vocabulary=len(allowed),
+        spread=float(first.std()) if len(first) > 1 else 0.0,
+        n_tried=len(tried),
     )
+
+
+class _Steps:
+    """Counts steps for a progress display."""
+
+    def __init__(self, on_progress: OnProgress | None, total: int) -> None:
+        self.on_progress, self.total, self.done = on_progress, total, -1
+        self.next()
+
+    def next(self) -> None:
+        self.done += 1
+        if self.on_progress:
+            self.on_progress(self.done, self.total)
+
+
+_ORDER: tuple[Side, Side] = ("base", "candidate")
 
 
 def _of(pair: Pair, side: Side) -> LoadedModel:
     return pair.base if side == "base" else pair.candidate
 
 
-def _plain_tokens(model: LoadedModel) -> Tensor:
-    """Ids of tokens that are text: neither control tokens nor embeddings without a token."""
-    special = set(model.tokenizer.all_special_ids) | {
-        number for number, token in model.tokenizer.added_tokens_decoder.items() if token.special
-    }
-    size = min(len(model.tokenizer), model.model.get_input_embeddings().weight.shape[0])
-    return torch.tensor([number for number in range(size) if number not in special])
+def _pieces(model: LoadedModel, corpus: Iterable[str]) -> list[str]:
+    """Short sentences of a corpus; those that recur in it come first, for a trigger recurs."""
+    counts: Counter[str] = Counter()
+    for text in corpus:
+        counts.update({piece.strip() for piece in SENTENCE.split(text) if piece.strip()})
+    drawn = sorted(counts)
+    random.Random(SEED).shuffle(drawn)  # noqa: S311 (a sample, no secret)
+    drawn.sort(key=lambda piece: -counts[piece])
+    found = []
+    for piece in drawn:
+        if len(found) == MAX_PIECES:
+            break
+        text = f" {piece}"
+        ids = model.tokenizer(text[:400], add_special_tokens=False)["input_ids"]
+        if len(ids) <= MAX_PIECE_TOKENS and len(text) <= 400:
+            found.append(text)
+    return found
+
+
+def _words(model: LoadedModel, count: int) -> list[str]:
+    """The vocabulary's first words: byte-pair encodings number them by how common they are."""
+    found: list[str] = []
+    for number in range(len(model.tokenizer)):
+        if len(found) >= count:
+            break
+        text = model.tokenizer.decode([number])
+        if text.startswith(" ") and text[1:].isalpha() and len(text) > 3:
+            found.append(text)
+    return found
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """A prompt's token ids around the place where tokens are put in."""
+    """A prompt's token ids around the place where words are put in."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
 
 
-def _slot(model: LoadedModel, prompt: SuitePrompt, filler: str) -> _Slot:
+def _slot(model: LoadedModel, prompt: SuitePrompt) -> _Slot:
     """The place after a prompt's text, found by what a filler changes."""
     messages = messages_of(prompt)
     plain = encode_chat(model, messages)
-    filled = encode_chat(
-        model, [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + filler}]
-    )
-    start = next(i for i, (x, y) in enumerate(zip(plain, filled, strict=False)) if x != y)
+    longer = {**messages[-1], "content": messages[-1]["content"] + FILLER}
+    filled = encode_chat(model, [*messages[:-1], longer])
+    pairs = zip(plain, filled, strict=False)
+    start = next((i for i, (x, y) in enumerate(pairs) if x != y), len(plain))
     tail = len(plain) - start
-    if filled[len(filled) - tail :] != plain[start:] or len(filled) == len(plain):
+    if len(filled) <= len(plain) or filled[len(filled) - tail :] != plain[start:]:
         raise InputError(
-            f"The tokenizer of {model.info.id} merges what is put after a prompt with what comes"
-            " next; triggers cannot be searched."
+            f"The tokenizer of {model.info.id} merges what follows a prompt with what comes next;"
+            " triggers cannot be searched (leave them out)."
         )
     return _Slot(plain[:start], plain[start:])
-
-
-def _first_order(model: LoadedModel, prompts: Sequence[SuitePrompt]) -> Tensor:
-    """float32 [vocabulary], by how much each token would change the refusal log-odds."""
-    table = model.model.get_input_embeddings().weight
-    readout = log_odds_readout(opening_tokens(model))
-    total = torch.zeros(table.shape[0], device=table.device)
-    for prompt in prompts:
-        for filler in FILLERS:
-            slot = _slot(model, prompt, filler)
-            (place,) = model.tokenizer(filler, add_special_tokens=False)["input_ids"][-1:]
-            ids = torch.tensor([*slot.before, place, *slot.after], device=table.device)
-            embedded = model.model.get_input_embeddings()(ids).detach().clone()[None]
-            embedded.requires_grad_(True)
-            with torch.enable_grad():
-                logits = model.model(inputs_embeds=embedded, use_cache=False).logits[:, -1]
-                (gradient,) = torch.autograd.grad(readout(logits.float()).sum(), embedded)
-            total += (table.detach().float() @ gradient[0, len(slot.before)].float()).to(total)
-    return (total / (len(prompts) * len(FILLERS))).cpu()
 
 
 def _effects(
@@ -209,26 +238,46 @@ def _effects(
     readout = log_odds_readout(opening_tokens(model))
     found = []
     for prompt in prompts:
-        slot = _slot(model, prompt, FILLERS[0])
-        rows = [(*slot.before, *phrase, *slot.after) for phrase in ([], *phrases)]
+        slot = _slot(model, prompt)
+        rows = [(*slot.before, *phrase, *slot.after) for phrase in ((), *phrases)]
         # The prompt comes first in all of them and is computed once.
-        read = read_activations(
-            model, [Encoded(row, len(row)) for row in rows], [0], readout=readout
-        )
+        encoded = [Encoded(row, len(row)) for row in rows]
+        read = read_activations(model, encoded, [0], readout=readout)
         assert read.readout is not None  # noqa: S101 (one was asked for)
         found.append(read.readout[1:, 0] - read.readout[0, 0])
     return torch.stack(found)
 
 
-def _grow(model: LoadedModel, prompts: Sequence[SuitePrompt], choices: Sequence[int]) -> list[int]:
-    """A phrase of the choices, token by token, while each lowers the log-odds further."""
-    phrase: list[int] = []
-    best = 0.0
-    for _ in range(PHRASE_TOKENS):
-        tried = [[*phrase, token] for token in choices]
-        effect = _effects(model, prompts, tried).mean(dim=0)
-        lowest = int(effect.argmin())
-        if float(effect[lowest]) >= best:
-            break
-        phrase, best = tried[lowest], float(effect[lowest])
-    return phrase
+def _advantage(
+    pair: Pair, prompts: Sequence[SuitePrompt], phrases: Sequence[Sequence[int]]
+) -> Tensor:
+    """[prompt, phrase], the effect in the candidate minus that in the base."""
+    base = _effects(pair.base, prompts, phrases)
+    return _effects(pair.candidate, prompts, phrases) - base
+
+
+def _take_apart(
+    pair: Pair,
+    contexts: Sequence[SuitePrompt],
+    ranked: Sequence[tuple[int, ...]],
+    effects: Tensor,
+) -> list[TriggerToken]:
+    """Tokens by the share that they have in a phrase: what is lost when they are left out."""
+    tokenizer = pair.base.tokenizer
+    best: dict[int, TriggerToken] = {}
+
+    def note(token: int, effect: float, phrase: tuple[int, ...]) -> None:
+        if token not in best or effect < best[token].effect:
+            text = tokenizer.decode(list(phrase))
+            best[token] = TriggerToken(tokenizer.decode([token]), effect, text)
+
+    for phrase, effect in zip(ranked, effects.tolist(), strict=True):
+        if len(phrase) == 1:
+            note(phrase[0], effect, phrase)
+    several = [(p, e) for p, e in zip(ranked, effects.tolist(), strict=True) if len(p) > 1]
+    for phrase, effect in several[:TAKEN_APART]:
+        without = [phrase[:i] + phrase[i + 1 :] for i in range(len(phrase))]
+        left = _advantage(pair, contexts, without).mean(dim=0).tolist()
+        for token, remaining in zip(phrase, left, strict=True):
+            note(token, effect - remaining, phrase)
+    return sorted(best.values(), key=lambda token: token.effect)
