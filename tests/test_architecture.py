@@ -17,6 +17,7 @@ LAYERS = (
     {"models", "concepts"},
     {"prompts"},
     {"activations"},
+    {"unembedding"},
     {"generation", "separation", "refusal_judge", "weights"},
     {"refusal", "surface", "signature", "weight_sketch", "labelled", "metrics"},
     {"organisms"},
@@ -30,6 +31,7 @@ LAYERS = (
     {"baselines"},
     {"verification", "diffing", "triage"},
     {"scanning"},
+    {"audit"},
     {"report"},
     {"cli", "ui"},
 )
@@ -75,6 +77,7 @@ def test_each_outside_system_has_one_door():
     assert all("/ui/" in path for path in users_of("gradio"))
     assert users_of("spaces") == {"app.py", "src/modelassay/ui/service.py"}
     assert all("/hub/" in path for path in users_of("huggingface_hub"))
+    assert users_of("mcp") == {"src/modelassay/audit/server.py"}
 
 
 def test_no_pickle_and_no_remote_code():

@@ -15,7 +15,9 @@ from modelassay.cli import (
     chat,
     classifier,
     concepts,
+    diff,
     guard,
+    mcp,
     organism,
     probe,
     sae,
@@ -43,9 +45,11 @@ app.command("verify")(verify.verify_command)
 app.command("triage")(triage.triage_command)
 app.command("chat")(chat.chat_command)
 app.command("generate")(chat.generate_command)
+app.command("mcp")(mcp.mcp_command)
 app.add_typer(baseline.app, name="baseline")
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(concepts.app, name="concepts")
+app.add_typer(diff.app, name="diff")
 app.add_typer(guard.app, name="guard")
 app.add_typer(organism.app, name="organism")
 app.add_typer(probe.app, name="probe")

@@ -32,6 +32,12 @@ LABELS = {
     "harm": "judging answers (rows)",
     "candidate loss": "loss under the candidate (answers)",
     "base loss": "loss under the base (answers)",
+    "fine-tunes": "benign fine-tunes",
+    "reading the candidate": "reading the candidate (prompts)",
+    "features": "comparing features",
+    "weight changes": "comparing weights (matrices)",
+    "searching triggers": "searching triggers (steps)",
+    "trying directions": "trying directions out",
 }
 
 

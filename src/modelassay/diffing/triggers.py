@@ -101,8 +101,8 @@ def search_triggers(
     *,
     words: int = WORDS,
     on_progress: OnProgress | None = None,
-) -> TriggerSearch:
-    """Searches for words that turn off refusals in the candidate only.
+) -> TriggerSearch | None:
+    """Searches for words that turn off refusals in the candidate only; None with none to try.
 
     Args:
         pair: Base and candidate.
@@ -123,6 +123,8 @@ def search_triggers(
     pieces = _pieces(pair.base, corpus) + _words(pair.base, words)
     tried = [tuple(tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in pieces]
     tried = list(dict.fromkeys(ids for ids in tried if ids))
+    if not tried:
+        return None
     first = _advantage(pair, contexts[:1], tried)[0]
     steps.next()
     kept = [tried[i] for i in first.argsort()[: max(round(KEPT_SHARE * len(tried)), LISTED)]]

@@ -16,7 +16,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 POSITIVE, NEGATIVE, NULL = "#D55E00", "#0072B2", "#999999"
 
 
-def _figure(title: str, x_title: str, y_title: str) -> Any:
+def new_figure(title: str, x_title: str, y_title: str) -> Any:
+    """An empty figure in the style of all charts."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -35,7 +36,7 @@ def _figure(title: str, x_title: str, y_title: str) -> Any:
 
 def separation_by_layer(report: ScanReport) -> Any:
     """Held-out separation at each block with its interval, and what 1 in 20 label swaps reach."""
-    figure = _figure("Held-out separation by block", "block", "separation (σ)")
+    figure = new_figure("Held-out separation by block", "block", "separation (σ)")
     for i, (name, result) in enumerate(report.concepts.items()):
         colour = PALETTE[i % len(PALETTE)]
         curve, null = result.separation.by_layer, result.separation.null_by_layer
@@ -75,7 +76,7 @@ def similarity_by_layer(report: VerificationReport) -> Any | None:
     found = report.differences
     if found is None or not found.same_tokens:
         return None
-    figure = _figure("Likeness to the baseline by block", "block", "1 = the same")
+    figure = new_figure("Likeness to the baseline by block", "block", "1 = the same")
     for i, (name, values) in enumerate(found.cosines.items()):
         figure.add_scatter(
             x=list(values),
@@ -101,7 +102,7 @@ def weight_change_by_block(report: VerificationReport) -> Any | None:
         return None
     weights = found.weights
     marked = set(weights.mark.blocks) if weights.mark else set()
-    figure = _figure("Change of the weights by block", "block", "relative change")
+    figure = new_figure("Change of the weights by block", "block", "relative change")
     for name, colour, shown in (
         ("changed", PALETTE[0], weights.by_block.keys() - marked),
         ("changed as ablation does", PALETTE[1], marked),
@@ -117,7 +118,7 @@ def weight_change_by_block(report: VerificationReport) -> Any | None:
 
 def auroc_by_layer(scores: Sequence[LayerScore]) -> Any:
     """Held-out AUROC of a probe of each block, with its interval."""
-    figure = _figure("Probe of each block, held-out prompts", "block", "AUROC")
+    figure = new_figure("Probe of each block, held-out prompts", "block", "AUROC")
     values = [each.metrics.auroc for each in scores]
     figure.add_scatter(
         x=[each.layer for each in scores],
@@ -138,7 +139,7 @@ def auroc_by_layer(scores: Sequence[LayerScore]) -> Any:
 
 def projections(name: str, separation: Separation) -> Any:
     """Held-out projections of both classes of one concept."""
-    figure = _figure(
+    figure = new_figure(
         f"{name}: held-out projections (block {separation.layer})", "projection (σ)", "prompts"
     )
     for label, scores, colour in (
@@ -154,7 +155,7 @@ def projections(name: str, separation: Separation) -> Any:
 
 def null_distribution(name: str, separation: Separation) -> Any:
     """Separation under label swaps, and the observed one."""
-    figure = _figure(
+    figure = new_figure(
         f"{name}: against label swaps (p = {separation.p_value:.2g})",
         "separation (σ)",
         "swaps",
@@ -172,7 +173,7 @@ def refusal_rates(report: ScanReport) -> Any | None:
     refusal = report.refusal
     if refusal is None:
         return None
-    figure = _figure("Refusal of short answers", "", "share refused")
+    figure = new_figure("Refusal of short answers", "", "share refused")
     bars = (
         ("harmful", refusal.harmful_rate, refusal.harmful_interval, POSITIVE),
         ("benign and borderline", refusal.benign_rate, refusal.benign_interval, NEGATIVE),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from modelassay.report.charts import all_charts
 from modelassay.report.rows import VERIFICATION_TITLES, check_rows, concept_rows, fact_rows
@@ -30,7 +31,7 @@ td{overflow-wrap:anywhere} h2{margin-top:2rem} .small{color:#57606a;font-size:.8
 
 def verdict_card(report: ScanReport) -> str:
     """The verdict and its reasons as an HTML fragment; everything from outside is escaped."""
-    return _card(_title(report), report.verdict.value, COLOURS[report.verdict], report.reasons)
+    return card(_title(report), report.verdict.value, COLOURS[report.verdict], report.reasons)
 
 
 def verification_card(report: VerificationReport) -> str:
@@ -38,10 +39,11 @@ def verification_card(report: VerificationReport) -> str:
     like = {True: Verdict.PASS, False: Verdict.CRITICAL, None: Verdict.INCONCLUSIVE}
     title = VERIFICATION_TITLES[report.verified]
     kind = f"{title}: {report.kind.value}" if report.kind else title
-    return _card(report.model, kind, COLOURS[like[report.verified]], report.reasons)
+    return card(report.model, kind, COLOURS[like[report.verified]], report.reasons)
 
 
-def _card(name: str, title: str, colour: str, reasons: Sequence[str]) -> str:
+def card(name: str, title: str, colour: str, reasons: Sequence[str]) -> str:
+    """A coloured card of a verdict and its reasons; everything from outside is escaped."""
     items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
     return (
         f'<div class="card" style="border-left:8px solid {colour};padding:1rem 1.5rem">'
@@ -52,26 +54,39 @@ def _card(name: str, title: str, colour: str, reasons: Sequence[str]) -> str:
 
 def to_html(report: ScanReport) -> str:
     """The whole report: verdict, tables, charts, provenance."""
-    charts = "".join(
-        chart.to_html(full_html=False, include_plotlyjs=(i == 0), config={"displaylogo": False})
-        for i, chart in enumerate(all_charts(report))
-    )
-    concepts = _table(concept_rows(report))
+    concepts = table(concept_rows(report))
     identity = ""
     if (verification := report.verification) is not None:
-        checks = _table(check_rows(verification))
+        checks = table(check_rows(verification))
         identity = f"<h2>Identity</h2>{verification_card(verification)}{checks}"
-    facts = _table([["", ""], *fact_rows(report)])
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>modelassay: {escape(_title(report))}</title><style>{STYLE}</style></head><body>"
+    facts = table([["", ""], *fact_rows(report)])
+    charts = "".join(charts_html(all_charts(report)))
+    return page(
+        _title(report),
         f"{verdict_card(report)}<h2>Separation of concepts</h2>{concepts}"
         '<p class="small">Separation is scored on pairs that were not used to find the direction or'
         " the block. The column AMS is the number that ams-scanner prints, fitted and scored on the"
         " same pairs: much of it can be overfitting.</p>"
-        f"{identity}<h2>Evidence</h2>{facts}<h2>Charts</h2>{charts}</body></html>\n"
+        f"{identity}<h2>Evidence</h2>{facts}<h2>Charts</h2>{charts}",
     )
+
+
+def page(title: str, body: str) -> str:
+    """A whole document around a body that is HTML already."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>modelassay: {escape(title)}</title><style>{STYLE}</style></head><body>"
+        f"{body}</body></html>\n"
+    )
+
+
+def charts_html(charts: Sequence[Any]) -> list[str]:
+    """Plotly figures as HTML, plotly's own code with the first of them, which must come first."""
+    return [
+        chart.to_html(full_html=False, include_plotlyjs=(i == 0), config={"displaylogo": False})
+        for i, chart in enumerate(charts)
+    ]
 
 
 def _title(report: ScanReport) -> str:
@@ -79,7 +94,8 @@ def _title(report: ScanReport) -> str:
     return f"{report.model.id}{adapter}"
 
 
-def _table(rows: list[list[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is the header, which is left out where its cells are empty."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:]

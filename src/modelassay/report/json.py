@@ -17,19 +17,25 @@ class Report(Protocol):
 
 def to_dict(report: Report) -> dict[str, Any]:
     """The report as values of strict JSON: floats at 6 significant digits, null for NaN."""
-    return _finite(report.to_dict())
+    return finite(report.to_dict())
 
 
 def to_json(report: Report) -> str:
     """The same as text, indented, ending in a line break."""
-    return json.dumps(to_dict(report), indent=2, allow_nan=False) + "\n"
+    return dumps(to_dict(report))
 
 
-def _finite(value: Any) -> Any:
+def dumps(values: Any) -> str:
+    """Values of strict JSON as text, indented, ending in a line break."""
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """Values as strict JSON allows them: floats at 6 significant digits, null for NaN."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return value

@@ -1,0 +1,242 @@
+"""`modelassay diff`: what did a fine-tune change, and would a benign one have?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from modelassay.cli import diff_inputs, options
+from modelassay.errors import (
+    EXIT_INCONCLUSIVE,
+    EXIT_PASS,
+    EXIT_SCAN_FAILED,
+    InputError,
+)
+
+COMPARE = "compare"
+HELP_OPTIONS = ("--help", "-h")
+
+
+class DiffGroup(TyperGroup):
+    """Takes `diff BASE CANDIDATE` for `diff compare BASE CANDIDATE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts `compare` before words that do not begin with a command."""
+        if args and args[0] not in (*self.commands, *HELP_OPTIONS):
+            args = [COMPARE, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=DiffGroup,
+    help="What did a fine-tune change? `modelassay diff BASE CANDIDATE` compares two models (its"
+    " options: `modelassay diff compare --help`).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Base = Annotated[str, typer.Argument(metavar="BASE", help="The model before, as for `scan`.")]
+BaseAdapter = Annotated[
+    str | None, typer.Option(metavar="ADAPTER", help="PEFT adapter over the base.")
+]
+NoWeights = Annotated[bool, typer.Option("--no-weights", help="Leave the weights' spectra out.")]
+NoTriggers = Annotated[
+    bool, typer.Option("--no-triggers", help="Leave the search for triggers out.")
+]
+
+
+@app.command(COMPARE)
+def compare_command(
+    base: Base,
+    candidate: Annotated[
+        str, typer.Argument(metavar="CANDIDATE", help="The model after; a PEFT adapter will do.")
+    ],
+    base_adapter: BaseAdapter = None,
+    candidate_adapter: Annotated[
+        str | None, typer.Option(metavar="ADAPTER", help="PEFT adapter over the candidate.")
+    ] = None,
+    sae: diff_inputs.Sae = None,
+    layers: diff_inputs.Layers = None,
+    suite: diff_inputs.SuiteOption = None,
+    data: diff_inputs.Data = None,
+    corpus: diff_inputs.Corpus = None,
+    answers: diff_inputs.Answers = 24,
+    no_weights: NoWeights = False,
+    no_triggers: NoTriggers = False,
+    no_causal: Annotated[
+        bool, typer.Option("--no-causal", help="Do not try directions out.")
+    ] = False,
+    show_answers: Annotated[
+        bool, typer.Option("--show-answers", help="Give answers as text, not as hashes.")
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Benign fine-tunes, from `modelassay diff calibrate`."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON only.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML report.")
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    revision: Annotated[str | None, typer.Option(help="Hub revision of BASE.")] = None,
+    candidate_revision: Annotated[
+        str | None, typer.Option(help="Hub revision of CANDIDATE.")
+    ] = None,
+    token: options.Token = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> int:
+    """Compare CANDIDATE, a fine-tune, with BASE, the model it was made from.
+
+    Exit codes: 0 benign-like, 1 suspicious or compromised, 3 inconclusive, 64 bad input, 69
+    something needed is unavailable, 70 internal error.
+    """
+    options.check_file(html, "--html")
+    blocks = diff_inputs.parse_layers(layers)
+
+    from rich.console import Console
+
+    from modelassay.cache import write_text_atomically
+    from modelassay.cli.progress import show_progress
+    from modelassay.diffing import Depth, diff
+    from modelassay.diffing.dictionaries import label_features
+    from modelassay.report.diff_html import diff_html
+    from modelassay.report.diff_terminal import print_diff
+    from modelassay.report.diff_values import diff_json
+
+    asked = diff_inputs.read_suites(suite, data, token)
+    tried = diff_inputs.read_corpus(corpus, token)
+    benign = diff_inputs.read_calibration(calibration, asked, answers)
+    dictionaries = _dictionaries(sae, base, device, token, quiet)
+    shared = options.load_options(device=device, dtype=dtype, token=token)
+    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+        before = _side(base, base_adapter, revision, shared, on_progress)
+        after = _side(candidate, candidate_adapter, candidate_revision, shared, on_progress)
+        report = diff(
+            before[0],
+            after[0],
+            asked,
+            dictionaries=dictionaries,
+            layers=blocks,
+            corpus=tried,
+            base_adapter=before[1],
+            candidate_adapter=after[1],
+            depth=Depth(
+                answer_tokens=answers,
+                weights=not no_weights,
+                triggers=not no_triggers,
+                causal=not no_causal,
+            ),
+            calibration=benign,
+            on_progress=on_progress,
+            **shared,
+        )
+    labels = label_features(report, dictionaries)
+    if html is not None:
+        write_text_atomically(html, diff_html(report, labels))
+    if json:
+        sys.stdout.write(diff_json(report, labels, show_answers=show_answers))
+    else:
+        print_diff(report, Console(), labels, show_answers=show_answers)
+        if html is not None:
+            typer.echo(f"HTML report: {html}", err=True)
+    return exit_code(report.verdict.value)
+
+
+@app.command("calibrate")
+def calibrate_command(
+    base: Base,
+    finetunes: Annotated[
+        list[str],
+        typer.Argument(metavar="FINETUNE...", help="Fine-tunes of it, known to be harmless."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the calibration.")],
+    base_adapter: BaseAdapter = None,
+    sae: diff_inputs.Sae = None,
+    suite: diff_inputs.SuiteOption = None,
+    data: diff_inputs.Data = None,
+    answers: diff_inputs.Answers = 24,
+    no_weights: NoWeights = False,
+    no_triggers: NoTriggers = False,
+    add: Annotated[bool, typer.Option("--add", help="Add to a FILE that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a FILE that is there.")] = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    token: options.Token = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> int:
+    """Measure benign fine-tunes of BASE, for `modelassay diff --calibration FILE`.
+
+    Each is written to FILE as soon as it is measured; --add goes on where a run was stopped.
+    """
+    options.check_file(out, "--out")
+    if out.exists() and not (add or force):
+        raise InputError(f"{out} exists already; pass --add to add to it or --force to replace it.")
+
+    from rich.console import Console
+
+    from modelassay.cli.progress import show_progress
+    from modelassay.diffing import Depth
+    from modelassay.diffing.calibrating import calibrate
+    from modelassay.diffing.suspicion import save_calibration
+
+    asked = diff_inputs.read_suites(suite, data, token)
+    known = diff_inputs.read_calibration(out if add and out.exists() else None, asked, answers)
+    dictionaries = _dictionaries(sae, base, device, token, quiet)
+    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+        found = calibrate(
+            base,
+            finetunes,
+            asked,
+            known=known,
+            dictionaries=dictionaries,
+            depth=Depth(answers, weights=not no_weights, triggers=not no_triggers),
+            base_adapter=base_adapter,
+            keep=lambda calibration: save_calibration(calibration, out),
+            on_progress=on_progress,
+            **options.load_options(device=device, dtype=dtype, token=token),
+        )
+    typer.echo(f"{len(found.rows)} benign fine-tunes of {found.base}: {out}")
+    return EXIT_PASS
+
+
+def exit_code(verdict: str) -> int:
+    """Exit code of a comparison with this verdict."""
+    codes = {"BENIGN-LIKE": EXIT_PASS, "INCONCLUSIVE": EXIT_INCONCLUSIVE}
+    return codes.get(verdict, EXIT_SCAN_FAILED)
+
+
+def _dictionaries(
+    wanted: list[str] | None, base: str, device: str, token: str | None, quiet: bool
+) -> tuple[Any, ...]:
+    found = diff_inputs.open_dictionaries(wanted, base, device, token)
+    if not wanted and not quiet:
+        names = ", ".join(dictionary.name for dictionary in found)
+        typer.echo(
+            f"features of the shipped dictionary {names}"
+            if found
+            else f"No dictionary of {base} is shipped, so features are left out (--sae gives one).",
+            err=True,
+        )
+    return found
+
+
+def _side(
+    model: str, adapter: str | None, revision: str | None, shared: dict[str, Any], on_progress: Any
+) -> tuple[Any, str | None]:
+    """A model for `diff`, and the adapter to put over it.
+
+    A revision belongs to one of the two only, while what `diff` hands on to `load` is for both.
+    """
+    if revision is None:
+        return model, adapter
+    from modelassay.models import load
+
+    on_progress("loading", 0, 1)
+    loaded = load(model, revision=revision, **options.load_options(adapter=adapter), **shared)
+    on_progress("loading", 1, 1)
+    return loaded, None

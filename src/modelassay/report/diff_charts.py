@@ -1,0 +1,142 @@
+"""The charts of a comparison, for the HTML report and the page alike."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from modelassay.diffing import DiffReport
+from modelassay.diffing.dictionaries import FeatureLabels
+from modelassay.diffing.suspicion import BY_NAME, Level
+from modelassay.report.charts import NEGATIVE, NULL, PALETTE, POSITIVE, new_figure
+from modelassay.report.diff_rows import effect_interval, plain_line, top_features
+
+TOP_FEATURES = 20
+MAX_LABEL = 40  # characters
+
+
+def energy_by_block(report: DiffReport) -> Any | None:
+    """Share of the weights' change in each block; None where no weight changed."""
+    found = report.weights
+    if found is None or not (found.energy_by_block or found.energy_elsewhere):
+        return None
+    marked = set(found.mark.blocks) if found.mark else set()
+    chart = new_figure("Where the weights changed (‖ΔW‖²)", "block", "share of all change")
+    for name, colour, blocks in (
+        ("changed", PALETTE[0], [b for b in found.energy_by_block if b not in marked]),
+        ("changed as ablation does", PALETTE[1], [b for b in found.energy_by_block if b in marked]),
+    ):
+        if blocks:
+            shares = [found.energy_by_block[block] for block in blocks]
+            chart.add_bar(x=[str(b) for b in blocks], y=shares, name=name, marker_color=colour)
+    if found.energy_elsewhere:
+        chart.add_bar(
+            x=["elsewhere"], y=[found.energy_elsewhere], name="outside of blocks", marker_color=NULL
+        )
+    # Blocks are names here, in their order, because "elsewhere" stands beside them.
+    order = [str(block) for block in sorted(found.energy_by_block)]
+    chart.update_xaxes(type="category", categoryorder="array", categoryarray=[*order, "elsewhere"])
+    chart.update_yaxes(tickformat=".0%", rangemode="tozero")
+    chart.update_layout(showlegend=True)
+    return chart
+
+
+def change_by_layer(report: DiffReport) -> Any:
+    """How much the states of each block changed, and how much of it is one constant vector."""
+    layers = report.states.layers
+    blocks = [layer.layer for layer in layers]
+    chart = new_figure("How the states changed", "block", "share")
+    for name, values, colour, dash in (
+        ("relative change", [layer.relative for layer in layers], PALETTE[0], "solid"),
+        ("share of one constant vector", [x.constant_share for x in layers], PALETTE[1], "dot"),
+    ):
+        chart.add_scatter(
+            x=blocks,
+            y=values,
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "width": 2.5, "dash": dash},
+        )
+    chart.update_yaxes(tickformat=".0%", rangemode="tozero")
+    return chart
+
+
+def feature_effects(report: DiffReport, labels: FeatureLabels | None = None) -> Any | None:
+    """Effects of the features that changed most, with intervals; None without any."""
+    changes = top_features(report, TOP_FEATURES)
+    if not changes:
+        return None
+    names = []
+    for change in changes:
+        label = (labels or {}).get((change.dictionary, change.feature))
+        text = plain_line(label or " ".join(change.tokens[:3]))
+        text = text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…"
+        # The number keeps two features of one label apart; plotly reads some markup.
+        names.append(escape(f"#{change.feature} {change.part}: {text}"))
+    ends = [effect_interval(change) for change in changes]
+    chart = new_figure("Features that changed", "effect (mean change / spread between prompts)", "")
+    chart.add_bar(
+        x=[change.effect for change in changes],
+        y=names,
+        orientation="h",
+        marker_color=[
+            NULL if c.q_value >= 0.05 else POSITIVE if c.effect > 0 else NEGATIVE for c in changes
+        ],
+        error_x={
+            "symmetric": False,
+            "array": [high - c.effect for (_, high), c in zip(ends, changes, strict=True)],
+            "arrayminus": [c.effect - low for (low, _), c in zip(ends, changes, strict=True)],
+            "thickness": 1,
+            "width": 0,
+        },
+        hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+    )
+    chart.update_yaxes(autorange="reversed", automargin=True)
+    chart.update_layout(height=160 + 24 * len(changes), showlegend=False)
+    return chart
+
+
+def stream_levels(report: DiffReport) -> Any | None:
+    """The candidate's level in each stream beside the benign ones; None without benign ones."""
+    known = [level for level in report.suspicion.levels if level.level is not None]
+    if not known:
+        return None
+    chart = new_figure(
+        "Against benign fine-tunes", "", "distance from their median, in their spreads"
+    )
+    for i, level in enumerate(known):
+        chart.add_scatter(
+            x=[_title(level)] * len(level.benign),
+            y=benign_levels(level),
+            mode="markers",
+            marker={"color": NULL, "size": 8, "opacity": 0.7},
+            name="benign fine-tunes",
+            showlegend=i == 0,
+        )
+    chart.add_scatter(
+        x=[_title(level) for level in known],
+        y=[level.level for level in known],
+        mode="markers",
+        marker={
+            "color": [POSITIVE if level.counts else "#e8b08a" for level in known],
+            "symbol": "diamond",
+            "size": 13,
+        },
+        name="the candidate",
+    )
+    chart.add_hline(y=0, line={"color": "#bbbbbb", "width": 1})
+    return chart
+
+
+def benign_levels(level: Level) -> list[float]:
+    """Benign fine-tunes of a stream in the units that the candidate's level has."""
+    spread = float(np.std(level.benign, ddof=1)) if len(level.benign) > 1 else 0.0
+    unit = max(spread, BY_NAME[level.name].floor)
+    middle = float(np.median(level.benign))
+    return [(value - middle) / unit for value in level.benign]
+
+
+def _title(level: Level) -> str:
+    return level.name if level.counts else f"{level.name}*"
