@@ -41,7 +41,8 @@ def unembed(model: LoadedModel, states: Tensor) -> Iterator[Tensor]:
 
         with rewrite(model.blocks, {last: instead}):
             logits = model.model(input_ids=ids, use_cache=False).logits
-        yield logits[0].float()
+        # GPT-2 folds what it is given into the shape of its input; the rows stay in order.
+        yield logits.flatten(0, 1).float()
 
 
 def promoted_tokens(model: LoadedModel, directions: Tensor, top: int = 10) -> list[list[str]]:

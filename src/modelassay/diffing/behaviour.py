@@ -137,7 +137,7 @@ def compare_behaviour(
             Place(
                 prompt=int(owners[row]),
                 position=int(row - starts[owners[row]]),
-                token=tokens[row],
+                token=tokens[int(row)],
                 in_answer=bool(in_answer[row]),
                 kl=float(kl[row]),
             )

@@ -113,7 +113,10 @@ def diff(
         _opener(candidate, candidate_adapter, load_options, on_progress),
         together,
     )
-    work = _Work(pair, suite, tuple(dictionaries), tuple(corpus), depth, batch_tokens, on_progress)
+    given = (isinstance(base, LoadedModel), isinstance(candidate, LoadedModel))
+    work = _Work(
+        pair, suite, tuple(dictionaries), tuple(corpus), given, depth, batch_tokens, on_progress
+    )
     report = work.run(layers, calibration)
     report.provenance["seconds"] = round(time.perf_counter() - started, 2)
     return report
@@ -145,6 +148,8 @@ class _Work:
     suite: Suite
     dictionaries: tuple[Dictionary, ...]
     corpus: tuple[str, ...]
+    given: tuple[bool, bool]
+    """Whether base and candidate were given loaded."""
     depth: Depth
     batch_tokens: int | None
     on_progress: OnPhase
@@ -270,11 +275,14 @@ class _Work:
         base, candidate = self.pair.base, self.pair.candidate
         config = text_config(base.model.config)
         with ExitStack() as stack:
-            changed_in_memory = any(m.info.organism for m in (base, candidate))
-            read = memory_tensors if changed_in_memory else lambda m: stored_tensors(m, stack)
+            # A model that was given loaded may have been changed since.
+            ours, theirs = (
+                memory_tensors(model) if given else stored_tensors(model, stack)
+                for model, given in zip((base, candidate), self.given, strict=True)
+            )
             found = diff_weights(
-                read(base),
-                read(candidate),
+                ours,
+                theirs,
                 config.hidden_size,
                 config.model_type,
                 on_progress=self._phase("weight changes"),

@@ -310,7 +310,7 @@ def _with_tokens(
     rows = np.flatnonzero(side.feature == change.feature)
     rows = rows[in_answer[side.token[rows]] == (change.part == "answer")]
     order = rows[np.argsort(-side.value[rows], kind="stable")]
-    found = dict.fromkeys(tokens[side.token[row]] for row in order)
+    found = dict.fromkeys(tokens[int(side.token[row])] for row in order)
     return replace(change, tokens=tuple(found)[:TOP_TOKENS])
 
 
