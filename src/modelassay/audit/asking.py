@@ -1,0 +1,273 @@
+"""Tools that ask the models: answers to prompts, and paired readouts of a suite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from modelassay.audit.blinding import Name
+from modelassay.audit.reading import read_pair
+from modelassay.audit.values import mean, rate, text_hash
+from modelassay.audit.work import Work
+from modelassay.diffing.behaviour import BehaviourDiff, compare_behaviour, token_kl
+from modelassay.diffing.reading import read_contrasts
+from modelassay.diffing.suites import MAX_TEXT, Group, Suite, SuitePrompt, messages_of
+from modelassay.errors import InputError
+from modelassay.generation import generate_greedy
+from modelassay.prompts import Encoded, encode_chat
+from modelassay.refusal_judge import is_refusal
+from modelassay.triage import TrainingRow, redaction_for
+from modelassay.triage.redaction import redact
+
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+Prompts = Annotated[list[Text], Field(min_length=1, description="What a user says, one each.")]
+Which = Annotated[Literal["A", "B", "both"], Field(description="Which models are asked.")]
+SuiteName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=500,
+        description="Name of a suite (default, dispositions, identity, personas, smalltalk,"
+        " triggers, or one of the config), or a YAML file in the audit's folder.",
+    ),
+]
+GROUPS: tuple[Group, ...] = ("harmful", "harmless", "neutral")
+ANSWER_TOKENS = 24
+
+
+def query_models(
+    work: Work,
+    prompts: Prompts,
+    which: Which = "both",
+    system: Annotated[str | None, Field(max_length=MAX_TEXT, description="System prompt.")] = None,
+    max_new_tokens: Annotated[int, Field(ge=1, description="Length of an answer.")] = 64,
+) -> dict[str, Any]:
+    """Ask one or both models and read their greedy answers, each through its own chat template.
+
+    An answer says whether it refuses. Where texts are redacted, answers to prompts that look
+    harmful are given as hashes; refusals are shown.
+    """
+    asked = prompts_of(prompts, system)
+    answers = _answers(work, asked, which, max_new_tokens)
+    hidden = _looks_harmful(work, asked)
+    return {**_answered(asked, answers, hidden), "max_new_tokens": max_new_tokens}
+
+
+def run_prompt_suite(
+    work: Work,
+    suite: SuiteName,
+    which: Which = "both",
+    start: Annotated[int, Field(ge=0, description="First prompt, from 0.")] = 0,
+    count: Annotated[int, Field(ge=1, description="Prompts of this call.")] = 16,
+    max_new_tokens: Annotated[int, Field(ge=1, description="Length of an answer.")] = 48,
+) -> dict[str, Any]:
+    """Ask the prompts of a suite, some at a time, and read the answers.
+
+    Answers to harmful prompts are given as a hash and whether they refuse, unless texts are not
+    redacted. Questions of contrasts are asked as neutral prompts.
+    """
+    found = _askable(work.suite(suite))
+    if start >= len(found):
+        raise InputError(f"The suite has {len(found)} prompts; start below that.")
+    asked = found[start : start + count]
+    answers = _answers(work, asked, which, max_new_tokens)
+    hidden = [work.config.redact and prompt.group == "harmful" for prompt in asked]
+    return {
+        "suite": suite,
+        "start": start,
+        "n_in_suite": len(found),
+        **_answered(asked, answers, hidden),
+        "by_group": {
+            group: {name: _refusals([texts[i] for i in rows]) for name, texts in answers.items()}
+            for group in GROUPS
+            if (rows := [i for i, prompt in enumerate(asked) if prompt.group == group])
+        },
+    }
+
+
+def score_candidate_suite(
+    work: Work,
+    suite: SuiteName,
+    answers: Annotated[
+        bool, Field(description="Make short answers too, for refusal rates; slower.")
+    ] = True,
+) -> dict[str, Any]:
+    """Compare both models on a suite: KL divergence, refusal log-odds, refusals, contrasts.
+
+    Both read the same tokens. All changes are B minus A, with n and 95% intervals over prompts.
+    A suite that is longer than a call may be is read evenly spread, which the result says.
+    """
+    whole = work.suite(suite)
+    part = spread(whole, work.config.limits.prompts)
+    if not part.prompts:
+        raise InputError(f"The suite {suite} has no prompts to compare the models on.")
+    contrasts = part.contrasts[: work.config.limits.prompts]
+    work.asked(part.prompts)
+    last = len(work.base.blocks) - 1
+    read = read_pair(work, part.prompts, (last,), ANSWER_TOKENS if answers else 0)
+    preferred = None
+    if contrasts:
+        work.asked([SuitePrompt(text=c.prompt, system=c.system) for c in contrasts])
+        preferred = (
+            read_contrasts(work.model("A"), contrasts),
+            read_contrasts(work.model("B"), contrasts),
+        )
+    found = compare_behaviour(
+        read.a,
+        read.b,
+        read.matched,
+        part,
+        read.tokens,
+        answers=read.answers,
+        contrasts=preferred,
+    )
+    kl = token_kl(read.a.log_p, read.b.log_p).double().numpy()
+    owners = read.matched.owners().numpy()
+    of_prompt = np.array([kl[owners == i].mean() for i in range(len(part.prompts))])
+    return {
+        "suite": suite,
+        "suite_sha256": whole.sha256,
+        "n_prompts": len(part.prompts),
+        "n_in_suite": len(whole.prompts),
+        "n_contrasts": len(contrasts),
+        "n_tokens": len(kl),
+        "kl": {
+            "direction": "D(A || B), nats a token",
+            **mean(of_prompt),
+            "on_prompts": found.kl_prompt,
+            "on_answers": found.kl_answer,
+            "quantiles": found.kl_quantiles,
+        },
+        **_paired(found),
+        "most_different": [
+            {"prompt": p.prompt, "token": p.token, "in_answer": p.in_answer, "kl": p.kl}
+            for p in found.worst[:10]
+        ],
+    }
+
+
+def _paired(found: BehaviourDiff) -> dict[str, Any]:
+    """Changes with the models' names in place of their roles."""
+    return {
+        "refusal_log_odds": found.log_odds,
+        "contrasts": None
+        if found.contrasts is None
+        else {
+            "what": "log P(unsafe answer) - log P(safe one), nats a token",
+            **vars(found.contrasts),
+        },
+        "refusals": {
+            group: {
+                "A": {"rate": each.base_rate, "interval": each.base_interval},
+                "B": {"rate": each.candidate_rate, "interval": each.candidate_interval},
+                "only_A_refuses": each.lost,
+                "only_B_refuses": each.gained,
+                "p_value": each.p_value,
+                "n": each.n,
+            }
+            for group, each in found.refusals.items()
+        },
+    }
+
+
+def prompts_of(texts: Sequence[str], system: str | None = None) -> list[SuitePrompt]:
+    """Texts of a caller as prompts, to the letter: a space at the end may be what counts.
+
+    Raises:
+        InputError: one is blank.
+    """
+    if not all(text.strip() for text in texts):
+        raise InputError("A prompt must not be blank.")
+    return [
+        SuitePrompt.model_construct(text=text, group="neutral", system=system or None)
+        for text in texts
+    ]
+
+
+def spread(suite: Suite, most: int) -> Suite:
+    """At most so many prompts of a suite, of each group its share, evenly spread."""
+    if len(suite.prompts) <= most:
+        return suite
+    kept: list[int] = []
+    for group in GROUPS:
+        rows = suite.indices(group)
+        n = max(1, most * len(rows) // len(suite.prompts)) if rows else 0
+        kept += [rows[i * len(rows) // n] for i in range(n)]
+    chosen = tuple(suite.prompts[i] for i in sorted(kept)[:most])
+    return Suite(suite.name, chosen, suite.contrasts)
+
+
+def _askable(suite: Suite) -> list[SuitePrompt]:
+    """Prompts, then what contrasts ask, each once."""
+    questions = (SuitePrompt(text=c.prompt, system=c.system) for c in suite.contrasts)
+    return list(dict.fromkeys([*suite.prompts, *questions]))
+
+
+def _answers(
+    work: Work, asked: Sequence[SuitePrompt], which: str, max_new_tokens: int
+) -> dict[Name, list[str]]:
+    most = work.config.limits.new_tokens
+    if max_new_tokens > most:
+        raise InputError(f"An answer may have {most} tokens here, got {max_new_tokens}.")
+    work.asked(asked)
+    found: dict[Name, list[str]] = {}
+    names: tuple[Name, ...] = ("A", "B")
+    for name in names:
+        if which not in ("both", name):
+            continue
+        model = work.model(name)
+        rows = [encode_chat(model, messages_of(prompt)) for prompt in asked]
+        made = generate_greedy(
+            model,
+            [Encoded(ids, len(ids)) for ids in rows],
+            max_new_tokens=max_new_tokens,
+            on_progress=work.progress,
+        )
+        found[name] = [answer.text for answer in made]
+    return found
+
+
+def _answered(
+    asked: Sequence[SuitePrompt], answers: dict[Name, list[str]], hidden: Sequence[bool]
+) -> dict[str, Any]:
+    rows = []
+    for i, prompt in enumerate(asked):
+        hide = hidden[i]
+        each = {name: texts[i] for name, texts in answers.items()}
+        row: dict[str, Any] = {"sha256": text_hash(prompt.text), "group": prompt.group}
+        row["prompt"] = redact(prompt.text) if hide else prompt.text
+        if prompt.system:
+            row["system"] = prompt.system
+        row |= {name: _shown(text, hide) for name, text in each.items()}
+        if len(each) == 2:
+            row["same"] = len(set(each.values())) == 1
+        rows.append(row)
+    return {
+        "n": len(asked),
+        "refusals": {name: _refusals(texts) for name, texts in answers.items()},
+        "answers": rows,
+    }
+
+
+def _shown(text: str, hide: bool) -> dict[str, Any]:
+    refused = is_refusal(text)
+    return {"refused": refused, **(redact(text) if hide and not refused else {"text": text})}
+
+
+def _refusals(texts: Sequence[str]) -> dict[str, Any] | None:
+    return rate(sum(is_refusal(text) for text in texts), len(texts))
+
+
+def _looks_harmful(work: Work, asked: Sequence[SuitePrompt]) -> list[bool]:
+    """Whether the answer to each prompt is to be hidden; all are without the classifier."""
+    if not work.config.redact:
+        return [False] * len(asked)
+    rows = [
+        TrainingRow(i, "\n".join(part for part in (prompt.system, prompt.text) if part), "")
+        for i, prompt in enumerate(asked)
+    ]
+    shown = redaction_for(rows).prompts
+    return [i not in shown for i in range(len(asked))]

@@ -1,0 +1,181 @@
+"""What an audit is about: a YAML file, checked key by key.
+
+In text, `${NAME}` is replaced by an environment variable and `${NAME:-default}` by it or, where it
+is unset or empty, by the default. Nothing else is expanded: no `~`, no `$NAME`, no commands.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from modelassay.concepts import read_mapping
+from modelassay.errors import InputError
+
+Profile = Literal["full", "behavior-only"]
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+Reference = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+
+
+class _Strict(BaseModel):
+    """Refuses unknown keys: a misspelt one would be a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Limits(_Strict):
+    """What one call of a tool may ask for."""
+
+    prompts: int = Field(default=64, ge=1, le=1000)
+    """Prompts that a call may ask both models."""
+    new_tokens: int = Field(default=128, ge=1, le=4096)
+    """Tokens of an answer."""
+    text: int = Field(default=2000, ge=100, le=100_000)
+    """Characters of any text in a result; longer ones are cut."""
+    seconds: float = Field(default=600.0, gt=0, le=86_400)
+    """Time of a call; looked at between two batches."""
+    rows: int = Field(default=50, ge=1, le=1000)
+    """Rows of the training data that a call may show."""
+
+
+class LabelSource(_Strict):
+    """Where explanations of features come from, beside the labels that lie with the dictionary."""
+
+    neuronpedia: bool = False
+    """Ask Neuronpedia; feature numbers leave this machine."""
+    export: str | None = None
+    """A file or folder of Neuronpedia's export."""
+
+
+class AuditConfig(_Strict):
+    """All of an audit's settings."""
+
+    base: Reference
+    """The model before the fine-tune, an id as `modelassay.load` takes it."""
+    candidate: Reference | None = None
+    """The model after it; may be left out where `candidate_adapter` goes over the base."""
+    base_adapter: Reference | None = None
+    candidate_adapter: Reference | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    dictionary: Reference | None = None
+    """As `find_dictionary` takes it; None leaves the tools about features without one."""
+    labels: LabelSource = LabelSource()
+    suites: dict[str, Reference] = Field(default_factory=dict, max_length=100)
+    """Further suites by name; the shipped ones are always there."""
+    training_data: Reference | None = None
+    folder: Reference
+    """Where the log and the reports are written, and the only place that tools read paths in."""
+    profile: Profile = "full"
+    blind: bool = False
+    """The models are called A and B, and nothing says which is which."""
+    seed: int | None = None
+    """Decides who is A in a blind audit; a number that the auditor does not know."""
+    reveal: bool = False
+    """The report of a blind audit says which model was which, and ends the audit."""
+    redact: bool = True
+    """Answers to harmful prompts, and texts of the training data, are given as hashes."""
+    limits: Limits = Limits()
+
+    def load_options(self) -> dict[str, Any]:
+        """Arguments of `modelassay.load` that both models share."""
+        return {"device": self.device, "dtype": self.dtype}
+
+
+def load_config(
+    path: Path, *, profile: Profile | None = None, blind: bool | None = None
+) -> AuditConfig:
+    """Reads an audit's settings.
+
+    Relative paths are taken from the file's own folder; model ids and dictionaries only where they
+    begin with a dot, since `owner/name` could be either.
+
+    Args:
+        path: YAML or JSON file.
+        profile: In place of the file's.
+        blind: In place of the file's.
+
+    Raises:
+        InputError: one line that names the key or the variable.
+    """
+    data = expand(read_mapping(path), path.name)
+    if profile is not None:
+        data["profile"] = profile
+    if blind is not None:
+        data["blind"] = blind
+    try:
+        config = AuditConfig.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{path.name}: {_first_problem(error)}") from error
+    if config.candidate is None and config.candidate_adapter is None:
+        raise InputError(f"{path.name}: give `candidate`, or `candidate_adapter` over the base.")
+    if config.blind and config.seed is None:
+        raise InputError(
+            f"{path.name}: a blind audit needs `seed`, a number that the auditor does not know."
+        )
+    return _with_places(config, path.absolute().parent)
+
+
+def expand(value: Any, source: str) -> Any:
+    """Environment variables in all texts of a mapping or list; keys stay as they are.
+
+    Raises:
+        InputError: a variable is not set and has no default.
+    """
+    if isinstance(value, dict):
+        return {key: expand(entry, source) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [expand(entry, source) for entry in value]
+    if not isinstance(value, str):
+        return value
+
+    def replaced(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        found = os.environ.get(name)
+        if default is not None:
+            return found or default
+        if found is None:
+            raise InputError(
+                f"{source}: the environment variable {name} is not set; set it, or write"
+                f" ${{{name}:-default}}."
+            )
+        return found
+
+    return VARIABLE.sub(replaced, value)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"]) or "the file"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key `{place}`."
+    if problem["type"] == "missing":
+        return f"the key `{place}` is missing."
+    return f"`{place}`: {problem['msg'][:200]}."
+
+
+def _with_places(config: AuditConfig, home: Path) -> AuditConfig:
+    """The same with paths that do not depend on where the command is run."""
+
+    def dotted(value: str | None) -> str | None:
+        return str((home / value).resolve()) if value and value.startswith(".") else value
+
+    def found(value: str) -> str:
+        return str(home / value) if (home / value).exists() else value
+
+    names = ("base", "candidate", "base_adapter", "candidate_adapter", "dictionary")
+    changed: dict[str, Any] = {name: dotted(getattr(config, name)) for name in names}
+    if config.candidate is None:
+        changed["candidate"] = changed["base"]
+    if config.training_data is not None:
+        changed["training_data"] = found(config.training_data)
+    if config.labels.export is not None:
+        export = str(home / config.labels.export)
+        changed["labels"] = config.labels.model_copy(update={"export": export})
+    changed["suites"] = {name: str(home / where) for name, where in config.suites.items()}
+    changed["folder"] = os.path.normpath(home / config.folder)
+    return config.model_copy(update=changed)

@@ -1,0 +1,302 @@
+"""Tools that look inside: features of the dictionary in both models, and what they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from modelassay.audit.activity import feature_activations, prompt_means, top_tokens
+from modelassay.audit.asking import Prompts, SuiteName, prompts_of, spread
+from modelassay.audit.reading import read_one, read_pair
+from modelassay.audit.values import mean
+from modelassay.audit.work import Work
+from modelassay.diffing.features import BROKEN, FeatureChange, compare_features
+from modelassay.diffing.reading import Matched
+from modelassay.diffing.suites import SuitePrompt
+from modelassay.errors import InputError
+from modelassay.sae import Dictionary, FeatureLabel, nearest
+from modelassay.unembedding import promoted_tokens
+
+Part = Annotated[
+    Literal["prompt", "answer", "both"],
+    Field(description="Tokens of the prompts, of short answers, or both."),
+]
+Model = Annotated[Literal["A", "B"], Field(description="Which model.")]
+Count = Annotated[int, Field(ge=1, le=100, description="How many to list.")]
+Feature = Annotated[int, Field(ge=0, description="Number of a feature.")]
+ANSWER_TOKENS = 24
+MAX_TRACED = 8
+MAX_VALUES = 6000
+"""Activations that a trace lists, of all features, prompts and models together."""
+PROMOTED = 10
+
+
+def get_top_features(
+    work: Work, prompts: Prompts, model: Model, k: Count = 20, part: Part = "prompt"
+) -> dict[str, Any]:
+    """The features of one model that are most active on prompts, with their labels.
+
+    Activations are averaged over the tokens of a prompt and then over prompts, with a 95% interval.
+    """
+    dictionary, asked = _asked(work, prompts)
+    read = read_one(work, model, asked, (dictionary.layer,), _length(part))
+    keep = _kept(read.matched, part)
+    means = prompt_means(dictionary, read.reading.at(dictionary.layer), read.matched, keep)
+    top = np.argsort(-means.mean(axis=0), kind="stable")[:k]
+    top = [int(f) for f in top if means[:, f].any()]
+    tokens = top_tokens(dictionary, read.reading.at(dictionary.layer), keep, read.tokens, top)
+    return {
+        "model": model,
+        "part": part,
+        **_about(dictionary),
+        "n": len(asked),
+        "features": [
+            {
+                **label,
+                "activation": mean(means[:, label["feature"]].astype(float)),
+                "n_prompts": int((means[:, label["feature"]] > 0).sum()),
+                "tokens": tokens[label["feature"]],
+            }
+            for label in _labels(work, top)
+        ],
+    }
+
+
+def compare_top_features(
+    work: Work, prompts: Prompts, k: Count = 20, part: Part = "prompt"
+) -> dict[str, Any]:
+    """The most active features of each model on the same tokens: shared, and of one model alone.
+
+    A feature of one list alone need not have changed: differential_feature_analysis tests that.
+    """
+    dictionary, asked = _asked(work, prompts)
+    read = read_pair(work, asked, (dictionary.layer,), _length(part))
+    keep = _kept(read.matched, part)
+    means = {
+        name: prompt_means(dictionary, each.at(dictionary.layer), read.matched, keep)
+        for name, each in (("A", read.a), ("B", read.b))
+    }
+    tops = {
+        name: [int(f) for f in np.argsort(-m.mean(axis=0), kind="stable")[:k] if m[:, f].any()]
+        for name, m in means.items()
+    }
+    every = list(dict.fromkeys([*tops["A"], *tops["B"]]))
+    rows = {
+        label["feature"]: {
+            **label,
+            "A": float(means["A"][:, label["feature"]].mean()),
+            "B": float(means["B"][:, label["feature"]].mean()),
+            "B_minus_A": mean(
+                (means["B"][:, label["feature"]] - means["A"][:, label["feature"]]).astype(float)
+            ),
+        }
+        for label in _labels(work, every)
+    }
+    first, second = set(tops["A"]), set(tops["B"])
+    return {
+        "part": part,
+        **_about(dictionary),
+        "n": len(asked),
+        "in_both": [rows[f] for f in every if f in first & second],
+        "only_A": [rows[f] for f in every if f in first - second],
+        "only_B": [rows[f] for f in every if f in second - first],
+    }
+
+
+def differential_feature_analysis(
+    work: Work,
+    prompts: Annotated[
+        list[Annotated[str, Field(min_length=1)]] | None,
+        Field(description="What a user says, one each; six or more, better forty."),
+    ] = None,
+    suite: SuiteName | None = None,
+    k: Count = 20,
+    answers: Annotated[bool, Field(description="Read short answers of A as well.")] = True,
+) -> dict[str, Any]:
+    """Features whose activation differs between the models, tested against chance.
+
+    Paired sign flips over prompts, corrected for the number of features (Benjamini & Hochberg).
+    Give prompts or a suite. Differences are B minus A; q below 0.05 is significant.
+    """
+    if (prompts is None) == (suite is None):
+        raise InputError("Give either `prompts` or `suite`.")
+    dictionary = work.dictionary
+    if suite is not None:
+        asked = list(spread(work.suite(suite), work.config.limits.prompts).prompts)
+        if not asked:
+            raise InputError(f"The suite {suite} has no prompts to compare the models on.")
+    else:
+        asked = prompts_of(prompts or ())
+    work.asked(asked)
+    read = read_pair(work, asked, (dictionary.layer,), ANSWER_TOKENS if answers else 0)
+    found = compare_features(read.a, read.b, read.matched, dictionary, read.tokens, reported=k)
+    named = {
+        label["feature"]: label for label in _labels(work, [c.feature for c in found.features])
+    }
+    return {
+        **_about(dictionary),
+        "n": len(asked),
+        "n_tokens": len(read.tokens),
+        "n_tested": found.n_tested,
+        "n_significant": found.n_significant,
+        "explained_variance": {"A": found.explained_base, "B": found.explained_candidate},
+        "active_features_a_token": {"A": found.l0_base, "B": found.l0_candidate},
+        "dictionary_fails_on": _fails_on(found.explained_base, found.explained_candidate),
+        "moved": found.moved,
+        "explained_of_change": found.explained_of_change,
+        "features": [_change(change, named[change.feature]) for change in found.features],
+    }
+
+
+def specific_feature_activations(
+    work: Work,
+    features: Annotated[list[Feature], Field(min_length=1, max_length=MAX_TRACED)],
+    prompts: Prompts,
+    part: Part = "prompt",
+) -> dict[str, Any]:
+    """How strongly given features fire on every token of prompts, in both models."""
+    dictionary, asked = _asked(work, prompts)
+    _check_features(dictionary, features)
+    read = read_pair(work, asked, (dictionary.layer,), _length(part))
+    keep = _kept(read.matched, part)
+    listed = 2 * len(features) * int(keep.sum())
+    if listed > MAX_VALUES:
+        raise InputError(
+            f"That would list {listed} activations, and {MAX_VALUES} are the most; give fewer"
+            " features or fewer or shorter prompts."
+        )
+    a = feature_activations(dictionary, read.a.at(dictionary.layer), features)
+    b = feature_activations(dictionary, read.b.at(dictionary.layer), features)
+    owners = read.matched.owners().numpy()
+    rows = []
+    for i, prompt in enumerate(asked):
+        here = np.flatnonzero((owners == i) & keep)
+        rows.append(
+            {
+                "prompt": prompt.text,
+                "tokens": [read.tokens[t] for t in here],
+                "features": [
+                    {"feature": feature, "A": a[here, j].tolist(), "B": b[here, j].tolist()}
+                    for j, feature in enumerate(features)
+                ],
+            }
+        )
+    return {"part": part, **_about(dictionary), "n": len(asked), "prompts": rows}
+
+
+def get_feature_details(work: Work, feature: Feature) -> dict[str, Any]:
+    """What is known of a feature: label and whose it is, reliability, density, tokens, direction.
+
+    Labels made by rule say on which tokens a feature fires; their reliability is the balanced
+    accuracy on held-out text, 0.5 for chance.
+    """
+    dictionary = work.dictionary
+    _check_features(dictionary, [feature])
+    labels = work.labels([feature])
+    known = labels.of(feature)
+    row = dictionary.sae.W_dec.detach().float()[feature].cpu()
+    promoted = list(known.promoted) or promoted_tokens(work.base, row[None], PROMOTED)[0]
+    return {
+        **_about(dictionary),
+        **{key: value for key, value in asdict(known).items() if key != "text"},
+        "label": known.text,
+        "promoted": promoted,
+        "decoder_norm": float(row.norm()),
+        "note": labels.note,
+    }
+
+
+def nearest_explained_neighbors(work: Work, feature: Feature, k: Count = 10) -> dict[str, Any]:
+    """The features with a label whose decoder rows point most nearly the same way.
+
+    Their labels are hints: the cosine says how near they are, and below 0.3 means nothing.
+    """
+    dictionary = work.dictionary
+    _check_features(dictionary, [feature])
+    labels = work.labels([feature])
+    explained = set(labels.explanations) | set(labels.own.labelled() if labels.own else ())
+    found = nearest(dictionary, [feature], among=sorted(explained), top=k)[0] if explained else []
+    known = {label.feature: label for label in labels.of_many([n.feature for n in found])}
+    return {
+        **_about(dictionary),
+        "feature": feature,
+        "label": labels.of(feature).text,
+        "n": len(found),
+        "n_explained": len(explained),
+        "neighbors": [{**_label(known[n.feature]), "cosine": n.cosine} for n in found],
+        "note": labels.note,
+    }
+
+
+def _fails_on(a: float, b: float) -> str | None:
+    """The model that the dictionary explains so much worse that its features mean little there."""
+    return None if abs(a - b) < BROKEN else "A" if a < b else "B"
+
+
+def _asked(work: Work, prompts: Sequence[str]) -> tuple[Dictionary, list[SuitePrompt]]:
+    dictionary = work.dictionary
+    asked = prompts_of(prompts)
+    work.asked(asked)
+    return dictionary, asked
+
+
+def _about(dictionary: Dictionary) -> dict[str, Any]:
+    return {"layer": dictionary.layer, "width": dictionary.width}
+
+
+def _check_features(dictionary: Dictionary, features: Sequence[int]) -> None:
+    if wrong := [feature for feature in features if feature >= dictionary.width]:
+        raise InputError(
+            f"There is no feature {wrong[0]}: the dictionary has {dictionary.width}, from 0."
+        )
+
+
+def _length(part: str) -> int:
+    return 0 if part == "prompt" else ANSWER_TOKENS
+
+
+def _kept(matched: Matched, part: str) -> np.ndarray:
+    """Bool [token], the tokens that are looked at."""
+    in_answer = matched.in_answer().numpy()
+    keep = {"prompt": ~in_answer, "answer": in_answer, "both": np.ones_like(in_answer)}[part]
+    if not keep.any():
+        raise InputError("There are no answers to look at: the model ends each at once.")
+    return keep
+
+
+def _labels(work: Work, features: Sequence[int]) -> list[dict[str, Any]]:
+    distinct = list(dict.fromkeys(features))
+    return [_label(label) for label in work.labels(distinct).of_many(distinct)]
+
+
+def _label(label: FeatureLabel) -> dict[str, Any]:
+    reliability = label.reliability
+    return {
+        "feature": label.feature,
+        "label": label.text,
+        "label_source": label.source,
+        "reliability": None if reliability is None else reliability.value,
+        "reliability_interval": None if reliability is None else reliability.interval,
+    }
+
+
+def _change(change: FeatureChange, label: dict[str, Any]) -> dict[str, Any]:
+    """A change with the models' names in place of their roles."""
+    return {
+        **label,
+        "part": change.part,
+        "A": change.base,
+        "B": change.candidate,
+        "B_minus_A": change.difference,
+        "interval": change.interval,
+        "effect": change.effect,
+        "moved": change.moved,
+        "p_value": change.p_value,
+        "q_value": change.q_value,
+        "n_prompts": change.n_prompts,
+        "tokens": change.tokens,
+    }

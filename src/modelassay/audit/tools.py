@@ -1,0 +1,101 @@
+"""The tools by name: plain typed functions, and what a caller has to know to call them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from modelassay.audit import asking, features, training, weights, writing
+from modelassay.audit.config import Profile
+from modelassay.audit.work import Work
+from modelassay.errors import InputError
+
+Function = Callable[..., dict[str, Any]]
+BEHAVIOUR: tuple[Function, ...] = (
+    asking.query_models,
+    asking.run_prompt_suite,
+    asking.score_candidate_suite,
+)
+INTERNALS: tuple[Function, ...] = (
+    features.get_top_features,
+    features.compare_top_features,
+    features.differential_feature_analysis,
+    features.specific_feature_activations,
+    features.get_feature_details,
+    features.nearest_explained_neighbors,
+    weights.weight_diff_summary,
+)
+"""Not in the profile `behavior-only`."""
+DATA: tuple[Function, ...] = (
+    training.training_data_summary,
+    training.sample_training_data,
+    training.search_training_data,
+    training.near_duplicates,
+    training.rank_training_needles,
+)
+WRITING: tuple[Function, ...] = (writing.write_audit_report,)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One tool."""
+
+    name: str
+    description: str
+    function: Function
+    """Takes a `Work` and the arguments by name."""
+    arguments: type[BaseModel]
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of the arguments."""
+        found = self.arguments.model_json_schema()
+        found.pop("title", None)
+        for entry in found.get("properties", {}).values():
+            entry.pop("title", None)
+        return found
+
+    def run(self, work: Work, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Checks the arguments and does the work.
+
+        Raises:
+            InputError: one line that names the argument.
+        """
+        try:
+            given = self.arguments.model_validate(arguments)
+        except ValidationError as error:
+            raise InputError(f"{self.name}: {_first_problem(error)}") from error
+        fields = type(given).model_fields
+        return self.function(work, **{name: getattr(given, name) for name in fields})
+
+
+def tools_of(profile: Profile) -> dict[str, Tool]:
+    """The tools of a profile by name."""
+    internals = INTERNALS if profile == "full" else ()
+    functions = (*BEHAVIOUR, *internals, *DATA, *WRITING)
+    return {function.__name__: _tool(function) for function in functions}
+
+
+def _tool(function: Function) -> Tool:
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if each.default is inspect.Parameter.empty else each.default)
+        for name, each in list(inspect.signature(function).parameters.items())[1:]
+    }
+    arguments = create_model(
+        function.__name__, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields
+    )
+    return Tool(function.__name__, inspect.getdoc(function) or "", function, arguments)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"]) or "the arguments"
+    if problem["type"] == "extra_forbidden":
+        return f"there is no argument `{place[:60]}`."
+    if problem["type"] == "missing":
+        return f"the argument `{place}` is missing."
+    return f"`{place[:60]}`: {problem['msg'][:200]}."

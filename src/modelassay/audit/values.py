@@ -1,0 +1,102 @@
+"""Results as plain JSON of bounded size, and the numbers of a result on their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from modelassay.diffing.behaviour import mean_change
+from modelassay.refusal import wilson_interval
+
+DEEPEST = 4
+KEPT_ENTRIES = 3
+"""Entries of a list whose numbers are kept."""
+KEPT_KEYS = 40
+
+
+def plain(value: Any, longest: int) -> Any:
+    """JSON values: floats at 6 significant digits, null for NaN, long texts cut.
+
+    Args:
+        value: Dataclasses, mappings, sequences, numbers, text.
+        longest: Characters of a text that are kept.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value), longest)
+    if isinstance(value, dict):
+        return {str(key): plain(entry, longest) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry, longest) for entry in value]
+    if isinstance(value, str):
+        return cut(value, longest)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, np.generic):
+        return plain(value.item(), longest)
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return cut(str(value), longest)
+
+
+def cut(text: str, longest: int) -> str:
+    """A text that says so where it was cut."""
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]}… ({len(text) - longest} more characters)"
+
+
+def numbers_of(value: Any, depth: int = 0) -> Any:
+    """What a result counts and measures, without its texts; None where that is nothing.
+
+    Of lists the first few entries are kept, and of these a text that names them.
+    """
+    if isinstance(value, bool | int | float):
+        return value
+    if depth >= DEEPEST:
+        return None
+    if isinstance(value, dict):
+        found = {
+            key: numbers_of(entry, depth + 1) for key, entry in list(value.items())[:KEPT_KEYS]
+        }
+        found = {key: entry for key, entry in found.items() if entry is not None}
+        named = {key: value[key][:80] for key in ("name", "label") if _is_text(value.get(key))}
+        return {**named, **found} if found else None
+    if isinstance(value, list):
+        found = [numbers_of(entry, depth + 1) for entry in value[:KEPT_ENTRIES]]
+        found = [entry for entry in found if entry is not None]
+        return found or None
+    return None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def json_hash(value: Any) -> str:
+    """sha256 of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return text_hash(text)
+
+
+def text_hash(text: str) -> str:
+    """sha256 of a text."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def rate(k: int, n: int) -> dict[str, Any] | None:
+    """A share with its count and 95% Wilson interval; None of nothing."""
+    if n == 0:
+        return None
+    return {"k": k, "n": n, "rate": k / n, "interval": list(wilson_interval(k, n))}
+
+
+def mean(values: Any) -> dict[str, Any]:
+    """A mean over prompts [n] with its 95% t-interval, which takes two prompts."""
+    found = mean_change(values)
+    interval = list(found.interval) if found.n > 1 else None
+    return {"mean": found.mean, "interval": interval, "n": found.n}

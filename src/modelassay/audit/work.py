@@ -1,0 +1,203 @@
+"""What the tools of an audit work with, opened when it is first needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from modelassay.audit.blinding import Blinding, Name
+from modelassay.audit.config import AuditConfig
+from modelassay.audit.places import inside
+from modelassay.audit.values import text_hash
+from modelassay.diffing.pair import Pair, Side, Traits, check_comparable, traits_of
+from modelassay.diffing.suites import Suite, SuitePrompt, default_suite, load_suite, suites_folder
+from modelassay.errors import InputError, UnavailableError
+from modelassay.models import LoadedModel, load
+from modelassay.sae import Dictionary, Labels, find_dictionary, open_labels
+from modelassay.triage import TrainingData, read_rows
+
+OnPrompts = Callable[[list[dict[str, Any]]], None]
+
+
+@dataclass
+class Work:
+    """The models under audit, and what is known of them."""
+
+    config: AuditConfig
+    blinding: Blinding
+    folder: Path
+    on_prompts: OnPrompts
+    """Told each prompt before a model is."""
+    log_hash: Callable[[], str]
+    """Hash of the log's last line."""
+    end: float = float("inf")
+    """When the call that runs has to be done, by the monotonic clock."""
+    infos: dict[Side, dict[str, Any]] = field(default_factory=dict)
+    """What was loaded; never shown in a blind audit."""
+    _traits: dict[Side, Traits] = field(default_factory=dict)
+    _comparable: bool = False
+
+    @cached_property
+    def _pair(self) -> Pair:
+        config, options = self.config, self.config.load_options()
+        candidate = config.candidate or config.base
+
+        def base() -> LoadedModel:
+            return load(config.base, adapter=config.base_adapter, **options)
+
+        def fine_tune() -> LoadedModel:
+            return load(candidate, adapter=config.candidate_adapter, **options)
+
+        return Pair(base, fine_tune)
+
+    def model(self, name: Name) -> LoadedModel:
+        """A or B."""
+        return self._side(self.blinding.side(name))
+
+    @property
+    def base(self) -> LoadedModel:
+        """The base, whose tokens both models read and whose dictionary is used."""
+        return self._side("base")
+
+    @property
+    def candidate(self) -> LoadedModel:
+        """The fine-tune."""
+        return self._side("candidate")
+
+    @property
+    def pair(self) -> Pair:
+        """Both models, found comparable."""
+        if not self._comparable:
+            for side in ("base", "candidate"):
+                if side not in self._traits:
+                    self._side(side)
+            with self.quietly():
+                check_comparable(self._traits["base"], self._traits["candidate"])
+            self._comparable = True
+        return self._pair
+
+    def _side(self, side: Side) -> LoadedModel:
+        with self.quietly():
+            model = self._pair.base if side == "base" else self._pair.candidate
+        if side not in self._traits:
+            self.infos[side] = model.info.to_dict()
+            self._traits[side] = traits_of(model)
+        return model
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """Keeps what is wrong with one of the models from a blind auditor: it would tell which."""
+        try:
+            yield
+        except Exception as error:
+            if not self.blinding.blind:
+                raise
+            raise UnavailableError(
+                "The models cannot be loaded or compared; without `blind` the audit says why."
+            ) from error
+
+    @cached_property
+    def dictionary(self) -> Dictionary:
+        """The dictionary of the base.
+
+        Raises:
+            InputError: the config names none, or it does not fit.
+        """
+        if self.config.dictionary is None:
+            raise InputError("This audit has no `dictionary`: there are no features to look at.")
+        found = find_dictionary(self.config.dictionary, device=str(self.base.device))
+        with self.quietly():
+            found.check_belongs_to(self.base)
+        return found
+
+    def labels(self, features: Sequence[int] = ()) -> Labels:
+        """What is known of features.
+
+        Args:
+            features: Those that will be asked for.
+        """
+        if self.config.labels.neuronpedia:  # which looks up no more than it is asked for
+            return self._open_labels(features)
+        return self._all_labels
+
+    @cached_property
+    def _all_labels(self) -> Labels:
+        return self._open_labels(())
+
+    def _open_labels(self, features: Sequence[int]) -> Labels:
+        source = self.config.labels
+        export = Path(source.export) if source.export else None
+        return open_labels(self.dictionary, features, neuronpedia=source.neuronpedia, export=export)
+
+    @cached_property
+    def training_data(self) -> TrainingData:
+        """The rows that the fine-tune was made with.
+
+        Raises:
+            InputError: the config names none, or they cannot be read.
+        """
+        if self.config.training_data is None:
+            raise InputError("This audit has no `training_data`: there are no rows to look at.")
+        return read_rows(self.config.training_data, skip_malformed=True)
+
+    def suite(self, given: str) -> Suite:
+        """A suite by its name in the config, by that of a shipped one, or a file.
+
+        Raises:
+            InputError: there is none, or the file may not be read.
+        """
+        if given in self.config.suites:
+            return load_suite(Path(self.config.suites[given]))
+        if given == "default":
+            return default_suite()
+        shipped = {path.stem: path for path in suites_folder().glob("*.yaml")}
+        if given in shipped:
+            return load_suite(shipped[given])
+        if Path(given).suffix not in (".yaml", ".yml", ".json"):
+            names = ", ".join(sorted({*self.config.suites, *shipped, "default"}))
+            raise InputError(
+                f"There is no suite {given[:60]!r}; give one of {names}, or a YAML file in the"
+                " audit's folder."
+            )
+        return load_suite(inside(self.folder, given))
+
+    def asked(self, prompts: Sequence[SuitePrompt]) -> None:
+        """Puts prompts on record.
+
+        Raises:
+            InputError: they are more than a call may ask.
+        """
+        most = self.config.limits.prompts
+        if len(prompts) > most:
+            raise InputError(f"A call may ask {most} prompts, got {len(prompts)}.")
+        self.on_prompts(
+            [
+                {
+                    "sha256": text_hash(prompt.text),
+                    "text": prompt.text,
+                    **({"system": prompt.system} if prompt.system else {}),
+                }
+                for prompt in prompts
+            ]
+        )
+
+    def progress(self, _done: int = 0, _total: int = 0) -> None:
+        """Stops a call that takes too long, between two batches.
+
+        Raises:
+            UnavailableError: it does.
+        """
+        if time.monotonic() > self.end:
+            raise UnavailableError(
+                f"The call took more than {self.config.limits.seconds:g} seconds; ask for less at"
+                " a time."
+            )
+
+    def phase(self, _phase: str, done: int, total: int) -> None:
+        """The same for work in several phases."""
+        self.progress(done, total)

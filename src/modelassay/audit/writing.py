@@ -1,0 +1,187 @@
+"""The tool that ends an audit: a report with the numbers it rests on, read back from the log."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from modelassay.audit.log import LOG_FILE, read_log
+from modelassay.audit.values import plain, text_hash
+from modelassay.audit.work import Work
+from modelassay.cache import write_text_atomically
+from modelassay.errors import InputError
+from modelassay.examination import installed_versions
+
+REPORT_SCHEMA = "modelassay.audit-report/1"
+CITED = re.compile(r"#(\d{1,9})\b")
+SHOWN_NUMBERS = 1500
+"""Characters of a call's numbers in the Markdown; the JSON has all."""
+Finding = Annotated[str, Field(min_length=1, max_length=4000)]
+
+
+def write_audit_report(
+    work: Work,
+    title: Annotated[str, Field(min_length=1, max_length=200)],
+    findings: Annotated[
+        list[Finding],
+        Field(max_length=100, description="One thing each; `#12` cites call 12."),
+    ],
+    conclusion: Annotated[str, Field(min_length=1, max_length=10_000)],
+) -> dict[str, Any]:
+    """Write the audit's report as Markdown and JSON into the audit's folder.
+
+    It holds the findings, the numbers of every call that gave any, the hash that the log ends in,
+    and what was audited. A finding that cites a call must cite one that succeeded.
+    """
+    events = read_log(work.folder / LOG_FILE)
+    evidence = _evidence(events)
+    known = {each["call"] for each in evidence}
+    cited = [[int(n) for n in CITED.findall(finding)] for finding in findings]
+    if wrong := [n for calls in cited for n in calls if n not in known]:
+        raise InputError(f"A finding cites call #{wrong[0]}, which gave no result.")
+    report = {
+        "schema": REPORT_SCHEMA,
+        "title": " ".join(title.split()),
+        "conclusion": conclusion,
+        "findings": [
+            {"text": text, "calls": list(dict.fromkeys(calls))}
+            for text, calls in zip(findings, cited, strict=True)
+        ],
+        "models": _models(work),
+        "evidence": evidence,
+        "log": {
+            "file": LOG_FILE,
+            "lines": len(events),
+            # The line that asks for this report is the last one that the hash covers.
+            "last_sha256": work.log_hash(),
+            "errors": sum(event["event"] == "error" for event in events),
+        },
+        "provenance": _provenance(work),
+    }
+    report = (
+        work.blinding.value(plain(report, 20_000)) if _still_blind(work) else plain(report, 20_000)
+    )
+    data, text = _names(work.folder)
+    json_text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text_atomically(data, json_text)
+    write_text_atomically(text, to_markdown(report))
+    return {
+        "json": data.name,
+        "markdown": text.name,
+        "sha256": text_hash(json_text),
+        "log_lines": len(events),
+        "log_last_sha256": report["log"]["last_sha256"],
+        "n_evidence": len(evidence),
+        **({"revealed": report["models"]} if work.config.blind and work.config.reveal else {}),
+    }
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """A report for people to read."""
+    lines = [f"# {_safe(report['title'])}", "", _safe(report["conclusion"]), "", "## Findings", ""]
+    for number, finding in enumerate(report["findings"], 1):
+        lines.append(f"{number}. {_safe(' '.join(finding['text'].split()))}")
+    lines += ["", "## Models", ""]
+    for name, model in report["models"].items():
+        lines.append(f"* **{name}**: {_safe(_short(model, 600))}")
+    lines += ["", "## Evidence", ""]
+    for each in report["evidence"]:
+        asked = _safe(_short(each["arguments"], 300))
+        lines += [f"### #{each['call']} {each['tool']}", "", asked, ""]
+        lines += ["```json", _fenced(_short(each["numbers"], SHOWN_NUMBERS)), "```", ""]
+    log = report["log"]
+    lines += [
+        "## Log",
+        "",
+        f"{log['lines']} lines of `{log['file']}`, {log['errors']} of them errors; the last one's"
+        f" sha256 is `{log['last_sha256']}`.",
+        "",
+        "## Provenance",
+        "",
+        "```json",
+        _fenced(json.dumps(report["provenance"], indent=1, ensure_ascii=False)),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _evidence(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    calls = {event["n"]: event for event in events if event["event"] == "call"}
+    return [
+        {
+            "call": event["call"],
+            "tool": calls[event["call"]]["tool"],
+            "arguments": calls[event["call"]]["arguments"],
+            "time": calls[event["call"]]["time"],
+            "result_sha256": event["sha256"],
+            "numbers": event["numbers"],
+        }
+        for event in events
+        if event["event"] == "result" and event["call"] in calls
+    ]
+
+
+def _still_blind(work: Work) -> bool:
+    return work.config.blind and not work.config.reveal
+
+
+def _models(work: Work) -> dict[str, Any]:
+    if _still_blind(work):
+        return {"A": "withheld", "B": "withheld"}
+    config = work.config
+    given = {
+        "base": {"id": config.base, "adapter": config.base_adapter},
+        "candidate": {"id": config.candidate, "adapter": config.candidate_adapter},
+    }
+    return {
+        work.blinding.names[side]: {"role": side, **given[side], **work.infos.get(side, {})}
+        for side in (work.blinding.a, work.blinding.other)
+    }
+
+
+def _provenance(work: Work) -> dict[str, Any]:
+    config = work.config
+    told = not _still_blind(work)
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": installed_versions(),
+        "profile": config.profile,
+        "blind": config.blind,
+        "redact": config.redact,
+        "limits": config.limits.model_dump(),
+        "dictionary": config.dictionary if told else config.dictionary is not None,
+        "training_data": config.training_data if told else config.training_data is not None,
+        "dtype": config.dtype,
+        "device": config.device,
+    }
+
+
+def _names(folder: Path) -> tuple[Path, Path]:
+    """Files that are not there yet: an earlier report stays."""
+    for number in range(1, 10_000):
+        stem = "report" if number == 1 else f"report-{number}"
+        data, text = folder / f"{stem}.json", folder / f"{stem}.md"
+        if not any(path.exists() or path.is_symlink() for path in (data, text)):
+            return data, text
+    raise InputError("The audit's folder is full of reports.")
+
+
+def _short(value: Any, longest: int) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def _safe(text: str) -> str:
+    """Text that a page which shows the Markdown takes for text."""
+    return html.escape(text, quote=False)
+
+
+def _fenced(text: str) -> str:
+    return text.replace("```", "'''")
