@@ -2,11 +2,13 @@
 
 from modelassay.diffing.comparing import Depth, diff
 from modelassay.diffing.report import DiffReport
+from modelassay.diffing.sides import BaseSide, read_base
 from modelassay.diffing.suites import Suite, default_suite, load_suite
 from modelassay.diffing.suspicion import Calibration, DiffVerdict
 from modelassay.diffing.weights import MatrixChange, WeightDiff, diff_weights
 
 __all__ = [
+    "BaseSide",
     "Calibration",
     "Depth",
     "DiffReport",
@@ -18,4 +20,5 @@ __all__ = [
     "diff",
     "diff_weights",
     "load_suite",
+    "read_base",
 ]

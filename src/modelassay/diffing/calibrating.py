@@ -13,6 +13,7 @@ from typing import Any
 
 from modelassay.diffing.comparing import Depth, diff
 from modelassay.diffing.report import DiffReport
+from modelassay.diffing.sides import read_base
 from modelassay.diffing.suites import Suite, default_suite
 from modelassay.diffing.suspicion import (
     BenignRow,
@@ -22,7 +23,7 @@ from modelassay.diffing.suspicion import (
 )
 from modelassay.errors import InputError
 from modelassay.examination import OnPhase, silent
-from modelassay.models import ModelInfo
+from modelassay.models import ModelInfo, load
 from modelassay.sae import Dictionary
 
 MAX_NAME = 300
@@ -71,16 +72,25 @@ def calibrate(
             f"The calibration was made with answers of {known.answer_tokens} tokens, not of"
             f" {depth.answer_tokens}."
         )
+    on_progress("loading", 0, 1)
+    loaded = load(base, **(load_options | ({"adapter": base_adapter} if base_adapter else {})))
+    on_progress("loading", 1, 1)
+    side = read_base(
+        loaded,
+        suite,
+        dictionaries=dictionaries,
+        layers=layers,
+        answer_tokens=depth.answer_tokens,
+        on_progress=on_progress,
+    )
     found = known
     for done, finetune in enumerate(finetunes):
         on_progress("fine-tunes", done, len(finetunes))
         report = diff(
-            base,
+            loaded,
             finetune,
-            suite,
+            side=side,
             dictionaries=dictionaries,
-            layers=layers,
-            base_adapter=base_adapter,
             depth=depth,
             on_progress=on_progress,
             **load_options,
@@ -123,7 +133,8 @@ def add_row(known: Calibration | None, report: DiffReport) -> Calibration:
             answer_tokens=report.provenance["answer_tokens"],
             rows=(row,),
         )
-    check_calibration(known, report.base, report.suite)
+    answer_tokens = report.provenance["answer_tokens"]
+    check_calibration(known, report.base, report.suite, answer_tokens)
     for other in known.rows:
         if other.weights_sha256 == sha256:
             raise InputError(f"{name} has the weights of {other.id}; each counts only once.")

@@ -29,7 +29,7 @@ from modelassay.sae import Dictionary
 MEAN_CHANGE = "mean change"
 TOP_FEATURES = 3
 N_RANDOM = 8
-MAX_PROMPTS = 32
+MAX_PROMPTS = 16
 SEED = 0
 
 

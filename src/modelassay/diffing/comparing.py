@@ -18,15 +18,9 @@ from modelassay.diffing.behaviour import compare_behaviour
 from modelassay.diffing.causal import Intervention, difference_directions, intervene
 from modelassay.diffing.features import DictionaryDiff, compare_features
 from modelassay.diffing.pair import Pair, check_comparable, traits_of
-from modelassay.diffing.reading import (
-    Matched,
-    Reading,
-    encode_suite,
-    match_tokens,
-    read_contrasts,
-    read_model,
-)
+from modelassay.diffing.reading import Reading, read_contrasts, read_model
 from modelassay.diffing.report import DiffReport
+from modelassay.diffing.sides import BaseSide, read_base, short_answers
 from modelassay.diffing.states import StateDiff, compare_states, read_lens, read_unrelated
 from modelassay.diffing.suites import Suite, default_suite
 from modelassay.diffing.suspicion import (
@@ -40,16 +34,12 @@ from modelassay.diffing.triggers import TriggerSearch, search_triggers
 from modelassay.diffing.weights import WeightDiff, diff_weights
 from modelassay.errors import InputError
 from modelassay.examination import OnPhase, installed_versions, silent
-from modelassay.generation import generate_greedy
 from modelassay.models import LoadedModel, load
 from modelassay.models.blocks import text_config
-from modelassay.prompts import Encoded
 from modelassay.sae import Dictionary
-from modelassay.unembedding import decode_each
 from modelassay.weights import memory_tensors, stored_tensors
 
 ANSWER_TOKENS = 24
-N_DEPTHS = 5
 
 
 @dataclass(frozen=True)
@@ -75,6 +65,7 @@ def diff(
     candidate_adapter: str | None = None,
     depth: Depth | None = None,
     calibration: Calibration | None = None,
+    side: BaseSide | None = None,
     together: bool | None = None,
     batch_tokens: int | None = None,
     on_progress: OnPhase = silent,
@@ -94,6 +85,8 @@ def diff(
         depth: What is done and what left out.
         calibration: Benign fine-tunes to hold the candidate against; None takes those known of this
             base.
+        side: The base as `read_base` gives it, where many candidates are compared with one; suite,
+            layers and answers are then those that it was read with.
         together: Keep both models in memory; None decides by what is free.
         batch_tokens: As in `read_activations`.
         on_progress: Told (phase, done, total).
@@ -105,19 +98,35 @@ def diff(
     """
     started = time.perf_counter()
     depth = depth or Depth()
-    suite = suite or default_suite()
-    if not suite.prompts:
-        raise InputError(f"The suite {suite.name} has no prompts to compare the models on.")
     pair = Pair(
         _opener(base, base_adapter, load_options, on_progress),
         _opener(candidate, candidate_adapter, load_options, on_progress),
         together,
     )
-    given = (isinstance(base, LoadedModel), isinstance(candidate, LoadedModel))
+    if side is None:
+        side = read_base(
+            pair.base,
+            suite or default_suite(),
+            dictionaries=dictionaries,
+            layers=layers,
+            answer_tokens=depth.answer_tokens,
+            batch_tokens=batch_tokens,
+            on_progress=on_progress,
+        )
+    if calibration is not None:
+        check_calibration(calibration, side.info, side.suite, side.answer_tokens)
     work = _Work(
-        pair, suite, tuple(dictionaries), tuple(corpus), given, depth, batch_tokens, on_progress
+        pair=pair,
+        side=side,
+        dictionaries=tuple(dictionaries),
+        corpus=tuple(corpus),
+        given=(isinstance(base, LoadedModel), isinstance(candidate, LoadedModel)),
+        depth=depth,
+        calibration=calibration,
+        batch_tokens=batch_tokens,
+        on_progress=on_progress,
     )
-    report = work.run(layers, calibration)
+    report = work.run()
     report.provenance["seconds"] = round(time.perf_counter() - started, 2)
     return report
 
@@ -145,79 +154,60 @@ class _Work:
     """One comparison; its methods are the steps, in their order."""
 
     pair: Pair
-    suite: Suite
+    side: BaseSide
     dictionaries: tuple[Dictionary, ...]
     corpus: tuple[str, ...]
     given: tuple[bool, bool]
     """Whether base and candidate were given loaded."""
     depth: Depth
+    calibration: Calibration | None
     batch_tokens: int | None
     on_progress: OnPhase
 
-    def run(self, layers: Sequence[int] | None, calibration: Calibration | None) -> DiffReport:
-        base = self.pair.base
-        for dictionary in self.dictionaries:
-            dictionary.check_belongs_to(base)
-        kept = self._layers(base, layers)
-        base_info, base_traits = base.info, traits_of(base)
-        prompts = encode_suite(base, self.suite.prompts)
-        base_answers = self._answers(base, prompts)
-        matched = match_tokens(base, prompts, base_answers)
-        tokens = decode_each(base, matched.token_ids().tolist())
-        before = read_model(
-            base,
-            matched,
-            kept,
-            batch_tokens=self.batch_tokens,
-            on_progress=self._phase("reading"),
-        )
-        base_contrasts = read_contrasts(base, self.suite.contrasts)
-        base_unrelated = read_unrelated(base, kept)
-        del base
-
-        candidate = self.pair.candidate
-        notes = check_comparable(base_traits, traits_of(candidate))
-        candidate_info = candidate.info
-        answers = self._answers(candidate, prompts)
+    def run(self) -> DiffReport:
+        side, candidate = self.side, self.pair.candidate
+        notes = check_comparable(side.traits, traits_of(candidate))
+        info = candidate.info
+        answers = short_answers(candidate, side.prompts, side.answer_tokens, self.on_progress)
         after = read_model(
             candidate,
-            matched,
-            kept,
-            base=before,
+            side.matched,
+            side.layers,
+            base=side.reading,
             batch_tokens=self.batch_tokens,
             on_progress=self._phase("reading the candidate"),
         )
-        contrasts = (base_contrasts, read_contrasts(candidate, self.suite.contrasts))
-        lens = read_lens(candidate, base_unrelated, read_unrelated(candidate, kept), kept)
+        contrasts = read_contrasts(candidate, side.suite.contrasts)
+        unrelated = read_unrelated(candidate, side.layers)
+        lens = read_lens(candidate, side.unrelated, unrelated, side.layers)
         del candidate
 
         behaviour = compare_behaviour(
-            before,
+            side.reading,
             after,
-            matched,
-            self.suite,
-            tokens,
-            answers=None if base_answers is None or answers is None else (base_answers, answers),
-            contrasts=contrasts,
+            side.matched,
+            side.suite,
+            side.tokens,
+            answers=None if side.answers is None or answers is None else (side.answers, answers),
+            contrasts=(side.contrasts, contrasts),
         )
-        states = StateDiff(compare_states(before, after), lens, len(tokens))
-        features = tuple(
-            self._features(before, after, matched, dictionary, tokens)
-            for dictionary in self.dictionaries
-        )
+        states = StateDiff(compare_states(side.reading, after), lens, len(side.tokens))
+        features = self._features(after)
         weights, unscored = self._weights()
-        triggers = self._triggers(before)
-        causal = self._causal(before, after, matched, prompts, features)
-        streams = measure_streams(weights, behaviour, triggers, features)
-        if calibration is not None:
-            check_calibration(calibration, base_info, self.suite)
-        known = calibration or known_calibration(base_info, self.suite, self.depth.answer_tokens)
+        triggers = self._triggers()
+        causal = self._causal(after, features)
         suspicion, verdict, reasons = judge(
-            streams, known, weights, behaviour, triggers, features, causal
+            measure_streams(weights, behaviour, triggers, features),
+            self.calibration or known_calibration(side.info, side.suite, side.answer_tokens),
+            weights,
+            behaviour,
+            triggers,
+            features,
+            causal,
         )
         return DiffReport(
-            base=base_info,
-            candidate=candidate_info,
+            base=side.info,
+            candidate=info,
             verdict=verdict,
             suspicion=suspicion,
             reasons=(*reasons, *notes),
@@ -228,44 +218,19 @@ class _Work:
             triggers=triggers,
             dictionaries=features,
             causal=causal,
-            suite=self.suite,
-            provenance=self._provenance(matched),
+            suite=side.suite,
+            provenance=self._provenance(),
         )
 
-    def _layers(self, base: LoadedModel, layers: Sequence[int] | None) -> tuple[int, ...]:
-        n = len(base.blocks)
-        wanted = (
-            set(layers)
-            if layers is not None
-            else {max(round(n * (i + 1) / N_DEPTHS) - 1, 0) for i in range(N_DEPTHS)}
-        )
-        if not all(0 <= layer < n for layer in wanted):
-            raise InputError(f"Layers must lie in 0…{n - 1}, got {sorted(wanted)}.")
-        return tuple(sorted(wanted | {dictionary.layer for dictionary in self.dictionaries}))
-
-    def _answers(self, model: LoadedModel, prompts: Sequence[Encoded]) -> list[str] | None:
-        if self.depth.answer_tokens == 0:
-            return None
-        answers = generate_greedy(
-            model,
-            prompts,
-            max_new_tokens=self.depth.answer_tokens,
-            on_progress=self._phase("answering"),
-        )
-        return [answer.text for answer in answers]
-
-    def _features(
-        self,
-        before: Reading,
-        after: Reading,
-        matched: Matched,
-        dictionary: Dictionary,
-        tokens: Sequence[str],
-    ) -> DictionaryDiff:
-        self.on_progress("features", 0, 1)
-        found = compare_features(before, after, matched, dictionary, tokens)
-        self.on_progress("features", 1, 1)
-        return found
+    def _features(self, after: Reading) -> tuple[DictionaryDiff, ...]:
+        side, found = self.side, []
+        for done, dictionary in enumerate(self.dictionaries):
+            self.on_progress("features", done, len(self.dictionaries))
+            found.append(
+                compare_features(side.reading, after, side.matched, dictionary, side.tokens)
+            )
+            self.on_progress("features", done + 1, len(self.dictionaries))
+        return tuple(found)
 
     def _weights(self) -> tuple[WeightDiff | None, str | None]:
         if not self.depth.weights:
@@ -289,38 +254,32 @@ class _Work:
             )
         return found, None
 
-    def _triggers(self, before: Reading) -> TriggerSearch | None:
-        harmful = self.suite.indices("harmful")
+    def _triggers(self) -> TriggerSearch | None:
+        suite = self.side.suite
+        harmful = suite.indices("harmful")
         if not self.depth.triggers or not harmful:
             return None
+        harmless = [prompt.text for prompt in suite.prompts if prompt.group != "harmful"]
         return search_triggers(
             self.pair,
-            [self.suite.prompts[i] for i in harmful],
-            before.log_odds[harmful],
-            [
-                *self.corpus,
-                *self.suite.endings,
-                *(p.text for p in self.suite.prompts if p.group != "harmful"),
-            ],
+            [suite.prompts[i] for i in harmful],
+            self.side.reading.log_odds[harmful],
+            [*self.corpus, *suite.endings, *harmless],
             on_progress=self._phase("searching triggers"),
         )
 
     def _causal(
-        self,
-        before: Reading,
-        after: Reading,
-        matched: Matched,
-        prompts: Sequence[Encoded],
-        features: Sequence[DictionaryDiff],
+        self, after: Reading, features: Sequence[DictionaryDiff]
     ) -> tuple[Intervention, ...]:
-        harmful = self.suite.indices("harmful")
+        side = self.side
+        harmful = side.suite.indices("harmful")
         if not self.depth.causal or not harmful:
             return ()
         directions = difference_directions(
-            before, after, matched, harmful, features, self.dictionaries
+            side.reading, after, side.matched, harmful, features, self.dictionaries
         )
-        encoded = [prompts[i] for i in harmful]
-        x, y = before.log_odds[harmful], after.log_odds[harmful]
+        encoded = [side.prompts[i] for i in harmful]
+        x, y = side.reading.log_odds[harmful], after.log_odds[harmful]
         self.on_progress("trying directions", 0, 2)
         out = intervene(self.pair.candidate, encoded, directions, sign=-1, before=y, target=x)
         self.on_progress("trying directions", 1, 2)
@@ -328,15 +287,18 @@ class _Work:
         self.on_progress("trying directions", 2, 2)
         return (*into, *out)
 
-    def _provenance(self, matched: Matched) -> dict[str, Any]:
+    def _provenance(self) -> dict[str, Any]:
+        side = self.side
         return {
             "versions": installed_versions(),
-            "suite": self.suite.name,
-            "suite_sha256": self.suite.sha256,
-            "n_prompts": len(self.suite.prompts),
-            "n_contrasts": len(self.suite.contrasts),
-            "n_tokens": sum(matched.lengths),
-            "answer_tokens": self.depth.answer_tokens,
+            "suite": side.suite.name,
+            "suite_sha256": side.suite.sha256,
+            "n_prompts": len(side.suite.prompts),
+            "n_contrasts": len(side.suite.contrasts),
+            "n_endings": len(side.suite.endings),
+            "n_corpus": len(self.corpus),
+            "n_tokens": len(side.tokens),
+            "answer_tokens": side.answer_tokens,
             "dictionaries": [dictionary.name for dictionary in self.dictionaries],
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }

@@ -365,7 +365,9 @@ def known_calibration(base: ModelInfo, suite: Suite, answer_tokens: int) -> Cali
     return None
 
 
-def check_calibration(found: Calibration, base: ModelInfo, suite: Suite) -> None:
+def check_calibration(
+    found: Calibration, base: ModelInfo, suite: Suite, answer_tokens: int
+) -> None:
     """Refuses a calibration of another base or suite.
 
     Raises:
@@ -375,6 +377,11 @@ def check_calibration(found: Calibration, base: ModelInfo, suite: Suite) -> None
         raise InputError(f"The calibration is of {found.base}, not of {base.id} as it is here.")
     if found.suite_sha256 != suite.sha256:
         raise InputError("The calibration was read with another suite; calibrate with this one.")
+    if found.answer_tokens != answer_tokens:
+        raise InputError(
+            f"The calibration was read with answers of {found.answer_tokens} tokens, not"
+            f" {answer_tokens}; pass --answers {found.answer_tokens}."
+        )
 
 
 def _folder() -> Path:
