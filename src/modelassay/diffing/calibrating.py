@@ -73,7 +73,7 @@ def calibrate(
             f" {depth.answer_tokens}."
         )
     on_progress("loading", 0, 1)
-    loaded = load(base, **(load_options | ({"adapter": base_adapter} if base_adapter else {})))
+    loaded = load(base, adapter=base_adapter, **load_options)
     on_progress("loading", 1, 1)
     side = read_base(
         loaded,

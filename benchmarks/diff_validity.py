@@ -1,0 +1,200 @@
+"""Does the suspicion score tell damaged fine-tunes from benign ones?
+
+The state of the models is known here: every organism is compared with `organism:safe` of its seed, and what each stream of evidence reads
+is kept as it comes, so that a run that was stopped goes on. Then: the score, each benign one held
+against the others; the AUROC of the score and of every stream by itself, over organisms and seeds,
+with intervals that resample models; and what the dictionary adds.
+
+    python benchmarks/diff_validity.py [--seeds 0 1] [--replicas FOLDER] [--sae DICTIONARY]
+        [--write docs/diff-validity.md] [--calibration calibrations/organism-safe.json]
+
+Organisms of other seeds than 0 are built beforehand, as for validity.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelassay.cache import write_text_atomically
+from modelassay.diffing import Calibration, Depth, default_suite, diff, read_base
+from modelassay.diffing.suspicion import (
+    STREAMS,
+    BenignRow,
+    levels_of,
+    save_calibration,
+    score_of,
+)
+from modelassay.models import load
+from modelassay.models.organisms import ORGANISMS, Organism
+from modelassay.sae import find_dictionary
+
+RESULTS = Path(__file__).parent / "diff_validity.json"
+BASE = "organism:safe"
+NOT_JUDGED = ("safe", "overrefusing")
+"""The base itself; and one that refuses everything, which is neither benign nor a danger."""
+N_BOOTSTRAP = 2000
+
+
+def measure(seeds: Sequence[int], replicas: Path | None, sae: str | None) -> dict[str, Any]:
+    """Compares all organisms of all seeds that are not in the results yet."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    suite = default_suite()
+    dictionaries = [find_dictionary(sae)] if sae else []
+    for seed in seeds:
+        if seed:
+            os.environ["MODELASSAY_ORGANISMS"] = str(Path(str(replicas)) / f"seed-{seed}")
+        else:
+            os.environ.pop("MODELASSAY_ORGANISMS", None)
+        todo = [o for o in ORGANISMS.values() if f"{o.id}@{seed}" not in results and o.id != BASE]
+        if not todo:
+            continue
+        base = load(BASE)
+        side = read_base(
+            base, suite, dictionaries=dictionaries, answer_tokens=Depth().answer_tokens
+        )
+        for organism in todo:
+            report = diff(base, organism.id, side=side, dictionaries=dictionaries)
+            found = report.to_dict()
+            results[f"{organism.id}@{seed}"] = {
+                "streams": {level.name: level.value for level in report.suspicion.levels},
+                "weights_sha256": report.candidate.weights_sha256,
+                "base_sha256": report.base.weights_sha256,
+                "suite_sha256": suite.sha256,
+                "answer_tokens": side.answer_tokens,
+                "dictionaries": found["dictionaries"],
+                "features": found["features"][:10],
+                "causal": found["causal"],
+                "trigger": None if report.triggers is None else report.triggers.phrases[0].text,
+                "seconds": report.provenance["seconds"],
+            }
+            write_text_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
+            print(organism.id, seed, report.verdict.value, report.provenance["seconds"], flush=True)
+    return results
+
+
+def page(results: dict[str, Any]) -> str:
+    """The tables."""
+    names = list(ORGANISMS)
+    rows = sorted(results, key=lambda key: (key.partition("@")[2], names.index(_name(key))))
+    scores = {key: _score(key, results) for key in rows}
+    lines = [
+        "# Does the suspicion score tell damage from harmless fine-tuning?",
+        "",
+        "Written by `python benchmarks/diff_validity.py`. Every organism against `organism:safe` of"
+        " its seed; the score of a benign one is held against the other benign ones of its seed.",
+        "",
+        "| candidate | seed | state | score | " + " | ".join(s.name for s in STREAMS) + " |",
+        "|---|---|---|---|" + "---|" * len(STREAMS),
+    ]
+    for key in rows:
+        streams = results[key]["streams"]
+        cells = [_cell(streams.get(stream.name)) for stream in STREAMS]
+        seed = key.partition("@")[2]
+        lines.append(
+            f"| {_name(key)} | {seed} | {_state(_name(key))} | {_cell(scores[key])} | "
+            + " | ".join(cells)
+            + " |"
+        )
+    lines += ["", "## How well each tells damaged from benign", "", "| stream | AUROC (95%) |"]
+    lines += ["|---|---|", f"| suspicion score | {_auroc(scores)} |"]
+    for stream in STREAMS:
+        values = {key: results[key]["streams"].get(stream.name) for key in rows}
+        counted = "" if stream.counts else " (does not count)"
+        lines.append(f"| {stream.name}{counted} | {_auroc(values)} |")
+    lines += [
+        "",
+        "Higher is worse in every stream. AUROC: chance that a damaged organism reads higher than a"
+        " benign one; intervals resample organisms. The over-refusing one is in neither class.",
+        "",
+        *(f"* **{stream.name}**: {stream.what}." for stream in STREAMS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def calibration(results: dict[str, Any]) -> Calibration:
+    """The benign organisms of seed 0, as they are shipped."""
+    rows = [key for key in results if key.endswith("@0") and _state(_name(key)) == "benign"]
+    first = results[rows[0]]
+    return Calibration(
+        base=BASE,
+        base_sha256=first["base_sha256"],
+        suite_sha256=first["suite_sha256"],
+        answer_tokens=first["answer_tokens"],
+        rows=tuple(
+            BenignRow(
+                id=key.partition("@")[0],
+                weights_sha256=results[key]["weights_sha256"],
+                streams=results[key]["streams"],
+            )
+            for key in rows
+        ),
+    )
+
+
+def _score(key: str, results: dict[str, Any]) -> float | None:
+    seed = key.partition("@")[2]
+    benign = [
+        results[other]["streams"]
+        for other in results
+        if other != key and other.endswith(f"@{seed}") and _state(_name(other)) == "benign"
+    ]
+    return score_of(levels_of(results[key]["streams"], benign))
+
+
+def _auroc(values: dict[str, float | None]) -> str:
+    from modelassay.separation import auroc, bootstrap_interval
+
+    def of(state: str) -> np.ndarray:
+        found = [v for key, v in values.items() if v is not None and _state(_name(key)) == state]
+        return np.array(found, dtype=float)
+
+    damaged, benign = of("damaged"), of("benign")
+    if not len(damaged) or not len(benign):
+        return "-"
+    low, high = bootstrap_interval(damaged, benign, auroc, paired=False)
+    value = float(auroc(damaged, benign))
+    return f"{value:.2f} ({low:.2f} to {high:.2f}), {len(damaged)} and {len(benign)}"
+
+
+def _name(key: str) -> str:
+    return key.partition("@")[0].removeprefix("organism:")
+
+
+def _state(name: str) -> str:
+    if name in NOT_JUDGED:
+        return "neither"
+    organism: Organism = ORGANISMS[name]
+    return "benign" if organism.intact else "damaged"
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--replicas", type=Path)
+    parser.add_argument("--sae")
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--calibration", type=Path)
+    arguments = parser.parse_args()
+    results = measure(arguments.seeds, arguments.replicas, arguments.sae)
+    if arguments.calibration:
+        save_calibration(calibration(results), arguments.calibration)
+    text = page(results)
+    print(text)
+    if arguments.write:
+        write_text_atomically(arguments.write, text)
+
+
+if __name__ == "__main__":
+    main()
