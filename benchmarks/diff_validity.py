@@ -1,9 +1,9 @@
 """Does the suspicion score tell damaged fine-tunes from benign ones?
 
-The state of the models is known here: every organism is compared with `organism:safe` of its seed, and what each stream of evidence reads
-is kept as it comes, so that a run that was stopped goes on. Then: the score, each benign one held
-against the others; the AUROC of the score and of every stream by itself, over organisms and seeds,
-with intervals that resample models; and what the dictionary adds.
+The state of the models is known here: every organism is compared with `organism:safe` of its seed,
+and what each stream of evidence reads is kept as it comes, so that a run that was stopped goes on.
+Then: the score, each benign one held against the others; the AUROC of the score and of every stream
+by itself, over organisms and seeds, with intervals that resample models.
 
     python benchmarks/diff_validity.py [--seeds 0 1] [--replicas FOLDER] [--sae DICTIONARY]
         [--write docs/diff-validity.md] [--calibration calibrations/organism-safe.json]
