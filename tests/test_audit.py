@@ -383,6 +383,36 @@ def test_what_libraries_print_stays_out_of_the_protocol(capfd):
     assert err.count("noise") == 3
 
 
+def test_a_local_page_offers_the_tools_and_a_space_does_not(config, monkeypatch, tmp_path):
+    gradio = pytest.importorskip("gradio")
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    from modelassay.ui.audit_api import VARIABLE, create_audit_api
+
+    def names():
+        with gradio.Blocks() as page:
+            create_audit_api()
+        return page, {each["api_name"] for each in page.get_config_file()["dependencies"]}
+
+    assert names()[1] == set()
+    monkeypatch.setenv(VARIABLE, str(config(profile="behavior-only")))
+    monkeypatch.setenv("SPACE_ID", "owner/space")
+    assert names()[1] == set()
+    monkeypatch.delenv("SPACE_ID")
+    page, offered = names()
+    assert offered == TOOLS
+    _, url, _ = page.queue().launch(prevent_thread_lock=True, quiet=True)
+    try:
+        client = Client(url, verbose=False)
+        found = client.predict(["Hi"], "B", max_new_tokens=2, api_name="/query_models")
+        assert found["models"] == {"A": "base", "B": "candidate"}
+        with pytest.raises(AppError, match="`which`"):
+            client.predict(["Hi"], "C", api_name="/query_models")
+    finally:
+        page.close()
+
+
 # --- blinding ----------------------------------------------------------------------------------
 
 
