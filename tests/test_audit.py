@@ -191,9 +191,12 @@ def test_every_tool_answers(config, things, tmp_path):
         assert scored["kl"]["mean"] > 0
         low, high = scored["kl"]["interval"]
         assert low < scored["kl"]["mean"] < high
-        assert scored["refusal_log_odds"]["harmful"]["n"] == 4
+        assert scored["refusal_log_odds"]["harmful"]["B_minus_A"]["n"] == 4
         assert scored["refusals"]["neutral"]["A"]["interval"]
-        assert scored["contrasts"]["n"] == 1
+        assert scored["contrasts"]["A"]["n"] == 1
+        leaning = (await ask(session, "score_candidate_suite", suite="dispositions"))["contrasts"]
+        change = leaning["B"]["mean"] - leaning["A"]["mean"]
+        assert leaning["B_minus_A"]["mean"] == pytest.approx(change, abs=1e-4)
 
         top = await ask(session, "get_top_features", prompts=PROMPTS[:3], model="B", k=4)
         assert len(top["features"]) == 4
@@ -211,7 +214,7 @@ def test_every_tool_answers(config, things, tmp_path):
         row = traced["prompts"][0]
         assert len(row["tokens"]) == len(row["features"][1]["A"]) == len(row["features"][0]["B"])
         known = await ask(session, "get_feature_details", feature=first["feature"])
-        assert known["label_source" if "label_source" in known else "source"] == "own"
+        assert known["source"] == "own"
         assert known["promoted"]
         assert 0 < known["density"] <= 1
         near = await ask(session, "nearest_explained_neighbors", feature=0, k=3)
@@ -602,6 +605,15 @@ def test_answers_to_harmful_prompts_are_hashes(config, monkeypatch):
         asked = audit.call("query_models", {"prompts": ["fine", "bad"], "max_new_tokens": 3})
         assert "text" in asked["answers"][0]["A"]
         assert "text" not in asked["answers"][1]["B"]
+        traced = audit.call(
+            "specific_feature_activations",
+            {"features": [1], "prompts": ["fine", "bad"], "part": "both"},
+        )
+        assert traced["prompts"][0]["tokens"]
+        assert traced["prompts"][1]["tokens"] is None
+        (audit.work.folder / "own.yaml").write_text("name: own\nprompts: [{text: how bad}]\n")
+        own = audit.call("run_prompt_suite", {"suite": "own.yaml", "max_new_tokens": 3})
+        assert "text" not in own["answers"][0]["A"]
         found = audit.call("search_training_data", {"pattern": "obey"})
         assert found["matches"][0]["response"]["characters"] == 7
 
@@ -623,6 +635,14 @@ def test_long_texts_are_cut_and_late_calls_end(config):
             audit.call("query_models", {"prompts": ["x" * 150]})
         rows = audit.call("training_data_summary", {})
         assert rows["n"] == 11
+    with Audit(load_config(config(limits=limits, blind=True, seed=1))) as audit:
+        for tool, arguments in {
+            "weight_diff_summary": {},
+            "rank_training_needles": {"by": "models"},
+        }.items():
+            with pytest.raises(InputError, match="seconds"):
+                audit.call(tool, arguments)
+    assert plain("x\ud800", 100) == "x?"
     assert plain("x" * 150, 100) == "x" * 100 + "… (50 more characters)"
 
 

@@ -1,15 +1,20 @@
-"""How active features are on tokens that were read; never all tokens of all features at once."""
+"""How active features are on tokens that were read, and what they are about.
+
+Activations of all features are never held for all tokens at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from modelassay.audit.work import Work
 from modelassay.diffing.reading import Matched
-from modelassay.sae import Dictionary
+from modelassay.sae import Dictionary, FeatureLabel
 
 TOKENS_AT_ONCE = 512
 TOP_TOKENS = 8
@@ -63,3 +68,21 @@ def top_tokens(
         fired = (tokens[t] for t in order if values[t, j] > 0)
         found[feature] = list(dict.fromkeys(fired))[:TOP_TOKENS]
     return found
+
+
+def label_rows(work: Work, features: Sequence[int]) -> list[dict[str, Any]]:
+    """Features with what they are about, each once."""
+    distinct = list(dict.fromkeys(features))
+    return [label_row(label) for label in work.labels(distinct).of_many(distinct)]
+
+
+def label_row(label: FeatureLabel) -> dict[str, Any]:
+    """A label in a list: whose it is, and how far to believe it."""
+    reliability = label.reliability
+    return {
+        "feature": label.feature,
+        "label": label.text,
+        "label_source": label.source,
+        "reliability": None if reliability is None else reliability.value,
+        "reliability_interval": None if reliability is None else reliability.interval,
+    }

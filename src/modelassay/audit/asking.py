@@ -12,9 +12,9 @@ from modelassay.audit.blinding import Name
 from modelassay.audit.reading import read_pair
 from modelassay.audit.values import mean, rate, text_hash
 from modelassay.audit.work import Work
-from modelassay.diffing.behaviour import BehaviourDiff, compare_behaviour, token_kl
+from modelassay.diffing.behaviour import compare_behaviour, token_kl
 from modelassay.diffing.reading import read_contrasts
-from modelassay.diffing.suites import MAX_TEXT, Group, Suite, SuitePrompt, messages_of
+from modelassay.diffing.suites import MAX_TEXT, Contrast, Group, Suite, SuitePrompt, messages_of
 from modelassay.errors import InputError
 from modelassay.generation import generate_greedy
 from modelassay.prompts import Encoded, encode_chat
@@ -52,7 +52,7 @@ def query_models(
     """
     asked = prompts_of(prompts, system)
     answers = _answers(work, asked, which, max_new_tokens)
-    hidden = _looks_harmful(work, asked)
+    hidden = looks_harmful(work, asked)
     return {**_answered(asked, answers, hidden), "max_new_tokens": max_new_tokens}
 
 
@@ -75,6 +75,9 @@ def run_prompt_suite(
     asked = found[start : start + count]
     answers = _answers(work, asked, which, max_new_tokens)
     hidden = [work.config.redact and prompt.group == "harmful" for prompt in asked]
+    if work.is_own_file(suite):  # whose groups are the auditor's own word
+        harmful = looks_harmful(work, asked)
+        hidden = [one or other for one, other in zip(hidden, harmful, strict=True)]
     return {
         "suite": suite,
         "start": start,
@@ -97,42 +100,38 @@ def score_candidate_suite(
 ) -> dict[str, Any]:
     """Compare both models on a suite: KL divergence, refusal log-odds, refusals, contrasts.
 
-    Both read the same tokens. All changes are B minus A, with n and 95% intervals over prompts.
+    Both read the same tokens. Changes are B minus A, with n and 95% intervals over prompts.
     A suite that is longer than a call may be is read evenly spread, which the result says.
     """
     whole = work.suite(suite)
-    part = spread(whole, work.config.limits.prompts)
-    if not part.prompts:
-        raise InputError(f"The suite {suite} has no prompts to compare the models on.")
-    contrasts = part.contrasts[: work.config.limits.prompts]
-    work.asked(part.prompts)
+    most = work.config.limits.prompts
+    part = spread(whole, most)
+    result: dict[str, Any] = {
+        "suite": suite,
+        "suite_sha256": whole.sha256,
+        "n": len(part.prompts),
+        "n_in_suite": len(whole.prompts),
+    }
+    if part.prompts:
+        result |= _on_prompts(work, part, ANSWER_TOKENS if answers else 0)
+    if whole.contrasts:
+        result["contrasts"] = _on_contrasts(work, whole.contrasts[:most])
+    return result
+
+
+def _on_prompts(work: Work, suite: Suite, answer_tokens: int) -> dict[str, Any]:
+    work.asked(suite.prompts)
     last = len(work.base.blocks) - 1
-    read = read_pair(work, part.prompts, (last,), ANSWER_TOKENS if answers else 0)
-    preferred = None
-    if contrasts:
-        work.asked([SuitePrompt(text=c.prompt, system=c.system) for c in contrasts])
-        preferred = (
-            read_contrasts(work.model("A"), contrasts),
-            read_contrasts(work.model("B"), contrasts),
-        )
+    read = read_pair(work, suite.prompts, (last,), answer_tokens)
     found = compare_behaviour(
-        read.a,
-        read.b,
-        read.matched,
-        part,
-        read.tokens,
-        answers=read.answers,
-        contrasts=preferred,
+        read.a, read.b, read.matched, suite, read.tokens, answers=read.answers
     )
     kl = token_kl(read.a.log_p, read.b.log_p).double().numpy()
     owners = read.matched.owners().numpy()
-    of_prompt = np.array([kl[owners == i].mean() for i in range(len(part.prompts))])
+    of_prompt = np.array([kl[owners == i].mean() for i in range(len(suite.prompts))])
+    a, b = (each.log_odds.double().numpy() for each in (read.a, read.b))
+    groups = {group: rows for group in GROUPS if (rows := suite.indices(group))}
     return {
-        "suite": suite,
-        "suite_sha256": whole.sha256,
-        "n_prompts": len(part.prompts),
-        "n_in_suite": len(whole.prompts),
-        "n_contrasts": len(contrasts),
         "n_tokens": len(kl),
         "kl": {
             "direction": "D(A || B), nats a token",
@@ -141,24 +140,7 @@ def score_candidate_suite(
             "on_answers": found.kl_answer,
             "quantiles": found.kl_quantiles,
         },
-        **_paired(found),
-        "most_different": [
-            {"prompt": p.prompt, "token": p.token, "in_answer": p.in_answer, "kl": p.kl}
-            for p in found.worst[:10]
-        ],
-    }
-
-
-def _paired(found: BehaviourDiff) -> dict[str, Any]:
-    """Changes with the models' names in place of their roles."""
-    return {
-        "refusal_log_odds": found.log_odds,
-        "contrasts": None
-        if found.contrasts is None
-        else {
-            "what": "log P(unsafe answer) - log P(safe one), nats a token",
-            **vars(found.contrasts),
-        },
+        "refusal_log_odds": {group: _both(a[rows], b[rows]) for group, rows in groups.items()},
         "refusals": {
             group: {
                 "A": {"rate": each.base_rate, "interval": each.base_interval},
@@ -170,7 +152,27 @@ def _paired(found: BehaviourDiff) -> dict[str, Any]:
             }
             for group, each in found.refusals.items()
         },
+        "most_different": [
+            {"prompt": p.prompt, "token": p.token, "in_answer": p.in_answer, "kl": p.kl}
+            for p in found.worst[:10]
+        ],
     }
+
+
+def _on_contrasts(work: Work, contrasts: Sequence[Contrast]) -> dict[str, Any]:
+    work.asked([SuitePrompt(text=c.prompt, system=c.system) for c in contrasts])
+    _ = work.pair  # refuses what cannot be compared
+    leaning = []
+    for name in ("A", "B"):
+        read = read_contrasts(work.model(name), contrasts).double().numpy()
+        leaning.append(read[:, 1] - read[:, 0])
+        work.progress()
+    what = "log P(unsafe answer) - log P(safe one), nats a token"
+    return {"what": what, **_both(leaning[0], leaning[1])}
+
+
+def _both(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    return {"A": mean(a), "B": mean(b), "B_minus_A": mean(b - a)}
 
 
 def prompts_of(texts: Sequence[str], system: str | None = None) -> list[SuitePrompt]:
@@ -261,7 +263,7 @@ def _refusals(texts: Sequence[str]) -> dict[str, Any] | None:
     return rate(sum(is_refusal(text) for text in texts), len(texts))
 
 
-def _looks_harmful(work: Work, asked: Sequence[SuitePrompt]) -> list[bool]:
+def looks_harmful(work: Work, asked: Sequence[SuitePrompt]) -> list[bool]:
     """Whether the answer to each prompt is to be hidden; all are without the classifier."""
     if not work.config.redact:
         return [False] * len(asked)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from modelassay.audit.config import AuditConfig
+from modelassay.audit.config import AuditConfig, is_there
 from modelassay.diffing.pair import Side
 
 Name = Literal["A", "B"]
@@ -83,7 +83,7 @@ def _spellings(reference: str) -> set[str]:
     """A model's id, and what of it alone would tell."""
     found = {reference, reference.partition("@")[0]}
     path = Path(reference)
-    if path.exists():
+    if is_there(path):
         found |= {str(path.absolute()), str(path.resolve()), path.name, path.resolve().name}
     elif "/" in reference:
         found.add(reference.rsplit("/", 1)[1])

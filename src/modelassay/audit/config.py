@@ -148,6 +148,14 @@ def expand(value: Any, source: str) -> Any:
     return VARIABLE.sub(replaced, value)
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; what cannot be looked at is not there."""
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, for one
+        return False
+
+
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     place = ".".join(str(part) for part in problem["loc"]) or "the file"
@@ -165,7 +173,7 @@ def _with_places(config: AuditConfig, home: Path) -> AuditConfig:
         return str((home / value).resolve()) if value and value.startswith(".") else value
 
     def found(value: str) -> str:
-        return str(home / value) if (home / value).exists() else value
+        return str(home / value) if is_there(home / value) else value
 
     names = ("base", "candidate", "base_adapter", "candidate_adapter", "dictionary")
     changed: dict[str, Any] = {name: dotted(getattr(config, name)) for name in names}

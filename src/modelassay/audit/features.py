@@ -9,8 +9,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from modelassay.audit.activity import feature_activations, prompt_means, top_tokens
-from modelassay.audit.asking import Prompts, SuiteName, prompts_of, spread
+from modelassay.audit.activity import (
+    feature_activations,
+    label_row,
+    label_rows,
+    prompt_means,
+    top_tokens,
+)
+from modelassay.audit.asking import Prompts, SuiteName, looks_harmful, prompts_of, spread
 from modelassay.audit.reading import read_one, read_pair
 from modelassay.audit.values import mean
 from modelassay.audit.work import Work
@@ -18,7 +24,7 @@ from modelassay.diffing.features import BROKEN, FeatureChange, compare_features
 from modelassay.diffing.reading import Matched
 from modelassay.diffing.suites import SuitePrompt
 from modelassay.errors import InputError
-from modelassay.sae import Dictionary, FeatureLabel, nearest
+from modelassay.sae import Dictionary, nearest
 from modelassay.unembedding import promoted_tokens
 
 Part = Annotated[
@@ -61,7 +67,7 @@ def get_top_features(
                 "n_prompts": int((means[:, label["feature"]] > 0).sum()),
                 "tokens": tokens[label["feature"]],
             }
-            for label in _labels(work, top)
+            for label in label_rows(work, top)
         ],
     }
 
@@ -94,7 +100,7 @@ def compare_top_features(
                 (means["B"][:, label["feature"]] - means["A"][:, label["feature"]]).astype(float)
             ),
         }
-        for label in _labels(work, every)
+        for label in label_rows(work, every)
     }
     first, second = set(tops["A"]), set(tops["B"])
     return {
@@ -135,7 +141,7 @@ def differential_feature_analysis(
     read = read_pair(work, asked, (dictionary.layer,), ANSWER_TOKENS if answers else 0)
     found = compare_features(read.a, read.b, read.matched, dictionary, read.tokens, reported=k)
     named = {
-        label["feature"]: label for label in _labels(work, [c.feature for c in found.features])
+        label["feature"]: label for label in label_rows(work, [c.feature for c in found.features])
     }
     return {
         **_about(dictionary),
@@ -158,7 +164,10 @@ def specific_feature_activations(
     prompts: Prompts,
     part: Part = "prompt",
 ) -> dict[str, Any]:
-    """How strongly given features fire on every token of prompts, in both models."""
+    """How strongly given features fire on every token of prompts, in both models.
+
+    Where texts are redacted, tokens of answers to prompts that look harmful are not named.
+    """
     dictionary, asked = _asked(work, prompts)
     _check_features(dictionary, features)
     read = read_pair(work, asked, (dictionary.layer,), _length(part))
@@ -172,13 +181,15 @@ def specific_feature_activations(
     a = feature_activations(dictionary, read.a.at(dictionary.layer), features)
     b = feature_activations(dictionary, read.b.at(dictionary.layer), features)
     owners = read.matched.owners().numpy()
+    # Answers token by token are answers.
+    hidden = looks_harmful(work, asked) if part != "prompt" else [False] * len(asked)
     rows = []
     for i, prompt in enumerate(asked):
         here = np.flatnonzero((owners == i) & keep)
         rows.append(
             {
                 "prompt": prompt.text,
-                "tokens": [read.tokens[t] for t in here],
+                "tokens": None if hidden[i] else [read.tokens[t] for t in here],
                 "features": [
                     {"feature": feature, "A": a[here, j].tolist(), "B": b[here, j].tolist()}
                     for j, feature in enumerate(features)
@@ -227,7 +238,7 @@ def nearest_explained_neighbors(work: Work, feature: Feature, k: Count = 10) -> 
         "label": labels.of(feature).text,
         "n": len(found),
         "n_explained": len(explained),
-        "neighbors": [{**_label(known[n.feature]), "cosine": n.cosine} for n in found],
+        "neighbors": [{**label_row(known[n.feature]), "cosine": n.cosine} for n in found],
         "note": labels.note,
     }
 
@@ -266,22 +277,6 @@ def _kept(matched: Matched, part: str) -> np.ndarray:
     if not keep.any():
         raise InputError("There are no answers to look at: the model ends each at once.")
     return keep
-
-
-def _labels(work: Work, features: Sequence[int]) -> list[dict[str, Any]]:
-    distinct = list(dict.fromkeys(features))
-    return [_label(label) for label in work.labels(distinct).of_many(distinct)]
-
-
-def _label(label: FeatureLabel) -> dict[str, Any]:
-    reliability = label.reliability
-    return {
-        "feature": label.feature,
-        "label": label.text,
-        "label_source": label.source,
-        "reliability": None if reliability is None else reliability.value,
-        "reliability_interval": None if reliability is None else reliability.interval,
-    }
 
 
 def _change(change: FeatureChange, label: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class AuditLog:
             InputError: the one that is there was changed or cut off.
             UnavailableError: it cannot be written.
         """
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no plain file; give another folder.")
         check = verify_log(path)
         if check.problem is not None:
             raise InputError(

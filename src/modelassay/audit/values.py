@@ -44,7 +44,8 @@ def plain(value: Any, longest: int) -> Any:
 
 
 def cut(text: str, longest: int) -> str:
-    """A text that says so where it was cut."""
+    """A text that says so where it was cut; halves of characters become question marks."""
+    text = text.encode("utf-8", "replace").decode()
     if len(text) <= longest:
         return text
     return f"{text[:longest]}… ({len(text) - longest} more characters)"

@@ -24,6 +24,10 @@ from modelassay.triage import TrainingData, read_rows
 OnPrompts = Callable[[list[dict[str, Any]]], None]
 
 
+class TimeUpError(UnavailableError):
+    """A call took longer than it may."""
+
+
 @dataclass
 class Work:
     """The models under audit, and what is known of them."""
@@ -95,7 +99,7 @@ class Work:
         try:
             yield
         except Exception as error:
-            if not self.blinding.blind:
+            if not self.blinding.blind or isinstance(error, TimeUpError):
                 raise
             raise UnavailableError(
                 "The models cannot be loaded or compared; without `blind` the audit says why."
@@ -166,6 +170,10 @@ class Work:
             )
         return load_suite(inside(self.folder, given))
 
+    def is_own_file(self, suite: str) -> bool:
+        """Whether a suite is a file that the auditor may have written."""
+        return suite not in self.config.suites and bool(Path(suite).suffix)
+
     def asked(self, prompts: Sequence[SuitePrompt]) -> None:
         """Puts prompts on record.
 
@@ -190,10 +198,10 @@ class Work:
         """Stops a call that takes too long, between two batches.
 
         Raises:
-            UnavailableError: it does.
+            TimeUpError: it does.
         """
         if time.monotonic() > self.end:
-            raise UnavailableError(
+            raise TimeUpError(
                 f"The call took more than {self.config.limits.seconds:g} seconds; ask for less at"
                 " a time."
             )
