@@ -64,6 +64,7 @@ def test_the_endpoints_are_these_and_no_others(client):
         "/scan": ["model", "mode", "compare", "chat_template"],
         "/verify": ["model", "against"],
         "/create_baseline": ["model"],
+        "/diff": ["base", "candidate", "dictionary", "answers", "triggers"],
         "/list_baselines": [],
         "/search_baselines": ["model", "author"],
         "/chat": ["message", "history", "model", "max_new_tokens", "pause", "block", "system"],

@@ -23,7 +23,7 @@ REFUSAL_HEADER = ["refuses", "base (95%)", "candidate (95%)", "lost", "gained", 
 LAYER_HEADER = ["block", "change", "constant", "components", "rank"]
 LENS_HEADER = ["block", "change", "logit lens", "patchscope"]
 TRIGGER_HEADER = ["after the words", "effect", "candidate", "base"]
-FEATURE_HEADER = ["feature", "part", "base → candidate", "effect (95%)", "q", "label and tokens"]
+FEATURE_HEADER = ["feature", "part", "base → candidate", "effect (95%)", "q", "label", "tokens"]
 CAUSE_HEADER = ["direction", "block", "before → after", "goal", "share", "random"]
 N_TOKENS = 6
 N_CHANGED_ANSWERS = 10
@@ -310,7 +310,8 @@ def _feature_row(change: FeatureChange, labels: FeatureLabels, several: bool) ->
         f"{change.base:.2g} → {change.candidate:.2g}",
         f"{change.effect:+.2f} ({low:+.2f} to {high:+.2f})",
         _p(change.q_value),
-        "; ".join(filter(None, [plain_line(label or ""), quoted(change.tokens[:N_TOKENS])])),
+        plain_line(label or ""),
+        quoted(change.tokens[:N_TOKENS]),
     ]
 
 

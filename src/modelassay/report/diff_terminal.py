@@ -55,6 +55,8 @@ def print_diff(
         for line in diff_rows.dictionary_lines(report):
             _say(console, line)
         rows = diff_rows.feature_rows(report, labels or {}, TOP)
+        # One column of words, for eighty characters are few.
+        rows = [[*row[:-2], "; ".join(filter(None, row[-2:]))] for row in rows]
         _table(console, None, rows, numbers=(2, 3, 4))
     _title(console, "do these directions make the change in refusals?")
     if line := diff_rows.cause_line(report.causal):

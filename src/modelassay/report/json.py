@@ -31,11 +31,13 @@ def dumps(values: Any) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Values as strict JSON allows them: floats at 6 significant digits, null for NaN."""
+    """Values as strict JSON allows them: floats at 6 significant digits, null for NaN,
+    and keys of text, as `json.dumps` makes them too.
+    """
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
+        return {str(key): finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [finite(entry) for entry in value]
     return value

@@ -9,6 +9,7 @@ import gradio as gr
 
 from modelassay.ui.audit_api import create_audit_api
 from modelassay.ui.chat_tab import create_chat_tab
+from modelassay.ui.diff_tab import create_diff_tab
 from modelassay.ui.scan_tab import create_scan_tab
 from modelassay.ui.verify_tab import create_verify_tab
 
@@ -28,6 +29,8 @@ def build_app() -> gr.Blocks:
             create_scan_tab()
         with gr.Tab("Verify"):
             create_verify_tab()
+        with gr.Tab("Diff"):
+            create_diff_tab()
         with gr.Tab("Guarded chat"):
             create_chat_tab()
         create_audit_api()

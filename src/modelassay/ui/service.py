@@ -15,7 +15,8 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import spaces
 from modelassay.baselines import create_baseline, list_baselines, save_baseline
 from modelassay.baselines.record import INDEX_FILE, BaselineIndex
 from modelassay.concepts import MODES
+from modelassay.diffing import Depth, DiffReport, diff
+from modelassay.diffing.dictionaries import label_features, shipped_dictionaries
 from modelassay.errors import AssayError, InputError
 from modelassay.hub import REFERENCE, REPO_ID, trim_cache
 from modelassay.models import EMBEDDED_ID
@@ -36,6 +39,9 @@ from modelassay.verification import VerificationReport, verify, verify_files
 MAX_MODEL_BYTES = 20_000_000_000
 MAX_CACHE_BYTES = 60_000_000_000
 GPU_SECONDS = 120
+GPU_SECONDS_DIFF = 180
+"""Two models are read. What is asked for must lie within what visitors have left for the day."""
+DICTIONARIES = ("shipped", "none")
 CONCURRENCY_ID = "model"
 
 on_gpu = spaces.GPU
@@ -49,6 +55,16 @@ class Step:
     phase: str
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison and what its features are called."""
+
+    report: DiffReport
+    labels: dict[tuple[str, int], str] = field(default_factory=dict)
+    note: str = ""
+    """What was left out, for the visitor."""
 
 
 class _Cancelled(Exception):  # noqa: N818 (control flow, not an error)
@@ -111,6 +127,33 @@ def run_create(model_id: str) -> Iterator[Step | tuple[dict[str, Any], bytes]]:
     yield from _run("create", model_id, {})
 
 
+def run_diff(
+    base: str,
+    candidate: str,
+    dictionary: str = "shipped",
+    answers: bool = True,
+    triggers: bool = True,
+) -> Iterator[Step | Comparison]:
+    """Compares a fine-tune with its base for a visitor; yields as `run_scan` does.
+
+    Args:
+        base: Id of the model before.
+        candidate: Id of the model after.
+        dictionary: `shipped` for the features of the shipped dictionaries of the base, or `none`.
+        answers: Make short answers.
+        triggers: Search for triggers.
+
+    Raises:
+        AssayError: one line for the visitor.
+    """
+    ids = [check_model_id(base), check_model_id(candidate)]
+    if not isinstance(dictionary, str) or dictionary not in DICTIONARIES:
+        raise InputError(f"The dictionary is one of {', '.join(DICTIONARIES)}.")
+    yield from _fetch(ids)
+    options = {"dictionary": dictionary, "answers": bool(answers), "triggers": bool(triggers)}
+    yield from _run("diff", ids[0], {**options, "candidate": ids[1]})
+
+
 def visible_baselines() -> list[BaselineIndex]:
     """The baselines that a visitor may know of: the host's own only where paths are allowed."""
     own = os.environ.get("MODELASSAY_ALLOW_LOCAL") == "1"
@@ -164,10 +207,39 @@ def _create(model_id: str, **options: Any) -> tuple[dict[str, Any], bytes]:
     return index, archive.getvalue()
 
 
-TASKS: dict[str, Callable[..., Any]] = {"scan": scan, "verify": verify, "create": _create}
+def _diff(
+    base: str, *, candidate: str, dictionary: str, answers: bool, triggers: bool, **options: Any
+) -> Comparison:
+    # Without sae-lens, or without a dictionary of this base, everything else is still worth having.
+    wanted = dictionary == "shipped" and find_spec("sae_lens") is not None
+    dictionaries = shipped_dictionaries(base) if wanted else ()
+    depth = Depth() if answers else Depth(answer_tokens=0)
+    report = diff(
+        base,
+        candidate,
+        dictionaries=dictionaries,
+        depth=replace(depth, triggers=triggers),
+        **options,
+    )
+    note = "" if dictionaries else "No dictionary of the base is at hand: features are left out."
+    return Comparison(
+        report, label_features(report, dictionaries), note if dictionary == "shipped" else ""
+    )
 
 
-@on_gpu(duration=GPU_SECONDS)
+TASKS: dict[str, Callable[..., Any]] = {
+    "scan": scan,
+    "verify": verify,
+    "create": _create,
+    "diff": _diff,
+}
+
+
+def _seconds(task: str, model_id: str, options: dict[str, Any]) -> int:
+    return GPU_SECONDS_DIFF if task == "diff" else GPU_SECONDS
+
+
+@on_gpu(duration=_seconds)
 def _run_on_gpu(task: str, model_id: str, options: dict[str, Any]) -> Iterator[Any]:
     results: queue.Queue[Any] = queue.Queue()
     gone = threading.Event()

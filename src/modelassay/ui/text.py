@@ -16,6 +16,11 @@ PHASES = {
     "reading": "Reading activations",
     "statistics": "Measuring separation",
     "answering": "Judging short answers",
+    "reading the candidate": "Reading activations of the candidate",
+    "features": "Comparing features",
+    "weight changes": "Comparing weights",
+    "searching triggers": "Searching for triggers",
+    "trying directions": "Trying directions out",
 }
 
 ACTIONS = {
