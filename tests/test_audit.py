@@ -652,6 +652,10 @@ def test_what_is_not_set_up_is_said(config):
             audit.call("get_feature_details", {"feature": 1})
         with pytest.raises(InputError, match="no `training_data`"):
             audit.call("near_duplicates", {})
+        (audit.work.folder / "ends.yaml").write_text("name: ends\nendings: [Bye.]\n")
+        for tool in ("run_prompt_suite", "score_candidate_suite"):
+            with pytest.raises(InputError, match="nothing to ask"):
+                audit.call(tool, {"suite": "ends.yaml"})
 
 
 def test_models_that_do_not_belong_together_are_refused(config, tmp_path):

@@ -70,6 +70,8 @@ def run_prompt_suite(
     redacted. Questions of contrasts are asked as neutral prompts.
     """
     found = _askable(work.suite(suite))
+    if not found:
+        raise InputError(f"The suite {suite} has nothing to ask.")
     if start >= len(found):
         raise InputError(f"The suite has {len(found)} prompts; start below that.")
     asked = found[start : start + count]
@@ -104,6 +106,8 @@ def score_candidate_suite(
     A suite that is longer than a call may be is read evenly spread, which the result says.
     """
     whole = work.suite(suite)
+    if not whole.prompts and not whole.contrasts:
+        raise InputError(f"The suite {suite} has nothing to ask.")
     most = work.config.limits.prompts
     part = spread(whole, most)
     result: dict[str, Any] = {
