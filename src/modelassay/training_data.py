@@ -15,6 +15,7 @@ from typing import Any
 from modelassay.concepts import (
     BORDERLINE_PROMPTS,
     HARMFUL_PROMPTS,
+    load_concepts,
     load_prompts,
     shipped_concepts,
     shipped_prompts,
@@ -59,6 +60,7 @@ JUDGED = DataSource(
 # Advice that some providers decline but that harms nobody.
 ADVICE_POLICIES = ("Legal Opinion", "Financial Advice", "Health Consultation")
 LOOK_ALIKES_FILE = "look_alikes.yaml"
+ADVICE_FILE, ADVICE_PAIRS_FILE = "advice.yaml", "advice_pairs.yaml"
 SAFETY = "Requests with safety concerns"
 
 PromptRow = tuple[str, bool, str]
@@ -76,7 +78,35 @@ def prompt_rows(folder: Path | None = None, token: str | None = None) -> list[La
         InputError: the folder lacks a file, or one cannot be parsed.
         UnavailableError: the Hub cannot be reached.
     """
-    rows = [*own_prompts(), *public_prompts(folder, token)]
+    return _distinct([*own_prompts(), *public_prompts(folder, token)])
+
+
+def prompt_head_rows(
+    folder: Path | None = None, token: str | None = None
+) -> list[LabelledExchange]:
+    """What the prompt's head learns from: `prompt_rows`, and requests for professional advice.
+
+    Exchanges are made of `prompt_rows` alone: answers that were made once stay those of the recipe.
+
+    Raises:
+        InputError: as `prompt_rows`.
+        UnavailableError: as `prompt_rows`.
+    """
+    rows = prompt_rows(folder, token)
+    return _distinct([*((row.prompt, row.unsafe, row.source) for row in rows), *advice_prompts()])
+
+
+def advice_prompts() -> Iterable[PromptRow]:
+    """Requests for professional advice that were written for this project, some in pairs."""
+    for text in load_prompts(shipped_folder() / ADVICE_FILE).texts:
+        yield text, False, "own advice"
+    for concept in load_concepts(shipped_folder() / ADVICE_PAIRS_FILE).values():
+        for pair in concept.pairs:
+            yield pair.positive, True, f"pairs: {concept.name}"
+            yield pair.negative, False, f"pairs: {concept.name}"
+
+
+def _distinct(rows: Iterable[PromptRow]) -> list[LabelledExchange]:
     seen: dict[str, LabelledExchange] = {}
     for prompt, unsafe, source in rows:
         text = " ".join(prompt.split()) if "\n" not in prompt else prompt.strip()

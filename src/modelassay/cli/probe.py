@@ -127,9 +127,9 @@ def sweep_command(
     from modelassay.cache import write_text_atomically
     from modelassay.cli.progress import loaded_model
     from modelassay.probes import sweep_layers
-    from modelassay.training_data import prompt_rows
+    from modelassay.training_data import prompt_head_rows
 
-    rows = _read(data, place, token) if data else prompt_rows(folder, token)
+    rows = _read(data, place, token) if data else prompt_head_rows(folder, token)
     with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
         scores = sweep_layers(
             loaded,

@@ -1,6 +1,6 @@
 """The shipped recipe: what the default probes learn from, and how they are trained.
 
-The prompt's head learns from prompts of twenty sources (`training_data`), the answer's from the
+The prompt's head learns from prompts of 21 sources (`training_data`), the answer's from the
 exchanges that the classifier learns from. An exchange without a prompt is read after a neutral one,
 because a guarded answer always follows something.
 """
@@ -16,7 +16,7 @@ from modelassay.classifier.recipe import recipe_rows
 from modelassay.labelled import At, LabelledExchange
 from modelassay.models import LoadedModel
 from modelassay.probes.training import TrainedHead, train_head
-from modelassay.training_data import prompt_rows
+from modelassay.training_data import prompt_head_rows
 
 NEUTRAL_PROMPTS = ("Go on.", "Please continue.", "Write a short text.", "Answer my question.")
 ANSWER_TOKENS = 96
@@ -46,7 +46,7 @@ def train_default_heads(
     def phase(name: str) -> OnProgress:
         return lambda done, total: on_phase(name, done, total) if on_phase else None
 
-    prompts = prompt_rows(folder, token)
+    prompts = prompt_head_rows(folder, token)
     prompt_head = train_head(model, prompts, "prompt", on_progress=phase("reading"))
     rows, group_by = answer_rows(folder, on_progress=phase("answering"))
     answer_head = train_head(

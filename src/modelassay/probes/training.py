@@ -49,7 +49,12 @@ from modelassay.probes.record import (
     SourceMetrics,
     TrainedOn,
 )
-from modelassay.probes.streams import choose_thresholds, reached_thresholds, stream_risks
+from modelassay.probes.streams import (
+    StreamRisks,
+    choose_thresholds,
+    reached_thresholds,
+    stream_risks,
+)
 from modelassay.refusal import wilson_interval
 
 Array = np.ndarray
@@ -115,6 +120,7 @@ def train_head(
     unsafe = np.array([row.unsafe for row in rows])
     options: dict[str, Any] = {"max_answer_tokens": max_answer_tokens, "on_progress": on_progress}
     left_out: dict[str, SourceMetrics] = {}
+    risks: StreamRisks | None = None
     pools: tuple[Pooling, ...] = tuple(poolings)
     if kind == "attention":
         pools = ("attention",)
@@ -128,6 +134,8 @@ def train_head(
         fit = fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind])
         fold = fit.fold[features.last]
         left_out = _left_out(x[features.last], rows, unsafe, groups, FITTERS[kind])
+        if at == "prompt":  # one sample a row, and that is where a guard asks
+            risks = StreamRisks(fit.risk, fit.risk)
         # The fit saw answers at a few lengths; it is judged at every token.
         spans = read_spans(model, rows, at, chosen, **options)
 
@@ -137,7 +145,7 @@ def train_head(
         query = None if readout.query is None else torch.from_numpy(readout.query).float()[None]
         return Head(at, kind, chosen, pools, weight, readout.bias, pause, block, query)
 
-    risks = stream_risks(spans, [head(readout) for readout in fit.folds], fold)
+    risks = risks or stream_risks(spans, [head(readout) for readout in fit.folds], fold)
     served = head(fit.readout, *choose_thresholds(risks.highest[~unsafe]))
     reached = reached_thresholds(risks.highest, unsafe, fold)
     k_safe, k_unsafe = int(reached.blocked[~unsafe].sum()), int(reached.blocked[unsafe].sum())
