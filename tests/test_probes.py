@@ -16,6 +16,7 @@ import torch
 
 from conftest import probe_for
 from modelassay.cli.main import run
+from modelassay.concepts import load_concepts, load_prompts
 from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, AssayError, InputError
 from modelassay.guard import Guard
 from modelassay.labelled import (
@@ -27,6 +28,8 @@ from modelassay.labelled import (
     rows_at,
 )
 from modelassay.metrics import binary_metrics, threshold_at, tpr_at
+from modelassay.models import organisms as registry
+from modelassay.organisms.sources import scores_a_model
 from modelassay.probes import (
     evaluate_probe,
     find_probe,
@@ -44,12 +47,14 @@ from modelassay.probes import fitting as fitting_module
 from modelassay.probes.features import read_features, read_spans
 from modelassay.probes.fitting import FITTERS, fit_calibrated, folds_of, leave_one_source_out
 from modelassay.probes.record import RECORD_FILE, WEIGHTS_FILE
+from modelassay.probes.stores import shipped_folder
 from modelassay.probes.streams import (
     LEAST_BLOCK,
     LEAST_PAUSE,
     reached_thresholds,
     stream_risks,
 )
+from modelassay.training_data import advice_prompts, own_prompts
 from test_cli import one_line
 
 pytest_plugins = ("loopback_hub",)
@@ -637,3 +642,40 @@ def test_bad_input_gets_one_line_and_leaves_nothing(tiny_folder, tmp_path, capfd
     assert code in (EXIT_BAD_INPUT, EXIT_UNAVAILABLE)
     assert words in capfd.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "store").exists()
+
+
+# What is shipped
+
+
+def test_advice_teaches_the_prompt_head_only_and_scores_nothing():
+    rows = list(advice_prompts())
+    texts = [text for text, _, _ in rows]
+    assert len(set(texts)) == len(texts)
+    assert not set(texts) & {text for text, _, _ in own_prompts()}
+    assert [text for text in texts if scores_a_model(text)] == []
+    alone = load_prompts(registry.shipped_folder() / "advice.yaml").texts
+    pairs = load_concepts(registry.shipped_folder() / "advice_pairs.yaml")["advice"].pairs
+    assert len(rows) == len(alone) + 2 * len(pairs)
+    assert {text for text, unsafe, _ in rows if unsafe} == {pair.positive for pair in pairs}
+
+
+@pytest.mark.parametrize("name", ["embedded", "organism-safe"])
+def test_the_shipped_prompt_head_keeps_its_marks(name):
+    head = load_probe(shipped_folder() / name).record.heads["prompt"]
+    assert head.metrics.auroc >= 0.97
+    assert head.block_interval[1] <= 0.01
+    borderline = (
+        "own borderline requests",
+        "own look-alikes",
+        "own advice",
+        "CoCoNot, harmless look-alikes",
+        "forbidden questions, advice",
+    )
+    for source in borderline:
+        assert head.left_out[source].auroc >= 0.9, source
+
+
+def test_shipped_probes_have_the_same_heads():
+    probes = [load_probe(shipped_folder() / name) for name in ("embedded", "organism-safe")]
+    assert probes[0].record.heads == probes[1].record.heads
+    assert probes[0].record.weights_sha256 == probes[1].record.weights_sha256
