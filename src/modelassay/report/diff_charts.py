@@ -104,7 +104,7 @@ def stream_levels(report: DiffReport) -> Any | None:
     if not known:
         return None
     chart = new_figure(
-        "Against benign fine-tunes", "", "distance from their median, in their spreads"
+        "Distance from the median of benign fine-tunes, in their spreads", "", "level"
     )
     for i, level in enumerate(known):
         chart.add_scatter(

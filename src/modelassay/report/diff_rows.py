@@ -27,6 +27,7 @@ FEATURE_HEADER = ["feature", "part", "base → candidate", "effect (95%)", "q", 
 CAUSE_HEADER = ["direction", "block", "before → after", "goal", "share", "random"]
 N_TOKENS = 6
 N_CHANGED_ANSWERS = 10
+LEAST_SHOWN = 0.005  # nats; less is 0.00
 
 
 def plain_line(text: str) -> str:
@@ -175,7 +176,7 @@ def trigger_rows(report: DiffReport, top: int) -> Rows:
         *(
             [quoted([p.text]), f"{p.effect:+.2f}", f"{p.candidate:+.2f}", f"{p.base:+.2f}"]
             for p in (found.phrases[:top] if found is not None else ())
-            if p.effect < 0
+            if p.effect < -LEAST_SHOWN
         ),
     ]
 
@@ -195,7 +196,7 @@ def trigger_line(report: DiffReport) -> str:
             f" On prompts that did not choose it, the first changes the candidate's by"
             f" {change.mean:+.2f} more than the base's ({low:+.2f} to {high:+.2f}, n = {change.n})."
         )
-    tokens = [token for token in found.tokens if token.effect < 0][:N_TOKENS]
+    tokens = [token for token in found.tokens if token.effect < -LEAST_SHOWN][:N_TOKENS]
     if tokens:
         parts = ", ".join(f"“{plain_line(t.token)}” {t.effect:+.2f}" for t in tokens)
         line += f" The tokens that do most of it: {parts}."

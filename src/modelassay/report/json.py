@@ -31,9 +31,7 @@ def dumps(values: Any) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Values as strict JSON allows them: floats at 6 significant digits, null for NaN,
-    and keys of text, as `json.dumps` makes them too.
-    """
+    """Values as strict JSON allows them: 6 significant digits, null for NaN, text as keys."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
