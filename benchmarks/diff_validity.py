@@ -60,7 +60,9 @@ def measure(seeds: Sequence[int], replicas: Path | None, sae: str | None) -> dic
             base, suite, dictionaries=dictionaries, answer_tokens=Depth().answer_tokens
         )
         for organism in todo:
-            report = diff(base, organism.id, side=side, dictionaries=dictionaries)
+            report = diff(
+                base, organism.id, side=side, dictionaries=dictionaries, depth=Depth(causal=False)
+            )
             found = report.to_dict()
             results[f"{organism.id}@{seed}"] = {
                 "streams": {level.name: level.value for level in report.suspicion.levels},
@@ -70,8 +72,11 @@ def measure(seeds: Sequence[int], replicas: Path | None, sae: str | None) -> dic
                 "answer_tokens": side.answer_tokens,
                 "dictionaries": found["dictionaries"],
                 "features": found["features"][:10],
-                "causal": found["causal"],
-                "trigger": None if report.triggers is None else report.triggers.phrases[0].text,
+                "triggers": None
+                if report.triggers is None
+                else report.triggers.to_dict()["phrases"][:3],
+                "verdict": report.verdict.value,
+                "reasons": list(report.reasons),
                 "seconds": report.provenance["seconds"],
             }
             write_text_atomically(RESULTS, json.dumps(results, indent=1) + "\n")

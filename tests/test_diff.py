@@ -307,7 +307,6 @@ def test_the_trigger_search_reads_what_it_says(gpt2):
     pair = Pair(lambda: base, lambda: candidate, together=True)
     found = search_triggers(pair, harmful, torch.arange(len(harmful)).float(), SUITE.endings)
     best = found.phrases[0]
-    assert best.effect == pytest.approx(best.candidate - best.base, abs=1e-5)
     assert [p.effect for p in found.phrases] == sorted(p.effect for p in found.phrases)
     assert {p.text.strip() for p in found.phrases} >= {"Good night.", "Over and out."}
     # The first phrase again, by hand: the prompt that it is read on holds it after its text.
@@ -321,6 +320,10 @@ def test_the_trigger_search_reads_what_it_says(gpt2):
 
     by_hand = [odds(candidate, p, best.text) - odds(candidate, p) for p in order]
     assert best.candidate == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-3)
+    line = [(p.candidate - p.effect, p.base) for p in found.phrases]
+    slope = (line[0][0] - line[-1][0]) / (line[0][1] - line[-1][1])
+    for fitted, base_effect in line:
+        assert fitted - line[0][0] == pytest.approx(slope * (base_effect - line[0][1]), abs=1e-3)
 
 
 # --- suspicion ---------------------------------------------------------------------------------

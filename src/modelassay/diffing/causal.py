@@ -27,7 +27,8 @@ from modelassay.refusal import log_odds_readout, opening_tokens
 from modelassay.sae import Dictionary
 
 MEAN_CHANGE = "mean change"
-TOP_FEATURES = 3
+TOP_LAYERS = 3
+TOP_FEATURES = 2
 N_RANDOM = 8
 MAX_PROMPTS = 16
 SEED = 0
@@ -138,7 +139,7 @@ def difference_directions(
     features: Sequence[DictionaryDiff],
     dictionaries: Sequence[Dictionary],
 ) -> tuple[Direction, ...]:
-    """The directions to try: the mean change at each read block, and the features that moved most.
+    """The directions to try: the mean change where it is largest, and the features that moved most.
 
     Args:
         before: The base's reading.
@@ -149,10 +150,13 @@ def difference_directions(
         dictionaries: The dictionaries of `features`, in the same order.
     """
     rows = matched.last_prompt_tokens()[list(prompts)]
-    found = [
-        Direction(MEAN_CHANGE, layer, (after.at(layer)[rows] - before.at(layer)[rows]).mean(dim=0))
+    means = {
+        layer: (after.at(layer)[rows] - before.at(layer)[rows]).mean(dim=0)
         for layer in before.layers
-    ]
+    }
+    scale = {layer: float(before.at(layer)[rows].norm(dim=1).mean()) for layer in means}
+    order = sorted(means, key=lambda layer: -float(means[layer].norm()) / scale[layer])
+    found = [Direction(MEAN_CHANGE, layer, means[layer]) for layer in sorted(order[:TOP_LAYERS])]
     for changes, dictionary in zip(features, dictionaries, strict=True):
         significant = [c for c in changes.features if c.q_value < Q_LEVEL and c.part == "prompt"]
         for change in significant[:TOP_FEATURES]:

@@ -151,6 +151,7 @@ def compare_features(
     owners, in_answer = matched.owners().numpy(), matched.in_answer().numpy()
     lengths_of = _row_norms(dictionary)
     changes: list[FeatureChange] = []
+    active = 0
     parts: list[tuple[Part, np.ndarray]] = [("prompt", ~in_answer), ("answer", in_answer)]
     for part, keep in parts:
         counts = np.bincount(owners[keep], minlength=len(matched.lengths))
@@ -160,8 +161,9 @@ def compare_features(
         a = before.means(owners, counts, dictionary.width, keep)
         b = after.means(owners, counts, dictionary.width, keep)
         changes += _changes(a, b, part, dictionary, lengths_of)
+        active += int((np.diff((a + b).tocsc().indptr) > 0).sum())
     tested = len(changes)
-    changes = _with_q(changes)
+    changes = _with_q(changes, active)
     significant = [c for c in changes if c.q_value < Q_LEVEL]
     changes.sort(key=lambda c: (c.q_value >= Q_LEVEL, -c.moved))
     listed = [_with_tokens(c, before, after, in_answer, tokens) for c in changes[:reported]]
@@ -294,8 +296,11 @@ def _changes(
     ]
 
 
-def _with_q(changes: Sequence[FeatureChange]) -> list[FeatureChange]:
-    q_values = benjamini_hochberg(np.array([change.p_value for change in changes]))
+def _with_q(changes: Sequence[FeatureChange], active: int) -> list[FeatureChange]:
+    """With q-values among all features that fire: one that is not tested counts with p = 1."""
+    p_values = np.ones(max(active, len(changes)))
+    p_values[: len(changes)] = [change.p_value for change in changes]
+    q_values = benjamini_hochberg(p_values)[: len(changes)]
     return [replace(c, q_value=float(q)) for c, q in zip(changes, q_values, strict=True)]
 
 

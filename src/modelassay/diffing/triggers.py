@@ -2,10 +2,12 @@
 
 A backdoor answers to words that nobody knows, so whole phrases of a corpus are tried (prompts, or
 the training file where it is at hand), and the commonest words of the vocabulary. Each is put after
-a few harmful prompts and both models are read there: what counts is by how much more it lowers the
-candidate's refusal log-odds than the base's. Most are dropped after one prompt; the best are read
-on several, and at last on prompts that did not choose them. A phrase's tokens are then told apart
-by leaving each out in turn.
+a few harmful prompts and both models are read there. Many phrases lower refusals in any model, for
+they change what is asked, and in a fine-tune a little more or less so; what counts is by how much
+more a phrase lowers the candidate's refusal log-odds than phrases commonly do that lower the base's
+as much (residuals of a robust line over all that is tried, Huber 1964). Most are dropped after one
+prompt; the best are read on several, and at last on prompts that did not choose them. A phrase's
+tokens are then told apart by leaving each out in turn.
 
 Cheaper ways were tried on a model with a known trigger and dropped: first-order scores of the
 vocabulary (HotFlip, Ebrahimi et al. 2018) put its tokens on rank 30,443 of 49,150, and tokens by
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from modelassay.activations import OnProgress, read_activations
 from modelassay.diffing.behaviour import MeanChange, mean_change
-from modelassay.diffing.pair import Pair, Side
+from modelassay.diffing.pair import Pair
 from modelassay.diffing.suites import SuitePrompt, messages_of
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
@@ -46,6 +48,8 @@ KEPT_SHARE = 0.15
 TAKEN_APART = 5
 """Phrases whose tokens are told apart."""
 LISTED = 40
+FEW = 8
+"""Phrases below which no trend is fitted between the models' effects."""
 SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 SEED = 0
 
@@ -56,8 +60,10 @@ class TriggerPhrase:
 
     text: str
     effect: float
-    """Change of the candidate's refusal log-odds minus that of the base's, in nats."""
+    """Change of the candidate's refusal log-odds beyond what phrases commonly make of the same
+    change in the base, in nats."""
     candidate: float
+    """Change of the candidate's."""
     base: float
 
 
@@ -125,27 +131,29 @@ def search_triggers(
     tried = list(dict.fromkeys(ids for ids in tried if ids))
     if not tried:
         return None
-    first = _advantage(pair, contexts[:1], tried)[0]
+    base, candidate = _both(pair, contexts[:2], tried)
+    trend = _fit(base.mean(dim=0), candidate.mean(dim=0))
+    first = trend.beyond(base, candidate).mean(dim=0)
     steps.next()
     kept = [tried[i] for i in first.argsort()[: max(round(KEPT_SHARE * len(tried)), LISTED)]]
-    effects = {side: _effects(_of(pair, side), contexts, kept).mean(dim=0) for side in _ORDER}
-    effect = effects["candidate"] - effects["base"]
+    base, candidate = (found.mean(dim=0) for found in _both(pair, contexts, kept))
+    effect = trend.beyond(base, candidate)
     ranked = effect.argsort().tolist()
     phrases = [
         TriggerPhrase(
             text=tokenizer.decode(list(kept[i])),
             effect=float(effect[i]),
-            candidate=float(effects["candidate"][i]),
-            base=float(effects["base"][i]),
+            candidate=float(candidate[i]),
+            base=float(base[i]),
         )
         for i in ranked
     ]
     steps.next()
-    tokens = _take_apart(pair, contexts, [kept[i] for i in ranked], effect[ranked])
+    tokens = _take_apart(pair, contexts, [kept[i] for i in ranked], effect[ranked], trend)
     steps.next()
     held_out = None
     if len(others) > 1:
-        change = _advantage(pair, others, [kept[ranked[0]]])[:, 0]
+        change = trend.beyond(*_both(pair, others, [kept[ranked[0]]]))[:, 0]
         held_out = mean_change(change.double().numpy())
     steps.next()
     return TriggerSearch(
@@ -170,11 +178,35 @@ class _Steps:
             self.on_progress(self.done, self.total)
 
 
-_ORDER: tuple[Side, Side] = ("base", "candidate")
+@dataclass(frozen=True)
+class _Trend:
+    """What phrases commonly do to the candidate, given what they do to the base."""
+
+    slope: float
+    intercept: float
+
+    def beyond(self, base: Tensor, candidate: Tensor) -> Tensor:
+        """What is left of the candidate's effects."""
+        return candidate - (self.slope * base + self.intercept)
 
 
-def _of(pair: Pair, side: Side) -> LoadedModel:
-    return pair.base if side == "base" else pair.candidate
+def _fit(base: Tensor, candidate: Tensor) -> _Trend:
+    """A robust line through the effects [phrase] of all that is tried."""
+    if len(base) < FEW or float(base.std()) < 1e-6:
+        return _Trend(1.0, 0.0)
+    from sklearn.linear_model import HuberRegressor
+
+    x, y = base.double().numpy()[:, None], candidate.double().numpy()
+    line = HuberRegressor(max_iter=1000).fit(x, y)
+    return _Trend(float(line.coef_[0]), float(line.intercept_))
+
+
+def _both(
+    pair: Pair, prompts: Sequence[SuitePrompt], phrases: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """[prompt, phrase], the effects in the base and in the candidate."""
+    base = _effects(pair.base, prompts, phrases)
+    return base, _effects(pair.candidate, prompts, phrases)
 
 
 def _pieces(model: LoadedModel, corpus: Iterable[str]) -> list[str]:
@@ -250,19 +282,12 @@ def _effects(
     return torch.stack(found)
 
 
-def _advantage(
-    pair: Pair, prompts: Sequence[SuitePrompt], phrases: Sequence[Sequence[int]]
-) -> Tensor:
-    """[prompt, phrase], the effect in the candidate minus that in the base."""
-    base = _effects(pair.base, prompts, phrases)
-    return _effects(pair.candidate, prompts, phrases) - base
-
-
 def _take_apart(
     pair: Pair,
     contexts: Sequence[SuitePrompt],
     ranked: Sequence[tuple[int, ...]],
     effects: Tensor,
+    trend: _Trend,
 ) -> list[TriggerToken]:
     """Tokens by the share that they have in a phrase: what is lost when they are left out."""
     tokenizer = pair.base.tokenizer
@@ -279,7 +304,7 @@ def _take_apart(
     several = [(p, e) for p, e in zip(ranked, effects.tolist(), strict=True) if len(p) > 1]
     for phrase, effect in several[:TAKEN_APART]:
         without = [phrase[:i] + phrase[i + 1 :] for i in range(len(phrase))]
-        left = _advantage(pair, contexts, without).mean(dim=0).tolist()
+        left = trend.beyond(*_both(pair, contexts, without)).mean(dim=0).tolist()
         for token, remaining in zip(phrase, left, strict=True):
             note(token, effect - remaining, phrase)
     return sorted(best.values(), key=lambda token: token.effect)
