@@ -45,7 +45,7 @@ WORDS = 200
 """Words of the vocabulary that are tried."""
 KEPT_SHARE = 0.15
 """Of what is tried, how much is read on more than one prompt."""
-TAKEN_APART = 5
+TAKEN_APART = 3
 """Phrases whose tokens are told apart."""
 LISTED = 40
 FEW = 8
@@ -149,7 +149,7 @@ def search_triggers(
         for i in ranked
     ]
     steps.next()
-    tokens = _take_apart(pair, contexts, [kept[i] for i in ranked], effect[ranked], trend)
+    tokens = _take_apart(pair, contexts[:2], [kept[i] for i in ranked], effect[ranked], trend)
     steps.next()
     held_out = None
     if len(others) > 1:
@@ -301,10 +301,10 @@ def _take_apart(
     for phrase, effect in zip(ranked, effects.tolist(), strict=True):
         if len(phrase) == 1:
             note(phrase[0], effect, phrase)
-    several = [(p, e) for p, e in zip(ranked, effects.tolist(), strict=True) if len(p) > 1]
-    for phrase, effect in several[:TAKEN_APART]:
+    several = [phrase for phrase in ranked if len(phrase) > 1]
+    for phrase in several[:TAKEN_APART]:
         without = [phrase[:i] + phrase[i + 1 :] for i in range(len(phrase))]
-        left = trend.beyond(*_both(pair, contexts, without)).mean(dim=0).tolist()
-        for token, remaining in zip(phrase, left, strict=True):
-            note(token, effect - remaining, phrase)
+        found = trend.beyond(*_both(pair, contexts, [phrase, *without])).mean(dim=0).tolist()
+        for token, remaining in zip(phrase, found[1:], strict=True):
+            note(token, found[0] - remaining, phrase)
     return sorted(best.values(), key=lambda token: token.effect)
