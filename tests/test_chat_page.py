@@ -24,6 +24,7 @@ from gradio_client.exceptions import AppError
 
 from modelassay.errors import InputError
 from modelassay.guard import REFUSAL, Guard, GuardEvent, Thresholds
+from modelassay.probes import HeadReader
 from modelassay.probes.stores import list_probes, store_probe
 from modelassay.report.risk_chart import risk_curve
 from modelassay.ui import build_app, chat_service, guards, launch
@@ -99,14 +100,14 @@ def test_a_refused_answer_says_so_and_a_refused_prompt_is_not_answered(model_id)
 
 
 def test_a_refusal_after_some_words_stands_alone(model_id, monkeypatch):
-    events = [
-        GuardEvent("prompt", 0, "", 0.1, None, "continue"),
-        GuardEvent("token", 1, "Some", 0.1, 0.1, "continue"),
-        GuardEvent("token", 2, "", 0.9, 0.3, "refuse"),
-        GuardEvent("end", 2, REFUSAL, None, 0.3, "refuse", "answer refused"),
-    ]
-    monkeypatch.setattr(Guard, "stream", lambda *_, **__: iter(events))
-    assert text_of(run_chat("Hello", None, model_id)) == f"Some\n\n{REFUSAL}"
+    risks = iter([0.1, 0.1, 0.1, 0.1, 0.99])  # the prompt's, three words that are shown, too much
+    monkeypatch.setattr(HeadReader, "read", lambda _self, _states: next(risks))
+    between = Thresholds(0.5, 0.9)
+    bounds = {"thresholds": between, "prompt_thresholds": between}
+    events = list(run_chat("Hello", None, model_id, **bounds))
+    said = text_of(events[:-1])
+    assert said.strip()
+    assert (events[-1].reason, events[-1].text) == ("answer refused", f"\n\n{REFUSAL}")
 
 
 def test_what_visitors_send_is_bounded(model_id):

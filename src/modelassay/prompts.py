@@ -132,6 +132,13 @@ def last_message_start(
     return min(*lengths, len(ids) - 1)
 
 
+def encode_answer(model: LoadedModel, text: str) -> list[int]:
+    """Token ids of an answer; control tokens written out in it are taken apart, as in a message."""
+    return model.tokenizer(_without_control_tokens(model, text), add_special_tokens=False)[
+        "input_ids"
+    ]
+
+
 def _without_control_tokens(model: LoadedModel, text: str) -> str:
     added = model.tokenizer.added_tokens_decoder.values()
     tokens = {str(token) for token in added if token.special} | set(

@@ -25,7 +25,7 @@ from modelassay.guard.text import IncrementalText, StopStrings
 from modelassay.models import LoadedModel
 from modelassay.probes.head import Head, HeadReader
 from modelassay.probes.record import Probe
-from modelassay.prompts import encode_chat, last_message_start
+from modelassay.prompts import encode_answer, encode_chat, last_message_start
 
 log = logging.getLogger(__name__)
 
@@ -108,14 +108,19 @@ class Guard:
         return answer.events(chosen, stopped)
 
     def score(self, prompt: str, response: str = "") -> dict[str, float | None]:
-        """Risks of a finished exchange: of the prompt, and of the answer read to its end."""
-        ids = encode_chat(self.model, [{"role": "user", "content": prompt}])
-        answer = self.model.tokenizer(response, add_special_tokens=False)["input_ids"]
+        """Risks of a finished exchange: of the prompt, and of the answer read to its end.
+
+        Raises:
+            InputError: the prompt is empty, or the two are longer than the model's context.
+        """
+        turns = check_messages(prompt)
+        ids = encode_chat(self.model, turns)
+        answer = encode_answer(self.model, _printable(response))
         if len(ids) + len(answer) > self.model.context_length:
             raise InputError("The exchange is longer than the model's context; shorten it.")
         layers = self.layers
         step = next(decode(self.model, [*ids, *answer], layers, Sampling()))
-        start = last_message_start(self.model, [{"role": "user", "content": prompt}], ids)
+        start = last_message_start(self.model, turns, ids)
         risks: dict[str, float | None] = {"prompt": None, "answer": None}
         risks["prompt"] = _risk(self.probe.heads["prompt"], step, start, len(ids))
         if answer:
@@ -213,6 +218,8 @@ class _Answer:
     text: IncrementalText
     stops: StopStrings
     tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    """For each token, the text that is complete with it and lies before a stop string."""
     given_out: int = 0
     """Tokens whose text was shown."""
     has_shown: bool = False
@@ -243,6 +250,8 @@ class _Answer:
                 reason = "end"
                 break
             self.tokens.append(step.token)
+            # Decoded as it comes, so that a stop string ends an answer that is held back too.
+            self.pieces.append(self.stops.push(self.text.push(step.token)))
             step = next(steps)  # reads the token, and so covers it
             risk = reader.read(step.states)
             ruling, detail = policy.judge(risk), None
@@ -264,7 +273,9 @@ class _Answer:
         """Asks the classifier; whatever goes wrong, nothing is cleared."""
         classifier = self.guard.classifier
         assert classifier is not None  # noqa: S101 (only then does the policy escalate)
-        answer = self.guard.model.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        answer = "".join(self.pieces)
+        if not self.stops.found:  # else nothing after it counts
+            answer = self.guard.model.tokenizer.decode(self.tokens, skip_special_tokens=True)
         exchange = self.asked.turns[-1]["content"], answer
         try:
             scores = _within(CLASSIFIER_SECONDS, lambda: classifier.predict([exchange]))
@@ -282,9 +293,8 @@ class _Answer:
 
     def _release(self, covered: int) -> str:
         """Text of the tokens that are covered now, up to a stop string."""
-        new = self.tokens[self.given_out : covered]
+        text = "".join(self.pieces[self.given_out : covered])
         self.given_out = max(self.given_out, covered)
-        text = self.stops.push("".join(self.text.push(token) for token in new))
         self.has_shown |= bool(text)
         return text
 
@@ -359,12 +369,18 @@ def check_messages(messages: str | Sequence[Mapping[str, str]]) -> list[dict[str
         role, content = turn.get("role"), turn.get("content")
         if role not in ROLES or not isinstance(content, str):
             raise InputError(f"Message {number} needs a role ({', '.join(ROLES)}) and a text.")
-        # Control characters say nothing to a model and can upset a terminal; halves of characters
-        # (surrogates) are what a terminal makes of bytes that are no text.
-        clean = "".join(c for c in content if c in "\n\t" or category(c) not in ("Cc", "Cs"))
-        turns.append({"role": role, "content": clean})
+        turns.append({"role": role, "content": _printable(content)})
     if not turns or turns[-1]["role"] != "user":
         raise InputError("A conversation must end with a message of the user.")
     if not turns[-1]["content"].strip():
         raise InputError("There is nothing to answer: the message is empty.")
     return turns
+
+
+def _printable(text: str) -> str:
+    """Text without what a model cannot read.
+
+    Control characters say nothing to it and can upset a terminal; halves of characters (surrogates)
+    are what a terminal makes of bytes that are no text.
+    """
+    return "".join(c for c in text if c in "\n\t" or category(c) not in ("Cc", "Cs"))

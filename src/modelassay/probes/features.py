@@ -25,7 +25,7 @@ from modelassay.cache import cache_dir, new_file
 from modelassay.errors import first_line
 from modelassay.labelled import At, LabelledExchange
 from modelassay.models import LoadedModel
-from modelassay.prompts import Encoded, encode_chat, last_message_start
+from modelassay.prompts import Encoded, encode_answer, encode_chat, last_message_start
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _encode(model: LoadedModel, row: LabelledExchange, at: At, max_answer_tokens
     prompt = encode_chat(model, turn, max_tokens=limit)
     if at == "prompt":
         return Encoded(prompt, last_message_start(model, turn, prompt))
-    answer = model.tokenizer(row.response, add_special_tokens=False)["input_ids"]
+    answer = encode_answer(model, row.response)
     most = min(max_answer_tokens, model.context_length - len(prompt))
     return Encoded((*prompt, *answer[:most]), len(prompt))
 

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from modelassay.errors import AssayError, InputError
@@ -93,13 +93,7 @@ def run_chat(
     # Outside the GPU call, whose seconds are counted.
     SHELF.get(model_id)
     with closing(_chat_on_gpu(chat)) as results:
-        shown = ""
-        for event in _values(results):
-            if shown and event.kind == "end" and event.action == "refuse":
-                # In the middle of an answer it stands in a line of its own.
-                event = replace(event, text=f"\n\n{event.text}")
-            shown += event.text.strip()
-            yield event
+        yield from _values(results)
 
 
 def score_exchange(prompt: str, response: str, model_id: str = MODEL) -> dict[str, Any]:
