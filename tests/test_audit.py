@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -339,7 +340,7 @@ def test_a_blind_audit_names_nobody(config, things, tmp_path):
     def silent(value):
         text = value if isinstance(value, str) else json.dumps(value)
         assert not any(secret in text for secret in secrets), text
-        assert '"base"' not in text or '"candidate"' not in text or "withheld" in text
+        assert not re.search(r'"(role|side)"|: "(base|candidate)"|"config_sha256": "', text), text
         return value
 
     async def work(session):

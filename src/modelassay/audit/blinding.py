@@ -81,12 +81,14 @@ def blinding_for(config: AuditConfig) -> Blinding:
 
 def _spellings(reference: str) -> set[str]:
     """A model's id, and what of it alone would tell."""
-    found = {reference, reference.partition("@")[0]}
+    # `owner/repo:name@revision`, `organism:name`, and how the Hub's cache spells a repository.
+    plain, *parts = re.split(r"[@:]", reference)
+    found = {reference, reference.partition("@")[0], plain, *parts}
     path = Path(reference)
     if is_there(path):
         found |= {str(path.absolute()), str(path.resolve()), path.name, path.resolve().name}
     elif "/" in reference:
-        found.add(reference.rsplit("/", 1)[1])
+        found |= {plain.rsplit("/", 1)[-1], plain.replace("/", "--")}
     return {name for name in found if len(name) >= SHORTEST and name.lower() not in PLAIN}
 
 

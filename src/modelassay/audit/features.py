@@ -39,6 +39,8 @@ MAX_TRACED = 8
 MAX_VALUES = 6000
 """Activations that a trace lists, of all features, prompts and models together."""
 PROMOTED = 10
+HIDDEN = "[answer]"
+"""Stands for a token of an answer that is not shown."""
 
 
 def get_top_features(
@@ -54,7 +56,8 @@ def get_top_features(
     means = prompt_means(dictionary, read.reading.at(dictionary.layer), read.matched, keep)
     top = np.argsort(-means.mean(axis=0), kind="stable")[:k]
     top = [int(f) for f in top if means[:, f].any()]
-    tokens = top_tokens(dictionary, read.reading.at(dictionary.layer), keep, read.tokens, top)
+    shown = keep & ~_hidden_answers(work, asked, read.matched)
+    tokens = top_tokens(dictionary, read.reading.at(dictionary.layer), shown, read.tokens, top)
     return {
         "model": model,
         "part": part,
@@ -115,10 +118,7 @@ def compare_top_features(
 
 def differential_feature_analysis(
     work: Work,
-    prompts: Annotated[
-        list[Annotated[str, Field(min_length=1)]] | None,
-        Field(description="What a user says, one each; six or more, better forty."),
-    ] = None,
+    prompts: Prompts | None = None,
     suite: SuiteName | None = None,
     k: Count = 20,
     answers: Annotated[bool, Field(description="Read short answers of A as well.")] = True,
@@ -126,7 +126,8 @@ def differential_feature_analysis(
     """Features whose activation differs between the models, tested against chance.
 
     Paired sign flips over prompts, corrected for the number of features (Benjamini & Hochberg).
-    Give prompts or a suite. Differences are B minus A; q below 0.05 is significant.
+    Give prompts (six or more, better forty) or a suite. Differences are B minus A; q below 0.05 is
+    significant.
     """
     if (prompts is None) == (suite is None):
         raise InputError("Give either `prompts` or `suite`.")
@@ -139,7 +140,11 @@ def differential_feature_analysis(
         asked = prompts_of(prompts or ())
     work.asked(asked)
     read = read_pair(work, asked, (dictionary.layer,), ANSWER_TOKENS if answers else 0)
-    found = compare_features(read.a, read.b, read.matched, dictionary, read.tokens, reported=k)
+    hidden = _hidden_answers(work, asked, read.matched)
+    named_tokens = [
+        HIDDEN if hide else text for text, hide in zip(read.tokens, hidden, strict=True)
+    ]
+    found = compare_features(read.a, read.b, read.matched, dictionary, named_tokens, reported=k)
     named = {
         label["feature"]: label for label in label_rows(work, [c.feature for c in found.features])
     }
@@ -241,6 +246,14 @@ def nearest_explained_neighbors(work: Work, feature: Feature, k: Count = 10) -> 
         "neighbors": [{**label_row(known[n.feature]), "cosine": n.cosine} for n in found],
         "note": labels.note,
     }
+
+
+def _hidden_answers(work: Work, asked: Sequence[SuitePrompt], matched: Matched) -> np.ndarray:
+    """Bool [token], tokens of answers to prompts that look harmful: named one by one they tell."""
+    in_answer = matched.in_answer().numpy()
+    if not in_answer.any():
+        return in_answer
+    return in_answer & np.array(looks_harmful(work, asked))[matched.owners().numpy()]
 
 
 def _fails_on(a: float, b: float) -> str | None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from modelassay.audit.work import Work
-from modelassay.diffing.weights import WeightDiff, diff_weights
-from modelassay.errors import UnavailableError
-from modelassay.models.blocks import text_config
-from modelassay.weights import memory_tensors, stored_tensors
+from modelassay.diffing.paired_weights import diff_pair
+from modelassay.diffing.weights import WeightDiff
 
 NAMED = 5
 """Weights that only one model has, by name."""
@@ -26,25 +23,8 @@ def weight_diff_summary(
     directional ablation leaves a mark that no training makes.
     """
     pair = work.pair
-    base = pair.base
-    if not pair.fits():
-        raise UnavailableError("Both models have to be in memory for this; there is no room.")
-    candidate = pair.candidate
-    config = text_config(base.model.config)
-    with ExitStack() as stack, work.quietly():
-        # What was done to an organism was done in memory.
-        in_memory = any(model.info.organism for model in (base, candidate))
-        tensors = [
-            memory_tensors(model) if in_memory else stored_tensors(model, stack)
-            for model in (base, candidate)
-        ]
-        found = diff_weights(
-            tensors[0],
-            tensors[1],
-            config.hidden_size,
-            config.model_type,
-            on_progress=work.progress,
-        )
+    with work.quietly():
+        found = diff_pair(pair, on_progress=work.progress)
     return _summary(work, found, k)
 
 

@@ -219,11 +219,11 @@ def find_labels(dictionary: Dictionary) -> FeatureLabels | None:
     Raises:
         InputError: there are some, and they are damaged or another dictionary's.
     """
-    places = [dictionary.folder] if dictionary.folder is not None else []
-    for folder in (*places, kept_folder(dictionary)):
-        if (folder / LABELS_FILE).is_file():
-            return load_labels(folder, dictionary)
-    return None
+    own = dictionary.folder
+    if own is not None and (own / LABELS_FILE).is_file():
+        return load_labels(own, dictionary)
+    kept = kept_folder(dictionary)  # which reads all of its numbers
+    return load_labels(kept, dictionary) if (kept / LABELS_FILE).is_file() else None
 
 
 def kept_folder(dictionary: Dictionary) -> Path:

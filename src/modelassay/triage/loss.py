@@ -134,6 +134,9 @@ def answer_losses(
     """
     if batch_tokens is None:
         batch_tokens = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
+    vocabulary = model.model.get_output_embeddings().weight.shape[0]
+    # The logits of a batch are in memory together, or its pass would be made once for each part.
+    batch_tokens = min(batch_tokens, max(1, MAX_LOGITS // vocabulary))
     distinct = sorted(
         {e for each in rows for e in each}, key=lambda e: (len(e.ids), e.ids, e.answer_start)
     )
@@ -186,7 +189,7 @@ def _batch_losses(model: LoadedModel, batch: Sequence[Encoded]) -> list[float]:
     step = max(1, MAX_LOGITS // vocabulary)
     inputs = ids.to(model.device)
     sums = torch.zeros(len(batch), dtype=torch.float64)
-    for start in range(0, len(places), step):  # once, but for very long answers
+    for start in range(0, len(places), step):  # once, but for single rows of very long answers
         part = slice(start, start + step)
         with head_at(model.model, positions[part], rows[part]):
             logits = model.model(input_ids=inputs, use_cache=False).logits[:, 0].float()

@@ -102,6 +102,16 @@ def stream_ranks(scores: np.ndarray) -> np.ndarray:
     return ranks
 
 
+def check_truth(truth: np.ndarray) -> None:
+    """Refuses rows of which all or none are needles: there is nothing to score a ranking by.
+
+    Raises:
+        InputError: says so.
+    """
+    if truth.all() or not truth.any():
+        raise InputError("The needles of a file are some of its rows; here they are all or none.")
+
+
 def rank_needles(
     rows: Sequence[TrainingRow], streams: Sequence[Stream], *, truth: np.ndarray | None = None
 ) -> NeedleReport:
@@ -136,8 +146,7 @@ def rank_needles(
     )
     if truth is None:
         return NeedleReport(ranked, tuple(streams), None, None, None)
-    if truth.all() or not truth.any():
-        raise InputError("The needles of a file are some of its rows; here they are all or none.")
+    check_truth(truth)
     groups = row_groups(rows)
     places = np.empty(len(rows))
     places[order] = np.arange(1, len(rows) + 1)

@@ -72,6 +72,10 @@ def score_rows(
         raise InputError("--base-adapter goes over a model; give --base and --candidate.")
     if base is None and not by_text:
         raise InputError("There is nothing to score rows by; give models, or let texts be read.")
+    by_texts: list[Stream] = []
+    if by_text:  # first: it is cheap, and what is wrong with the file or the encoder shows here
+        device = options.get("device", "auto")
+        by_texts = _text_streams(rows, device if isinstance(device, str) else "auto", on_phase)
     streams = []
     if base is not None and candidate is not None:
         losses = row_losses(
@@ -84,10 +88,7 @@ def score_rows(
             **options,
         )
         streams.append(_loss_stream(losses))
-    if by_text:
-        device = options.get("device", "auto")
-        streams += _text_streams(rows, device if isinstance(device, str) else "auto", on_phase)
-    return streams
+    return [*streams, *by_texts]
 
 
 def _loss_stream(losses: RowLosses) -> Stream:

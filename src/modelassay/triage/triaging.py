@@ -14,7 +14,13 @@ from modelassay.errors import InputError
 from modelassay.triage.duplicates import near_duplicates
 from modelassay.triage.looking import Field, sample, search
 from modelassay.triage.loss import OnPhase, model_tokenizer, telling
-from modelassay.triage.needles import NeedleReport, mark_needles, marked_by_field, rank_needles
+from modelassay.triage.needles import (
+    NeedleReport,
+    check_truth,
+    mark_needles,
+    marked_by_field,
+    rank_needles,
+)
 from modelassay.triage.redaction import redaction_for
 from modelassay.triage.report import SHOWN_IN_GROUP, TriageReport
 from modelassay.triage.rows import TrainingRow, read_rows
@@ -87,6 +93,8 @@ def triage(
     data = read_rows(where, needle_field=needle_field, skip_malformed=skip_malformed, token=token)
     rows = data.rows
     truth, missing = _truth(rows, needles, needle_field, token)
+    if truth is not None:
+        check_truth(truth)
     _tell(on_phase, "rows", 1)
     drawn = sample(rows, n_sample, seed) if n_sample else []
     found = None
