@@ -24,13 +24,8 @@ import numpy as np
 
 from modelassay.cache import write_text_atomically
 from modelassay.diffing import Calibration, Depth, default_suite, diff, read_base
-from modelassay.diffing.suspicion import (
-    STREAMS,
-    BenignRow,
-    levels_of,
-    save_calibration,
-    score_of,
-)
+from modelassay.diffing.calibration import BenignRow, save_calibration
+from modelassay.diffing.suspicion import STREAMS, levels_of, score_of
 from modelassay.models import load
 from modelassay.models.organisms import ORGANISMS, Organism
 from modelassay.sae import find_dictionary

@@ -18,8 +18,8 @@ from modelassay.cli.main import run
 from modelassay.cli.progress import LABELS
 from modelassay.diffing import Depth, DiffReport, diff, load_suite
 from modelassay.diffing.calibrating import add_row
+from modelassay.diffing.calibration import load_calibration
 from modelassay.diffing.features import DictionaryDiff, FeatureChange
-from modelassay.diffing.suspicion import load_calibration
 from modelassay.errors import InputError
 from modelassay.models import load
 from modelassay.models.ablation import Ablation, ablate
@@ -211,7 +211,10 @@ def test_a_planted_ablation_is_compromised(places, capfd, tmp_path):
 def test_answers_are_hashes_unless_they_are_asked_for(places, capfd, report):
     prompt = report.suite.prompts[0].text
     assert prompt not in json.dumps(diff_values(report))
-    assert all("sha256:" in row["base"] for row in diff_values(report)["behaviour"]["answers"])
+    answers = diff_values(report)["behaviour"]["answers"]
+    assert answers
+    hidden = ("prompt", "base", "candidate")
+    assert all(row[key].startswith("sha256:") for row in answers for key in hidden)
     shown = diff_values(report, show_answers=True)["behaviour"]["answers"]
     assert shown[0]["prompt"] == prompt
     assert prompt not in diff_html(report)

@@ -13,8 +13,14 @@ import sae_lens
 
 from conftest import FAMILIES, save_tiny
 from modelassay.activations import read_activations
-from modelassay.diffing import Depth, DiffVerdict, diff
+from modelassay.diffing import Depth, DiffVerdict, diff, read_base
 from modelassay.diffing.behaviour import mean_change, refusal_change, token_kl
+from modelassay.diffing.calibration import (
+    BenignRow,
+    Calibration,
+    load_calibration,
+    save_calibration,
+)
 from modelassay.diffing.features import (
     Q_LEVEL,
     benjamini_hochberg,
@@ -22,6 +28,7 @@ from modelassay.diffing.features import (
     sign_flip_p_values,
 )
 from modelassay.diffing.pair import Pair, check_comparable, traits_of
+from modelassay.diffing.paired_weights import diff_pair
 from modelassay.diffing.reading import (
     encode_suite,
     match_tokens,
@@ -29,18 +36,10 @@ from modelassay.diffing.reading import (
     read_model,
 )
 from modelassay.diffing.suites import Contrast, Suite, SuitePrompt, default_suite, load_suite
-from modelassay.diffing.suspicion import (
-    BenignRow,
-    Calibration,
-    judge,
-    levels_of,
-    load_calibration,
-    measure_streams,
-    save_calibration,
-    suspect,
-)
+from modelassay.diffing.suspicion import levels_of, measure_streams, suspect
 from modelassay.diffing.triggers import search_triggers
-from modelassay.errors import InputError
+from modelassay.diffing.verdict import judge
+from modelassay.errors import InputError, UnavailableError
 from modelassay.models import load
 from modelassay.refusal import log_odds_readout, opening_tokens
 from modelassay.sae.dictionary import as_dictionary
@@ -220,7 +219,9 @@ def test_the_same_model_twice(gpt2):
     assert report.weights is not None
     assert report.weights.identical
     assert report.behaviour.kl_mean == pytest.approx(0, abs=1e-6)
-    assert report.verdict == DiffVerdict.INCONCLUSIVE  # no benign fine-tune of it is known
+    assert report.verdict == DiffVerdict.BENIGN_LIKE
+    assert report.reasons[0] == "All weights are those of the base."
+    assert all(lens.logit_lens == lens.patchscope == () for lens in report.states.lens)
     assert report.suspicion.score is None
     assert all(layer.relative == 0 for layer in report.states.layers)
     assert report.causal == ()
@@ -242,15 +243,23 @@ def test_a_planted_direction_is_told_by_every_stream(gpt2):
     assert by_layer[LAYER].constant_share == pytest.approx(1, abs=1e-3)
     assert [matrix.block for matrix in report.weights.matrices] == [LAYER]
     assert report.behaviour.kl_mean > 0
-    moved = [tried for tried in report.causal if tried.direction == "mean change"]
-    assert moved
-    for tried in moved:
-        if tried.restored is not None:
-            assert tried.restored == pytest.approx(1, abs=0.15)
     values = report.to_dict()
     assert values["schema"] == "modelassay.diff/1"
     assert values["features"][0]["feature"] == PLANTED
     assert all(row["prompt"].startswith("sha256:") for row in values["behaviour"]["answers"])
+
+
+def test_a_direction_that_makes_refusals_is_told_from_chance(gpt2):
+    base = load(str(gpt2))
+    table = base.model.get_input_embeddings().weight.detach()
+    towards = table[list(opening_tokens(base))].mean(dim=0) - table.mean(dim=0)
+    candidate = planted(gpt2, towards / towards.norm(), size=8)
+    report = diff(base, candidate, SUITE, layers=[LAYER], depth=Depth(0, triggers=False))
+    assert {tried.what for tried in report.causal} == {"into the base", "out of the candidate"}
+    for tried in report.causal:
+        assert abs(tried.target - tried.before) > 0.25
+        assert tried.restored == pytest.approx(1, abs=0.1)
+        assert tried.beyond_chance
 
 
 def test_one_model_in_memory_gives_the_same(gpt2, tmp_path):
@@ -261,6 +270,25 @@ def test_one_model_in_memory_gives_the_same(gpt2, tmp_path):
     assert both.behaviour == alone.behaviour
     assert both.states == alone.states
     assert both.triggers == alone.triggers
+
+
+def test_files_are_compared_with_one_model_in_memory(gpt2, tmp_path):
+    other = save_tiny(tmp_path / "other", "gpt2", seed=1)
+    pair = Pair(lambda: load(str(gpt2)), lambda: load(str(other)), together=False)
+    alone = diff_pair(pair)
+    assert len(pair._held) == 1
+    assert alone == diff_pair(Pair(lambda: load(str(gpt2)), lambda: load(str(other))))
+    with pytest.raises(UnavailableError, match="no room"):
+        diff_pair(pair, given=(True, True))
+
+
+def test_what_was_read_of_another_base_is_refused(gpt2, tmp_path):
+    other = load(str(save_tiny(tmp_path / "other", "gpt2", seed=1)))
+    side = read_base(other, SUITE, layers=[1], answer_tokens=0)
+    with pytest.raises(InputError, match="not of"):
+        diff(str(gpt2), str(gpt2), side=side)
+    with pytest.raises(InputError, match="without block 2"):
+        diff(other, str(gpt2), side=side, dictionaries=[dictionary(32)])
 
 
 def test_a_pair_holds_one_model_where_two_do_not_fit(gpt2):
@@ -346,7 +374,6 @@ def test_a_level_is_the_distance_from_the_benign_in_their_spread():
     rows = [{"refusal": value} for value in (0.0, 2.0, 4.0)]
     level = {x.name: x for x in levels_of({"refusal": 8.0}, rows)}["refusal"]
     assert level.level == pytest.approx((8 - 2) / 2)
-    assert level.exceeded_by == 0
     assert {x.name: x.level for x in levels_of({"refusal": 8.0}, [])}["refusal"] is None
 
 
@@ -362,9 +389,10 @@ def test_no_finer_rate_is_claimed_than_the_benign_allow():
     ("fall", "verdict"), [(9.0, DiffVerdict.SUSPICIOUS), (0.5, DiffVerdict.BENIGN_LIKE)]
 )
 def test_the_verdict_follows_the_benign(gpt2, fall, verdict):
-    report = diff(str(gpt2), str(gpt2), SUITE, depth=Depth(answer_tokens=0))
-    values = {**measure_streams(report.weights, report.behaviour, None, ()), "refusal": fall}
-    rest = (report.weights, report.behaviour, None, (), ())
+    report = diff(str(gpt2), str(gpt2), SUITE, depth=Depth(answer_tokens=0, weights=False))
+    assert report.verdict == DiffVerdict.INCONCLUSIVE
+    values = {**measure_streams(None, report.behaviour, None, ()), "refusal": fall}
+    rest = (None, report.behaviour, None, (), ())
     assert judge(values, calibration(0.0, 0.5, 1.0), *rest)[1] == verdict
     assert judge(values, None, *rest)[1] == DiffVerdict.INCONCLUSIVE
 

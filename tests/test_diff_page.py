@@ -26,6 +26,7 @@ from modelassay.ui.service import Comparison, Step, run_diff
 from test_cli_diff import SCHEMA, SUITE, make_dictionary, with_feature
 from test_page import CHROMIUM_FLAGS, SECRETS, chromium
 
+ANSWERS = ("prompt", "base", "candidate")
 WAIT = 300_000  # ms; a loaded machine is several times slower
 
 
@@ -82,7 +83,7 @@ def test_the_endpoint_gives_the_report_without_answers(client, pair):
     jsonschema.validate(report, SCHEMA)
     answers = report["behaviour"]["answers"]
     assert len(answers) == 7
-    assert all(row[key].startswith("sha256:") for row in answers for key in ("base", "prompt"))
+    assert all(row[key].startswith("sha256:") for row in answers for key in ANSWERS)
     assert report["activations"]["triggers"]["phrases"]
     less = client.predict(*pair, "none", False, False, api_name="/diff")
     assert less["behaviour"]["answers"] == []
@@ -113,7 +114,9 @@ def test_what_a_run_gives_can_cross_processes_and_be_shown(pair):
     json_path, html_path = (Path(update["value"]) for update in shown[-2:])
     written = json.loads(json_path.read_text())
     assert written["features"][0]["label"] == "a label"
-    assert all(row["base"].startswith("sha256:") for row in written["behaviour"]["answers"])
+    answers = written["behaviour"]["answers"]
+    assert answers
+    assert all(row[key].startswith("sha256:") for row in answers for key in ANSWERS)
     assert html_path.read_text().endswith("</html>\n")
     features = next(u["value"] for u in shown if "part" in str(u) and "headers" in str(u))
     assert "a label" in features["data"][0]

@@ -115,11 +115,17 @@ def stored_tensors(model: LoadedModel, stack: ExitStack) -> Tensors:
         model: A loaded model.
         stack: Closes the files.
     """
-    plain_files = model.adapter is None and not model.source.gguf_file
+    files = plain_files(model)
+    return memory_tensors(model) if files is None else open_shards(files, stack)
+
+
+def plain_files(model: LoadedModel) -> list[Path] | None:
+    """The files that hold a model's plain weights; None for adapters, GGUF and stored packed."""
     stored = getattr(model.model.config, "quantization_config", None)
-    if plain_files and (stored is None or model.info.quantization in ("8bit", "4bit")):
-        return open_shards(model.source.weight_files(), stack)
-    return memory_tensors(model)
+    packed = stored is not None and model.info.quantization not in ("8bit", "4bit")
+    if model.adapter is not None or model.source.gguf_file or packed:
+        return None
+    return model.source.weight_files()
 
 
 def memory_tensors(model: LoadedModel) -> Tensors:

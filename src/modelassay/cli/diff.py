@@ -103,7 +103,7 @@ def compare_command(
     from modelassay.cache import write_text_atomically
     from modelassay.cli.progress import show_progress
     from modelassay.diffing import Depth, diff
-    from modelassay.diffing.dictionaries import label_features
+    from modelassay.diffing.dictionaries import check_labels, label_features
     from modelassay.report.diff_html import diff_html
     from modelassay.report.diff_terminal import print_diff
     from modelassay.report.diff_values import diff_json
@@ -112,6 +112,7 @@ def compare_command(
     tried = diff_inputs.read_corpus(corpus, token)
     benign = diff_inputs.read_calibration(calibration, asked, answers)
     dictionaries = _dictionaries(sae, base, device, token, quiet)
+    check_labels(dictionaries)
     shared = options.load_options(device=device, dtype=dtype, token=token)
     with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
         before = _side(base, base_adapter, revision, shared, on_progress)
@@ -182,7 +183,7 @@ def calibrate_command(
     from modelassay.cli.progress import show_progress
     from modelassay.diffing import Depth
     from modelassay.diffing.calibrating import calibrate
-    from modelassay.diffing.suspicion import save_calibration
+    from modelassay.diffing.calibration import save_calibration
 
     asked = diff_inputs.read_suites(suite, data, token)
     known = diff_inputs.read_calibration(out if add and out.exists() else None, asked, answers)

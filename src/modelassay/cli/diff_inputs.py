@@ -130,7 +130,7 @@ def read_calibration(path: Path | None, suite: Any, answer_tokens: int) -> Any:
     Raises:
         InputError: it is missing, damaged, or was made otherwise.
     """
-    from modelassay.diffing.suspicion import load_calibration
+    from modelassay.diffing.calibration import load_calibration
 
     if path is None:
         return None

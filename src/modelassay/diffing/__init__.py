@@ -1,10 +1,11 @@
 """What a fine-tune changed, and whether a benign one would have."""
 
+from modelassay.diffing.calibration import Calibration
 from modelassay.diffing.comparing import Depth, diff
 from modelassay.diffing.report import DiffReport
 from modelassay.diffing.sides import BaseSide, read_base
 from modelassay.diffing.suites import Suite, default_suite, load_suite
-from modelassay.diffing.suspicion import Calibration, DiffVerdict
+from modelassay.diffing.verdict import DiffVerdict
 from modelassay.diffing.weights import MatrixChange, WeightDiff, diff_weights
 
 __all__ = [

@@ -11,16 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from modelassay.diffing.calibration import BenignRow, Calibration, check_calibration
 from modelassay.diffing.comparing import Depth, diff
 from modelassay.diffing.report import DiffReport
 from modelassay.diffing.sides import read_base
 from modelassay.diffing.suites import Suite, default_suite
-from modelassay.diffing.suspicion import (
-    BenignRow,
-    Calibration,
-    DiffVerdict,
-    check_calibration,
-)
+from modelassay.diffing.verdict import DiffVerdict
 from modelassay.errors import InputError
 from modelassay.examination import OnPhase, silent
 from modelassay.models import ModelInfo, load
@@ -67,11 +63,6 @@ def calibrate(
     depth = replace(depth or Depth(), causal=False)
     if not finetunes:
         raise InputError("Give at least one benign fine-tune of the base.")
-    if known is not None and known.answer_tokens != depth.answer_tokens:
-        raise InputError(
-            f"The calibration was made with answers of {known.answer_tokens} tokens, not of"
-            f" {depth.answer_tokens}."
-        )
     on_progress("loading", 0, 1)
     loaded = load(base, adapter=base_adapter, **load_options)
     on_progress("loading", 1, 1)
@@ -83,6 +74,8 @@ def calibrate(
         answer_tokens=depth.answer_tokens,
         on_progress=on_progress,
     )
+    if known is not None:
+        check_calibration(known, side.info, side.suite, side.answer_tokens)
     found = known
     for done, finetune in enumerate(finetunes):
         on_progress("fine-tunes", done, len(finetunes))

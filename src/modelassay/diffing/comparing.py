@@ -9,35 +9,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from modelassay.activations import OnProgress
 from modelassay.diffing.behaviour import compare_behaviour
+from modelassay.diffing.calibration import Calibration, check_calibration, known_calibration
 from modelassay.diffing.causal import Intervention, difference_directions, intervene
 from modelassay.diffing.features import DictionaryDiff, compare_features
 from modelassay.diffing.pair import Pair, check_comparable, traits_of
+from modelassay.diffing.paired_weights import diff_pair
 from modelassay.diffing.reading import Reading, read_contrasts, read_model
 from modelassay.diffing.report import DiffReport
 from modelassay.diffing.sides import BaseSide, read_base, short_answers
 from modelassay.diffing.states import StateDiff, compare_states, read_lens, read_unrelated
 from modelassay.diffing.suites import Suite, default_suite
-from modelassay.diffing.suspicion import (
-    Calibration,
-    check_calibration,
-    judge,
-    known_calibration,
-    measure_streams,
-)
+from modelassay.diffing.suspicion import measure_streams
 from modelassay.diffing.triggers import TriggerSearch, search_triggers
-from modelassay.diffing.weights import WeightDiff, diff_weights
-from modelassay.errors import InputError
+from modelassay.diffing.verdict import judge
+from modelassay.diffing.weights import WeightDiff
+from modelassay.errors import InputError, UnavailableError
 from modelassay.examination import OnPhase, installed_versions, silent
 from modelassay.models import LoadedModel, load
-from modelassay.models.blocks import text_config
 from modelassay.sae import Dictionary
-from modelassay.weights import memory_tensors, stored_tensors
 
 ANSWER_TOKENS = 24
 
@@ -113,6 +107,8 @@ def diff(
             batch_tokens=batch_tokens,
             on_progress=on_progress,
         )
+    else:
+        _check_side(side, pair.base, dictionaries)
     if calibration is not None:
         check_calibration(calibration, side.info, side.suite, side.answer_tokens)
     work = _Work(
@@ -129,6 +125,21 @@ def diff(
     report = work.run()
     report.provenance["seconds"] = round(time.perf_counter() - started, 2)
     return report
+
+
+def _check_side(side: BaseSide, base: LoadedModel, dictionaries: Sequence[Dictionary]) -> None:
+    """Refuses what was read of another base, or without a dictionary's block."""
+    if side.info != base.info:
+        raise InputError(
+            f"What was read is of {side.info.id}, not of {base.info.id} as it is here."
+        )
+    for dictionary in dictionaries:
+        dictionary.check_belongs_to(base)
+        if dictionary.layer not in side.layers:
+            raise InputError(
+                f"The base was read without block {dictionary.layer}, which the dictionary"
+                f" {dictionary.name} reads."
+            )
 
 
 def _opener(
@@ -235,24 +246,11 @@ class _Work:
     def _weights(self) -> tuple[WeightDiff | None, str | None]:
         if not self.depth.weights:
             return None, "it was not asked for"
-        if not self.pair.fits():
-            return None, "both models would have to be in memory, and there is no room"
-        base, candidate = self.pair.base, self.pair.candidate
-        config = text_config(base.model.config)
-        with ExitStack() as stack:
-            # A model that was given loaded may have been changed since.
-            ours, theirs = (
-                memory_tensors(model) if given else stored_tensors(model, stack)
-                for model, given in zip((base, candidate), self.given, strict=True)
-            )
-            found = diff_weights(
-                ours,
-                theirs,
-                config.hidden_size,
-                config.model_type,
-                on_progress=self._phase("weight changes"),
-            )
-        return found, None
+        try:
+            on_progress = self._phase("weight changes")
+            return diff_pair(self.pair, given=self.given, on_progress=on_progress), None
+        except UnavailableError as error:
+            return None, str(error)
 
     def _triggers(self) -> TriggerSearch | None:
         suite = self.side.suite
@@ -273,13 +271,15 @@ class _Work:
     ) -> tuple[Intervention, ...]:
         side = self.side
         harmful = side.suite.indices("harmful")
-        if not self.depth.causal or not harmful:
+        # A direction is tried on prompts that it was not taken from.
+        fitted, tried = harmful[::2], harmful[1::2]
+        if not self.depth.causal or not tried:
             return ()
         directions = difference_directions(
-            side.reading, after, side.matched, harmful, features, self.dictionaries
+            side.reading, after, side.matched, fitted, features, self.dictionaries
         )
-        encoded = [side.prompts[i] for i in harmful]
-        x, y = side.reading.log_odds[harmful], after.log_odds[harmful]
+        encoded = [side.prompts[i] for i in tried]
+        x, y = side.reading.log_odds[tried], after.log_odds[tried]
         self.on_progress("trying directions", 0, 2)
         out = intervene(self.pair.candidate, encoded, directions, sign=-1, before=y, target=x)
         self.on_progress("trying directions", 1, 2)

@@ -26,6 +26,16 @@ def shipped_dictionaries(base: str, *, device: str = "cpu") -> tuple[Dictionary,
     return tuple(find_dictionary(name, device=device) for name in names)
 
 
+def check_labels(dictionaries: Sequence[Dictionary]) -> None:
+    """Refuses labels that could not be read once the comparison is done.
+
+    Raises:
+        InputError: labels lie beside a dictionary and are damaged or another one's.
+    """
+    for dictionary in dictionaries:
+        open_labels(dictionary)
+
+
 def label_features(
     report: DiffReport, dictionaries: Sequence[Dictionary]
 ) -> dict[tuple[str, int], str]:

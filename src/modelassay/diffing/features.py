@@ -37,7 +37,7 @@ Q_LEVEL = 0.05
 REPORTED = 50
 TOP_TOKENS = 8
 BROKEN = 0.15
-"""Fall of the explained variance from which changes of features are not to be trusted."""
+"""Difference of the explained variance from which changes of features are not to be trusted."""
 SEED = 0
 
 
@@ -79,7 +79,7 @@ class DictionaryDiff:
     """Share of the variance that the reconstruction explains."""
     explained_candidate: float
     broken: bool
-    """Whether it explains the candidate so much worse that feature changes mean little."""
+    """Whether it explains one of the models so much worse that feature changes mean little."""
     l0_base: float
     l0_candidate: float
     n_tested: int
@@ -173,7 +173,7 @@ def compare_features(
         width=dictionary.width,
         explained_base=before.explained,
         explained_candidate=after.explained,
-        broken=after.explained < before.explained - BROKEN,
+        broken=abs(after.explained - before.explained) > BROKEN,
         l0_base=len(before.token) / len(x),
         l0_candidate=len(after.token) / len(y),
         n_tested=tested,

@@ -30,21 +30,27 @@ class Pair:
     @property
     def base(self) -> LoadedModel:
         """The base, loaded if it is not there."""
-        return self._get("base", self.open_base)
+        return self.get("base")
 
     @property
     def candidate(self) -> LoadedModel:
         """The candidate, loaded if it is not there."""
-        return self._get("candidate", self.open_candidate)
+        return self.get("candidate")
 
-    def _get(self, side: Side, open_model: Callable[[], LoadedModel]) -> LoadedModel:
+    @property
+    def in_turn(self) -> tuple[Side, Side]:
+        """Both sides, beginning with one that is in memory: the order that loads least."""
+        return ("base", "candidate") if "base" in self._held else ("candidate", "base")
+
+    def get(self, side: Side) -> LoadedModel:
+        """A model, loaded if it is not there."""
         if side not in self._held:
             if self._held and not self.fits():
                 self._held.clear()
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-            self._held[side] = open_model()
+            self._held[side] = self.open_base() if side == "base" else self.open_candidate()
         return self._held[side]
 
     def fits(self) -> bool:

@@ -72,7 +72,7 @@ class Reading:
     log_odds: Tensor
     """float32 [prompt], refusal log-odds at the end of each prompt."""
     likely: Tensor
-    """int64 [token, LIKELY], tokens that the base finds likeliest."""
+    """int32 [token, LIKELY], tokens that the base finds likeliest."""
     log_p: Tensor
     """float32 [token, LIKELY], this model's log-probabilities of those."""
 
@@ -155,9 +155,9 @@ def read_model(
         if base is None:
             values, tokens = log_all.topk(min(LIKELY, logits.shape[-1]), dim=-1)
         else:
-            tokens = base.likely[done : done + len(logits)].to(log_all.device)
+            tokens = base.likely[done : done + len(logits)].to(log_all.device).long()
             values = log_all.gather(1, tokens)
-        likely.append(tokens.cpu())
+        likely.append(tokens.int().cpu())
         log_p.append(values.cpu())
         done += len(logits)
     kept = [wanted.index(layer) for layer in layers]

@@ -11,8 +11,9 @@ from modelassay.diffing.causal import Intervention
 from modelassay.diffing.features import DictionaryDiff
 from modelassay.diffing.states import StateDiff
 from modelassay.diffing.suites import Suite
-from modelassay.diffing.suspicion import DiffVerdict, Suspicion
+from modelassay.diffing.suspicion import Suspicion
 from modelassay.diffing.triggers import TriggerSearch
+from modelassay.diffing.verdict import DiffVerdict
 from modelassay.diffing.weights import WeightDiff
 from modelassay.models import ModelInfo
 

@@ -25,6 +25,10 @@ from modelassay.unembedding import decode_each, promoted_tokens
 
 FIRST_TOKENS = 5
 COMPONENTS = 3
+COMPONENT_TOKENS = 1024
+"""Tokens, evenly spread, that the components are taken from: they bound the time."""
+UNCHANGED = 1e-6
+"""Relative difference below which there is nothing to read as tokens."""
 TOP = 10
 UNRELATED = (
     "The bridge across the river was finished in the autumn of that year.",
@@ -126,8 +130,10 @@ def read_lens(
         LensReading(
             layer=layer,
             relative=relative[i],
-            logit_lens=tuple(lens[i]),
-            patchscope=tuple(
+            logit_lens=tuple(lens[i]) if relative[i] > UNCHANGED else (),
+            patchscope=()
+            if relative[i] <= UNCHANGED
+            else tuple(
                 _patchscope(candidate, layer, difference[i] / difference[i].norm().clamp_min(1e-12))
             ),
         )
@@ -138,7 +144,7 @@ def read_lens(
 def _layer_change(layer: int, base: Tensor, difference: Tensor) -> LayerChange:
     size = difference.double().square().sum(dim=-1)
     mean = difference.mean(dim=0)
-    centred = (difference - mean).float()
+    centred = (difference - mean)[:: max(len(difference) // COMPONENT_TOKENS, 1)].float()
     # Of the smaller side: the eigenvalues other than zero are the same.
     gram = centred.T @ centred if len(centred) > centred.shape[1] else centred @ centred.T
     values = torch.linalg.eigvalsh(gram.double()).flip(0).clamp_min(0)

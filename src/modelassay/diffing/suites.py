@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -26,6 +27,7 @@ from modelassay.concepts import (
     shipped_prompts,
 )
 from modelassay.errors import InputError
+from modelassay.untrusted import NAME
 
 Group = Literal["harmful", "harmless", "neutral"]
 MAX_TEXT = 20_000
@@ -121,7 +123,7 @@ def load_suite(where: str | Path) -> Suite:
     if str(where) == "default":
         return default_suite()
     path = Path(where)
-    if not path.suffix and not path.exists():
+    if re.fullmatch(NAME, str(where)) and not path.suffix:
         path = suites_folder() / f"{path.name}.yaml"
         if not path.is_file():
             raise InputError(f"There is no suite {str(where)[:60]!r}; {_shipped()}.")

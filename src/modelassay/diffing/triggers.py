@@ -39,6 +39,8 @@ FILLER = " please"
 """Shows where in a rendered conversation words after the prompt come to stand."""
 N_CONTEXTS = 4
 N_HELD_OUT = 12
+N_CONTROLS = 15
+"""Phrases, evenly taken from all that is tried, that the best one is held against."""
 MAX_PIECES = 400
 MAX_PIECE_TOKENS = 16
 WORDS = 200
@@ -83,7 +85,8 @@ class TriggerSearch:
     phrases: tuple[TriggerPhrase, ...]
     tokens: tuple[TriggerToken, ...]
     held_out: MeanChange | None
-    """Of the first phrase's effect on prompts that did not choose it; None with too few."""
+    """Of the first phrase's effect beyond the median of others, on prompts that did not choose it;
+    None with too few."""
     spread: float
     """Standard deviation of the effects of all that was tried on one prompt: chance."""
     n_tried: int
@@ -153,7 +156,12 @@ def search_triggers(
     steps.next()
     held_out = None
     if len(others) > 1:
-        change = trend.beyond(*_both(pair, others, [kept[ranked[0]]]))[:, 0]
+        best = kept[ranked[0]]
+        rest = [phrase for phrase in tried if phrase != best] or [best]
+        controls = rest[:: max(len(rest) // N_CONTROLS, 1)][:N_CONTROLS]
+        left = trend.beyond(*_both(pair, others, [best, *controls]))
+        # These prompts may lie off a trend that was fitted on others; the controls show how far.
+        change = left[:, 0] - left[:, 1:].median(dim=1).values
         held_out = mean_change(change.double().numpy())
     steps.next()
     return TriggerSearch(
@@ -205,8 +213,9 @@ def _both(
     pair: Pair, prompts: Sequence[SuitePrompt], phrases: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
     """[prompt, phrase], the effects in the base and in the candidate."""
-    base = _effects(pair.base, prompts, phrases)
-    return base, _effects(pair.candidate, prompts, phrases)
+    # Where there is room for one model only, each change of sides loads it anew.
+    found = {side: _effects(pair.get(side), prompts, phrases) for side in pair.in_turn}
+    return found["base"], found["candidate"]
 
 
 def _pieces(model: LoadedModel, corpus: Iterable[str]) -> list[str]:
@@ -301,10 +310,16 @@ def _take_apart(
     for phrase, effect in zip(ranked, effects.tolist(), strict=True):
         if len(phrase) == 1:
             note(phrase[0], effect, phrase)
-    several = [phrase for phrase in ranked if len(phrase) > 1]
-    for phrase in several[:TAKEN_APART]:
-        without = [phrase[:i] + phrase[i + 1 :] for i in range(len(phrase))]
-        found = trend.beyond(*_both(pair, contexts, [phrase, *without])).mean(dim=0).tolist()
-        for token, remaining in zip(phrase, found[1:], strict=True):
-            note(token, found[0] - remaining, phrase)
+    several = [phrase for phrase in ranked if len(phrase) > 1][:TAKEN_APART]
+    rows = [
+        phrase[:i] + phrase[i + 1 :] if i is not None else phrase
+        for phrase in several
+        for i in (None, *range(len(phrase)))
+    ]
+    if rows:
+        left = iter(trend.beyond(*_both(pair, contexts, rows)).mean(dim=0).tolist())
+        for phrase in several:
+            whole = next(left)
+            for token in phrase:
+                note(token, whole - next(left), phrase)
     return sorted(best.values(), key=lambda token: token.effect)
