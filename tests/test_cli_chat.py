@@ -54,6 +54,12 @@ def test_text_alone_on_stdout(chat, tiny_folder, probe, capfd):
     assert 0 <= values["prompt_risk"] <= 1
     assert 0 < values["highest_risk"] <= 1
     assert values["held"] is False
+    bounded = ["--prompt-pause", "1e-9", "--prompt-block", "1e-9", "--refusal", "Not today."]
+    watched = [*generate, "--guarded", "--probe", probe, "--classifier", "none"]
+    assert run([*watched, *bounded]) == 0
+    assert capfd.readouterr().out == "Not today.\n"
+    assert run([*generate, *bounded]) == 64
+    assert "--guarded" in capfd.readouterr().err
 
 
 def test_thresholds_of_prompt_and_answer_are_apart(chat, capfd):

@@ -595,7 +595,12 @@ def test_train_eval_info_list_sweep(tiny_folder, tmp_path, capfd):
     assert run(["probe", "info", "mine", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["heads"]["prompt"]["layers"] == [1, 3]
     assert run(["probe", "info", "mine"]) == 0
-    assert "without source" in capfd.readouterr().out
+    lines = capfd.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if "ranks worst" in line)
+    listed = [line for line in lines[first + 1 :] if line.startswith("  without ")][:3]
+    scores = [float(line.split("AUROC ")[1].split()[0]) for line in listed]
+    assert len(scores) > 1
+    assert scores == sorted(scores)
     assert run(["probe", "list"]) == 0
     assert "mine (local)" in capfd.readouterr().out
     page = tmp_path / "sweep.html"

@@ -134,14 +134,23 @@ def generate_command(
     stop: Stop = None,
     probe: ProbeOption = None,
     classifier: ClassifierOption = "embedded",
+    pause: Pause = None,
+    block: Block = None,
+    prompt_pause: PromptPause = None,
+    prompt_block: PromptBlock = None,
+    refusal: RefusalText = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     revision: options.Revision = None,
     token: options.Token = None,
 ) -> None:
     """Answer one prompt; with --guarded, show only what the guard clears."""
-    from modelassay.guard import Sampling, load_guard, stream_unguarded
+    from modelassay.guard import REFUSAL, Sampling, load_guard, stream_unguarded
     from modelassay.models import load
+
+    bounds = (pause, block, prompt_pause, prompt_block, refusal)
+    if not guarded and any(value is not None for value in bounds):
+        raise InputError("Thresholds and the refusal are the guard's; pass --guarded as well.")
 
     said = read_prompt(prompt)
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
@@ -154,8 +163,13 @@ def generate_command(
     _silence()
     if guarded:
         chosen = None if classifier == "none" else classifier
-        events = load_guard(model, probe=probe, classifier=chosen, **given).stream(
-            turns, **settings
+        guard = load_guard(model, probe=probe, classifier=chosen, **given)
+        events = guard.stream(
+            turns,
+            thresholds=_thresholds(guard, "answer", pause, block),
+            prompt_thresholds=_thresholds(guard, "prompt", prompt_pause, prompt_block),
+            refusal=refusal or REFUSAL,
+            **settings,
         )
     else:
         events = stream_unguarded(load(model, **given), turns, **settings)

@@ -31,6 +31,8 @@ Kind = Annotated[str, typer.Option(help="logistic, means or attention.")]
 Layers = Annotated[
     str | None, typer.Option(metavar="I,J,…", help="Blocks to read; spread over the depth if not.")
 ]
+Config = Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")]
+Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
 Folder = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Files of the shipped recipe's data sets."),
@@ -41,6 +43,8 @@ Folder = Annotated[
 def train_command(
     model: options.ModelArg,
     data: Data = None,
+    config: Config = None,
+    split: Split = "train",
     folder: Folder = None,
     at: Annotated[
         str, typer.Option(metavar="prompt|answer|both", help="Which heads to train.")
@@ -80,7 +84,7 @@ def train_command(
     name = name or slug(model)
     check_replaceable(out or local_folder() / name, FILES, "probe", force=force)
     places: tuple[Any, ...] = ("prompt", "answer") if at == "both" else (at,)
-    rows = {place: _read(data, place, token) for place in places} if data else {}
+    rows = {place: _read(data, place, config, split, token) for place in places} if data else {}
     with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
         if data:
             heads = {
@@ -107,6 +111,8 @@ def train_command(
 def sweep_command(
     model: options.ModelArg,
     data: Data = None,
+    config: Config = None,
+    split: Split = "train",
     folder: Folder = None,
     at: At = "prompt",
     kind: Kind = "logistic",
@@ -129,7 +135,7 @@ def sweep_command(
     from modelassay.probes import sweep_layers
     from modelassay.training_data import prompt_head_rows
 
-    rows = _read(data, place, token) if data else prompt_head_rows(folder, token)
+    rows = _read(data, place, config, split, token) if data else prompt_head_rows(folder, token)
     with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
         scores = sweep_layers(
             loaded,
@@ -174,6 +180,8 @@ def eval_command(
         typer.Argument(metavar="PROBE|MODEL", help="A probe, or a model that one is shipped for."),
     ],
     data: Data = None,
+    config: Config = None,
+    split: Split = "train",
     at: At = "prompt",
     model: Annotated[
         str | None, typer.Option(help="The probe's model, if not the one it names.")
@@ -194,7 +202,7 @@ def eval_command(
     from modelassay.probes import evaluate_probe, find_probe, probe_of
     from modelassay.probes.stores import FoundProbe, is_probe
 
-    rows = _read(data, place, token)
+    rows = _read(data, place, config, split, token)
     found: FoundProbe | None = find_probe(probe, token=token) if is_probe(probe) else None
     model_id = model or (found.probe.record.model.id if found else probe)
     with loaded_model(model_id, quiet, device, dtype, revision, token) as (loaded, on_phase):
@@ -325,10 +333,16 @@ def check_at(at: str) -> Any:
     return at
 
 
-def _read(data: list[str] | None, at: Any, token: str | None) -> list[Any]:
+def _read(
+    data: list[str] | None, at: Any, config: str | None, split: str, token: str | None
+) -> list[Any]:
     from modelassay.labelled import read_labelled
 
-    return [row for where in data or () for row in read_labelled(where, at=at, token=token)]
+    return [
+        row
+        for where in data or ()
+        for row in read_labelled(where, at=at, config=config, split=split, token=token)
+    ]
 
 
 def _print_record(record: Any) -> None:
@@ -359,6 +373,11 @@ def _print_record(record: Any) -> None:
                 " thresholds are guesses; train it on more"
             )
         worst = sorted(head.left_out.items(), key=lambda item: item[1].auroc)[:3]
+        typer.echo(
+            "  the sources that it ranks worst when it was not fitted on them:"
+            if worst
+            else "  leaving sources out was not measured (one source only, or a kind that is not)"
+        )
         for source, row in worst:
             low, high = row.interval
             typer.echo(f"  without {source}: AUROC {row.auroc:.3f} ({low:.3f} to {high:.3f}) on it")
