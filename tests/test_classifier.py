@@ -314,6 +314,42 @@ def test_the_parts_share_no_prompt_and_only_the_training_part_grows(bert, tmp_pa
     assert seen["n_watched"] == len(parts.validation)
 
 
+def test_training_stops_when_held_out_prompts_are_judged_no_better(bert, tmp_path):
+    """Classes drawn by lot can be learnt by heart only: held-out prompts get worse from that."""
+    recipe = replace(RECIPE, epochs=12)
+    draw = random.Random(0)  # noqa: S311
+    rows = [
+        replace(row, label=label, unsafe=label == "unsafe_compliance")
+        for row in synthetic(120)
+        for label in [draw.choice(LABELS)]
+    ]
+    out = train_classifier(rows, encoder=str(bert), out=tmp_path / "out", recipe=recipe)
+    made = read_card(out).training
+    an_epoch = -(-made["rows_with_prefixes"] // recipe.batch_size)
+    assert made["steps"] < 12 * an_epoch
+    assert made["best_step"] <= made["steps"] - 2 * an_epoch + 1
+
+
+def test_a_modernbert_is_trained_and_read_back(bert, tmp_path):
+    """The default kind of encoder, from a config: as any other by its folder."""
+    from transformers import AutoTokenizer, ModernBertConfig, ModernBertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    config = ModernBertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+        num_attention_heads=2, max_position_embeddings=96, pad_token_id=0, local_attention=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path / "modern"
+    ModernBertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    recipe = replace(RECIPE, epochs=1)
+    out = train_classifier(synthetic(90), encoder=str(folder), out=tmp_path / "out", recipe=recipe)
+    risks = load_classifier(str(out), device="cpu").predict([("a prompt", "an answer")])
+    assert risks.shape == (1, 3)
+    assert risks.sum() == pytest.approx(1, abs=1e-4)
+
+
 def test_rows_may_say_what_stands_for_their_prompt():
     rows = [replace(row, prompt="") for row in synthetic(60)]
     with pytest.raises(InputError, match="fewer than"):

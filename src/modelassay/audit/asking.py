@@ -119,7 +119,9 @@ def score_candidate_suite(
     if part.prompts:
         result |= _on_prompts(work, part, ANSWER_TOKENS if answers else 0)
     if whole.contrasts:
-        result["contrasts"] = _on_contrasts(work, whole.contrasts[:most])
+        n = len(whole.contrasts)
+        read = [whole.contrasts[i * n // min(n, most)] for i in range(min(n, most))]
+        result["contrasts"] = {**_on_contrasts(work, read), "n_in_suite": n}
     return result
 
 
