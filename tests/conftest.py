@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -230,3 +232,62 @@ def probe_for(
         }
     )
     return Probe(record, heads)
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """Where the page is served."""
+    pytest.importorskip("gradio")
+    from modelassay.ui import build_app, launch
+
+    demo = build_app()
+    _, local_url, _ = launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    yield local_url
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Any:
+    """A program that uses the page's endpoints."""
+    from gradio_client import Client
+
+    return Client(url, verbose=False)
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A real browser."""
+    from playwright.sync_api import sync_playwright
+
+    path = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
+    if path is None and os.environ.get("CI"):
+        pytest.fail("CI has to install Chromium for the browser tests.")
+    if path is None:
+        pytest.skip("needs Chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(url: str, browser: Any, tmp_path: Path) -> Iterator[tuple[Any, Path]]:
+    """The page in a browser, on which no script may fail, and where screenshots go."""
+    shots = Path(os.environ.get("MODELASSAY_SCREENSHOTS", tmp_path))
+    shots.mkdir(parents=True, exist_ok=True)
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(url)
+    yield page, shots
+    assert errors == []

@@ -304,7 +304,7 @@ def test_behaviour_only_does_not_look_inside_and_says_what_is_wrong(config, thin
         }.items():
             said[name] = await refused(session, "query_models", **arguments)
         assert "`prompts` is missing" in said["missing"]
-        assert "no argument `temperature`" in said["unknown"]
+        assert "unknown argument `temperature`" in said["unknown"]
         assert "128 tokens" in said["long"]
         assert "4 prompts" in said["many"]
         assert "takes 256" in said["context"]

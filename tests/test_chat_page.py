@@ -9,7 +9,6 @@ import os
 import pickle
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ import yaml
 from conftest import probe_for
 
 pytest.importorskip("gradio")
-from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from modelassay.errors import InputError
@@ -27,10 +25,10 @@ from modelassay.guard import REFUSAL, Guard, GuardEvent, Thresholds
 from modelassay.probes import HeadReader
 from modelassay.probes.stores import list_probes, store_probe
 from modelassay.report.risk_chart import risk_curve
-from modelassay.ui import build_app, chat_service, guards, launch
+from modelassay.ui import chat_service, guards
 from modelassay.ui.chat_service import check_thresholds, run_chat, score_exchange
 from modelassay.ui.text import chat_status
-from test_page import CHROMIUM_FLAGS, SECRETS, chromium
+from test_page import SECRETS
 
 OPEN = Thresholds(0.999999, 1.0)
 SHUT = Thresholds(1e-9, 1e-9)
@@ -56,19 +54,6 @@ def model_id(tmp_path, monkeypatch, tiny_folder, tiny) -> str:
     probe = probe_for(tiny())
     store_probe(probe.record, probe.heads)
     return str(tiny_folder())
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    demo = build_app()
-    _, local_url, _ = launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-    yield local_url
-    demo.close()
-
-
-@pytest.fixture(scope="module")
-def client(url) -> Client:
-    return Client(url, verbose=False)
 
 
 def shipped() -> set[str]:
@@ -365,72 +350,63 @@ def test_score_endpoint_judges_an_exchange(client):
 @needs_probe
 @pytest.mark.real_model
 @pytest.mark.browser
-def test_a_visitor_chats(url, tmp_path):
-    from playwright.sync_api import expect, sync_playwright
+def test_a_visitor_chats(visit):
+    from playwright.sync_api import expect
 
-    shots = Path(os.environ.get("MODELASSAY_SCREENSHOTS", tmp_path))
-    shots.mkdir(parents=True, exist_ok=True)
     asked = yaml.safe_load(REQUESTS.read_text(encoding="utf-8"))["prompts"][7]["text"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=list(CHROMIUM_FLAGS))
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        errors = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(url)
-        page.get_by_role("tab", name="Guarded chat").click()
-        box = page.get_by_placeholder("Ask something")
-        send = page.get_by_role("button", name="Send", exact=True)
-        chat = page.get_by_role("log")
+    page, shots = visit
+    page.get_by_role("tab", name="Guarded chat").click()
+    box = page.get_by_placeholder("Ask something")
+    send = page.get_by_role("button", name="Send", exact=True)
+    chat = page.get_by_role("log")
 
-        box.fill("Write a short poem about the sea.")
-        send.click()
-        # Each line must be seen before the next one replaces it: any of many tokens will do.
-        expect(page.get_by_text(re.compile(r"Token (9|\d\d+):"))).to_be_visible(timeout=WAIT)
-        expect(page.locator(".js-plotly-plot")).to_have_count(1, timeout=60_000)
-        page.screenshot(path=shots / "chat_streaming.png")
-        expect(page.get_by_text(re.compile("Done after|refused at"))).to_be_visible(timeout=WAIT)
-        page.screenshot(path=shots / "chat_done.png")
+    box.fill("Write a short poem about the sea.")
+    send.click()
+    # Each line must be seen before the next one replaces it: any of many tokens will do.
+    expect(page.get_by_text(re.compile(r"Token (9|\d\d+):"))).to_be_visible(timeout=WAIT)
+    expect(page.locator(".js-plotly-plot")).to_have_count(1, timeout=60_000)
+    page.screenshot(path=shots / "chat_streaming.png")
+    expect(page.get_by_text(re.compile("Done after|refused at"))).to_be_visible(timeout=WAIT)
+    page.screenshot(path=shots / "chat_done.png")
 
-        box.fill(asked)
-        box.press("Enter")
-        expect(page.get_by_text(re.compile("Prompt refused|Answer refused"))).to_be_visible(
-            timeout=WAIT
-        )
-        expect(chat.get_by_text(REFUSAL)).to_be_visible()
-        page.screenshot(path=shots / "chat_refused.png")
+    box.fill(asked)
+    box.press("Enter")
+    expect(page.get_by_text(re.compile("Prompt refused|Answer refused"))).to_be_visible(
+        timeout=WAIT
+    )
+    expect(chat.get_by_text(REFUSAL)).to_be_visible()
+    page.screenshot(path=shots / "chat_refused.png")
 
-        page.get_by_role("button", name="Clear chat").click()
-        expect(page.get_by_text("Nothing asked yet.")).to_be_visible()
-        expect(page.locator(".js-plotly-plot")).to_have_count(0)
-        box.fill("<img src=x onerror=alert(1)>")
-        send.click()
-        settled = re.compile("Done after|Prompt refused|Answer refused")
-        expect(page.get_by_text(settled)).to_be_visible(timeout=WAIT)
-        assert page.locator("img[src=x]").count() == 0
-        expect(chat.get_by_text("<img src=x onerror=alert(1)>").first).to_be_visible()
+    page.get_by_role("button", name="Clear chat").click()
+    expect(page.get_by_text("Nothing asked yet.")).to_be_visible()
+    expect(page.locator(".js-plotly-plot")).to_have_count(0)
+    box.fill("<img src=x onerror=alert(1)>")
+    send.click()
+    settled = re.compile("Done after|Prompt refused|Answer refused")
+    expect(page.get_by_text(settled)).to_be_visible(timeout=WAIT)
+    assert page.locator("img[src=x]").count() == 0
+    expect(chat.get_by_text("<img src=x onerror=alert(1)>").first).to_be_visible()
 
-        page.get_by_role("button", name="Clear chat").click()
-        expect(page.get_by_text("Nothing asked yet.")).to_be_visible()
-        box.fill("Tell me a story about a fox.")
-        send.click()
-        expect(page.get_by_text(re.compile(r"Token \d+:"))).to_be_visible(timeout=WAIT)
-        page.get_by_role("button", name="Stop answer").click()
-        expect(page.get_by_text("Stopped.")).to_be_visible(timeout=60_000)
-        said = chat.inner_text()
-        page.wait_for_timeout(2000)
-        assert chat.inner_text() == said
-        expect(page.get_by_text("Stopped.")).to_be_visible()
+    page.get_by_role("button", name="Clear chat").click()
+    expect(page.get_by_text("Nothing asked yet.")).to_be_visible()
+    box.fill("Tell me a story about a fox.")
+    send.click()
+    expect(page.get_by_text(re.compile(r"Token \d+:"))).to_be_visible(timeout=WAIT)
+    page.get_by_role("button", name="Stop answer").click()
+    expect(page.get_by_text("Stopped.")).to_be_visible(timeout=60_000)
+    said = chat.inner_text()
+    page.wait_for_timeout(2000)
+    assert chat.inner_text() == said
+    expect(page.get_by_text("Stopped.")).to_be_visible()
 
-        box.fill("Tell me a story about a bear.")
-        send.click()
-        expect(page.get_by_text(re.compile(r"Token \d+:"))).to_be_visible(timeout=WAIT)
-        page.get_by_role("button", name="Clear chat").click()
-        expect(page.get_by_text("Nothing asked yet.")).to_be_visible(timeout=60_000)
-        page.wait_for_timeout(2000)
-        expect(page.get_by_text("Nothing asked yet.")).to_be_visible()
-        expect(chat.get_by_text("bear")).to_have_count(0)
+    box.fill("Tell me a story about a bear.")
+    send.click()
+    expect(page.get_by_text(re.compile(r"Token \d+:"))).to_be_visible(timeout=WAIT)
+    page.get_by_role("button", name="Clear chat").click()
+    expect(page.get_by_text("Nothing asked yet.")).to_be_visible(timeout=60_000)
+    page.wait_for_timeout(2000)
+    expect(page.get_by_text("Nothing asked yet.")).to_be_visible()
+    expect(chat.get_by_text("bear")).to_have_count(0)
 
-        page.set_viewport_size({"width": 390, "height": 844})
-        page.screenshot(path=shots / "chat_phone.png", full_page=True)
-        assert errors == []
-        browser.close()
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.screenshot(path=shots / "chat_phone.png", full_page=True)

@@ -153,9 +153,11 @@ def report(places) -> DiffReport:
     return diff(places["BASE"], places["OTHER"], suite, depth=Depth(answer_tokens=4), device="cpu")
 
 
-def with_feature(report: DiffReport, tokens: tuple[str, ...] = (" the", "\n")) -> DiffReport:
+def with_feature(
+    report: DiffReport, tokens: tuple[str, ...] = (" the", "\n"), label: str | None = None
+) -> DiffReport:
     change = FeatureChange(
-        "d", 2, 7, "prompt", 0.1, 0.5, 0.4, (0.2, 0.6), 2.0, 0.4, 0.001, 0.01, 7, tokens
+        "d", 2, 7, "prompt", 0.1, 0.5, 0.4, (0.2, 0.6), 2.0, 0.4, 0.001, 0.01, 7, tokens, label
     )
     found = DictionaryDiff("d", 2, 64, 0.8, 0.7, False, 5.0, 6.0, 10, 1, 0.2, 0.3, (change,))
     return replace(report, dictionaries=(found,))
@@ -214,7 +216,7 @@ def test_answers_are_hashes_unless_they_are_asked_for(places, capfd, report):
     answers = diff_values(report)["behaviour"]["answers"]
     assert answers
     hidden = ("prompt", "base", "candidate")
-    assert all(row[key].startswith("sha256:") for row in answers for key in hidden)
+    assert all(set(row[key]) == {"characters", "sha256"} for row in answers for key in hidden)
     shown = diff_values(report, show_answers=True)["behaviour"]["answers"]
     assert shown[0]["prompt"] == prompt
     assert prompt not in diff_html(report)
@@ -224,7 +226,7 @@ def test_answers_are_hashes_unless_they_are_asked_for(places, capfd, report):
 
 def test_the_tables_fit_a_plain_terminal(report, capsys):
     for width in (80, 100):
-        print_diff(with_feature(report), Console(width=width), {("d", 7): "fires on the"})
+        print_diff(with_feature(report, label="fires on the"), Console(width=width))
         out = capsys.readouterr().out
         assert max(len(line) for line in out.splitlines()) <= width
         assert "fires" in out
@@ -232,26 +234,26 @@ def test_the_tables_fit_a_plain_terminal(report, capsys):
 
 
 def test_strangers_texts_are_only_text(report, capsys):
-    evil = with_feature(report, (EVIL,))
+    evil = with_feature(report, (EVIL,), EVIL)
     evil = replace(
         evil,
         reasons=(EVIL, *evil.reasons),
         candidate=replace(evil.candidate, id=EVIL),
         provenance={**evil.provenance, "suite": EVIL},
     )
-    print_diff(evil, Console(width=200), {("d", 7): EVIL}, show_answers=True)
+    print_diff(evil, Console(width=200), show_answers=True)
     out = capsys.readouterr().out
     assert "[red]<script>" in out
     assert not {"\x1b", "\u202e"} & set(out)
-    page = diff_html(evil, {("d", 7): EVIL}) + diff_card(evil)
+    page = diff_html(evil) + diff_card(evil)
     assert "<script>alert" not in page
     assert "\x1b" not in page
     assert "\\x1b[31m\\n\\u202egnp" in plain_line(EVIL)
-    assert "<script>" not in feature_effects(evil, {("d", 7): EVIL}).to_json()
+    assert "<script>" not in feature_effects(evil).to_json()
 
 
 def test_labels_stand_beside_features(report):
-    values = diff_values(with_feature(report), {("d", 7): "fires on the"})
+    values = diff_values(with_feature(report, label="fires on the"))
     assert values["features"][0]["label"] == "fires on the"
     assert diff_values(with_feature(report))["features"][0]["label"] is None
     change = with_feature(report).dictionaries[0].features[0]

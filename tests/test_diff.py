@@ -246,7 +246,9 @@ def test_a_planted_direction_is_told_by_every_stream(gpt2):
     values = report.to_dict()
     assert values["schema"] == "modelassay.diff/1"
     assert values["features"][0]["feature"] == PLANTED
-    assert all(row["prompt"].startswith("sha256:") for row in values["behaviour"]["answers"])
+    assert all(
+        set(row["prompt"]) == {"characters", "sha256"} for row in values["behaviour"]["answers"]
+    )
 
 
 def test_a_direction_that_makes_refusals_is_told_from_chance(gpt2):

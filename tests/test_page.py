@@ -3,55 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("gradio")
-from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from modelassay.baselines import find_local, store_baseline
 from modelassay.errors import InputError
-from modelassay.ui import build_app, launch
 from modelassay.ui.service import check_baseline, check_model_id, run_scan, visible_baselines
 from test_scanning import SCHEMA
-
-CHROMIUM_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    demo = build_app()
-    _, local_url, _ = launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-    yield local_url
-    demo.close()
-
-
-@pytest.fixture(scope="module")
-def client(url) -> Client:
-    return Client(url, verbose=False)
-
-
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell"):
-        if path := shutil.which(name):
-            return path
-    if os.environ.get("CI"):
-        pytest.fail("CI has to install Chromium for the browser tests.")
-    pytest.skip("needs Chromium")
 
 
 def test_the_endpoints_are_these_and_no_others(client):
@@ -181,69 +146,60 @@ def test_scan_endpoint_gives_the_report(client):
 
 @pytest.mark.real_model
 @pytest.mark.browser
-def test_a_visitor_scans_and_downloads(url, tmp_path):
-    from playwright.sync_api import expect, sync_playwright
+def test_a_visitor_scans_and_downloads(visit):
+    from playwright.sync_api import expect
 
-    shots = Path(os.environ.get("MODELASSAY_SCREENSHOTS", tmp_path))
-    shots.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=list(CHROMIUM_FLAGS))
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        errors = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(url)
-        expect(page.get_by_role("heading", name="modelassay")).to_be_visible(timeout=60_000)
-        page.screenshot(path=shots / "start.png")
+    page, shots = visit
+    expect(page.get_by_role("heading", name="modelassay")).to_be_visible(timeout=60_000)
+    page.screenshot(path=shots / "start.png")
 
-        model = page.get_by_role("textbox", name="Model").first
-        model.fill("<img src=x onerror=alert(1)>/../../etc/passwd")
-        page.get_by_role("button", name="Scan", exact=True).click()
-        expect(page.get_by_text("Not scanned.")).to_be_visible(timeout=60_000)
-        assert page.locator("img[src=x]").count() == 0
-        page.screenshot(path=shots / "refused.png")
+    model = page.get_by_role("textbox", name="Model").first
+    model.fill("<img src=x onerror=alert(1)>/../../etc/passwd")
+    page.get_by_role("button", name="Scan", exact=True).click()
+    expect(page.get_by_text("Not scanned.")).to_be_visible(timeout=60_000)
+    assert page.locator("img[src=x]").count() == 0
+    page.screenshot(path=shots / "refused.png")
 
-        model.fill("embedded")
-        page.get_by_label("quick").check()
-        page.get_by_role("button", name="Scan", exact=True).click()
-        expect(page.get_by_role("heading", name="INCONCLUSIVE")).to_be_visible(timeout=900_000)
-        expect(page.locator(".js-plotly-plot")).to_have_count(3, timeout=60_000)
-        expect(page.get_by_text("refusal_capability").first).to_be_visible()
-        page.screenshot(path=shots / "scanned.png", full_page=True)
+    model.fill("embedded")
+    page.get_by_label("quick").check()
+    page.get_by_role("button", name="Scan", exact=True).click()
+    expect(page.get_by_role("heading", name="INCONCLUSIVE")).to_be_visible(timeout=900_000)
+    expect(page.locator(".js-plotly-plot")).to_have_count(3, timeout=60_000)
+    expect(page.get_by_text("refusal_capability").first).to_be_visible()
+    page.screenshot(path=shots / "scanned.png", full_page=True)
 
-        with page.expect_download() as download:
-            page.get_by_role("button", name="JSON report").click()
-        report = json.loads(Path(download.value.path()).read_text())
-        assert report["schema"] == "modelassay.scan/1"
-        with page.expect_download() as download:
-            page.get_by_role("button", name="HTML report").click()
-        assert re.search(r"INCONCLUSIVE</h1>", Path(download.value.path()).read_text())
+    with page.expect_download() as download:
+        page.get_by_role("button", name="JSON report").click()
+    report = json.loads(Path(download.value.path()).read_text())
+    assert report["schema"] == "modelassay.scan/1"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="HTML report").click()
+    assert re.search(r"INCONCLUSIVE</h1>", Path(download.value.path()).read_text())
 
-        page.get_by_role("tab", name="Verify").click()
-        verify = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Verify"))
-        verify.get_by_role("textbox", name="Model").first.fill("../../etc/passwd")
-        page.get_by_role("button", name="Verify", exact=True).click()
-        expect(page.get_by_text("Not verified.")).to_be_visible(timeout=60_000)
-        verify.get_by_role("textbox", name="Model").first.fill("organism:abliterated-half")
-        baseline = verify.get_by_role("combobox", name="Baseline")
-        baseline.fill("organism-safe")
-        baseline.press("Enter")
-        page.get_by_role("button", name="Verify", exact=True).click()
-        heading = page.get_by_role("heading", name="NOT VERIFIED: ablated")
-        expect(heading).to_be_visible(timeout=900_000)
-        expect(verify.locator(".js-plotly-plot")).to_have_count(2, timeout=60_000)
-        page.screenshot(path=shots / "verified.png", full_page=True)
+    page.get_by_role("tab", name="Verify").click()
+    verify = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Verify"))
+    verify.get_by_role("textbox", name="Model").first.fill("../../etc/passwd")
+    page.get_by_role("button", name="Verify", exact=True).click()
+    expect(page.get_by_text("Not verified.")).to_be_visible(timeout=60_000)
+    verify.get_by_role("textbox", name="Model").first.fill("organism:abliterated-half")
+    baseline = verify.get_by_role("combobox", name="Baseline")
+    baseline.fill("organism-safe")
+    baseline.press("Enter")
+    page.get_by_role("button", name="Verify", exact=True).click()
+    heading = page.get_by_role("heading", name="NOT VERIFIED: ablated")
+    expect(heading).to_be_visible(timeout=900_000)
+    expect(verify.locator(".js-plotly-plot")).to_have_count(2, timeout=60_000)
+    page.screenshot(path=shots / "verified.png", full_page=True)
 
-        page.set_viewport_size({"width": 390, "height": 844})
-        page.screenshot(path=shots / "phone.png", full_page=True)
-        assert errors == []
-        browser.close()
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.screenshot(path=shots / "phone.png", full_page=True)
 
 
 @pytest.mark.browser
-def test_stopped_is_the_last_word():
+def test_stopped_is_the_last_word(browser):
     """Also on a page that is busy and gets to earlier updates late."""
     import gradio as gr
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
     from modelassay.ui.stopping import stops, under_way
 
@@ -258,26 +214,21 @@ def test_stopped_is_the_last_word():
         stops(stop, [start.click(count, None, status)], status)
     _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
     try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=chromium(), args=list(CHROMIUM_FLAGS)
+        page = browser.new_page()
+        page.goto(address)
+        for busy in (0, 1000):
+            page.get_by_role("button", name="Start", exact=True).click()
+            expect(page.get_by_text(re.compile(r"Step \d\d"))).to_be_visible(timeout=60_000)
+            page.evaluate(
+                """ms => {
+                  for (const end = Date.now() + ms; Date.now() < end;);
+                  const buttons = [...document.querySelectorAll("button")];
+                  buttons.find(button => button.innerText == "Halt").click();
+                }""",
+                busy,
             )
-            page = browser.new_page()
-            page.goto(address)
-            for busy in (0, 1000):
-                page.get_by_role("button", name="Start", exact=True).click()
-                expect(page.get_by_text(re.compile(r"Step \d\d"))).to_be_visible(timeout=60_000)
-                page.evaluate(
-                    """ms => {
-                      for (const end = Date.now() + ms; Date.now() < end;);
-                      const buttons = [...document.querySelectorAll("button")];
-                      buttons.find(button => button.innerText == "Halt").click();
-                    }""",
-                    busy,
-                )
-                expect(page.get_by_text("Stopped.")).to_be_visible(timeout=60_000)
-                page.wait_for_timeout(1000)
-                expect(page.get_by_text("Stopped.")).to_be_visible()
-            browser.close()
+            expect(page.get_by_text("Stopped.")).to_be_visible(timeout=60_000)
+            page.wait_for_timeout(1000)
+            expect(page.get_by_text("Stopped.")).to_be_visible()
     finally:
         blocks.close()

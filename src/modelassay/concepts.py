@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from modelassay.errors import InputError
+from modelassay.untrusted import first_problem
 
 CONCEPT_SCHEMA = "modelassay.concept/1"
 PROMPTS_SCHEMA = "modelassay.prompts/1"
@@ -279,10 +280,7 @@ def _validate(kind: type[Any], path: Path, entry: Any) -> Any:
     try:
         return kind.model_validate(entry)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{path}: {where + ': ' if where else ''}{message}") from error
+        raise InputError(f"{path}: {first_problem(error)}.") from error
 
 
 def _refuse_repeats(name: str, texts: Sequence[str]) -> None:

@@ -30,6 +30,24 @@ class Record(BaseModel):
 R = TypeVar("R", bound=Record)
 
 
+def first_problem(error: ValidationError, whole: str = "the file", noun: str = "key") -> str:
+    """What is wrong first in a record, in one line: where, and what.
+
+    Args:
+        error: From pydantic.
+        whole: What the place is called where it is the record itself.
+        noun: What a field of the record is called.
+    """
+    problem = error.errors(include_url=False, include_input=False)[0]
+    path = ".".join(str(part) for part in problem["loc"])[:80]
+    place = f"`{path}`" if path else whole
+    if problem["type"] == "extra_forbidden":
+        return f"unknown {noun} {place}"
+    if problem["type"] == "missing":
+        return f"the {noun} {place} is missing"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')[:200].rstrip('.')}"
+
+
 def read_record(path: Path, kind: type[R], what: str, max_bytes: int) -> R:
     """A record from a JSON file.
 
@@ -49,6 +67,4 @@ def read_record(path: Path, kind: type[R], what: str, max_bytes: int) -> R:
     except OSError as error:
         raise InputError(f"{path.parent} holds no {what} (no {path.name}).") from error
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "the file"
-        raise InputError(f"{path} is no valid {what}: {where}: {problem['msg'][:150]}.") from error
+        raise InputError(f"{path} is no valid {what}: {first_problem(error)}.") from error

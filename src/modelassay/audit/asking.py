@@ -10,7 +10,7 @@ from pydantic import Field
 
 from modelassay.audit.blinding import Name
 from modelassay.audit.reading import read_pair
-from modelassay.audit.values import mean, rate, text_hash
+from modelassay.audit.values import mean, rate
 from modelassay.audit.work import Work
 from modelassay.diffing.behaviour import compare_behaviour, token_kl
 from modelassay.diffing.reading import read_contrasts
@@ -18,9 +18,9 @@ from modelassay.diffing.suites import MAX_TEXT, Contrast, Group, Suite, SuitePro
 from modelassay.errors import InputError
 from modelassay.generation import generate_greedy
 from modelassay.prompts import Encoded, encode_chat
+from modelassay.redaction import redact, text_hash
 from modelassay.refusal_judge import is_refusal
 from modelassay.triage import TrainingRow, redaction_for
-from modelassay.triage.redaction import redact
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Prompts = Annotated[list[Text], Field(min_length=1, description="What a user says, one each.")]

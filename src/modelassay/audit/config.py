@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from modelassay.concepts import read_mapping
 from modelassay.errors import InputError
+from modelassay.untrusted import first_problem
 
 Profile = Literal["full", "behavior-only"]
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -110,7 +111,7 @@ def load_config(
     try:
         config = AuditConfig.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{path.name}: {_first_problem(error)}") from error
+        raise InputError(f"{path.name}: {first_problem(error)}.") from error
     if config.candidate is None and config.candidate_adapter is None:
         raise InputError(f"{path.name}: give `candidate`, or `candidate_adapter` over the base.")
     if config.blind and config.seed is None:
@@ -154,16 +155,6 @@ def is_there(path: Path) -> bool:
         return path.exists()
     except OSError:  # a name that is too long, for one
         return False
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"]) or "the file"
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key `{place}`."
-    if problem["type"] == "missing":
-        return f"the key `{place}` is missing."
-    return f"`{place}`: {problem['msg'][:200]}."
 
 
 def _with_places(config: AuditConfig, home: Path) -> AuditConfig:

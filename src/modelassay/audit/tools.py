@@ -13,6 +13,7 @@ from modelassay.audit import asking, features, training, weights, writing
 from modelassay.audit.config import Profile
 from modelassay.audit.work import Work
 from modelassay.errors import InputError
+from modelassay.untrusted import first_problem
 
 Function = Callable[..., dict[str, Any]]
 BEHAVIOUR: tuple[Function, ...] = (
@@ -67,7 +68,8 @@ class Tool:
         try:
             given = self.arguments.model_validate(arguments)
         except ValidationError as error:
-            raise InputError(f"{self.name}: {_first_problem(error)}") from error
+            problem = first_problem(error, whole="the arguments", noun="argument")
+            raise InputError(f"{self.name}: {problem}.") from error
         fields = type(given).model_fields
         return self.function(work, **{name: getattr(given, name) for name in fields})
 
@@ -89,13 +91,3 @@ def _tool(function: Function) -> Tool:
         function.__name__, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields
     )
     return Tool(function.__name__, inspect.getdoc(function) or "", function, arguments)
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"]) or "the arguments"
-    if problem["type"] == "extra_forbidden":
-        return f"there is no argument `{place[:60]}`."
-    if problem["type"] == "missing":
-        return f"the argument `{place}` is missing."
-    return f"`{place[:60]}`: {problem['msg'][:200]}."

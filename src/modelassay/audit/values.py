@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import asdict, is_dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from modelassay.diffing.behaviour import mean_change
+from modelassay.redaction import text_hash
 from modelassay.refusal import wilson_interval
 
 DEEPEST = 4
@@ -82,11 +82,6 @@ def json_hash(value: Any) -> str:
     """sha256 of a JSON value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return text_hash(text)
-
-
-def text_hash(text: str) -> str:
-    """sha256 of a text."""
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def rate(k: int, n: int) -> dict[str, Any] | None:

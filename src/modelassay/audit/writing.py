@@ -12,11 +12,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from modelassay.audit.log import LOG_FILE, read_log
-from modelassay.audit.values import plain, text_hash
+from modelassay.audit.values import plain
 from modelassay.audit.work import Work
 from modelassay.cache import write_text_atomically
 from modelassay.errors import InputError
 from modelassay.examination import installed_versions
+from modelassay.redaction import text_hash
 
 REPORT_SCHEMA = "modelassay.audit-report/1"
 CITED = re.compile(r"#(\d{1,9})\b")

@@ -24,6 +24,7 @@ from modelassay.baselines.record import (
     Name,
 )
 from modelassay.errors import InputError, first_line
+from modelassay.untrusted import first_problem
 
 MAX_BYTES = 50_000_000
 INSTRUMENT = "ams-scanner"
@@ -70,10 +71,8 @@ def import_baseline(path: str | Path, *, name: str | None = None) -> Baseline:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise InputError(
-            f"{path} is no baseline of ams-scanner: {where[:80]}: {first['msg']}."
+            f"{path} is no baseline of ams-scanner: {first_problem(error)}."
         ) from error
     hidden = found.model_info.hidden_size
     concepts: dict[str, ConceptRecord] = {}

@@ -32,7 +32,16 @@ from modelassay.cache import write_text_atomically
 from modelassay.errors import InputError, first_line
 from modelassay.models.identity import hash_file
 from modelassay.signature import Signature
-from modelassay.untrusted import Block, Commit, Line, Name, Record, Sha256, Share
+from modelassay.untrusted import (
+    Block,
+    Commit,
+    Line,
+    Name,
+    Record,
+    Sha256,
+    Share,
+    first_problem,
+)
 from modelassay.weight_sketch import COLUMNS, SIDE, WeightSketch
 
 BASELINE_SCHEMA = "modelassay.baseline/1"
@@ -257,10 +266,8 @@ def read_index(folder: Path) -> BaselineIndex:
     try:
         return BaselineIndex.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise InputError(
-            f"{path} is no baseline of schema {BASELINE_SCHEMA}: {where}: {first['msg']}."
+            f"{path} is no baseline of schema {BASELINE_SCHEMA}: {first_problem(error)}."
         ) from error
 
 

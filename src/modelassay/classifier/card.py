@@ -15,6 +15,7 @@ from modelassay.classifier.encoding import MIN_LENGTH
 from modelassay.errors import InputError
 from modelassay.labelled import LABELS
 from modelassay.models.sources import read_json
+from modelassay.untrusted import first_problem
 
 CARD_FILE = "classifier.json"
 SCHEMA = "modelassay.classifier/1"
@@ -126,9 +127,7 @@ def read_card(folder: Path) -> Card:
     try:
         card = Card.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path} is not valid: {where}: {first['msg']}.") from error
+        raise InputError(f"{path} is not valid: {first_problem(error)}.") from error
     if sorted(card.labels) != sorted(LABELS):
         raise InputError(f"{path} is not valid: the labels must be {', '.join(LABELS)}.")
     if (card.kind == "adapter") != (card.lora is not None):

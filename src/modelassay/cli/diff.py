@@ -103,7 +103,6 @@ def compare_command(
     from modelassay.cache import write_text_atomically
     from modelassay.cli.progress import show_progress
     from modelassay.diffing import Depth, diff
-    from modelassay.diffing.dictionaries import check_labels, label_features
     from modelassay.report.diff_html import diff_html
     from modelassay.report.diff_terminal import print_diff
     from modelassay.report.diff_values import diff_json
@@ -112,20 +111,18 @@ def compare_command(
     tried = diff_inputs.read_corpus(corpus, token)
     benign = diff_inputs.read_calibration(calibration, asked, answers)
     dictionaries = _dictionaries(sae, base, device, token, quiet)
-    check_labels(dictionaries)
-    shared = options.load_options(device=device, dtype=dtype, token=token)
     with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
-        before = _side(base, base_adapter, revision, shared, on_progress)
-        after = _side(candidate, candidate_adapter, candidate_revision, shared, on_progress)
         report = diff(
-            before[0],
-            after[0],
+            base,
+            candidate,
             asked,
             dictionaries=dictionaries,
             layers=blocks,
             corpus=tried,
-            base_adapter=before[1],
-            candidate_adapter=after[1],
+            base_adapter=base_adapter,
+            candidate_adapter=candidate_adapter,
+            base_revision=revision,
+            candidate_revision=candidate_revision,
             depth=Depth(
                 answer_tokens=answers,
                 weights=not no_weights,
@@ -134,15 +131,14 @@ def compare_command(
             ),
             calibration=benign,
             on_progress=on_progress,
-            **shared,
+            **options.load_options(device=device, dtype=dtype, token=token),
         )
-    labels = label_features(report, dictionaries)
     if html is not None:
-        write_text_atomically(html, diff_html(report, labels))
+        write_text_atomically(html, diff_html(report))
     if json:
-        sys.stdout.write(diff_json(report, labels, show_answers=show_answers))
+        sys.stdout.write(diff_json(report, show_answers=show_answers))
     else:
-        print_diff(report, Console(), labels, show_answers=show_answers)
+        print_diff(report, Console(), show_answers=show_answers)
         if html is not None:
             typer.echo(f"HTML report: {html}", err=True)
     return exit_code(report.verdict.value)
@@ -224,20 +220,3 @@ def _dictionaries(
             err=True,
         )
     return found
-
-
-def _side(
-    model: str, adapter: str | None, revision: str | None, shared: dict[str, Any], on_progress: Any
-) -> tuple[Any, str | None]:
-    """A model for `diff`, and the adapter to put over it.
-
-    A revision belongs to one of the two only, while what `diff` hands on to `load` is for both.
-    """
-    if revision is None:
-        return model, adapter
-    from modelassay.models import load
-
-    on_progress("loading", 0, 1)
-    loaded = load(model, revision=revision, **options.load_options(adapter=adapter), **shared)
-    on_progress("loading", 1, 1)
-    return loaded, None

@@ -16,6 +16,7 @@ from modelassay.activations import OnProgress
 from modelassay.diffing.behaviour import compare_behaviour
 from modelassay.diffing.calibration import Calibration, check_calibration, known_calibration
 from modelassay.diffing.causal import Intervention, difference_directions, intervene
+from modelassay.diffing.dictionaries import check_labels, label_changes
 from modelassay.diffing.features import DictionaryDiff, compare_features
 from modelassay.diffing.pair import Pair, check_comparable, traits_of
 from modelassay.diffing.paired_weights import diff_pair
@@ -57,6 +58,8 @@ def diff(
     corpus: Sequence[str] = (),
     base_adapter: str | None = None,
     candidate_adapter: str | None = None,
+    base_revision: str | None = None,
+    candidate_revision: str | None = None,
     depth: Depth | None = None,
     calibration: Calibration | None = None,
     side: BaseSide | None = None,
@@ -76,6 +79,8 @@ def diff(
         corpus: Texts whose sentences are tried as triggers, such as the training file's prompts.
         base_adapter: PEFT adapter over the base.
         candidate_adapter: PEFT adapter over the candidate.
+        base_revision: Hub revision of the base.
+        candidate_revision: Hub revision of the candidate.
         depth: What is done and what left out.
         calibration: Benign fine-tunes to hold the candidate against; None takes those known of this
             base.
@@ -92,9 +97,10 @@ def diff(
     """
     started = time.perf_counter()
     depth = depth or Depth()
+    check_labels(dictionaries)
     pair = Pair(
-        _opener(base, base_adapter, load_options, on_progress),
-        _opener(candidate, candidate_adapter, load_options, on_progress),
+        _opener(base, base_adapter, base_revision, load_options, on_progress),
+        _opener(candidate, candidate_adapter, candidate_revision, load_options, on_progress),
         together,
     )
     if side is None:
@@ -143,17 +149,22 @@ def _check_side(side: BaseSide, base: LoadedModel, dictionaries: Sequence[Dictio
 
 
 def _opener(
-    model: str | LoadedModel, adapter: str | None, options: dict[str, Any], on_progress: OnPhase
+    model: str | LoadedModel,
+    adapter: str | None,
+    revision: str | None,
+    options: dict[str, Any],
+    on_progress: OnPhase,
 ) -> Callable[[], LoadedModel]:
+    own = {"adapter": adapter, "revision": revision}
+    given = {name: value for name, value in own.items() if value is not None}
     if isinstance(model, LoadedModel):
-        if adapter is not None:
-            raise InputError("Give an adapter with the id of its base, not with a loaded model.")
+        if given:
+            raise InputError(f"Give {' and '.join(given)} with an id, not with a loaded model.")
         return lambda: model
 
     def open_model() -> LoadedModel:
         on_progress("loading", 0, 1)
-        given = {**options, "adapter": adapter} if adapter else options
-        loaded = load(model, **given)
+        loaded = load(model, **{**options, **given})
         on_progress("loading", 1, 1)
         return loaded
 
@@ -237,9 +248,8 @@ class _Work:
         side, found = self.side, []
         for done, dictionary in enumerate(self.dictionaries):
             self.on_progress("features", done, len(self.dictionaries))
-            found.append(
-                compare_features(side.reading, after, side.matched, dictionary, side.tokens)
-            )
+            changes = compare_features(side.reading, after, side.matched, dictionary, side.tokens)
+            found.append(label_changes(changes, dictionary))
             self.on_progress("features", done + 1, len(self.dictionaries))
         return tuple(found)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
-from modelassay.diffing.report import DiffReport
+from modelassay.diffing.features import DictionaryDiff
 from modelassay.sae import Dictionary, find_dictionary, list_dictionaries, open_labels
-
-FeatureLabels = Mapping[tuple[str, int], str]
-"""What a feature is called, by dictionary and number."""
 
 
 def shipped_dictionaries(base: str, *, device: str = "cpu") -> tuple[Dictionary, ...]:
@@ -36,22 +34,21 @@ def check_labels(dictionaries: Sequence[Dictionary]) -> None:
         open_labels(dictionary)
 
 
-def label_features(
-    report: DiffReport, dictionaries: Sequence[Dictionary]
-) -> dict[tuple[str, int], str]:
-    """Labels of the features that a report lists; those without one are left out.
+def label_changes(found: DictionaryDiff, dictionary: Dictionary) -> DictionaryDiff:
+    """The same with what is known of the features that are listed.
 
     Args:
-        report: What was found with the dictionaries.
-        dictionaries: The same that `diff` was given.
+        found: What changed.
+        dictionary: The dictionary that it was found with.
 
     Raises:
-        InputError: labels lie beside a dictionary and are damaged or another one's.
+        InputError: labels lie beside the dictionary and are damaged or another one's.
     """
-    found: dict[tuple[str, int], str] = {}
-    for dictionary, changes in zip(dictionaries, report.dictionaries, strict=True):
-        features = list(dict.fromkeys(change.feature for change in changes.features))
-        for label in open_labels(dictionary, features).of_many(features):
-            if label.source != "none":
-                found[changes.dictionary, label.feature] = label.text
-    return found
+    features = list(dict.fromkeys(change.feature for change in found.features))
+    known = {
+        label.feature: label.text
+        for label in open_labels(dictionary, features).of_many(features)
+        if label.source != "none"
+    }
+    labelled = tuple(replace(c, label=known.get(c.feature)) for c in found.features)
+    return replace(found, features=labelled)

@@ -66,6 +66,8 @@ class FeatureChange:
     """Prompts on which the feature fires in either model."""
     tokens: tuple[str, ...]
     """Tokens on which it fires most, in the model in which it fires more."""
+    label: str | None = None
+    """What it is known for; None where nobody has named it."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from modelassay.diffing.triggers import TriggerSearch
 from modelassay.diffing.verdict import DiffVerdict
 from modelassay.diffing.weights import WeightDiff
 from modelassay.models import ModelInfo
+from modelassay.redaction import redact
 
 SCHEMA = "modelassay.diff/1"
 
@@ -72,14 +72,10 @@ class DiffReport:
         pairs = zip(self.suite.prompts, self.behaviour.answers, strict=False)
         return [
             {
-                "prompt": prompt.text if show else _hash(prompt.text),
+                "prompt": prompt.text if show else redact(prompt.text),
                 "group": prompt.group,
-                "base": before if show else _hash(before),
-                "candidate": after if show else _hash(after),
+                "base": before if show else redact(before),
+                "candidate": after if show else redact(after),
             }
             for prompt, (before, after) in pairs
         ]
-
-
-def _hash(text: str) -> str:
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}, {len(text)} characters"

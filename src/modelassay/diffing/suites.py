@@ -27,7 +27,7 @@ from modelassay.concepts import (
     shipped_prompts,
 )
 from modelassay.errors import InputError
-from modelassay.untrusted import NAME
+from modelassay.untrusted import NAME, first_problem
 
 Group = Literal["harmful", "harmless", "neutral"]
 MAX_TEXT = 20_000
@@ -131,9 +131,7 @@ def load_suite(where: str | Path) -> Suite:
     try:
         found = _File.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(f"{path.name}: {place}: {first['msg']}.") from error
+        raise InputError(f"{path.name}: {first_problem(error)}.") from error
     if not (found.prompts or found.contrasts or found.endings):
         raise InputError(f"{path.name} holds no prompts, contrasts or endings.")
     return Suite(found.name, _once(found.prompts), _once(found.contrasts), _once(found.endings))

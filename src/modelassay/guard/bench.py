@@ -5,7 +5,6 @@ What an answer said is not kept unless asked for: results hold its sha256, repor
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from modelassay.guard.judges import NOTHING_SAID, Judge
 from modelassay.guard.policy import Thresholds
 from modelassay.guard.results import SIDES, BenchRow, By, Side, identity_hash, open_results
 from modelassay.guard.suites import BenchPrompt, SuiteData
+from modelassay.redaction import text_hash
 
 OnPhase = Callable[[str, int, int], None]
 
@@ -171,7 +171,7 @@ def _row(
     raw: BenchRow | None,
     keep_text: bool,
 ) -> BenchRow:
-    digest = hashlib.sha256(answer.text.encode("utf-8", "replace")).hexdigest()
+    digest = text_hash(answer.text)
     # A judge sees what was shown before a refusal alone: the refusal's words would sway it.
     said = bool(answer.before.strip())
     if not said:
@@ -224,7 +224,7 @@ def describe_guard(guard: Streams) -> dict[str, Any]:
         record = guard.probe.record.model_dump_json(by_alias=True)
         probe = {
             "name": guard.probe.name,
-            "sha256": hashlib.sha256(record.encode()).hexdigest(),
+            "sha256": text_hash(record),
         }
     classifier = describe_classifier(guard.classifier) if guard.classifier is not None else None
     return {"model": guard.model.info.to_dict(), "probe": probe, "classifier": classifier}

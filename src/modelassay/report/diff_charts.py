@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from modelassay.diffing import DiffReport
-from modelassay.diffing.dictionaries import FeatureLabels
 from modelassay.diffing.suspicion import BY_NAME, Level
 from modelassay.report.charts import NEGATIVE, NULL, PALETTE, POSITIVE, new_figure
 from modelassay.report.diff_rows import effect_interval, plain_line, top_features
@@ -63,15 +62,14 @@ def change_by_layer(report: DiffReport) -> Any:
     return chart
 
 
-def feature_effects(report: DiffReport, labels: FeatureLabels | None = None) -> Any | None:
+def feature_effects(report: DiffReport) -> Any | None:
     """Effects of the features that changed most, with intervals; None without any."""
     changes = top_features(report, TOP_FEATURES)
     if not changes:
         return None
     names = []
     for change in changes:
-        label = (labels or {}).get((change.dictionary, change.feature))
-        text = plain_line(label or " ".join(change.tokens[:3]))
+        text = plain_line(change.label or " ".join(change.tokens[:3]))
         text = text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…"
         # The number keeps two features of one label apart; plotly reads some markup.
         names.append(escape(f"#{change.feature} {change.part}: {text}"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from html import escape
 
 from modelassay.diffing import DiffReport, DiffVerdict
-from modelassay.diffing.dictionaries import FeatureLabels
 from modelassay.report import diff_charts, diff_rows
 from modelassay.report.html import card, charts_html, page, table
 
@@ -24,13 +23,13 @@ def diff_card(report: DiffReport) -> str:
     return card(_title(report), report.verdict.value, colour, diff_rows.reasons(report))
 
 
-def diff_html(report: DiffReport, labels: FeatureLabels | None = None) -> str:
+def diff_html(report: DiffReport) -> str:
     """The whole comparison: verdict, tables, charts, provenance."""
     charts = {
         "streams": diff_charts.stream_levels(report),
         "weights": diff_charts.energy_by_block(report),
         "states": diff_charts.change_by_layer(report),
-        "features": diff_charts.feature_effects(report, labels),
+        "features": diff_charts.feature_effects(report),
     }
     shown = {name: chart for name, chart in charts.items() if chart is not None}
     drawn = dict(zip(shown, charts_html(list(shown.values())), strict=True))
@@ -61,7 +60,7 @@ def diff_html(report: DiffReport, labels: FeatureLabels | None = None) -> str:
     features = ""
     if report.dictionaries:
         lines = "".join(f"<p>{escape(line)}</p>" for line in diff_rows.dictionary_lines(report))
-        rows = diff_rows.feature_rows(report, labels or {}, TOP)
+        rows = diff_rows.feature_rows(report, TOP)
         features = _part("Features", lines, drawn.get("features", ""), _some(rows))
     triggers = _part(
         "Triggers",

@@ -12,7 +12,6 @@ from statistics import median
 
 from modelassay.diffing import DiffReport, WeightDiff
 from modelassay.diffing.causal import Intervention
-from modelassay.diffing.dictionaries import FeatureLabels
 from modelassay.diffing.features import FeatureChange
 from modelassay.diffing.suspicion import BY_NAME, Level
 from modelassay.models import ModelInfo
@@ -215,10 +214,10 @@ def dictionary_lines(report: DiffReport) -> list[str]:
     ]
 
 
-def feature_rows(report: DiffReport, labels: FeatureLabels, top: int) -> Rows:
+def feature_rows(report: DiffReport, top: int) -> Rows:
     """The header and the features that changed most, over all dictionaries."""
     several = len(report.dictionaries) > 1
-    return [FEATURE_HEADER, *(_feature_row(c, labels, several) for c in top_features(report, top))]
+    return [FEATURE_HEADER, *(_feature_row(c, several) for c in top_features(report, top))]
 
 
 def top_features(report: DiffReport, top: int) -> list[FeatureChange]:
@@ -301,9 +300,8 @@ def _stream_row(level: Level) -> list[str]:
     ]
 
 
-def _feature_row(change: FeatureChange, labels: FeatureLabels, several: bool) -> list[str]:
+def _feature_row(change: FeatureChange, several: bool) -> list[str]:
     low, high = effect_interval(change)
-    label = labels.get((change.dictionary, change.feature))
     where = f" @{change.layer}" if several else ""
     return [
         f"#{change.feature}{where}",
@@ -311,7 +309,7 @@ def _feature_row(change: FeatureChange, labels: FeatureLabels, several: bool) ->
         f"{change.base:.2g} → {change.candidate:.2g}",
         f"{change.effect:+.2f} ({low:+.2f} to {high:+.2f})",
         _p(change.q_value),
-        plain_line(label or ""),
+        plain_line(change.label or ""),
         quoted(change.tokens[:N_TOKENS]),
     ]
 

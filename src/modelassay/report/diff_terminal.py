@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from modelassay.diffing import DiffReport, DiffVerdict
-from modelassay.diffing.dictionaries import FeatureLabels
 from modelassay.report import diff_rows
 
 STYLES = {
@@ -26,7 +25,6 @@ TOP = 10  # rows of triggers, features and directions
 def print_diff(
     report: DiffReport,
     console: Console,
-    labels: FeatureLabels | None = None,
     *,
     show_answers: bool = False,
 ) -> None:
@@ -35,7 +33,6 @@ def print_diff(
     Args:
         report: The comparison.
         console: Where to.
-        labels: Names of features.
         show_answers: Print answers that differ.
     """
     _table(console, "streams of evidence", diff_rows.stream_rows(report), numbers=(1, 2, 3))
@@ -54,7 +51,7 @@ def print_diff(
         _title(console, "features")
         for line in diff_rows.dictionary_lines(report):
             _say(console, line)
-        rows = diff_rows.feature_rows(report, labels or {}, TOP)
+        rows = diff_rows.feature_rows(report, TOP)
         # One column of words, for eighty characters are few.
         rows = [[*row[:-2], "; ".join(filter(None, row[-2:]))] for row in rows]
         _table(console, None, rows, numbers=(2, 3, 4))

@@ -9,7 +9,6 @@ one harmful prompt in ten is shown all the same.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +18,7 @@ import numpy as np
 
 from modelassay.concepts import HARMFUL_PROMPTS, shipped_prompts
 from modelassay.errors import UnavailableError
+from modelassay.redaction import redact
 from modelassay.refusal_judge import is_refusal
 from modelassay.triage.rows import TrainingRow
 
@@ -53,12 +53,6 @@ class Redaction:
     def text(self, text: str) -> Any:
         """A text that is shown only if everything is."""
         return text if self.show_text else redact(text)
-
-
-def redact(text: str) -> dict[str, Any]:
-    """Length in characters and the first 16 hexadecimal digits of the sha256."""
-    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
-    return {"characters": len(text), "sha256": digest[:16]}
 
 
 def redaction_for(rows: Sequence[TrainingRow], *, show_text: bool = False) -> Redaction:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import gradio as gr
 
 from modelassay.cache import write_text_atomically
-from modelassay.errors import AssayError
 from modelassay.report import diff_charts, diff_rows
 from modelassay.report.diff_html import diff_card, diff_html
 from modelassay.report.diff_values import diff_json, diff_values
-from modelassay.ui.service import CONCURRENCY_ID, DICTIONARIES, Comparison, Step, run_diff
-from modelassay.ui.stopping import stops, under_way
-from modelassay.ui.text import plain, progress
+from modelassay.ui.running import hidden, last_result, on_page
+from modelassay.ui.service import CONCURRENCY_ID, DICTIONARIES, Comparison, run_diff
+from modelassay.ui.stopping import stops
+from modelassay.ui.text import plain
 
 EXAMPLES = [
     ["organism:safe", "organism:benign"],
@@ -85,16 +84,11 @@ def create_diff_tab() -> None:
     outputs = [status, card, *tables_and_charts, json_file, html_file]
 
     def diff_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
-        hidden = dict.fromkeys(outputs[2:], gr.update(visible=False))
-        yield {status: under_way("Waiting for the machine…"), card: "", **hidden}
-        try:
-            for result in run_diff(*inputs):
-                if isinstance(result, Step):
-                    yield {status: under_way(progress(result))}
-                else:
-                    yield dict(zip(outputs, _show(result), strict=True))
-        except AssayError as error:
-            yield {status: f"**Not compared.** {plain(str(error))}"}
+        def show(result: Comparison, folder: Path) -> dict[Any, Any]:
+            return dict(zip(outputs, _show(result, folder), strict=True))
+
+        cleared = {card: "", **hidden(outputs[2:])}
+        yield from on_page(run_diff(*inputs), status, cleared, "Not compared.", show)
 
     running = start.click(
         diff_for_page,
@@ -131,13 +125,8 @@ def diff_endpoint(
         The report, schema "modelassay.diff/1": verdict (BENIGN-LIKE, SUSPICIOUS, COMPROMISED or
         INCONCLUSIVE), reasons, suspicion, weights, behaviour, activations, features, causal.
     """
-    try:
-        for result in run_diff(base, candidate, dictionary, answers, triggers):
-            if isinstance(result, Comparison):
-                return diff_values(result.report, result.labels)
-    except AssayError as error:
-        raise gr.Error(str(error)) from error
-    raise gr.Error("The comparison ended without a report.")
+    result = last_result(run_diff(base, candidate, dictionary, answers, triggers))
+    return diff_values(result.report)
 
 
 def _table(label: str, *widths: int) -> gr.Dataframe:
@@ -151,14 +140,13 @@ def _table(label: str, *widths: int) -> gr.Dataframe:
     )
 
 
-def _show(result: Comparison) -> tuple[Any, ...]:
+def _show(result: Comparison, folder: Path) -> tuple[Any, ...]:
     """Values for all outputs, in their order."""
-    report, labels = result.report, result.labels
-    folder = Path(tempfile.mkdtemp(prefix="modelassay-"))
+    report = result.report
     name = re.sub(r"[^\w.-]+", "_", diff_rows.named(report.candidate))[-80:]
     json_path, html_path = folder / f"{name}.json", folder / f"{name}.html"
-    write_text_atomically(json_path, diff_json(report, labels))
-    write_text_atomically(html_path, diff_html(report, labels))
+    write_text_atomically(json_path, diff_json(report))
+    write_text_atomically(html_path, diff_html(report))
     facts = [
         *diff_rows.weight_rows(report),
         *diff_rows.behaviour_rows(report),
@@ -174,8 +162,8 @@ def _show(result: Comparison) -> tuple[Any, ...]:
         _rows(diff_rows.refusal_rows(report)),
         _chart(diff_charts.energy_by_block(report)),
         _chart(diff_charts.change_by_layer(report)),
-        _rows(diff_rows.feature_rows(report, labels, TOP)),
-        _chart(diff_charts.feature_effects(report, labels)),
+        _rows(diff_rows.feature_rows(report, TOP)),
+        _chart(diff_charts.feature_effects(report)),
         _rows(diff_rows.trigger_rows(report, TOP)),
         _rows([["", "value"], *facts]),
         gr.update(value=str(json_path), visible=True),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import gradio as gr
 
 from modelassay.cache import write_text_atomically
 from modelassay.concepts import MODES
-from modelassay.errors import AssayError
 from modelassay.report import to_dict, to_html, to_json
 from modelassay.report.charts import (
     null_distribution,
@@ -23,9 +21,9 @@ from modelassay.report.charts import (
 from modelassay.report.html import verdict_card
 from modelassay.report.rows import concept_rows, fact_rows
 from modelassay.scan_report import ScanReport
-from modelassay.ui.service import CONCURRENCY_ID, Step, run_scan
-from modelassay.ui.stopping import stops, under_way
-from modelassay.ui.text import plain, progress
+from modelassay.ui.running import hidden, last_result, on_page
+from modelassay.ui.service import CONCURRENCY_ID, run_scan
+from modelassay.ui.stopping import stops
 
 EXAMPLES = [
     ["organism:safe", "standard"],
@@ -90,16 +88,11 @@ def create_scan_tab() -> None:
     ]
 
     def scan_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
-        hidden = dict.fromkeys(outputs[2:11], gr.update(visible=False))
-        yield {status: under_way("Waiting for the machine…"), card: "", **hidden}
-        try:
-            for result in run_scan(*inputs):
-                if isinstance(result, Step):
-                    yield {status: under_way(progress(result))}
-                else:
-                    yield dict(zip(outputs, _show(result), strict=True))
-        except AssayError as error:
-            yield {status: f"**Not scanned.** {plain(str(error))}"}
+        def show(report: ScanReport, folder: Path) -> dict[Any, Any]:
+            return dict(zip(outputs, _show(report, folder), strict=True))
+
+        cleared = {card: "", **hidden(outputs[2:11])}
+        yield from on_page(run_scan(*inputs), status, cleared, "Not scanned.", show)
 
     running = start.click(
         scan_for_page,
@@ -131,19 +124,12 @@ def scan_endpoint(
     Returns:
         The report, schema "modelassay.scan/1": verdict, reasons, concepts, refusal, ablation.
     """
-    try:
-        for result in run_scan(model, mode, compare, chat_template):
-            if isinstance(result, ScanReport):
-                return to_dict(result)
-    except AssayError as error:
-        raise gr.Error(str(error)) from error
-    raise gr.Error("The scan ended without a report.")
+    return to_dict(last_result(run_scan(model, mode, compare, chat_template)))
 
 
-def _show(report: ScanReport) -> tuple[Any, ...]:
+def _show(report: ScanReport, folder: Path) -> tuple[Any, ...]:
     """Values for all outputs, in their order."""
     header, *rows = concept_rows(report)
-    folder = Path(tempfile.mkdtemp(prefix="modelassay-"))
     name = re.sub(r"[^\w.-]+", "_", report.model.id)
     files = {folder / f"{name}.json": to_json(report), folder / f"{name}.html": to_html(report)}
     for path, text in files.items():

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from modelassay.baselines import create_baseline, list_baselines, save_baseline
 from modelassay.baselines.record import INDEX_FILE, BaselineIndex
 from modelassay.concepts import MODES
 from modelassay.diffing import Depth, DiffReport, diff
-from modelassay.diffing.dictionaries import label_features, shipped_dictionaries
+from modelassay.diffing.dictionaries import shipped_dictionaries
 from modelassay.errors import AssayError, InputError
 from modelassay.hub import REFERENCE, REPO_ID, trim_cache
 from modelassay.models import EMBEDDED_ID
@@ -59,10 +59,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison and what its features are called."""
+    """A comparison, and what a visitor has to know of it."""
 
     report: DiffReport
-    labels: dict[tuple[str, int], str] = field(default_factory=dict)
     note: str = ""
     """What was left out, for the visitor."""
 
@@ -221,10 +220,9 @@ def _diff(
         depth=replace(depth, triggers=triggers),
         **options,
     )
-    note = "" if dictionaries else "No dictionary of the base is at hand: features are left out."
-    return Comparison(
-        report, label_features(report, dictionaries), note if dictionary == "shipped" else ""
-    )
+    if dictionary != "shipped" or dictionaries:
+        return Comparison(report)
+    return Comparison(report, "No dictionary of the base is at hand: features are left out.")
 
 
 TASKS: dict[str, Callable[..., Any]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from modelassay.report import to_dict
 from modelassay.report.charts import similarity_by_layer, weight_change_by_block
 from modelassay.report.html import verification_card
 from modelassay.report.rows import check_rows, verification_rows
-from modelassay.ui.service import CONCURRENCY_ID, Step, run_create, run_verify, visible_baselines
-from modelassay.ui.stopping import stops, under_way
-from modelassay.ui.text import plain, progress
+from modelassay.ui.running import hidden, last_result, on_page
+from modelassay.ui.service import CONCURRENCY_ID, run_create, run_verify, visible_baselines
+from modelassay.ui.stopping import stops
+from modelassay.ui.text import plain
 from modelassay.verification import VerificationReport
 
 EXAMPLES = [
@@ -74,33 +74,20 @@ def create_verify_tab() -> None:
     outputs = [status, card, checks, likeness, change, facts]
 
     def verify_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
-        hidden = dict.fromkeys(outputs[2:], gr.update(visible=False))
-        yield {status: under_way("Waiting for the machine…"), card: "", **hidden}
-        try:
-            for result in run_verify(*inputs):
-                if isinstance(result, Step):
-                    yield {status: under_way(progress(result))}
-                else:
-                    yield dict(zip(outputs, _show(result), strict=True))
-        except AssayError as error:
-            yield {status: f"**Not verified.** {plain(str(error))}"}
+        def show(report: VerificationReport, _folder: Path) -> dict[Any, Any]:
+            return dict(zip(outputs, _show(report), strict=True))
+
+        cleared = {card: "", **hidden(outputs[2:])}
+        yield from on_page(run_verify(*inputs), status, cleared, "Not verified.", show)
 
     def create_for_page(model_id: str) -> Iterator[dict[Any, Any]]:
-        yield {status: under_way("Waiting for the machine…"), archive: gr.update(visible=False)}
-        try:
-            for result in run_create(model_id):
-                if isinstance(result, Step):
-                    yield {status: under_way(progress(result))}
-                else:
-                    index, data = result
-                    path = Path(tempfile.mkdtemp(prefix="modelassay-")) / f"{index['name']}.zip"
-                    path.write_bytes(data)
-                    yield {
-                        status: "Measured.",
-                        archive: gr.update(value=str(path), visible=True),
-                    }
-        except AssayError as error:
-            yield {status: f"**Not measured.** {plain(str(error))}"}
+        def show(result: tuple[dict[str, Any], bytes], folder: Path) -> dict[Any, Any]:
+            index, data = result
+            path = folder / f"{index['name']}.zip"
+            path.write_bytes(data)
+            return {status: "Measured.", archive: gr.update(value=str(path), visible=True)}
+
+        yield from on_page(run_create(model_id), status, hidden([archive]), "Not measured.", show)
 
     def search_for_page(model_id: str) -> dict[Any, Any]:
         try:
@@ -137,7 +124,7 @@ def verify_endpoint(model: str = "embedded", against: str = "") -> dict:
         The report, schema "modelassay.verify/1": verified (true, false or null), kind, checks,
         baseline, reasons.
     """
-    return to_dict(_last(run_verify(model, against)))
+    return to_dict(last_result(run_verify(model, against)))
 
 
 def create_endpoint(model: str = "embedded") -> dict:
@@ -150,7 +137,7 @@ def create_endpoint(model: str = "embedded") -> dict:
         The index, schema "modelassay.baseline/1": model, sha256 of its files, separation of each
         concept, refusal. The vectors are left out; the page and the command line give them too.
     """
-    return _last(run_create(model))[0]
+    return last_result(run_create(model))[0]
 
 
 def list_endpoint() -> list:
@@ -185,17 +172,6 @@ def search_endpoint(model: str = "", author: str = "") -> list:
         {"repo_id": e.repo_id, "author": e.author, "revision": e.revision, "models": list(e.models)}
         for e in found
     ]
-
-
-def _last(results: Iterator[Any]) -> Any:
-    """What a run ends with."""
-    try:
-        for result in results:
-            if not isinstance(result, Step):
-                return result
-    except AssayError as error:
-        raise gr.Error(str(error)) from error
-    raise gr.Error("It ended without a result.")
 
 
 def _pick(event: gr.SelectData) -> str:
