@@ -37,8 +37,14 @@ NOT_JUDGED = ("safe", "overrefusing")
 N_BOOTSTRAP = 2000
 
 
-def measure(seeds: Sequence[int], replicas: Path | None, sae: str | None) -> dict[str, Any]:
-    """Compares all organisms of all seeds that are not in the results yet."""
+def measure(
+    seeds: Sequence[int],
+    replicas: Path | None,
+    sae: str | None,
+    only: Sequence[str],
+    reports: Path | None,
+) -> dict[str, Any]:
+    """Compares the organisms of all seeds that are not in the results yet."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     suite = default_suite()
     dictionaries = [find_dictionary(sae)] if sae else []
@@ -47,7 +53,11 @@ def measure(seeds: Sequence[int], replicas: Path | None, sae: str | None) -> dic
             os.environ["MODELASSAY_ORGANISMS"] = str(Path(str(replicas)) / f"seed-{seed}")
         else:
             os.environ.pop("MODELASSAY_ORGANISMS", None)
-        todo = [o for o in ORGANISMS.values() if f"{o.id}@{seed}" not in results and o.id != BASE]
+        todo = [
+            o
+            for o in ORGANISMS.values()
+            if o.id != BASE and f"{o.id}@{seed}" not in results and (not only or o.name in only)
+        ]
         if not todo:
             continue
         base = load(BASE)
@@ -74,6 +84,11 @@ def measure(seeds: Sequence[int], replicas: Path | None, sae: str | None) -> dic
                 "reasons": list(report.reasons),
                 "seconds": report.provenance["seconds"],
             }
+            if reports is not None:
+                reports.mkdir(parents=True, exist_ok=True)
+                write_text_atomically(
+                    reports / f"{organism.name}-{seed}.json", json.dumps(found, indent=1)
+                )
             write_text_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
             print(organism.id, seed, report.verdict.value, report.provenance["seconds"], flush=True)
     return results
@@ -184,10 +199,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--replicas", type=Path)
     parser.add_argument("--sae")
+    parser.add_argument("--only", nargs="+", default=[], help="organisms; all by default")
+    parser.add_argument("--reports", type=Path, help="folder for the whole reports")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--calibration", type=Path)
     arguments = parser.parse_args()
-    results = measure(arguments.seeds, arguments.replicas, arguments.sae)
+    results = measure(
+        arguments.seeds, arguments.replicas, arguments.sae, arguments.only, arguments.reports
+    )
     if arguments.calibration:
         save_calibration(calibration(results), arguments.calibration)
     text = page(results)

@@ -232,3 +232,27 @@ def test_stopped_is_the_last_word(browser):
             expect(page.get_by_text("Stopped.")).to_be_visible()
     finally:
         blocks.close()
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_files_of_a_run_are_gone_with_it(leaves):
+    """Gradio copies what it offers; what it was copied from would fill the disk."""
+    import gradio as gr
+
+    from modelassay.ui.running import on_page
+    from modelassay.ui.service import Step
+
+    status, folders = gr.Markdown(render=False), []
+
+    def show(result, folder):
+        (folder / "report.json").write_text(result)
+        folders.append(folder)
+        return {status: "Done."}
+
+    results = iter([Step("reading", 1, 2), "{}"])
+    updates = on_page(results, status, {}, "Not done.", show)
+    assert [next(updates)[status][:7] for _ in range(2)] == ["… Waiti", "… Readi"]
+    assert next(updates) == {status: "Done."}
+    assert (folders[0] / "report.json").exists()
+    updates.close() if leaves else list(updates)
+    assert not folders[0].exists()
