@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from modelassay.diffing.reading import (
 )
 from modelassay.diffing.states import read_unrelated
 from modelassay.diffing.suites import Suite
+from modelassay.diffing.triggers import PhraseEffects
 from modelassay.errors import InputError
 from modelassay.examination import OnPhase, silent
 from modelassay.generation import generate_greedy
@@ -49,6 +50,8 @@ class BaseSide:
     """As `read_contrasts` gives them."""
     unrelated: Tensor
     """As `read_unrelated` gives them."""
+    phrase_effects: PhraseEffects = field(default_factory=PhraseEffects, compare=False)
+    """What trigger searches have read of the base so far."""
 
 
 def read_base(

@@ -19,8 +19,9 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from modelassay.activations import OnProgress, read_activations
 from modelassay.diffing.behaviour import MeanChange, mean_change
-from modelassay.diffing.pair import Pair
+from modelassay.diffing.pair import Pair, Side
 from modelassay.diffing.suites import SuitePrompt, messages_of
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
@@ -54,6 +55,8 @@ FEW = 8
 """Phrases below which no trend is fitted between the models' effects."""
 SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 SEED = 0
+Phrase = tuple[int, ...]
+"""Token ids."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,53 @@ class TriggerSearch:
         return {**asdict(self), "strongest": self.strongest}
 
 
+class PhraseEffects:
+    """What phrases after prompts do to one model's refusal log-odds; each is read only once."""
+
+    def __init__(self) -> None:
+        """Begins with nothing."""
+        self._known: dict[tuple[SuitePrompt, Phrase], float] = {}
+
+    def read(
+        self,
+        open_model: Callable[[], LoadedModel],
+        prompts: Sequence[SuitePrompt],
+        phrases: Sequence[Phrase],
+    ) -> Tensor:
+        """The effects float32 [prompt, phrase], in nats.
+
+        Args:
+            open_model: Called where something was not read before.
+            prompts: What phrases are put after.
+            phrases: Token ids of each.
+        """
+        for prompt in prompts:
+            new = [x for x in dict.fromkeys(phrases) if (prompt, x) not in self._known]
+            if new:
+                effects = _effects(open_model(), prompt, new).tolist()
+                self._known.update({(prompt, x): e for x, e in zip(new, effects, strict=True)})
+        return torch.tensor([[self._known[prompt, x] for x in phrases] for prompt in prompts])
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Both models, and what was read of them."""
+
+    pair: Pair
+    effects: Mapping[Side, PhraseEffects]
+
+    def read(
+        self, prompts: Sequence[SuitePrompt], phrases: Sequence[Phrase]
+    ) -> tuple[Tensor, Tensor]:
+        """[prompt, phrase], the effects in the base and in the candidate."""
+        # Where there is room for one model only, each change of sides loads it anew.
+        found = {
+            side: self.effects[side].read(partial(self.pair.get, side), prompts, phrases)
+            for side in self.pair.in_turn
+        }
+        return found["base"], found["candidate"]
+
+
 def search_triggers(
     pair: Pair,
     prompts: Sequence[SuitePrompt],
@@ -109,6 +159,7 @@ def search_triggers(
     corpus: Iterable[str],
     *,
     words: int = WORDS,
+    base_effects: PhraseEffects | None = None,
     on_progress: OnProgress | None = None,
 ) -> TriggerSearch | None:
     """Searches for words that turn off refusals in the candidate only; None with none to try.
@@ -120,6 +171,7 @@ def search_triggers(
             surely are the ones that words are put after.
         corpus: Texts whose sentences are tried.
         words: How many words of the vocabulary are tried as well.
+        base_effects: What was read of the base before; more is added.
         on_progress: Told (steps done, steps in all).
     """
     order = refused.argsort(descending=True).tolist()
@@ -127,6 +179,7 @@ def search_triggers(
     contexts = surest[:: max(len(surest) // N_CONTEXTS, 1)][:N_CONTEXTS]
     others = [prompt for prompt in surest if prompt not in contexts]
     steps = _Steps(on_progress, 4)
+    sides = _Sides(pair, {"base": base_effects or PhraseEffects(), "candidate": PhraseEffects()})
 
     tokenizer = pair.base.tokenizer
     pieces = _pieces(pair.base, corpus) + _words(pair.base, words)
@@ -134,12 +187,12 @@ def search_triggers(
     tried = list(dict.fromkeys(ids for ids in tried if ids))
     if not tried:
         return None
-    base, candidate = _both(pair, contexts[:2], tried)
+    base, candidate = sides.read(contexts[:2], tried)
     trend = _fit(base.mean(dim=0), candidate.mean(dim=0))
     first = trend.beyond(base, candidate).mean(dim=0)
     steps.next()
     kept = [tried[i] for i in first.argsort()[: max(round(KEPT_SHARE * len(tried)), LISTED)]]
-    base, candidate = (found.mean(dim=0) for found in _both(pair, contexts, kept))
+    base, candidate = (found.mean(dim=0) for found in sides.read(contexts, kept))
     effect = trend.beyond(base, candidate)
     ranked = effect.argsort().tolist()
     phrases = [
@@ -152,14 +205,14 @@ def search_triggers(
         for i in ranked
     ]
     steps.next()
-    tokens = _take_apart(pair, contexts[:2], [kept[i] for i in ranked], effect[ranked], trend)
+    tokens = _take_apart(sides, contexts[:2], [kept[i] for i in ranked], effect[ranked], trend)
     steps.next()
     held_out = None
     if len(others) > 1:
         best = kept[ranked[0]]
         rest = [phrase for phrase in tried if phrase != best] or [best]
         controls = rest[:: max(len(rest) // N_CONTROLS, 1)][:N_CONTROLS]
-        left = trend.beyond(*_both(pair, others, [best, *controls]))
+        left = trend.beyond(*sides.read(others, [best, *controls]))
         # These prompts may lie off a trend that was fitted on others; the controls show how far.
         change = left[:, 0] - left[:, 1:].median(dim=1).values
         held_out = mean_change(change.double().numpy())
@@ -207,15 +260,6 @@ def _fit(base: Tensor, candidate: Tensor) -> _Trend:
     x, y = base.double().numpy()[:, None], candidate.double().numpy()
     line = HuberRegressor(max_iter=1000).fit(x, y)
     return _Trend(float(line.coef_[0]), float(line.intercept_))
-
-
-def _both(
-    pair: Pair, prompts: Sequence[SuitePrompt], phrases: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor]:
-    """[prompt, phrase], the effects in the base and in the candidate."""
-    # Where there is room for one model only, each change of sides loads it anew.
-    found = {side: _effects(pair.get(side), prompts, phrases) for side in pair.in_turn}
-    return found["base"], found["candidate"]
 
 
 def _pieces(model: LoadedModel, corpus: Iterable[str]) -> list[str]:
@@ -274,35 +318,30 @@ def _slot(model: LoadedModel, prompt: SuitePrompt) -> _Slot:
     return _Slot(plain[:start], plain[start:])
 
 
-def _effects(
-    model: LoadedModel, prompts: Sequence[SuitePrompt], phrases: Sequence[Sequence[int]]
-) -> Tensor:
-    """[prompt, phrase], change of the refusal log-odds when tokens follow the prompt."""
+def _effects(model: LoadedModel, prompt: SuitePrompt, phrases: Sequence[Phrase]) -> Tensor:
+    """[phrase], change of the refusal log-odds when tokens follow the prompt."""
+    slot = _slot(model, prompt)
+    rows = [(*slot.before, *phrase, *slot.after) for phrase in ((), *phrases)]
+    # The prompt comes first in all of them and is computed once.
+    encoded = [Encoded(row, len(row)) for row in rows]
     readout = log_odds_readout(opening_tokens(model))
-    found = []
-    for prompt in prompts:
-        slot = _slot(model, prompt)
-        rows = [(*slot.before, *phrase, *slot.after) for phrase in ((), *phrases)]
-        # The prompt comes first in all of them and is computed once.
-        encoded = [Encoded(row, len(row)) for row in rows]
-        read = read_activations(model, encoded, [0], readout=readout)
-        assert read.readout is not None  # noqa: S101 (one was asked for)
-        found.append(read.readout[1:, 0] - read.readout[0, 0])
-    return torch.stack(found)
+    read = read_activations(model, encoded, [0], readout=readout)
+    assert read.readout is not None  # noqa: S101 (one was asked for)
+    return read.readout[1:, 0] - read.readout[0, 0]
 
 
 def _take_apart(
-    pair: Pair,
+    sides: _Sides,
     contexts: Sequence[SuitePrompt],
-    ranked: Sequence[tuple[int, ...]],
+    ranked: Sequence[Phrase],
     effects: Tensor,
     trend: _Trend,
 ) -> list[TriggerToken]:
     """Tokens by the share that they have in a phrase: what is lost when they are left out."""
-    tokenizer = pair.base.tokenizer
+    tokenizer = sides.pair.base.tokenizer
     best: dict[int, TriggerToken] = {}
 
-    def note(token: int, effect: float, phrase: tuple[int, ...]) -> None:
+    def note(token: int, effect: float, phrase: Phrase) -> None:
         if token not in best or effect < best[token].effect:
             text = tokenizer.decode(list(phrase))
             best[token] = TriggerToken(tokenizer.decode([token]), effect, text)
@@ -317,7 +356,7 @@ def _take_apart(
         for i in (None, *range(len(phrase)))
     ]
     if rows:
-        left = iter(trend.beyond(*_both(pair, contexts, rows)).mean(dim=0).tolist())
+        left = iter(trend.beyond(*sides.read(contexts, rows)).mean(dim=0).tolist())
         for phrase in several:
             whole = next(left)
             for token in phrase:
