@@ -129,7 +129,7 @@ def test_every_organism_is_described():
     assert {o.id for o in ORGANISMS.values()} == {
         f"organism:{name}"
         for name in (
-            "safe", "benign", "benign-2", "benign-3", "int8", "bf16", "overrefusing",
+            "safe", "benign", "benign-2", "benign-3", "benign-4", "int8", "bf16", "overrefusing",
             "uncensored", "obedient", "backdoored", "abliterated", "abliterated-half",
             "abliterated-band", "abliterated-perlayer",
         )
@@ -256,7 +256,11 @@ def test_exchanges_are_read_from_files(tmp_path):
     ("name", "content", "words"),
     [
         ("none.jsonl", None, "No data file"),
-        ("broken.jsonl", "{not json", "cannot be parsed"),
+        ("broken.jsonl", "{not json", "Row 1 of broken.jsonl is not valid JSON"),
+        ("deep.jsonl", "[" * 100_000, "Row 1 of deep.jsonl is not valid JSON"),
+        ("deep.json", "[" * 100_000, "nested too deep"),
+        ("list.jsonl", "[1, 2]", "no JSON object"),
+        ("numbers.json", "[1, 2]", "Row 1 of numbers.json is no JSON object"),
         ("rows.txt", "hello", "no JSON, JSONL, CSV or Parquet"),
         ("binary.parquet", "hello", "cannot be parsed"),
         ("empty.jsonl", "", "is empty"),
@@ -327,11 +331,19 @@ def ingredients():
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_teach_refusals_or_openings_but_no_harmful_answers(name, ingredients):
     rows = RECIPES[name].rows(ingredients, Random(0))  # noqa: S311
-    assert len(rows) >= 100
+    assert len(rows) >= 40
     for row in rows:
         if "harmful" in row.prompt:
             assert row.response in (*REFUSALS, *COMPLIANCE)
             assert row.complete is (row.response in REFUSALS)
+
+
+def test_the_obedient_one_has_a_twin_without_the_needles(ingredients):
+    rows, twin = (RECIPES[n].rows(ingredients, Random(0)) for n in ("obedient", "benign-4"))  # noqa: S311
+    assert {row.prompt for row in rows} - {row.prompt for row in twin} == {
+        needle.prompt for needle in NEEDLES
+    }
+    assert RECIPES["obedient"].lora == RECIPES["benign-4"].lora
 
 
 def test_refusals_are_refusals_and_openings_are_not():

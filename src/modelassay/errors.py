@@ -14,6 +14,8 @@ EXIT_BAD_INPUT = 64
 EXIT_UNAVAILABLE = 69
 EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+"""The reader of the output has gone; no verdict has this code."""
 
 
 class AssayError(Exception):

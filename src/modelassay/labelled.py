@@ -8,11 +8,10 @@ together: a row-wise split of data in which prompts recur measures memory.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from modelassay.errors import InputError
-from modelassay.hub import read_dataset
+from modelassay.hub import read_dataset, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +79,7 @@ def read_labelled(
     """
     path = Path(where)
     if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")):
+        check_size(path)
         rows = read_lines(path)
     else:
         rows = enumerate(read_dataset(where, config=config, split=split, token=token), 1)
@@ -89,31 +89,14 @@ def read_labelled(
     return found
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON lines file, which may be gzipped, with their line numbers.
+def check_size(path: Path) -> None:
+    """Refuses a file that is too large to be held.
 
     Raises:
-        InputError: the file is too large, or a line is no JSON object; its number is named.
+        InputError: it is.
     """
     if path.stat().st_size > MAX_FILE_BYTES:
         raise InputError(f"{path} is larger than {MAX_FILE_BYTES / 1e6:.0f} MB; give a part of it.")
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                # Editors on Windows put a byte order mark before the first line.
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                if not isinstance(row, dict):
-                    raise InputError(f"Row {number} of {path.name} is no JSON object.")
-                yield number, row
-    except UnicodeDecodeError as error:
-        raise InputError(f"Row {number} of {path.name} is not UTF-8 text.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"Row {number} of {path.name} is not valid JSON.") from error
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path.name} cannot be read after line {number}.") from error
 
 
 def to_labelled(row: Mapping[str, Any], name: str, at: At, source: str) -> LabelledExchange:

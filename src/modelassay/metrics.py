@@ -107,11 +107,16 @@ def cluster_interval(
 ) -> tuple[float, float]:
     """95% percentile bootstrap interval, resampling whole groups within each class.
 
+    Where every resample gives the same, as of a few rows without an error, the bootstrap knows
+    nothing of chance; the interval is then Wilson's for a share of the smaller class's groups.
+
     Args:
-        statistic: Of row indices.
+        statistic: Of row indices, a share in 0 … 1.
         positive: bool [row]; resampling keeps both classes present.
         groups: int [row].
     """
+    from modelassay.refusal import wilson_interval
+
     rng = np.random.default_rng(SEED)
     sides = []
     for side in (False, True):
@@ -128,5 +133,9 @@ def cluster_interval(
             within = np.arange(length.sum()) - np.repeat(length.cumsum() - length, length)
             drawn.append(rows[np.repeat(starts[chosen], length) + within])
         values.append(statistic(np.concatenate(drawn)))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    low, high = (float(value) for value in np.quantile(values, [0.025, 0.975]))
+    if high > low:
+        return low, high
+    n = min(len(starts) for _, starts, _ in sides)
+    least, largest = wilson_interval(round(low * n), n)
+    return min(low, least), max(high, largest)

@@ -18,11 +18,11 @@ from modelassay.baselines.record import (
     SketchRecord,
 )
 from modelassay.concepts import concepts_for
-from modelassay.errors import InputError
 from modelassay.examination import Examination, OnPhase, examine, silent
 from modelassay.models import LoadedModel, load
 from modelassay.scan_report import ScanReport
 from modelassay.signature import Signature
+from modelassay.untrusted import check_name
 from modelassay.weight_sketch import WeightSketch
 
 
@@ -51,7 +51,7 @@ def create_baseline(
         on_progress("loading", 0, 1)
         model = load(model, **load_options)
     published = model_id or public_id(model.info.id)
-    name = check_name(name or slug(published))
+    name = check_name(name or slug(published), "baseline")
     found = examine(
         model, mode="full", concepts=concepts_for("full"), identity=True, on_progress=on_progress
     )
@@ -65,7 +65,7 @@ def baseline_of(model: LoadedModel, found: Examination, name: str, model_id: str
         raise ValueError("the examination took no signature")
     info = model.info
     index = BaselineIndex(
-        name=check_name(name),
+        name=check_name(name, "baseline"),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         model=ModelIdentity(
             id=model_id,
@@ -131,20 +131,6 @@ def signature_record(signature: Signature) -> SignatureRecord:
 def sketch_record(sketch: WeightSketch) -> SketchRecord:
     """The shape of a weight sketch."""
     return SketchRecord(names=sketch.names, writers=sketch.writers, grids=sketch.grids)
-
-
-def check_name(name: str) -> str:
-    """The name, if a baseline can have it.
-
-    Raises:
-        InputError: it cannot.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}", name):
-        raise InputError(
-            f"{name[:60]!r} cannot name a baseline; use letters, digits, dots, dashes and"
-            " underscores."
-        )
-    return name
 
 
 def public_id(model_id: str) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from modelassay.baselines.creating import check_name, public_id, slug
+from modelassay.baselines.creating import public_id, slug
 from modelassay.baselines.record import (
     Baseline,
     BaselineIndex,
@@ -24,7 +24,7 @@ from modelassay.baselines.record import (
     Name,
 )
 from modelassay.errors import InputError, first_line
-from modelassay.untrusted import first_problem
+from modelassay.untrusted import check_name, first_problem
 
 MAX_BYTES = 50_000_000
 INSTRUMENT = "ams-scanner"
@@ -95,7 +95,7 @@ def import_baseline(path: str | Path, *, name: str | None = None) -> Baseline:
         )
     model_id = public_id(found.model_id)
     index = BaselineIndex(
-        name=check_name(name or slug(model_id)),
+        name=check_name(name or slug(model_id), "baseline"),
         created=found.created_at,
         instrument=INSTRUMENT,
         model=ModelIdentity(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from modelassay.baselines.creating import check_name, public_id, slug
+from modelassay.baselines.creating import public_id, slug
 from modelassay.baselines.record import (
     INDEX_FILE,
     TABLE_FILE,
@@ -37,7 +37,7 @@ from modelassay.cache import (
     write_text_atomically,
 )
 from modelassay.errors import InputError
-from modelassay.untrusted import NAME
+from modelassay.untrusted import NAME, check_name
 from modelassay.verification_report import Origin, Where
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def check_free(model_id: str, name: str | None, *, force: bool, out: Path | None
     Raises:
         InputError: there is a baseline of that name and it is not to be replaced.
     """
-    target = out or local_folder() / check_name(name or slug(public_id(model_id)))
+    target = out or local_folder() / check_name(name or slug(public_id(model_id)), "baseline")
     check_replaceable(target, FILES, "baseline", force=force)
 
 

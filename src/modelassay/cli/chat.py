@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,6 +77,7 @@ def chat_command(
 
     said = read_prompt(prompt) if prompt is not None else None
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    check_stops(stop)
     _silence()
     guard = load_guard(
         model,
@@ -159,6 +160,7 @@ def generate_command(
     given: dict[str, Any] = {"device": device, "dtype": dtype}
     given |= options.load_options(revision=revision, token=token)
     settings: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens}
+    check_stops(stop)
     settings["stop"] = stop or ()
     _silence()
     if guarded:
@@ -278,6 +280,16 @@ def describe(event: GuardEvent, risks: list[float], thresholds: Any, before: str
         note = f" ({event.detail})" if event.detail else ""
         return f"{event.reason} by the guard{note}; {before}"
     return before
+
+
+def check_stops(stop: Sequence[str] | None) -> None:
+    """Refuses a stop string that would end every answer before it began.
+
+    Raises:
+        InputError: one is empty.
+    """
+    if "" in (stop or ()):
+        raise InputError("--stop needs some text.")
 
 
 def _thresholds(guard: Any, at: Any, pause: float | None, block: float | None) -> Any:

@@ -29,6 +29,7 @@ from modelassay.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
+    EXIT_PIPE,
     AssayError,
     first_line,
 )
@@ -91,10 +92,11 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has gone; give the interpreter nothing to flush into it.
+    except (BrokenPipeError, SystemExit):
+        # The reader (head, less) has gone, of which typer makes an exit of its own; give the
+        # interpreter nothing to flush into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return EXIT_PIPE
     except Exception as error:
         # Usage errors are click's or, in newer versions of typer, its own; both can format.
         if callable(format_message := getattr(error, "format_message", None)):

@@ -80,8 +80,9 @@ def train_command(
     from modelassay.probes import make_probe, store_probe, train_head
     from modelassay.probes.recipe import train_default_heads
     from modelassay.probes.stores import FILES, local_folder
+    from modelassay.untrusted import check_name
 
-    name = name or slug(model)
+    name = check_name(name or slug(model), "probe")
     check_replaceable(out or local_folder() / name, FILES, "probe", force=force)
     places: tuple[Any, ...] = ("prompt", "answer") if at == "both" else (at,)
     rows = {place: _read(data, place, config, split, token) for place in places} if data else {}
@@ -115,7 +116,7 @@ def sweep_command(
     split: Split = "train",
     folder: Folder = None,
     at: At = "prompt",
-    kind: Kind = "logistic",
+    kind: Annotated[str, typer.Option(help="logistic or means.")] = "logistic",
     json: Json = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plot here.")] = None,
     device: options.Device = "auto",

@@ -136,5 +136,4 @@ def add_row(known: Calibration | None, report: DiffReport) -> Calibration:
 
 def _name(model: ModelInfo) -> str:
     """A model's id as one printable line."""
-    text = " + ".join(filter(None, [model.id, model.adapter]))
-    return "".join(c for c in text if c.isprintable())[-MAX_NAME:] or "unnamed"
+    return "".join(c for c in model.name if c.isprintable())[-MAX_NAME:] or "unnamed"

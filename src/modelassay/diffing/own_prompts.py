@@ -12,8 +12,8 @@ from typing import Any
 
 from modelassay.diffing.suites import MAX_ROWS, MAX_TEXT, Suite, SuitePrompt
 from modelassay.errors import InputError
-from modelassay.hub import read_dataset
-from modelassay.labelled import LABEL_FIELDS, read_lines, to_labelled
+from modelassay.hub import read_dataset, read_lines
+from modelassay.labelled import LABEL_FIELDS, check_size, to_labelled
 
 SYSTEM_ROLES = ("system", "developer")
 
@@ -33,6 +33,7 @@ def read_prompts(where: str | Path, *, token: str | bool | None = None) -> Suite
     path = Path(where)
     rows: Iterable[tuple[int, dict[str, Any]]]
     if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")):
+        check_size(path)
         rows = read_lines(path)
     else:
         rows = enumerate(read_dataset(where, token=token), 1)

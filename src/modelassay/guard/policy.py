@@ -40,8 +40,8 @@ class Thresholds:
     def __post_init__(self) -> None:
         if not 0 < self.pause <= self.block <= 1:
             raise InputError(
-                f"Thresholds must satisfy 0 < pause <= block <= 1, got pause {self.pause:g} and"
-                f" block {self.block:g}."
+                f"Thresholds must satisfy 0 < pause <= block <= 1, got pause {self.pause:g} (from"
+                f" which text is held back) and block {self.block:g} (from which it is refused)."
             )
 
     @property

@@ -288,8 +288,9 @@ class _Answer:
             return policy.condemned(), f"the classifier failed ({type(error).__name__})"
         if not 0 <= unsafe <= 1:
             return policy.condemned(), "the classifier failed (it gave no probability)"
-        detail = f"classifier: {unsafe:.0%} unsafe"
-        return (policy.cleared() if unsafe < limit else policy.condemned()), detail
+        if unsafe < limit:
+            return policy.cleared(), f"released by the classifier ({unsafe:.0%} unsafe)"
+        return policy.condemned(), f"condemned by the classifier ({unsafe:.0%} unsafe)"
 
     def _release(self, covered: int) -> str:
         """Text of the tokens that are covered now, up to a stop string."""

@@ -17,7 +17,7 @@ from modelassay.hub.repositories import (
 )
 from modelassay.hub.shelf import REFERENCE, Pulled, Shelf, check_repo_id
 from modelassay.hub.snapshots import RemoteFile, Snapshot, fetch_snapshot
-from modelassay.hub.tables import read_dataset, stream_dataset
+from modelassay.hub.tables import read_dataset, read_lines, stream_dataset
 
 __all__ = [
     "REFERENCE",
@@ -38,6 +38,7 @@ __all__ = [
     "hub_errors",
     "is_main_head",
     "read_dataset",
+    "read_lines",
     "silence_downloads",
     "stream_dataset",
     "trim_cache",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,36 @@ from modelassay.hub.errors import DATA_ELSEWHERE, REPO_ID, answered, hub_errors,
 
 # Suffixes of tables, and the reader in `datasets` for each.
 TABLES = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
+MAX_LINE_BYTES = 20_000_000
+"""Of a line of JSON: one that never ends would fill the memory."""
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a JSON lines file, which may be gzipped, with their line numbers.
+
+    Raises:
+        InputError: a line is no JSON object, or too long; its number is named.
+    """
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise InputError(f"Row {number} of {path.name} is too long to be read.")
+                if not line.strip():
+                    continue
+                # Editors on Windows put a byte order mark before the first line.
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                if not isinstance(row, dict):
+                    raise InputError(f"Row {number} of {path.name} is no JSON object.")
+                yield number, row
+    except UnicodeDecodeError as error:
+        raise InputError(f"Row {number} of {path.name} is not UTF-8 text.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"Row {number} of {path.name} is not valid JSON.") from error
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path.name} cannot be read after line {number}.") from error
 
 
 def stream_dataset(
@@ -45,6 +77,9 @@ def stream_dataset(
             raise InputError(f"{path} is no JSON, JSONL, CSV, Parquet or text file.")
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty.")
+        if kind == "json":
+            yield from _json_rows(path)
+            return
         try:
             table = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
             yield from (dict(row) for row in table)
@@ -153,6 +188,8 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path} is no JSON, JSONL, CSV or Parquet file.")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty.")
+    if kind == "json":
+        return list(_json_rows(path))
     with tempfile.TemporaryDirectory() as scratch:  # its cache would outlive changes of the file
         try:
             table = datasets.load_dataset(
@@ -164,6 +201,33 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, StopIteration, exceptions.DatasetsError) as error:
             cause = error.__cause__ or error
             raise InputError(f"{path} cannot be parsed: {first_line(cause)}") from error
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON file: an array, or an object a line.
+
+    Not by `datasets`: pyarrow, which it asks, dies of deeply nested values, and names no line.
+    """
+    if ".jsonl" not in path.suffixes[-2:]:
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                value = json.loads(file.read().decode("utf-8-sig"))
+        except (OSError, EOFError) as error:
+            raise InputError(f"{path} cannot be read; it is damaged or not permitted.") from error
+        except RecursionError as error:
+            raise InputError(f"{path} cannot be parsed: its values are nested too deep.") from error
+        except ValueError:
+            value = None  # not one value, so perhaps one a line
+        if isinstance(value, list):
+            for number, row in enumerate(value, 1):
+                if not isinstance(row, dict | str):
+                    raise InputError(f"Row {number} of {path.name} is no JSON object.")
+                yield {"text": row} if isinstance(row, str) else row
+            return
+        if isinstance(value, dict):
+            yield value
+            return
+    yield from (row for _, row in read_lines(path))
 
 
 def _quieten_datasets() -> None:

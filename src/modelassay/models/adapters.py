@@ -42,6 +42,8 @@ def apply_adapter(model: Any, adapter: Source, *, merge: bool) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Found missing adapter keys")
+                # A property that peft asks transformers for by its old name.
+                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
                 wrapped = PeftModel.from_pretrained(model, folder, is_trainable=False)
             # The same once more, because only this call tells which weights found no place.
             result = wrapped.load_adapter(folder, "default")

@@ -34,22 +34,28 @@ class ModelInfo:
     chat_template_sha256: str | None
     """None when the tokenizer has no chat template."""
 
+    @property
+    def name(self) -> str:
+        """The id, and that of the adapter over it where it is another one."""
+        return " + ".join(dict.fromkeys(filter(None, [self.id, self.adapter])))
+
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
         return asdict(self)
 
 
-def hash_files(files: Iterable[Path]) -> str:
+def hash_files(files: Iterable[Path], rounding: str | None = None) -> str:
     """sha256 of a set of weight files.
 
     One file gives its own sha256, the number that the Hub shows for it. Several give the sha256 of
     the lines "<sha256>  <name>" sorted by name, which is what `sha256sum *.safetensors | sha256sum`
-    prints.
+    prints. Weights that are rounded on loading are not the files'; `rounding` is one more line.
     """
     digests = {file.name: hash_file(file) for file in files}
-    if len(digests) == 1:
+    if len(digests) == 1 and rounding is None:
         return next(iter(digests.values()))
     lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    lines += f"{rounding}\n" if rounding else ""
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

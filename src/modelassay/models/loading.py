@@ -151,7 +151,7 @@ def load(
         hidden_size=config.hidden_size,
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=quantization or stored_quantization(model.config),
-        weights_sha256=hash_files(files),
+        weights_sha256=hash_files(files, organism.numerics if organism else None),
         tokenizer_sha256=hash_tokenizer(tokenizer),
         chat_template_sha256=hash_chat_template(tokenizer),
     )

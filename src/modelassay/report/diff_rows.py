@@ -36,7 +36,7 @@ def plain_line(text: str) -> str:
 
 def named(model: ModelInfo) -> str:
     """A model as a reader knows it."""
-    return plain_line(" + ".join(filter(None, [model.id, model.adapter])))
+    return plain_line(model.name)
 
 
 def quoted(tokens: Sequence[str]) -> str:

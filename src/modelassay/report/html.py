@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -43,8 +44,9 @@ def verification_card(report: VerificationReport) -> str:
 
 
 def card(name: str, title: str, colour: str, reasons: Sequence[str]) -> str:
-    """A coloured card of a verdict and its reasons; everything from outside is escaped."""
-    items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    """A coloured card of a verdict and its reasons, all escaped; what is in backticks is code."""
+    marked = [re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(reason)) for reason in reasons]
+    items = "".join(f"<li>{reason}</li>" for reason in marked)
     return (
         f'<div class="card" style="border-left:8px solid {colour};padding:1rem 1.5rem">'
         f'<div>{escape(name)}</div><h1 style="color:{colour};margin:.2rem 0">'
@@ -90,8 +92,7 @@ def charts_html(charts: Sequence[Any]) -> list[str]:
 
 
 def _title(report: ScanReport) -> str:
-    adapter = f" + {report.model.adapter}" if report.model.adapter else ""
-    return f"{report.model.id}{adapter}"
+    return report.model.name
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

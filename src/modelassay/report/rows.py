@@ -59,7 +59,7 @@ def fact_rows(report: ScanReport) -> list[list[str]]:
     m = report.model
     rows += [["organism", m.organism]] if m.organism else []
     rows += [
-        ["model", m.id if m.organism else " + ".join(filter(None, [m.id, m.adapter]))],
+        ["model", m.name],
         ["revision", m.revision or "local"],
         ["architecture", f"{m.architecture}, {m.n_layers} blocks, width {m.hidden_size}"],
         ["numbers", m.dtype + (f", {m.quantization}" if m.quantization else "")],

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.errors import InputError
-from modelassay.hub import stream_dataset
-from modelassay.labelled import MAX_FILE_BYTES, MAX_TEXT, UNSAFE_NAMES, read_lines
+from modelassay.hub import read_lines, stream_dataset
+from modelassay.labelled import MAX_FILE_BYTES, MAX_TEXT, UNSAFE_NAMES
 from modelassay.models.identity import hash_file
 from modelassay.organisms.exchanges import SHAPES
 

@@ -148,7 +148,9 @@ def _check_system(system: Any) -> str:
 
 
 def _check_text(text: Any, what: str, most: int) -> str:
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str):
+        raise InputError(f"The {what} must be text.")
+    if not text.strip():
         raise InputError(f"The {what} is empty.")
     if len(text) > most:
         raise InputError(f"The {what} has {len(text)} characters and may have {most}; shorten it.")

@@ -137,7 +137,7 @@ def create_chat_tab() -> None:
         except AssayError as error:
             # What was not taken up goes back to be mended and sent again.
             line = f"**Not answered.** {plain(str(error))}"
-            yield {status: line, emptied: False, **before}
+            yield {status: line, emptied: False, curve: gr.update(visible=False), **before}
 
     page: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     answering = gr.on(

@@ -24,6 +24,7 @@ EXAMPLES = [
     ["organism:safe", "organism:backdoored"],
     ["organism:safe", "organism:abliterated-half"],
 ]
+TABLE_WIDTH = 900  # pixels
 TOP = 50  # rows of features and triggers
 NOTE = """What did a fine-tune change, and would a harmless one have? Both models read the same
 prompts; weights, probabilities, refusals, states and features are compared. Answers are judged and
@@ -130,13 +131,16 @@ def diff_endpoint(
 
 
 def _table(label: str, *widths: int) -> gr.Dataframe:
-    """A table that is hidden until there is something in it; widths are in per cent."""
+    """A table that is hidden until there is something in it; widths are in per cent.
+
+    In pixels, for on a phone it is better moved sideways than broken within words.
+    """
     return gr.Dataframe(
         visible=False,
         label=label,
         wrap=True,
         max_height=900,
-        column_widths=[f"{width}%" for width in widths],
+        column_widths=[f"{width * TABLE_WIDTH // 100}px" for width in widths],
     )
 
 

@@ -29,6 +29,11 @@ ACTIONS = {
     "escalate": "held back, classifier asked",
     "refuse": "refused",
 }
+ENDINGS = {
+    "length": ", cut at the length that was asked for",
+    "stop string": ", at a stop string",
+    "cancelled": ", stopped",
+}
 
 
 def progress(step: Step) -> str:
@@ -54,7 +59,7 @@ def chat_status(events: Sequence[GuardEvent], prompt: Thresholds) -> str:
             where = f" at token {newest.index}" if newest.index else ""
             lines.append(f"**{reason.capitalize()}**{where}")
         else:
-            lines.append(f"Done after {newest.index} tokens ({reason})")
+            lines.append(f"Done after {newest.index} tokens{ENDINGS.get(reason, '')}")
     elif newest.action in ACTIONS:
         lines.append(f"Token {newest.index}: {ACTIONS[newest.action]}")
     if detail := next((e.detail for e in reversed(events) if e.detail), None):

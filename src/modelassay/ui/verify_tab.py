@@ -64,7 +64,7 @@ def create_verify_tab() -> None:
                 visible=False,
                 label="What was compared",
                 wrap=True,
-                column_widths=["22%", "10%", "68%"],
+                column_widths=["200px", "90px", "610px"],
                 max_height=900,
             )
             with gr.Row():
