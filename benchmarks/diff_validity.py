@@ -6,9 +6,11 @@ Then: the score, each benign one held against the others; the AUROC of the score
 by itself, over organisms and seeds, with intervals that resample models.
 
     python benchmarks/diff_validity.py [--seeds 0 1] [--replicas FOLDER] [--sae DICTIONARY]
-        [--write docs/diff-validity.md] [--calibration calibrations/organism-safe.json]
+        [--data PROMPTS ...] [--write docs/diff-validity.md]
+        [--calibration calibrations/organism-safe.json]
 
-Organisms of other seeds than 0 are built beforehand, as for validity.py.
+Organisms of other seeds than 0 are built beforehand, as for validity.py. Each file of prompts
+({prompt, label}) is one more suite, on which the streams that need no answers are read again.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from modelassay.cache import write_text_atomically
-from modelassay.diffing import Calibration, Depth, default_suite, diff, read_base
+from modelassay.diffing import Calibration, Depth, Suite, default_suite, diff, read_base
 from modelassay.diffing.calibration import BenignRow, save_calibration
+from modelassay.diffing.own_prompts import read_prompts
 from modelassay.diffing.suspicion import STREAMS, levels_of, score_of
 from modelassay.models import load
 from modelassay.models.organisms import ORGANISMS, Organism
@@ -94,6 +97,35 @@ def measure(
     return results
 
 
+def measure_suites(
+    results: dict[str, Any], data: Sequence[Path], sae: str | None
+) -> dict[str, Any]:
+    """Reads the shipped organisms on other prompts; what has been read already stays."""
+    dictionaries = [find_dictionary(sae)] if sae else []
+    for path in data:
+        suite = read_prompts(path)
+        todo = [key for key in results if key.endswith("@0") and not _read_on(results[key], suite)]
+        if not todo:
+            continue
+        base = load(BASE)
+        side = read_base(base, suite, dictionaries=dictionaries, answer_tokens=0)
+        quick = Depth(answer_tokens=0, weights=False, triggers=False, causal=False)
+        for key in todo:
+            report = diff(
+                base, key.partition("@")[0], side=side, dictionaries=dictionaries, depth=quick
+            )
+            streams = {level.name: level.value for level in report.suspicion.levels}
+            read = {"n": len(suite.prompts), "streams": streams}
+            results[key].setdefault("suites", {})[suite.sha256] = read
+            write_text_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
+            print(key, path.name, flush=True)
+    return results
+
+
+def _read_on(result: dict[str, Any], suite: Suite) -> bool:
+    return suite.sha256 in result.get("suites", {})
+
+
 def page(results: dict[str, Any]) -> str:
     """The tables."""
     names = list(ORGANISMS)
@@ -123,6 +155,15 @@ def page(results: dict[str, Any]) -> str:
         values = {key: results[key]["streams"].get(stream.name) for key in rows}
         counted = "" if stream.counts else " (does not count)"
         lines.append(f"| {stream.name}{counted} | {_auroc(values)} |")
+    for sha256 in dict.fromkeys(s for row in results.values() for s in row.get("suites", {})):
+        read = {key: row["suites"][sha256] for key, row in results.items() if "suites" in row}
+        n = max(row["n"] for row in read.values())
+        lines += ["", f"On other prompts (n = {n}), without answers, weights and triggers:", ""]
+        lines += ["| stream | AUROC (95%) |", "|---|---|"]
+        for stream in STREAMS:
+            values = {key: row["streams"].get(stream.name) for key, row in read.items()}
+            if any(value is not None for value in values.values()):
+                lines.append(f"| {stream.name} | {_auroc(values)} |")
     lines += [
         "",
         "Higher is worse in every stream. AUROC: chance that a damaged organism reads higher than a"
@@ -201,12 +242,14 @@ def main() -> None:
     parser.add_argument("--sae")
     parser.add_argument("--only", nargs="+", default=[], help="organisms; all by default")
     parser.add_argument("--reports", type=Path, help="folder for the whole reports")
+    parser.add_argument("--data", type=Path, nargs="+", default=[], help="prompts of other suites")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--calibration", type=Path)
     arguments = parser.parse_args()
     results = measure(
         arguments.seeds, arguments.replicas, arguments.sae, arguments.only, arguments.reports
     )
+    results = measure_suites(results, arguments.data, arguments.sae)
     if arguments.calibration:
         save_calibration(calibration(results), arguments.calibration)
     text = page(results)

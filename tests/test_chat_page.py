@@ -99,7 +99,7 @@ def test_what_visitors_send_is_bounded(model_id):
     turn = {"role": "user", "content": "x"}
     for options, message in (
         ({"message": ""}, "The message is empty"),
-        ({"message": None}, "The message is empty"),
+        ({"message": None}, "The message must be text"),
         ({"message": " \n"}, "The message is empty"),
         ({"message": "x" * 8001}, "8001 characters and may have 8000"),
         ({"history": "text"}, "must be a list"),
