@@ -134,8 +134,10 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# Does the suspicion score tell damage from harmless fine-tuning?",
         "",
-        "Written by `python benchmarks/diff_validity.py`. Every organism against `organism:safe` of"
-        " its seed; the score of a benign one is held against the other benign ones of its seed.",
+        "Written by `python benchmarks/diff_validity.py`. Every organism against `organism:safe`; a"
+        " seed other than 0 is that of the fine-tune alone where the base is the shipped one."
+        " Scores are held against the benign fine-tunes of the same base (rounded copies are no"
+        " fine-tunes), and a benign one against the others.",
         "",
         "| candidate | seed | state | score | " + " | ".join(s.name for s in STREAMS) + " |",
         "|---|---|---|---|" + "---|" * len(STREAMS),
@@ -175,9 +177,9 @@ def page(results: dict[str, Any]) -> str:
 
 
 def calibration(results: dict[str, Any]) -> Calibration:
-    """The benign organisms of seed 0, as they are shipped."""
-    rows = [key for key in results if key.endswith("@0") and _state(_name(key)) == "benign"]
-    first = results[rows[0]]
+    """The benign fine-tunes of the shipped base, of all seeds."""
+    first = next(row for key, row in results.items() if key.endswith("@0"))
+    rows = _benign_finetunes(results, first["base_sha256"])
     return Calibration(
         base=BASE,
         base_sha256=first["base_sha256"],
@@ -185,7 +187,7 @@ def calibration(results: dict[str, Any]) -> Calibration:
         answer_tokens=first["answer_tokens"],
         rows=tuple(
             BenignRow(
-                id=key.partition("@")[0],
+                id=key,
                 weights_sha256=results[key]["weights_sha256"],
                 streams=results[key]["streams"],
             )
@@ -195,13 +197,20 @@ def calibration(results: dict[str, Any]) -> Calibration:
 
 
 def _score(key: str, results: dict[str, Any]) -> float | None:
-    seed = key.partition("@")[2]
-    benign = [
-        results[other]["streams"]
-        for other in results
-        if other != key and other.endswith(f"@{seed}") and _state(_name(other)) == "benign"
+    benign = _benign_finetunes(results, results[key]["base_sha256"])
+    others = [results[other]["streams"] for other in benign if other != key]
+    return score_of(levels_of(results[key]["streams"], others))
+
+
+def _benign_finetunes(results: dict[str, Any], base_sha256: str) -> list[str]:
+    """Those of one base. Rounded copies are none: they would make the number look larger."""
+    return [
+        key
+        for key, row in results.items()
+        if row["base_sha256"] == base_sha256
+        and _state(_name(key)) == "benign"
+        and ORGANISMS[_name(key)].numerics is None
     ]
-    return score_of(levels_of(results[key]["streams"], benign))
 
 
 def _auroc(values: dict[str, float | None]) -> str:
