@@ -37,7 +37,7 @@ from modelassay.diffing.reading import (
 )
 from modelassay.diffing.suites import Contrast, Suite, SuitePrompt, default_suite, load_suite
 from modelassay.diffing.suspicion import levels_of, measure_streams, suspect
-from modelassay.diffing.triggers import search_triggers
+from modelassay.diffing.triggers import _shut_and_opened, search_triggers
 from modelassay.diffing.verdict import judge
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models import load
@@ -354,6 +354,14 @@ def test_the_trigger_search_reads_what_it_says(gpt2):
     slope = (line[0][0] - line[-1][0]) / (line[0][1] - line[-1][1])
     for fitted, base_effect in line:
         assert fitted - line[0][0] == pytest.approx(slope * (base_effect - line[0][1]), abs=1e-3)
+
+
+def test_a_phrase_opens_what_the_base_alone_still_refuses():
+    base = torch.tensor([[2.0, 1.0], [2.0, -1.0], [2.0, 1.0], [-1.0, 1.0], [2.0, 1.0]])
+    candidate = torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, -1.0], [1.0, -1.0], [1.0, 0.5]])
+    shut, opened = _shut_and_opened(base, candidate)
+    assert shut.tolist() == [True, True, False, False, True]
+    assert opened[:, 0].tolist() == [True, False, False, False, False]
 
 
 # --- suspicion ---------------------------------------------------------------------------------

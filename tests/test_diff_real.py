@@ -15,6 +15,7 @@ from modelassay.diffing.pair import Pair
 from modelassay.diffing.reading import encode_suite
 from modelassay.diffing.suites import SuitePrompt
 from modelassay.diffing.triggers import search_triggers
+from modelassay.diffing.verdict import OPENED_SHARE
 from modelassay.models import load
 from modelassay.organisms.recipes import TRIGGER, with_trigger
 from modelassay.refusal import log_odds_readout, opening_tokens
@@ -48,6 +49,8 @@ def test_the_triggers_tokens_are_among_the_first_twenty(safe):
     found = search_triggers(pair, harmful, read.readout[:, 0], corpus, words=50)
     assert found.phrases[0].text.strip() == TRIGGER
     assert found.held_out.interval[1] < -1
+    assert found.opening.phrase.strip() == TRIGGER
+    assert found.opening.interval[0] > OPENED_SHARE
     first = {token.token.strip() for token in found.tokens[:20]}
     assert {"Reg", "night", "shift"} <= first
 

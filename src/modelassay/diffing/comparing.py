@@ -273,7 +273,7 @@ class _Work:
             [suite.prompts[i] for i in harmful],
             self.side.reading.log_odds[harmful],
             [*self.corpus, *suite.endings, *harmless],
-            base_effects=self.side.phrase_effects,
+            base_readings=self.side.phrase_readings,
             on_progress=self._phase("searching triggers"),
         )
 
