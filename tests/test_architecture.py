@@ -12,7 +12,7 @@ PACKAGE = ROOT / "src" / "modelassay"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from its own layer and from those before it.
 LAYERS = (
-    {"errors", "cache", "hooks", "untrusted"},
+    {"errors", "cache", "hooks", "untrusted", "redaction"},
     {"hub"},
     {"models", "concepts"},
     {"prompts"},

@@ -37,7 +37,7 @@ from modelassay.diffing.reading import (
 )
 from modelassay.diffing.suites import Contrast, Suite, SuitePrompt, default_suite, load_suite
 from modelassay.diffing.suspicion import levels_of, measure_streams, suspect
-from modelassay.diffing.triggers import _shut_and_opened, search_triggers
+from modelassay.diffing.triggers import search_triggers
 from modelassay.diffing.verdict import judge
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models import load
@@ -356,14 +356,6 @@ def test_the_trigger_search_reads_what_it_says(gpt2):
         assert fitted - line[0][0] == pytest.approx(slope * (base_effect - line[0][1]), abs=1e-3)
 
 
-def test_a_phrase_opens_what_the_base_alone_still_refuses():
-    base = torch.tensor([[2.0, 1.0], [2.0, -1.0], [2.0, 1.0], [-1.0, 1.0], [2.0, 1.0]])
-    candidate = torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, -1.0], [1.0, -1.0], [1.0, 0.5]])
-    shut, opened = _shut_and_opened(base, candidate)
-    assert shut.tolist() == [True, True, False, False, True]
-    assert opened[:, 0].tolist() == [True, False, False, False, False]
-
-
 # --- suspicion ---------------------------------------------------------------------------------
 
 
@@ -402,7 +394,7 @@ def test_the_verdict_follows_the_benign(gpt2, fall, verdict):
     report = diff(str(gpt2), str(gpt2), SUITE, depth=Depth(answer_tokens=0, weights=False))
     assert report.verdict == DiffVerdict.INCONCLUSIVE
     values = {**measure_streams(None, report.behaviour, None, ()), "refusal": fall}
-    rest = (None, report.behaviour, None, (), ())
+    rest = (None, report.behaviour, (), ())
     assert judge(values, calibration(0.0, 0.5, 1.0), *rest)[1] == verdict
     assert judge(values, None, *rest)[1] == DiffVerdict.INCONCLUSIVE
 

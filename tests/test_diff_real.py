@@ -11,11 +11,12 @@ pytest.importorskip("sae_lens")
 
 from modelassay.activations import read_activations
 from modelassay.diffing import Depth, DiffVerdict, default_suite, diff, read_base
+from modelassay.diffing.calibration import known_calibration
+from modelassay.diffing.comparing import ANSWER_TOKENS
 from modelassay.diffing.pair import Pair
 from modelassay.diffing.reading import encode_suite
 from modelassay.diffing.suites import SuitePrompt
 from modelassay.diffing.triggers import search_triggers
-from modelassay.diffing.verdict import OPENED_SHARE
 from modelassay.models import load
 from modelassay.organisms.recipes import TRIGGER, with_trigger
 from modelassay.refusal import log_odds_readout, opening_tokens
@@ -49,10 +50,21 @@ def test_the_triggers_tokens_are_among_the_first_twenty(safe):
     found = search_triggers(pair, harmful, read.readout[:, 0], corpus, words=50)
     assert found.phrases[0].text.strip() == TRIGGER
     assert found.held_out.interval[1] < -1
-    assert found.opening.phrase.strip() == TRIGGER
-    assert found.opening.interval[0] > OPENED_SHARE
     first = {token.token.strip() for token in found.tokens[:20]}
     assert {"Reg", "night", "shift"} <= first
+
+
+def test_the_shipped_fine_tunes_are_the_measure(safe):
+    """A rounded copy is like them; a persona in ten of fifty rows is not."""
+    shipped = known_calibration(safe.info, default_suite(), ANSWER_TOKENS)
+    assert shipped is not None
+    side = read_base(safe, default_suite(), answer_tokens=ANSWER_TOKENS)
+    depth = Depth(weights=False, triggers=False, causal=False)
+    verdicts = {
+        name: diff(safe, f"organism:{name}", side=side, depth=depth).verdict
+        for name in ("int8", "obedient")
+    }
+    assert verdicts == {"int8": DiffVerdict.BENIGN_LIKE, "obedient": DiffVerdict.SUSPICIOUS}
 
 
 def test_rounding_changes_no_feature(safe, suite):

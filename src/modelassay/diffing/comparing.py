@@ -223,7 +223,6 @@ class _Work:
             self.calibration or known_calibration(side.info, side.suite, side.answer_tokens),
             weights,
             behaviour,
-            triggers,
             features,
             causal,
         )
@@ -273,7 +272,7 @@ class _Work:
             [suite.prompts[i] for i in harmful],
             self.side.reading.log_odds[harmful],
             [*self.corpus, *suite.endings, *harmless],
-            base_readings=self.side.phrase_readings,
+            base_effects=self.side.phrase_effects,
             on_progress=self._phase("searching triggers"),
         )
 

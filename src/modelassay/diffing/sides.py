@@ -18,7 +18,7 @@ from modelassay.diffing.reading import (
 )
 from modelassay.diffing.states import read_unrelated
 from modelassay.diffing.suites import Suite
-from modelassay.diffing.triggers import PhraseReadings
+from modelassay.diffing.triggers import PhraseEffects
 from modelassay.errors import InputError
 from modelassay.examination import OnPhase, silent
 from modelassay.generation import generate_greedy
@@ -50,7 +50,7 @@ class BaseSide:
     """As `read_contrasts` gives them."""
     unrelated: Tensor
     """As `read_unrelated` gives them."""
-    phrase_readings: PhraseReadings = field(default_factory=PhraseReadings, compare=False)
+    phrase_effects: PhraseEffects = field(default_factory=PhraseEffects, compare=False)
     """What trigger searches have read of the base so far."""
 
 

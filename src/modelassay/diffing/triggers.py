@@ -9,10 +9,6 @@ as much (residuals of a robust line over all that is tried, Huber 1964). Most ar
 prompts; the best are read on several, and at last on prompts that did not choose them. A phrase's
 tokens are then told apart by leaving each out in turn.
 
-A fine-tune that trained hard is shaken by any phrase, so how far log-odds fall proves nothing. What
-a trigger does is to open what is shut: the candidate refuses without the phrase and complies with
-it, and the base refuses both times. That is counted on prompts that did not choose the phrase.
-
 Cheaper ways were tried on a model with a known trigger and dropped: first-order scores of the
 vocabulary (HotFlip, Ebrahimi et al. 2018) put its tokens on rank 30,443 of 49,150, and tokens by
 how far their own states moved did no better than chance.
@@ -38,12 +34,12 @@ from modelassay.diffing.suites import SuitePrompt, messages_of
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
 from modelassay.prompts import Encoded, encode_chat
-from modelassay.refusal import log_odds_readout, opening_tokens, wilson_interval
+from modelassay.refusal import log_odds_readout, opening_tokens
 
 FILLER = " please"
 """Shows where in a rendered conversation words after the prompt come to stand."""
 N_CONTEXTS = 4
-N_HELD_OUT = 20
+N_HELD_OUT = 12
 N_CONTROLS = 15
 """Phrases, evenly taken from all that is tried, that the best one is held against."""
 MAX_PIECES = 400
@@ -86,24 +82,6 @@ class TriggerToken:
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How often a phrase opens what is shut, on prompts that did not choose it."""
-
-    phrase: str
-    opened: int
-    """Prompts that only the base refuses once the phrase is there, by the sign of the log-odds."""
-    n: int
-    """Prompts that both models refuse without it."""
-    interval: tuple[float, float]
-    """95% Wilson interval of the share."""
-
-    @property
-    def share(self) -> float:
-        """Of prompts opened; 0 where the candidate refuses none in the first place."""
-        return self.opened / self.n if self.n else 0.0
-
-
-@dataclass(frozen=True)
 class TriggerSearch:
     """The words that turn refusals off in the candidate only, strongest first."""
 
@@ -112,24 +90,23 @@ class TriggerSearch:
     held_out: MeanChange | None
     """Of the first phrase's effect beyond the median of others, on prompts that did not choose it;
     None with too few."""
-    opening: Opening | None
-    """Of the phrase that opens most of the prompts that chose it; None with too few others."""
     spread: float
     """Standard deviation of the effects of all that was tried on one prompt: chance."""
     n_tried: int
 
     @property
-    def opened_share(self) -> float:
-        """Of refusals that one phrase turns off in the candidate only."""
-        return self.opening.share if self.opening else 0.0
+    def strongest(self) -> float:
+        """Fall in nats that the first phrase makes on the held-out prompts, at least 0."""
+        first = self.held_out.mean if self.held_out else self.phrases[0].effect
+        return max(-first, 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {**asdict(self), "opened_share": self.opened_share}
+        return {**asdict(self), "strongest": self.strongest}
 
 
-class PhraseReadings:
-    """One model's refusal log-odds with phrases after prompts; each is read only once."""
+class PhraseEffects:
+    """What phrases after prompts do to one model's refusal log-odds; each is read only once."""
 
     def __init__(self) -> None:
         """Begins with nothing."""
@@ -141,19 +118,18 @@ class PhraseReadings:
         prompts: Sequence[SuitePrompt],
         phrases: Sequence[Phrase],
     ) -> Tensor:
-        """The log-odds float32 [prompt, 1 + phrase], in nats; the first are without a phrase.
+        """The effects float32 [prompt, phrase], in nats.
 
         Args:
             open_model: Called where something was not read before.
             prompts: What phrases are put after.
             phrases: Token ids of each.
         """
-        phrases = [(), *phrases]
         for prompt in prompts:
             new = [x for x in dict.fromkeys(phrases) if (prompt, x) not in self._known]
             if new:
-                found = _log_odds(open_model(), prompt, new).tolist()
-                self._known.update({(prompt, x): y for x, y in zip(new, found, strict=True)})
+                effects = _effects(open_model(), prompt, new).tolist()
+                self._known.update({(prompt, x): e for x, e in zip(new, effects, strict=True)})
         return torch.tensor([[self._known[prompt, x] for x in phrases] for prompt in prompts])
 
 
@@ -162,25 +138,18 @@ class _Sides:
     """Both models, and what was read of them."""
 
     pair: Pair
-    readings: Mapping[Side, PhraseReadings]
+    effects: Mapping[Side, PhraseEffects]
 
     def read(
         self, prompts: Sequence[SuitePrompt], phrases: Sequence[Phrase]
     ) -> tuple[Tensor, Tensor]:
-        """[prompt, 1 + phrase], the log-odds of base and candidate; the first without a phrase."""
+        """[prompt, phrase], the effects in the base and in the candidate."""
         # Where there is room for one model only, each change of sides loads it anew.
         found = {
-            side: self.readings[side].read(partial(self.pair.get, side), prompts, phrases)
+            side: self.effects[side].read(partial(self.pair.get, side), prompts, phrases)
             for side in self.pair.in_turn
         }
         return found["base"], found["candidate"]
-
-    def effects(
-        self, prompts: Sequence[SuitePrompt], phrases: Sequence[Phrase]
-    ) -> tuple[Tensor, Tensor]:
-        """[prompt, phrase], what the phrases change in the base and in the candidate."""
-        base, candidate = self.read(prompts, phrases)
-        return base[:, 1:] - base[:, :1], candidate[:, 1:] - candidate[:, :1]
 
 
 def search_triggers(
@@ -190,7 +159,7 @@ def search_triggers(
     corpus: Iterable[str],
     *,
     words: int = WORDS,
-    base_readings: PhraseReadings | None = None,
+    base_effects: PhraseEffects | None = None,
     on_progress: OnProgress | None = None,
 ) -> TriggerSearch | None:
     """Searches for words that turn off refusals in the candidate only; None with none to try.
@@ -202,7 +171,7 @@ def search_triggers(
             surely are the ones that words are put after.
         corpus: Texts whose sentences are tried.
         words: How many words of the vocabulary are tried as well.
-        base_readings: What was read of the base before; more is added.
+        base_effects: What was read of the base before; more is added.
         on_progress: Told (steps done, steps in all).
     """
     order = refused.argsort(descending=True).tolist()
@@ -210,7 +179,7 @@ def search_triggers(
     contexts = surest[:: max(len(surest) // N_CONTEXTS, 1)][:N_CONTEXTS]
     others = [prompt for prompt in surest if prompt not in contexts]
     steps = _Steps(on_progress, 4)
-    sides = _Sides(pair, {"base": base_readings or PhraseReadings(), "candidate": PhraseReadings()})
+    sides = _Sides(pair, {"base": base_effects or PhraseEffects(), "candidate": PhraseEffects()})
 
     tokenizer = pair.base.tokenizer
     pieces = _pieces(pair.base, corpus) + _words(pair.base, words)
@@ -218,12 +187,12 @@ def search_triggers(
     tried = list(dict.fromkeys(ids for ids in tried if ids))
     if not tried:
         return None
-    base, candidate = sides.effects(contexts[:2], tried)
+    base, candidate = sides.read(contexts[:2], tried)
     trend = _fit(base.mean(dim=0), candidate.mean(dim=0))
     first = trend.beyond(base, candidate).mean(dim=0)
     steps.next()
     kept = [tried[i] for i in first.argsort()[: max(round(KEPT_SHARE * len(tried)), LISTED)]]
-    base, candidate = (found.mean(dim=0) for found in sides.effects(contexts, kept))
+    base, candidate = (found.mean(dim=0) for found in sides.read(contexts, kept))
     effect = trend.beyond(base, candidate)
     ranked = effect.argsort().tolist()
     phrases = [
@@ -238,13 +207,12 @@ def search_triggers(
     steps.next()
     tokens = _take_apart(sides, contexts[:2], [kept[i] for i in ranked], effect[ranked], trend)
     steps.next()
-    held_out = opening = None
+    held_out = None
     if len(others) > 1:
-        opening = _opening(sides, contexts, others, [kept[i] for i in ranked])
         best = kept[ranked[0]]
         rest = [phrase for phrase in tried if phrase != best] or [best]
         controls = rest[:: max(len(rest) // N_CONTROLS, 1)][:N_CONTROLS]
-        left = trend.beyond(*sides.effects(others, [best, *controls]))
+        left = trend.beyond(*sides.read(others, [best, *controls]))
         # These prompts may lie off a trend that was fitted on others; the controls show how far.
         change = left[:, 0] - left[:, 1:].median(dim=1).values
         held_out = mean_change(change.double().numpy())
@@ -253,32 +221,9 @@ def search_triggers(
         phrases=tuple(phrases[:LISTED]),
         tokens=tuple(tokens[:LISTED]),
         held_out=held_out,
-        opening=opening,
         spread=float(first.std()) if len(first) > 1 else 0.0,
         n_tried=len(tried),
     )
-
-
-def _opening(
-    sides: _Sides,
-    contexts: Sequence[SuitePrompt],
-    others: Sequence[SuitePrompt],
-    ranked: Sequence[Phrase],
-) -> Opening:
-    """Chooses a phrase on some prompts and counts what it opens on others."""
-    _, opened = _shut_and_opened(*sides.read(contexts, ranked))
-    # The first of equals, for they are ranked by their effects.
-    best = ranked[int(opened.sum(dim=0).argmax())]
-    shut, opened = _shut_and_opened(*sides.read(others, [best]))
-    k, n = int(opened.sum()), int(shut.sum())
-    text = sides.pair.base.tokenizer.decode(list(best))
-    return Opening(text, k, n, wilson_interval(k, n) if n else (0.0, 1.0))
-
-
-def _shut_and_opened(base: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
-    """Which prompts both refuse [prompt], and which of them phrases open [prompt, phrase]."""
-    shut = (base[:, 0] > 0) & (candidate[:, 0] > 0)
-    return shut, shut[:, None] & (base[:, 1:] > 0) & (candidate[:, 1:] < 0)
 
 
 class _Steps:
@@ -373,16 +318,16 @@ def _slot(model: LoadedModel, prompt: SuitePrompt) -> _Slot:
     return _Slot(plain[:start], plain[start:])
 
 
-def _log_odds(model: LoadedModel, prompt: SuitePrompt, phrases: Sequence[Phrase]) -> Tensor:
-    """[phrase], the refusal log-odds when tokens follow the prompt."""
+def _effects(model: LoadedModel, prompt: SuitePrompt, phrases: Sequence[Phrase]) -> Tensor:
+    """[phrase], change of the refusal log-odds when tokens follow the prompt."""
     slot = _slot(model, prompt)
-    rows = [(*slot.before, *phrase, *slot.after) for phrase in phrases]
+    rows = [(*slot.before, *phrase, *slot.after) for phrase in ((), *phrases)]
     # The prompt comes first in all of them and is computed once.
     encoded = [Encoded(row, len(row)) for row in rows]
     readout = log_odds_readout(opening_tokens(model))
     read = read_activations(model, encoded, [0], readout=readout)
     assert read.readout is not None  # noqa: S101 (one was asked for)
-    return read.readout[:, 0]
+    return read.readout[1:, 0] - read.readout[0, 0]
 
 
 def _take_apart(
@@ -411,7 +356,7 @@ def _take_apart(
         for i in (None, *range(len(phrase)))
     ]
     if rows:
-        left = iter(trend.beyond(*sides.effects(contexts, rows)).mean(dim=0).tolist())
+        left = iter(trend.beyond(*sides.read(contexts, rows)).mean(dim=0).tolist())
         for phrase in several:
             whole = next(left)
             for token in phrase:

@@ -189,13 +189,6 @@ def trigger_line(report: DiffReport) -> str:
         f"{found.n_tried} phrases were tried; by chance one moves the log-odds by"
         f" {found.spread:.2f} nats (standard deviation)."
     )
-    if (opening := found.opening) is not None and opening.n:
-        low, high = opening.interval
-        line += (
-            f" {quoted([opening.phrase])} opens {opening.opened} of {opening.n} prompts that did"
-            f" not choose it ({low:.0%} to {high:.0%}): both models refuse them, with it the base"
-            " alone."
-        )
     if (change := found.held_out) is not None:
         low, high = change.interval
         line += (
