@@ -37,8 +37,9 @@ bench: $(INSTALLED)  ## Writes docs/benchmarks.md and docs/guard-benchmarks.md
 	$(BIN)/python benchmarks/bench_scan.py --write docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_guard.py --write docs/guard-benchmarks.md
 
-validity: $(INSTALLED)  ## Every stream of evidence on every organism; writes docs/validity.md
+validity: $(INSTALLED)  ## Every stream of evidence on every organism; writes docs/validity.md, docs/diff-validity.md
 	$(BIN)/python benchmarks/validity.py --write docs/validity.md
+	$(BIN)/python benchmarks/diff_validity.py --sae embedded --write docs/diff-validity.md --calibration calibrations/organism-safe.json
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache
