@@ -92,9 +92,11 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
-    except (BrokenPipeError, SystemExit):
-        # The reader (head, less) has gone, of which typer makes an exit of its own; give the
-        # interpreter nothing to flush into it.
+    except (BrokenPipeError, SystemExit) as error:
+        # typer makes an exit of its own of a reader (head, less) that has gone.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # Give the interpreter nothing to flush into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except Exception as error:
