@@ -299,6 +299,10 @@ def test_calibrated_candidates_are_held_against_benign_ones(places, capfd, tmp_p
     assert judged["suspicion"]["false_positive_rate"] >= 0.25
     assert code == {"SUSPICIOUS": 1, "BENIGN-LIKE": 0}[judged["verdict"]]
 
+    # One of them is no measure of itself.
+    run([*command(places, f"BASE BENIGN1 {rest} --json"), "--calibration", out])
+    assert json.loads(capfd.readouterr().out)["suspicion"]["n_benign"] == 2
+
     for text, message in (
         (f"calibrate BASE BENIGN2 {rest} --add --out FILE", "counts only once"),
         (f"calibrate BASE ABLATED {rest} --add --out FILE", "is no benign fine-tune"),

@@ -14,7 +14,12 @@ from typing import Any
 
 from modelassay.activations import OnProgress
 from modelassay.diffing.behaviour import compare_behaviour
-from modelassay.diffing.calibration import Calibration, check_calibration, known_calibration
+from modelassay.diffing.calibration import (
+    Calibration,
+    check_calibration,
+    held_out,
+    known_calibration,
+)
 from modelassay.diffing.causal import Intervention, difference_directions, intervene
 from modelassay.diffing.dictionaries import check_labels, label_changes
 from modelassay.diffing.features import DictionaryDiff, compare_features
@@ -218,9 +223,10 @@ class _Work:
         weights, unscored = self._weights()
         triggers = self._triggers()
         causal = self._causal(after, features)
+        known = self.calibration or known_calibration(side.info, side.suite, side.answer_tokens)
         suspicion, verdict, reasons = judge(
             measure_streams(weights, behaviour, triggers, features),
-            self.calibration or known_calibration(side.info, side.suite, side.answer_tokens),
+            held_out(known, info),
             weights,
             behaviour,
             features,
