@@ -16,6 +16,7 @@ LAYERS = (
     {"hub"},
     {"models", "concepts"},
     {"prompts"},
+    {"midway"},
     {"activations"},
     {"unembedding"},
     {"generation", "separation", "refusal_judge", "weights"},

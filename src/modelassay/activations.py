@@ -7,7 +7,8 @@ its answer tokens). What makes it fast changes no value beyond rounding:
 * no block above the last asked one runs, and no language-model head, unless a readout of the logits
   is asked for, and then the head sees one position per prompt;
 * tokens that all prompts begin with (the chat template's system prompt) are computed once and
-  shared through the KV cache, after a check on one prompt that this is exact for the model at hand.
+  shared through the KV cache, after a check on one prompt that this is exact for the model at hand;
+* where the states after some block are known (`modelassay.midway`), no block up to it runs.
 
 Batches are padded on the right. Under a causal mask no real token sees what follows it, so padding
 cannot touch a value, and the last token is at the prompt's own length.
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from modelassay.errors import InputError, UnavailableError
 from modelassay.hooks import capture, head_at
+from modelassay.midway import Midway, begin_after
 from modelassay.models import LoadedModel
 from modelassay.prompts import Encoded
 
@@ -68,6 +70,7 @@ def read_activations(
     readout: Readout | None = None,
     batch_tokens: int | None = None,
     share_prefix: bool = True,
+    midway: Midway | None = None,
     on_progress: OnProgress | None = None,
 ) -> Activations:
     """Reads the residual stream after the given blocks.
@@ -81,6 +84,9 @@ def read_activations(
             runs the whole model.
         batch_tokens: Upper bound on tokens in a batch, padding included.
         share_prefix: Compute the tokens that all prompts begin with only once.
+        midway: Known states to begin at, of a block not above the lowest of `layers`. They are used
+            where they reach down to the shared prefix, and only once a check on one prompt has
+            shown that a pass from them ends where a whole pass does.
         on_progress: Told how many distinct prompts are done.
 
     Raises:
@@ -97,12 +103,14 @@ def read_activations(
         raise InputError(f"A layer is asked for twice in {list(layers)}.")
     if position != "last" and any(p.answer_start >= len(p.ids) for p in prompts):
         raise InputError(f"Position {position!r} reads answer tokens, but a prompt has no answer.")
+    if midway is not None and midway.layer > min(layers):
+        raise InputError(f"A pass that begins above block {midway.layer} cannot read lower ones.")
     if batch_tokens is None:
         batch_tokens = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
 
     distinct = sorted(set(prompts), key=lambda p: (len(p.ids), p.ids, p.answer_start))
     with torch.inference_mode():
-        reader = _Reader(model, layers, position, readout, batch_tokens)
+        reader = _Reader(model, layers, position, readout, batch_tokens, midway)
         if share_prefix:
             reader.share_prefix_of(distinct)
         rows = reader.read_all(distinct, on_progress)
@@ -136,12 +144,14 @@ class _Reader:
         position: Position,
         readout: Readout | None,
         batch_tokens: int,
+        midway: Midway | None,
     ) -> None:
         self.model = model
         self.layers = layers
         self.position = position
         self.readout = readout
         self.batch_tokens = batch_tokens
+        self.midway = midway
         self.device = model.device
         self.prefix: tuple[int, ...] = ()
         self.prefix_cache: Any = None
@@ -149,7 +159,8 @@ class _Reader:
     def share_prefix_of(self, prompts: Sequence[Encoded]) -> None:
         """Computes the tokens common to all prompts once, if that is exact and worth it."""
         length = common_prefix_length(prompts)
-        if length < MIN_SHARED_PREFIX or len(prompts) < 3:
+        least = MIN_SHARED_PREFIX if self.midway is None else 1
+        if length < least or len(prompts) < 3:
             return
         from transformers import DynamicCache
 
@@ -157,7 +168,13 @@ class _Reader:
         plain = self.read_batch([probe])
         try:
             cache = DynamicCache(config=self.model.model.config)
-            self._forward([list(probe.ids[:length])], cache, lambda _layer, _hidden: None, None)
+            self._forward(
+                self.model.model,
+                [list(probe.ids[:length])],
+                cache,
+                lambda _layer, _hidden: None,
+                None,
+            )
             self.prefix, self.prefix_cache = probe.ids[:length], cache
             shared = self.read_batch([probe])
         except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
@@ -224,7 +241,12 @@ class _Reader:
         if self.prefix_cache is not None:
             cache = copy.deepcopy(self.prefix_cache)
             cache.batch_repeat_interleave(len(batch))
-        logits = self._forward(remainders, cache, keep, last)
+        model = self.model.model
+        # Without a shared prefix nothing has shown that known states fit this model.
+        if self.midway is not None and self.prefix and self.midway.covers(batch, skip):
+            hidden = self.midway.padded(batch, skip)
+            model = begin_after(self.model, self.midway.layer, hidden)
+        logits = self._forward(model, remainders, cache, keep, last)
         per_layer = [captured[layer] for layer in self.layers]
         if self.position == "all":
             values = [
@@ -255,6 +277,7 @@ class _Reader:
 
     def _forward(
         self,
+        model: Any,
         rows: list[list[int]],
         cache: Any,
         on_output: Callable[[int, Tensor], None],
@@ -268,7 +291,7 @@ class _Reader:
         inputs = {"input_ids": ids.to(self.device), "use_cache": cache is not None}
         if cache is not None:
             inputs["past_key_values"] = cache
-        blocks, model = self.model.blocks, self.model.model
+        blocks = self.model.blocks
         if self.readout is None or last is None:
             # With a readout to come, the prefix pass has to fill the cache of every block.
             layers = self.layers if self.readout is None else (*self.layers, len(blocks) - 1)

@@ -9,7 +9,7 @@ it happens in memory, in forward hooks; no weight is changed and nothing is kept
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from modelassay.activations import read_activations
 from modelassay.diffing.features import Q_LEVEL, DictionaryDiff
 from modelassay.diffing.reading import Matched, Reading
 from modelassay.hooks import rewrite
+from modelassay.midway import Midway
 from modelassay.models import LoadedModel
 from modelassay.prompts import Encoded
 from modelassay.refusal import log_odds_readout, opening_tokens
@@ -80,6 +81,7 @@ def intervene(
     model: LoadedModel,
     prompts: Sequence[Encoded],
     directions: Sequence[Direction],
+    begin: Callable[[int], Midway],
     *,
     sign: Literal[1, -1],
     before: Tensor,
@@ -90,7 +92,9 @@ def intervene(
     Args:
         model: The base (sign +1) or the candidate (sign -1).
         prompts: Harmful prompts, without answers.
-        directions: What to add, times the sign, to every compared token's state.
+        directions: What to add, times the sign, to every token's state.
+        begin: Gives this model's states on the prompts after a direction's block: no block up to it
+            is run again.
         sign: +1 puts in, -1 takes out.
         before: [prompt] refusal log-odds of this model.
         target: Those of the other model.
@@ -102,9 +106,10 @@ def intervene(
     found = []
     for direction in directions:
         length = direction.vector.norm()
+        midway = begin(direction.layer)
 
-        def share(vector: Tensor, layer: int = direction.layer) -> tuple[float, float | None]:
-            after = float(_log_odds(model, prompts, layer, sign * vector).mean())
+        def share(vector: Tensor, midway: Midway = midway) -> tuple[float, float | None]:
+            after = float(_log_odds(model, prompts, midway, sign * vector).mean())
             moved = after - float(before.mean())
             return after, None if abs(gap) < MIN_DIFFERENCE else moved / gap
 
@@ -179,13 +184,16 @@ def _mean_activation_change(
     return mean(after) - mean(before)
 
 
-def _log_odds(model: LoadedModel, prompts: Sequence[Encoded], layer: int, vector: Tensor) -> Tensor:
+def _log_odds(
+    model: LoadedModel, prompts: Sequence[Encoded], midway: Midway, vector: Tensor
+) -> Tensor:
     readout = log_odds_readout(opening_tokens(model))
 
     def moved(hidden: Tensor) -> Tensor:
         return hidden + vector.to(hidden)
 
-    with rewrite(model.blocks, {layer: moved}):
-        read = read_activations(model, prompts, [layer], readout=readout)
+    # The block that hands on the known states is still the one whose output is moved.
+    with rewrite(model.blocks, {midway.layer: moved}):
+        read = read_activations(model, prompts, [midway.layer], readout=readout, midway=midway)
     assert read.readout is not None  # noqa: S101 (one was asked for)
     return read.readout[:, 0].double()

@@ -24,7 +24,7 @@ from modelassay.diffing.causal import Intervention, difference_directions, inter
 from modelassay.diffing.dictionaries import check_labels, label_changes
 from modelassay.diffing.features import DictionaryDiff, compare_features
 from modelassay.diffing.pair import Pair, check_comparable, traits_of
-from modelassay.diffing.paired_weights import diff_pair
+from modelassay.diffing.paired_weights import count_alike, diff_pair
 from modelassay.diffing.reading import Reading, read_contrasts, read_model
 from modelassay.diffing.report import DiffReport
 from modelassay.diffing.sides import BaseSide, read_base, short_answers
@@ -36,6 +36,7 @@ from modelassay.diffing.verdict import judge
 from modelassay.diffing.weights import WeightDiff
 from modelassay.errors import InputError, UnavailableError
 from modelassay.examination import OnPhase, installed_versions, silent
+from modelassay.midway import Midway
 from modelassay.models import LoadedModel, load
 from modelassay.sae import Dictionary
 
@@ -193,14 +194,19 @@ class _Work:
 
     def run(self) -> DiffReport:
         side, candidate = self.side, self.pair.candidate
-        notes = check_comparable(side.traits, traits_of(candidate))
+        traits = traits_of(candidate)
+        notes = check_comparable(side.traits, traits)
         info = candidate.info
+        del candidate  # the weights may need its room
+        weights, unscored = self._weights()
+        candidate = self.pair.candidate
         answers = short_answers(candidate, side.prompts, side.answer_tokens, self.on_progress)
         after = read_model(
             candidate,
             side.matched,
             side.layers,
             base=side.reading,
+            alike=count_alike(weights, side.traits, traits),
             batch_tokens=self.batch_tokens,
             on_progress=self._phase("reading the candidate"),
         )
@@ -220,7 +226,6 @@ class _Work:
         )
         states = StateDiff(compare_states(side.reading, after), lens, len(side.tokens))
         features = self._features(after)
-        weights, unscored = self._weights()
         triggers = self._triggers()
         causal = self._causal(after, features)
         known = self.calibration or known_calibration(side.info, side.suite, side.answer_tokens)
@@ -296,10 +301,18 @@ class _Work:
         )
         encoded = [side.prompts[i] for i in tried]
         x, y = side.reading.log_odds[tried], after.log_odds[tried]
+
+        def begin(reading: Reading) -> Callable[[int], Midway]:
+            return lambda layer: reading.midway(side.matched, layer, answers=False)
+
         self.on_progress("trying directions", 0, 2)
-        out = intervene(self.pair.candidate, encoded, directions, sign=-1, before=y, target=x)
+        out = intervene(
+            self.pair.candidate, encoded, directions, begin(after), sign=-1, before=y, target=x
+        )
         self.on_progress("trying directions", 1, 2)
-        into = intervene(self.pair.base, encoded, directions, sign=1, before=x, target=y)
+        into = intervene(
+            self.pair.base, encoded, directions, begin(side.reading), sign=1, before=x, target=y
+        )
         self.on_progress("trying directions", 2, 2)
         return (*into, *out)
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
+from modelassay.models.blocks import text_config
 
 Side = Literal["base", "candidate"]
 SPARE = 1.3
 """Times its weights that a second model needs of the free memory, with room to work in."""
+NAMES_IN_CONFIG = {"_name_or_path", "architectures", "transformers_version"}
+"""Entries of a config that no number depends on."""
 
 
 @dataclass
@@ -80,10 +83,13 @@ class Traits:
     hidden_size: int
     vocabulary: dict[str, int]
     chat_template: str | None
+    arithmetic: dict[str, Any]
+    """What makes numbers of weights and tokens: the config, precision and device."""
 
 
 def traits_of(model: LoadedModel) -> Traits:
     """Of a loaded model."""
+    config = text_config(model.model.config)
     return Traits(
         id=model.info.id,
         architecture=model.info.architecture,
@@ -91,6 +97,12 @@ def traits_of(model: LoadedModel) -> Traits:
         hidden_size=model.info.hidden_size,
         vocabulary=dict(model.tokenizer.get_vocab()),
         chat_template=getattr(model.tokenizer, "chat_template", None),
+        arithmetic={
+            "dtype": model.info.dtype,
+            "quantization": model.info.quantization,
+            "device": model.device.type,
+            **{k: v for k, v in config.to_dict().items() if k not in NAMES_IN_CONFIG},
+        },
     )
 
 

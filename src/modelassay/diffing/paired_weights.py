@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from modelassay.activations import OnProgress
-from modelassay.diffing.pair import Pair, Side
+from modelassay.diffing.pair import Pair, Side, Traits
 from modelassay.diffing.weights import WeightDiff, diff_weights
 from modelassay.errors import UnavailableError
 from modelassay.models.blocks import text_config
@@ -30,7 +30,7 @@ def diff_pair(
         InputError: as `diff_weights`.
         UnavailableError: both would have to be in memory, and there is no room.
     """
-    config = text_config(pair.base.model.config)
+    config = text_config(pair.get(pair.in_turn[0]).model.config)  # the same in both
     files: dict[Side, list[Path] | None] = {
         "base": None if given[0] else plain_files(pair.base),
         "candidate": None if given[1] else plain_files(pair.candidate),
@@ -53,3 +53,16 @@ def diff_pair(
             config.model_type,
             on_progress=on_progress,
         )
+
+
+def count_alike(weights: WeightDiff | None, base: Traits, candidate: Traits) -> int:
+    """How many first blocks of two models, with the embeddings, make the same of the same tokens.
+
+    Args:
+        weights: How the weights differ; None, where that is not known, makes it none.
+        base: Of one model.
+        candidate: Of the other.
+    """
+    if weights is None or base.arithmetic != candidate.arithmetic:
+        return 0
+    return base.n_layers if weights.first_change is None else weights.first_change

@@ -3,7 +3,8 @@
 The tokens are those of the user's message, of what the template puts after it, and of the base's
 own short answer, so that the two models are compared where they speak as well as where they listen.
 One pass of each model gives the states of all asked blocks at all those tokens; the logits come
-from the last block's states (`unembedding`), so nothing is run twice.
+from the last block's states (`unembedding`), so nothing is run twice. Where the candidate's first
+blocks are the base's, its pass begins above them, at the states that the base's pass has left.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from modelassay.activations import OnProgress, read_activations
 from modelassay.diffing.suites import Contrast, SuitePrompt, messages_of
+from modelassay.midway import Midway
 from modelassay.models import LoadedModel
 from modelassay.prompts import Encoded, encode_chat, last_message_start
 from modelassay.refusal import log_odds_readout, opening_tokens
@@ -80,6 +82,21 @@ class Reading:
         """float32 [token, hidden], the output of a block."""
         return self.states[:, self.layers.index(layer)]
 
+    def midway(self, matched: Matched, layer: int, *, answers: bool = True) -> Midway:
+        """States that other passes over the same tokens can begin at.
+
+        Args:
+            matched: What was read.
+            layer: One of `layers`.
+            answers: Whether those passes read the answers as well as the prompts.
+        """
+        states = {}
+        parts = self.at(layer).split(matched.lengths)
+        for row, end, part in zip(matched.encoded, matched.prompt_ends, parts, strict=True):
+            n = len(part) if answers else end
+            states[row.ids[: row.answer_start + n]] = part[:n]
+        return Midway(layer, states)
+
 
 def encode_suite(model: LoadedModel, prompts: Sequence[SuitePrompt]) -> list[Encoded]:
     """The prompts as the model would be asked, each with its last message marked.
@@ -116,6 +133,7 @@ def read_model(
     layers: Sequence[int],
     *,
     base: Reading | None = None,
+    alike: int = 0,
     batch_tokens: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Reading:
@@ -125,7 +143,9 @@ def read_model(
         model: Base or candidate.
         matched: The tokens.
         layers: Blocks whose states are kept.
-        base: The base's reading, when the candidate is read.
+        base: The base's reading of the same layers, when the candidate is read.
+        alike: How many first blocks, with the embeddings, are the base's. Those whose states are
+            among `layers` are not run again.
         batch_tokens: Upper bound on tokens in a batch.
         on_progress: Told how many prompts are done.
 
@@ -133,13 +153,15 @@ def read_model(
         InputError: a block gives NaN or infinite values.
     """
     last = len(model.blocks) - 1
-    wanted = tuple(sorted({*layers, last}))
+    known = [] if base is None else [layer for layer in base.layers if layer < alike]
+    wanted = tuple(sorted({*layers, last} - set(known[:-1])))
     read = read_activations(
         model,
         matched.encoded,
         wanted,
         position="all",
         batch_tokens=batch_tokens,
+        midway=base.midway(matched, known[-1]) if base is not None and known else None,
         on_progress=on_progress,
     )
     final = read.values[:, wanted.index(last)]
@@ -160,10 +182,13 @@ def read_model(
         likely.append(tokens.int().cpu())
         log_p.append(values.cpu())
         done += len(logits)
-    kept = [wanted.index(layer) for layer in layers]
+    states = [
+        read.values[:, wanted.index(layer)] if base is None or layer in wanted else base.at(layer)
+        for layer in layers
+    ]
     return Reading(
         layers=tuple(layers),
-        states=read.values[:, kept],
+        states=torch.stack(states, dim=1),
         log_odds=torch.cat(log_odds),
         likely=torch.cat(likely),
         log_p=torch.cat(log_p),

@@ -123,14 +123,15 @@ def short_answers(
     return tuple(answer.text for answer in answers)
 
 
+def spread_layers(n: int) -> set[int]:
+    """Blocks spread evenly over the depth of a model with `n`."""
+    return {max(round(n * (i + 1) / N_DEPTHS) - 1, 0) for i in range(N_DEPTHS)}
+
+
 def _layers(
     n: int, layers: Sequence[int] | None, dictionaries: Sequence[Dictionary]
 ) -> tuple[int, ...]:
-    wanted = (
-        set(layers)
-        if layers is not None
-        else {max(round(n * (i + 1) / N_DEPTHS) - 1, 0) for i in range(N_DEPTHS)}
-    )
+    wanted = set(layers) if layers is not None else spread_layers(n)
     if not all(0 <= layer < n for layer in wanted):
         raise InputError(f"Layers must lie in 0…{n - 1}, got {sorted(wanted)}.")
     return tuple(sorted(wanted | {dictionary.layer for dictionary in dictionaries}))

@@ -103,6 +103,14 @@ class WeightDiff:
         """Whether every weight is the same number for number, as far as float32 tells."""
         return not (self.matrices or self.only_in_base or self.only_in_candidate)
 
+    @property
+    def first_change(self) -> int | None:
+        """The first block that differs, 0 where something outside blocks does; None for none."""
+        if self.only_in_base or self.only_in_candidate:
+            return 0
+        # A final norm or an output layer would do no harm, but embeddings have many names.
+        return min((change.block or 0 for change in self.matrices), default=None)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {**asdict(self), "identical": self.identical}
