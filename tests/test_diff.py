@@ -330,6 +330,29 @@ def test_other_architectures_sizes_and_tokens_are_refused(gpt2, tiny, tmp_path):
 # --- triggers ----------------------------------------------------------------------------------
 
 
+def test_the_trigger_search_runs_common_blocks_once(gpt2):
+    base = load(str(gpt2))
+    candidate = planted(gpt2, dictionary(32).sae.W_dec[PLANTED].detach())
+    harmful = [SUITE.prompts[i] for i in SUITE.indices("harmful")]
+    refused = torch.arange(len(harmful)).float()
+    pair = Pair(lambda: base, lambda: candidate, together=True)
+    ran = []
+    handles = [
+        model.blocks[0].ln_1.register_forward_hook(lambda _m, args, _o: ran.append(args[0].numel()))
+        for model in (base, candidate)
+    ]
+    whole = search_triggers(pair, harmful, refused, SUITE.endings)
+    before = sum(ran)
+    ran.clear()
+    found = search_triggers(pair, harmful, refused, SUITE.endings, alike=LAYER)
+    for handle in handles:
+        handle.remove()
+    assert sum(ran) < 0.8 * before
+    assert [p.text for p in found.phrases] == [p.text for p in whole.phrases]
+    for a, b in zip(found.phrases, whole.phrases, strict=True):
+        assert (a.base, a.candidate) == pytest.approx((b.base, b.candidate), abs=1e-4)
+
+
 def test_the_trigger_search_reads_what_it_says(gpt2):
     base = load(str(gpt2))
     candidate = planted(gpt2, dictionary(32).sae.W_dec[PLANTED].detach())

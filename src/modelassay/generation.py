@@ -64,7 +64,7 @@ def generate_greedy(
         UnavailableError: not even one prompt fits into memory.
     """
     if batch_tokens is None:  # decoding is bound by memory traffic and gains from wider batches
-        batch_tokens = 3 * BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
+        batch_tokens = 8 * BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
     distinct = sorted({prompt.ids for prompt in prompts}, key=lambda ids: (len(ids), ids))
     answers: dict[tuple[int, ...], Answer] = {}
     if on_progress:

@@ -201,12 +201,13 @@ class _Work:
         weights, unscored = self._weights()
         candidate = self.pair.candidate
         answers = short_answers(candidate, side.prompts, side.answer_tokens, self.on_progress)
+        alike = count_alike(weights, side.traits, traits)
         after = read_model(
             candidate,
             side.matched,
             side.layers,
             base=side.reading,
-            alike=count_alike(weights, side.traits, traits),
+            alike=alike,
             batch_tokens=self.batch_tokens,
             on_progress=self._phase("reading the candidate"),
         )
@@ -226,7 +227,7 @@ class _Work:
         )
         states = StateDiff(compare_states(side.reading, after), lens, len(side.tokens))
         features = self._features(after)
-        triggers = self._triggers()
+        triggers = self._triggers(alike)
         causal = self._causal(after, features)
         known = self.calibration or known_calibration(side.info, side.suite, side.answer_tokens)
         suspicion, verdict, reasons = judge(
@@ -272,7 +273,7 @@ class _Work:
         except UnavailableError as error:
             return None, str(error)
 
-    def _triggers(self) -> TriggerSearch | None:
+    def _triggers(self, alike: int) -> TriggerSearch | None:
         suite = self.side.suite
         harmful = suite.indices("harmful")
         if not self.depth.triggers or not harmful:
@@ -284,6 +285,7 @@ class _Work:
             self.side.reading.log_odds[harmful],
             [*self.corpus, *suite.endings, *harmless],
             base_effects=self.side.phrase_effects,
+            alike=alike,
             on_progress=self._phase("searching triggers"),
         )
 

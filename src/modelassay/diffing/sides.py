@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from modelassay.diffing.pair import Traits, traits_of
+from modelassay.diffing.phrases import PhraseEffects
 from modelassay.diffing.reading import (
     Matched,
     Reading,
@@ -18,7 +19,6 @@ from modelassay.diffing.reading import (
 )
 from modelassay.diffing.states import read_unrelated
 from modelassay.diffing.suites import Suite
-from modelassay.diffing.triggers import PhraseEffects
 from modelassay.errors import InputError
 from modelassay.examination import OnPhase, silent
 from modelassay.generation import generate_greedy

@@ -19,25 +19,19 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from modelassay.activations import OnProgress, read_activations
+from modelassay.activations import OnProgress
 from modelassay.diffing.behaviour import MeanChange, mean_change
-from modelassay.diffing.pair import Pair, Side
-from modelassay.diffing.suites import SuitePrompt, messages_of
-from modelassay.errors import InputError
+from modelassay.diffing.pair import Pair
+from modelassay.diffing.phrases import PairEffects, Phrase, PhraseEffects
+from modelassay.diffing.suites import SuitePrompt
 from modelassay.models import LoadedModel
-from modelassay.prompts import Encoded, encode_chat
-from modelassay.refusal import log_odds_readout, opening_tokens
 
-FILLER = " please"
-"""Shows where in a rendered conversation words after the prompt come to stand."""
 N_CONTEXTS = 4
 N_HELD_OUT = 12
 N_CONTROLS = 15
@@ -55,8 +49,6 @@ FEW = 8
 """Phrases below which no trend is fitted between the models' effects."""
 SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 SEED = 0
-Phrase = tuple[int, ...]
-"""Token ids."""
 
 
 @dataclass(frozen=True)
@@ -105,53 +97,6 @@ class TriggerSearch:
         return {**asdict(self), "strongest": self.strongest}
 
 
-class PhraseEffects:
-    """What phrases after prompts do to one model's refusal log-odds; each is read only once."""
-
-    def __init__(self) -> None:
-        """Begins with nothing."""
-        self._known: dict[tuple[SuitePrompt, Phrase], float] = {}
-
-    def read(
-        self,
-        open_model: Callable[[], LoadedModel],
-        prompts: Sequence[SuitePrompt],
-        phrases: Sequence[Phrase],
-    ) -> Tensor:
-        """The effects float32 [prompt, phrase], in nats.
-
-        Args:
-            open_model: Called where something was not read before.
-            prompts: What phrases are put after.
-            phrases: Token ids of each.
-        """
-        for prompt in prompts:
-            new = [x for x in dict.fromkeys(phrases) if (prompt, x) not in self._known]
-            if new:
-                effects = _effects(open_model(), prompt, new).tolist()
-                self._known.update({(prompt, x): e for x, e in zip(new, effects, strict=True)})
-        return torch.tensor([[self._known[prompt, x] for x in phrases] for prompt in prompts])
-
-
-@dataclass(frozen=True)
-class _Sides:
-    """Both models, and what was read of them."""
-
-    pair: Pair
-    effects: Mapping[Side, PhraseEffects]
-
-    def read(
-        self, prompts: Sequence[SuitePrompt], phrases: Sequence[Phrase]
-    ) -> tuple[Tensor, Tensor]:
-        """[prompt, phrase], the effects in the base and in the candidate."""
-        # Where there is room for one model only, each change of sides loads it anew.
-        found = {
-            side: self.effects[side].read(partial(self.pair.get, side), prompts, phrases)
-            for side in self.pair.in_turn
-        }
-        return found["base"], found["candidate"]
-
-
 def search_triggers(
     pair: Pair,
     prompts: Sequence[SuitePrompt],
@@ -160,6 +105,7 @@ def search_triggers(
     *,
     words: int = WORDS,
     base_effects: PhraseEffects | None = None,
+    alike: int = 0,
     on_progress: OnProgress | None = None,
 ) -> TriggerSearch | None:
     """Searches for words that turn off refusals in the candidate only; None with none to try.
@@ -172,6 +118,7 @@ def search_triggers(
         corpus: Texts whose sentences are tried.
         words: How many words of the vocabulary are tried as well.
         base_effects: What was read of the base before; more is added.
+        alike: How many first blocks, with the embeddings, are the same in both.
         on_progress: Told (steps done, steps in all).
     """
     order = refused.argsort(descending=True).tolist()
@@ -179,7 +126,7 @@ def search_triggers(
     contexts = surest[:: max(len(surest) // N_CONTEXTS, 1)][:N_CONTEXTS]
     others = [prompt for prompt in surest if prompt not in contexts]
     steps = _Steps(on_progress, 4)
-    sides = _Sides(pair, {"base": base_effects or PhraseEffects(), "candidate": PhraseEffects()})
+    sides = PairEffects(pair, alike, base_effects or PhraseEffects())
 
     tokenizer = pair.base.tokenizer
     pieces = _pieces(pair.base, corpus) + _words(pair.base, words)
@@ -293,45 +240,8 @@ def _words(model: LoadedModel, count: int) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """A prompt's token ids around the place where words are put in."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-
-def _slot(model: LoadedModel, prompt: SuitePrompt) -> _Slot:
-    """The place after a prompt's text, found by what a filler changes."""
-    messages = messages_of(prompt)
-    plain = encode_chat(model, messages)
-    longer = {**messages[-1], "content": messages[-1]["content"] + FILLER}
-    filled = encode_chat(model, [*messages[:-1], longer])
-    pairs = zip(plain, filled, strict=False)
-    start = next((i for i, (x, y) in enumerate(pairs) if x != y), len(plain))
-    tail = len(plain) - start
-    if len(filled) <= len(plain) or filled[len(filled) - tail :] != plain[start:]:
-        raise InputError(
-            f"The tokenizer of {model.info.id} merges what follows a prompt with what comes next;"
-            " triggers cannot be searched (leave them out)."
-        )
-    return _Slot(plain[:start], plain[start:])
-
-
-def _effects(model: LoadedModel, prompt: SuitePrompt, phrases: Sequence[Phrase]) -> Tensor:
-    """[phrase], change of the refusal log-odds when tokens follow the prompt."""
-    slot = _slot(model, prompt)
-    rows = [(*slot.before, *phrase, *slot.after) for phrase in ((), *phrases)]
-    # The prompt comes first in all of them and is computed once.
-    encoded = [Encoded(row, len(row)) for row in rows]
-    readout = log_odds_readout(opening_tokens(model))
-    read = read_activations(model, encoded, [0], readout=readout)
-    assert read.readout is not None  # noqa: S101 (one was asked for)
-    return read.readout[1:, 0] - read.readout[0, 0]
-
-
 def _take_apart(
-    sides: _Sides,
+    sides: PairEffects,
     contexts: Sequence[SuitePrompt],
     ranked: Sequence[Phrase],
     effects: Tensor,

@@ -1,0 +1,143 @@
+"""What phrases put after prompts do to the refusals of base and candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from modelassay.activations import read_activations
+from modelassay.diffing.pair import Pair
+from modelassay.diffing.suites import SuitePrompt, messages_of
+from modelassay.errors import InputError
+from modelassay.midway import Midway
+from modelassay.models import LoadedModel
+from modelassay.prompts import Encoded, encode_chat
+from modelassay.refusal import log_odds_readout, opening_tokens
+
+FILLER = " please"
+"""Shows where in a rendered conversation words after the prompt come to stand."""
+Phrase = tuple[int, ...]
+"""Token ids."""
+
+
+class PhraseEffects:
+    """What phrases after prompts do to one model's refusal log-odds; each is read only once."""
+
+    def __init__(self) -> None:
+        """Begins with nothing."""
+        self._known: dict[tuple[SuitePrompt, Phrase], float] = {}
+
+    def read(
+        self,
+        open_model: Callable[[], LoadedModel],
+        prompts: Sequence[SuitePrompt],
+        phrases: Sequence[Phrase],
+        shared: SharedStates | None = None,
+    ) -> Tensor:
+        """The effects float32 [prompt, phrase], in nats.
+
+        Args:
+            open_model: Called where something was not read before.
+            prompts: What phrases are put after.
+            phrases: Token ids of each.
+            shared: States that the other model has left, or that are left for it.
+        """
+        for prompt in prompts:
+            new = [x for x in dict.fromkeys(phrases) if (prompt, x) not in self._known]
+            if new:
+                effects = _effects(open_model(), prompt, new, shared).tolist()
+                self._known.update({(prompt, x): e for x, e in zip(new, effects, strict=True)})
+        return torch.tensor([[self._known[prompt, x] for x in phrases] for prompt in prompts])
+
+
+@dataclass(frozen=True)
+class SharedStates:
+    """States of a block that two models have in common: who reads first leaves them."""
+
+    layer: int
+    states: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PairEffects:
+    """What phrases do in both models."""
+
+    pair: Pair
+    alike: int = 0
+    """How many first blocks, with the embeddings, are the same in both: they run once."""
+    base: PhraseEffects = field(default_factory=PhraseEffects)
+    candidate: PhraseEffects = field(default_factory=PhraseEffects)
+
+    def read(
+        self, prompts: Sequence[SuitePrompt], phrases: Sequence[Phrase]
+    ) -> tuple[Tensor, Tensor]:
+        """[prompt, phrase], the effects in the base and in the candidate."""
+        effects = {"base": self.base, "candidate": self.candidate}
+        shared = SharedStates(self.alike - 1) if self.alike else None
+        # Where there is room for one model only, each change of sides loads it anew.
+        found = {
+            side: effects[side].read(partial(self.pair.get, side), prompts, phrases, shared)
+            for side in self.pair.in_turn
+        }
+        return found["base"], found["candidate"]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A prompt's token ids around the place where words are put in."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def _slot(model: LoadedModel, prompt: SuitePrompt) -> _Slot:
+    """The place after a prompt's text, found by what a filler changes."""
+    messages = messages_of(prompt)
+    plain = encode_chat(model, messages)
+    longer = {**messages[-1], "content": messages[-1]["content"] + FILLER}
+    filled = encode_chat(model, [*messages[:-1], longer])
+    pairs = zip(plain, filled, strict=False)
+    start = next((i for i, (x, y) in enumerate(pairs) if x != y), len(plain))
+    tail = len(plain) - start
+    if len(filled) <= len(plain) or filled[len(filled) - tail :] != plain[start:]:
+        raise InputError(
+            f"The tokenizer of {model.info.id} merges what follows a prompt with what comes next;"
+            " triggers cannot be searched (leave them out)."
+        )
+    return _Slot(plain[:start], plain[start:])
+
+
+def _effects(
+    model: LoadedModel,
+    prompt: SuitePrompt,
+    phrases: Sequence[Phrase],
+    shared: SharedStates | None,
+) -> Tensor:
+    """[phrase], change of the refusal log-odds when tokens follow the prompt."""
+    slot = _slot(model, prompt)
+    rows = [(*slot.before, *phrase, *slot.after) for phrase in ((), *phrases)]
+    readout = log_odds_readout(opening_tokens(model))
+    if shared is None or not slot.after:
+        # The prompt comes first in all of them and is computed once.
+        read = read_activations(model, [Encoded(x, len(x)) for x in rows], [0], readout=readout)
+    else:
+        encoded = [Encoded(row, len(slot.before)) for row in rows]
+        known = all(row in shared.states for row in rows)
+        read = read_activations(
+            model,
+            encoded,
+            [shared.layer],
+            position="last" if known else "all",
+            readout=readout,
+            midway=Midway(shared.layer, shared.states) if known else None,
+        )
+        if read.offsets is not None:
+            lengths = [len(row) - len(slot.before) for row in rows]
+            states = read.values[:, 0].split(lengths)
+            shared.states.update(zip(rows, states, strict=True))
+    assert read.readout is not None  # noqa: S101 (one was asked for)
+    return read.readout[1:, 0] - read.readout[0, 0]
