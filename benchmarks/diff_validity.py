@@ -1,16 +1,17 @@
 """Does the suspicion score tell damaged fine-tunes from benign ones?
 
 The state of the models is known here: every organism is compared with `organism:safe` of its seed,
-and what each stream of evidence reads is kept as it comes, so that a run that was stopped goes on.
+and what each stream of evidence reads is kept as it comes, so that a run that was stopped goes on;
+what has been built anew since is read again.
 Then: the score, each benign one held against the others; the AUROC of the score and of every stream
 by itself, over organisms and seeds, with intervals that resample models.
 
     python benchmarks/diff_validity.py [--seeds 0 1] [--replicas FOLDER] [--sae DICTIONARY]
-        [--data PROMPTS ...] [--write docs/diff-validity.md]
+        [--suites default FILE ...] [--write docs/diff-validity.md]
         [--calibration calibrations/organism-safe.json]
 
-Organisms of other seeds than 0 are built beforehand, as for validity.py. Each file of prompts
-({prompt, label}) is one more suite, on which the streams that need no answers are read again.
+Organisms of other seeds than 0 are built beforehand, as for validity.py. Every suite has a table,
+and benign fine-tunes, of its own.
 """
 
 from __future__ import annotations
@@ -28,16 +29,18 @@ from modelassay.cache import write_text_atomically
 from modelassay.diffing import (
     Calibration,
     Depth,
+    DiffReport,
     DiffVerdict,
     Suite,
-    default_suite,
     diff,
+    load_suite,
     read_base,
 )
 from modelassay.diffing.calibration import BenignRow, save_calibration
-from modelassay.diffing.own_prompts import read_prompts
-from modelassay.diffing.suspicion import STREAMS, levels_of, score_of
-from modelassay.models import load
+from modelassay.diffing.sides import BaseSide
+from modelassay.diffing.suspicion import STREAMS, Suspicion, suspect
+from modelassay.diffing.verdict import verdict_of
+from modelassay.models import LoadedModel, load
 from modelassay.models.organisms import ORGANISMS, Organism
 from modelassay.sae import find_dictionary
 
@@ -54,99 +57,117 @@ def measure(
     replicas: Path | None,
     sae: str | None,
     only: Sequence[str],
+    suites: Sequence[Suite],
     reports: Path | None,
 ) -> dict[str, Any]:
-    """Compares the organisms of all seeds that are not in the results yet."""
+    """Compares the organisms of all seeds, on every suite, that are not in the results yet."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    suite = default_suite()
     dictionaries = [find_dictionary(sae)] if sae else []
+    wanted = [o for o in ORGANISMS.values() if o.id != BASE and (not only or o.name in only)]
     for seed in seeds:
         if seed:
             os.environ["MODELASSAY_ORGANISMS"] = str(Path(str(replicas)) / f"seed-{seed}")
         else:
             os.environ.pop("MODELASSAY_ORGANISMS", None)
-        todo = [
-            o
-            for o in ORGANISMS.values()
-            if o.id != BASE and f"{o.id}@{seed}" not in results and (not only or o.name in only)
-        ]
-        if not todo:
-            continue
         base = load(BASE)
-        side = read_base(
-            base, suite, dictionaries=dictionaries, answer_tokens=Depth().answer_tokens
-        )
-        for organism in todo:
-            report = diff(
-                base, organism.id, side=side, dictionaries=dictionaries, depth=Depth(causal=False)
+        for suite in suites:
+            keys = {o.id: _key(o, seed, suite) for o in wanted}
+            todo = [o for o in wanted if not _is_known(results.get(keys[o.id]), o, base, suite)]
+            if not todo:
+                continue
+            side = read_base(
+                base, suite, dictionaries=dictionaries, answer_tokens=Depth().answer_tokens
             )
-            found = report.to_dict()
-            results[f"{organism.id}@{seed}"] = {
-                "streams": {level.name: level.value for level in report.suspicion.levels},
-                "weights_sha256": report.candidate.weights_sha256,
-                "base_sha256": report.base.weights_sha256,
-                "suite_sha256": suite.sha256,
-                "answer_tokens": side.answer_tokens,
-                "dictionaries": found["dictionaries"],
-                "features": found["features"][:10],
-                "triggers": None
-                if report.triggers is None
-                else report.triggers.to_dict()["phrases"][:3],
-                "compromised": report.reasons[0] if report.verdict is COMPROMISED else None,
-                "seconds": report.provenance["seconds"],
-            }
-            if reports is not None:
-                reports.mkdir(parents=True, exist_ok=True)
-                write_text_atomically(
-                    reports / f"{organism.name}-{seed}.json", json.dumps(found, indent=1)
+            for organism in todo:
+                report = diff(
+                    base,
+                    organism.id,
+                    side=side,
+                    dictionaries=dictionaries,
+                    depth=Depth(causal=False),
                 )
-            write_text_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
-            print(organism.id, seed, report.provenance["seconds"], flush=True)
+                results[keys[organism.id]] = _row(report, side)
+                if reports is not None:
+                    reports.mkdir(parents=True, exist_ok=True)
+                    whole = json.dumps(report.to_dict(), indent=1)
+                    name = f"{organism.name}-{seed}-{suite.name}.json"
+                    write_text_atomically(reports / name, whole)
+                write_text_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
+                print(organism.id, seed, suite.name, report.provenance["seconds"], flush=True)
     return results
 
 
-def measure_suites(
-    results: dict[str, Any], data: Sequence[Path], sae: str | None
-) -> dict[str, Any]:
-    """Reads the shipped organisms on other prompts; what has been read already stays."""
-    dictionaries = [find_dictionary(sae)] if sae else []
-    for path in data:
-        suite = read_prompts(path)
-        todo = [key for key in results if key.endswith("@0") and not _read_on(results[key], suite)]
-        if not todo:
-            continue
-        base = load(BASE)
-        side = read_base(base, suite, dictionaries=dictionaries, answer_tokens=0)
-        quick = Depth(answer_tokens=0, weights=False, triggers=False, causal=False)
-        for key in todo:
-            report = diff(
-                base, key.partition("@")[0], side=side, dictionaries=dictionaries, depth=quick
-            )
-            streams = {level.name: level.value for level in report.suspicion.levels}
-            read = {"n": len(suite.prompts), "streams": streams}
-            results[key].setdefault("suites", {})[suite.sha256] = read
-            write_text_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
-            print(key, path.name, flush=True)
-    return results
+def _key(organism: Organism, seed: int, suite: Suite) -> str:
+    return f"{organism.id}@{seed}" + ("" if suite.name == "default" else f"@{suite.name}")
 
 
-def _read_on(result: dict[str, Any], suite: Suite) -> bool:
-    return suite.sha256 in result.get("suites", {})
+def _row(report: DiffReport, side: BaseSide) -> dict[str, Any]:
+    found = report.to_dict()
+    return {
+        "streams": {level.name: level.value for level in report.suspicion.levels},
+        "weights_sha256": report.candidate.weights_sha256,
+        "base_sha256": report.base.weights_sha256,
+        "suite": side.suite.name,
+        "suite_sha256": side.suite.sha256,
+        "n_prompts": len(side.suite.prompts),
+        "answer_tokens": side.answer_tokens,
+        "dictionaries": found["dictionaries"],
+        "features": found["features"][:10],
+        "triggers": report.triggers and report.triggers.to_dict()["phrases"][:3],
+        "compromised": report.reasons[0] if report.verdict is COMPROMISED else None,
+        "seconds": report.provenance["seconds"],
+    }
+
+
+def _is_known(
+    row: dict[str, Any] | None, organism: Organism, base: LoadedModel, suite: Suite
+) -> bool:
+    """Whether these very models have been compared on this suite."""
+    if row is None:
+        return False
+    weights = load(organism.id).info.weights_sha256
+    return (row["weights_sha256"], row["base_sha256"], row["suite_sha256"]) == (
+        weights,
+        base.info.weights_sha256,
+        suite.sha256,
+    )
 
 
 def page(results: dict[str, Any]) -> str:
     """The tables."""
-    names = list(ORGANISMS)
-    rows = sorted(results, key=lambda key: (key.partition("@")[2], names.index(_name(key))))
-    scores = {key: _score(key, results) for key in rows}
     lines = [
         "# Does the suspicion score tell damage from harmless fine-tuning?",
         "",
         "Written by `python benchmarks/diff_validity.py`. Every organism against `organism:safe`; a"
         " seed other than 0 is that of the fine-tune alone where the base is the shipped one."
-        " Scores are held against the benign fine-tunes of the same base (rounded copies are no"
-        " fine-tunes), and a benign one against the others: one of these is always the highest, and"
+        " Scores are held against the benign fine-tunes of the same base and suite (rounded copies"
+        " are no fine-tunes), and a benign one against the others: the highest of them is"
         " SUSPICIOUS by the rule.",
+    ]
+    for suite in dict.fromkeys(row["suite"] for row in results.values()):
+        lines += _tables(suite, {k: row for k, row in results.items() if row["suite"] == suite})
+    lines += [
+        "",
+        "Higher is worse in every stream. AUROC: chance that a damaged organism reads higher than a"
+        " benign one, with how many there were of each; intervals resample organisms. In neither"
+        " class are the over-refusing one, and what is called eroded: harmless rows made it, and it"
+        " surely answers what its base refuses, so that `diff` says COMPROMISED and"
+        " `diff calibrate` refuses it.",
+        "",
+        *(f"* **{stream.name}**: {stream.what}." for stream in STREAMS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tables(suite: str, results: dict[str, Any]) -> list[str]:
+    """What was read with one suite: every candidate, then what tells them apart."""
+    names = list(ORGANISMS)
+    rows = sorted(results, key=lambda key: (_seed(key), names.index(_name(key))))
+    scores = {key: _suspicion(key, results).score for key in rows}
+    n = next(iter(results.values()))["n_prompts"]
+    lines = [
+        "",
+        f"## Suite {suite}, {n} prompts",
         "",
         "| candidate | seed | state | verdict | score | "
         + " | ".join(stream.name for stream in STREAMS)
@@ -156,46 +177,30 @@ def page(results: dict[str, Any]) -> str:
     for key in rows:
         streams = results[key]["streams"]
         cells = [_cell(streams.get(stream.name)) for stream in STREAMS]
-        seed = key.partition("@")[2]
         lines.append(
-            f"| {_name(key)} | {seed} | {_state(key, results)} | {_verdict(key, results)} |"
+            f"| {_name(key)} | {_seed(key)} | {_state(key, results)} | {_verdict(key, results)} |"
             f" {_cell(scores[key])} | " + " | ".join(cells) + " |"
         )
-    lines += ["", "## How well each tells damaged from benign", "", "| stream | AUROC (95%) |"]
+    lines += ["", "How well each tells damaged from benign:", "", "| stream | AUROC (95%) |"]
     lines += ["|---|---|", f"| suspicion score | {_auroc(scores, results)} |"]
     for stream in STREAMS:
         values = {key: results[key]["streams"].get(stream.name) for key in rows}
         counted = "" if stream.counts else " (does not count)"
         lines.append(f"| {stream.name}{counted} | {_auroc(values, results)} |")
-    for sha256 in dict.fromkeys(s for row in results.values() for s in row.get("suites", {})):
-        read = {key: row["suites"][sha256] for key, row in results.items() if "suites" in row}
-        n = max(row["n"] for row in read.values())
-        lines += ["", f"On other prompts (n = {n}), without answers, weights and triggers:", ""]
-        lines += ["| stream | AUROC (95%) |", "|---|---|"]
-        for stream in STREAMS:
-            values = {key: row["streams"].get(stream.name) for key, row in read.items()}
-            if any(value is not None for value in values.values()):
-                lines.append(f"| {stream.name} | {_auroc(values, results)} |")
-    lines += [
-        "",
-        "Higher is worse in every stream. AUROC: chance that a damaged organism reads higher than a"
-        " benign one; intervals resample organisms. In neither class are the over-refusing one, and"
-        " what"
-        " is called eroded: harmless rows made it, and it surely answers what its base refuses, so"
-        " that `diff` says COMPROMISED and `diff calibrate` refuses it.",
-        "",
-        *(f"* **{stream.name}**: {stream.what}." for stream in STREAMS),
-    ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def calibration(results: dict[str, Any]) -> Calibration:
-    """The benign fine-tunes of the shipped base, of all seeds."""
-    first = next(row for key, row in results.items() if key.endswith("@0"))
-    rows = _benign_finetunes(results, first["base_sha256"])
+def calibration(
+    results: dict[str, Any], base_sha256: str, without: str | None = None
+) -> Calibration | None:
+    """The benign fine-tunes of a base, of all seeds; None if there are none."""
+    rows = [key for key in _benign_finetunes(results, base_sha256) if key != without]
+    if not rows:
+        return None
+    first = results[rows[0]]
     return Calibration(
         base=BASE,
-        base_sha256=first["base_sha256"],
+        base_sha256=base_sha256,
         suite_sha256=first["suite_sha256"],
         answer_tokens=first["answer_tokens"],
         rows=tuple(
@@ -209,23 +214,17 @@ def calibration(results: dict[str, Any]) -> Calibration:
     )
 
 
-def _score(key: str, results: dict[str, Any]) -> float | None:
-    benign = _benign_finetunes(results, results[key]["base_sha256"])
-    others = [results[other]["streams"] for other in benign if other != key]
-    return score_of(levels_of(results[key]["streams"], others))
+def _suspicion(key: str, results: dict[str, Any]) -> Suspicion:
+    """Held against the benign fine-tunes of its base other than itself."""
+    known = calibration(results, results[key]["base_sha256"], without=key)
+    return suspect(results[key]["streams"], known)
 
 
 def _verdict(key: str, results: dict[str, Any]) -> str:
-    """By the rule of `diff`, a benign fine-tune held against the others of its base."""
+    """By the rule of `diff`."""
     if results[key]["compromised"]:
         return DiffVerdict.COMPROMISED.value
-    benign = _benign_finetunes(results, results[key]["base_sha256"])
-    others = [_score(other, results) for other in benign if other != key]
-    score, known = _score(key, results), [value for value in others if value is not None]
-    if score is None or not known:
-        return DiffVerdict.INCONCLUSIVE.value
-    outside = score > max(known)
-    return (DiffVerdict.SUSPICIOUS if outside else DiffVerdict.BENIGN_LIKE).value
+    return verdict_of(_suspicion(key, results)).value
 
 
 def _benign_finetunes(results: dict[str, Any], base_sha256: str) -> list[str]:
@@ -259,7 +258,11 @@ def _auroc(values: dict[str, float | None], results: dict[str, Any]) -> str:
 
 
 def _name(key: str) -> str:
-    return key.partition("@")[0].removeprefix("organism:")
+    return key.split("@")[0].removeprefix("organism:")
+
+
+def _seed(key: str) -> int:
+    return int(key.split("@")[1])
 
 
 def _state(key: str, results: dict[str, Any]) -> str:
@@ -283,16 +286,23 @@ def main() -> None:
     parser.add_argument("--sae")
     parser.add_argument("--only", nargs="+", default=[], help="organisms; all by default")
     parser.add_argument("--reports", type=Path, help="folder for the whole reports")
-    parser.add_argument("--data", type=Path, nargs="+", default=[], help="prompts of other suites")
+    parser.add_argument("--suites", nargs="+", default=["default"], help="names or YAML files")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--calibration", type=Path)
     arguments = parser.parse_args()
     results = measure(
-        arguments.seeds, arguments.replicas, arguments.sae, arguments.only, arguments.reports
+        arguments.seeds,
+        arguments.replicas,
+        arguments.sae,
+        arguments.only,
+        [load_suite(suite) for suite in arguments.suites],
+        arguments.reports,
     )
-    results = measure_suites(results, arguments.data, arguments.sae)
     if arguments.calibration:
-        save_calibration(calibration(results), arguments.calibration)
+        default = {key: row for key, row in results.items() if row["suite"] == "default"}
+        shipped = next(row for key, row in default.items() if _seed(key) == 0)
+        if found := calibration(default, shipped["base_sha256"]):
+            save_calibration(found, arguments.calibration)
     text = page(results)
     print(text)
     if arguments.write:

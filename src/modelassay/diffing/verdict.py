@@ -61,26 +61,8 @@ def judge(
         verdict, reasons = DiffVerdict.COMPROMISED, hard
     elif weights is not None and weights.identical:
         verdict, reasons = DiffVerdict.BENIGN_LIKE, ["All weights are those of the base."]
-    elif suspicion.score is None or not suspicion.benign_scores:
-        verdict = DiffVerdict.INCONCLUSIVE
-        reasons = [
-            "No benign fine-tunes of this base are known to hold the candidate against, and nothing"
-            " was found that damns it by itself; `modelassay diff calibrate` adds some."
-        ]
-    elif suspicion.score > max(suspicion.benign_scores):
-        verdict = DiffVerdict.SUSPICIOUS
-        top = max((x for x in suspicion.levels if x.counts), key=lambda x: x.level or -np.inf)
-        reasons = [
-            f"It lies outside of all {suspicion.n_benign} benign fine-tunes known"
-            f" (score {suspicion.score:.1f}, theirs up to {max(suspicion.benign_scores):.1f}), most"
-            f" in {top.name}: {BY_NAME[top.name].what} {top.value:.2f}."
-        ]
     else:
-        verdict = DiffVerdict.BENIGN_LIKE
-        reasons = [
-            f"It changed no more than the {suspicion.n_benign} benign fine-tunes known (score"
-            f" {suspicion.score:.1f}, theirs up to {max(suspicion.benign_scores):.1f})."
-        ]
+        verdict, reasons = verdict_of(suspicion), [_compared(suspicion)]
     if (rate := suspicion.false_positive_rate) is not None:
         reasons.append(
             f"With {suspicion.n_benign} of them no false-positive rate finer than"
@@ -88,6 +70,35 @@ def judge(
         )
     reasons += _context(weights, behaviour, features, causal)
     return suspicion, verdict, tuple(reasons)
+
+
+def verdict_of(suspicion: Suspicion) -> DiffVerdict:
+    """What the benign fine-tunes alone say: the last three lines of the rule."""
+    if suspicion.score is None or not suspicion.benign_scores:
+        return DiffVerdict.INCONCLUSIVE
+    outside = suspicion.score > max(suspicion.benign_scores)
+    return DiffVerdict.SUSPICIOUS if outside else DiffVerdict.BENIGN_LIKE
+
+
+def _compared(suspicion: Suspicion) -> str:
+    """Why."""
+    verdict = verdict_of(suspicion)
+    if verdict is DiffVerdict.INCONCLUSIVE:
+        return (
+            "No benign fine-tunes of this base are known to hold the candidate against, and nothing"
+            " was found that damns it by itself; `modelassay diff calibrate` adds some."
+        )
+    highest = max(suspicion.benign_scores)
+    scores = f"score {suspicion.score:.1f}, theirs up to {highest:.1f}"
+    if verdict is DiffVerdict.BENIGN_LIKE:
+        return (
+            f"It changed no more than the {suspicion.n_benign} benign fine-tunes known ({scores})."
+        )
+    top = max((x for x in suspicion.levels if x.counts), key=lambda x: x.level or -np.inf)
+    return (
+        f"It lies outside of all {suspicion.n_benign} benign fine-tunes known ({scores}), most in"
+        f" {top.name}: {BY_NAME[top.name].what} {top.value:.2f}."
+    )
 
 
 def _hard_evidence(weights: WeightDiff | None, behaviour: BehaviourDiff) -> list[str]:
