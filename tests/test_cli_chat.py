@@ -124,6 +124,20 @@ def test_bad_input(chat, args, words, capfd):
     assert words in one_line(capfd.readouterr().err)
 
 
+@pytest.mark.parametrize("command", [["chat"], ["generate", "--guarded"]])
+def test_thresholds_are_checked_before_a_model_is_looked_for(command, capfd):
+    for bounds in (["--pause", "2"], ["--prompt-pause", "0.9", "--prompt-block", "0.5"]):
+        assert run([*command, "/nowhere", "--prompt", "Hi", *bounds]) == EXIT_BAD_INPUT
+        assert "Thresholds must" in one_line(capfd.readouterr().err)
+
+
+def test_a_word_ends_the_conversation(chat, monkeypatch):
+    said = iter(["Hi", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda _prompt: next(said))
+    assert run([*chat, "--max-new-tokens", "2"]) == 0
+    assert next(said, None) is None
+
+
 def test_a_probe_of_another_model_is_refused(tiny_folder, probe, capfd):
     other = str(tiny_folder(seed=1))
     assert run(["chat", other, "--probe", probe, "--prompt", "Hi"]) == EXIT_BAD_INPUT

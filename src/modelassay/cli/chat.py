@@ -41,6 +41,7 @@ BARS = "▁▂▃▄▅▆▇█"
 CURVE = 32
 """Tokens of the risk curve: the line stays below 80 columns."""
 YOU = "you: "
+LEAVE = "/exit"
 MAX_PROMPT_BYTES = 1_000_000
 
 
@@ -78,6 +79,8 @@ def chat_command(
     said = read_prompt(prompt) if prompt is not None else None
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     check_stops(stop)
+    _check_thresholds(pause, block)
+    _check_thresholds(prompt_pause, prompt_block)
     _silence()
     guard = load_guard(
         model,
@@ -90,10 +93,14 @@ def chat_command(
     thresholds = _thresholds(guard, "answer", pause, block)
     prompt_thresholds = _thresholds(guard, "prompt", prompt_pause, prompt_block)
     history = [{"role": "system", "content": system}] if system else []
+    if said is None and sys.stdin.isatty():
+        typer.echo(f"{LEAVE} or Ctrl-D ends the chat.", err=True)
     while True:
         try:
             text = said if said is not None else input(YOU if sys.stdin.isatty() else "").strip()
         except (EOFError, KeyboardInterrupt):
+            return
+        if said is None and text == LEAVE:
             return
         if not text and said is None:
             continue
@@ -161,6 +168,8 @@ def generate_command(
     given |= options.load_options(revision=revision, token=token)
     settings: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens}
     check_stops(stop)
+    _check_thresholds(pause, block)
+    _check_thresholds(prompt_pause, prompt_block)
     settings["stop"] = stop or ()
     _silence()
     if guarded:
@@ -290,6 +299,14 @@ def check_stops(stop: Sequence[str] | None) -> None:
     """
     if "" in (stop or ()):
         raise InputError("--stop needs some text.")
+
+
+def _check_thresholds(pause: float | None, block: float | None) -> None:
+    """Refuses, before a model is loaded, what no probe's own thresholds could make right."""
+    from modelassay.guard import Thresholds
+
+    highest = 1.0 if block is None else block
+    Thresholds(highest if pause is None else pause, highest)
 
 
 def _thresholds(guard: Any, at: Any, pause: float | None, block: float | None) -> Any:
