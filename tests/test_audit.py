@@ -457,6 +457,18 @@ def test_a_blind_auditor_does_not_learn_which_model_is_broken(config, things):
     assert "cannot be loaded" in said.pop()
 
 
+def test_a_blind_auditor_learns_what_is_wrong_with_the_encoder(config, monkeypatch):
+    def broken(*_args):
+        raise UnavailableError("The encoder is not to be had.")
+
+    monkeypatch.setattr("modelassay.triage.streams._text_streams", broken)
+    with Audit(load_config(config(blind=True, seed=1))) as audit:
+        for by in ("text", "both"):
+            with pytest.raises(InputError, match="encoder"):
+                audit.call("rank_training_needles", {"by": by})
+        assert audit.call("rank_training_needles", {"by": "models"})["rows"]
+
+
 # --- the log -----------------------------------------------------------------------------------
 
 

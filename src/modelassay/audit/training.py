@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -112,18 +111,21 @@ def rank_training_needles(
     """
     rows, config = work.training_data.rows, work.config
     top = _allowed(work, top)
-    models: dict[str, Any] = {}
+    options = config.load_options()
+    streams = score_rows(rows, on_phase=work.phase, **options) if by != "models" else []
     if by != "text":
-        models = {
-            "base": config.base,
-            "candidate": config.candidate or config.base,
-            "base_adapter": config.base_adapter,
-            "candidate_adapter": config.candidate_adapter,
-        }
-    with work.quietly() if models else nullcontext():
-        streams = score_rows(
-            rows, by_text=by != "models", on_phase=work.phase, **models, **config.load_options()
-        )
+        with work.quietly():  # what is wrong with a model would tell which it is
+            by_models = score_rows(
+                rows,
+                base=config.base,
+                candidate=config.candidate or config.base,
+                base_adapter=config.base_adapter,
+                candidate_adapter=config.candidate_adapter,
+                by_text=False,
+                on_phase=work.phase,
+                **options,
+            )
+        streams = [*by_models, *streams]
     found = rank_needles(rows, streams)
     redaction = _redaction(work, [each.row for each in found.ranked[:top]])
     result = ranking_dict(found, redaction, top=top)
