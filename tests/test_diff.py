@@ -30,6 +30,7 @@ from modelassay.diffing.features import (
 from modelassay.diffing.pair import Pair, check_comparable, traits_of
 from modelassay.diffing.paired_weights import diff_pair
 from modelassay.diffing.reading import (
+    encode_contrasts,
     encode_suite,
     match_tokens,
     read_contrasts,
@@ -150,7 +151,7 @@ def test_log_odds_are_those_of_a_scan(tiny):
 def test_contrasts_are_mean_log_probabilities_of_the_answers(tiny):
     model = tiny()
     contrast = Contrast(prompt="Who?", safe="Not I.", unsafe="You!")
-    found = read_contrasts(model, [contrast])
+    found = read_contrasts(model, encode_contrasts(model, [contrast]))
     prompt = encode_suite(model, [SuitePrompt(text="Who?")])[0].ids
     for column, answer in enumerate(("Not I.", "You!")):
         ids = torch.tensor([[*prompt, *model.tokenizer(answer)["input_ids"]]])

@@ -159,12 +159,18 @@ class _Reader:
     def share_prefix_of(self, prompts: Sequence[Encoded]) -> None:
         """Computes the tokens common to all prompts once, if that is exact and worth it."""
         length = common_prefix_length(prompts)
+        probe = prompts[0]  # the shortest
+        if self.midway is not None:
+            fit = (prompt for prompt in prompts if self.midway.covers([prompt], length))
+            if (found := next(fit, None)) is None:
+                self.midway = None
+            else:
+                probe = found
         least = MIN_SHARED_PREFIX if self.midway is None else 1
         if length < least or len(prompts) < 3:
             return
         from transformers import DynamicCache
 
-        probe = prompts[0]  # the shortest
         plain = self.read_batch([probe])
         try:
             cache = DynamicCache(config=self.model.model.config)
@@ -183,6 +189,9 @@ class _Reader:
         tolerance = PREFIX_TOLERANCE.get(self.model.model.dtype, 5e-2)
         if shared is None or _relative_difference(plain, shared) > tolerance:
             self.prefix, self.prefix_cache = (), None
+            if self.midway is not None:  # it may be that, and not the prefix
+                self.midway = None
+                self.share_prefix_of(prompts)
 
     def read_all(self, prompts: Sequence[Encoded], on_progress: OnProgress | None) -> _Rows:
         """Reads all prompts, in batches that shrink when memory runs out."""

@@ -53,7 +53,7 @@ def generate_greedy(
     Args:
         model: The model.
         prompts: Token ids; repetitions are answered once.
-        max_new_tokens: Length at which an answer is cut.
+        max_new_tokens: Length at which an answer is cut; the end of the context cuts it as well.
         batch_tokens: Upper bound on tokens in a batch, padding and answer included.
         on_progress: Told how many distinct prompts are done.
 
@@ -71,16 +71,17 @@ def generate_greedy(
         on_progress(0, len(distinct))
     while len(answers) < len(distinct):
         start = end = len(answers)
+        room = _room(model, distinct[start], max_new_tokens)
         while end < len(distinct):
-            if (
-                end > start
-                and (len(distinct[end]) + max_new_tokens) * (end + 1 - start) > batch_tokens
+            size = (len(distinct[end]) + max_new_tokens) * (end + 1 - start)
+            if end > start and (
+                size > batch_tokens or _room(model, distinct[end], max_new_tokens) != room
             ):
                 break
             end += 1
         batch = distinct[start:end]
         try:
-            answered = _generate_batch(model, batch, max_new_tokens)
+            answered = _generate_batch(model, batch, room)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -95,6 +96,11 @@ def generate_greedy(
         if on_progress:
             on_progress(len(answers), len(distinct))
     return [answers[prompt.ids] for prompt in prompts]
+
+
+def _room(model: LoadedModel, ids: Sequence[int], max_new_tokens: int) -> int:
+    """Tokens that an answer may have: what the context leaves, and one in any case."""
+    return max(min(max_new_tokens, model.context_length - len(ids)), 1)
 
 
 def _generate_batch(

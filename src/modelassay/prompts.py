@@ -55,7 +55,7 @@ def encode_exchanges(
         if not answer_ids:
             raise InputError("An answer to read is empty.")
         ids = (*prompt_ids, *answer_ids)
-        _check_length(model, answer, len(ids))
+        check_length(model, answer, len(ids))
         encoded.append(Encoded(ids, answer_start=len(prompt_ids)))
     return encoded
 
@@ -75,7 +75,7 @@ def _prompt_ids(
     for text, row in zip(texts, ids, strict=True):
         if not row:
             raise InputError(f"The tokenizer makes no token of the prompt {text!r}.")
-        _check_length(model, text, len(row))
+        check_length(model, text, len(row))
     return [tuple(row) for row in ids]
 
 
@@ -115,7 +115,7 @@ def encode_chat(
         raise InputError("The tokenizer makes no token of the last message.")
     if max_tokens is not None and len(ids) > max_tokens:
         ids = [*ids[: max_tokens // 2], *ids[len(ids) - (max_tokens - max_tokens // 2) :]]
-    _check_length(model, turns[-1]["content"], len(ids))
+    check_length(model, turns[-1]["content"], len(ids))
     return tuple(ids)
 
 
@@ -182,7 +182,12 @@ def _check_vocabulary(model: LoadedModel, rows: Sequence[Sequence[int]]) -> None
         )
 
 
-def _check_length(model: LoadedModel, text: str, n_tokens: int) -> None:
+def check_length(model: LoadedModel, text: str, n_tokens: int) -> None:
+    """Refuses a text that with its template, and its answer if it has one, fills the context.
+
+    Raises:
+        InputError: says how long it is.
+    """
     if n_tokens > model.context_length:
         start = " ".join(text[:60].split())
         raise InputError(

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from modelassay.models import LoadedModel
 from modelassay.models.blocks import text_config
-from modelassay.models.writers import BLOCK_INDEX, OTHER_TOWERS, residual_axis, writing_block
-from modelassay.weights import Tensors, memory_tensors, stored_tensors
+from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_block
+from modelassay.weights import Tensors, memory_tensors, plain_name, stored_tensors
 
 SIDE = 4
 """Directions on each side of a weight: 16 numbers."""
@@ -123,13 +123,6 @@ def sketch(tensors: Tensors, hidden_size: int, model_type: str) -> WeightSketch 
 def weight_key(name: str) -> str:
     """A weight's name without what differs between copies of a model: prefixes, expert numbers."""
     return plain_name(EXPERT.sub("experts.", name))
-
-
-def plain_name(name: str) -> str:
-    """A weight's name without the prefixes that differ between copies of a model."""
-    if (index := BLOCK_INDEX.search(name)) is not None:
-        return f"{index.group(1)}.{name[index.end() :]}"
-    return ".".join(name.split(".")[-2:])
 
 
 def block_of(key: str) -> int | None:

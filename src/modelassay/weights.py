@@ -32,7 +32,12 @@ from modelassay.errors import InputError
 from modelassay.models import LoadedModel
 from modelassay.models.blocks import text_config
 from modelassay.models.quantization import unpacked
-from modelassay.models.writers import residual_axis, writing_block
+from modelassay.models.writers import (
+    BLOCK_INDEX,
+    OTHER_TOWERS,
+    residual_axis,
+    writing_block,
+)
 
 ERASED_RATIO = 0.05
 """A neighbouring-eigenvalue ratio below this is a hole. Untouched matrices measured lie above 0.4
@@ -120,12 +125,26 @@ def stored_tensors(model: LoadedModel, stack: ExitStack) -> Tensors:
 
 
 def plain_files(model: LoadedModel) -> list[Path] | None:
-    """The files that hold a model's plain weights; None for adapters, GGUF and stored packed."""
+    """The files that hold a model's plain weights; None for adapters, GGUF and stored packed.
+
+    None as well where two weights in them differ by a prefix alone: which of the two the model
+    computes with, and which is there to be looked at, only its memory tells.
+    """
     stored = getattr(model.model.config, "quantization_config", None)
     packed = stored is not None and model.info.quantization not in ("8bit", "4bit")
     if model.adapter is not None or model.source.gguf_file or packed:
         return None
-    return model.source.weight_files()
+    files = model.source.weight_files()
+    with ExitStack() as stack:
+        names = [name for name, _ in open_shards(files, stack) if not OTHER_TOWERS.search(name)]
+    return files if len(names) == len({plain_name(name) for name in names}) else None
+
+
+def plain_name(name: str) -> str:
+    """A weight's name without the prefixes that differ between copies of a model."""
+    if (index := BLOCK_INDEX.search(name)) is not None:
+        return f"{index.group(1)}.{name[index.end() :]}"
+    return ".".join(name.split(".")[-2:])
 
 
 def memory_tensors(model: LoadedModel) -> Tensors:

@@ -13,7 +13,7 @@ from modelassay.audit.reading import read_pair
 from modelassay.audit.values import mean, rate
 from modelassay.audit.work import Work
 from modelassay.diffing.behaviour import compare_behaviour, token_kl
-from modelassay.diffing.reading import read_contrasts
+from modelassay.diffing.reading import encode_contrasts, read_contrasts
 from modelassay.diffing.suites import MAX_TEXT, Contrast, Group, Suite, SuitePrompt, messages_of
 from modelassay.errors import InputError
 from modelassay.generation import generate_greedy
@@ -168,9 +168,10 @@ def _on_prompts(work: Work, suite: Suite, answer_tokens: int) -> dict[str, Any]:
 def _on_contrasts(work: Work, contrasts: Sequence[Contrast]) -> dict[str, Any]:
     work.asked([SuitePrompt(text=c.prompt, system=c.system) for c in contrasts])
     _ = work.pair  # refuses what cannot be compared
+    rows = encode_contrasts(work.base, contrasts)
     leaning = []
     for name in ("A", "B"):
-        read = read_contrasts(work.model(name), contrasts).double().numpy()
+        read = read_contrasts(work.model(name), rows).double().numpy()
         leaning.append(read[:, 1] - read[:, 0])
         work.progress()
     what = "log P(unsafe answer) - log P(safe one), nats a token"

@@ -94,5 +94,5 @@ def rate(k: int, n: int) -> dict[str, Any] | None:
 def mean(values: Any) -> dict[str, Any]:
     """A mean over prompts [n] with its 95% t-interval, which takes two prompts."""
     found = mean_change(values)
-    interval = list(found.interval) if found.n > 1 else None
+    interval = None if found.interval is None else list(found.interval)
     return {"mean": found.mean, "interval": interval, "n": found.n}

@@ -133,13 +133,14 @@ def compare_command(
             on_progress=on_progress,
             **options.load_options(device=device, dtype=dtype, token=token),
         )
-    if html is not None:
-        write_text_atomically(html, diff_html(report))
     if json:
         sys.stdout.write(diff_json(report, show_answers=show_answers))
     else:
         print_diff(report, Console(), show_answers=show_answers)
-        if html is not None:
+    if html is not None:  # last: a full disk must not cost the report
+        sys.stdout.flush()
+        write_text_atomically(html, diff_html(report))
+        if not json:
             typer.echo(f"HTML report: {html}", err=True)
     return exit_code(report.verdict.value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,12 +43,20 @@ def check_file(path: Path | None, option: str) -> None:
     """Refuses a file that could not be written, before the work for it is done.
 
     Raises:
-        InputError: its folder is not there, or it is one itself.
+        InputError: its folder is not there or not to be written to, or it is one itself.
     """
     if path is not None and path.is_dir():
         raise InputError(f"{path} is a folder; give a file name for {option}.")
     if path is not None and not path.absolute().parent.is_dir():
         raise InputError(f"There is no folder {path.absolute().parent} to write {path.name} into.")
+    if path is not None:
+        try:
+            with tempfile.TemporaryFile(dir=path.absolute().parent):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}); give another place for {option}."
+            ) from error
 
 
 def load_options(**given: Any) -> dict[str, Any]:

@@ -227,10 +227,13 @@ def print_record(record: Any) -> None:
         f"  held out, n={m.n_tokens} tokens: explains {m.explained_variance:.1%} of the variance"
         f" with {m.l0:.1f} features a token; {m.dead_share:.1%} never fire"
     )
-    typer.echo(
-        f"  in the block's place it adds {m.loss_added:.3f} nats to a loss of {m.loss:.3f}"
-        f" ({m.loss_recovered:.1%} of the damage of its absence undone)"
+    undone = (
+        "its absence costs next to nothing on these texts"
+        if m.loss_recovered is None
+        else f"{m.loss_recovered:.1%} of the damage of its absence undone"
     )
+    added = f"in the block's place it adds {m.loss_added:.3f} nats to a loss of {m.loss:.3f}"
+    typer.echo(f"  {added} ({undone})")
 
 
 def _plain_values(dictionary: Any) -> dict[str, Any]:

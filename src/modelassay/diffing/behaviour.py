@@ -30,13 +30,22 @@ class MeanChange:
     """Mean of paired differences, candidate minus base."""
 
     mean: float
-    interval: tuple[float, float]
-    """95% t-interval."""
+    interval: tuple[float, float] | None
+    """95% t-interval; None of a single difference."""
     t: float
     """Mean over its standard error."""
     spread: float
     """Standard deviation of the differences."""
     n: int
+
+    def told(self, unit: str, digits: int = 2) -> str:
+        """The mean with its interval and n, in words."""
+        form = f"+.{digits}f"
+        inside = f"n = {self.n}"
+        if self.interval is not None:
+            low, high = self.interval
+            inside = f"{low:{form}} to {high:{form}}, {inside}"
+        return f"{self.mean:{form}} {unit} ({inside})"
 
 
 @dataclass(frozen=True)
@@ -172,13 +181,15 @@ def token_kl(base: Tensor, candidate: Tensor) -> Tensor:
 
 
 def mean_change(values: np.ndarray) -> MeanChange:
-    """Mean of paired differences [n] with a t-interval; zero width where all are equal."""
+    """Mean of paired differences [n] with a t-interval, of zero width where all are equal."""
     from scipy.stats import t as student
 
     n = len(values)
     mean = float(values.mean())
     spread = float(values.std(ddof=1)) if n > 1 else 0.0
     error = spread / np.sqrt(n)
+    if n == 1:
+        return MeanChange(mean, None, 0.0, spread, n)
     if error == 0:
         return MeanChange(mean, (mean, mean), 0.0, spread, n)
     half = float(student.ppf(0.975, n - 1)) * error

@@ -20,6 +20,7 @@ from torch import Tensor
 from modelassay.activations import read_activations
 from modelassay.diffing.features import Q_LEVEL, DictionaryDiff
 from modelassay.diffing.reading import Matched, Reading
+from modelassay.diffing.states import UNCHANGED
 from modelassay.hooks import rewrite
 from modelassay.midway import Midway
 from modelassay.models import LoadedModel
@@ -160,7 +161,9 @@ def difference_directions(
         for layer in before.layers
     }
     scale = {layer: float(before.at(layer)[rows].norm(dim=1).mean()) for layer in means}
-    order = sorted(means, key=lambda layer: -float(means[layer].norm()) / scale[layer])
+    relative = {layer: float(means[layer].norm()) / scale[layer] for layer in means}
+    changed = [layer for layer in means if relative[layer] > UNCHANGED]
+    order = sorted(changed, key=lambda layer: -relative[layer])
     found = [Direction(MEAN_CHANGE, layer, means[layer]) for layer in sorted(order[:TOP_LAYERS])]
     for changes, dictionary in zip(features, dictionaries, strict=True):
         significant = [c for c in changes.features if c.q_value < Q_LEVEL and c.part == "prompt"]

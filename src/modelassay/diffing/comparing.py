@@ -23,12 +23,18 @@ from modelassay.diffing.calibration import (
 from modelassay.diffing.causal import Intervention, difference_directions, intervene
 from modelassay.diffing.dictionaries import check_labels, label_changes
 from modelassay.diffing.features import DictionaryDiff, compare_features
-from modelassay.diffing.pair import Pair, check_comparable, traits_of
+from modelassay.diffing.pair import Pair, check_comparable, config_changes, traits_of
 from modelassay.diffing.paired_weights import count_alike, diff_pair
 from modelassay.diffing.reading import Reading, read_contrasts, read_model
 from modelassay.diffing.report import DiffReport
 from modelassay.diffing.sides import BaseSide, read_base, short_answers
-from modelassay.diffing.states import StateDiff, compare_states, read_lens, read_unrelated
+from modelassay.diffing.states import (
+    StateDiff,
+    compare_states,
+    read_lens,
+    read_unrelated,
+    same_states,
+)
 from modelassay.diffing.suites import Suite, default_suite
 from modelassay.diffing.suspicion import measure_streams
 from modelassay.diffing.triggers import TriggerSearch, search_triggers
@@ -41,6 +47,10 @@ from modelassay.models import LoadedModel, load
 from modelassay.sae import Dictionary
 
 ANSWER_TOKENS = 24
+ODD = (
+    "Blocks whose weights are the base's write other states: something beside the weights was"
+    " changed, such as buffers or code."
+)
 
 
 @dataclass(frozen=True)
@@ -109,10 +119,14 @@ def diff(
         _opener(candidate, candidate_adapter, candidate_revision, load_options, on_progress),
         together,
     )
+    chosen = side.suite if side is not None else suite or default_suite()
+    if calibration is not None:
+        answer_tokens = depth.answer_tokens if side is None else side.answer_tokens
+        check_calibration(calibration, pair.base.info, chosen, answer_tokens)
     if side is None:
         side = read_base(
             pair.base,
-            suite or default_suite(),
+            chosen,
             dictionaries=dictionaries,
             layers=layers,
             answer_tokens=depth.answer_tokens,
@@ -121,8 +135,6 @@ def diff(
         )
     else:
         _check_side(side, pair.base, dictionaries)
-    if calibration is not None:
-        check_calibration(calibration, side.info, side.suite, side.answer_tokens)
     work = _Work(
         pair=pair,
         side=side,
@@ -200,8 +212,14 @@ class _Work:
         del candidate  # the weights may need its room
         weights, unscored = self._weights()
         candidate = self.pair.candidate
-        answers = short_answers(candidate, side.prompts, side.answer_tokens, self.on_progress)
         alike = count_alike(weights, side.traits, traits)
+        unrelated = read_unrelated(candidate, side.layers)
+        odd = alike > 0 and not same_states(side.unrelated, unrelated, side.layers, alike)
+        if odd:
+            notes = (*notes, ODD)
+        if odd or side.traits.hooked or traits.hooked:
+            alike = 0
+        answers = short_answers(candidate, side.prompts, side.answer_tokens, self.on_progress)
         after = read_model(
             candidate,
             side.matched,
@@ -211,8 +229,7 @@ class _Work:
             batch_tokens=self.batch_tokens,
             on_progress=self._phase("reading the candidate"),
         )
-        contrasts = read_contrasts(candidate, side.suite.contrasts)
-        unrelated = read_unrelated(candidate, side.layers)
+        contrasts = read_contrasts(candidate, side.contrast_rows)
         lens = read_lens(candidate, side.unrelated, unrelated, side.layers)
         del candidate
 
@@ -237,6 +254,7 @@ class _Work:
             behaviour,
             features,
             causal,
+            computes_alike=not odd and not config_changes(side.traits, traits),
         )
         return DiffReport(
             base=side.info,

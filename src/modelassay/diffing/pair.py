@@ -16,8 +16,18 @@ from modelassay.models.blocks import text_config
 Side = Literal["base", "candidate"]
 SPARE = 1.3
 """Times its weights that a second model needs of the free memory, with room to work in."""
-NAMES_IN_CONFIG = {"_name_or_path", "architectures", "transformers_version"}
-"""Entries of a config that no number depends on."""
+IDLE_CONFIG = {
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "transformers_version",
+    "use_cache",
+    "vocab_size",
+}
+"""Entries of a config that no state depends on; the dtype is taken from the model."""
 
 
 @dataclass
@@ -83,8 +93,12 @@ class Traits:
     hidden_size: int
     vocabulary: dict[str, int]
     chat_template: str | None
-    arithmetic: dict[str, Any]
-    """What makes numbers of weights and tokens: the config, precision and device."""
+    config: dict[str, Any]
+    """What makes states of weights and tokens, without names."""
+    precision: tuple[str, str | None, str]
+    """Dtype, quantisation and kind of device."""
+    hooked: bool
+    """Whether something is hooked into the model, which may change what it computes."""
 
 
 def traits_of(model: LoadedModel) -> Traits:
@@ -97,13 +111,17 @@ def traits_of(model: LoadedModel) -> Traits:
         hidden_size=model.info.hidden_size,
         vocabulary=dict(model.tokenizer.get_vocab()),
         chat_template=getattr(model.tokenizer, "chat_template", None),
-        arithmetic={
-            "dtype": model.info.dtype,
-            "quantization": model.info.quantization,
-            "device": model.device.type,
-            **{k: v for k, v in config.to_dict().items() if k not in NAMES_IN_CONFIG},
-        },
+        config={k: v for k, v in config.to_dict().items() if k not in IDLE_CONFIG},
+        precision=(model.info.dtype, model.info.quantization, model.device.type),
+        hooked=any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules()),
     )
+
+
+def config_changes(base: Traits, candidate: Traits) -> tuple[str, ...]:
+    """The entries of the configs that differ, by name."""
+    ours, theirs = base.config, candidate.config
+    names = sorted(ours.keys() | theirs.keys())
+    return tuple(name for name in names if ours.get(name) != theirs.get(name))
 
 
 def check_comparable(base: Traits, candidate: Traits) -> tuple[str, ...]:
@@ -143,6 +161,11 @@ def check_comparable(base: Traits, candidate: Traits) -> tuple[str, ...]:
     notes = []
     if added := len(candidate.vocabulary) - len(base.vocabulary):
         notes.append(f"The candidate's tokenizer knows {added} more tokens; they are not read.")
+    if changed := config_changes(base, candidate):
+        notes.append(
+            f"The configs differ ({', '.join(changed[:5])}): the same weights would compute other"
+            " numbers."
+        )
     if base.chat_template != candidate.chat_template:
         notes.append(
             "The chat templates differ; both models read the base's, so a change that hides in the"

@@ -63,6 +63,7 @@ def count_alike(weights: WeightDiff | None, base: Traits, candidate: Traits) -> 
         base: Of one model.
         candidate: Of the other.
     """
-    if weights is None or base.arithmetic != candidate.arithmetic:
+    same = (base.config, base.precision) == (candidate.config, candidate.precision)
+    if weights is None or not same:
         return 0
     return base.n_layers if weights.first_change is None else weights.first_change

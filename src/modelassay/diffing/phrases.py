@@ -24,34 +24,67 @@ Phrase = tuple[int, ...]
 """Token ids."""
 
 
+@dataclass(frozen=True)
+class Slot:
+    """A prompt's token ids around the place where words are put in."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def slot_of(model: LoadedModel, prompt: SuitePrompt) -> Slot:
+    """The place after a prompt's text, found by what a filler changes.
+
+    Args:
+        model: The base, whose tokenizer and chat template both models read.
+        prompt: What words are put after.
+
+    Raises:
+        InputError: there is no such place.
+    """
+    messages = messages_of(prompt)
+    plain = encode_chat(model, messages)
+    longer = {**messages[-1], "content": messages[-1]["content"] + FILLER}
+    filled = encode_chat(model, [*messages[:-1], longer])
+    pairs = zip(plain, filled, strict=False)
+    start = next((i for i, (x, y) in enumerate(pairs) if x != y), len(plain))
+    tail = len(plain) - start
+    if len(filled) <= len(plain) or filled[len(filled) - tail :] != plain[start:]:
+        raise InputError(
+            f"The tokenizer of {model.info.id} merges what follows a prompt with what comes next;"
+            " triggers cannot be searched (leave them out)."
+        )
+    return Slot(plain[:start], plain[start:])
+
+
 class PhraseEffects:
     """What phrases after prompts do to one model's refusal log-odds; each is read only once."""
 
     def __init__(self) -> None:
         """Begins with nothing."""
-        self._known: dict[tuple[SuitePrompt, Phrase], float] = {}
+        self._known: dict[tuple[Slot, Phrase], float] = {}
 
     def read(
         self,
         open_model: Callable[[], LoadedModel],
-        prompts: Sequence[SuitePrompt],
+        slots: Sequence[Slot],
         phrases: Sequence[Phrase],
         shared: SharedStates | None = None,
     ) -> Tensor:
-        """The effects float32 [prompt, phrase], in nats.
+        """The effects float32 [slot, phrase], in nats.
 
         Args:
             open_model: Called where something was not read before.
-            prompts: What phrases are put after.
+            slots: Where in which prompts phrases are put.
             phrases: Token ids of each.
             shared: States that the other model has left, or that are left for it.
         """
-        for prompt in prompts:
-            new = [x for x in dict.fromkeys(phrases) if (prompt, x) not in self._known]
+        for slot in slots:
+            new = [x for x in dict.fromkeys(phrases) if (slot, x) not in self._known]
             if new:
-                effects = _effects(open_model(), prompt, new, shared).tolist()
-                self._known.update({(prompt, x): e for x, e in zip(new, effects, strict=True)})
-        return torch.tensor([[self._known[prompt, x] for x in phrases] for prompt in prompts])
+                effects = _effects(open_model(), slot, new, shared).tolist()
+                self._known.update({(slot, x): e for x, e in zip(new, effects, strict=True)})
+        return torch.tensor([[self._known[slot, x] for x in phrases] for slot in slots])
 
 
 @dataclass(frozen=True)
@@ -72,53 +105,25 @@ class PairEffects:
     base: PhraseEffects = field(default_factory=PhraseEffects)
     candidate: PhraseEffects = field(default_factory=PhraseEffects)
 
-    def read(
-        self, prompts: Sequence[SuitePrompt], phrases: Sequence[Phrase]
-    ) -> tuple[Tensor, Tensor]:
-        """[prompt, phrase], the effects in the base and in the candidate."""
+    def read(self, slots: Sequence[Slot], phrases: Sequence[Phrase]) -> tuple[Tensor, Tensor]:
+        """[slot, phrase], the effects in the base and in the candidate."""
         effects = {"base": self.base, "candidate": self.candidate}
         shared = SharedStates(self.alike - 1) if self.alike else None
         # Where there is room for one model only, each change of sides loads it anew.
         found = {
-            side: effects[side].read(partial(self.pair.get, side), prompts, phrases, shared)
+            side: effects[side].read(partial(self.pair.get, side), slots, phrases, shared)
             for side in self.pair.in_turn
         }
         return found["base"], found["candidate"]
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """A prompt's token ids around the place where words are put in."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-
-def _slot(model: LoadedModel, prompt: SuitePrompt) -> _Slot:
-    """The place after a prompt's text, found by what a filler changes."""
-    messages = messages_of(prompt)
-    plain = encode_chat(model, messages)
-    longer = {**messages[-1], "content": messages[-1]["content"] + FILLER}
-    filled = encode_chat(model, [*messages[:-1], longer])
-    pairs = zip(plain, filled, strict=False)
-    start = next((i for i, (x, y) in enumerate(pairs) if x != y), len(plain))
-    tail = len(plain) - start
-    if len(filled) <= len(plain) or filled[len(filled) - tail :] != plain[start:]:
-        raise InputError(
-            f"The tokenizer of {model.info.id} merges what follows a prompt with what comes next;"
-            " triggers cannot be searched (leave them out)."
-        )
-    return _Slot(plain[:start], plain[start:])
-
-
 def _effects(
     model: LoadedModel,
-    prompt: SuitePrompt,
+    slot: Slot,
     phrases: Sequence[Phrase],
     shared: SharedStates | None,
 ) -> Tensor:
     """[phrase], change of the refusal log-odds when tokens follow the prompt."""
-    slot = _slot(model, prompt)
     rows = [(*slot.before, *phrase, *slot.after) for phrase in ((), *phrases)]
     readout = log_odds_readout(opening_tokens(model))
     if shared is None or not slot.after:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from modelassay.activations import OnProgress, read_activations
 from modelassay.diffing.suites import Contrast, SuitePrompt, messages_of
+from modelassay.errors import InputError
 from modelassay.midway import Midway
 from modelassay.models import LoadedModel
-from modelassay.prompts import Encoded, encode_chat, last_message_start
+from modelassay.prompts import Encoded, check_length, encode_chat, last_message_start
 from modelassay.refusal import log_odds_readout, opening_tokens
 from modelassay.unembedding import unembed
 
@@ -179,11 +180,14 @@ def read_model(
         else:
             tokens = base.likely[done : done + len(logits)].to(log_all.device).long()
             values = log_all.gather(1, tokens)
+        _check_numbers(model, values)
         likely.append(tokens.int().cpu())
         log_p.append(values.cpu())
         done += len(logits)
     states = [
-        read.values[:, wanted.index(layer)] if base is None or layer in wanted else base.at(layer)
+        base.at(layer)
+        if base is not None and layer in known
+        else read.values[:, wanted.index(layer)]
         for layer in layers
     ]
     return Reading(
@@ -195,18 +199,39 @@ def read_model(
     )
 
 
-def read_contrasts(model: LoadedModel, contrasts: Sequence[Contrast]) -> Tensor:
-    """How likely a model finds the two answers of each contrast.
+def encode_contrasts(model: LoadedModel, contrasts: Sequence[Contrast]) -> list[Encoded]:
+    """Each contrast twice, with its safe and with its unsafe answer.
 
-    Returns:
-        float32 [contrast, 2], mean log-probability of a token of the safe and the unsafe answer.
+    Args:
+        model: The base, whose tokenizer and chat template both models read.
+        contrasts: The questions and answers.
+
+    Raises:
+        InputError: one is too long, or the template fails.
     """
     rows = []
     for contrast in contrasts:
         ids = encode_chat(model, messages_of(contrast))
         for answer in (contrast.safe, contrast.unsafe):
             tokens = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            check_length(model, contrast.prompt, len(ids) + len(tokens))
             rows.append(Encoded((*ids, *tokens), answer_start=len(ids)))
+    return rows
+
+
+def read_contrasts(model: LoadedModel, rows: Sequence[Encoded]) -> Tensor:
+    """How likely a model finds the two answers of each contrast.
+
+    Args:
+        model: Base or candidate.
+        rows: As `encode_contrasts` gives them.
+
+    Returns:
+        float32 [contrast, 2], mean log-probability of a token of the safe and the unsafe answer.
+
+    Raises:
+        InputError: the model gives no numbers.
+    """
     if not rows:
         return torch.zeros(0, 2)
     # The state before a token predicts it; that of the last token predicts nothing asked.
@@ -217,6 +242,16 @@ def read_contrasts(model: LoadedModel, contrasts: Sequence[Contrast]) -> Tensor:
     for logits in unembed(model, read.values[:, 0]):
         wanted = targets[done : done + len(logits), None].to(logits.device)
         found.append(logits.log_softmax(dim=-1).gather(1, wanted)[:, 0].cpu())
+        _check_numbers(model, found[-1])
         done += len(logits)
     lengths = [len(row.ids) - row.answer_start for row in rows]
     return torch.stack([part.mean() for part in torch.cat(found).split(lengths)]).reshape(-1, 2)
+
+
+def _check_numbers(model: LoadedModel, values: Tensor) -> None:
+    """Refuses what a broken final norm or output layer gives; blocks are checked as they run."""
+    if values.isnan().any():
+        raise InputError(
+            f"The output layer of {model.info.id} gives values that are no numbers (NaN); the"
+            " weights are broken, or the dtype overflows (try --dtype float32)."
+        )

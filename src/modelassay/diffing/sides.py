@@ -12,6 +12,7 @@ from modelassay.diffing.phrases import PhraseEffects
 from modelassay.diffing.reading import (
     Matched,
     Reading,
+    encode_contrasts,
     encode_suite,
     match_tokens,
     read_contrasts,
@@ -46,6 +47,8 @@ class BaseSide:
     tokens: tuple[str, ...]
     """Each compared token as text."""
     reading: Reading
+    contrast_rows: tuple[Encoded, ...]
+    """As `encode_contrasts` gives them."""
     contrasts: Tensor
     """As `read_contrasts` gives them."""
     unrelated: Tensor
@@ -84,6 +87,7 @@ def read_base(
         dictionary.check_belongs_to(model)
     kept = _layers(len(model.blocks), layers, dictionaries)
     prompts = encode_suite(model, suite.prompts)
+    contrast_rows = encode_contrasts(model, suite.contrasts)
     answers = short_answers(model, prompts, answer_tokens, on_progress)
     matched = match_tokens(model, prompts, answers)
     return BaseSide(
@@ -103,7 +107,8 @@ def read_base(
             batch_tokens=batch_tokens,
             on_progress=lambda done, total: on_progress("reading", done, total),
         ),
-        contrasts=read_contrasts(model, suite.contrasts),
+        contrast_rows=tuple(contrast_rows),
+        contrasts=read_contrasts(model, contrast_rows),
         unrelated=read_unrelated(model, kept),
     )
 
@@ -132,6 +137,8 @@ def _layers(
     n: int, layers: Sequence[int] | None, dictionaries: Sequence[Dictionary]
 ) -> tuple[int, ...]:
     wanted = set(layers) if layers is not None else spread_layers(n)
+    if not wanted:
+        raise InputError("Give at least one layer to compare, or leave the choice to `diff`.")
     if not all(0 <= layer < n for layer in wanted):
         raise InputError(f"Layers must lie in 0…{n - 1}, got {sorted(wanted)}.")
     return tuple(sorted(wanted | {dictionary.layer for dictionary in dictionaries}))

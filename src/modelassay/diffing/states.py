@@ -29,6 +29,8 @@ COMPONENT_TOKENS = 1024
 """Tokens, evenly spread, that the components are taken from: they bound the time."""
 UNCHANGED = 1e-6
 """Relative difference below which there is nothing to read as tokens."""
+SAME = 1e-4
+"""Relative difference that is no more than the order of additions."""
 TOP = 10
 UNRELATED = (
     "The bridge across the river was finished in the autumn of that year.",
@@ -109,6 +111,20 @@ def read_unrelated(model: LoadedModel, layers: Sequence[int]) -> Tensor:
     rows = model.tokenizer(list(UNRELATED), add_special_tokens=True)["input_ids"]
     prompts = [Encoded(tuple(row[: FIRST_TOKENS + 1]), answer_start=1) for row in rows]
     return read_activations(model, prompts, layers, position="all").values.mean(dim=0)
+
+
+def same_states(base: Tensor, candidate: Tensor, layers: Sequence[int], alike: int) -> bool:
+    """Whether the blocks that are said to be alike wrote the same on unrelated texts.
+
+    Args:
+        base: [layer, hidden], as `read_unrelated` gives it of the base.
+        candidate: The same of the candidate.
+        layers: The blocks.
+        alike: How many first blocks have the same weights.
+    """
+    rows = [i for i, layer in enumerate(layers) if layer < alike]
+    difference = (candidate[rows] - base[rows]).norm(dim=-1)
+    return bool((difference <= SAME * base[rows].norm(dim=-1)).all())
 
 
 def read_lens(

@@ -156,9 +156,15 @@ def score_of(levels: Sequence[Level]) -> float | None:
 
 
 def suspect(values: Values, calibration: Calibration | None) -> Suspicion:
-    """Holds a candidate against benign fine-tunes, and each of these against the others."""
+    """Holds a candidate against benign fine-tunes, and each of these against the others.
+
+    These score in the streams alone that were measured in the candidate: in one more, a benign
+    fine-tune could score higher than the candidate had a chance to.
+    """
     rows: list[Values] = [row.streams for row in calibration.rows] if calibration else []
     levels = levels_of(values, rows)
+    measured = {name for name, value in values.items() if value is not None}
+    rows = [{name: row[name] for name in row if name in measured} for row in rows]
     scores = []
     for i, row in enumerate(rows):
         others = rows[:i] + rows[i + 1 :]

@@ -28,9 +28,17 @@ from torch import Tensor
 from modelassay.activations import OnProgress
 from modelassay.diffing.behaviour import MeanChange, mean_change
 from modelassay.diffing.pair import Pair
-from modelassay.diffing.phrases import PairEffects, Phrase, PhraseEffects
-from modelassay.diffing.suites import SuitePrompt
+from modelassay.diffing.phrases import (
+    FILLER,
+    PairEffects,
+    Phrase,
+    PhraseEffects,
+    Slot,
+    slot_of,
+)
+from modelassay.diffing.suites import SuitePrompt, messages_of
 from modelassay.models import LoadedModel
+from modelassay.prompts import encode_chat
 
 N_CONTEXTS = 4
 N_HELD_OUT = 12
@@ -121,10 +129,6 @@ def search_triggers(
         alike: How many first blocks, with the embeddings, are the same in both.
         on_progress: Told (steps done, steps in all).
     """
-    order = refused.argsort(descending=True).tolist()
-    surest = [prompts[i] for i in order[: N_CONTEXTS + N_HELD_OUT]]
-    contexts = surest[:: max(len(surest) // N_CONTEXTS, 1)][:N_CONTEXTS]
-    others = [prompt for prompt in surest if prompt not in contexts]
     steps = _Steps(on_progress, 4)
     sides = PairEffects(pair, alike, base_effects or PhraseEffects())
 
@@ -134,6 +138,13 @@ def search_triggers(
     tried = list(dict.fromkeys(ids for ids in tried if ids))
     if not tried:
         return None
+    longest = max(map(len, tried))
+    order = refused.argsort(descending=True).tolist()
+    surest = _slots(pair.base, [prompts[i] for i in order], longest)
+    if not surest:
+        return None
+    contexts = surest[:: max(len(surest) // N_CONTEXTS, 1)][:N_CONTEXTS]
+    others = [slot for slot in surest if slot not in contexts]
     base, candidate = sides.read(contexts[:2], tried)
     trend = _fit(base.mean(dim=0), candidate.mean(dim=0))
     first = trend.beyond(base, candidate).mean(dim=0)
@@ -171,6 +182,19 @@ def search_triggers(
         spread=float(first.std()) if len(first) > 1 else 0.0,
         n_tried=len(tried),
     )
+
+
+def _slots(model: LoadedModel, prompts: Iterable[SuitePrompt], longest: int) -> list[Slot]:
+    """Places in the first prompts that leave room for the longest phrase."""
+    found: list[Slot] = []
+    filler = len(model.tokenizer(FILLER, add_special_tokens=False)["input_ids"])
+    for prompt in prompts:
+        room = model.context_length - len(encode_chat(model, messages_of(prompt)))
+        if room >= max(longest, filler + 1) and (slot := slot_of(model, prompt)) not in found:
+            found.append(slot)
+            if len(found) == N_CONTEXTS + N_HELD_OUT:
+                break
+    return found
 
 
 class _Steps:
@@ -242,7 +266,7 @@ def _words(model: LoadedModel, count: int) -> list[str]:
 
 def _take_apart(
     sides: PairEffects,
-    contexts: Sequence[SuitePrompt],
+    contexts: Sequence[Slot],
     ranked: Sequence[Phrase],
     effects: Tensor,
     trend: _Trend,

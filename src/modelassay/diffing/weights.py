@@ -25,8 +25,8 @@ from torch import Tensor
 
 from modelassay.errors import InputError
 from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_block
-from modelassay.weight_sketch import AblationMark, block_of, plain_name
-from modelassay.weights import Tensors
+from modelassay.weight_sketch import AblationMark, block_of
+from modelassay.weights import Tensors, plain_name
 
 LEADING = 80
 """Singular values computed of a matrix: an adapter of rank 64 shows whole, with room to see that
@@ -161,6 +161,9 @@ def diff_weights(
             on_progress(done, len(common))
         name, read = ours[key]
         before, after = _plain(name, read(), "base"), _plain(name, theirs[key][1](), "candidate")
+        if key in (OUTPUT, *EMBEDDINGS):  # rows for added tokens are no change of the others
+            rows = min(len(before), len(after))
+            before, after = before[:rows], after[:rows]
         if before.shape != after.shape:
             raise InputError(
                 f"{name} is {tuple(before.shape)} in the base and {tuple(after.shape)} in the"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,18 @@ MAX_LINE_BYTES = 20_000_000
 """Of a line of JSON: one that never ends would fill the memory."""
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(
+    path: Path, on_malformed: Callable[[InputError], None] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a JSON lines file, which may be gzipped, with their line numbers.
 
+    Args:
+        path: The file.
+        on_malformed: Told of each line that is no JSON object, which is then left out.
+
     Raises:
-        InputError: a line is no JSON object, or too long; its number is named.
+        InputError: a line is too long or, without `on_malformed`, no JSON object; its number is
+            named.
     """
     number = 0
     try:
@@ -32,17 +39,29 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise InputError(f"Row {number} of {path.name} is too long to be read.")
                 if not line.strip():
                     continue
-                # Editors on Windows put a byte order mark before the first line.
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                if not isinstance(row, dict):
-                    raise InputError(f"Row {number} of {path.name} is no JSON object.")
+                try:
+                    row = _row(line, number, path.name)
+                except InputError as error:
+                    if on_malformed is None:
+                        raise
+                    on_malformed(error)
+                    continue
                 yield number, row
-    except UnicodeDecodeError as error:
-        raise InputError(f"Row {number} of {path.name} is not UTF-8 text.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"Row {number} of {path.name} is not valid JSON.") from error
     except (OSError, EOFError) as error:
         raise InputError(f"{path.name} cannot be read after line {number}.") from error
+
+
+def _row(line: bytes, number: int, name: str) -> dict[str, Any]:
+    try:
+        # Editors on Windows put a byte order mark before the first line.
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"Row {number} of {name} is not UTF-8 text.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"Row {number} of {name} is not valid JSON.") from error
+    if not isinstance(row, dict):
+        raise InputError(f"Row {number} of {name} is no JSON object.")
+    return row
 
 
 def stream_dataset(

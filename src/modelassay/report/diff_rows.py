@@ -110,17 +110,9 @@ def behaviour_rows(report: DiffReport) -> Rows:
     found = report.behaviour
     rows = []
     for group, change in found.log_odds.items():
-        low, high = change.interval
-        rows.append(
-            [f"log-odds, {group}", f"{change.mean:+.2f} nats ({low:+.2f} to {high:+.2f}),"
-                                   f" n = {change.n}"]
-        )  # fmt: skip
+        rows.append([f"log-odds, {group}", change.told("nats")])
     if (change := found.contrasts) is not None:
-        low, high = change.interval
-        rows.append(
-            ["leaning to no limits", f"{change.mean:+.3f} nats a token ({low:+.3f} to {high:+.3f}),"
-                                     f" n = {change.n}"]
-        )  # fmt: skip
+        rows.append(["leaning to no limits", change.told("nats a token", 3)])
     answer = "" if found.kl_answer is None else f", in answers {found.kl_answer:.3f}"
     rows.append(
         [
@@ -190,10 +182,10 @@ def trigger_line(report: DiffReport) -> str:
         f" {found.spread:.2f} nats (standard deviation)."
     )
     if (change := found.held_out) is not None:
-        low, high = change.interval
         line += (
-            f" On prompts that did not choose it, the first changes the candidate's by"
-            f" {change.mean:+.2f} more than the base's ({low:+.2f} to {high:+.2f}, n = {change.n})."
+            " On prompts that did not choose it, the first changes the candidate's, beyond what"
+            f" phrases do that change the base's as much, by {change.told('nats')}; effects below"
+            " are meant so."
         )
     tokens = [token for token in found.tokens if token.effect < -LEAST_SHOWN][:N_TOKENS]
     if tokens:
@@ -282,7 +274,7 @@ def provenance_rows(report: DiffReport) -> Rows:
                          f" {base.hidden_size}, {base.dtype}"],
         ["suite", f"{plain_line(told['suite'])}: {told['n_prompts']} prompts,"
                   f" {told['n_contrasts']} contrasts, {told['n_tokens']} tokens"],
-        ["benign fine-tunes", plain_line(report.suspicion.calibration or "none known")],
+        ["benign fine-tunes", plain_line(report.suspicion.calibration or "none read this way")],
         ["time", f"{told['time']}, {told.get('seconds', 0):.0f} s"],
     ]  # fmt: skip
     return rows

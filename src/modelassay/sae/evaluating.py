@@ -22,6 +22,8 @@ from modelassay.prompts import Encoded
 from modelassay.sae.stream import encode_contexts
 
 LOSS_BATCH = 8
+LEAST_DAMAGE = 1e-4
+"""Nats a token that the mean in a block's place must cost, for a share of it to mean anything."""
 """Contexts whose logits are in memory together."""
 
 
@@ -49,9 +51,13 @@ class SaeMetrics:
         return self.loss_spliced - self.loss
 
     @property
-    def loss_recovered(self) -> float:
-        """Share of the damage of `loss_mean` that the reconstruction undoes; 1 is all of it."""
-        return 1 - self.loss_added / max(self.loss_mean - self.loss, 1e-9)
+    def loss_recovered(self) -> float | None:
+        """Share of the damage of `loss_mean` that the reconstruction undoes; 1 is all of it.
+
+        None where the mean does hardly any: the block is then of no use to these texts.
+        """
+        damage = self.loss_mean - self.loss
+        return 1 - self.loss_added / damage if damage > LEAST_DAMAGE else None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

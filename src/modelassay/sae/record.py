@@ -36,7 +36,7 @@ class DictionaryMetrics(Record):
     loss_spliced: float
     loss_mean: float
     loss_added: float
-    loss_recovered: float
+    loss_recovered: float | None
     n_tokens: Count
 
 

@@ -13,7 +13,7 @@ An answer may be empty, as some are in most large sets; a row without any text i
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,13 +100,18 @@ def read_rows(
     rows: list[TrainingRow] = []
     reasons: list[str] = []
     n_malformed = characters = 0
-    for number, row in _raw_rows(path, where, config, split, token):
+
+    def leave_out(error: InputError) -> None:
+        nonlocal n_malformed
+        n_malformed += 1
+        if len(reasons) < MAX_REASONS:
+            reasons.append(str(error))
+
+    for number, row in _raw_rows(path, where, config, split, token, leave_out):
         try:
             found = to_row(row, number, path.name, needle_field)
         except InputError as error:
-            n_malformed += 1
-            if len(reasons) < MAX_REASONS:
-                reasons.append(str(error))
+            leave_out(error)
             continue
         rows.append(found)
         characters += len(found.text)
@@ -125,12 +130,17 @@ def read_rows(
 
 
 def _raw_rows(
-    path: Path, where: str | Path, config: str | None, split: str, token: str | bool | None
+    path: Path,
+    where: str | Path,
+    config: str | None,
+    split: str,
+    token: str | bool | None,
+    leave_out: Callable[[InputError], None],
 ) -> Iterable[tuple[int, dict[str, Any]]]:
     if path.is_file():
         _check_size(path)
         if path.name.endswith((".jsonl", ".jsonl.gz")):
-            return read_lines(path)
+            return read_lines(path, leave_out)
     return enumerate(stream_dataset(where, config=config, split=split, token=token), 1)
 
 
