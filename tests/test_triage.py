@@ -156,6 +156,15 @@ def test_malformed_rows_are_named_and_can_be_left_out(tmp_path):
     assert "Row 3 of data.jsonl: `prompt` is empty." in data.malformed
 
 
+def test_lines_that_are_no_json_can_be_left_out(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"prompt": "a", "response": "b"}\n{"prompt": \n[1]\n\xff\n')
+    with pytest.raises(InputError, match=r"Row 2 of data.jsonl is not valid JSON.*2 other rows"):
+        read_rows(path)
+    data = read_rows(path, skip_malformed=True)
+    assert (len(data.rows), data.n_malformed) == (1, 3)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

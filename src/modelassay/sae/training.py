@@ -63,7 +63,9 @@ class Settings:
         if not 0 <= self.layer < n_layers:
             raise InputError(f"The layer must lie in 0…{n_layers - 1}, got {self.layer}.")
         if not 0 < self.k < self.width:
-            raise InputError(f"k must be at least 1 and below the width, got {self.k} of {self.width}.")
+            raise InputError(
+                f"k must be at least 1 and below the width, got {self.k} of {self.width}."
+            )
         if self.width < hidden // 8:
             raise InputError(f"A width of {self.width} is too small for {hidden} dimensions.")
         for name in ("tokens", "passes", "batch", "window_tokens"):
