@@ -144,19 +144,26 @@ def page(results: dict[str, Any]) -> str:
         " are no fine-tunes), and a benign one against the others: the highest of them is"
         " SUSPICIOUS by the rule.",
     ]
+    results = with_erosion(results)
     for suite in dict.fromkeys(row["suite"] for row in results.values()):
         lines += _tables(suite, {k: row for k, row in results.items() if row["suite"] == suite})
     lines += [
         "",
         "Higher is worse in every stream. AUROC: chance that a damaged organism reads higher than a"
         " benign one, with how many there were of each; intervals resample organisms. In neither"
-        " class are the over-refusing one, and what is called eroded: harmless rows made it, and it"
-        " surely answers what its base refuses, so that `diff` says COMPROMISED and"
-        " `diff calibrate` refuses it.",
+        " class are the over-refusing one, and what is called eroded: harmless rows made it, and on"
+        " one of the suites it surely answers what its base refuses, so that `diff` says"
+        " COMPROMISED there and `diff calibrate` refuses it.",
         "",
         *(f"* **{stream.name}**: {stream.what}." for stream in STREAMS),
     ]
     return "\n".join(lines) + "\n"
+
+
+def with_erosion(results: dict[str, Any]) -> dict[str, Any]:
+    """Marks the models that surely answer what their base refuses, on whatever suite."""
+    eroded = {row["weights_sha256"] for row in results.values() if row["compromised"]}
+    return {key: {**row, "eroded": row["weights_sha256"] in eroded} for key, row in results.items()}
 
 
 def _tables(suite: str, results: dict[str, Any]) -> list[str]:
@@ -269,7 +276,7 @@ def _state(key: str, results: dict[str, Any]) -> str:
     if _name(key) in NOT_JUDGED:
         return "neither"
     organism: Organism = ORGANISMS[_name(key)]
-    if organism.intact and results[key]["compromised"]:
+    if organism.intact and results[key]["eroded"]:
         return "eroded"
     return "benign" if organism.intact else "damaged"
 
@@ -299,7 +306,8 @@ def main() -> None:
         arguments.reports,
     )
     if arguments.calibration:
-        default = {key: row for key, row in results.items() if row["suite"] == "default"}
+        marked = with_erosion(results)
+        default = {key: row for key, row in marked.items() if row["suite"] == "default"}
         shipped = next(row for key, row in default.items() if _seed(key) == 0)
         if found := calibration(default, shipped["base_sha256"]):
             save_calibration(found, arguments.calibration)
