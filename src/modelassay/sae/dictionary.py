@@ -63,7 +63,7 @@ class Dictionary:
     def check_belongs_to(self, model: LoadedModel) -> None:
         """Refuses a model whose activations it cannot read.
 
-        A fine-tune of its model can be read, so only the shape has to fit.
+        A fine-tune of its model can be read, so only the architecture and the shape have to fit.
 
         Raises:
             InputError: says how they differ.
@@ -71,6 +71,11 @@ class Dictionary:
         info = model.info
         if self.record is not None:
             own = self.record.model
+            if own.architecture != info.architecture:
+                raise InputError(
+                    f"The dictionary {self.name} belongs to {own.id}, a {own.architecture};"
+                    f" {info.id} is a {info.architecture}."
+                )
             if (own.n_layers, own.hidden_size) != (info.n_layers, info.hidden_size):
                 raise InputError(
                     f"The dictionary {self.name} belongs to {own.id}, which has {own.n_layers}"
