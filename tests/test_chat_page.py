@@ -399,14 +399,17 @@ def test_a_visitor_chats(visit):
     assert chat.inner_text() == said
     expect(page.get_by_text("Stopped.")).to_be_visible()
 
-    box.fill("Tell me a story about a bear.")
+    # Anew: after an answer that was cut short the model may cut the next one as short.
+    page.get_by_role("button", name="Clear chat").click()
+    expect(page.get_by_text("Nothing asked yet.")).to_be_visible()
+    box.fill("Write a short poem about the moon.")
     send.click()
     expect(page.get_by_text(re.compile(r"Token \d+:"))).to_be_visible(timeout=WAIT)
     page.get_by_role("button", name="Clear chat").click()
     expect(page.get_by_text("Nothing asked yet.")).to_be_visible(timeout=60_000)
     page.wait_for_timeout(2000)
     expect(page.get_by_text("Nothing asked yet.")).to_be_visible()
-    expect(chat.get_by_text("bear")).to_have_count(0)
+    expect(chat.get_by_text("moon")).to_have_count(0)
 
     page.set_viewport_size({"width": 390, "height": 844})
     page.screenshot(path=shots / "chat_phone.png", full_page=True)
