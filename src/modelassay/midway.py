@@ -11,7 +11,7 @@ and all hooks are shared with the model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class Midway:
 
     layer: int
     """The block that wrote them; passes begin above it."""
-    states: Mapping[tuple[int, ...], Tensor]
+    states: dict[tuple[int, ...], Tensor]
     """By token ids: float [token, hidden] of a prompt's last tokens, as many as are known."""
 
     def covers(self, prompts: Sequence[Encoded], skip: int) -> bool:

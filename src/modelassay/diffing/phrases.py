@@ -69,7 +69,7 @@ class PhraseEffects:
         open_model: Callable[[], LoadedModel],
         slots: Sequence[Slot],
         phrases: Sequence[Phrase],
-        shared: SharedStates | None = None,
+        shared: Midway | None = None,
     ) -> Tensor:
         """The effects float32 [slot, phrase], in nats.
 
@@ -77,7 +77,8 @@ class PhraseEffects:
             open_model: Called where something was not read before.
             slots: Where in which prompts phrases are put.
             phrases: Token ids of each.
-            shared: States that the other model has left, or that are left for it.
+            shared: States of a block that both models have in common: those that the other one has
+                left are begun at, others are left for it.
         """
         for slot in slots:
             new = [x for x in dict.fromkeys(phrases) if (slot, x) not in self._known]
@@ -85,14 +86,6 @@ class PhraseEffects:
                 effects = _effects(open_model(), slot, new, shared).tolist()
                 self._known.update({(slot, x): e for x, e in zip(new, effects, strict=True)})
         return torch.tensor([[self._known[slot, x] for x in phrases] for slot in slots])
-
-
-@dataclass(frozen=True)
-class SharedStates:
-    """States of a block that two models have in common: who reads first leaves them."""
-
-    layer: int
-    states: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,7 +101,7 @@ class PairEffects:
     def read(self, slots: Sequence[Slot], phrases: Sequence[Phrase]) -> tuple[Tensor, Tensor]:
         """[slot, phrase], the effects in the base and in the candidate."""
         effects = {"base": self.base, "candidate": self.candidate}
-        shared = SharedStates(self.alike - 1) if self.alike else None
+        shared = Midway(self.alike - 1, {}) if self.alike else None
         # Where there is room for one model only, each change of sides loads it anew.
         found = {
             side: effects[side].read(partial(self.pair.get, side), slots, phrases, shared)
@@ -121,7 +114,7 @@ def _effects(
     model: LoadedModel,
     slot: Slot,
     phrases: Sequence[Phrase],
-    shared: SharedStates | None,
+    shared: Midway | None,
 ) -> Tensor:
     """[phrase], change of the refusal log-odds when tokens follow the prompt."""
     rows = [(*slot.before, *phrase, *slot.after) for phrase in ((), *phrases)]
@@ -138,7 +131,7 @@ def _effects(
             [shared.layer],
             position="last" if known else "all",
             readout=readout,
-            midway=Midway(shared.layer, shared.states) if known else None,
+            midway=shared if known else None,
         )
         if read.offsets is not None:
             lengths = [len(row) - len(slot.before) for row in rows]
