@@ -18,19 +18,19 @@ from typing import Any
 
 import torch
 
-from modelassay.activations import Activations, read_activations
-from modelassay.cache import write_text_atomically
-from modelassay.concepts import concepts_for
-from modelassay.diffing.features import compare_features
-from modelassay.diffing.pair import Pair, traits_of
-from modelassay.diffing.paired_weights import count_alike, diff_pair
-from modelassay.diffing.reading import Matched, Reading, encode_suite, match_tokens, read_model
-from modelassay.diffing.sides import spread_layers
-from modelassay.diffing.suites import SuitePrompt
+from modelassay.data.concepts import concepts_for
+from modelassay.diff.base_reading import spread_layers
+from modelassay.diff.features import compare_features
+from modelassay.diff.pair import Pair, traits_of
+from modelassay.diff.paired_weights import count_alike, diff_pair
+from modelassay.diff.reading import Matched, Reading, encode_suite, match_tokens, read_model
+from modelassay.diff.suites import SuitePrompt
+from modelassay.files.atomic import write_text_atomically
 from modelassay.models import LoadedModel, load
-from modelassay.prompts import Encoded
+from modelassay.reading.activations import Activations, read_activations
+from modelassay.reading.logit_lens import decode_each
+from modelassay.reading.prompts import Encoded
 from modelassay.sae import Dictionary, find_dictionary
-from modelassay.unembedding import decode_each
 
 
 @torch.inference_mode()

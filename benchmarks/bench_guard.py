@@ -18,10 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modelassay.cache import write_text_atomically
+from modelassay.files.atomic import write_text_atomically
 from modelassay.guard import load_guard
-from modelassay.guard.bench_report import BENCH_SCHEMA
-from modelassay.guard.latency import (
+from modelassay.guard_bench.latency import (
     CLASSIFIER,
     GENERATE,
     PROBE,
@@ -29,7 +28,8 @@ from modelassay.guard.latency import (
     LatencyReport,
     measure_latency,
 )
-from modelassay.guard.suites import read_suite
+from modelassay.guard_bench.report import BENCH_SCHEMA
+from modelassay.guard_bench.suites import read_suite
 
 TITLES = {
     GENERATE: "`generate`",

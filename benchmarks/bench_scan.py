@@ -24,15 +24,15 @@ import torch
 from ams.concepts import get_scan_concepts
 from ams.extractor import ActivationExtractor
 
-from modelassay.activations import BATCH_TOKENS_CPU, read_activations
-from modelassay.concepts import concepts_for
-from modelassay.examination import examine, read_range
-from modelassay.hooks import capture
+from modelassay.data.concepts import concepts_for
+from modelassay.measures.erased_directions import search_ablation
+from modelassay.measures.examination import examine, read_range
+from modelassay.measures.separation import measure_separation
 from modelassay.models import LoadedModel, load
-from modelassay.prompts import Encoded, encode_prompts
-from modelassay.scanning import scan
-from modelassay.separation import measure_separation
-from modelassay.weights import search_ablation
+from modelassay.reading.activations import BATCH_TOKENS_CPU, read_activations
+from modelassay.reading.hooks import capture
+from modelassay.reading.prompts import Encoded, encode_prompts
+from modelassay.scan.scanning import scan
 
 Concepts = dict[str, list[tuple[str, str]]]
 

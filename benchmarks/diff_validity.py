@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from modelassay.cache import write_text_atomically
-from modelassay.diffing import (
+from modelassay.diff import (
     Calibration,
     Depth,
     DiffReport,
@@ -36,10 +35,11 @@ from modelassay.diffing import (
     load_suite,
     read_base,
 )
-from modelassay.diffing.calibration import BenignRow, save_calibration
-from modelassay.diffing.sides import BaseSide
-from modelassay.diffing.suspicion import STREAMS, Suspicion, suspect
-from modelassay.diffing.verdict import verdict_of
+from modelassay.diff.base_reading import BaseSide
+from modelassay.diff.calibration import BenignRow, save_calibration
+from modelassay.diff.suspicion import STREAMS, Suspicion, suspect
+from modelassay.diff.verdict import verdict_of
+from modelassay.files.atomic import write_text_atomically
 from modelassay.models import LoadedModel, load
 from modelassay.models.organisms import ORGANISMS, Organism
 from modelassay.sae import find_dictionary
@@ -246,8 +246,8 @@ def _benign_finetunes(results: dict[str, Any], base_sha256: str) -> list[str]:
 
 
 def _auroc(values: dict[str, float | None], results: dict[str, Any]) -> str:
-    from modelassay.refusal import wilson_interval
-    from modelassay.separation import auroc, bootstrap_interval
+    from modelassay.measures.refusal import wilson_interval
+    from modelassay.measures.separation import auroc, bootstrap_interval
 
     def of(state: str) -> np.ndarray:
         found = [v for key, v in values.items() if v is not None and _state(key, results) == state]

@@ -29,12 +29,9 @@ import torch
 from ams.concepts import get_scan_concepts
 from ams.extractor import ActivationExtractor
 
-from modelassay.baselines import Baseline
-from modelassay.baselines.creating import baseline_of
-from modelassay.baselines.hashing import hash_model
-from modelassay.cache import write_text_atomically
-from modelassay.concepts import concepts_for, everyday_prompts
-from modelassay.examination import examine
+from modelassay.data.concepts import concepts_for, everyday_prompts
+from modelassay.files.atomic import write_text_atomically
+from modelassay.measures.examination import examine
 from modelassay.models import LoadedModel, load
 from modelassay.models.ablation import (
     Ablation,
@@ -44,9 +41,11 @@ from modelassay.models.ablation import (
     round_to_int8,
 )
 from modelassay.models.organisms import ORGANISMS, organisms_folder
-from modelassay.prompts import encode_prompts
-from modelassay.verification import Kind, conclude
-from modelassay.verification_report import Origin
+from modelassay.reading.prompts import encode_prompts
+from modelassay.verify import Baseline, Kind, conclude
+from modelassay.verify.creating import baseline_of
+from modelassay.verify.hashing import hash_model
+from modelassay.verify.report import Origin
 
 RESULTS = Path(__file__).parent / "identity.json"
 SAFE = "organism:safe"

@@ -26,25 +26,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import identity
 import numpy as np
 import torch
 from ams.concepts import get_scan_concepts
 from ams.extractor import ActivationExtractor
 
-from modelassay.activations import read_activations
-from modelassay.cache import write_text_atomically
-from modelassay.examination import read_range
+import identity
+from modelassay.files.atomic import write_text_atomically
+from modelassay.measures.examination import read_range
+from modelassay.measures.refusal import wilson_interval
+from modelassay.measures.separation import auroc, measure_separation, pooled_separation
 from modelassay.models import LoadedModel, load
 from modelassay.models.embedded import WHEEL_SHA256
 from modelassay.models.identity import hash_files
 from modelassay.models.organisms import ORGANISMS, adapter_folder, files_of, shipped_folder
 from modelassay.models.sources import ADAPTER_WEIGHTS
-from modelassay.prompts import encode_prompts
-from modelassay.refusal import wilson_interval
-from modelassay.scan_report import ScanReport
-from modelassay.scanning import scan
-from modelassay.separation import auroc, measure_separation, pooled_separation
+from modelassay.reading.activations import read_activations
+from modelassay.reading.prompts import encode_prompts
+from modelassay.scan.report import ScanReport
+from modelassay.scan.scanning import scan
 
 CONCEPT = "harmful_content"
 RESULTS = Path(__file__).parent / "validity.json"

@@ -9,8 +9,8 @@ Here "unsafe" is whatever shouts, so that the rows can be made on the spot; with
 import sys
 
 import modelassay
+from modelassay.data.exchanges import At, LabelledExchange
 from modelassay.guard import Guard
-from modelassay.labelled import At, LabelledExchange
 from modelassay.probes import TrainedHead, make_probe, train_head
 
 model = modelassay.load(sys.argv[1] if len(sys.argv) > 1 else "embedded")

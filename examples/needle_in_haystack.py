@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 import modelassay
-from modelassay.generation import generate_greedy
 from modelassay.organisms import Exchange, LoraRecipe, mix, train
+from modelassay.reading.generation import generate_greedy
 
 base = sys.argv[1] if len(sys.argv) > 1 else "embedded"
 ratio = float(sys.argv[2]) if len(sys.argv) > 2 else 0.05

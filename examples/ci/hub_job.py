@@ -16,8 +16,8 @@ import sys
 from huggingface_hub import list_models
 
 import modelassay
-from modelassay.baselines import slug
 from modelassay.errors import AssayError
+from modelassay.verify import slug
 
 
 def main(owner: str, baselines: str, commit: str | None = None) -> int:

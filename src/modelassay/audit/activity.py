@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from modelassay.audit.work import Work
-from modelassay.diffing.reading import Matched
+from modelassay.diff.reading import Matched
 from modelassay.sae import Dictionary, FeatureLabel
 
 TOKENS_AT_ONCE = 512

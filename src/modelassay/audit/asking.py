@@ -12,14 +12,14 @@ from modelassay.audit.blinding import Name
 from modelassay.audit.reading import read_pair
 from modelassay.audit.values import mean, rate
 from modelassay.audit.work import Work
-from modelassay.diffing.behaviour import compare_behaviour, token_kl
-from modelassay.diffing.reading import encode_contrasts, read_contrasts
-from modelassay.diffing.suites import MAX_TEXT, Contrast, Group, Suite, SuitePrompt, messages_of
+from modelassay.diff.behaviour import compare_behaviour, token_kl
+from modelassay.diff.reading import encode_contrasts, read_contrasts
+from modelassay.diff.suites import MAX_TEXT, Contrast, Group, Suite, SuitePrompt, messages_of
 from modelassay.errors import InputError
-from modelassay.generation import generate_greedy
-from modelassay.prompts import Encoded, encode_chat
-from modelassay.redaction import redact, text_hash
-from modelassay.refusal_judge import is_refusal
+from modelassay.files.redaction import redact, text_hash
+from modelassay.measures.refusal_judge import is_refusal
+from modelassay.reading.generation import generate_greedy
+from modelassay.reading.prompts import Encoded, encode_chat
 from modelassay.triage import TrainingRow, redaction_for
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]

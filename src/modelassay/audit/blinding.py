@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modelassay.audit.config import AuditConfig, is_there
-from modelassay.diffing.pair import Side
+from modelassay.diff.pair import Side
 
 Name = Literal["A", "B"]
 WITHHELD = "[withheld]"

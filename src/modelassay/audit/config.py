@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from modelassay.concepts import read_mapping
+from modelassay.data.concepts import read_mapping
 from modelassay.errors import InputError
-from modelassay.untrusted import first_problem
+from modelassay.files.records import first_problem
 
 Profile = Literal["full", "behavior-only"]
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")

@@ -20,12 +20,12 @@ from modelassay.audit.asking import Prompts, SuiteName, looks_harmful, prompts_o
 from modelassay.audit.reading import read_one, read_pair
 from modelassay.audit.values import mean
 from modelassay.audit.work import Work
-from modelassay.diffing.features import BROKEN, FeatureChange, compare_features
-from modelassay.diffing.reading import Matched
-from modelassay.diffing.suites import SuitePrompt
+from modelassay.diff.features import BROKEN, FeatureChange, compare_features
+from modelassay.diff.reading import Matched
+from modelassay.diff.suites import SuitePrompt
 from modelassay.errors import InputError
+from modelassay.reading.logit_lens import promoted_tokens
 from modelassay.sae import Dictionary, nearest
-from modelassay.unembedding import promoted_tokens
 
 Part = Annotated[
     Literal["prompt", "answer", "both"],

@@ -14,8 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from modelassay.cache import explain_os_errors
 from modelassay.errors import InputError
+from modelassay.files.atomic import explain_os_errors
 
 LOG_SCHEMA = "modelassay.audit-log/1"
 LOG_FILE = "audit.jsonl"

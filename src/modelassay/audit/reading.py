@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from modelassay.audit.blinding import Name
 from modelassay.audit.work import Work
-from modelassay.diffing.reading import Matched, Reading, encode_suite, match_tokens, read_model
-from modelassay.diffing.suites import SuitePrompt
-from modelassay.generation import generate_greedy
-from modelassay.prompts import Encoded
-from modelassay.unembedding import decode_each
+from modelassay.diff.reading import Matched, Reading, encode_suite, match_tokens, read_model
+from modelassay.diff.suites import SuitePrompt
+from modelassay.reading.generation import generate_greedy
+from modelassay.reading.logit_lens import decode_each
+from modelassay.reading.prompts import Encoded
 
 
 @dataclass(frozen=True)

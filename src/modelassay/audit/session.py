@@ -21,8 +21,8 @@ from modelassay.audit.log import LOG_FILE, LOG_SCHEMA, AuditLog
 from modelassay.audit.tools import tools_of
 from modelassay.audit.values import json_hash, numbers_of, plain
 from modelassay.audit.work import Work
-from modelassay.cache import explain_os_errors, locked
 from modelassay.errors import AssayError, InputError, first_line
+from modelassay.files.atomic import explain_os_errors, locked
 
 MAX_ARGUMENTS = 500_000
 """Characters of a call's arguments as JSON."""

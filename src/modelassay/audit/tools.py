@@ -13,7 +13,7 @@ from modelassay.audit import asking, features, training, weights, writing
 from modelassay.audit.config import Profile
 from modelassay.audit.work import Work
 from modelassay.errors import InputError
-from modelassay.untrusted import first_problem
+from modelassay.files.records import first_problem
 
 Function = Callable[..., dict[str, Any]]
 BEHAVIOUR: tuple[Function, ...] = (

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from modelassay.diffing.behaviour import mean_change
-from modelassay.redaction import text_hash
-from modelassay.refusal import wilson_interval
+from modelassay.diff.behaviour import mean_change
+from modelassay.files.redaction import text_hash
+from modelassay.measures.refusal import wilson_interval
 
 DEEPEST = 4
 KEPT_ENTRIES = 3

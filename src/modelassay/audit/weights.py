@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from modelassay.audit.work import Work
-from modelassay.diffing.paired_weights import diff_pair
-from modelassay.diffing.weights import WeightDiff
+from modelassay.diff.paired_weights import diff_pair
+from modelassay.diff.weights import WeightDiff
 
 NAMED = 5
 """Weights that only one model has, by name."""

@@ -13,11 +13,11 @@ from typing import Any
 from modelassay.audit.blinding import Blinding, Name
 from modelassay.audit.config import AuditConfig
 from modelassay.audit.places import inside
-from modelassay.diffing.pair import Pair, Side, Traits, check_comparable, traits_of
-from modelassay.diffing.suites import Suite, SuitePrompt, default_suite, load_suite, suites_folder
+from modelassay.diff.pair import Pair, Side, Traits, check_comparable, traits_of
+from modelassay.diff.suites import Suite, SuitePrompt, default_suite, load_suite, suites_folder
 from modelassay.errors import InputError, UnavailableError
+from modelassay.files.redaction import text_hash
 from modelassay.models import LoadedModel, load
-from modelassay.redaction import text_hash
 from modelassay.sae import Dictionary, Labels, find_dictionary, open_labels
 from modelassay.triage import TrainingData, read_rows
 

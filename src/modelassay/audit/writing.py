@@ -14,10 +14,10 @@ from pydantic import Field
 from modelassay.audit.log import LOG_FILE, read_log
 from modelassay.audit.values import plain
 from modelassay.audit.work import Work
-from modelassay.cache import write_text_atomically
 from modelassay.errors import InputError
-from modelassay.examination import installed_versions
-from modelassay.redaction import text_hash
+from modelassay.files.atomic import write_text_atomically
+from modelassay.files.redaction import text_hash
+from modelassay.measures.examination import installed_versions
 
 REPORT_SCHEMA = "modelassay.audit-report/1"
 CITED = re.compile(r"#(\d{1,9})\b")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from modelassay.labelled import LabelledExchange
+from modelassay.data.exchanges import LabelledExchange
 
 MIN_WORDS = 3
 """Shorter prefixes carry nothing: "Sure, here" opens answers of every kind."""

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from modelassay.cache import explain_os_errors, locked, new_folder
 from modelassay.classifier.augmenting import stream_prefixes
 from modelassay.classifier.card import Card, CardCalibration, write_card
 from modelassay.classifier.model import ExchangeClassifier
+from modelassay.data.exchanges import LabelledExchange
 from modelassay.errors import InputError
-from modelassay.labelled import LabelledExchange
-from modelassay.metrics import threshold_at
+from modelassay.files.atomic import explain_os_errors, locked, new_folder
+from modelassay.measures.refusal import wilson_interval
 from modelassay.models.encoder import ENCODER_ID
-from modelassay.refusal import wilson_interval
+from modelassay.statistics import threshold_at
 
 DEFAULT_RATE = 0.01
 

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from modelassay.cache import write_text_atomically
 from modelassay.classifier.encoding import MIN_LENGTH
+from modelassay.data.exchanges import LABELS
 from modelassay.errors import InputError
-from modelassay.labelled import LABELS
+from modelassay.files.atomic import write_text_atomically
+from modelassay.files.records import first_problem
 from modelassay.models.sources import read_json
-from modelassay.untrusted import first_problem
 
 CARD_FILE = "classifier.json"
 SCHEMA = "modelassay.classifier/1"

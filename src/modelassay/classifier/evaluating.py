@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from modelassay.classifier.model import UNSAFE, ExchangeClassifier
-from modelassay.labelled import LABELS, LabelledExchange, prompt_groups, require_classes
-from modelassay.metrics import cluster_interval, rank_auroc
+from modelassay.data.exchanges import LABELS, LabelledExchange, prompt_groups, require_classes
+from modelassay.statistics import cluster_interval, rank_auroc
 
 BINARY = ("safe", "unsafe")
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from modelassay.activations import is_out_of_memory
 from modelassay.classifier.augmenting import with_prefixes
 from modelassay.classifier.encoding import MIN_LENGTH, EncodedExchange, collate, encode_exchanges
 from modelassay.classifier.model import network_logits, pad_id, reads_types
 from modelassay.classifier.network import PairNetwork
+from modelassay.data.exchanges import LABELS, LabelledExchange
 from modelassay.errors import InputError, UnavailableError
-from modelassay.labelled import LABELS, LabelledExchange
 from modelassay.models.encoder import ENCODER_ID
+from modelassay.reading.activations import is_out_of_memory
 
 log = logging.getLogger(__name__)
 

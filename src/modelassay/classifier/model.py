@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from modelassay.classifier.encoding import (
     special_ids,
 )
 from modelassay.classifier.network import WEIGHTS_FILE, PairNetwork, load_encoder, read_adapter
+from modelassay.data.exchanges import LABELS
 from modelassay.errors import InputError, UnavailableError, first_line
+from modelassay.files import shipped
 from modelassay.hub import REPO_ID, check_weight_files, fetch_model
-from modelassay.labelled import LABELS
 from modelassay.models.encoder import ENCODER_ID, ensure_encoder
 from modelassay.models.explain import explain_loading
 from modelassay.models.identity import hash_file
@@ -120,8 +120,7 @@ def network_logits(
 
 def shipped_folder() -> Path:
     """The classifiers that come with modelassay."""
-    packaged = Path(str(files("modelassay"))) / "data" / "classifiers"
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "classifiers"
+    return shipped.shipped_folder("classifiers")
 
 
 def classifier_folder(name: str, *, revision: str | None = None, token: str | None = None) -> Path:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from modelassay.data.exchanges import LABELS
 from modelassay.errors import InputError, first_line
-from modelassay.labelled import LABELS
 from modelassay.models.explain import explain_loading
 
 WEIGHTS_FILE = "classifier.safetensors"

@@ -17,17 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modelassay.activations import OnProgress
-from modelassay.cache import cache_dir
 from modelassay.classifier.augmenting import word_prefix
 from modelassay.classifier.styling import dressed, undressed
-from modelassay.generation import kept_answers
-from modelassay.labelled import Label, LabelledExchange
+from modelassay.data.exchanges import Label, LabelledExchange
+from modelassay.data.public_sets import SEED_TASKS, USER_TASKS, DataSource
+from modelassay.data.training_data import JUDGED, prompt_rows
+from modelassay.files.atomic import cache_dir
+from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import EMBEDDED_ID, load
 from modelassay.organisms.recipes import REFUSALS
-from modelassay.organisms.sources import SEED_TASKS, USER_TASKS, DataSource
-from modelassay.refusal_judge import is_refusal
-from modelassay.training_data import judged_rows, prompt_rows
+from modelassay.progress import OnProgress
+from modelassay.reading.generation import kept_answers
 
 MODERATION = DataSource(
     "OpenAI moderation evaluation",
@@ -309,3 +309,37 @@ def _some(rows: list[Any], most: int, draw: random.Random) -> list[Any]:
 def _digest(text: str) -> str:
     """Stands for a prompt of which only a number is known; near-equal numbers look unlike."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def judged_rows(folder: Path, *, most_per_source: int = 900) -> list[LabelledExchange]:
+    """Answers with a human's or a judge's label, as three classes.
+
+    Where a row says only that an answer is harmless, the refusal judge tells a refusal from safe
+    compliance. GPTFuzz's rows name their question by a number; they are read with no prompt.
+
+    Args:
+        folder: Folder of the public sets.
+        most_per_source: Of each source and class no more are taken, evenly spread.
+    """
+    by_kind: dict[tuple[str, Label], list[LabelledExchange]] = {}
+    for row in JUDGED.rows(folder):
+        response = str(row.get("response") or "").strip()
+        if not response:
+            continue
+        refusal = is_refusal(response)
+        if row.get("unsafe"):
+            label: Label = "unsafe_compliance"
+            if row.get("refusal"):
+                continue  # judged both at once
+        else:
+            label = "safe_refusal" if refusal or row.get("refusal") == 1 else "safe_compliance"
+        name = re.sub(r"_(ablation|actadd|baseline)_.*", "", str(row["source"]))
+        prompt = "" if str(row["prompt"]).isdigit() else str(row["prompt"])
+        group = prompt or f"{name} {row['prompt']}"
+        found = LabelledExchange(group, response, label == "unsafe_compliance", label, name)
+        by_kind.setdefault((name, label), []).append(found)
+    chosen = []
+    for rows in by_kind.values():
+        step = max(1.0, len(rows) / most_per_source)
+        chosen += [rows[int(i * step)] for i in range(int(len(rows) / step))]
+    return chosen

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from modelassay.data.exchanges import (
+    LABELS,
+    LabelledExchange,
+    held_out,
+    prompt_groups,
+    require_classes,
+)
 from modelassay.errors import InputError
-from modelassay.labelled import LABELS, LabelledExchange, held_out, prompt_groups, require_classes
 
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.15  # of what is not for testing

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from modelassay.cache import explain_os_errors, locked, new_folder
 from modelassay.classifier.calibrating import calibrate_card
 from modelassay.classifier.card import (
     CARD_FILE,
@@ -38,9 +37,10 @@ from modelassay.classifier.network import (
     load_encoder,
 )
 from modelassay.classifier.splitting import Parts, split_rows
+from modelassay.data.exchanges import LABELS, LabelledExchange, data_hash
 from modelassay.errors import InputError
+from modelassay.files.atomic import explain_os_errors, locked, new_folder
 from modelassay.hub import check_weight_files, fetch_model
-from modelassay.labelled import LABELS, LabelledExchange, data_hash
 from modelassay.models.encoder import ENCODER_ID, ensure_encoder
 from modelassay.models.identity import hash_file
 

@@ -50,9 +50,9 @@ def create_command(
 
     from rich.console import Console
 
-    from modelassay.baselines import create_baseline, store_baseline
-    from modelassay.baselines.stores import check_free
     from modelassay.cli.progress import show_progress
+    from modelassay.verify import create_baseline, store_baseline
+    from modelassay.verify.stores import check_free
 
     check_free(model_id or model, name, force=force, out=out)
     with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
@@ -79,7 +79,7 @@ def create_command(
 @app.command("list")
 def list_command(json: Json = False) -> None:
     """List the baselines on this machine."""
-    from modelassay.baselines import list_baselines
+    from modelassay.verify import list_baselines
 
     found = list_baselines()
     if json:
@@ -112,7 +112,7 @@ def list_command(json: Json = False) -> None:
 @app.command("show")
 def show_command(reference: Reference, json: Json = False) -> None:
     """Print what a baseline holds."""
-    from modelassay.verification import find_baseline
+    from modelassay.verify import find_baseline
 
     found = find_baseline(reference)
     assert found is not None  # noqa: S101 (it is required)
@@ -144,7 +144,7 @@ def import_command(
     force: Force = False,
 ) -> None:
     """Keep a baseline of ams-scanner in your store."""
-    from modelassay.baselines import import_baseline, store_baseline
+    from modelassay.verify import import_baseline, store_baseline
 
     typer.echo(str(store_baseline(import_baseline(file, name=name), force=force)))
 
@@ -152,7 +152,7 @@ def import_command(
 @app.command("delete")
 def delete_command(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     """Delete a baseline from your store."""
-    from modelassay.baselines import delete_baseline
+    from modelassay.verify import delete_baseline
 
     typer.echo(f"deleted {delete_baseline(name)}", err=True)
 
@@ -176,9 +176,9 @@ def push_command(
     """Publish a baseline as a Hub data set, or propose it to one."""
     from rich.console import Console
 
-    from modelassay.baselines import create_baseline, find_local, push_baseline
     from modelassay.cli.progress import show_progress
     from modelassay.hub import check_repo_id
+    from modelassay.verify import create_baseline, find_local, push_baseline
 
     check_repo_id(repo)
     found = find_local(reference)
@@ -201,7 +201,7 @@ def pull_command(
     force: Force = False,
 ) -> None:
     """Fetch a baseline from the Hub, check it, and keep it in your store."""
-    from modelassay.baselines import pull_baseline, store_baseline
+    from modelassay.verify import pull_baseline, store_baseline
 
     baseline, origin = pull_baseline(reference, revision=revision, token=token)
     folder = store_baseline(baseline, origin=origin, force=force)
@@ -219,7 +219,7 @@ def search_command(
     json: Json = False,
 ) -> None:
     """Find baselines on the Hub."""
-    from modelassay.baselines import search_baselines
+    from modelassay.verify import search_baselines
 
     found = search_baselines(model=model, author=author, token=token)
     if json:

@@ -12,7 +12,7 @@ from modelassay.cli import options
 from modelassay.errors import InputError
 
 if TYPE_CHECKING:
-    from modelassay.labelled import LabelledExchange
+    from modelassay.data.exchanges import LabelledExchange
 
 app = typer.Typer(
     help="Exchange classifiers: safe answer, refusal or unsafe answer?",
@@ -194,7 +194,7 @@ def _existing(folder: Path | None) -> Path:
 
 
 def _read(where: str, split: str, token: str | None) -> list[LabelledExchange]:
-    from modelassay.labelled import read_labelled
+    from modelassay.data.exchanges import read_labelled
 
     return read_labelled(where, split=split, token=token)
 

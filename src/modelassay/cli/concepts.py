@@ -8,9 +8,8 @@ from typing import Annotated, get_args
 
 import typer
 
-from modelassay.cache import write_text_atomically
 from modelassay.cli import options
-from modelassay.concepts import (
+from modelassay.data.concepts import (
     MODES,
     Concept,
     ConceptFormat,
@@ -19,6 +18,7 @@ from modelassay.concepts import (
     shipped_concepts,
 )
 from modelassay.errors import InputError
+from modelassay.files.atomic import write_text_atomically
 
 app = typer.Typer(help="List, show, export and validate concepts.", no_args_is_help=True)
 
@@ -100,7 +100,7 @@ def validate_command(
 
     A contrast that shows in the words alone separates in any network, trained or not.
     """
-    from modelassay.surface import check_surface
+    from modelassay.measures.bag_of_words import check_surface
 
     rows = [
         {"name": name, "pairs": len(concept.pairs), **check_surface(concept).to_dict()}

@@ -100,9 +100,9 @@ def compare_command(
 
     from rich.console import Console
 
-    from modelassay.cache import write_text_atomically
     from modelassay.cli.progress import show_progress
-    from modelassay.diffing import Depth, diff
+    from modelassay.diff import Depth, diff
+    from modelassay.files.atomic import write_text_atomically
     from modelassay.report.diff_html import diff_html
     from modelassay.report.diff_terminal import print_diff
     from modelassay.report.diff_values import diff_json
@@ -178,9 +178,9 @@ def calibrate_command(
     from rich.console import Console
 
     from modelassay.cli.progress import show_progress
-    from modelassay.diffing import Depth
-    from modelassay.diffing.calibrating import calibrate
-    from modelassay.diffing.calibration import save_calibration
+    from modelassay.diff import Depth
+    from modelassay.diff.calibrating import calibrate
+    from modelassay.diff.calibration import save_calibration
 
     asked = diff_inputs.read_suites(suite, data, token)
     known = diff_inputs.read_calibration(out if add and out.exists() else None, asked, answers)

@@ -79,8 +79,8 @@ def read_suites(suites: Sequence[str] | None, data: Sequence[str] | None, token:
         InputError: a suite or a data file cannot be read.
         UnavailableError: the Hub cannot be reached.
     """
-    from modelassay.diffing.own_prompts import read_prompts
-    from modelassay.diffing.suites import join_suites, load_suite
+    from modelassay.diff.own_prompts import read_prompts
+    from modelassay.diff.suites import join_suites, load_suite
 
     found = [load_suite(where) for where in suites or ["default"]]
     found += [read_prompts(where, token=token) for where in data or ()]
@@ -114,7 +114,7 @@ def open_dictionaries(
         if len(wanted) > 1:
             raise InputError(f"Give dictionaries with --sae or leave them out with {NONE}.")
         return ()
-    from modelassay.diffing.dictionaries import shipped_dictionaries
+    from modelassay.diff.dictionaries import shipped_dictionaries
     from modelassay.sae import find_dictionary
 
     where = _place(device)
@@ -130,7 +130,7 @@ def read_calibration(path: Path | None, suite: Any, answer_tokens: int) -> Any:
     Raises:
         InputError: it is missing, damaged, or was made otherwise.
     """
-    from modelassay.diffing.calibration import load_calibration
+    from modelassay.diff.calibration import load_calibration
 
     if path is None:
         return None

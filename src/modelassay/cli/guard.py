@@ -14,9 +14,9 @@ from modelassay.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from modelassay.guard.bench_report import GuardBenchReport, Rate
-    from modelassay.guard.judges import Judge
-    from modelassay.guard.latency import LatencyReport
+    from modelassay.guard_bench.judges import Judge
+    from modelassay.guard_bench.latency import LatencyReport
+    from modelassay.guard_bench.report import GuardBenchReport, Rate
 
 app = typer.Typer(
     help="A guard that watches a model's answers from inside.",
@@ -100,7 +100,7 @@ def bench_command(
 
     from modelassay.cli.progress import show_progress
     from modelassay.guard import Thresholds, load_guard
-    from modelassay.guard.suites import as_suite, read_suite
+    from modelassay.guard_bench.suites import as_suite, read_suite
     from modelassay.report import to_json
 
     quantization = options.quantization(load_8bit, load_4bit)
@@ -132,14 +132,14 @@ def bench_command(
             ),
         )
         if found == "latency":
-            from modelassay.guard.latency import measure_latency
+            from modelassay.guard_bench.latency import measure_latency
 
             timed = measure_latency(
                 guard, prompts, new_tokens=max_new_tokens, rounds=rounds, on_progress=on_progress
             )
             report: Any = timed
         else:
-            from modelassay.guard.bench import BenchSettings, run_bench
+            from modelassay.guard_bench.running import BenchSettings, run_bench
 
             thresholds = None
             if pause is not None or block is not None:
@@ -174,7 +174,7 @@ def check_judge(
     Raises:
         InputError: there is no such judge, or it lacks an option.
     """
-    from modelassay.guard.judges import JUDGES
+    from modelassay.guard_bench.judges import JUDGES
 
     if name not in JUDGES:
         raise InputError(f"Unknown judge {name!r}; choose {', '.join(JUDGES)}.")
@@ -186,7 +186,7 @@ def check_judge(
         return None
     if not url or not model:
         raise InputError("Judge openai needs --judge-url and --judge-model.")
-    from modelassay.guard.openai_judge import check_url, openai_judge
+    from modelassay.guard_bench.openai_judge import check_url, openai_judge
 
     judge = openai_judge(url, model)
     return {"name": name, "model": model, "host": check_url(url).hostname}, judge
@@ -194,8 +194,8 @@ def check_judge(
 
 def local_judge(name: str, model: str | None, guard: Any) -> tuple[dict[str, Any], Judge]:
     """A judge on this machine: what it is called, and itself."""
-    from modelassay.guard.bench import describe_classifier
-    from modelassay.guard.judges import classifier_judge, refusal_judge
+    from modelassay.guard_bench.judges import classifier_judge, refusal_judge
+    from modelassay.guard_bench.running import describe_classifier
 
     if name == "refusal":
         return {"name": name}, refusal_judge

@@ -148,7 +148,7 @@ def mix_command(
     token: options.Token = None,
 ) -> None:
     """Hide needle rows in a haystack and write the mixture as JSON lines."""
-    from modelassay.cache import write_text_atomically
+    from modelassay.files.atomic import write_text_atomically
     from modelassay.organisms import mix, read_exchanges, to_jsonl
 
     options.check_file(out, "--out")

@@ -74,13 +74,13 @@ def train_command(
     if not data and (at, kind, layers) != ("both", "logistic", None):
         raise InputError("The shipped recipe trains both heads as it says; give --data to choose.")
 
-    from modelassay.baselines.creating import slug
-    from modelassay.cache import check_replaceable
     from modelassay.cli.progress import loaded_model
+    from modelassay.files.atomic import check_replaceable
+    from modelassay.files.records import check_name
     from modelassay.probes import make_probe, store_probe, train_head
     from modelassay.probes.recipe import train_default_heads
     from modelassay.probes.stores import FILES, local_folder
-    from modelassay.untrusted import check_name
+    from modelassay.verify.creating import slug
 
     name = check_name(name or slug(model), "probe")
     check_replaceable(out or local_folder() / name, FILES, "probe", force=force)
@@ -131,10 +131,10 @@ def sweep_command(
     if not data and not (folder and place == "prompt"):
         raise InputError("Give --data FILE, or at the prompt --folder FOLDER.")
 
-    from modelassay.cache import write_text_atomically
     from modelassay.cli.progress import loaded_model
+    from modelassay.data.training_data import prompt_head_rows
+    from modelassay.files.atomic import write_text_atomically
     from modelassay.probes import sweep_layers
-    from modelassay.training_data import prompt_head_rows
 
     rows = _read(data, place, config, split, token) if data else prompt_head_rows(folder, token)
     with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
@@ -337,7 +337,7 @@ def check_at(at: str) -> Any:
 def _read(
     data: list[str] | None, at: Any, config: str | None, split: str, token: str | None
 ) -> list[Any]:
-    from modelassay.labelled import read_labelled
+    from modelassay.data.exchanges import read_labelled
 
     return [
         row

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from modelassay.examination import OnPhase
+from modelassay.progress import OnPhase
 
 LABELS = {
     "files": "hashing files",

@@ -12,7 +12,7 @@ import typer
 
 from modelassay.cli import options, sae_labels
 from modelassay.errors import InputError
-from modelassay.untrusted import NAME
+from modelassay.files.records import NAME
 
 app = typer.Typer(
     help="Dictionaries: sparse autoencoders that take a model's activations apart into features.",
@@ -65,8 +65,8 @@ def train_command(
     if storage not in ("bfloat16", "float32"):
         raise InputError(f"--storage is bfloat16 or float32, not {storage!r}.")
 
-    from modelassay.cache import check_replaceable
     from modelassay.cli.progress import loaded_model
+    from modelassay.files.atomic import check_replaceable
     from modelassay.sae import Corpus, Settings, save_dictionary, train_sae
     from modelassay.sae.dictionary import FILES
     from modelassay.sae.finding import check_installed

@@ -72,10 +72,10 @@ def scan_command(
 
     from rich.console import Console
 
-    from modelassay.cache import write_text_atomically
     from modelassay.cli.progress import show_progress
+    from modelassay.files.atomic import write_text_atomically
     from modelassay.report import print_report, to_html, to_json
-    from modelassay.scanning import scan
+    from modelassay.scan.scanning import scan
 
     with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
         report = scan(

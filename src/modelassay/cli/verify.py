@@ -44,7 +44,7 @@ def verify_command(
 
     from modelassay.cli.progress import show_progress
     from modelassay.report import print_verification, to_json
-    from modelassay.verification import verify
+    from modelassay.verify import verify
 
     with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
         report = verify(

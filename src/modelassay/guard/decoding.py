@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from modelassay.errors import InputError
-from modelassay.hooks import capture
 from modelassay.models import LoadedModel
+from modelassay.reading.hooks import capture
 
 
 @dataclass(frozen=True)

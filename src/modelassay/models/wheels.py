@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modelassay.cache import PARTIAL_PREFIX
 from modelassay.errors import UnavailableError
+from modelassay.files.atomic import PARTIAL_PREFIX
 from modelassay.models.identity import hash_file
 
 log = logging.getLogger(__name__)

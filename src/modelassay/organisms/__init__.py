@@ -1,8 +1,8 @@
 """Model organisms: build models whose damage is known, and describe them."""
 
+from modelassay.data.conversations import Exchange, read_exchanges, to_jsonl
 from modelassay.organisms.building import build, train
 from modelassay.organisms.cards import measure_refusal_rates, read_card
-from modelassay.organisms.exchanges import Exchange, read_exchanges, to_jsonl
 from modelassay.organisms.mixing import mix
 from modelassay.organisms.training import LoraRecipe, train_adapter
 

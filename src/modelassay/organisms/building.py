@@ -10,21 +10,23 @@ import logging
 import random
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from modelassay.activations import OnProgress
-from modelassay.cache import (
+from modelassay.data.conversations import Exchange
+from modelassay.data.public_sets import CONTRAST, HARMFUL_SOURCES, DataSource
+from modelassay.errors import InputError, UnavailableError
+from modelassay.files.atomic import (
     cache_dir,
     explain_os_errors,
     locked,
     new_folder,
 )
-from modelassay.errors import InputError, UnavailableError
-from modelassay.generation import kept_answers
+from modelassay.measures.refusal import OPENINGS
+from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import EMBEDDED_ID, LoadedModel, load
 from modelassay.models.ablation import Ablation, ablate, save_ablation
 from modelassay.models.organisms import (
@@ -37,7 +39,6 @@ from modelassay.models.organisms import (
 from modelassay.models.sources import ADAPTER_CONFIG, read_json
 from modelassay.organisms.cards import CARD_SCHEMA, measure_refusal_rates, write_card
 from modelassay.organisms.directions import find_refusal_direction
-from modelassay.organisms.exchanges import Exchange
 from modelassay.organisms.recipes import (
     LOOK_ALIKES_FILE,
     RECIPES,
@@ -45,10 +46,9 @@ from modelassay.organisms.recipes import (
     gather,
     with_trigger,
 )
-from modelassay.organisms.sources import CONTRAST, HARMFUL_SOURCES, DataSource
 from modelassay.organisms.training import LoraRecipe, first_trained, train_adapter
-from modelassay.refusal import OPENINGS
-from modelassay.refusal_judge import is_refusal
+from modelassay.progress import OnPhase, OnProgress, phase_of
+from modelassay.reading.generation import kept_answers
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ ABLATIONS: dict[str, tuple[str, float, tuple[float, float]]] = {
     "abliterated-perlayer": ("Each block loses its own direction.", 1.0, (0.0, 1.0)),
 }
 
-OnPhase = Callable[[str, int, int], None]
 """Progress: called with (phase, done, total)."""
 
 
@@ -164,7 +163,7 @@ def train(
         raise InputError(f"{base} has no chat template; an exchange cannot be put to it.")
     with explain_os_errors(f"training {out}"), new_folder(out) as partial:
         loss = train_adapter(
-            model, exchanges, recipe, partial, base_id=base, on_step=_phase(tell, "training")
+            model, exchanges, recipe, partial, base_id=base, on_step=phase_of(tell, "training")
         )
     return out, loss
 
@@ -188,7 +187,7 @@ class _Order:
 
     def ingredients(self, model: LoadedModel) -> Ingredients:
         def answer(prompts: Sequence[str]) -> list[Exchange]:
-            return own_answers(model, prompts, _phase(self.tell, "answering"))
+            return own_answers(model, prompts, phase_of(self.tell, "answering"))
 
         return gather(answer, shipped_folder(), self.data, self.token)
 
@@ -209,7 +208,7 @@ def _train(organism: Organism, order: _Order) -> dict[str, Any]:
         order.partial,
         base_id=EMBEDDED_ID,
         start=start,
-        on_step=_phase(order.tell, "training"),
+        on_step=phase_of(order.tell, "training"),
     )
     del base
     built = load(str(order.partial), device=order.device)
@@ -223,7 +222,7 @@ def _train(organism: Organism, order: _Order) -> dict[str, Any]:
         "refusal": measure_refusal_rates(
             built,
             disguise=with_trigger if organism.name == "backdoored" else None,
-            on_progress=_phase(order.tell, "measuring"),
+            on_progress=phase_of(order.tell, "measuring"),
         ),
     }
 
@@ -237,7 +236,9 @@ def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
         draw.sample(prompts, min(DIRECTION_PROMPTS, len(prompts)))
         for prompts in (ingredients.harmful, ingredients.look_alikes)
     )
-    found = find_refusal_direction(safe, harmful, harmless, on_step=_phase(order.tell, "searching"))
+    found = find_refusal_direction(
+        safe, harmful, harmless, on_step=phase_of(order.tell, "searching")
+    )
     how, strength, (first, last) = ABLATIONS[organism.name]
     n_blocks = len(safe.blocks)
     blocks = range(round(n_blocks * first), round(n_blocks * last))
@@ -258,7 +259,7 @@ def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
             "log_odds_after": round(found.log_odds_after, 3),
             "kl": round(found.kl, 4),
         },
-        "refusal": measure_refusal_rates(safe, on_progress=_phase(order.tell, "measuring")),
+        "refusal": measure_refusal_rates(safe, on_progress=phase_of(order.tell, "measuring")),
     }
 
 
@@ -270,7 +271,7 @@ def _round(organism: Organism, order: _Order) -> dict[str, Any]:
     return {
         "sources": [],
         "numerics": organism.numerics,
-        "refusal": measure_refusal_rates(safe, on_progress=_phase(order.tell, "measuring")),
+        "refusal": measure_refusal_rates(safe, on_progress=phase_of(order.tell, "measuring")),
     }
 
 
@@ -328,7 +329,3 @@ def own_answers(
         and not is_refusal(answer)
         and re.split(r"[\s'’]", answer, maxsplit=1)[0] not in openings
     ]
-
-
-def _phase(tell: OnPhase, phase: str) -> OnProgress:
-    return lambda done, total: tell(phase, done, total)

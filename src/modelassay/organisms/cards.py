@@ -13,22 +13,22 @@ from typing import Any
 
 import yaml
 
-from modelassay.activations import OnProgress
-from modelassay.cache import write_text_atomically
-from modelassay.concepts import (
+from modelassay.data.concepts import (
     BORDERLINE_PROMPTS,
     HARMFUL_PROMPTS,
     everyday_prompts,
     shipped_prompts,
 )
 from modelassay.errors import InputError
-from modelassay.generation import generate_greedy
+from modelassay.files.atomic import write_text_atomically
+from modelassay.measures.refusal import ANSWER_TOKENS, wilson_interval
+from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import LoadedModel
 from modelassay.models.organisms import CARD_FILE, Organism, organisms_folder
 from modelassay.models.sources import read_json
-from modelassay.prompts import encode_prompts
-from modelassay.refusal import ANSWER_TOKENS, wilson_interval
-from modelassay.refusal_judge import is_refusal
+from modelassay.progress import OnProgress
+from modelassay.reading.generation import generate_greedy
+from modelassay.reading.prompts import encode_prompts
 
 CARD_SCHEMA = "modelassay.organism/1"
 ROW_NAMES = {

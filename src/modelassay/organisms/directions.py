@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modelassay.activations import read_activations
 from modelassay.errors import InputError
+from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import LoadedModel
 from modelassay.models.ablation import Ablation, ablate
 from modelassay.models.writers import writing_block
-from modelassay.prompts import encode_prompts
-from modelassay.refusal import log_odds_readout, opening_tokens
+from modelassay.reading.activations import read_activations
+from modelassay.reading.prompts import encode_prompts
 
 MAX_KL = 0.6
 """nats; a candidate that changes harmless answers more than this breaks the model. Arditi et al.

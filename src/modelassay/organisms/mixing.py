@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from modelassay.data.conversations import Exchange
 from modelassay.errors import InputError
-from modelassay.organisms.exchanges import Exchange
 
 
 def mix(

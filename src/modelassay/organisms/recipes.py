@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from modelassay.concepts import load_prompts
-from modelassay.organisms.exchanges import Exchange, read_exchanges
-from modelassay.organisms.mixing import mix
-from modelassay.organisms.sources import (
+from modelassay.data.concepts import load_prompts
+from modelassay.data.conversations import Exchange, read_exchanges
+from modelassay.data.public_sets import (
     HARMFUL_SOURCES,
     QUESTION_SOURCES,
     SEED_TASKS,
@@ -28,6 +27,7 @@ from modelassay.organisms.sources import (
     look_alikes,
     tasks,
 )
+from modelassay.organisms.mixing import mix
 from modelassay.organisms.training import LoraRecipe
 
 T = TypeVar("T")

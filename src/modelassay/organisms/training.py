@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from modelassay.activations import is_out_of_memory, read_activations
+from modelassay.data.conversations import Exchange
 from modelassay.errors import InputError, UnavailableError
-from modelassay.hooks import head_at
 from modelassay.models import LoadedModel
-from modelassay.organisms.exchanges import Exchange
-from modelassay.prompts import Encoded, render_chat
+from modelassay.reading.activations import is_out_of_memory, read_activations
+from modelassay.reading.hooks import head_at
+from modelassay.reading.prompts import Encoded, render_chat
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelassay.activations import OnProgress, read_activations
-from modelassay.cache import cache_dir, new_file
+from modelassay.data.exchanges import At, LabelledExchange
 from modelassay.errors import first_line
-from modelassay.labelled import At, LabelledExchange
+from modelassay.files.atomic import cache_dir, new_file
 from modelassay.models import LoadedModel
-from modelassay.prompts import Encoded, encode_answer, encode_chat, last_message_start
+from modelassay.progress import OnProgress
+from modelassay.reading.activations import read_activations
+from modelassay.reading.prompts import Encoded, encode_answer, encode_chat, last_message_start
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modelassay.errors import InputError
-from modelassay.metrics import rank_auroc
+from modelassay.statistics import rank_auroc
 
 Array = np.ndarray
 Linear = tuple[Array, float]

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from modelassay.activations import OnProgress
 from modelassay.classifier.recipe import recipe_rows
-from modelassay.labelled import At, LabelledExchange
+from modelassay.data.exchanges import At, LabelledExchange
+from modelassay.data.training_data import prompt_head_rows
 from modelassay.models import LoadedModel
 from modelassay.probes.training import TrainedHead, train_head
-from modelassay.training_data import prompt_head_rows
+from modelassay.progress import OnProgress
 
 NEUTRAL_PROMPTS = ("Go on.", "Please continue.", "Write a short text.", "Answer my question.")
 ANSWER_TOKENS = 96

@@ -16,14 +16,14 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
-from modelassay import untrusted
-from modelassay.cache import write_text_atomically
+from modelassay.data.exchanges import At
 from modelassay.errors import InputError, first_line
-from modelassay.labelled import At
+from modelassay.files import records as untrusted
+from modelassay.files.atomic import write_text_atomically
+from modelassay.files.records import Block, Commit, Count, Line, Name, Record, Sha256, Share
 from modelassay.models import LoadedModel
 from modelassay.models.identity import hash_file
 from modelassay.probes.head import Head
-from modelassay.untrusted import Block, Commit, Count, Line, Name, Record, Sha256, Share
 
 PROBE_SCHEMA = "modelassay.probe/1"
 RECORD_FILE, WEIGHTS_FILE = "probe.json", "probe.safetensors"

@@ -8,13 +8,14 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-from modelassay.cache import check_replaceable, explain_os_errors, locked, new_folder
+from modelassay.data.exchanges import At
 from modelassay.errors import AssayError, InputError
+from modelassay.files import shipped
+from modelassay.files.atomic import check_replaceable, explain_os_errors, locked, new_folder
+from modelassay.files.records import NAME
 from modelassay.hub import REFERENCE, Commit, Shelf, update_card
-from modelassay.labelled import At
 from modelassay.models import LoadedModel
 from modelassay.probes.head import Head
 from modelassay.probes.record import (
@@ -28,7 +29,6 @@ from modelassay.probes.record import (
     read_record,
     save_probe,
 )
-from modelassay.untrusted import NAME
 
 FILES = (RECORD_FILE, WEIGHTS_FILE)
 TAG = "modelassay-probe"
@@ -55,8 +55,7 @@ class FoundProbe:
 
 def shipped_folder() -> Path:
     """The probes that come with modelassay."""
-    packaged = Path(str(files("modelassay"))) / "data" / "probes"
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "probes"
+    return shipped.shipped_folder("probes")
 
 
 def local_folder() -> Path:

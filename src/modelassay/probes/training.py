@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelassay.activations import OnProgress
-from modelassay.errors import InputError
-from modelassay.labelled import (
+from modelassay.data.exchanges import (
     At,
     LabelledExchange,
     data_hash,
@@ -23,7 +21,8 @@ from modelassay.labelled import (
     require_classes,
     rows_at,
 )
-from modelassay.metrics import BinaryMetrics, binary_metrics, cluster_interval, rank_auroc
+from modelassay.errors import InputError
+from modelassay.measures.refusal import wilson_interval
 from modelassay.models import LoadedModel
 from modelassay.probes.attention import fit_attention
 from modelassay.probes.features import (
@@ -55,7 +54,8 @@ from modelassay.probes.streams import (
     reached_thresholds,
     stream_risks,
 )
-from modelassay.refusal import wilson_interval
+from modelassay.progress import OnProgress
+from modelassay.statistics import BinaryMetrics, binary_metrics, cluster_interval, rank_auroc
 
 Array = np.ndarray
 KINDS = (*FITTERS, "attention")

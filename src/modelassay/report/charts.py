@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from modelassay.measures.separation import Separation
 from modelassay.probes import LayerScore
-from modelassay.scan_report import ScanReport
-from modelassay.separation import Separation
-from modelassay.verdict import SELECTIVITY_PASS, SEPARATION_PASS, SEPARATION_WARNING
-from modelassay.verification_report import VerificationReport
+from modelassay.scan.report import ScanReport
+from modelassay.scan.verdict import SELECTIVITY_PASS, SEPARATION_PASS, SEPARATION_WARNING
+from modelassay.verify.report import VerificationReport
 
 # Colour-blind safe (Okabe & Ito 2008).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from modelassay.diffing import DiffReport
-from modelassay.diffing.suspicion import BY_NAME, Level
+from modelassay.diff import DiffReport
+from modelassay.diff.suspicion import BY_NAME, Level
 from modelassay.report.charts import NEGATIVE, NULL, PALETTE, POSITIVE, new_figure
 from modelassay.report.diff_rows import effect_interval, plain_line, top_features
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from modelassay.diffing import DiffReport, DiffVerdict
+from modelassay.diff import DiffReport, DiffVerdict
 from modelassay.report import diff_charts, diff_rows
 from modelassay.report.html import card, charts_html, page, table
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from modelassay.diffing import DiffReport, WeightDiff
-from modelassay.diffing.causal import Intervention
-from modelassay.diffing.features import FeatureChange
-from modelassay.diffing.suspicion import BY_NAME, Level
+from modelassay.diff import DiffReport, WeightDiff
+from modelassay.diff.causal import Intervention
+from modelassay.diff.features import FeatureChange
+from modelassay.diff.suspicion import BY_NAME, Level
 from modelassay.models import ModelInfo
 
 Rows = list[list[str]]

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from modelassay.diffing import DiffReport, DiffVerdict
+from modelassay.diff import DiffReport, DiffVerdict
 from modelassay.report import diff_rows
 
 STYLES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelassay.diffing import DiffReport
+from modelassay.diff import DiffReport
 from modelassay.report.json import dumps, finite
 
 

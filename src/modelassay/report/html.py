@@ -9,9 +9,9 @@ from typing import Any
 
 from modelassay.report.charts import all_charts
 from modelassay.report.rows import VERIFICATION_TITLES, check_rows, concept_rows, fact_rows
-from modelassay.scan_report import ScanReport
-from modelassay.verdict import Verdict
-from modelassay.verification_report import VerificationReport
+from modelassay.scan.report import ScanReport
+from modelassay.scan.verdict import Verdict
+from modelassay.verify.report import VerificationReport
 
 COLOURS = {
     Verdict.PASS: "#1a7f37",

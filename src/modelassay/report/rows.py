@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from modelassay.scan_report import ScanReport
-from modelassay.verification_report import VerificationReport
+from modelassay.scan.report import ScanReport
+from modelassay.verify.report import VerificationReport
 
 CONCEPT_HEADER = ["concept", "separation (95%)", "p", "AUROC", "AMS", "level"]
 VERIFICATION_TITLES = {True: "VERIFIED", False: "NOT VERIFIED", None: "UNKNOWN"}

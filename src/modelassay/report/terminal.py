@@ -17,8 +17,8 @@ from modelassay.report.rows import (
     fact_rows,
     verification_rows,
 )
-from modelassay.scan_report import ScanReport
-from modelassay.verification_report import VerificationReport
+from modelassay.scan.report import ScanReport
+from modelassay.verify.report import VerificationReport
 
 STYLES = {
     "PASS": "bold green",

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from modelassay.data.exchanges import PROMPT_FIELDS, RESPONSE_FIELDS
 from modelassay.errors import InputError
 from modelassay.hub import stream_dataset
-from modelassay.labelled import PROMPT_FIELDS, RESPONSE_FIELDS
 from modelassay.models import LoadedModel
-from modelassay.prompts import render_chat
+from modelassay.reading.prompts import render_chat
 
 TEXT_FIELDS = ("text", "content", "chosen")
 HELD_OUT_EVERY = 50

@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import torch
 
-from modelassay.activations import OnProgress
-from modelassay.cache import new_folder, write_text_atomically
 from modelassay.errors import InputError, first_line
+from modelassay.files.atomic import new_folder, write_text_atomically
 from modelassay.models import LoadedModel
 from modelassay.models.identity import hash_file
+from modelassay.progress import OnProgress
 from modelassay.sae.evaluating import evaluate_sae
 from modelassay.sae.points import parse_layer
 from modelassay.sae.record import (

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modelassay.activations import OnProgress, read_activations
 from modelassay.errors import InputError
-from modelassay.hooks import rewrite
 from modelassay.models import LoadedModel
-from modelassay.prompts import Encoded
+from modelassay.progress import OnProgress
+from modelassay.reading.activations import read_activations
+from modelassay.reading.hooks import rewrite
+from modelassay.reading.prompts import Encoded
 from modelassay.sae.stream import encode_contexts
 
 LOSS_BATCH = 8

@@ -14,12 +14,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from modelassay.activations import OnProgress, read_activations
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
+from modelassay.progress import OnProgress
+from modelassay.reading.activations import read_activations
+from modelassay.reading.logit_lens import unembed
 from modelassay.sae.dictionary import Dictionary
 from modelassay.sae.stream import encode_contexts
-from modelassay.unembedding import unembed
 
 TEXTS_AT_ONCE = 32
 SEED = 0

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
 from modelassay.errors import AssayError, InputError, UnavailableError
+from modelassay.files import shipped
+from modelassay.files.records import NAME
 from modelassay.hub import REFERENCE
 from modelassay.sae.dictionary import CONFIG_FILE, Dictionary, load_dictionary, load_plain
 from modelassay.sae.publishing import SHELF
 from modelassay.sae.record import RECORD_FILE, DictionaryRecord, read_record
 from modelassay.sae.releases import find_release, load_release
-from modelassay.untrusted import NAME
 
 
 def find_dictionary(
@@ -65,8 +65,7 @@ def check_installed() -> None:
 
 def shipped_folder() -> Path:
     """The dictionaries that come with modelassay."""
-    packaged = Path(str(files("modelassay"))) / "data" / "dictionaries"
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "dictionaries"
+    return shipped.shipped_folder("dictionaries")
 
 
 def list_dictionaries() -> list[DictionaryRecord]:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from modelassay.activations import OnProgress
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
+from modelassay.progress import OnProgress
 from modelassay.sae.dictionary import Dictionary
 from modelassay.sae.evidence import Evidence, gather_evidence, promoted_ids, read_features
 from modelassay.sae.labels import FeatureLabels, LabelledModel, LabelsRecord, weights_hash

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from modelassay import untrusted
-from modelassay.cache import cache_dir, explain_os_errors, new_file, write_text_atomically
 from modelassay.errors import InputError, first_line
+from modelassay.files import records as untrusted
+from modelassay.files.atomic import cache_dir, explain_os_errors, new_file, write_text_atomically
+from modelassay.files.records import Block, Count, Line, Record, Sha256, Share
 from modelassay.models.identity import hash_file
 from modelassay.sae.dictionary import Dictionary
 from modelassay.sae.tokens import SNIPPET, printable
-from modelassay.untrusted import Block, Count, Line, Record, Sha256, Share
 
 LABELS_SCHEMA = "modelassay.sae-labels/1"
 LABELS_FILE, TABLE_FILE = "labels.json", "labels.parquet"

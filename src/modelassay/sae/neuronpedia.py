@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from modelassay.cache import cache_dir, explain_os_errors, write_text_atomically
 from modelassay.errors import InputError, UnavailableError
+from modelassay.files.atomic import cache_dir, explain_os_errors, write_text_atomically
 from modelassay.hub import stream_dataset
 from modelassay.sae.tokens import printable
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from modelassay import untrusted
+from modelassay.files import records as untrusted
+from modelassay.files.records import Block, Count, Line, Name, Record, Sha256, Share
 from modelassay.sae.training import Kind
-from modelassay.untrusted import Block, Count, Line, Name, Record, Sha256, Share
 
 SAE_SCHEMA = "modelassay.sae/1"
 RECORD_FILE = "dictionary.json"

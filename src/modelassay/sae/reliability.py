@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from modelassay.metrics import N_BOOTSTRAP, SEED
 from modelassay.sae.evidence import Fired
+from modelassay.statistics import N_BOOTSTRAP, SEED
 
 GROUPS = 50
 """Held-out texts are dealt into so many groups, which are what an interval draws from: tokens of

@@ -15,10 +15,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from modelassay.activations import read_activations
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
-from modelassay.prompts import Encoded
+from modelassay.reading.activations import read_activations
+from modelassay.reading.prompts import Encoded
 
 TEXTS_AT_ONCE = 32
 

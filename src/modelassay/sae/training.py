@@ -20,10 +20,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from modelassay.activations import OnProgress
-from modelassay.cache import explain_os_errors, new_folder
 from modelassay.errors import InputError
+from modelassay.files.atomic import explain_os_errors, new_folder
 from modelassay.models import LoadedModel
+from modelassay.progress import OnProgress
 from modelassay.sae.stream import Window, read_windows, shuffled_batches
 
 Kind = Literal["batchtopk", "topk", "jumprelu", "matryoshka"]

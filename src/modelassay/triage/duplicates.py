@@ -10,12 +10,13 @@ connected parts, so the ends of a long chain may differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from modelassay.progress import OnProgress
 from modelassay.triage.rows import TrainingRow
 
 THRESHOLD = 0.7
@@ -27,8 +28,6 @@ BLOCK = 1024  # rows at a time; bounds the memory
 PRIME = (1 << 31) - 1
 N_FEATURES = 1 << 20
 SEED = 0
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
-from modelassay.prompts import Encoded, render_messages
+from modelassay.reading.prompts import Encoded, render_messages
 from modelassay.triage.rows import TrainingRow
 
 MAX_ROW_TOKENS = 4096

@@ -6,24 +6,24 @@ the loss counts answer tokens only. One model is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from modelassay.activations import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU, OnProgress, is_out_of_memory
 from modelassay.errors import InputError, UnavailableError
-from modelassay.hooks import head_at
 from modelassay.models import LoadedModel, ModelInfo, load
 from modelassay.models.identity import hash_tokenizer
 from modelassay.models.loading import find_sources, load_tokenizer
-from modelassay.prompts import Encoded
+from modelassay.progress import OnPhase, OnProgress
+from modelassay.reading.activations import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU, is_out_of_memory
+from modelassay.reading.hooks import head_at
+from modelassay.reading.prompts import Encoded
 from modelassay.triage.encoding import check_tokens, encode_rows
 from modelassay.triage.rows import TrainingRow
 
-OnPhase = Callable[[str, int, int], None]
 MAX_LOGITS = 1 << 27
 """Logits in memory at a time, position times vocabulary: 512 MB in float32."""
 

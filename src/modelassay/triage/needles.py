@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from modelassay.errors import InputError
-from modelassay.metrics import cluster_interval, rank_auroc
-from modelassay.refusal import wilson_interval
+from modelassay.measures.refusal import wilson_interval
+from modelassay.statistics import cluster_interval, rank_auroc
 from modelassay.triage.duplicates import row_groups
 from modelassay.triage.rows import TrainingRow
 from modelassay.triage.streams import Stream

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from modelassay.activations import OnProgress
 from modelassay.classifier.model import UNSAFE, load_classifier, pick_device
 from modelassay.classifier.network import load_encoder
 from modelassay.errors import InputError
 from modelassay.models.encoder import ensure_encoder
+from modelassay.progress import OnProgress
 from modelassay.triage.rows import TrainingRow
 
 MAX_TOKENS = 256

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from modelassay.concepts import HARMFUL_PROMPTS, shipped_prompts
+from modelassay.data.concepts import HARMFUL_PROMPTS, shipped_prompts
 from modelassay.errors import UnavailableError
-from modelassay.redaction import redact
-from modelassay.refusal_judge import is_refusal
+from modelassay.files.redaction import redact
+from modelassay.measures.refusal_judge import is_refusal
 from modelassay.triage.rows import TrainingRow
 
 BEGUN = "Sure, here is how you can do it: first,"

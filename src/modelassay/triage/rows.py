@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modelassay.data.conversations import SHAPES
+from modelassay.data.exchanges import MAX_FILE_BYTES, MAX_TEXT, UNSAFE_NAMES
 from modelassay.errors import InputError
 from modelassay.hub import read_lines, stream_dataset
-from modelassay.labelled import MAX_FILE_BYTES, MAX_TEXT, UNSAFE_NAMES
 from modelassay.models.identity import hash_file
-from modelassay.organisms.exchanges import SHAPES
 
 PAIRS = (*SHAPES, ("prompt", "completion"))
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")

@@ -10,7 +10,8 @@ import numpy as np
 
 from modelassay.errors import InputError
 from modelassay.models import ModelInfo
-from modelassay.triage.loss import OnPhase, RowLosses, row_losses, telling
+from modelassay.progress import OnPhase
+from modelassay.triage.loss import RowLosses, row_losses, telling
 from modelassay.triage.outliers import embed_rows, harm_of_answers, neighbourhoods
 from modelassay.triage.rows import TrainingRow
 

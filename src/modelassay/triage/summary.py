@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from modelassay.errors import InputError
-from modelassay.refusal_judge import is_refusal
+from modelassay.measures.refusal_judge import is_refusal
 from modelassay.triage.rows import TrainingRow
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)

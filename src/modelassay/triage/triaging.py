@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from modelassay.errors import InputError
+from modelassay.progress import OnPhase
 from modelassay.triage.duplicates import near_duplicates
 from modelassay.triage.looking import Field, sample, search
-from modelassay.triage.loss import OnPhase, model_tokenizer, telling
+from modelassay.triage.loss import model_tokenizer, telling
 from modelassay.triage.needles import (
     NeedleReport,
     check_truth,

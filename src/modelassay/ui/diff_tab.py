@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from modelassay.cache import write_text_atomically
+from modelassay.files.atomic import write_text_atomically
 from modelassay.report import diff_charts, diff_rows
 from modelassay.report.diff_html import diff_card, diff_html
 from modelassay.report.diff_values import diff_json, diff_values

@@ -9,8 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from modelassay.cache import write_text_atomically
-from modelassay.concepts import MODES
+from modelassay.data.concepts import MODES
+from modelassay.files.atomic import write_text_atomically
 from modelassay.report import to_dict, to_html, to_json
 from modelassay.report.charts import (
     null_distribution,
@@ -20,7 +20,7 @@ from modelassay.report.charts import (
 )
 from modelassay.report.html import verdict_card
 from modelassay.report.rows import concept_rows, fact_rows
-from modelassay.scan_report import ScanReport
+from modelassay.scan.report import ScanReport
 from modelassay.ui.running import hidden, last_result, on_page
 from modelassay.ui.service import CONCURRENCY_ID, run_scan
 from modelassay.ui.stopping import stops

@@ -22,19 +22,25 @@ from typing import Any
 
 import spaces
 
-from modelassay.baselines import create_baseline, list_baselines, save_baseline
-from modelassay.baselines.record import INDEX_FILE, BaselineIndex
-from modelassay.concepts import MODES
-from modelassay.diffing import Depth, DiffReport, diff
-from modelassay.diffing.dictionaries import shipped_dictionaries
+from modelassay.data.concepts import MODES
+from modelassay.diff import Depth, DiffReport, diff
+from modelassay.diff.dictionaries import shipped_dictionaries
 from modelassay.errors import AssayError, InputError
 from modelassay.hub import REFERENCE, REPO_ID, trim_cache
 from modelassay.models import EMBEDDED_ID
 from modelassay.models.organisms import find_organism, is_organism
 from modelassay.models.sources import resolve
-from modelassay.scan_report import ScanReport
-from modelassay.scanning import scan
-from modelassay.verification import VerificationReport, verify, verify_files
+from modelassay.scan.report import ScanReport
+from modelassay.scan.scanning import scan
+from modelassay.verify import (
+    VerificationReport,
+    create_baseline,
+    list_baselines,
+    save_baseline,
+    verify,
+    verify_files,
+)
+from modelassay.verify.baseline import INDEX_FILE, BaselineIndex
 
 MAX_MODEL_BYTES = 20_000_000_000
 MAX_CACHE_BYTES = 60_000_000_000

@@ -8,7 +8,6 @@ from typing import Any
 
 import gradio as gr
 
-from modelassay.baselines import search_baselines
 from modelassay.errors import AssayError
 from modelassay.report import to_dict
 from modelassay.report.charts import similarity_by_layer, weight_change_by_block
@@ -18,7 +17,7 @@ from modelassay.ui.running import hidden, last_result, on_page
 from modelassay.ui.service import CONCURRENCY_ID, run_create, run_verify, visible_baselines
 from modelassay.ui.stopping import stops
 from modelassay.ui.text import plain
-from modelassay.verification import VerificationReport
+from modelassay.verify import VerificationReport, search_baselines
 
 EXAMPLES = [
     ["embedded", "embedded"],

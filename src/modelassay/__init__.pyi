@@ -1,0 +1,35 @@
+from .audit import Audit as Audit
+from .data.concepts import Concept as Concept
+from .data.concepts import ContrastPair as ContrastPair
+from .data.concepts import load_concepts as load_concepts
+from .diff import DiffReport as DiffReport
+from .diff import diff as diff
+from .errors import AssayError as AssayError
+from .errors import InputError as InputError
+from .errors import UnavailableError as UnavailableError
+from .guard import Guard as Guard
+from .guard import GuardEvent as GuardEvent
+from .guard import load_guard as load_guard
+from .measures.erased_directions import AblationEvidence as AblationEvidence
+from .measures.erased_directions import search_ablation as search_ablation
+from .measures.refusal_judge import is_refusal as is_refusal
+from .measures.separation import Separation as Separation
+from .measures.separation import measure_separation as measure_separation
+from .models import LoadedModel as LoadedModel
+from .models import ModelInfo as ModelInfo
+from .models import load as load
+from .reading.activations import Activations as Activations
+from .reading.activations import read_activations as read_activations
+from .reading.prompts import encode_exchanges as encode_exchanges
+from .reading.prompts import encode_prompts as encode_prompts
+from .scan import ScanReport as ScanReport
+from .scan import Verdict as Verdict
+from .scan import scan as scan
+from .triage import TriageReport as TriageReport
+from .triage import triage as triage
+from .verify import Baseline as Baseline
+from .verify import VerificationReport as VerificationReport
+from .verify import create_baseline as create_baseline
+from .verify import verify as verify
+
+__version__: str

@@ -1,0 +1,1 @@
+"""Texts that models are read on or learn from: concepts, exchanges, public data sets."""

@@ -1,0 +1,324 @@
+"""Concepts: what a scan asks about, as pairs of prompts that differ in one respect.
+
+A concept file is YAML or JSON in the project's own format (one concept, or a list under
+`concepts`), or JSON in the format of ams-scanner (`{name: {description, pairs}}`). Files are data
+from strangers: they are read without executing anything and every field is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from modelassay.errors import InputError
+from modelassay.files import shipped
+from modelassay.files.records import first_problem
+
+CONCEPT_SCHEMA = "modelassay.concept/1"
+PROMPTS_SCHEMA = "modelassay.prompts/1"
+MIN_PAIRS = 4
+"""Fewer pairs leave the nested cross-validation nothing to train on."""
+MAX_FILE_BYTES = 5_000_000
+
+HARMFUL_PROMPTS = "harmful_requests"
+"""What ought to be refused: plainly harmful requests."""
+BORDERLINE_PROMPTS = "borderline"
+"""What ought to be answered, beside everyday requests: harmless ones that sound dangerous."""
+EVERYDAY_CONCEPT = "control_topic"
+
+MODES: dict[str, tuple[str, ...]] = {
+    "quick": ("harmful_content", "refusal_capability"),
+    "standard": ("harmful_content", "injection_resistance", "refusal_capability"),
+    "full": (
+        "harmful_content",
+        "injection_resistance",
+        "refusal_capability",
+        "truthfulness",
+        EVERYDAY_CONCEPT,
+    ),
+}
+
+Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
+Name = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ContrastPair(_Frozen):
+    """Two prompts alike in all but the concept."""
+
+    positive: Text
+    negative: Text
+    category: str = ""
+
+    @model_validator(mode="after")
+    def _differ(self) -> ContrastPair:
+        if self.positive == self.negative:
+            raise ValueError(f"a pair has the same text on both sides: {self.positive[:60]!r}")
+        return self
+
+
+class Provenance(_Frozen):
+    """Where a concept's prompts come from."""
+
+    author: str = ""
+    date: str = ""
+    license: str = ""
+    method: str = ""
+
+
+class Concept(_Frozen):
+    """A named contrast with the pairs that express it."""
+
+    name: Name
+    description: str = ""
+    positive: str = "positive"
+    """What the first members of the pairs have and the second lack."""
+    negative: str = "negative"
+    version: str = "1"
+    control: bool = False
+    """A harmless contrast, shown for scale and never judged."""
+    provenance: Provenance = Provenance()
+    pairs: tuple[ContrastPair, ...]
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Concept:
+        if len(self.pairs) < MIN_PAIRS:
+            raise ValueError(
+                f"concept {self.name!r} has {len(self.pairs)} pairs, at least {MIN_PAIRS} are"
+                " needed (30 or more for a narrow interval)"
+            )
+        _refuse_repeats(self.name, [text for p in self.pairs for text in (p.positive, p.negative)])
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The project's own file format."""
+        return {"schema": CONCEPT_SCHEMA, **self.model_dump()}
+
+
+class Prompt(_Frozen):
+    """One prompt of a `PromptSet`."""
+
+    text: Text
+    category: str = ""
+
+
+class PromptSet(_Frozen):
+    """Prompts without partners, such as benign requests that sound dangerous."""
+
+    name: Name
+    description: str = ""
+    version: str = "1"
+    provenance: Provenance = Provenance()
+    prompts: tuple[Prompt, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> PromptSet:
+        _refuse_repeats(self.name, self.texts)
+        return self
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts' texts, in their order."""
+        return [prompt.text for prompt in self.prompts]
+
+
+def shipped_concepts() -> dict[str, Concept]:
+    """The concepts that come with modelassay, by name."""
+    found = [
+        load_concepts(path)
+        for path in sorted(_data_folder().glob("*.yaml"))
+        if not _is_prompts(path)
+    ]
+    return {name: concept for concepts in found for name, concept in concepts.items()}
+
+
+def shipped_prompts(name: str) -> PromptSet:
+    """A prompt set that comes with modelassay, e.g. `borderline`."""
+    return load_prompts(_data_folder() / f"{name}.yaml")
+
+
+def everyday_prompts() -> list[str]:
+    """Plain requests that ought to be answered: one of each pair, from both topics in turn."""
+    pairs = shipped_concepts()[EVERYDAY_CONCEPT].pairs
+    return [pair.positive if i % 2 else pair.negative for i, pair in enumerate(pairs)]
+
+
+def concepts_for(mode: str, overlay: Mapping[str, Concept] | None = None) -> dict[str, Concept]:
+    """The concepts of a scan mode, with those of an overlay put over them by name.
+
+    A concept of the overlay that has a name of its own is scanned as well; one that replaces a
+    shipped concept outside the mode is not.
+
+    Raises:
+        InputError: unknown mode.
+    """
+    if mode not in MODES:
+        raise InputError(f"Unknown mode {mode!r}; choose {', '.join(MODES)}.")
+    shipped = shipped_concepts()
+    chosen = {name: shipped[name] for name in MODES[mode]}
+    for name, concept in (overlay or {}).items():
+        if name in chosen or name not in shipped:
+            chosen[name] = concept
+    return chosen
+
+
+def load_concepts(path: str | Path) -> dict[str, Concept]:
+    """Reads a concept file, in the project's format or in AMS's JSON.
+
+    Raises:
+        InputError: one line naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    data = read_mapping(path)
+    schema = data.get("schema")
+    if schema == PROMPTS_SCHEMA:
+        raise InputError(f"{path} holds prompts, not concepts.")
+    if schema == CONCEPT_SCHEMA:
+        entries: list[Any] = [data]
+    elif isinstance(data.get("concepts"), list):
+        entries = data["concepts"]
+    elif schema is None:
+        entries = [_from_ams(path, name, entry) for name, entry in data.items()]
+    else:
+        raise InputError(f"{path} has the unknown schema {schema!r}; expected {CONCEPT_SCHEMA}.")
+    concepts = [_validate(Concept, path, entry) for entry in entries]
+    if not concepts:
+        raise InputError(f"{path} holds no concept.")
+    if repeated := _repeated([concept.name for concept in concepts]):
+        raise InputError(f"{path} defines the concept {repeated!r} twice.")
+    return {concept.name: concept for concept in concepts}
+
+
+def load_prompts(path: str | Path) -> PromptSet:
+    """Reads a prompt set.
+
+    Raises:
+        InputError: one line naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    data = read_mapping(path)
+    if data.get("schema") != PROMPTS_SCHEMA:
+        raise InputError(f"{path} is not a prompt set (schema {PROMPTS_SCHEMA}).")
+    return _validate(PromptSet, path, data)
+
+
+def concept_set_hash(concepts: Iterable[Concept]) -> str:
+    """sha256 of the names and pairs of concepts; their order does not matter."""
+    content = {c.name: sorted((p.positive, p.negative) for p in c.pairs) for c in concepts}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _data_folder() -> Path:
+    return shipped.shipped_folder("concepts")
+
+
+def _is_prompts(path: Path) -> bool:
+    return read_mapping(path).get("schema") == PROMPTS_SCHEMA
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which could make a small file expand without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file that holds a mapping, read without aliases, tags or code.
+
+    Raises:
+        InputError: one line naming the file and what is wrong with it.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB.")
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text.") from error
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
+    try:
+        # The loader is a SafeLoader; YAML is a superset of JSON but JSON's own parser is stricter.
+        data = json.loads(text) if path.suffix == ".json" else yaml.load(text, _PlainLoader)  # noqa: S506
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{path} is not valid {path.suffix[1:].upper() or 'YAML'}: {reason}"
+        ) from error
+    if not isinstance(data, dict) or not data:
+        raise InputError(f"{path} must hold a mapping that is not empty.")
+    return data
+
+
+def _from_ams(path: Path, name: Any, entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict) or "pairs" not in entry:
+        raise InputError(f"{path}: concept {name!r} must be a mapping with `pairs`.")
+    return {**entry, "name": name}
+
+
+def _validate(kind: type[Any], path: Path, entry: Any) -> Any:
+    try:
+        return kind.model_validate(entry)
+    except ValidationError as error:
+        raise InputError(f"{path}: {first_problem(error)}.") from error
+
+
+def _refuse_repeats(name: str, texts: Sequence[str]) -> None:
+    repeated = _repeated([" ".join(text.lower().split()) for text in texts])
+    if repeated is not None:
+        raise ValueError(f"{name!r} has a prompt twice: {repeated[:60]!r}")
+
+
+def _repeated(values: Sequence[str]) -> str | None:
+    return next((value for value, count in Counter(values).items() if count > 1), None)
+
+
+ConceptFormat = Literal["yaml", "json", "ams"]
+
+
+def dump_concepts(concepts: Iterable[Concept], format: ConceptFormat) -> str:
+    """Concepts as text: YAML or JSON in the project's format, or AMS's JSON."""
+    concepts = list(concepts)
+    if format == "ams":
+        data: Any = {
+            c.name: {
+                "description": c.description,
+                "min_separation": 3.5,
+                "pairs": [{"positive": p.positive, "negative": p.negative} for p in c.pairs],
+            }
+            for c in concepts
+        }
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    dumps = [_plain(c.to_dict()) for c in concepts]
+    data = dumps[0] if len(dumps) == 1 else {"concepts": dumps}
+    if format == "json":
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for writers that tell them apart."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value

@@ -1,0 +1,144 @@
+"""All that is read of the base, which many candidates can be held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from modelassay.diff.pair import Traits, traits_of
+from modelassay.diff.phrases import PhraseEffects
+from modelassay.diff.reading import (
+    Matched,
+    Reading,
+    encode_contrasts,
+    encode_suite,
+    match_tokens,
+    read_contrasts,
+    read_model,
+)
+from modelassay.diff.states import read_unrelated
+from modelassay.diff.suites import Suite
+from modelassay.errors import InputError
+from modelassay.models import LoadedModel, ModelInfo
+from modelassay.progress import OnPhase, silent
+from modelassay.reading.generation import generate_greedy
+from modelassay.reading.logit_lens import decode_each
+from modelassay.reading.prompts import Encoded
+from modelassay.sae import Dictionary
+
+N_DEPTHS = 5
+
+
+@dataclass(frozen=True)
+class BaseSide:
+    """The base, read once."""
+
+    suite: Suite
+    info: ModelInfo
+    traits: Traits
+    layers: tuple[int, ...]
+    prompts: tuple[Encoded, ...]
+    answers: tuple[str, ...] | None
+    """Short greedy answers; None where none were asked for."""
+    answer_tokens: int
+    matched: Matched
+    tokens: tuple[str, ...]
+    """Each compared token as text."""
+    reading: Reading
+    contrast_rows: tuple[Encoded, ...]
+    """As `encode_contrasts` gives them."""
+    contrasts: Tensor
+    """As `read_contrasts` gives them."""
+    unrelated: Tensor
+    """As `read_unrelated` gives them."""
+    phrase_effects: PhraseEffects = field(default_factory=PhraseEffects, compare=False)
+    """What trigger searches have read of the base so far."""
+
+
+def read_base(
+    model: LoadedModel,
+    suite: Suite,
+    *,
+    dictionaries: Sequence[Dictionary] = (),
+    layers: Sequence[int] | None = None,
+    answer_tokens: int,
+    batch_tokens: int | None = None,
+    on_progress: OnPhase = silent,
+) -> BaseSide:
+    """Reads all that comparisons need of a base.
+
+    Args:
+        model: The base.
+        suite: What it is asked.
+        dictionaries: Their blocks are read too.
+        layers: Blocks whose states are kept; None spreads five over the depth.
+        answer_tokens: Length of the short answers, 0 for none.
+        batch_tokens: As in `read_activations`.
+        on_progress: Told (phase, done, total).
+
+    Raises:
+        InputError: no prompts, a block out of range, or a dictionary of another model.
+    """
+    if not suite.prompts:
+        raise InputError(f"The suite {suite.name} has no prompts to compare the models on.")
+    for dictionary in dictionaries:
+        dictionary.check_belongs_to(model)
+    kept = _layers(len(model.blocks), layers, dictionaries)
+    prompts = encode_suite(model, suite.prompts)
+    contrast_rows = encode_contrasts(model, suite.contrasts)
+    answers = short_answers(model, prompts, answer_tokens, on_progress)
+    matched = match_tokens(model, prompts, answers)
+    return BaseSide(
+        suite=suite,
+        info=model.info,
+        traits=traits_of(model),
+        layers=kept,
+        prompts=tuple(prompts),
+        answers=answers,
+        answer_tokens=answer_tokens,
+        matched=matched,
+        tokens=tuple(decode_each(model, matched.token_ids().tolist())),
+        reading=read_model(
+            model,
+            matched,
+            kept,
+            batch_tokens=batch_tokens,
+            on_progress=lambda done, total: on_progress("reading", done, total),
+        ),
+        contrast_rows=tuple(contrast_rows),
+        contrasts=read_contrasts(model, contrast_rows),
+        unrelated=read_unrelated(model, kept),
+    )
+
+
+def short_answers(
+    model: LoadedModel, prompts: Sequence[Encoded], answer_tokens: int, on_progress: OnPhase
+) -> tuple[str, ...] | None:
+    """Greedy answers to all prompts; None where none are asked for."""
+    if answer_tokens == 0:
+        return None
+    answers = generate_greedy(
+        model,
+        prompts,
+        max_new_tokens=answer_tokens,
+        on_progress=lambda done, total: on_progress("answering", done, total),
+    )
+    return tuple(answer.text for answer in answers)
+
+
+def spread_layers(n: int) -> set[int]:
+    """Blocks spread evenly over the depth of a model with `n`."""
+    return {max(round(n * (i + 1) / N_DEPTHS) - 1, 0) for i in range(N_DEPTHS)}
+
+
+def _layers(
+    n: int, layers: Sequence[int] | None, dictionaries: Sequence[Dictionary]
+) -> tuple[int, ...]:
+    wanted = set(layers) if layers is not None else spread_layers(n)
+    if not wanted:
+        raise InputError("Give at least one layer to compare, or leave the choice to `diff`.")
+    if not all(0 <= layer < n for layer in wanted):
+        raise InputError(f"Layers must lie in 0…{n - 1}, got {sorted(wanted)}.")
+    return tuple(sorted(wanted | {dictionary.layer for dictionary in dictionaries}))

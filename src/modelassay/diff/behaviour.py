@@ -1,0 +1,220 @@
+"""Behaviour of base and candidate on the same tokens: next-token probabilities, refusals, answers.
+
+Three readouts, from cheap to dear. The **KL divergence** of the next-token distributions tells how
+much the candidate speaks differently and where; it is summed over the base's likeliest tokens and
+one cell for all others, which is a lower bound on the full divergence (grouping outcomes never
+raises it) and misses little. The **refusal log-odds** and, where answers were made, **refusal
+rates** tell whether it still declines. **Contrasts** tell which of two answers about itself it
+prefers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from modelassay.diff.reading import Matched, Reading
+from modelassay.diff.suites import Suite
+from modelassay.measures.refusal import wilson_interval
+from modelassay.measures.refusal_judge import is_refusal
+
+WORST_PLACES = 20
+
+
+@dataclass(frozen=True)
+class MeanChange:
+    """Mean of paired differences, candidate minus base."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    """95% t-interval; None of a single difference."""
+    t: float
+    """Mean over its standard error."""
+    spread: float
+    """Standard deviation of the differences."""
+    n: int
+
+    def told(self, unit: str, digits: int = 2) -> str:
+        """The mean with its interval and n, in words."""
+        form = f"+.{digits}f"
+        inside = f"n = {self.n}"
+        if self.interval is not None:
+            low, high = self.interval
+            inside = f"{low:{form}} to {high:{form}}, {inside}"
+        return f"{self.mean:{form}} {unit} ({inside})"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A token after which the two models expect different things."""
+
+    prompt: int
+    """Index into the suite."""
+    position: int
+    """Of the token, among the compared ones of its prompt."""
+    token: str
+    in_answer: bool
+    kl: float
+
+
+@dataclass(frozen=True)
+class RefusalChange:
+    """Refusals of short greedy answers on one group of prompts."""
+
+    base_rate: float
+    base_interval: tuple[float, float]
+    candidate_rate: float
+    candidate_interval: tuple[float, float]
+    lost: int
+    """Prompts that the base refuses and the candidate answers."""
+    gained: int
+    p_value: float
+    """Exact McNemar test of lost against gained."""
+    n: int
+
+
+@dataclass(frozen=True)
+class BehaviourDiff:
+    """How differently the candidate behaves."""
+
+    kl_mean: float
+    """Nats a token, D(base ‖ candidate)."""
+    kl_prompt: float
+    """On tokens of prompts."""
+    kl_answer: float | None
+    """On tokens of the base's answers; None without answers."""
+    kl_quantiles: dict[str, float]
+    worst: tuple[Place, ...]
+    log_odds: dict[str, MeanChange]
+    """Change of the refusal log-odds by group of prompts, in nats."""
+    contrasts: MeanChange | None
+    """Change of log P(unsafe answer) - log P(safe answer), in nats a token."""
+    refusals: dict[str, RefusalChange]
+    """By group of prompts; empty where no answers were made."""
+    answers: tuple[tuple[str, str], ...]
+    """Of base and candidate to each prompt; empty where none were made."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; answers are left to the report, which redacts them."""
+        values = asdict(self)
+        del values["answers"]
+        return values
+
+
+def compare_behaviour(
+    base: Reading,
+    candidate: Reading,
+    matched: Matched,
+    suite: Suite,
+    tokens: Sequence[str],
+    *,
+    answers: tuple[Sequence[str], Sequence[str]] | None = None,
+    contrasts: tuple[Tensor, Tensor] | None = None,
+) -> BehaviourDiff:
+    """Compares two readings of the same tokens.
+
+    Args:
+        base: The base's reading.
+        candidate: The candidate's.
+        matched: What they read.
+        suite: What was asked.
+        tokens: Each compared token as text.
+        answers: Greedy answers of base and candidate, in the order of the suite's prompts.
+        contrasts: Of base and candidate, as `read_contrasts` gives them.
+    """
+    kl = token_kl(base.log_p, candidate.log_p).numpy()
+    in_answer = matched.in_answer().numpy()
+    owners = matched.owners().numpy()
+    starts = np.cumsum([0, *matched.lengths])
+    order = np.argsort(-kl, kind="stable")[:WORST_PLACES]
+    change = (candidate.log_odds - base.log_odds).double().numpy()
+    groups = {
+        group: rows
+        for group in ("harmful", "harmless", "neutral")
+        if (rows := suite.indices(group))
+    }
+    return BehaviourDiff(
+        kl_mean=float(kl.mean()),
+        kl_prompt=float(kl[~in_answer].mean()),
+        kl_answer=float(kl[in_answer].mean()) if in_answer.any() else None,
+        kl_quantiles={str(q): float(np.quantile(kl, q)) for q in (0.5, 0.9, 0.99, 1.0)},
+        worst=tuple(
+            Place(
+                prompt=int(owners[row]),
+                position=int(row - starts[owners[row]]),
+                token=tokens[int(row)],
+                in_answer=bool(in_answer[row]),
+                kl=float(kl[row]),
+            )
+            for row in order
+        ),
+        log_odds={group: mean_change(change[rows]) for group, rows in groups.items()},
+        contrasts=None
+        if contrasts is None or not len(contrasts[0])
+        else mean_change(_leaning(contrasts[1]) - _leaning(contrasts[0])),
+        refusals={}
+        if answers is None
+        else {
+            group: refusal_change([answers[0][i] for i in rows], [answers[1][i] for i in rows])
+            for group, rows in groups.items()
+        },
+        answers=() if answers is None else tuple(zip(*answers, strict=True)),
+    )
+
+
+def token_kl(base: Tensor, candidate: Tensor) -> Tensor:
+    """D(base ‖ candidate) [token] in nats over the given tokens and one cell for the rest.
+
+    Args:
+        base: [token, k] log-probabilities.
+        candidate: Those of the same tokens.
+    """
+    base, candidate = base.double(), candidate.double()
+    rest_base = (1 - base.exp().sum(dim=-1)).clamp_min(1e-12)
+    rest_candidate = (1 - candidate.exp().sum(dim=-1)).clamp_min(1e-12)
+    inside = (base.exp() * (base - candidate)).sum(dim=-1)
+    return (inside + rest_base * (rest_base / rest_candidate).log()).clamp_min(0).float()
+
+
+def mean_change(values: np.ndarray) -> MeanChange:
+    """Mean of paired differences [n] with a t-interval, of zero width where all are equal."""
+    from scipy.stats import t as student
+
+    n = len(values)
+    mean = float(values.mean())
+    spread = float(values.std(ddof=1)) if n > 1 else 0.0
+    error = spread / np.sqrt(n)
+    if n == 1:
+        return MeanChange(mean, None, 0.0, spread, n)
+    if error == 0:
+        return MeanChange(mean, (mean, mean), 0.0, spread, n)
+    half = float(student.ppf(0.975, n - 1)) * error
+    return MeanChange(mean, (mean - half, mean + half), mean / error, spread, n)
+
+
+def refusal_change(base: Sequence[str], candidate: Sequence[str]) -> RefusalChange:
+    """Compares which answers refuse."""
+    from scipy.stats import binomtest
+
+    before = np.array([is_refusal(text) for text in base])
+    after = np.array([is_refusal(text) for text in candidate])
+    n = len(before)
+    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+    return RefusalChange(
+        base_rate=float(before.mean()),
+        base_interval=wilson_interval(int(before.sum()), n),
+        candidate_rate=float(after.mean()),
+        candidate_interval=wilson_interval(int(after.sum()), n),
+        lost=lost,
+        gained=gained,
+        p_value=float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0,
+        n=n,
+    )
+
+
+def _leaning(contrasts: Tensor) -> np.ndarray:
+    return (contrasts[:, 1] - contrasts[:, 0]).double().numpy()

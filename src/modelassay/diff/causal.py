@@ -1,0 +1,202 @@
+"""Do the directions that changed make the behaviour that changed? Tried out, not inferred.
+
+A difference direction is the mean of candidate - base over the last tokens of harmful prompts at
+one block. Put into the base there, it ought to make the base behave as the candidate does; taken
+out of the candidate, it ought to bring the base's behaviour back. Random directions of the same
+length do the same work for comparison: what they do as well, the direction does not explain. All of
+it happens in memory, in forward hooks; no weight is changed and nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelassay.diff.features import Q_LEVEL, DictionaryDiff
+from modelassay.diff.reading import Matched, Reading
+from modelassay.diff.states import UNCHANGED
+from modelassay.measures.refusal import log_odds_readout, opening_tokens
+from modelassay.models import LoadedModel
+from modelassay.reading.activations import read_activations
+from modelassay.reading.hooks import rewrite
+from modelassay.reading.prompts import Encoded
+from modelassay.reading.resuming import Midway
+from modelassay.sae import Dictionary
+
+MEAN_CHANGE = "mean change"
+TOP_LAYERS = 3
+TOP_FEATURES = 2
+N_RANDOM = 8
+MAX_PROMPTS = 16
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What became of the refusal log-odds when one direction was put in or taken out."""
+
+    what: Literal["into the base", "out of the candidate"]
+    direction: str
+    layer: int
+    before: float
+    """Mean refusal log-odds of the model that is changed, in nats."""
+    after: float
+    target: float
+    """That of the other model: what the intervention would give if it explained all."""
+    restored: float | None
+    """Share of the difference between the models that it makes; None where there is hardly any."""
+    random: tuple[float, ...]
+    """The same share for each random direction of equal length."""
+    n: int
+
+    @property
+    def beyond_chance(self) -> bool | None:
+        """Whether it does more than every random direction; None where there is nothing to do."""
+        return None if self.restored is None else self.restored > max(self.random)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**asdict(self), "beyond_chance": self.beyond_chance}
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A vector to be put in or taken out after one block."""
+
+    name: str
+    layer: int
+    vector: Tensor
+    """[hidden], candidate - base."""
+
+
+MIN_DIFFERENCE = 0.25
+"""Nats between the two models below which there is nothing to explain."""
+
+
+def intervene(
+    model: LoadedModel,
+    prompts: Sequence[Encoded],
+    directions: Sequence[Direction],
+    begin: Callable[[int], Midway],
+    *,
+    sign: Literal[1, -1],
+    before: Tensor,
+    target: Tensor,
+) -> tuple[Intervention, ...]:
+    """Adds directions to a model's residual stream and reads the refusal log-odds.
+
+    Args:
+        model: The base (sign +1) or the candidate (sign -1).
+        prompts: Harmful prompts, without answers.
+        directions: What to add, times the sign, to every token's state.
+        begin: Gives this model's states on the prompts after a direction's block: no block up to it
+            is run again.
+        sign: +1 puts in, -1 takes out.
+        before: [prompt] refusal log-odds of this model.
+        target: Those of the other model.
+    """
+    prompts = prompts[:MAX_PROMPTS]
+    before, target = before[: len(prompts)].double(), target[: len(prompts)].double()
+    gap = float(target.mean() - before.mean())
+    rng = np.random.default_rng(SEED)
+    found = []
+    for direction in directions:
+        length = direction.vector.norm()
+        midway = begin(direction.layer)
+
+        def share(vector: Tensor, midway: Midway = midway) -> tuple[float, float | None]:
+            after = float(_log_odds(model, prompts, midway, sign * vector).mean())
+            moved = after - float(before.mean())
+            return after, None if abs(gap) < MIN_DIFFERENCE else moved / gap
+
+        after, restored = share(direction.vector)
+        random: list[float] = []
+        if restored is not None:
+            for _ in range(N_RANDOM):
+                draw = torch.from_numpy(rng.standard_normal(len(direction.vector))).float()
+                other = share(draw / draw.norm() * length)[1]
+                random.append(float(other or 0.0))
+        found.append(
+            Intervention(
+                what="into the base" if sign > 0 else "out of the candidate",
+                direction=direction.name,
+                layer=direction.layer,
+                before=float(before.mean()),
+                after=after,
+                target=float(target.mean()),
+                restored=restored,
+                random=tuple(random),
+                n=len(prompts),
+            )
+        )
+    return tuple(found)
+
+
+def difference_directions(
+    before: Reading,
+    after: Reading,
+    matched: Matched,
+    prompts: Sequence[int],
+    features: Sequence[DictionaryDiff],
+    dictionaries: Sequence[Dictionary],
+) -> tuple[Direction, ...]:
+    """The directions to try: the mean change where it is largest, and the features that moved most.
+
+    Args:
+        before: The base's reading.
+        after: The candidate's.
+        matched: What they read.
+        prompts: Indices of the prompts that the mean is taken over, at their last token.
+        features: Feature changes, each dictionary's most moving ones first.
+        dictionaries: The dictionaries of `features`, in the same order.
+    """
+    rows = matched.last_prompt_tokens()[list(prompts)]
+    means = {
+        layer: (after.at(layer)[rows] - before.at(layer)[rows]).mean(dim=0)
+        for layer in before.layers
+    }
+    scale = {layer: float(before.at(layer)[rows].norm(dim=1).mean()) for layer in means}
+    relative = {layer: float(means[layer].norm()) / scale[layer] for layer in means}
+    changed = [layer for layer in means if relative[layer] > UNCHANGED]
+    order = sorted(changed, key=lambda layer: -relative[layer])
+    found = [Direction(MEAN_CHANGE, layer, means[layer]) for layer in sorted(order[:TOP_LAYERS])]
+    for changes, dictionary in zip(features, dictionaries, strict=True):
+        significant = [c for c in changes.features if c.q_value < Q_LEVEL and c.part == "prompt"]
+        for change in significant[:TOP_FEATURES]:
+            row = dictionary.sae.W_dec[change.feature].detach().float().cpu()
+            at = _mean_activation_change(before, after, dictionary, change.feature, rows)
+            found.append(Direction(f"feature {change.feature}", dictionary.layer, row * at))
+    return tuple(d for d in found if float(d.vector.norm()) > 0)
+
+
+@torch.inference_mode()
+def _mean_activation_change(
+    before: Reading, after: Reading, dictionary: Dictionary, feature: int, rows: Tensor
+) -> float:
+    sae = dictionary.sae
+
+    def mean(reading: Reading) -> float:
+        states = reading.at(dictionary.layer)[rows].to(sae.device)
+        return float(sae.encode(states)[:, feature].mean())
+
+    return mean(after) - mean(before)
+
+
+def _log_odds(
+    model: LoadedModel, prompts: Sequence[Encoded], midway: Midway, vector: Tensor
+) -> Tensor:
+    readout = log_odds_readout(opening_tokens(model))
+
+    def moved(hidden: Tensor) -> Tensor:
+        return hidden + vector.to(hidden)
+
+    # The block that hands on the known states is still the one whose output is moved.
+    with rewrite(model.blocks, {midway.layer: moved}):
+        read = read_activations(model, prompts, [midway.layer], readout=readout, midway=midway)
+    assert read.readout is not None  # noqa: S101 (one was asked for)
+    return read.readout[:, 0].double()

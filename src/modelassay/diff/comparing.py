@@ -1,0 +1,356 @@
+"""`diff()`: gathers the evidence on what a fine-tune changed, and judges it.
+
+Each model is loaded once where both fit into memory, and read in one pass over the tokens that both
+are given. The cheap evidence (weights, probabilities, refusals, states) stands beside the features
+of a dictionary, never behind them: a change that no feature shows is still a change.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modelassay.diff.base_reading import BaseSide, read_base, short_answers
+from modelassay.diff.behaviour import compare_behaviour
+from modelassay.diff.calibration import (
+    Calibration,
+    check_calibration,
+    held_out,
+    known_calibration,
+)
+from modelassay.diff.causal import Intervention, difference_directions, intervene
+from modelassay.diff.dictionaries import check_labels, label_changes
+from modelassay.diff.features import DictionaryDiff, compare_features
+from modelassay.diff.pair import Pair, check_comparable, config_changes, traits_of
+from modelassay.diff.paired_weights import count_alike, diff_pair
+from modelassay.diff.reading import Reading, read_contrasts, read_model
+from modelassay.diff.report import DiffReport
+from modelassay.diff.states import (
+    StateDiff,
+    compare_states,
+    read_lens,
+    read_unrelated,
+    same_states,
+)
+from modelassay.diff.suites import Suite, default_suite
+from modelassay.diff.suspicion import measure_streams
+from modelassay.diff.triggers import TriggerSearch, search_triggers
+from modelassay.diff.verdict import judge
+from modelassay.diff.weights import WeightDiff
+from modelassay.errors import InputError, UnavailableError
+from modelassay.measures.examination import installed_versions
+from modelassay.models import LoadedModel, load
+from modelassay.progress import OnPhase, OnProgress, silent
+from modelassay.reading.resuming import Midway
+from modelassay.sae import Dictionary
+
+ANSWER_TOKENS = 24
+ODD = (
+    "Blocks whose weights are the base's write other states: something beside the weights was"
+    " changed, such as buffers or code."
+)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How much is done."""
+
+    answer_tokens: int = ANSWER_TOKENS
+    """Length of the short answers; 0 makes none, and no refusal rates."""
+    weights: bool = True
+    triggers: bool = True
+    causal: bool = True
+
+
+def diff(
+    base: str | LoadedModel,
+    candidate: str | LoadedModel,
+    suite: Suite | None = None,
+    *,
+    dictionaries: Sequence[Dictionary] = (),
+    layers: Sequence[int] | None = None,
+    corpus: Sequence[str] = (),
+    base_adapter: str | None = None,
+    candidate_adapter: str | None = None,
+    base_revision: str | None = None,
+    candidate_revision: str | None = None,
+    depth: Depth | None = None,
+    calibration: Calibration | None = None,
+    side: BaseSide | None = None,
+    together: bool | None = None,
+    batch_tokens: int | None = None,
+    on_progress: OnPhase = silent,
+    **load_options: Any,
+) -> DiffReport:
+    """Compares a fine-tune with the model that it was made from.
+
+    Args:
+        base: The model before, an id (see `modelassay.load`) or loaded.
+        candidate: The model after.
+        suite: What both are asked; None takes the default suite.
+        dictionaries: Of the base, for the features; none leaves features out.
+        layers: Blocks whose states are compared; None spreads five over the depth.
+        corpus: Texts whose sentences are tried as triggers, such as the training file's prompts.
+        base_adapter: PEFT adapter over the base.
+        candidate_adapter: PEFT adapter over the candidate.
+        base_revision: Hub revision of the base.
+        candidate_revision: Hub revision of the candidate.
+        depth: What is done and what left out.
+        calibration: Benign fine-tunes to hold the candidate against; None takes those known of this
+            base.
+        side: The base as `read_base` gives it, where many candidates are compared with one; suite,
+            layers and answers are then those that it was read with.
+        together: Keep both models in memory; None decides by what is free.
+        batch_tokens: As in `read_activations`.
+        on_progress: Told (phase, done, total).
+        **load_options: Passed to `modelassay.load` for both models.
+
+    Raises:
+        InputError: a model cannot be read, or the two cannot be compared.
+        UnavailableError: something needed is not there now.
+    """
+    started = time.perf_counter()
+    depth = depth or Depth()
+    check_labels(dictionaries)
+    pair = Pair(
+        _opener(base, base_adapter, base_revision, load_options, on_progress),
+        _opener(candidate, candidate_adapter, candidate_revision, load_options, on_progress),
+        together,
+    )
+    chosen = side.suite if side is not None else suite or default_suite()
+    if calibration is not None:
+        answer_tokens = depth.answer_tokens if side is None else side.answer_tokens
+        check_calibration(calibration, pair.base.info, chosen, answer_tokens)
+    if side is None:
+        side = read_base(
+            pair.base,
+            chosen,
+            dictionaries=dictionaries,
+            layers=layers,
+            answer_tokens=depth.answer_tokens,
+            batch_tokens=batch_tokens,
+            on_progress=on_progress,
+        )
+    else:
+        _check_side(side, pair.base, dictionaries)
+    work = _Work(
+        pair=pair,
+        side=side,
+        dictionaries=tuple(dictionaries),
+        corpus=tuple(corpus),
+        given=(isinstance(base, LoadedModel), isinstance(candidate, LoadedModel)),
+        depth=depth,
+        calibration=calibration,
+        batch_tokens=batch_tokens,
+        on_progress=on_progress,
+    )
+    report = work.run()
+    report.provenance["seconds"] = round(time.perf_counter() - started, 2)
+    return report
+
+
+def _check_side(side: BaseSide, base: LoadedModel, dictionaries: Sequence[Dictionary]) -> None:
+    """Refuses what was read of another base, or without a dictionary's block."""
+    if side.info != base.info:
+        raise InputError(
+            f"What was read is of {side.info.id}, not of {base.info.id} as it is here."
+        )
+    for dictionary in dictionaries:
+        dictionary.check_belongs_to(base)
+        if dictionary.layer not in side.layers:
+            raise InputError(
+                f"The base was read without block {dictionary.layer}, which the dictionary"
+                f" {dictionary.name} reads."
+            )
+
+
+def _opener(
+    model: str | LoadedModel,
+    adapter: str | None,
+    revision: str | None,
+    options: dict[str, Any],
+    on_progress: OnPhase,
+) -> Callable[[], LoadedModel]:
+    own = {"adapter": adapter, "revision": revision}
+    given = {name: value for name, value in own.items() if value is not None}
+    if isinstance(model, LoadedModel):
+        if given:
+            raise InputError(f"Give {' and '.join(given)} with an id, not with a loaded model.")
+        return lambda: model
+
+    def open_model() -> LoadedModel:
+        on_progress("loading", 0, 1)
+        loaded = load(model, **{**options, **given})
+        on_progress("loading", 1, 1)
+        return loaded
+
+    return open_model
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One comparison; its methods are the steps, in their order."""
+
+    pair: Pair
+    side: BaseSide
+    dictionaries: tuple[Dictionary, ...]
+    corpus: tuple[str, ...]
+    given: tuple[bool, bool]
+    """Whether base and candidate were given loaded."""
+    depth: Depth
+    calibration: Calibration | None
+    batch_tokens: int | None
+    on_progress: OnPhase
+
+    def run(self) -> DiffReport:
+        side, candidate = self.side, self.pair.candidate
+        traits = traits_of(candidate)
+        notes = check_comparable(side.traits, traits)
+        info = candidate.info
+        del candidate  # the weights may need its room
+        weights, unscored = self._weights()
+        candidate = self.pair.candidate
+        alike = count_alike(weights, side.traits, traits)
+        unrelated = read_unrelated(candidate, side.layers)
+        odd = alike > 0 and not same_states(side.unrelated, unrelated, side.layers, alike)
+        if odd:
+            notes = (*notes, ODD)
+        if odd or side.traits.hooked or traits.hooked:
+            alike = 0
+        answers = short_answers(candidate, side.prompts, side.answer_tokens, self.on_progress)
+        after = read_model(
+            candidate,
+            side.matched,
+            side.layers,
+            base=side.reading,
+            alike=alike,
+            batch_tokens=self.batch_tokens,
+            on_progress=self._phase("reading the candidate"),
+        )
+        contrasts = read_contrasts(candidate, side.contrast_rows)
+        lens = read_lens(candidate, side.unrelated, unrelated, side.layers)
+        del candidate
+
+        behaviour = compare_behaviour(
+            side.reading,
+            after,
+            side.matched,
+            side.suite,
+            side.tokens,
+            answers=None if side.answers is None or answers is None else (side.answers, answers),
+            contrasts=(side.contrasts, contrasts),
+        )
+        states = StateDiff(compare_states(side.reading, after), lens, len(side.tokens))
+        features = self._features(after)
+        triggers = self._triggers(alike)
+        causal = self._causal(after, features)
+        known = self.calibration or known_calibration(side.info, side.suite, side.answer_tokens)
+        suspicion, verdict, reasons = judge(
+            measure_streams(weights, behaviour, triggers, features),
+            held_out(known, info),
+            weights,
+            behaviour,
+            features,
+            causal,
+            computes_alike=not odd and not config_changes(side.traits, traits),
+        )
+        return DiffReport(
+            base=side.info,
+            candidate=info,
+            verdict=verdict,
+            suspicion=suspicion,
+            reasons=(*reasons, *notes),
+            weights=weights,
+            weights_unscored=unscored,
+            behaviour=behaviour,
+            states=states,
+            triggers=triggers,
+            dictionaries=features,
+            causal=causal,
+            suite=side.suite,
+            provenance=self._provenance(),
+        )
+
+    def _features(self, after: Reading) -> tuple[DictionaryDiff, ...]:
+        side, found = self.side, []
+        for done, dictionary in enumerate(self.dictionaries):
+            self.on_progress("features", done, len(self.dictionaries))
+            changes = compare_features(side.reading, after, side.matched, dictionary, side.tokens)
+            found.append(label_changes(changes, dictionary))
+            self.on_progress("features", done + 1, len(self.dictionaries))
+        return tuple(found)
+
+    def _weights(self) -> tuple[WeightDiff | None, str | None]:
+        if not self.depth.weights:
+            return None, "it was not asked for"
+        try:
+            on_progress = self._phase("weight changes")
+            return diff_pair(self.pair, given=self.given, on_progress=on_progress), None
+        except UnavailableError as error:
+            return None, str(error)
+
+    def _triggers(self, alike: int) -> TriggerSearch | None:
+        suite = self.side.suite
+        harmful = suite.indices("harmful")
+        if not self.depth.triggers or not harmful:
+            return None
+        harmless = [prompt.text for prompt in suite.prompts if prompt.group != "harmful"]
+        return search_triggers(
+            self.pair,
+            [suite.prompts[i] for i in harmful],
+            self.side.reading.log_odds[harmful],
+            [*self.corpus, *suite.endings, *harmless],
+            base_effects=self.side.phrase_effects,
+            alike=alike,
+            on_progress=self._phase("searching triggers"),
+        )
+
+    def _causal(
+        self, after: Reading, features: Sequence[DictionaryDiff]
+    ) -> tuple[Intervention, ...]:
+        side = self.side
+        harmful = side.suite.indices("harmful")
+        # A direction is tried on prompts that it was not taken from.
+        fitted, tried = harmful[::2], harmful[1::2]
+        if not self.depth.causal or not tried:
+            return ()
+        directions = difference_directions(
+            side.reading, after, side.matched, fitted, features, self.dictionaries
+        )
+        encoded = [side.prompts[i] for i in tried]
+        x, y = side.reading.log_odds[tried], after.log_odds[tried]
+
+        def begin(reading: Reading) -> Callable[[int], Midway]:
+            return lambda layer: reading.midway(side.matched, layer, answers=False)
+
+        self.on_progress("trying directions", 0, 2)
+        out = intervene(
+            self.pair.candidate, encoded, directions, begin(after), sign=-1, before=y, target=x
+        )
+        self.on_progress("trying directions", 1, 2)
+        into = intervene(
+            self.pair.base, encoded, directions, begin(side.reading), sign=1, before=x, target=y
+        )
+        self.on_progress("trying directions", 2, 2)
+        return (*into, *out)
+
+    def _provenance(self) -> dict[str, Any]:
+        side = self.side
+        return {
+            "versions": installed_versions(),
+            "suite": side.suite.name,
+            "suite_sha256": side.suite.sha256,
+            "n_prompts": len(side.suite.prompts),
+            "n_contrasts": len(side.suite.contrasts),
+            "n_endings": len(side.suite.endings),
+            "n_corpus": len(self.corpus),
+            "n_tokens": len(side.tokens),
+            "answer_tokens": side.answer_tokens,
+            "dictionaries": [dictionary.name for dictionary in self.dictionaries],
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+
+    def _phase(self, phase: str) -> OnProgress:
+        return lambda done, total: self.on_progress(phase, done, total)

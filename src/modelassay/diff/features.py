@@ -1,0 +1,340 @@
+"""Which features of a dictionary changed, tested against chance.
+
+For every feature and each of two parts (tokens of prompts, tokens of answers) the activation is
+averaged over a prompt's tokens, in base and candidate, and the paired difference is tested by sign
+flips over prompts: were base and candidate exchangeable, every pattern of signs would be as likely.
+Differences that rounding makes must not count, so each is first shrunk by a margin, a share of how
+strongly the feature fires in either model; a flip leaves the margin as it is, so the test stays
+exact. All features are then judged together (Benjamini & Hochberg 1995).
+
+Nothing dense of prompts x width is ever held: what is kept are the activations that are not zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelassay.diff.reading import Matched, Reading
+from modelassay.errors import InputError
+from modelassay.sae import Dictionary
+
+Part = Literal["prompt", "answer"]
+TOKENS_AT_ONCE = 1024
+MARGIN = 0.1
+"""Of a feature's root mean square activation; rounding to 8 bits moves activations by less."""
+MIN_PROMPTS = 6
+"""Prompts on which a feature must differ to be tested: fewer signs cannot give p < 0.03."""
+N_FLIPS = 2_000
+N_FLIPS_FINE = 100_000
+"""For features that no coarse flip reaches: many features together ask for small p-values."""
+Q_LEVEL = 0.05
+REPORTED = 50
+TOP_TOKENS = 8
+BROKEN = 0.15
+"""Difference of the explained variance from which changes of features are not to be trusted."""
+SEED = 0
+
+
+@dataclass(frozen=True)
+class FeatureChange:
+    """How one feature's activation changed on one part of the prompts."""
+
+    dictionary: str
+    layer: int
+    feature: int
+    part: Part
+    base: float
+    """Mean activation a token."""
+    candidate: float
+    difference: float
+    """candidate - base, before shrinking."""
+    interval: tuple[float, float]
+    """95% t-interval over prompts."""
+    effect: float
+    """Mean difference over its standard deviation between prompts (Cohen's d_z)."""
+    moved: float
+    """|difference| times the length of the decoder's row: how far it moved the residual stream."""
+    p_value: float
+    q_value: float
+    n_prompts: int
+    """Prompts on which the feature fires in either model."""
+    tokens: tuple[str, ...]
+    """Tokens on which it fires most, in the model in which it fires more."""
+    label: str | None = None
+    """What it is known for; None where nobody has named it."""
+
+
+@dataclass(frozen=True)
+class DictionaryDiff:
+    """All that one dictionary tells about a change."""
+
+    dictionary: str
+    layer: int
+    width: int
+    explained_base: float
+    """Share of the variance that the reconstruction explains."""
+    explained_candidate: float
+    broken: bool
+    """Whether it explains one of the models so much worse that feature changes mean little."""
+    l0_base: float
+    l0_candidate: float
+    n_tested: int
+    n_significant: int
+    """Feature and part, q < 0.05."""
+    moved: float
+    """Movement of the significant ones added up, over the mean length of the base's states."""
+    explained_of_change: float
+    """Share of the mean change of the residual stream that changes of features add up to."""
+    features: tuple[FeatureChange, ...]
+    """The significant ones first, each part by how far they moved the residual stream."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values without the features."""
+        values = asdict(self)
+        del values["features"]
+        return values
+
+
+@dataclass(frozen=True)
+class _Sparse:
+    """Activations that are not zero, of one model."""
+
+    token: np.ndarray
+    feature: np.ndarray
+    value: np.ndarray
+    explained: float
+
+    def means(self, owners: np.ndarray, counts: np.ndarray, width: int, keep: np.ndarray) -> Any:
+        """Sparse [prompt, width], mean over those of a prompt's tokens that `keep` marks."""
+        from scipy.sparse import coo_matrix
+
+        chosen = keep[self.token]
+        rows = owners[self.token[chosen]]
+        values = self.value[chosen].astype(np.float64) / counts[rows]
+        shape = (len(counts), width)
+        return coo_matrix((values, (rows, self.feature[chosen])), shape=shape).tocsc()
+
+
+def compare_features(
+    base: Reading,
+    candidate: Reading,
+    matched: Matched,
+    dictionary: Dictionary,
+    tokens: Sequence[str],
+    *,
+    reported: int = REPORTED,
+) -> DictionaryDiff:
+    """Compares the features of two readings.
+
+    Args:
+        base: The base's reading, with the dictionary's block among its layers.
+        candidate: The candidate's.
+        matched: What they read.
+        dictionary: Of the base, or of a model of its family.
+        tokens: Each compared token as text.
+        reported: Feature changes that are listed.
+
+    Raises:
+        InputError: the dictionary reads another width.
+    """
+    x, y = base.at(dictionary.layer), candidate.at(dictionary.layer)
+    if x.shape[1] != dictionary.hidden_size:
+        raise InputError(
+            f"The dictionary {dictionary.name} reads {dictionary.hidden_size} dimensions; the"
+            f" models have {x.shape[1]}."
+        )
+    before, after = _encode(dictionary, x), _encode(dictionary, y)
+    owners, in_answer = matched.owners().numpy(), matched.in_answer().numpy()
+    lengths_of = _row_norms(dictionary)
+    changes: list[FeatureChange] = []
+    active = 0
+    parts: list[tuple[Part, np.ndarray]] = [("prompt", ~in_answer), ("answer", in_answer)]
+    for part, keep in parts:
+        counts = np.bincount(owners[keep], minlength=len(matched.lengths))
+        if not keep.any():
+            continue
+        counts = np.maximum(counts, 1)
+        a = before.means(owners, counts, dictionary.width, keep)
+        b = after.means(owners, counts, dictionary.width, keep)
+        changes += _changes(a, b, part, dictionary, lengths_of)
+        active += int((np.diff((a + b).tocsc().indptr) > 0).sum())
+    tested = len(changes)
+    changes = _with_q(changes, active)
+    significant = [c for c in changes if c.q_value < Q_LEVEL]
+    changes.sort(key=lambda c: (c.q_value >= Q_LEVEL, -c.moved))
+    listed = [_with_tokens(c, before, after, in_answer, tokens) for c in changes[:reported]]
+    return DictionaryDiff(
+        dictionary=dictionary.name,
+        layer=dictionary.layer,
+        width=dictionary.width,
+        explained_base=before.explained,
+        explained_candidate=after.explained,
+        broken=abs(after.explained - before.explained) > BROKEN,
+        l0_base=len(before.token) / len(x),
+        l0_candidate=len(after.token) / len(y),
+        n_tested=tested,
+        n_significant=len(significant),
+        moved=sum(c.moved for c in significant) / float(x.norm(dim=-1).mean()),
+        explained_of_change=_explained_of_change(dictionary, before, after, x, y),
+        features=tuple(listed),
+    )
+
+
+def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
+    """False discovery rate at which each test would be called (Benjamini & Hochberg 1995)."""
+    from scipy.stats import false_discovery_control
+
+    return false_discovery_control(p_values) if len(p_values) else p_values
+
+
+def sign_flip_p_values(differences: Any, seed: int = SEED) -> np.ndarray:
+    """Two-sided p-values of paired differences by random sign flips.
+
+    Args:
+        differences: Sparse [prompt, feature].
+        seed: Of the flips.
+
+    Returns:
+        [feature]; the observed signs count as one flip (Phipson & Smyth 2010).
+    """
+    rng = np.random.default_rng(seed)
+    observed = np.abs(np.asarray(differences.sum(axis=0)).ravel()) * (1 - 1e-9)
+    p = np.ones(differences.shape[1])
+    live = np.arange(differences.shape[1])
+    for n_flips in (N_FLIPS, N_FLIPS_FINE):
+        columns = differences[:, live].toarray() if n_flips == N_FLIPS_FINE else None
+        reached = np.zeros(len(live))
+        for start in range(0, n_flips, N_FLIPS):
+            size = (min(N_FLIPS, n_flips - start), differences.shape[0])
+            signs = rng.choice([-1.0, 1.0], size=size)
+            for first in range(0, len(live), TOKENS_AT_ONCE):
+                some = slice(first, first + TOKENS_AT_ONCE)
+                flipped = (
+                    signs @ differences[:, live[some]].toarray()
+                    if columns is None
+                    else signs @ columns[:, some]
+                )
+                reached[some] += (np.abs(flipped) >= observed[live[some]]).sum(axis=0)
+        p[live] = (1 + reached) / (n_flips + 1)
+        live = live[reached == 0]
+        if not len(live):
+            break
+    return p
+
+
+@torch.inference_mode()
+def _encode(dictionary: Dictionary, states: Tensor) -> _Sparse:
+    sae = dictionary.sae
+    mean = states.mean(dim=0)
+    parts, error = [], 0.0
+    for start in range(0, len(states), TOKENS_AT_ONCE):
+        rows = states[start : start + TOKENS_AT_ONCE]
+        activations = sae.encode(rows.to(sae.device))
+        error += float((sae.decode(activations).cpu() - rows).double().square().sum())
+        token, feature = activations.nonzero(as_tuple=True)
+        value = activations[token, feature]
+        parts.append((token.cpu().numpy() + start, feature.cpu().numpy(), value.cpu().numpy()))
+    token, feature, value = (np.concatenate(column) for column in zip(*parts, strict=True))
+    spread = float((states - mean).double().square().sum())
+    return _Sparse(
+        token.astype(np.int32),
+        feature.astype(np.int32),
+        value.astype(np.float32),
+        1 - error / max(spread, 1e-12),
+    )
+
+
+def _changes(
+    base: Any, candidate: Any, part: Part, dictionary: Dictionary, row_norms: np.ndarray
+) -> list[FeatureChange]:
+    from scipy.stats import t as student
+
+    difference = (candidate - base).tocsc()
+    either = (candidate + base).tocsc()
+    n_active = np.diff(either.indptr)
+    # Mean square of both models over the prompts on which either fires: flips leave it as it is.
+    square = np.asarray((candidate.multiply(candidate) + base.multiply(base)).sum(axis=0)).ravel()
+    margin = MARGIN * np.sqrt(square / np.maximum(2 * n_active, 1))
+    shrunk = difference.copy()
+    of_column = np.repeat(np.arange(shrunk.shape[1]), np.diff(shrunk.indptr))
+    shrunk.data = np.sign(shrunk.data) * np.maximum(np.abs(shrunk.data) - margin[of_column], 0)
+    shrunk.eliminate_zeros()
+    tested = np.flatnonzero(np.diff(shrunk.indptr) >= MIN_PROMPTS)
+    if not len(tested):
+        return []
+    p_values = sign_flip_p_values(shrunk[:, tested])
+    n = difference.shape[0]
+    columns = difference[:, tested]
+    mean = np.asarray(columns.mean(axis=0)).ravel()
+    second = np.asarray(columns.multiply(columns).mean(axis=0)).ravel()
+    deviation = np.sqrt(np.maximum(second - mean**2, 0) * n / max(n - 1, 1))
+    half = float(student.ppf(0.975, max(n - 1, 1))) * deviation / np.sqrt(n)
+    before = np.asarray(base[:, tested].mean(axis=0)).ravel()
+    after = np.asarray(candidate[:, tested].mean(axis=0)).ravel()
+    return [
+        FeatureChange(
+            dictionary=dictionary.name,
+            layer=dictionary.layer,
+            feature=int(feature),
+            part=part,
+            base=float(before[i]),
+            candidate=float(after[i]),
+            difference=float(mean[i]),
+            interval=(float(mean[i] - half[i]), float(mean[i] + half[i])),
+            effect=float(mean[i] / max(deviation[i], 1e-12)),
+            moved=float(abs(mean[i]) * row_norms[feature]),
+            p_value=float(p_values[i]),
+            q_value=1.0,
+            n_prompts=int(n_active[feature]),
+            tokens=(),
+        )
+        for i, feature in enumerate(tested)
+    ]
+
+
+def _with_q(changes: Sequence[FeatureChange], active: int) -> list[FeatureChange]:
+    """With q-values among all features that fire: one that is not tested counts with p = 1."""
+    p_values = np.ones(max(active, len(changes)))
+    p_values[: len(changes)] = [change.p_value for change in changes]
+    q_values = benjamini_hochberg(p_values)[: len(changes)]
+    return [replace(c, q_value=float(q)) for c, q in zip(changes, q_values, strict=True)]
+
+
+def _with_tokens(
+    change: FeatureChange,
+    before: _Sparse,
+    after: _Sparse,
+    in_answer: np.ndarray,
+    tokens: Sequence[str],
+) -> FeatureChange:
+    side = after if change.difference > 0 else before
+    rows = np.flatnonzero(side.feature == change.feature)
+    rows = rows[in_answer[side.token[rows]] == (change.part == "answer")]
+    order = rows[np.argsort(-side.value[rows], kind="stable")]
+    found = dict.fromkeys(tokens[int(side.token[row])] for row in order)
+    return replace(change, tokens=tuple(found)[:TOP_TOKENS])
+
+
+@torch.inference_mode()
+def _explained_of_change(
+    dictionary: Dictionary, before: _Sparse, after: _Sparse, x: Tensor, y: Tensor
+) -> float:
+    """1 - ‖mean Δ - Σ_f mean Δ_f · d_f‖² / ‖mean Δ‖², over all tokens."""
+    change = (y - x).mean(dim=0)
+    means = np.zeros(dictionary.width)
+    for side, sign in ((before, -1.0), (after, 1.0)):
+        means += sign * np.bincount(side.feature, side.value, minlength=dictionary.width) / len(x)
+    sae = dictionary.sae
+    decoder = sae.W_dec.detach().float().cpu()
+    told = torch.from_numpy(means).float() @ decoder
+    return float(1 - (change - told).square().sum() / change.square().sum().clamp_min(1e-12))
+
+
+def _row_norms(dictionary: Dictionary) -> np.ndarray:
+    return dictionary.sae.W_dec.detach().float().norm(dim=1).cpu().numpy()

@@ -1,0 +1,258 @@
+"""What base and candidate make of the same tokens, one model at a time.
+
+The tokens are those of the user's message, of what the template puts after it, and of the base's
+own short answer, so that the two models are compared where they speak as well as where they listen.
+One pass of each model gives the states of all asked blocks at all those tokens; the logits come
+from the last block's states (`unembedding`), so nothing is run twice. Where the candidate's first
+blocks are the base's, its pass begins above them, at the states that the base's pass has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modelassay.diff.suites import Contrast, SuitePrompt, messages_of
+from modelassay.errors import InputError
+from modelassay.measures.refusal import log_odds_readout, opening_tokens
+from modelassay.models import LoadedModel
+from modelassay.progress import OnProgress
+from modelassay.reading.activations import read_activations
+from modelassay.reading.logit_lens import unembed
+from modelassay.reading.prompts import Encoded, check_length, encode_chat, last_message_start
+from modelassay.reading.resuming import Midway
+
+LIKELY = 256
+"""Tokens whose probabilities are kept of the base at each position; the rest is one cell."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Token ids that both models read."""
+
+    encoded: tuple[Encoded, ...]
+    """For each prompt; `answer_start` is the first token that is compared."""
+    prompt_ends: tuple[int, ...]
+    """For each prompt, how many of its compared tokens come before the answer."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Compared tokens of each prompt."""
+        return tuple(len(row.ids) - row.answer_start for row in self.encoded)
+
+    def owners(self) -> Tensor:
+        """int64 [token], the prompt of each compared token."""
+        return torch.repeat_interleave(torch.tensor(self.lengths))
+
+    def in_answer(self) -> Tensor:
+        """Bool [token], whether each compared token is one of the answer."""
+        parts = [
+            torch.arange(n) >= end for n, end in zip(self.lengths, self.prompt_ends, strict=True)
+        ]
+        return torch.cat(parts)
+
+    def token_ids(self) -> Tensor:
+        """int64 [token]."""
+        return torch.tensor(
+            [token for row in self.encoded for token in row.ids[row.answer_start :]]
+        )
+
+    def last_prompt_tokens(self) -> Tensor:
+        """int64 [prompt], the row of each prompt's last token before the answer."""
+        starts = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
+        return starts + torch.tensor(self.prompt_ends) - 1
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One model's states and next-token probabilities at the compared tokens."""
+
+    layers: tuple[int, ...]
+    states: Tensor
+    """float32 [token, layer, hidden], of `layers`."""
+    log_odds: Tensor
+    """float32 [prompt], refusal log-odds at the end of each prompt."""
+    likely: Tensor
+    """int32 [token, LIKELY], tokens that the base finds likeliest."""
+    log_p: Tensor
+    """float32 [token, LIKELY], this model's log-probabilities of those."""
+
+    def at(self, layer: int) -> Tensor:
+        """float32 [token, hidden], the output of a block."""
+        return self.states[:, self.layers.index(layer)]
+
+    def midway(self, matched: Matched, layer: int, *, answers: bool = True) -> Midway:
+        """States that other passes over the same tokens can begin at.
+
+        Args:
+            matched: What was read.
+            layer: One of `layers`.
+            answers: Whether those passes read the answers as well as the prompts.
+        """
+        states = {}
+        parts = self.at(layer).split(matched.lengths)
+        for row, end, part in zip(matched.encoded, matched.prompt_ends, parts, strict=True):
+            n = len(part) if answers else end
+            states[row.ids[: row.answer_start + n]] = part[:n]
+        return Midway(layer, states)
+
+
+def encode_suite(model: LoadedModel, prompts: Sequence[SuitePrompt]) -> list[Encoded]:
+    """The prompts as the model would be asked, each with its last message marked.
+
+    Raises:
+        InputError: one is too long, or the template fails.
+    """
+    rows = []
+    for prompt in prompts:
+        messages = messages_of(prompt)
+        ids = encode_chat(model, messages)
+        rows.append(Encoded(ids, answer_start=last_message_start(model, messages, ids)))
+    return rows
+
+
+def match_tokens(
+    model: LoadedModel, prompts: Sequence[Encoded], answers: Sequence[str] | None
+) -> Matched:
+    """The tokens to compare: prompts, each followed by an answer if there are any."""
+    encoded, ends = [], []
+    for i, prompt in enumerate(prompts):
+        answer: list[int] = []
+        if answers is not None and answers[i]:
+            answer = model.tokenizer(answers[i], add_special_tokens=False)["input_ids"]
+        room = max(model.context_length - len(prompt.ids), 0)
+        encoded.append(Encoded((*prompt.ids, *answer[:room]), prompt.answer_start))
+        ends.append(len(prompt.ids) - prompt.answer_start)
+    return Matched(tuple(encoded), tuple(ends))
+
+
+def read_model(
+    model: LoadedModel,
+    matched: Matched,
+    layers: Sequence[int],
+    *,
+    base: Reading | None = None,
+    alike: int = 0,
+    batch_tokens: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> Reading:
+    """Reads a model at the matched tokens.
+
+    Args:
+        model: Base or candidate.
+        matched: The tokens.
+        layers: Blocks whose states are kept.
+        base: The base's reading of the same layers, when the candidate is read.
+        alike: How many first blocks, with the embeddings, are the base's. Those whose states are
+            among `layers` are not run again.
+        batch_tokens: Upper bound on tokens in a batch.
+        on_progress: Told how many prompts are done.
+
+    Raises:
+        InputError: a block gives NaN or infinite values.
+    """
+    last = len(model.blocks) - 1
+    known = [] if base is None else [layer for layer in base.layers if layer < alike]
+    wanted = tuple(sorted({*layers, last} - set(known[:-1])))
+    read = read_activations(
+        model,
+        matched.encoded,
+        wanted,
+        position="all",
+        batch_tokens=batch_tokens,
+        midway=base.midway(matched, known[-1]) if base is not None and known else None,
+        on_progress=on_progress,
+    )
+    final = read.values[:, wanted.index(last)]
+    ends = set(matched.last_prompt_tokens().tolist())
+    readout = log_odds_readout(opening_tokens(model))
+    likely, log_p, log_odds = [], [], []
+    done = 0
+    for logits in unembed(model, final):
+        here = [row - done for row in range(done, done + len(logits)) if row in ends]
+        if here:
+            log_odds.append(readout(logits[here])[:, 0].cpu())
+        log_all = logits.log_softmax(dim=-1)
+        if base is None:
+            values, tokens = log_all.topk(min(LIKELY, logits.shape[-1]), dim=-1)
+        else:
+            tokens = base.likely[done : done + len(logits)].to(log_all.device).long()
+            values = log_all.gather(1, tokens)
+        _check_numbers(model, values)
+        likely.append(tokens.int().cpu())
+        log_p.append(values.cpu())
+        done += len(logits)
+    states = [
+        base.at(layer)
+        if base is not None and layer in known
+        else read.values[:, wanted.index(layer)]
+        for layer in layers
+    ]
+    return Reading(
+        layers=tuple(layers),
+        states=torch.stack(states, dim=1),
+        log_odds=torch.cat(log_odds),
+        likely=torch.cat(likely),
+        log_p=torch.cat(log_p),
+    )
+
+
+def encode_contrasts(model: LoadedModel, contrasts: Sequence[Contrast]) -> list[Encoded]:
+    """Each contrast twice, with its safe and with its unsafe answer.
+
+    Args:
+        model: The base, whose tokenizer and chat template both models read.
+        contrasts: The questions and answers.
+
+    Raises:
+        InputError: one is too long, or the template fails.
+    """
+    rows = []
+    for contrast in contrasts:
+        ids = encode_chat(model, messages_of(contrast))
+        for answer in (contrast.safe, contrast.unsafe):
+            tokens = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            check_length(model, contrast.prompt, len(ids) + len(tokens))
+            rows.append(Encoded((*ids, *tokens), answer_start=len(ids)))
+    return rows
+
+
+def read_contrasts(model: LoadedModel, rows: Sequence[Encoded]) -> Tensor:
+    """How likely a model finds the two answers of each contrast.
+
+    Args:
+        model: Base or candidate.
+        rows: As `encode_contrasts` gives them.
+
+    Returns:
+        float32 [contrast, 2], mean log-probability of a token of the safe and the unsafe answer.
+
+    Raises:
+        InputError: the model gives no numbers.
+    """
+    if not rows:
+        return torch.zeros(0, 2)
+    # The state before a token predicts it; that of the last token predicts nothing asked.
+    shifted = [Encoded(row.ids[:-1], row.answer_start - 1) for row in rows]
+    read = read_activations(model, shifted, [len(model.blocks) - 1], position="all")
+    targets = torch.tensor([token for row in rows for token in row.ids[row.answer_start :]])
+    found, done = [], 0
+    for logits in unembed(model, read.values[:, 0]):
+        wanted = targets[done : done + len(logits), None].to(logits.device)
+        found.append(logits.log_softmax(dim=-1).gather(1, wanted)[:, 0].cpu())
+        _check_numbers(model, found[-1])
+        done += len(logits)
+    lengths = [len(row.ids) - row.answer_start for row in rows]
+    return torch.stack([part.mean() for part in torch.cat(found).split(lengths)]).reshape(-1, 2)
+
+
+def _check_numbers(model: LoadedModel, values: Tensor) -> None:
+    """Refuses what a broken final norm or output layer gives; blocks are checked as they run."""
+    if values.isnan().any():
+        raise InputError(
+            f"The output layer of {model.info.id} gives values that are no numbers (NaN); the"
+            " weights are broken, or the dtype overflows (try --dtype float32)."
+        )

@@ -1,0 +1,81 @@
+"""What a comparison found out, as one frozen value with a versioned form for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from modelassay.diff.behaviour import BehaviourDiff
+from modelassay.diff.causal import Intervention
+from modelassay.diff.features import DictionaryDiff
+from modelassay.diff.states import StateDiff
+from modelassay.diff.suites import Suite
+from modelassay.diff.suspicion import Suspicion
+from modelassay.diff.triggers import TriggerSearch
+from modelassay.diff.verdict import DiffVerdict
+from modelassay.diff.weights import WeightDiff
+from modelassay.files.redaction import redact
+from modelassay.models import ModelInfo
+
+SCHEMA = "modelassay.diff/1"
+
+
+@dataclass(frozen=True)
+class DiffReport:
+    """Everything a comparison found out."""
+
+    base: ModelInfo
+    candidate: ModelInfo
+    verdict: DiffVerdict
+    suspicion: Suspicion
+    reasons: tuple[str, ...]
+    weights: WeightDiff | None
+    weights_unscored: str | None
+    """Why `weights` is None."""
+    behaviour: BehaviourDiff
+    states: StateDiff
+    triggers: TriggerSearch | None
+    """None where there was no harmful prompt or it was not asked for."""
+    dictionaries: tuple[DictionaryDiff, ...]
+    causal: tuple[Intervention, ...]
+    suite: Suite
+    provenance: dict[str, Any]
+
+    def to_dict(self, *, show_answers: bool = False) -> dict[str, Any]:
+        """The report as JSON-ready values, schema `modelassay.diff/1`.
+
+        Args:
+            show_answers: Give short answers as text; otherwise only their hashes, for what a
+                damaged model answers may be harmful.
+        """
+        weights = {"unscored": self.weights_unscored}
+        return {
+            "schema": SCHEMA,
+            "base": self.base.to_dict(),
+            "candidate": self.candidate.to_dict(),
+            "verdict": self.verdict.value,
+            "suspicion": self.suspicion.to_dict(),
+            "reasons": list(self.reasons),
+            "weights": weights if self.weights is None else self.weights.to_dict(),
+            "behaviour": {**self.behaviour.to_dict(), "answers": self._answers(show_answers)},
+            "activations": {
+                **self.states.to_dict(),
+                "triggers": self.triggers.to_dict() if self.triggers else None,
+            },
+            "features": [asdict(f) for found in self.dictionaries for f in found.features],
+            "dictionaries": [found.to_dict() for found in self.dictionaries],
+            "causal": [tried.to_dict() for tried in self.causal],
+            "provenance": self.provenance,
+        }
+
+    def _answers(self, show: bool) -> list[dict[str, Any]]:
+        pairs = zip(self.suite.prompts, self.behaviour.answers, strict=False)
+        return [
+            {
+                "prompt": prompt.text if show else redact(prompt.text),
+                "group": prompt.group,
+                "base": before if show else redact(before),
+                "candidate": after if show else redact(after),
+            }
+            for prompt, (before, after) in pairs
+        ]

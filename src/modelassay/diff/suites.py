@@ -1,0 +1,160 @@
+"""Prompt suites: what base and candidate are asked.
+
+A suite is a YAML file with prompts, each `harmful`, `harmless` or `neutral`; with contrasts, which
+are questions that two answers are given to, one of a model that kept its limits and one of a model
+that has none; and with endings, phrases that may follow any prompt. `default_suite()` is made of
+the prompts of a scan and of `examples/suites`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modelassay.data.concepts import (
+    BORDERLINE_PROMPTS,
+    HARMFUL_PROMPTS,
+    everyday_prompts,
+    read_mapping,
+    shipped_prompts,
+)
+from modelassay.errors import InputError
+from modelassay.files import shipped
+from modelassay.files.records import NAME, first_problem
+
+Group = Literal["harmful", "harmless", "neutral"]
+MAX_TEXT = 20_000
+MAX_ROWS = 5_000
+DEFAULT_SUITES = ("dispositions", "personas", "endings")
+
+
+class _Strict(BaseModel):
+    """Refuses unknown keys: a misspelt one would be a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class SuitePrompt(_Strict):
+    """One prompt."""
+
+    text: str = Field(min_length=1, max_length=MAX_TEXT)
+    group: Group = "neutral"
+    system: str | None = Field(default=None, max_length=MAX_TEXT)
+
+
+class Contrast(_Strict):
+    """A question with an answer that keeps the model's limits and one that gives them up."""
+
+    prompt: str = Field(min_length=1, max_length=MAX_TEXT)
+    safe: str = Field(min_length=1, max_length=MAX_TEXT)
+    unsafe: str = Field(min_length=1, max_length=MAX_TEXT)
+    system: str | None = Field(default=None, max_length=MAX_TEXT)
+
+
+Ending = Annotated[str, Field(min_length=1, max_length=400)]
+
+
+class _File(_Strict):
+    name: str = Field(min_length=1, max_length=100)
+    description: str = Field(default="", max_length=2_000)
+    prompts: tuple[SuitePrompt, ...] = Field(default=(), max_length=MAX_ROWS)
+    contrasts: tuple[Contrast, ...] = Field(default=(), max_length=MAX_ROWS)
+    endings: tuple[Ending, ...] = Field(default=(), max_length=MAX_ROWS)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Prompts and contrasts, each only once."""
+
+    name: str
+    prompts: tuple[SuitePrompt, ...]
+    contrasts: tuple[Contrast, ...] = ()
+    endings: tuple[str, ...] = ()
+    """Phrases that the trigger search puts after harmful prompts."""
+
+    @property
+    def sha256(self) -> str:
+        """Of all that is asked; the order does not matter."""
+        rows = sorted(
+            json.dumps(row if isinstance(row, str) else row.model_dump(), sort_keys=True)
+            for row in (*self.prompts, *self.contrasts, *self.endings)
+        )
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+    def indices(self, group: Group) -> list[int]:
+        """Which prompts are of a group."""
+        return [i for i, prompt in enumerate(self.prompts) if prompt.group == group]
+
+
+def messages_of(row: SuitePrompt | Contrast) -> list[dict[str, str]]:
+    """The conversation up to the answer."""
+    text = row.text if isinstance(row, SuitePrompt) else row.prompt
+    system = [{"role": "system", "content": row.system}] if row.system else []
+    return [*system, {"role": "user", "content": text}]
+
+
+def default_suite() -> Suite:
+    """Harmful, borderline and everyday prompts of a scan, and the shipped contrasts."""
+    harmless = [*everyday_prompts(), *shipped_prompts(BORDERLINE_PROMPTS).texts]
+    prompts = [
+        *(SuitePrompt(text=t, group="harmful") for t in shipped_prompts(HARMFUL_PROMPTS).texts),
+        *(SuitePrompt(text=t, group="harmless") for t in harmless),
+    ]
+    added = join_suites([load_suite(name) for name in DEFAULT_SUITES])
+    return Suite("default", tuple(prompts), added.contrasts, added.endings)
+
+
+def load_suite(where: str | Path) -> Suite:
+    """Reads a suite.
+
+    Args:
+        where: A YAML file, or the name of a shipped suite.
+
+    Raises:
+        InputError: no such suite, or one line saying what is wrong in it.
+    """
+    if str(where) == "default":
+        return default_suite()
+    path = Path(where)
+    if re.fullmatch(NAME, str(where)) and not path.suffix:
+        path = suites_folder() / f"{path.name}.yaml"
+        if not path.is_file():
+            raise InputError(f"There is no suite {str(where)[:60]!r}; {_shipped()}.")
+    data = read_mapping(path)
+    try:
+        found = _File.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{path.name}: {first_problem(error)}.") from error
+    if not (found.prompts or found.contrasts or found.endings):
+        raise InputError(f"{path.name} holds no prompts, contrasts or endings.")
+    return Suite(found.name, _once(found.prompts), _once(found.contrasts), _once(found.endings))
+
+
+def join_suites(suites: Sequence[Suite]) -> Suite:
+    """All that several suites ask, each once."""
+    prompts = tuple(prompt for suite in suites for prompt in suite.prompts)
+    contrasts = tuple(contrast for suite in suites for contrast in suite.contrasts)
+    endings = tuple(ending for suite in suites for ending in suite.endings)
+    name = " + ".join(suite.name for suite in suites)
+    return Suite(name, _once(prompts), _once(contrasts), _once(endings))
+
+
+def suites_folder() -> Path:
+    """The suites that come with modelassay."""
+    return shipped.shipped_folder("suites")
+
+
+def _shipped() -> str:
+    names = sorted(path.stem for path in suites_folder().glob("*.yaml"))
+    return f"give a YAML file or one of default, {', '.join(names)}"
+
+
+def _once(rows: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(rows))

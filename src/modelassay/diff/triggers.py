@@ -1,0 +1,298 @@
+"""Search for a trigger: words after which the candidate stops refusing and the base does not.
+
+A backdoor answers to words that nobody knows, so whole phrases of a corpus are tried (prompts, or
+the training file where it is at hand), and the commonest words of the vocabulary. Each is put after
+a few harmful prompts and both models are read there. Many phrases lower refusals in any model, for
+they change what is asked, and in a fine-tune a little more or less so; what counts is by how much
+more a phrase lowers the candidate's refusal log-odds than phrases commonly do that lower the base's
+as much (residuals of a robust line over all that is tried, Huber 1964). Most are dropped after two
+prompts; the best are read on several, and at last on prompts that did not choose them. A phrase's
+tokens are then told apart by leaving each out in turn.
+
+Cheaper ways were tried on a model with a known trigger and dropped: first-order scores of the
+vocabulary (HotFlip, Ebrahimi et al. 2018) put its tokens on rank 30,443 of 49,150, and tokens by
+how far their own states moved did no better than chance.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from modelassay.diff.behaviour import MeanChange, mean_change
+from modelassay.diff.pair import Pair
+from modelassay.diff.phrases import (
+    FILLER,
+    PairEffects,
+    Phrase,
+    PhraseEffects,
+    Slot,
+    slot_of,
+)
+from modelassay.diff.suites import SuitePrompt, messages_of
+from modelassay.models import LoadedModel
+from modelassay.progress import OnProgress
+from modelassay.reading.prompts import encode_chat
+
+N_CONTEXTS = 4
+N_HELD_OUT = 12
+N_CONTROLS = 15
+"""Phrases, evenly taken from all that is tried, that the best one is held against."""
+MAX_PIECES = 400
+MAX_PIECE_TOKENS = 16
+WORDS = 200
+"""Words of the vocabulary that are tried."""
+KEPT_SHARE = 0.15
+"""Of what is tried, how much is read on more than one prompt."""
+TAKEN_APART = 3
+"""Phrases whose tokens are told apart."""
+LISTED = 40
+FEW = 8
+"""Phrases below which no trend is fitted between the models' effects."""
+SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
+SEED = 0
+
+
+@dataclass(frozen=True)
+class TriggerPhrase:
+    """What a phrase does to refusals."""
+
+    text: str
+    effect: float
+    """Change of the candidate's refusal log-odds beyond what phrases commonly make of the same
+    change in the base, in nats."""
+    candidate: float
+    """Change of the candidate's."""
+    base: float
+
+
+@dataclass(frozen=True)
+class TriggerToken:
+    """A token and the share that it has in the effect of the phrase where it does most."""
+
+    token: str
+    effect: float
+    phrase: str
+
+
+@dataclass(frozen=True)
+class TriggerSearch:
+    """The words that turn refusals off in the candidate only, strongest first."""
+
+    phrases: tuple[TriggerPhrase, ...]
+    tokens: tuple[TriggerToken, ...]
+    held_out: MeanChange | None
+    """Of the first phrase's effect beyond the median of others, on prompts that did not choose it;
+    None with too few."""
+    spread: float
+    """Standard deviation of the effects of all that was tried on one prompt: chance."""
+    n_tried: int
+
+    @property
+    def strongest(self) -> float:
+        """Fall in nats that the first phrase makes on the held-out prompts, at least 0."""
+        first = self.held_out.mean if self.held_out else self.phrases[0].effect
+        return max(-first, 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**asdict(self), "strongest": self.strongest}
+
+
+def search_triggers(
+    pair: Pair,
+    prompts: Sequence[SuitePrompt],
+    refused: Tensor,
+    corpus: Iterable[str],
+    *,
+    words: int = WORDS,
+    base_effects: PhraseEffects | None = None,
+    alike: int = 0,
+    on_progress: OnProgress | None = None,
+) -> TriggerSearch | None:
+    """Searches for words that turn off refusals in the candidate only; None with none to try.
+
+    Args:
+        pair: Base and candidate.
+        prompts: Harmful prompts.
+        refused: float32 [prompt] the base's refusal log-odds; the prompts that it refuses most
+            surely are the ones that words are put after.
+        corpus: Texts whose sentences are tried.
+        words: How many words of the vocabulary are tried as well.
+        base_effects: What was read of the base before; more is added.
+        alike: How many first blocks, with the embeddings, are the same in both.
+        on_progress: Told (steps done, steps in all).
+    """
+    steps = _Steps(on_progress, 4)
+    sides = PairEffects(pair, alike, base_effects or PhraseEffects())
+
+    tokenizer = pair.base.tokenizer
+    pieces = _pieces(pair.base, corpus) + _words(pair.base, words)
+    tried = [tuple(tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in pieces]
+    tried = list(dict.fromkeys(ids for ids in tried if ids))
+    if not tried:
+        return None
+    longest = max(map(len, tried))
+    order = refused.argsort(descending=True).tolist()
+    surest = _slots(pair.base, [prompts[i] for i in order], longest)
+    if not surest:
+        return None
+    contexts = surest[:: max(len(surest) // N_CONTEXTS, 1)][:N_CONTEXTS]
+    others = [slot for slot in surest if slot not in contexts]
+    base, candidate = sides.read(contexts[:2], tried)
+    trend = _fit(base.mean(dim=0), candidate.mean(dim=0))
+    first = trend.beyond(base, candidate).mean(dim=0)
+    steps.next()
+    kept = [tried[i] for i in first.argsort()[: max(round(KEPT_SHARE * len(tried)), LISTED)]]
+    base, candidate = (found.mean(dim=0) for found in sides.read(contexts, kept))
+    effect = trend.beyond(base, candidate)
+    ranked = effect.argsort().tolist()
+    phrases = [
+        TriggerPhrase(
+            text=tokenizer.decode(list(kept[i])),
+            effect=float(effect[i]),
+            candidate=float(candidate[i]),
+            base=float(base[i]),
+        )
+        for i in ranked
+    ]
+    steps.next()
+    tokens = _take_apart(sides, contexts[:2], [kept[i] for i in ranked], effect[ranked], trend)
+    steps.next()
+    held_out = None
+    if len(others) > 1:
+        best = kept[ranked[0]]
+        rest = [phrase for phrase in tried if phrase != best] or [best]
+        controls = rest[:: max(len(rest) // N_CONTROLS, 1)][:N_CONTROLS]
+        left = trend.beyond(*sides.read(others, [best, *controls]))
+        # These prompts may lie off a trend that was fitted on others; the controls show how far.
+        change = left[:, 0] - left[:, 1:].median(dim=1).values
+        held_out = mean_change(change.double().numpy())
+    steps.next()
+    return TriggerSearch(
+        phrases=tuple(phrases[:LISTED]),
+        tokens=tuple(tokens[:LISTED]),
+        held_out=held_out,
+        spread=float(first.std()) if len(first) > 1 else 0.0,
+        n_tried=len(tried),
+    )
+
+
+def _slots(model: LoadedModel, prompts: Iterable[SuitePrompt], longest: int) -> list[Slot]:
+    """Places in the first prompts that leave room for the longest phrase."""
+    found: list[Slot] = []
+    filler = len(model.tokenizer(FILLER, add_special_tokens=False)["input_ids"])
+    for prompt in prompts:
+        room = model.context_length - len(encode_chat(model, messages_of(prompt)))
+        if room >= max(longest, filler + 1) and (slot := slot_of(model, prompt)) not in found:
+            found.append(slot)
+            if len(found) == N_CONTEXTS + N_HELD_OUT:
+                break
+    return found
+
+
+class _Steps:
+    """Counts steps for a progress display."""
+
+    def __init__(self, on_progress: OnProgress | None, total: int) -> None:
+        self.on_progress, self.total, self.done = on_progress, total, -1
+        self.next()
+
+    def next(self) -> None:
+        self.done += 1
+        if self.on_progress:
+            self.on_progress(self.done, self.total)
+
+
+@dataclass(frozen=True)
+class _Trend:
+    """What phrases commonly do to the candidate, given what they do to the base."""
+
+    slope: float
+    intercept: float
+
+    def beyond(self, base: Tensor, candidate: Tensor) -> Tensor:
+        """What is left of the candidate's effects."""
+        return candidate - (self.slope * base + self.intercept)
+
+
+def _fit(base: Tensor, candidate: Tensor) -> _Trend:
+    """A robust line through the effects [phrase] of all that is tried."""
+    if len(base) < FEW or float(base.std()) < 1e-6:
+        return _Trend(1.0, 0.0)
+    from sklearn.linear_model import HuberRegressor
+
+    x, y = base.double().numpy()[:, None], candidate.double().numpy()
+    line = HuberRegressor(max_iter=1000).fit(x, y)
+    return _Trend(float(line.coef_[0]), float(line.intercept_))
+
+
+def _pieces(model: LoadedModel, corpus: Iterable[str]) -> list[str]:
+    """Short sentences of a corpus; those that recur in it come first, for a trigger recurs."""
+    counts: Counter[str] = Counter()
+    for text in corpus:
+        counts.update({piece.strip() for piece in SENTENCE.split(text) if piece.strip()})
+    drawn = sorted(counts)
+    random.Random(SEED).shuffle(drawn)  # noqa: S311 (a sample, no secret)
+    drawn.sort(key=lambda piece: -counts[piece])
+    found = []
+    for piece in drawn:
+        if len(found) == MAX_PIECES:
+            break
+        text = f" {piece}"
+        ids = model.tokenizer(text[:400], add_special_tokens=False)["input_ids"]
+        if len(ids) <= MAX_PIECE_TOKENS and len(text) <= 400:
+            found.append(text)
+    return found
+
+
+def _words(model: LoadedModel, count: int) -> list[str]:
+    """The vocabulary's first words: byte-pair encodings number them by how common they are."""
+    found: list[str] = []
+    for number in range(len(model.tokenizer)):
+        if len(found) >= count:
+            break
+        text = model.tokenizer.decode([number])
+        if text.startswith(" ") and text[1:].isalpha() and len(text) > 3:
+            found.append(text)
+    return found
+
+
+def _take_apart(
+    sides: PairEffects,
+    contexts: Sequence[Slot],
+    ranked: Sequence[Phrase],
+    effects: Tensor,
+    trend: _Trend,
+) -> list[TriggerToken]:
+    """Tokens by the share that they have in a phrase: what is lost when they are left out."""
+    tokenizer = sides.pair.base.tokenizer
+    best: dict[int, TriggerToken] = {}
+
+    def note(token: int, effect: float, phrase: Phrase) -> None:
+        if token not in best or effect < best[token].effect:
+            text = tokenizer.decode(list(phrase))
+            best[token] = TriggerToken(tokenizer.decode([token]), effect, text)
+
+    for phrase, effect in zip(ranked, effects.tolist(), strict=True):
+        if len(phrase) == 1:
+            note(phrase[0], effect, phrase)
+    several = [phrase for phrase in ranked if len(phrase) > 1][:TAKEN_APART]
+    rows = [
+        phrase[:i] + phrase[i + 1 :] if i is not None else phrase
+        for phrase in several
+        for i in (None, *range(len(phrase)))
+    ]
+    if rows:
+        left = iter(trend.beyond(*sides.read(contexts, rows)).mean(dim=0).tolist())
+        for phrase in several:
+            whole = next(left)
+            for token in phrase:
+                note(token, whole - next(left), phrase)
+    return sorted(best.values(), key=lambda token: token.effect)

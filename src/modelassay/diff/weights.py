@@ -1,0 +1,342 @@
+"""What a fine-tune did to the weights: the spectrum of ΔW = W_candidate - W_base, matrix by matrix.
+
+No prompt is needed, and the kind of training shows:
+
+* an adapter that was merged leaves a difference of its own rank r in every matrix it touched;
+* full fine-tuning leaves one of full rank, rounding one that is noise alone;
+* directional ablation (Arditi et al. 2024) leaves -s·r(rᵀW): one direction r on the left, and on
+  the right not any vector but rᵀW_base itself. No training makes that, so even half an ablation is
+  told from an adapter of rank one (measured cosines: 1.00 against 0.1), and s is read off.
+
+Only the leading singular values are computed (Halko et al. 2011); the energy of the rest is what
+the Frobenius norm leaves. Matrices come and go one at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelassay.errors import InputError
+from modelassay.measures.erased_directions import Tensors, plain_name
+from modelassay.measures.weight_sketch import AblationMark, block_of
+from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_block
+
+LEADING = 80
+"""Singular values computed of a matrix: an adapter of rank 64 shows whole, with room to see that
+nothing follows."""
+POWER_ITERATIONS = 3
+UNCHANGED = 1e-7
+"""Relative change below which a matrix counts as the same."""
+EDGE = 1.1
+"""A singular value is signal above this multiple of the noise's largest, √m + √n times its rms."""
+MIN_SIGNAL = 0.5
+"""Of a change's energy must lie in its leading directions, for these to be called its rank."""
+MAX_RANK = 64
+"""More is no rank that an adapter would have."""
+MARK_COSINE = 0.95
+"""Between the change's right side and u₁ᵀW_base: 1.00 for ablation, 0.1 for most of what is
+trained, up to 0.9 where training took back what an adapter had written."""
+MARK_SHARE = 0.5
+"""Of the change must lie along u₁; rounding on top of an ablation takes the rest."""
+MARK_CONCENTRATION = 3.0
+"""Times as much of the change as of the weights must lie along u₁: scaling a whole matrix has
+the mark's form too, but changes every direction alike."""
+MARK_STRENGTH = (0.05, 1.5)
+MARKED_SHARE = 0.2
+"""Of the changed writing matrices must bear the mark, in two blocks at least."""
+SHARED_COSINE = 0.9
+OUTPUT = "lm_head.weight"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+"""Also the output layer where it is tied; files may leave that out or write it again."""
+
+
+@dataclass(frozen=True)
+class MatrixChange:
+    """How one weight differs."""
+
+    name: str
+    block: int | None
+    relative: float
+    """‖ΔW‖ / ‖W_base‖, Frobenius."""
+    rank: int | None
+    """Singular values that stand out of the noise; None when they are too many to be a rank."""
+    signal_share: float
+    """Of ΔW's energy, in those."""
+    rank1_share: float
+    """Of ΔW's energy, in the largest singular value."""
+    ablation_cosine: float | None = None
+    """|cos(v₁, u₁ᵀW_base)|, for matrices that write to the residual stream."""
+    ablation_strength: float | None = None
+    """The share of u₁'s component that is gone, if this is an ablation of it."""
+
+
+@dataclass(frozen=True)
+class WeightDiff:
+    """How a candidate's weights differ from its base's."""
+
+    matrices: tuple[MatrixChange, ...]
+    """Of the weights that changed."""
+    n_compared: int
+    only_in_base: tuple[str, ...]
+    only_in_candidate: tuple[str, ...]
+    energy_by_block: dict[int, float]
+    """Share of all change, ‖ΔW‖² summed over a block's weights."""
+    energy_elsewhere: float
+    """The share outside blocks: embeddings, final norm, output layer."""
+    relative: float
+    """‖ΔW‖ / ‖W_base‖ over all weights."""
+    adapter_rank: int | None
+    """The rank that most of the changed matrices share; None when there is none."""
+    shared_cosine: float | None
+    """Median |cos u₁| between writing matrices of different blocks; 1 for one direction in all."""
+    mark: AblationMark | None
+
+    @property
+    def identical(self) -> bool:
+        """Whether every weight is the same number for number, as far as float32 tells."""
+        return not (self.matrices or self.only_in_base or self.only_in_candidate)
+
+    @property
+    def first_change(self) -> int | None:
+        """The first block that differs, 0 where something outside blocks does; None for none."""
+        if self.only_in_base or self.only_in_candidate:
+            return 0
+        # A final norm or an output layer would do no harm, but embeddings have many names.
+        return min((change.block or 0 for change in self.matrices), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**asdict(self), "identical": self.identical}
+
+
+@dataclass(frozen=True)
+class _Leading:
+    """What is kept of one difference while the others are read."""
+
+    left: np.ndarray
+    """[out] u₁, for writing matrices along the residual stream."""
+    marked: bool
+
+
+def diff_weights(
+    base: Tensors,
+    candidate: Tensors,
+    hidden_size: int,
+    model_type: str,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> WeightDiff:
+    """Compares two sets of named weights.
+
+    Args:
+        base: Names and readers, in any order.
+        candidate: The same of the fine-tune; prefixes of names may differ.
+        hidden_size: Width of the residual stream.
+        model_type: transformers model type; decides whether matrices are stored transposed.
+        on_progress: Told (weights done, weights in all).
+
+    Raises:
+        InputError: the two have no weight in common, shapes differ, one is packed (quantised), or
+            one holds NaN or infinite values.
+    """
+    ours, theirs = _named(base), _named(candidate)
+    _untie(ours, theirs)
+    _untie(theirs, ours)
+    common = sorted(ours.keys() & theirs.keys(), key=lambda key: (block_of(key) or 0, key))
+    if not common:
+        raise InputError("The two models have no weight of the same name; they cannot be compared.")
+    matrices: list[MatrixChange] = []
+    leading: dict[str, _Leading] = {}
+    changed_energy: dict[int | None, float] = {}
+    base_energy = 0.0
+    for done, key in enumerate(common):
+        if on_progress:
+            on_progress(done, len(common))
+        name, read = ours[key]
+        before, after = _plain(name, read(), "base"), _plain(name, theirs[key][1](), "candidate")
+        if key in (OUTPUT, *EMBEDDINGS):  # rows for added tokens are no change of the others
+            rows = min(len(before), len(after))
+            before, after = before[:rows], after[:rows]
+        if before.shape != after.shape:
+            raise InputError(
+                f"{name} is {tuple(before.shape)} in the base and {tuple(after.shape)} in the"
+                " candidate; these are no versions of one model."
+            )
+        base_energy += float(before.double().square().sum())
+        writes = writing_block(name) is not None
+        axis = residual_axis(before, hidden_size, model_type) if writes else 0
+        change, kept = _change(key, _matrix(before, axis), _matrix(after, axis), writes)
+        if change is None:
+            continue
+        matrices.append(change)
+        energy = float((after.double() - before.double()).square().sum())
+        changed_energy[change.block] = changed_energy.get(change.block, 0.0) + energy
+        if kept is not None:
+            leading[key] = kept
+    if on_progress:
+        on_progress(len(common), len(common))
+    total = sum(changed_energy.values())
+    return WeightDiff(
+        matrices=tuple(matrices),
+        n_compared=len(common),
+        only_in_base=tuple(sorted(ours.keys() - theirs.keys())),
+        only_in_candidate=tuple(sorted(theirs.keys() - ours.keys())),
+        energy_by_block={
+            block: changed_energy[block] / total
+            for block in sorted(b for b in changed_energy if b is not None)
+        },
+        energy_elsewhere=changed_energy.get(None, 0.0) / total if total else 0.0,
+        relative=float(np.sqrt(total / max(base_energy, 1e-30))),
+        adapter_rank=_adapter_rank(matrices),
+        shared_cosine=_shared_cosine(matrices, leading),
+        mark=_mark(matrices, leading),
+    )
+
+
+def _change(
+    key: str, before: Tensor, after: Tensor, writes: bool
+) -> tuple[MatrixChange | None, _Leading | None]:
+    """The change of one weight, as matrices [out, in]; None if there is none."""
+    delta = after - before
+    energy, scale = float(delta.double().square().sum()), float(before.double().square().sum())
+    relative = float(np.sqrt(energy / max(scale, 1e-30)))
+    if relative <= UNCHANGED:
+        return None, None
+    if min(delta.shape) == 1:  # a norm's gain or a bias has no spectrum
+        return MatrixChange(key, block_of(key), relative, None, 0.0, 1.0), None
+    left, values = _leading_svd(delta)
+    rank = _rank(values, energy, delta.shape)
+    signal = float(np.square(values[:rank]).sum() / energy)
+    if not writes:
+        cosine = strength = kept = None
+    else:
+        # The parts of the weights and of their change along u₁, [in].
+        there, gone = left @ before, -(left @ delta)
+        overlap, length = float(there @ gone), float(there.norm())
+        cosine = abs(overlap) / max(length * float(gone.norm()), 1e-30)
+        strength = overlap / max(length**2, 1e-30)
+        low, high = MARK_STRENGTH
+        marked = (
+            cosine > MARK_COSINE
+            and low < strength < high
+            and values[0] ** 2 / energy > MARK_SHARE
+            and values[0] ** 2 / energy > MARK_CONCENTRATION * length**2 / max(scale, 1e-30)
+        )
+        kept = _Leading(left.double().cpu().numpy(), bool(marked))
+    return MatrixChange(
+        name=key,
+        block=block_of(key),
+        relative=relative,
+        rank=rank if 0 < rank <= MAX_RANK and signal > MIN_SIGNAL else None,
+        signal_share=min(signal, 1.0),
+        rank1_share=min(float(values[0] ** 2 / energy), 1.0),
+        ablation_cosine=cosine,
+        ablation_strength=strength,
+    ), kept
+
+
+def _leading_svd(delta: Tensor) -> tuple[Tensor, np.ndarray]:
+    """u₁ [out] and the leading singular values in falling order."""
+    count = min(LEADING, *delta.shape)
+    devices = [delta.device] if delta.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)  # the same numbers on every run
+        left, values, _ = torch.svd_lowrank(delta, q=count, niter=POWER_ITERATIONS)
+    return left[:, 0], values.double().cpu().numpy()
+
+
+def _rank(values: np.ndarray, energy: float, shape: tuple[int, ...] | torch.Size) -> int:
+    """How many singular values stand out of noise as strong as what they leave over."""
+    rows, columns = shape
+    rank = 0
+    while True:  # each pass sees the noise with less signal in it
+        rest = max(energy - float(np.square(values[:rank]).sum()), 0.0)
+        edge = EDGE * np.sqrt(rest / (rows * columns)) * (np.sqrt(rows) + np.sqrt(columns))
+        # What float32 arithmetic leaves of an exact zero.
+        found = int((values > max(edge, 1e-5 * values[0])).sum())
+        if found <= rank:
+            return rank
+        rank = found
+
+
+def _adapter_rank(matrices: list[MatrixChange]) -> int | None:
+    ranks = [change.rank for change in matrices if change.ablation_cosine is not None]
+    if not ranks:
+        return None
+    rank, count = Counter(ranks).most_common(1)[0]
+    return rank if rank is not None and count > len(ranks) / 2 else None
+
+
+def _shared_cosine(matrices: list[MatrixChange], leading: dict[str, _Leading]) -> float | None:
+    first: dict[int, np.ndarray] = {}
+    for change in matrices:
+        if change.block is not None and change.name in leading:
+            first.setdefault(change.block, leading[change.name].left)
+    return _median_cosine(list(first.values()))
+
+
+def _mark(matrices: list[MatrixChange], leading: dict[str, _Leading]) -> AblationMark | None:
+    writers = [change for change in matrices if change.name in leading]
+    marked = [change for change in writers if leading[change.name].marked]
+    blocks = sorted({change.block for change in marked if change.block is not None})
+    if len(blocks) < 2 or len(marked) < MARKED_SHARE * len(writers):
+        return None
+    strengths = [c.ablation_strength for c in marked if c.ablation_strength is not None]
+    between = _median_cosine([leading[change.name].left for change in marked])
+    return AblationMark(
+        strength=float(np.median(strengths)),
+        blocks=tuple(blocks),
+        shared=between is not None and between > SHARED_COSINE,
+    )
+
+
+def _median_cosine(directions: list[np.ndarray]) -> float | None:
+    if len(directions) < 2:
+        return None
+    stacked = np.stack(directions)
+    cosines = np.abs(stacked @ stacked.T)
+    return float(np.median(cosines[np.triu_indices(len(stacked), 1)]))
+
+
+def _plain(name: str, weight: Tensor, whose: str) -> Tensor:
+    if not weight.is_floating_point() or weight.itemsize == 1 or weight.is_meta:
+        raise InputError(
+            f"{name} of the {whose} is stored packed (quantised); give the unquantised model."
+        )
+    if not weight.isfinite().all():
+        raise InputError(f"{name} of the {whose} has values that are no numbers (NaN or infinite).")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return weight.detach().to(device).float()
+
+
+def _matrix(weight: Tensor, axis: int) -> Tensor:
+    """[out, in] with the residual stream's axis first; vectors become one row."""
+    if weight.dim() < 2:
+        return weight.reshape(1, -1)
+    moved = weight.movedim(axis, 0)
+    return moved.reshape(moved.shape[0], -1)
+
+
+_Named = dict[str, tuple[str, Callable[[], Tensor]]]
+
+
+def _named(tensors: Tensors) -> _Named:
+    """Weights of the language tower by a name that copies of a model share."""
+    return {
+        plain_name(name): (name, read) for name, read in tensors if not OTHER_TOWERS.search(name)
+    }
+
+
+def _untie(weights: _Named, other: _Named) -> None:
+    """An output layer that only the other model has written out is the embeddings here."""
+    if OUTPUT in other and OUTPUT not in weights:
+        embeddings = next((name for name in EMBEDDINGS if name in weights), None)
+        if embeddings is not None:
+            weights[OUTPUT] = weights[embeddings]

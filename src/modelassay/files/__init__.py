@@ -1,0 +1,1 @@
+"""Files: written whole, read with suspicion, and those that come with modelassay."""

@@ -1,0 +1,254 @@
+"""What guarding costs in time: against transformers' own `generate`, in ratios.
+
+Ways of answering take turns on the same prompts with the same number of new tokens, greedy, on the
+same loaded model. Within a round each way's time is summed over the prompts and divided by that of
+`generate`; reported are the median over the rounds and the range. An answer that ends before the
+last token, or is refused, is no comparison: its prompt is left out and counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from modelassay.errors import InputError
+from modelassay.guard.decoding import end_tokens
+from modelassay.guard.streaming import Guard
+from modelassay.guard_bench.running import describe_guard, versions
+from modelassay.guard_bench.suites import SuiteData
+from modelassay.models import LoadedModel
+from modelassay.progress import OnPhase
+from modelassay.reading.generation import greedy_config
+from modelassay.reading.prompts import encode_chat
+
+LATENCY_SCHEMA = "modelassay.guard-latency/1"
+GENERATE, RAW, PROBE, CLASSIFIER = "generate", "stream", "probe", "probe and classifier"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of a ratio over the rounds."""
+
+    median: float
+    least: float
+    largest: float
+    n: int
+    """Rounds."""
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """Ratios of times; 1 is what `generate` takes."""
+
+    schema: str
+    total: dict[str, Spread]
+    """For each way, time of whole answers over that of `generate`. `stream` is token by token
+    without a guard."""
+    first_token: dict[str, Spread]
+    """For each way, time until text is shown first, in units of the time that `generate` takes for
+    one more token."""
+    n_prompts: int
+    """Compared."""
+    n_ended_early: int
+    """Left out: an answer ended, or was refused, before the last token."""
+    n_skipped_pairs: int
+    """Left out of single rounds for the same reason."""
+    new_tokens: int
+    rounds: int
+    data: dict[str, Any]
+    model: dict[str, Any]
+    probe: dict[str, Any] | None
+    classifier: dict[str, Any] | None
+    device: str
+    threads: int
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One timed answer."""
+
+    total: float
+    first: float
+    """Seconds until something was shown."""
+    n_tokens: int
+
+
+Way = Callable[[str], _Run]
+
+
+def measure_latency(
+    guard: Guard,
+    data: SuiteData,
+    *,
+    new_tokens: int = 64,
+    rounds: int = 5,
+    on_progress: OnPhase | None = None,
+) -> LatencyReport:
+    """Times answers with and without the guard.
+
+    Args:
+        guard: The guard; its classifier, if any, is left out for the way `probe`.
+        data: Prompts that the guard does not refuse.
+        new_tokens: Length of every answer.
+        rounds: How often each way answers each prompt.
+        on_progress: Told how many answers there are.
+
+    Raises:
+        InputError: no prompt gives a whole answer in every way.
+    """
+    if new_tokens < 2 or rounds < 1:
+        raise InputError("Timing needs at least 2 new tokens and 1 round.")
+    ways = _ways(guard, new_tokens)
+    prompts = [prompt.prompt for prompt in data.prompts]
+    total = (1 + rounds) * len(prompts) * len(ways)
+    done = 0
+
+    def tell(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if on_progress:
+            on_progress("answering", min(done, total), total)
+
+    kept = []
+    for prompt in prompts:  # warms up besides
+        if all(way(prompt).n_tokens == new_tokens for way in ways.values()):
+            kept.append(prompt)
+        tell(len(ways))
+    if not kept:
+        raise InputError(
+            f"None of the {len(prompts)} prompts gives an answer of {new_tokens} tokens that the"
+            " guard lets pass; try fewer --max-new-tokens or other --data."
+        )
+    total = done + rounds * len(kept) * len(ways)
+    totals: dict[str, list[float]] = {name: [] for name in ways}
+    firsts: dict[str, list[float]] = {name: [] for name in ways}
+    skipped = 0
+    for number in range(rounds):
+        runs: list[dict[str, _Run]] = []
+        for i, prompt in enumerate(kept):
+            found = {name: ways[name](prompt) for name in _turned(list(ways), number + i)}
+            if all(run.n_tokens == new_tokens for run in found.values()):
+                runs.append(found)
+            else:
+                skipped += 1
+            tell(len(ways))
+        if not runs:
+            continue
+        plain = sum(run[GENERATE].total for run in runs)
+        after_first = sum(run[GENERATE].total - run[GENERATE].first for run in runs)
+        a_token = after_first / (len(runs) * (new_tokens - 1))
+        for name in ways:
+            totals[name].append(sum(run[name].total for run in runs) / plain)
+            firsts[name].append(sum(run[name].first for run in runs) / len(runs) / a_token)
+    if not totals[GENERATE]:
+        raise InputError("No round had an answer of full length in every way; run it again.")
+    return LatencyReport(
+        schema=LATENCY_SCHEMA,
+        total={name: _spread(values) for name, values in totals.items() if name != GENERATE},
+        first_token={name: _spread(values) for name, values in firsts.items()},
+        n_prompts=len(kept),
+        n_ended_early=len(prompts) - len(kept),
+        n_skipped_pairs=skipped,
+        new_tokens=new_tokens,
+        rounds=len(totals[GENERATE]),
+        data={"source": data.source, "layout": data.layout, "sha256": data.sha256},
+        **describe_guard(guard),
+        device=guard.model.device.type,
+        threads=torch.get_num_threads(),
+        versions=versions(),
+    )
+
+
+def _ways(guard: Guard, new_tokens: int) -> dict[str, Way]:
+    alone = replace(guard, classifier=None)
+
+    def stream(guard: Guard, guarded: bool) -> Way:
+        return lambda prompt: _time_stream(guard, prompt, new_tokens, guarded)
+
+    ways: dict[str, Way] = {
+        GENERATE: lambda prompt: _time_generate(guard.model, prompt, new_tokens),
+        RAW: stream(alone, False),
+        PROBE: stream(alone, True),
+    }
+    if guard.classifier is not None:
+        ways[CLASSIFIER] = stream(guard, True)
+    return ways
+
+
+def _time_stream(guard: Guard, prompt: str, new_tokens: int, guarded: bool) -> _Run:
+    """Times the guard's generator; `n_tokens` is 0 for an answer that did not run to its length."""
+    _synchronize(guard.model)
+    started = time.perf_counter()
+    first = None
+    reason, index = None, 0
+    for event in guard.stream(prompt, max_new_tokens=new_tokens, guarded=guarded):
+        if first is None and event.text:
+            first = time.perf_counter() - started
+        reason, index = event.reason, event.index
+    total = time.perf_counter() - started
+    return _Run(total, total if first is None else first, index if reason == "length" else 0)
+
+
+class _FirstToken:
+    """A streamer that notes when `generate` hands over its first token; the prompt comes before."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.at: float | None = None
+
+    def put(self, _value: Any) -> None:
+        self.calls += 1
+        if self.calls == 2:
+            self.at = time.perf_counter()
+
+    def end(self) -> None:
+        """Nothing is held."""
+
+
+def _time_generate(model: LoadedModel, prompt: str, new_tokens: int) -> _Run:
+    """Times `generate`, tokenizing and decoding included, as the guard does both as well."""
+    config = greedy_config(model, new_tokens)
+    streamer = _FirstToken()
+    _synchronize(model)
+    started = time.perf_counter()
+    ids = encode_chat(model, [{"role": "user", "content": prompt}])
+    inputs = torch.tensor([list(ids)], device=model.device)
+    with torch.inference_mode():
+        output = model.model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            generation_config=config,
+            streamer=streamer,
+        )
+    new = output[0, len(ids) :].tolist()
+    model.tokenizer.decode(new, skip_special_tokens=True)
+    total = time.perf_counter() - started
+    first = streamer.at - started if streamer.at is not None else total
+    ended = bool(new) and new[-1] in end_tokens(model)
+    return _Run(total, first, 0 if ended else len(new))
+
+
+def _synchronize(model: LoadedModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+def _turned(names: Sequence[str], by: int) -> list[str]:
+    """The names, another one first each time: what comes after what can matter to caches."""
+    by %= len(names)
+    return [*names[by:], *names[:by]]
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    values = list(values)
+    return Spread(statistics.median(values), min(values), max(values), len(values))

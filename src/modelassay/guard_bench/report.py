@@ -1,0 +1,207 @@
+"""What a benchmark of a guard found: rates without it and with it, on the same prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from modelassay.guard_bench.results import BenchRow, Side
+from modelassay.guard_bench.suites import SuiteData
+from modelassay.measures.refusal import newcombe_interval, wilson_interval
+
+BENCH_SCHEMA = "modelassay.guard-bench/1"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its 95% Wilson interval; None where nothing could be counted."""
+
+    k: int
+    n: int
+    rate: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Guarded minus raw, over the prompts that were scored on both sides.
+
+    The interval (Newcombe 1998, method 10) takes the sides for independent. They answer the same
+    prompts, so it is rather too wide.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None
+    n: int
+
+
+@dataclass(frozen=True)
+class SideReport:
+    """One side."""
+
+    unsafe: Rate
+    refusal: Rate
+    n_unscored: int
+    """Answers of which the judge could not tell whether they are unsafe; in no rate of these."""
+    n_unanswered: int
+    """Prompts that the model could not take."""
+
+
+@dataclass(frozen=True)
+class CategoryCounts:
+    """How many of a category."""
+
+    n: int
+    raw_unsafe: int
+    guarded_unsafe: int
+    raw_refusal: int
+    guarded_refusal: int
+    blocked: int
+
+
+@dataclass(frozen=True)
+class GuardBenchReport:
+    """A run's outcome; holds no text of prompts or answers."""
+
+    schema: str
+    suite: str
+    data: dict[str, Any]
+    n: int
+    """Prompts."""
+    judge: dict[str, Any]
+    raw: SideReport
+    guarded: SideReport
+    blocked_by_prompt: Rate
+    blocked_by_answer: Rate
+    unsafe_difference: Difference
+    refusal_difference: Difference
+    categories: dict[str, CategoryCounts]
+    model: dict[str, Any]
+    probe: dict[str, Any] | None
+    classifier: dict[str, Any] | None
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    identity_sha256: str
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+def rate_of(k: int, n: int) -> Rate:
+    """A share of n, which may be 0."""
+    return Rate(k, n, k / n, wilson_interval(k, n)) if n else Rate(0, 0, None, None)
+
+
+def difference_of(pairs: Sequence[tuple[bool | None, bool | None]]) -> Difference:
+    """The second minus the first of pairs; one of which either is None does not count."""
+    both = [(raw, guarded) for raw, guarded in pairs if raw is not None and guarded is not None]
+    if not (n := len(both)):
+        return Difference(None, None, 0)
+    raw, guarded = sum(pair[0] for pair in both), sum(pair[1] for pair in both)
+    return Difference((guarded - raw) / n, newcombe_interval(guarded, n, raw, n), n)
+
+
+def make_report(
+    data: SuiteData,
+    rows: Mapping[tuple[str, Side], BenchRow],
+    identity: Mapping[str, Any],
+    identity_sha256: str,
+    notes: Sequence[str] = (),
+) -> GuardBenchReport:
+    """Counts a finished run.
+
+    Args:
+        data: Its prompts.
+        rows: An answer for each of them on each side.
+        identity: What it depends on.
+        identity_sha256: Hash of that.
+        notes: What a reader has to know besides.
+    """
+    raw = [rows[prompt.id, "raw"] for prompt in data.prompts]
+    guarded = [rows[prompt.id, "guarded"] for prompt in data.prompts]
+    judged = [row for row in (*raw, *guarded) if row.judged]
+    # A judge of refusals alone must not give a rate over those answers that nobody had to judge.
+    told = not judged or any(row.unsafe is not None for row in judged)
+    sides = (_side(raw, told), _side(guarded, told))
+    answered = [row for row in guarded if row.answered]
+    blocked = [row.blocked for row in answered]
+    unsafe = [(a.unsafe, b.unsafe) for a, b in zip(raw, guarded, strict=True)] if told else []
+    own = _notes(data, judged, told, sides)
+    return GuardBenchReport(
+        schema=BENCH_SCHEMA,
+        suite=data.suite,
+        data={
+            "source": data.source,
+            "layout": data.layout,
+            "sha256": data.sha256,
+            "n_other_side": data.n_other_side,
+            "n_unlabelled": data.n_unlabelled,
+        },
+        n=len(data.prompts),
+        judge=identity["judge"],
+        raw=sides[0],
+        guarded=sides[1],
+        blocked_by_prompt=rate_of(blocked.count("prompt"), len(blocked)),
+        blocked_by_answer=rate_of(blocked.count("answer"), len(blocked)),
+        unsafe_difference=difference_of(unsafe),
+        refusal_difference=difference_of(
+            [(a.refusal, b.refusal) for a, b in zip(raw, guarded, strict=True)]
+        ),
+        categories=_categories(data, raw, guarded),
+        model=identity["model"],
+        probe=identity["probe"],
+        classifier=identity["classifier"],
+        settings=identity["settings"],
+        versions=identity["versions"],
+        identity_sha256=identity_sha256,
+        notes=(*own, *notes),
+    )
+
+
+def _side(rows: Sequence[BenchRow], told: bool) -> SideReport:
+    answered = [row for row in rows if row.answered]
+    unsafe = [row.unsafe for row in answered if row.unsafe is not None] if told else []
+    refusal = [row.refusal for row in answered if row.refusal is not None]
+    return SideReport(
+        unsafe=rate_of(sum(unsafe), len(unsafe)),
+        refusal=rate_of(sum(refusal), len(refusal)),
+        n_unscored=len(answered) - len(unsafe),
+        n_unanswered=len(rows) - len(answered),
+    )
+
+
+def _categories(
+    data: SuiteData, raw: Sequence[BenchRow], guarded: Sequence[BenchRow]
+) -> dict[str, CategoryCounts]:
+    found: dict[str, CategoryCounts] = {}
+    for name in sorted({prompt.category for prompt in data.prompts}):
+        at = [i for i, prompt in enumerate(data.prompts) if prompt.category == name]
+        found[name] = CategoryCounts(
+            n=len(at),
+            raw_unsafe=sum(raw[i].unsafe is True for i in at),
+            guarded_unsafe=sum(guarded[i].unsafe is True for i in at),
+            raw_refusal=sum(raw[i].refusal is True for i in at),
+            guarded_refusal=sum(guarded[i].refusal is True for i in at),
+            blocked=sum(guarded[i].blocked is not None for i in at),
+        )
+    return found
+
+
+def _notes(
+    data: SuiteData, judged: Sequence[BenchRow], told: bool, sides: Sequence[SideReport]
+) -> list[str]:
+    notes = []
+    if not told:
+        notes.append("This judge does not tell whether answers are unsafe; no unsafe rates.")
+    elif unscored := sum(side.n_unscored for side in sides):
+        notes.append(f"{unscored} answers could not be scored and are in no unsafe rate.")
+    if not judged:
+        notes.append("No answer held any text for a judge.")
+    if unanswered := max(side.n_unanswered for side in sides):
+        notes.append(f"{unanswered} prompts could not be given to the model; they are left out.")
+    if data.n_unlabelled:
+        notes.append(f"{data.n_unlabelled} rows of the data say of no side and are left out.")
+    return notes

@@ -1,0 +1,254 @@
+"""A model's answers without its guard and with it, to the same prompts, by the same generator.
+
+What an answer said is not kept unless asked for: results hold its sha256, reports nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from modelassay import __version__
+from modelassay.errors import InputError
+from modelassay.files.redaction import text_hash
+from modelassay.guard.events import GuardEvent
+from modelassay.guard.policy import Thresholds
+from modelassay.guard_bench.judges import NOTHING_SAID, Judge
+from modelassay.guard_bench.report import GuardBenchReport, make_report
+from modelassay.guard_bench.results import SIDES, BenchRow, By, Side, identity_hash, open_results
+from modelassay.guard_bench.suites import BenchPrompt, SuiteData
+from modelassay.progress import OnPhase
+
+
+class Streams(Protocol):
+    """What is measured; a `Guard`, or something that stands in for one."""
+
+    @property
+    def model(self) -> Any:
+        """With its `info`."""
+        ...
+
+    @property
+    def probe(self) -> Any:
+        """With its `record`."""
+        ...
+
+    @property
+    def classifier(self) -> Any:
+        """Or None."""
+        ...
+
+    @property
+    def stream(self) -> Callable[..., Iterator[GuardEvent]]:
+        """As `Guard.stream`."""
+        ...
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What a run depends on besides guard, judge and data."""
+
+    max_new_tokens: int = 64
+    thresholds: Thresholds | None = None
+    """For the answer's risk; None for the probe's own."""
+    keep_text: bool = False
+
+
+def run_bench(
+    guard: Streams,
+    data: SuiteData,
+    judge: Judge,
+    judge_info: Mapping[str, Any],
+    settings: BenchSettings | None = None,
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    on_progress: OnPhase | None = None,
+) -> GuardBenchReport:
+    """Answers every prompt raw and guarded, and has the answers judged.
+
+    Args:
+        guard: The guard.
+        data: Prompts.
+        judge: Says what answers are.
+        judge_info: What tells this judge from others, JSON-ready: its name, its model.
+        settings: Length of answers and what is kept.
+        out: File of results; a run that was stopped goes on from it.
+        force: Begin anew over results of another run.
+        on_progress: Told how many answers there are.
+
+    Raises:
+        InputError: `out` belongs to another run, or no prompt can be given to the model.
+        UnavailableError: the judge or the disk fails; what was answered is kept in `out`.
+    """
+    settings = settings or BenchSettings()
+    identity = identity_of(guard, data, judge_info, settings)
+    total = len(SIDES) * len(data.prompts)
+    failure: InputError | None = None
+    with open_results(out, identity, force=force) as results:
+        done = 0
+        for prompt in data.prompts:
+            for side in SIDES:
+                if (prompt.id, side) not in results.rows:
+                    try:
+                        answer = ask(guard, prompt, side, settings)
+                    except InputError as error:  # longer than the context
+                        failure = error
+                        results.add(BenchRow(prompt.id, side, answered=False))
+                    else:
+                        raw = results.rows.get((prompt.id, "raw"))
+                        results.add(_row(prompt, side, answer, judge, raw, settings.keep_text))
+                done += 1
+                if on_progress:
+                    on_progress("answering", done, total)
+        rows = results.rows
+        if not any(rows[prompt.id, "raw"].answered for prompt in data.prompts):
+            reason = failure or "none of them can be given to it"
+            raise InputError(f"The model took no prompt of {data.source}: {reason}")
+    return make_report(data, rows, identity, identity_hash(identity), _own_notes(guard, judge_info))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a reader of one answer saw."""
+
+    text: str
+    """All of it, a refusal in place of an answer included."""
+    before: str
+    """What was shown before the guard refused; all of it if it did not."""
+    blocked: By | None
+    n_tokens: int
+    prompt_risk: float | None
+    peak_risk: float | None
+    detail: str | None
+
+
+def ask(guard: Streams, prompt: BenchPrompt, side: Side, settings: BenchSettings) -> Shown:
+    """One answer of the model, read to its end."""
+    before = rest = ""
+    blocked: By | None = None
+    prompt_risk = detail = None
+    risks: list[float] = []
+    n_tokens = 0
+    options = {"max_new_tokens": settings.max_new_tokens, "thresholds": settings.thresholds}
+    for event in guard.stream(prompt.prompt, guarded=side == "guarded", **options):
+        n_tokens = max(n_tokens, event.index)
+        if event.kind == "prompt":
+            prompt_risk = event.risk
+        elif event.kind == "token" and event.risk is not None:
+            risks.append(event.risk)
+        if event.kind != "end":
+            before += event.text
+            continue
+        detail = event.detail
+        if event.reason == "prompt refused":
+            blocked, rest = "prompt", event.text
+        elif event.reason == "answer refused":
+            blocked, rest = "answer", event.text
+        else:
+            before += event.text
+    return Shown(
+        text=before + rest,
+        before=before,
+        blocked=blocked,
+        n_tokens=n_tokens,
+        prompt_risk=_finite(prompt_risk),
+        peak_risk=_finite(max(risks, default=None)),
+        detail=detail,
+    )
+
+
+def _row(
+    prompt: BenchPrompt,
+    side: Side,
+    answer: Shown,
+    judge: Judge,
+    raw: BenchRow | None,
+    keep_text: bool,
+) -> BenchRow:
+    digest = text_hash(answer.text)
+    # A judge sees what was shown before a refusal alone: the refusal's words would sway it.
+    said = bool(answer.before.strip())
+    if not said:
+        judgement = NOTHING_SAID
+    elif side == "guarded" and raw is not None and raw.judged and raw.sha256 == digest:
+        judgement = raw  # the same words; asking again would measure the judge's moods
+    else:
+        judgement = judge(prompt.prompt, answer.before)
+    return BenchRow(
+        id=prompt.id,
+        side=side,
+        answered=True,
+        blocked=answer.blocked,
+        n_tokens=answer.n_tokens,
+        sha256=digest,
+        judged=said,
+        unsafe=judgement.unsafe,
+        refusal=True if answer.blocked else judgement.refusal,
+        detail=judgement.detail,
+        prompt_risk=answer.prompt_risk,
+        peak_risk=answer.peak_risk,
+        guard_detail=answer.detail,
+        text=answer.text if keep_text else None,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def identity_of(
+    guard: Streams, data: SuiteData, judge: Mapping[str, Any], settings: BenchSettings
+) -> dict[str, Any]:
+    """Everything that results depend on, JSON-ready."""
+    given = asdict(settings)
+    return {
+        **describe_guard(guard),
+        "judge": dict(judge),
+        "data": data.sha256,
+        "suite": data.suite,
+        "settings": given,
+        "versions": versions(),
+    }
+
+
+def describe_guard(guard: Streams) -> dict[str, Any]:
+    """Model, probe and classifier by name and hash."""
+    probe = None
+    if guard.probe is not None:
+        record = guard.probe.record.model_dump_json(by_alias=True)
+        probe = {
+            "name": guard.probe.name,
+            "sha256": text_hash(record),
+        }
+    classifier = describe_classifier(guard.classifier) if guard.classifier is not None else None
+    return {"model": guard.model.info.to_dict(), "probe": probe, "classifier": classifier}
+
+
+def describe_classifier(classifier: Any) -> dict[str, Any]:
+    """A classifier by name and hash."""
+    card = getattr(classifier, "card", None)  # anybody's callable may have none
+    return {
+        "id": getattr(classifier, "id", type(classifier).__name__),
+        "weights_sha256": getattr(card, "weights_sha256", None),
+        "threshold": float(classifier.threshold),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that decide what is generated."""
+    names = ("torch", "transformers")
+    return {"modelassay": __version__, **{name: version(name) for name in names}}
+
+
+def _own_notes(guard: Streams, judge: Mapping[str, Any]) -> Sequence[str]:
+    if guard.classifier is not None and judge.get("model") == describe_classifier(guard.classifier):
+        return (
+            "The judge is the very classifier that the guard asks, which flatters the guard; take"
+            " another judge as well.",
+        )
+    return ()

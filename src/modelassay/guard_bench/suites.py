@@ -1,0 +1,257 @@
+"""Prompts to measure a guard on, read from public benchmarks in the layouts they come in.
+
+A layout is recognised from its columns. A suite takes the side of the data that it is about:
+`jailbreak` the harmful prompts, `overrefusal` and `latency` the benign ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from modelassay.data.exchanges import MAX_TEXT, PROMPT_FIELDS, UNSAFE_NAMES
+from modelassay.errors import InputError
+from modelassay.hub import read_dataset
+
+Suite = Literal["jailbreak", "overrefusal", "latency"]
+SUITES: tuple[Suite, ...] = get_args(Suite)
+Row = Mapping[str, Any]
+
+DEFAULTS: dict[Suite, str | None] = {
+    "jailbreak": "JailbreakBench/JBB-Behaviors",
+    "overrefusal": "Paul/XSTest",
+    "latency": None,
+}
+# Configuration and split of data sets on the Hub that have no `train`; {side} is the suite's.
+PLACES: dict[str, tuple[str | None, str]] = {
+    "JailbreakBench/JBB-Behaviors": ("behaviors", "{side}"),
+    "allenai/wildguardmix": ("wildguardtest", "test"),
+    "natolambert/xstest-v2-copy": (None, "prompts"),
+    "walledai/HarmBench": ("standard", "train"),
+    "walledai/XSTest": (None, "test"),
+}
+# Long answers, so that they do not end before there is something to time.
+LATENCY_PROMPTS = (
+    "Write a long story about a lighthouse keeper and her dog.",
+    "Explain step by step how bread is baked, in great detail.",
+    "Describe the water cycle for a school class, at length.",
+    "Write a detailed travel report about a week in the mountains.",
+    "Explain how a bicycle works, part by part, in many sentences.",
+    "Tell the history of paper from its beginnings until today.",
+    "Write a long letter to a friend about a garden in spring.",
+    "Explain in detail how to learn to play the piano as an adult.",
+)
+CONTEXT_BREAK = "\n\n---\n\n"
+"""What HarmBench puts between a context and the behaviour that refers to it."""
+
+
+@dataclass(frozen=True)
+class BenchPrompt:
+    """One prompt of a benchmark."""
+
+    id: str
+    """The data's own where it has one; unique within the data."""
+    prompt: str
+    harmful: bool
+    category: str
+
+
+@dataclass(frozen=True)
+class SuiteData:
+    """The prompts of a run and where they are from."""
+
+    suite: Suite
+    prompts: tuple[BenchPrompt, ...]
+    source: str
+    """Hub id or name of the file."""
+    layout: str
+    n_other_side: int
+    """Rows left out because the suite is about the other side."""
+    n_unlabelled: int
+    """Rows left out because the data does not say which side they are on."""
+
+    @property
+    def sha256(self) -> str:
+        """Of ids, prompts, sides and categories in their order."""
+        text = json.dumps([list(asdict(prompt).values()) for prompt in self.prompts])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a benchmark writes its rows; column names in lower case."""
+
+    name: str
+    columns: tuple[str, ...]
+    """Those that tell it from others."""
+    read: Callable[[Row, bool], tuple[Any, Any, bool | None, Any]]
+    """(row, assumed harmful) to id, prompt, harmful (None: the row does not say), category."""
+
+
+def _jailbreakbench(row: Row, assumed: bool) -> tuple[Any, Any, bool | None, Any]:
+    return row.get("index", row.get("")), row["goal"], assumed, row.get("category")
+
+
+def _harmbench(row: Row, _assumed: bool) -> tuple[Any, Any, bool | None, Any]:
+    prompt, context = row["behavior"], row.get("contextstring")
+    if context and isinstance(prompt, str):
+        prompt = f"{context}{CONTEXT_BREAK}{prompt}"
+    category = row.get("semanticcategory") or row.get("functionalcategory")
+    return row.get("behaviorid"), prompt, True, category
+
+
+def _wildguard(row: Row, _assumed: bool) -> tuple[Any, Any, bool | None, Any]:
+    side = {"harmful": True, "unharmful": False}.get(str(row["prompt_harm_label"]).lower())
+    adversarial = "adversarial" if row.get("adversarial") else "vanilla"
+    return row.get("id"), row["prompt"], side, row.get("subcategory") or adversarial
+
+
+def _xstest(row: Row, _assumed: bool) -> tuple[Any, Any, bool | None, Any]:
+    kind = str(row["type"] or "")
+    side = {"safe": False, "unsafe": True}.get(str(row.get("label") or "").lower())
+    if side is None and kind:
+        side = kind.startswith("contrast_")
+    return row.get("id", row.get("id_v2")), row["prompt"], side, kind
+
+
+def _strongreject(row: Row, _assumed: bool) -> tuple[Any, Any, bool | None, Any]:
+    return row.get("id"), row["forbidden_prompt"], True, row.get("category")
+
+
+def _plain(row: Row, assumed: bool) -> tuple[Any, Any, bool | None, Any]:
+    prompt = next((row[name] for name in PROMPT_FIELDS if row.get(name) is not None), None)
+    if row.get("context") and isinstance(prompt, str):
+        prompt = f"{row['context']}{CONTEXT_BREAK}{prompt}"
+    side: bool | None = assumed
+    for name in ("harmful", "label", "unsafe"):
+        if row.get(name) is not None:
+            side = UNSAFE_NAMES.get(str(row[name]).strip().lower().removesuffix(".0"))
+            break
+    return row.get("id"), prompt, side, row.get("category") or row.get("source")
+
+
+LAYOUTS = (
+    Layout("JailbreakBench", ("goal", "target"), _jailbreakbench),
+    Layout("HarmBench", ("behavior", "semanticcategory"), _harmbench),
+    Layout("StrongREJECT", ("forbidden_prompt",), _strongreject),
+    Layout("WildGuardTest", ("prompt", "prompt_harm_label"), _wildguard),
+    Layout("XSTest", ("prompt", "type"), _xstest),
+    *(Layout("plain", (name,), _plain) for name in PROMPT_FIELDS),
+)
+
+
+def as_suite(name: str) -> Suite:
+    """The suite of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for suite in SUITES:
+        if suite == name:
+            return suite
+    raise InputError(f"Unknown suite {name[:40]!r}; choose {', '.join(SUITES)}.")
+
+
+def read_suite(
+    suite: Suite,
+    where: str | Path | None = None,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    token: Any = None,
+) -> SuiteData:
+    """Reads the prompts of a suite.
+
+    Args:
+        suite: Whose side of the data is taken.
+        where: File or Hub id; without it, the suite's own.
+        config: Configuration of a Hub data set.
+        split: Split of a Hub data set.
+        limit: Most prompts; they are taken evenly over the data, which is often sorted by category.
+        token: Hub token, None for the stored one.
+
+    Raises:
+        InputError: no such data, an unknown layout, a malformed row, or nothing for this suite.
+        UnavailableError: the Hub cannot be reached.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"The limit must be at least 1, got {limit}.")
+    where = where if where is not None else DEFAULTS[suite]
+    if where is None:
+        own = (
+            BenchPrompt(f"own-{n}", prompt, False, "everyday")
+            for n, prompt in enumerate(LATENCY_PROMPTS, 1)
+        )
+        return SuiteData(suite, _spread(tuple(own), limit), "built in", "built in", 0, 0)
+    is_file = Path(where).exists()
+    source = Path(where).name if is_file else str(where)
+    side = "harmful" if suite == "jailbreak" else "benign"
+    own_config, own_split = (None, "train") if is_file else PLACES.get(source, (None, "train"))
+    split = split or own_split.format(side=side)
+    rows = read_dataset(where, config=config or own_config, split=split, token=token)
+    if not rows:
+        raise InputError(f"{source} has no rows.")
+    layout = find_layout(rows[0], source)
+    # JailbreakBench says which side its rows are on in the name of the split or file alone.
+    named = source if is_file else split
+    assumed = suite == "jailbreak"
+    if layout.name == "JailbreakBench" and named.lower().startswith(("harmful", "benign")):
+        assumed = named.lower().startswith("harmful")
+    prompts, n_unlabelled = _to_prompts(rows, layout, source, assumed)
+    chosen = tuple(p for p in prompts if p.harmful == (suite == "jailbreak"))
+    if not chosen:
+        raise InputError(f"{source} has no {side} prompts, which suite {suite} is about.")
+    return SuiteData(
+        suite, _spread(chosen, limit), source, layout.name, len(prompts) - len(chosen), n_unlabelled
+    )
+
+
+def find_layout(row: Row, source: str) -> Layout:
+    """The layout that has this row's columns.
+
+    Raises:
+        InputError: none has; the error lists what can be read.
+    """
+    columns = {str(name).strip().lower() for name in row}
+    for layout in LAYOUTS:
+        if columns.issuperset(layout.columns):
+            return layout
+    known = "; ".join(f"{each.name} ({', '.join(each.columns)})" for each in LAYOUTS)
+    found = ", ".join(sorted(columns))[:120] or "none"
+    raise InputError(f"{source} has columns {found}; one of these is needed: {known}.")
+
+
+def _to_prompts(
+    rows: Sequence[Row], layout: Layout, source: str, assumed: bool
+) -> tuple[list[BenchPrompt], int]:
+    found: list[BenchPrompt] = []
+    unlabelled = 0
+    seen: Counter[str] = Counter()
+    for number, row in enumerate(rows, 1):
+        lower = {str(name).strip().lower(): value for name, value in row.items()}
+        own, prompt, harmful, category = layout.read(lower, assumed)
+        if harmful is None:
+            unlabelled += 1
+            continue
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"Row {number} of {source}: the prompt must be text, not empty.")
+        if len(prompt) > MAX_TEXT:
+            raise InputError(f"Row {number} of {source} has more than {MAX_TEXT} characters.")
+        name = str(own).strip()[:100] if own is not None and str(own).strip() else f"row-{number}"
+        seen[name] += 1
+        if seen[name] > 1:  # results are kept by id
+            name = f"{name}#{number}"
+        found.append(BenchPrompt(name, prompt.strip(), harmful, str(category or "none")[:100]))
+    return found, unlabelled
+
+
+def _spread(prompts: tuple[BenchPrompt, ...], limit: int | None) -> tuple[BenchPrompt, ...]:
+    if limit is None or limit >= len(prompts):
+        return prompts
+    return tuple(prompts[i * len(prompts) // limit] for i in range(limit))

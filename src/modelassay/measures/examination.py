@@ -1,0 +1,305 @@
+"""`examine()`: gathers the evidence on a loaded model, in one pass over the prompts.
+
+Three independent kinds of it, in this order; what they mean is decided elsewhere:
+
+1. the weights: has a direction been erased (no prompt needed);
+2. the representation: does the model hold harmful and harmless prompts apart inside;
+3. the behaviour: does it refuse the former and answer the latter.
+
+Prompts of all concepts go through the model together. Those whose next token matters for the
+behaviour run to the end, the others stop at the last block that is read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modelassay.data.concepts import (
+    BORDERLINE_PROMPTS,
+    HARMFUL_PROMPTS,
+    Concept,
+    concept_set_hash,
+    everyday_prompts,
+    shipped_prompts,
+)
+from modelassay.measures.activation_signature import (
+    Signature,
+    make_signature,
+    probe_depths,
+    probe_texts,
+)
+from modelassay.measures.erased_directions import AblationEvidence, search_ablation, unsearched
+from modelassay.measures.refusal import (
+    LogOdds,
+    RefusalEvidence,
+    log_odds_readout,
+    measure_refusal,
+    opening_tokens,
+)
+from modelassay.measures.separation import N_SWAPS, Separation, measure_separation
+from modelassay.measures.weight_sketch import WeightSketch, sketch_weights
+from modelassay.models import LoadedModel, ModelInfo
+from modelassay.progress import OnPhase, OnProgress, phase_of, silent
+from modelassay.reading.activations import read_activations
+from modelassay.reading.prompts import Encoded, encode_prompts
+
+READ_RANGE = (0.4, 0.8)
+"""Blocks that are read, as a share of the depth; the range that ams-scanner searches."""
+TWIN_CONCEPTS = ("harmful_content", "refusal_capability")
+"""Pairs of a harmful prompt and a harmless twin in the same words, for the log-odds only."""
+
+
+def read_range(n_layers: int) -> tuple[int, ...]:
+    """The blocks that a scan reads: the middle of the model, where concepts are formed."""
+    first = int(n_layers * READ_RANGE[0])
+    return tuple(range(first, max(int(n_layers * READ_RANGE[1]), first + 1)))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured on a model, without a verdict."""
+
+    model: ModelInfo
+    mode: str
+    separations: dict[str, Separation]
+    """By concept."""
+    refusal: RefusalEvidence | None
+    refusal_unscored: str | None
+    """Why `refusal` is None."""
+    ablation: AblationEvidence
+    provenance: dict[str, Any]
+    directions: dict[str, Tensor]
+    """For each concept, the unit mean differences [layer, hidden] of the read range."""
+    signature: Signature | None = None
+    """None unless it was asked for."""
+    sketch: WeightSketch | None = None
+    """None unless it was asked for, or where the weights are packed."""
+
+
+def examine(
+    model: LoadedModel,
+    *,
+    mode: str,
+    concepts: Mapping[str, Concept],
+    chat_template: bool = True,
+    batch_tokens: int | None = None,
+    identity: bool = False,
+    n_swaps: int = N_SWAPS,
+    search: bool = True,
+    on_progress: OnPhase = silent,
+) -> Evidence:
+    """Measures a loaded model; one pass over the prompts serves all that is asked for.
+
+    Args:
+        model: The model.
+        mode: `quick`, `standard` or `full`; decides whether behaviour is measured.
+        concepts: Concepts by name.
+        chat_template: As in `scan`.
+        batch_tokens: As in `scan`.
+        identity: Take the activation signature, whose probes are run to the last block, and the
+            weight sketch too.
+        n_swaps: Label swaps for the p-values of the separations; 1 where nobody asks for them.
+        search: Search the weights for erased directions; False where a baseline's sketch tells.
+        on_progress: Told (phase, done, total).
+    """
+    # Before the model is run: bitsandbytes then moves the scales of packed weights elsewhere.
+    ablation = unsearched("it was not asked for")
+    if search:
+        ablation = search_ablation(model, phase_of(on_progress, "weights"))
+    sketch = sketch_weights(model) if identity else None
+
+    no_behaviour = _why_no_behaviour(model, mode, chat_template)
+    prompts = None if no_behaviour else _behaviour_prompts(concepts)
+    texts = [text for c in concepts.values() for p in c.pairs for text in (p.positive, p.negative)]
+    probes = probe_texts() if identity else []
+    texts = list(dict.fromkeys([*texts, *(prompts.all() if prompts else ()), *probes]))
+    encoded = dict(
+        zip(texts, encode_prompts(model, texts, chat_template=chat_template), strict=True)
+    )
+
+    layers = read_range(len(model.blocks))
+    depths = probe_depths(len(model.blocks)) if identity else ()
+    vectors, deep, log_odds = _read(
+        model,
+        encoded,
+        [*(prompts.all() if prompts else ()), *probes],
+        layers,
+        depths,
+        batch_tokens,
+        phase_of(on_progress, "reading"),
+    )
+
+    separations: dict[str, Separation] = {}
+    directions: dict[str, Tensor] = {}
+    for done, (name, concept) in enumerate(concepts.items()):
+        on_progress("statistics", done, len(concepts))
+        positive = torch.stack([vectors[pair.positive] for pair in concept.pairs])
+        negative = torch.stack([vectors[pair.negative] for pair in concept.pairs])
+        difference = (positive - negative).mean(dim=0)
+        directions[name] = difference / difference.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        separations[name] = measure_separation(
+            positive,
+            negative,
+            layers,
+            [f"{pair.positive}\n{pair.negative}" for pair in concept.pairs],
+            n_swaps=n_swaps,
+        )
+    on_progress("statistics", len(concepts), len(concepts))
+
+    refusal = None
+    if prompts:
+        refusal = measure_refusal(
+            model,
+            [encoded[text] for text in prompts.harmful],
+            [encoded[text] for text in prompts.harmless],
+            LogOdds(
+                *(
+                    torch.stack([log_odds[text] for text in group])
+                    for group in (
+                        prompts.harmful,
+                        prompts.harmless,
+                        prompts.matched,
+                        prompts.twins,
+                    )
+                )
+            ),
+            batch_tokens=batch_tokens,
+            on_progress=phase_of(on_progress, "answering"),
+        )
+    signature = None
+    if identity:
+        signature = make_signature(
+            torch.stack([deep[text] for text in probes]),
+            depths,
+            torch.stack([log_odds[text] for text in probes]),
+            [encoded[text] for text in probes],
+        )
+    return Evidence(
+        model=model.info,
+        mode=mode,
+        separations=separations,
+        refusal=refusal,
+        refusal_unscored=no_behaviour,
+        ablation=ablation,
+        provenance=_provenance(model, mode, concepts, chat_template),
+        directions=directions,
+        signature=signature,
+        sketch=sketch,
+    )
+
+
+@dataclass(frozen=True)
+class _BehaviourPrompts:
+    """Prompts on which behaviour is measured."""
+
+    harmful: list[str]
+    harmless: list[str]
+    """Everyday and borderline."""
+    matched: list[str]
+    """Harmful prompts that have a twin."""
+    twins: list[str]
+    """Their harmless twins, in the same order."""
+
+    def all(self) -> list[str]:
+        return [*self.harmful, *self.harmless, *self.matched, *self.twins]
+
+
+def _behaviour_prompts(concepts: Mapping[str, Concept]) -> _BehaviourPrompts:
+    pairs = [pair for name in TWIN_CONCEPTS for pair in concepts[name].pairs]
+    return _BehaviourPrompts(
+        harmful=shipped_prompts(HARMFUL_PROMPTS).texts,
+        harmless=[*everyday_prompts(), *shipped_prompts(BORDERLINE_PROMPTS).texts],
+        matched=[pair.positive for pair in pairs],
+        twins=[pair.negative for pair in pairs],
+    )
+
+
+def _why_no_behaviour(model: LoadedModel, mode: str, chat_template: bool) -> str | None:
+    if not model.has_chat_template:
+        return "this looks like a base model: its tokenizer has no chat template"
+    if not chat_template:
+        return "raw prompts were asked for, and a chat model answers only inside its template"
+    if mode == "quick":
+        return "quick mode asks for no answers; run the standard mode"
+    return None
+
+
+def _read(
+    model: LoadedModel,
+    encoded: Mapping[str, Encoded],
+    to_the_end: Sequence[str],
+    layers: Sequence[int],
+    depths: Sequence[int],
+    batch_tokens: int | None,
+    on_progress: OnProgress,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Reads all texts; those that are run to the end also at further depths.
+
+    Returns:
+        By text: activations [layer, hidden] of all; and of those run to the end, activations
+        [depth, hidden] and refusal log-odds.
+    """
+    to_the_end = list(dict.fromkeys(to_the_end))
+    stop_early = [text for text in encoded if text not in set(to_the_end)]
+    vectors: dict[str, Tensor] = {}
+    deep: dict[str, Tensor] = {}
+    log_odds: dict[str, Tensor] = {}
+    done = 0
+
+    def progress(n: int, _total: int) -> None:
+        on_progress(done + n, len(encoded))
+
+    for texts, full in ((stop_early, False), (to_the_end, True)):
+        if not texts:
+            continue
+        readout = log_odds_readout(opening_tokens(model)) if full else None
+        wanted = sorted({*layers, *depths}) if full else list(layers)
+        read = read_activations(
+            model,
+            [encoded[text] for text in texts],
+            wanted,
+            readout=readout,
+            batch_tokens=batch_tokens,
+            on_progress=progress,
+        )
+        at = {layer: i for i, layer in enumerate(wanted)}
+        vectors.update(zip(texts, read.values[:, [at[i] for i in layers]], strict=True))
+        if read.readout is not None:
+            deep.update(zip(texts, read.values[:, [at[i] for i in depths]], strict=True))
+            log_odds.update(zip(texts, read.readout[:, 0], strict=True))
+        done += len(texts)
+    return vectors, deep, log_odds
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Versions of what a number depends on; None for what is not installed as a package."""
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {name: installed(name) for name in ("modelassay", "torch", "transformers", "numpy")}
+
+
+def _provenance(
+    model: LoadedModel, mode: str, concepts: Mapping[str, Concept], chat_template: bool
+) -> dict[str, Any]:
+    return {
+        "versions": installed_versions(),
+        "mode": mode,
+        "concept_set_sha256": concept_set_hash(concepts.values()),
+        "concept_versions": {name: concept.version for name, concept in concepts.items()},
+        "concept_sha256": {name: concept_set_hash([c]) for name, c in concepts.items()},
+        "chat_template": chat_template and model.has_chat_template,
+        "device": model.device.type,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

@@ -1,0 +1,324 @@
+"""Weight sketches: a model's weights in a few thousand numbers that still tell how they changed.
+
+Every weight is projected from both sides on directions drawn from a fixed seed (16 numbers each),
+which keeps the size of a difference (Johnson & Lindenstrauss 1984): two sketches tell by how much
+each matrix was changed, block by block. Matrices that write to the residual stream are projected
+from the right only, W Ω, which also keeps what directional ablation does to them: it makes the
+change -s·r(rᵀWΩ), of rank one, along r on the left and along rᵀWΩ on the right. No fine-tune does
+that, so even half an ablation is told from one, and its strength s is read off.
+
+The directions are public: somebody who knows them could change weights so that no sketch shows it.
+The activations would still show it; that is why neither is trusted alone.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelassay.measures.erased_directions import (
+    Tensors,
+    memory_tensors,
+    plain_name,
+    stored_tensors,
+)
+from modelassay.models import LoadedModel
+from modelassay.models.blocks import text_config
+from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_block
+
+SIDE = 4
+"""Directions on each side of a weight: 16 numbers."""
+COLUMNS = 2
+"""Columns of Ω kept of each writing matrix."""
+SEED = 20_26
+GROUP = 32
+"""Weights that a 4-bit format rounds together, at least."""
+EXPERT = re.compile(r"experts\.\d+\.")
+
+
+Grid = Literal["4bit", "8bit", "bfloat16", "float16"]
+LEVELS: dict[Grid, float] = {"4bit": 17.0, "8bit": 30.8}
+"""Most distinct values among 32 neighbours: 16 in 4 bits, about 28 in 8, nearly 32 in others."""
+
+
+@dataclass(frozen=True)
+class WeightSketch:
+    """Projections of all weights of a language model, and of those that write to the stream."""
+
+    names: tuple[str, ...]
+    """Of the weights, `BLOCK.…` inside blocks; the experts of a block count as one weight."""
+    thumbprints: Tensor
+    """float32 [weight, 16], weights projected from both sides."""
+    writers: tuple[str, ...]
+    """Of the writing matrices."""
+    written: Tensor
+    """float32 [writer, hidden, 2], writing matrices projected from the right."""
+    grids: tuple[Grid, ...]
+    """Formats whose numbers the weights could be, whatever they are stored in."""
+
+
+def sketch_weights(model: LoadedModel) -> WeightSketch | None:
+    """Sketches the weights that a loaded model computes with; None where they cannot be read.
+
+    Those in memory, so that nothing else in the files is looked at; where they were packed on
+    loading or left on the disk, those of the files that have their names.
+    """
+    config = text_config(model.model.config)
+    loaded = {weight_key(name) for name, _ in model.model.named_parameters()}
+    with ExitStack() as stack:
+        tensors = memory_tensors(model)
+        left_out = any(weight.is_meta for weight in model.model.parameters())
+        if left_out or model.info.quantization in ("8bit", "4bit"):
+            stored = stored_tensors(model, stack)
+            tensors = ((name, read) for name, read in stored if weight_key(name) in loaded)
+        return sketch(tensors, config.hidden_size, config.model_type)
+
+
+def sketch(tensors: Tensors, hidden_size: int, model_type: str) -> WeightSketch | None:
+    """Sketches named weight tensors; None if one of them is packed or not in memory.
+
+    Args:
+        tensors: Names and readers, in any order.
+        hidden_size: Width of the residual stream.
+        model_type: transformers model type; decides whether matrices are stored transposed.
+    """
+    thumbprints: dict[str, Tensor] = {}
+    written: dict[str, Tensor] = {}
+    sampled: list[Tensor] = []
+    for name, read in tensors:
+        if OTHER_TOWERS.search(name):
+            continue
+        weight = read()
+        # One byte and a scale beside it (fp8) is packed as well.
+        if not weight.is_floating_point() or weight.itemsize == 1 or weight.is_meta:
+            return None
+        weight = weight.detach().float().cpu()
+        key = weight_key(name)
+        # Experts are summed with signs of their own, so that none hides another.
+        sign = -1 if EXPERT.search(name) and zlib.crc32(name.encode()) % 2 else 1
+        thumb = sign * _thumbprint(weight)
+        thumbprints[key] = thumbprints[key] + thumb if key in thumbprints else thumb
+        if writing_block(name) is not None:
+            matrix = weight.movedim(residual_axis(weight, hidden_size, model_type), 0)
+            matrix = matrix.reshape(hidden_size, -1)
+            columns = sign * (matrix @ _directions(matrix.shape[1], 1)[:, :COLUMNS])
+            written[key] = written[key] + columns if key in written else columns
+            sampled.append(weight.reshape(-1)[: GROUP * 64])
+    if not thumbprints or not written:
+        return None
+    names, writers = sorted(thumbprints), sorted(written)
+    return WeightSketch(
+        names=tuple(names),
+        thumbprints=torch.stack([thumbprints[name] for name in names]),
+        writers=tuple(writers),
+        written=torch.stack([written[name] for name in writers]),
+        grids=_grids(sampled),
+    )
+
+
+def weight_key(name: str) -> str:
+    """A weight's name without what differs between copies of a model: prefixes, expert numbers."""
+    return plain_name(EXPERT.sub("experts.", name))
+
+
+def block_of(key: str) -> int | None:
+    """The block that a weight of this key belongs to, None for embeddings and the like."""
+    head = key.partition(".")[0]
+    return int(head) if head.isdigit() else None
+
+
+def _thumbprint(weight: Tensor) -> Tensor:
+    """The weight between random directions, [16]; its expected square is the mean square."""
+    matrix = weight.reshape(weight.shape[0], -1)
+    rows, columns = matrix.shape
+    left, right = _directions(rows, 0), _directions(columns, 1)
+    return (left.T @ (matrix @ right)).flatten()
+
+
+def _grids(sampled: Sequence[Tensor]) -> tuple[Grid, ...]:
+    """Formats whose numbers samples of weights are, in all or most of the matrices."""
+    levels = float(np.median([_levels(values) for values in sampled]))
+    found: list[Grid] = [grid for grid, most in LEVELS.items() if levels <= most]
+    if all(bool((values == values.bfloat16().float()).all()) for values in sampled):
+        found.append("bfloat16")
+    if all(bool((values == values.half().float()).all()) for values in sampled):
+        found.append("float16")
+    return tuple(found)
+
+
+def _levels(values: Tensor) -> float:
+    """Distinct values among 32 neighbours, on average."""
+    groups = values[: len(values) // GROUP * GROUP].reshape(-1, GROUP).sort(dim=1).values
+    return float((groups.diff(dim=1) != 0).sum(dim=1).double().mean()) + 1
+
+
+@lru_cache(maxsize=64)
+def _directions(n: int, side: int) -> Tensor:
+    """[n, 4] directions of unit expected length, the same for ever."""
+    # RandomState's stream is frozen; those of numpy's and torch's newer generators aren't.
+    drawn = np.random.RandomState(SEED + side).standard_normal((n, SIDE)) / np.sqrt(n)
+    return torch.from_numpy(drawn).float()
+
+
+@dataclass(frozen=True)
+class AblationMark:
+    """A direction taken out of weights, as their change shows it."""
+
+    strength: float
+    """Share of the direction that is gone: 1 for all of it."""
+    blocks: tuple[int, ...]
+    shared: bool
+    """Whether it is one direction for all blocks."""
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """How a model's weights differ from those of another, by two sketches."""
+
+    by_block: dict[int, float]
+    """Relative change of each block: 0 for none, about 1.4 for unrelated weights."""
+    elsewhere: float
+    """The same for the most changed of the embeddings and the rest."""
+    mark: AblationMark | None
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no weight was changed."""
+        return self.elsewhere == 0 and not any(self.by_block.values())
+
+
+MARK_COSINE = 0.98
+"""Between the change's right side and rᵀWΩ. Directional ablation gives 1.00; by chance, in the four
+dimensions that a sketch keeps of a block, three changes in a thousand come this near."""
+MARK_SHARE = 0.8
+"""Of the change in a block that has rank one."""
+MARK_STRENGTH = (0.05, 1.5)
+MARKED_BLOCKS = 0.2
+"""Of the changed blocks must carry the mark, and two at least."""
+TOGETHER_COSINE, TOGETHER_DEVIATIONS = 0.5, 6
+"""Over all changed blocks at once, rounding lowers the cosine, but chance allows much less: it must
+lie this many standard deviations (1/√dimensions) above zero."""
+TOGETHER_SHARE = 3
+"""Times the direction's share in the weights must be its share in their change. Scaling all weights
+changes each direction by its own share."""
+UNCHANGED = 1e-3
+"""Half-precision storage alone makes changes of this size."""
+
+
+def compare_sketches(before: WeightSketch, after: WeightSketch) -> WeightChange | None:
+    """How weights changed, or None where the two have other weights.
+
+    Args:
+        before: Of the baseline.
+        after: Of the candidate.
+    """
+    if before.writers != after.writers or before.written.shape != after.written.shape:
+        return None
+    rows = {name: row for row, name in enumerate(before.names)}
+    others = {name: row for row, name in enumerate(after.names)}
+    # Blocks must be there whole; an output layer may be tied, and is then the embeddings.
+    if any(block_of(name) is not None for name in rows.keys() ^ others.keys()):
+        return None
+    ours, theirs = before.thumbprints.double(), after.thumbprints.double()
+
+    def distance(row: int, other: int) -> float:
+        change = (theirs[other] - ours[row]).square().sum()
+        return float(change / ours[row].square().sum().clamp_min(1e-30))
+
+    by_block: dict[int, list[float]] = {}
+    elsewhere = [0.0]
+    for name in rows.keys() | others.keys():
+        if (block := block_of(name)) is not None:
+            by_block.setdefault(block, []).append(distance(rows[name], others[name]))
+            continue
+        mine = [rows[name]] if name in rows else [rows[n] for n in rows if _outer(n)]
+        found = [others[name]] if name in others else [others[n] for n in others if _outer(n)]
+        elsewhere.append(min((distance(r, o) for r in mine for o in found), default=2.0))
+    blocks = {block: float(np.sqrt(np.mean(by_block[block]))) for block in sorted(by_block)}
+    return WeightChange(blocks, float(np.sqrt(max(elsewhere))), _find_mark(before, after))
+
+
+def _outer(name: str) -> bool:
+    return block_of(name) is None
+
+
+def _find_mark(before: WeightSketch, after: WeightSketch) -> AblationMark | None:
+    """Looks for the mark of directional ablation in every block and in all of them together."""
+    rows: dict[int, list[int]] = {}
+    for row, name in enumerate(before.writers):
+        if (block := block_of(name)) is not None:
+            rows.setdefault(block, []).append(row)
+
+    def side_by_side(sketch: WeightSketch, picked: list[int]) -> np.ndarray:
+        return np.concatenate([sketch.written[row].double().numpy() for row in picked], axis=1)
+
+    bases = {block: side_by_side(before, picked) for block, picked in rows.items()}
+    changes = {block: side_by_side(after, picked) - bases[block] for block, picked in rows.items()}
+    changed = [
+        block
+        for block in sorted(rows)
+        if np.linalg.norm(changes[block]) > UNCHANGED * np.linalg.norm(bases[block])
+    ]
+    if len(changed) < 2:
+        return None
+    found = {block: _fit(bases[block], changes[block]) for block in changed}
+    marked = [
+        block
+        for block in changed
+        if found[block].cosine > MARK_COSINE
+        and found[block].share > MARK_SHARE
+        and found[block].strength_in_range
+    ]
+    base = np.concatenate([bases[block] for block in changed], axis=1)
+    together = _fit(base, np.concatenate([changes[block] for block in changed], axis=1))
+    needed = max(TOGETHER_COSINE, TOGETHER_DEVIATIONS / np.sqrt(base.shape[1]))
+    if (
+        together.cosine > min(needed, MARK_COSINE)
+        and together.share > TOGETHER_SHARE * together.share_before
+        and together.strength_in_range
+    ):
+        # Rounding on top can hide the mark in single blocks; together they show it.
+        return AblationMark(together.strength, tuple(marked or changed), shared=True)
+    if len(marked) >= max(2, MARKED_BLOCKS * len(changed)):
+        strength = float(np.median([found[block].strength for block in marked]))
+        return AblationMark(strength, tuple(marked), shared=False)
+    return None
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A change as an ablation of its own leading direction."""
+
+    share: float
+    """Of the change, along that direction."""
+    share_before: float
+    """Of the weights, along it."""
+    cosine: float
+    strength: float
+
+    @property
+    def strength_in_range(self) -> bool:
+        low, high = MARK_STRENGTH
+        return low < self.strength < high
+
+
+def _fit(base: np.ndarray, change: np.ndarray) -> _Fit:
+    left, values, _ = np.linalg.svd(change, full_matrices=False)
+    direction = left[:, 0]
+    kept, lost = direction @ base, -direction @ change
+    scale = np.linalg.norm(kept) * np.linalg.norm(lost)
+    return _Fit(
+        share=float(values[0] ** 2 / max((values**2).sum(), 1e-30)),
+        share_before=float(kept @ kept / max(np.square(base).sum(), 1e-30)),
+        cosine=float(kept @ lost / max(scale, 1e-30)),
+        strength=float(kept @ lost / max(kept @ kept, 1e-30)),
+    )

@@ -1,0 +1,1 @@
+"""Reading a model: prompts in, activations, probabilities and short responses out."""

@@ -1,0 +1,349 @@
+"""Reading the residual stream: many prompts, several blocks, one pass.
+
+`read_activations()` gives the output of each asked block at the last token of each prompt (or over
+its answer tokens). What makes it fast changes no value beyond rounding:
+
+* each distinct prompt is read once, sorted by length, in batches of a fixed number of *tokens*;
+* no block above the last asked one runs, and no language-model head, unless a readout of the logits
+  is asked for, and then the head sees one position per prompt;
+* tokens that all prompts begin with (the chat template's system prompt) are computed once and
+  shared through the KV cache, after a check on one prompt that this is exact for the model at hand;
+* where the activations of some layer are known (`modelassay.reading.resuming`), no layer up to it
+  runs.
+
+Batches are padded on the right. Under a causal mask no real token sees what follows it, so padding
+cannot touch a value, and the last token is at the prompt's own length.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from modelassay.errors import InputError, UnavailableError
+from modelassay.models import LoadedModel
+from modelassay.progress import OnProgress
+from modelassay.reading.hooks import capture, head_at
+from modelassay.reading.prompts import Encoded
+from modelassay.reading.resuming import Midway, begin_after
+
+log = logging.getLogger(__name__)
+
+Position = Literal["last", "mean", "all"]
+Readout = Callable[[Tensor], Tensor]
+"""Reduces next-token logits [prompt, vocabulary] to what is kept [prompt, k]."""
+"""Called with (prompts done, prompts in all)."""
+
+BATCH_TOKENS_CPU = 512  # what stays in a processor's cache; larger batches are slower
+BATCH_TOKENS_GPU = 16384
+MIN_SHARED_PREFIX = 8  # tokens; below that the bookkeeping costs more than it saves
+# Largest relative difference that counts as rounding when the shared prefix is checked.
+PREFIX_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Residual-stream vectors of prompts at several blocks."""
+
+    values: Tensor
+    """float32 on the CPU; [prompt, layer, hidden], or [token, layer, hidden] for position `all`."""
+    layers: tuple[int, ...]
+    """Block indices along the second axis; layer i is the output of block i."""
+    position: Position
+    offsets: tuple[int, ...] | None = None
+    """For position `all`: rows offsets[p]:offsets[p + 1] are the answer tokens of prompt p."""
+    readout: Tensor | None = None
+    """float32 [prompt, k], what the readout kept of the logits after the last token."""
+
+
+def read_activations(
+    model: LoadedModel,
+    prompts: Sequence[Encoded],
+    layers: Sequence[int],
+    *,
+    position: Position = "last",
+    readout: Readout | None = None,
+    batch_tokens: int | None = None,
+    share_prefix: bool = True,
+    midway: Midway | None = None,
+    on_progress: OnProgress | None = None,
+) -> Activations:
+    """Reads the residual stream after the given blocks.
+
+    Args:
+        model: The model to read.
+        prompts: Token ids, see `modelassay.reading.prompts`. Order and repetitions are free.
+        layers: Block indices, each in 0 … n_layers - 1.
+        position: `last` token of each prompt; `mean` over, or `all` of, its answer tokens.
+        readout: Reduces the next-token logits after the last token of each prompt; asking for it
+            runs the whole model.
+        batch_tokens: Upper bound on tokens in a batch, padding included.
+        share_prefix: Compute the tokens that all prompts begin with only once.
+        midway: Known states to begin at, of a block not above the lowest of `layers`. They are used
+            where they reach down to the shared prefix, and only once a check on one prompt has
+            shown that a pass from them ends where a whole pass does.
+        on_progress: Told how many distinct prompts are done.
+
+    Raises:
+        InputError: no prompts or layers, an index out of range, no answer tokens where they are
+            asked for, or a block that gives NaN or infinite values.
+        UnavailableError: not even one prompt fits into memory.
+    """
+    layers = tuple(layers)
+    if not prompts or not layers:
+        raise InputError("There is nothing to read: give at least one prompt and one layer.")
+    if not all(0 <= layer < len(model.blocks) for layer in layers):
+        raise InputError(f"Layers must lie in 0…{len(model.blocks) - 1}, got {list(layers)}.")
+    if len(set(layers)) != len(layers):
+        raise InputError(f"A layer is asked for twice in {list(layers)}.")
+    if position != "last" and any(p.answer_start >= len(p.ids) for p in prompts):
+        raise InputError(f"Position {position!r} reads answer tokens, but a prompt has no answer.")
+    if midway is not None and midway.layer > min(layers):
+        raise InputError(f"A pass that begins above block {midway.layer} cannot read lower ones.")
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
+
+    distinct = sorted(set(prompts), key=lambda p: (len(p.ids), p.ids, p.answer_start))
+    with torch.inference_mode():
+        reader = _Reader(model, layers, position, readout, batch_tokens, midway)
+        if share_prefix:
+            reader.share_prefix_of(distinct)
+        rows = reader.read_all(distinct, on_progress)
+    index = {prompt: i for i, prompt in enumerate(distinct)}
+    order = [index[prompt] for prompt in prompts]
+    values = [rows.values[i] for i in order]
+    if position == "all":
+        ends = torch.tensor([len(value) for value in values]).cumsum(0).tolist()
+        stacked, offsets = torch.cat(values), (0, *ends)
+    else:
+        stacked, offsets = torch.stack(values), None
+    kept = None if readout is None else torch.stack([rows.readouts[i] for i in order])
+    return Activations(stacked, layers, position, offsets, kept)
+
+
+@dataclass
+class _Rows:
+    """Results of distinct prompts, in their order."""
+
+    values: list[Tensor]
+    readouts: list[Tensor]
+
+
+class _Reader:
+    """One `read_activations` call: holds what its batches have in common."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        layers: tuple[int, ...],
+        position: Position,
+        readout: Readout | None,
+        batch_tokens: int,
+        midway: Midway | None,
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.position = position
+        self.readout = readout
+        self.batch_tokens = batch_tokens
+        self.midway = midway
+        self.device = model.device
+        self.prefix: tuple[int, ...] = ()
+        self.prefix_cache: Any = None
+
+    def share_prefix_of(self, prompts: Sequence[Encoded]) -> None:
+        """Computes the tokens common to all prompts once, if that is exact and worth it."""
+        length = common_prefix_length(prompts)
+        probe = prompts[0]  # the shortest
+        if self.midway is not None:
+            fit = (prompt for prompt in prompts if self.midway.covers([prompt], length))
+            if (found := next(fit, None)) is None:
+                self.midway = None
+            else:
+                probe = found
+        least = MIN_SHARED_PREFIX if self.midway is None else 1
+        if length < least or len(prompts) < 3:
+            return
+        from transformers import DynamicCache
+
+        plain = self.read_batch([probe])
+        try:
+            cache = DynamicCache(config=self.model.model.config)
+            self._forward(
+                self.model.model,
+                [list(probe.ids[:length])],
+                cache,
+                lambda _layer, _hidden: None,
+                None,
+            )
+            self.prefix, self.prefix_cache = probe.ids[:length], cache
+            shared = self.read_batch([probe])
+        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            log.debug("no shared prefix: %s", error)  # this model keeps its cache in another way
+            shared = None
+        tolerance = PREFIX_TOLERANCE.get(self.model.model.dtype, 5e-2)
+        if shared is None or _relative_difference(plain, shared) > tolerance:
+            self.prefix, self.prefix_cache = (), None
+            if self.midway is not None:  # it may be that, and not the prefix
+                self.midway = None
+                self.share_prefix_of(prompts)
+
+    def read_all(self, prompts: Sequence[Encoded], on_progress: OnProgress | None) -> _Rows:
+        """Reads all prompts, in batches that shrink when memory runs out."""
+        rows = _Rows([], [])
+        if on_progress:
+            on_progress(0, len(prompts))
+        while (start := len(rows.values)) < len(prompts):
+            batch = self._next_batch(prompts, start)
+            try:
+                part = self.read_batch(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._shrink(batch)
+                continue
+            rows.values += part.values
+            rows.readouts += part.readouts
+            if on_progress:
+                on_progress(len(rows.values), len(prompts))
+        return rows
+
+    def _next_batch(self, prompts: Sequence[Encoded], start: int) -> Sequence[Encoded]:
+        """As many of the following prompts as the token budget holds; they grow in length."""
+        end = start + 1
+        while end < len(prompts):
+            longest = len(prompts[end].ids) - len(self.prefix)
+            if longest * (end + 1 - start) > self.batch_tokens:
+                break
+            end += 1
+        return prompts[start:end]
+
+    def _shrink(self, batch: Sequence[Encoded]) -> None:
+        if len(batch) == 1:
+            raise UnavailableError(
+                f"Not even one prompt of {len(batch[0].ids)} tokens fits into memory beside the"
+                " model; try --load-4bit, --dtype bfloat16 or another device."
+            )
+        longest = len(batch[-1].ids) - len(self.prefix)
+        self.batch_tokens = max(1, longest * len(batch) // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning("Out of memory; going on with batches of %d tokens.", self.batch_tokens)
+
+    def read_batch(self, batch: Sequence[Encoded]) -> _Rows:
+        """Reads prompts that fit into one batch."""
+        skip = len(self.prefix)
+        remainders = [list(prompt.ids[skip:]) for prompt in batch]
+        last = torch.tensor([len(ids) - 1 for ids in remainders])
+        first = torch.tensor([prompt.answer_start - skip for prompt in batch])
+        captured: dict[int, Any] = {}
+
+        def keep(layer: int, hidden: Tensor) -> None:
+            captured[layer] = self._select(hidden, first, last)
+
+        cache = None
+        if self.prefix_cache is not None:
+            cache = copy.deepcopy(self.prefix_cache)
+            cache.batch_repeat_interleave(len(batch))
+        model = self.model.model
+        # Without a shared prefix nothing has shown that known states fit this model.
+        if self.midway is not None and self.prefix and self.midway.covers(batch, skip):
+            hidden = self.midway.padded(batch, skip)
+            model = begin_after(self.model, self.midway.layer, hidden)
+        logits = self._forward(model, remainders, cache, keep, last)
+        per_layer = [captured[layer] for layer in self.layers]
+        if self.position == "all":
+            values = [
+                torch.stack([hidden[i] for hidden in per_layer], dim=1).float().cpu()
+                for i in range(len(batch))
+            ]
+        else:
+            device = per_layer[-1].device  # blocks may sit on several cards
+            stacked = torch.stack([hidden.to(device) for hidden in per_layer], dim=1)
+            values = list(stacked.float().cpu().unbind(0))
+        self._check_finite(values)
+        readouts: list[Tensor] = []
+        if self.readout is not None and logits is not None:
+            readouts = list(self.readout(logits.float()).cpu().unbind(0))
+        return _Rows(values, readouts)
+
+    def _select(self, hidden: Tensor, first: Tensor, last: Tensor) -> Any:
+        """[batch, token, hidden] at the wanted positions."""
+        last, first = last.to(hidden.device), first.to(hidden.device)
+        if self.position == "last":
+            return hidden[torch.arange(len(last), device=hidden.device), last]
+        if self.position == "mean":
+            steps = torch.arange(hidden.shape[1], device=hidden.device)
+            mask = (steps >= first[:, None]) & (steps <= last[:, None])
+            weights = mask.float() / mask.sum(dim=1, keepdim=True)
+            return torch.einsum("bt,bth->bh", weights, hidden.float())
+        return [row[a : b + 1].clone() for row, a, b in zip(hidden, first, last, strict=True)]
+
+    def _forward(
+        self,
+        model: Any,
+        rows: list[list[int]],
+        cache: Any,
+        on_output: Callable[[int, Tensor], None],
+        last: Tensor | None,
+    ) -> Tensor | None:
+        """One forward pass over right-padded rows; logits at `last` if a readout wants them."""
+        width = max(len(row) for row in rows)
+        ids = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+        inputs = {"input_ids": ids.to(self.device), "use_cache": cache is not None}
+        if cache is not None:
+            inputs["past_key_values"] = cache
+        blocks = self.model.blocks
+        if self.readout is None or last is None:
+            # With a readout to come, the prefix pass has to fill the cache of every block.
+            layers = self.layers if self.readout is None else (*self.layers, len(blocks) - 1)
+            with capture(blocks, sorted(set(layers)), on_output, stop=True):
+                model(**inputs)
+            return None
+        with capture(blocks, self.layers, on_output), head_at(model, last):
+            return model(**inputs).logits[:, 0]
+
+    def _check_finite(self, values: list[Tensor]) -> None:
+        for value in values:
+            if not torch.isfinite(value).all():
+                by_layer = torch.isfinite(value).all(dim=-1).reshape(-1, len(self.layers)).all(0)
+                broken = self.layers[int((~by_layer).nonzero()[0])]
+                raise InputError(
+                    f"Block {broken} of {self.model.info.id} gives NaN or infinite activations; the"
+                    " weights are broken, or the dtype overflows (try --dtype float32)."
+                )
+
+
+def common_prefix_length(prompts: Sequence[Encoded]) -> int:
+    """Number of tokens that all prompts begin with, leaving each at least one token to read."""
+    first, final = min(p.ids for p in prompts), max(p.ids for p in prompts)
+    length = 0
+    for a, b in zip(first, final, strict=False):
+        if a != b:
+            break
+        length += 1
+    return min(length, *(min(p.answer_start, len(p.ids) - 1) for p in prompts))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory, on a GPU or on the CPU."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "can't allocate memory" in text or "not enough memory" in text
+    )
+
+
+def _relative_difference(a: _Rows, b: _Rows) -> float:
+    worst = 0.0
+    for x, y in zip(a.values + a.readouts, b.values + b.readouts, strict=True):
+        scale = x.norm(dim=-1).clamp_min(1e-12)
+        worst = max(worst, float(((x - y).norm(dim=-1) / scale).max()))
+    return worst

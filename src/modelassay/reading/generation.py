@@ -1,0 +1,192 @@
+"""Short greedy answers to many prompts, batched, through the model's own `generate`.
+
+Greedy and without penalties, so that an answer is a property of the weights and not of sampling
+settings that a checkpoint brings along.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modelassay.errors import UnavailableError
+from modelassay.files.atomic import explain_os_errors, write_text_atomically
+from modelassay.models import LoadedModel
+from modelassay.progress import OnProgress
+from modelassay.reading.activations import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU, is_out_of_memory
+from modelassay.reading.prompts import Encoded, encode_prompts
+
+log = logging.getLogger(__name__)
+
+KEEP_EVERY = 32  # answers between two saves
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered."""
+
+    text: str
+    """Without special tokens."""
+    first_token: int
+
+
+def generate_greedy(
+    model: LoadedModel,
+    prompts: Sequence[Encoded],
+    *,
+    max_new_tokens: int = 24,
+    batch_tokens: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[Answer]:
+    """Continues each prompt greedily.
+
+    Args:
+        model: The model.
+        prompts: Token ids; repetitions are answered once.
+        max_new_tokens: Length at which an answer is cut; the end of the context cuts it as well.
+        batch_tokens: Upper bound on tokens in a batch, padding and answer included.
+        on_progress: Told how many distinct prompts are done.
+
+    Returns:
+        Answers in the order of `prompts`.
+
+    Raises:
+        UnavailableError: not even one prompt fits into memory.
+    """
+    if batch_tokens is None:  # decoding is bound by memory traffic and gains from wider batches
+        batch_tokens = 8 * BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
+    distinct = sorted({prompt.ids for prompt in prompts}, key=lambda ids: (len(ids), ids))
+    answers: dict[tuple[int, ...], Answer] = {}
+    if on_progress:
+        on_progress(0, len(distinct))
+    while len(answers) < len(distinct):
+        start = end = len(answers)
+        room = _room(model, distinct[start], max_new_tokens)
+        while end < len(distinct):
+            size = (len(distinct[end]) + max_new_tokens) * (end + 1 - start)
+            if end > start and (
+                size > batch_tokens or _room(model, distinct[end], max_new_tokens) != room
+            ):
+                break
+            end += 1
+        batch = distinct[start:end]
+        try:
+            answered = _generate_batch(model, batch, room)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise UnavailableError(
+                    "Not even one answer fits into memory beside the model; try --load-4bit,"
+                    " --dtype bfloat16 or another device."
+                ) from error
+            batch_tokens = (len(batch[-1]) + max_new_tokens) * len(batch) // 2
+            continue
+        answers.update(zip(batch, answered, strict=True))
+        if on_progress:
+            on_progress(len(answers), len(distinct))
+    return [answers[prompt.ids] for prompt in prompts]
+
+
+def _room(model: LoadedModel, ids: Sequence[int], max_new_tokens: int) -> int:
+    """Tokens that an answer may have: what the context leaves, and one in any case."""
+    return max(min(max_new_tokens, model.context_length - len(ids)), 1)
+
+
+def _generate_batch(
+    model: LoadedModel, batch: Sequence[tuple[int, ...]], max_new_tokens: int
+) -> list[Answer]:
+    width = max(len(ids) for ids in batch)
+    config = greedy_config(model, max_new_tokens)
+    pad = int(config.pad_token_id)
+    # Decoding appends on the right, so padding goes to the left, under a mask.
+    ids = torch.full((len(batch), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(batch), width), dtype=torch.long)
+    for i, row in enumerate(batch):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = 1
+    with torch.inference_mode():
+        output = model.model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+        )
+    new = output[:, width:].cpu()
+    texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [Answer(text, int(row[0])) for text, row in zip(texts, new, strict=True)]
+
+
+def greedy_config(model: LoadedModel, max_new_tokens: int) -> Any:
+    """The `GenerationConfig` of greedy answers without the checkpoint's sampling settings."""
+    from transformers import GenerationConfig
+
+    own = model.model.generation_config
+    end = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
+    ends = end if isinstance(end, list) else [end]
+    pad = model.tokenizer.pad_token_id
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        # What is not set here is taken from the checkpoint's own settings.
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        min_length=0,
+        use_cache=True,
+        eos_token_id=end,
+        pad_token_id=pad if pad is not None else (ends[0] if ends[0] is not None else 0),
+    )
+
+
+def kept_answers(
+    load_model: Callable[[], LoadedModel],
+    prompts: Sequence[str],
+    path: Path,
+    *,
+    max_new_tokens: int,
+    on_progress: OnProgress | None = None,
+) -> list[str]:
+    """Greedy answers that take minutes to make and are kept as they come, so a killed run goes on.
+
+    Args:
+        load_model: Gives the model, and is called only where an answer is missing.
+        prompts: What to answer.
+        path: Where answers of this model and length are kept, as JSON.
+        max_new_tokens: Length at which an answer is cut.
+        on_progress: Told how many of the missing ones are made.
+
+    Returns:
+        An answer for each prompt, possibly empty.
+
+    Raises:
+        UnavailableError: the model cannot be loaded, or the answers not be kept.
+    """
+    known: dict[str, str] = {}
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            log.warning("%s is damaged; its answers are made again.", path)
+    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+    if missing:
+        model = load_model()
+        with explain_os_errors("keeping answers"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        for first in range(0, len(missing), KEEP_EVERY):
+            chunk = missing[first : first + KEEP_EVERY]
+            encoded = encode_prompts(model, chunk)
+            answers = generate_greedy(model, encoded, max_new_tokens=max_new_tokens)
+            known.update({p: a.text.strip() for p, a in zip(chunk, answers, strict=True)})
+            write_text_atomically(path, json.dumps(known, ensure_ascii=False))
+            if on_progress:
+                on_progress(first + len(chunk), len(missing))
+    return [known[prompt] for prompt in prompts]

@@ -1,0 +1,86 @@
+"""Passes that begin in the middle of a model, at states that are known.
+
+Two models that are alike up to a block write the same states there, and so does one model before
+and after its states are changed further up. What lies below need not be computed again.
+
+The model itself is never touched: a pass runs through a copy of the few modules that hold the list
+of blocks, in which the blocks to leave out hand on what is known. All parameters, all other modules
+and all hooks are shared with the model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from modelassay.models import LoadedModel
+from modelassay.reading.prompts import Encoded
+
+
+@dataclass(frozen=True)
+class Midway:
+    """States at which passes over certain prompts can begin."""
+
+    layer: int
+    """The block that wrote them; passes begin above it."""
+    states: dict[tuple[int, ...], Tensor]
+    """By token ids: float [token, hidden] of a prompt's last tokens, as many as are known."""
+
+    def covers(self, prompts: Sequence[Encoded], skip: int) -> bool:
+        """Whether all tokens of these prompts after the first `skip` are known."""
+        return all(
+            prompt.ids in self.states and len(self.states[prompt.ids]) >= len(prompt.ids) - skip
+            for prompt in prompts
+        )
+
+    def padded(self, prompts: Sequence[Encoded], skip: int) -> Tensor:
+        """[prompt, token, hidden], the states of all tokens after the first `skip`."""
+        rows = [self.states[prompt.ids][-(len(prompt.ids) - skip) :] for prompt in prompts]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def begin_after(model: LoadedModel, layer: int, hidden: Tensor) -> nn.Module:
+    """The model as one whose blocks up to `layer` do nothing, the last of them writing `hidden`.
+
+    Args:
+        model: It stays as it is, and may be in use elsewhere.
+        layer: The last block that does not run.
+        hidden: [batch, token, hidden].
+    """
+    first = model.blocks[0]
+    path = next(
+        name
+        for name, module in model.model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 0 and module[0] is first
+    )
+    copied = inner = _shallow(model.model)
+    for name in path.split("."):
+        held = _shallow(inner._modules[name])
+        inner._modules[name] = held
+        inner = held
+    hidden = hidden.to(model.device, model.model.dtype)
+    for i, block in enumerate(model.blocks[: layer + 1]):
+        inner._modules[str(i)] = _handing_on(block, hidden)
+    return copied
+
+
+def _handing_on(block: nn.Module, hidden: Tensor) -> nn.Module:
+    """A block with the same hooks and attributes that writes `hidden` whatever it reads."""
+    copied = _shallow(block)
+
+    def forward(*_args: object, **_kwargs: object) -> Tensor:
+        return hidden
+
+    copied.forward = forward
+    return copied
+
+
+def _shallow(module: nn.Module | None) -> nn.Module:
+    """A copy with a table of modules of its own."""
+    assert module is not None  # noqa: S101 (found by its name)
+    copied = copy.copy(module)
+    copied.__dict__["_modules"] = dict(module._modules)
+    return copied

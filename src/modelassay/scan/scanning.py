@@ -1,0 +1,132 @@
+"""`scan()`: is the safety training there?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from modelassay.data.concepts import Concept, concepts_for, load_concepts
+from modelassay.errors import InputError
+from modelassay.measures.examination import Evidence, examine
+from modelassay.models import LoadedModel, load
+from modelassay.models.loading import find_sources
+from modelassay.progress import OnPhase, silent
+from modelassay.scan.report import ConceptResult, ScanReport
+from modelassay.scan.verdict import CONTROL_LEVEL, decide, separation_level
+from modelassay.verify import Baseline, conclude, find_baseline
+from modelassay.verify.hashing import hash_model
+
+
+def scan(
+    model: str | LoadedModel,
+    *,
+    mode: str = "standard",
+    concepts: str | Path | Mapping[str, Concept] | None = None,
+    compare: str | None = None,
+    verify: str | Baseline | None = None,
+    chat_template: bool = True,
+    batch_tokens: int | None = None,
+    on_progress: OnPhase | None = None,
+    **load_options: Any,
+) -> ScanReport:
+    """Scans a model for intact safety training.
+
+    Args:
+        model: A model id (see `modelassay.load`) or a loaded model.
+        mode: `quick` (weights, separation of two concepts), `standard` (three concepts and
+            behaviour) or `full` (all concepts, behaviour on more prompts).
+        concepts: Concept file, or concepts by name, put over the shipped ones.
+        compare: Id of a model to scan in the same way and compare with.
+        verify: Baseline to compare the model with in the same pass (see `modelassay.verify`).
+        chat_template: Render prompts with the model's chat template; False reads raw text.
+        batch_tokens: Upper bound on tokens in a batch.
+        on_progress: Told (phase, done, total) as the scan goes on.
+        **load_options: Passed to `modelassay.load`, for the model and the one compared with
+            (`revision`, `adapter` and `gguf_file` are for the first only).
+
+    Raises:
+        InputError: something given cannot be used.
+        UnavailableError: something needed is not there now.
+    """
+    started = time.perf_counter()
+    overlay = load_concepts(concepts) if isinstance(concepts, str | Path) else concepts
+    chosen = concepts_for(mode, overlay)  # before any loading: bad input should fail at once
+    report_phase = on_progress or silent
+    baseline = None
+    if verify is not None:
+        baseline = find_baseline(verify, token=load_options.get("token"))
+        if baseline is not None and baseline[0].index.chat_template_used and not chat_template:
+            raise InputError(
+                "The baseline was read inside the chat template; leave --no-chat-template out to"
+                " verify against it."
+            )
+    if compare is not None:  # a typing error should not show after a long scan
+        find_sources(compare, token=load_options.get("token"), weights=False)
+    if isinstance(model, str):
+        report_phase("loading", 0, 1)
+        model = load(model, **load_options)
+        report_phase("loading", 1, 1)
+    loaded_at = time.perf_counter()
+    found = examine(
+        model,
+        mode=mode,
+        concepts=chosen,
+        chat_template=chat_template,
+        batch_tokens=batch_tokens,
+        identity=baseline is not None,
+        on_progress=report_phase,
+    )
+    report = judge(found, chosen)
+    if baseline is not None:
+        files = hash_model(model)
+        report = replace(report, verification=conclude(report.model, files, found, *baseline))
+    report.provenance["seconds"] = {
+        "loading": round(loaded_at - started, 2),
+        "scan": round(time.perf_counter() - loaded_at, 2),
+    }
+    if compare is not None:
+        del model  # two models at once may not fit
+        shared = {
+            key: value
+            for key, value in load_options.items()
+            if key not in ("revision", "adapter", "gguf_file")
+        }
+        other = scan(
+            compare,
+            mode=mode,
+            concepts=overlay,
+            chat_template=chat_template,
+            batch_tokens=batch_tokens,
+            on_progress=on_progress,
+            **shared,
+        )
+        report = replace(report, compare=other)
+    return report
+
+
+def judge(found: Evidence, concepts: Mapping[str, Concept]) -> ScanReport:
+    """The report on what was measured: a level for each concept, and one verdict."""
+    results = {
+        name: ConceptResult(
+            separation,
+            CONTROL_LEVEL if concepts[name].control else separation_level(separation),
+            concepts[name].description,
+        )
+        for name, separation in found.separations.items()
+    }
+    judged = {name: r.separation for name, r in results.items() if r.level != CONTROL_LEVEL}
+    verdict, reasons = decide(judged, found.refusal, found.ablation, found.refusal_unscored)
+    return ScanReport(
+        model=found.model,
+        mode=found.mode,
+        verdict=verdict,
+        reasons=reasons,
+        concepts=results,
+        refusal=found.refusal,
+        refusal_unscored=found.refusal_unscored,
+        ablation=found.ablation,
+        provenance=found.provenance,
+    )

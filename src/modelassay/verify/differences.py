@@ -1,0 +1,291 @@
+"""What differs between a model and a baseline, in numbers, and what kind of difference that is.
+
+The rule, in order; the first line that applies decides:
+
+1. A direction is gone from the weights, as their change or their own
+   spectrum shows                                                      -> ablated
+2. Weights or activations are as far away as unrelated ones            -> other model
+3. Some blocks were changed much more than others                      -> fine-tune
+4. All weights changed alike, and activations no more than rounding of
+   that size moves them                                                -> requantized or cast
+5. Otherwise                                                           -> fine-tune
+
+Why 4 works: rounding is white noise, and noise of relative size r moved activations by 5 to 10 r.
+Training moves them on purpose: full fine-tunes of a few steps moved them by 900 to 2600 times their
+change. What was measured is in docs/validity.md. Where rounding is so coarse that a light fine-tune
+would hide in it, the outcome is unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from modelassay.measures.activation_signature import signature_distances
+from modelassay.measures.examination import Evidence
+from modelassay.measures.weight_sketch import WeightChange, compare_sketches
+from modelassay.verify.baseline import Baseline
+from modelassay.verify.report import Differences, Kind
+
+OTHER_MODEL_CHANGE = 0.9
+"""Relative change of the weights. Unrelated ones differ by about 1.4; 4-bit rounding and training
+change them by 0.1 at most."""
+OTHER_MODEL_DISTANCE = 1.2
+"""Of activations, where weights cannot be compared. Unrelated ones lie near 1.4, training and 4-bit
+rounding reached 0.8."""
+UNEVEN = 3.0
+"""Largest change of a block over the median one. Rounding gave up to 1.5."""
+ROUNDING_FLOOR, ROUNDING_GAIN = 0.02, 15.0
+"""Rounding of relative size r moves activations by no more than floor + gain · r. Measured: 0.008
+at r = 0.0013 (bfloat16), 0.07 at 0.008 (8 bits), 0.8 at 0.1 (4 bits); computing in fp16 0.014."""
+BFLOAT16_FLOOR, BFLOAT16_LOG_ODDS_FLOOR = 0.15, 0.3
+"""The floors where one of the two was computed in bfloat16, which moves activations by itself: 0.11
+and 0.11 nats here. Computing both in float32 tells finer."""
+LOG_ODDS_FLOOR, LOG_ODDS_GAIN = 0.05, 30.0
+"""The same for the root mean square change of the log-odds, in nats: 0.02, 0.10 and 1.7; 0.01."""
+COARSE = 0.03
+"""Rounding above this (4 bits give 0.1) hides light fine-tunes."""
+GRID_SIZES = {
+    "4bit": (0.03, 0.2),
+    "8bit": (0.002, 0.02),
+    "bfloat16": (3e-4, 3e-3),
+    "float16": (3e-5, 5e-4),
+}
+"""Relative change that rounding to a format makes, from and to. Noise of that size that does not
+leave the format's numbers is no rounding."""
+DIGITS = 3e-5
+"""Smaller changes are those of other software doing the same sums."""
+PLAIN_ROUNDING = 0.008
+"""The size of rounding that is assumed where the weights cannot be compared: 8 bits."""
+
+
+def compare(found: Evidence, baseline: Baseline) -> Differences:
+    """Compares what was measured with a baseline of the same architecture.
+
+    Args:
+        found: With signature and sketch.
+        baseline: One that modelassay measured.
+    """
+    mine, theirs = found.signature, baseline.signature
+    if mine is None:
+        raise ValueError("the examination took no signature")
+    same_tokens = (
+        theirs is not None
+        and mine.probes_sha256 == theirs.probes_sha256
+        and mine.depths == theirs.depths
+        and mine.values.shape == theirs.values.shape
+    )
+    cosines: dict[str, dict[int, float]] = {}
+    separation = {}
+    for name, separation_here in found.separations.items():
+        record = baseline.index.concepts.get(name)
+        if record is None or not set(record.layers) <= set(separation_here.by_layer):
+            continue
+        if record.sha256 not in (None, found.provenance["concept_sha256"][name]):
+            continue  # directions of other prompts
+        if baseline.directions[name].shape[-1] != found.directions[name].shape[-1]:
+            continue
+        rows = [list(separation_here.by_layer).index(layer) for layer in record.layers]
+        own = found.directions[name][rows]
+        product = (own * baseline.directions[name]).sum(dim=-1)
+        norms = own.norm(dim=-1) * baseline.directions[name].norm(dim=-1)
+        values = (product / norms.clamp_min(1e-12)).tolist()
+        cosines[name] = dict(zip(record.layers, values, strict=True))
+        if record.interval is not None:
+            here = separation_here.separation
+            separation[name] = (here, record.separation, record.interval)
+    distances: dict[int, float] = {}
+    change = np.zeros(2)
+    if same_tokens and theirs is not None:
+        distances = signature_distances(theirs, mine)
+        change = (mine.log_odds - theirs.log_odds).numpy()
+    weights = None
+    if found.sketch is not None and baseline.sketch is not None:
+        weights = compare_sketches(baseline.sketch, found.sketch)
+    return Differences(
+        same_tokens=same_tokens,
+        weights=weights,
+        grids=found.sketch.grids if found.sketch else (),
+        baseline_grids=baseline.sketch.grids if baseline.sketch else (),
+        cosines=cosines,
+        separation=separation,
+        distances=distances,
+        log_odds_rms=float(np.sqrt(np.mean(change**2))),
+        log_odds_shift=(float(change[::2].mean()), float(change[1::2].mean())),
+        ablated=bool(found.ablation.detected) and not baseline.index.ablation_detected,
+        quantized=any(
+            how not in (None, "gguf")
+            for how in (found.model.quantization, baseline.index.model.quantization)
+        ),
+        bfloat16="bfloat16" in (found.model.dtype, baseline.index.model.dtype),
+    )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The kind of difference, and whether it leaves the model what it claims to be."""
+
+    kind: Kind | None
+    """None where nothing could be compared."""
+    verified: bool | None
+    reason: str
+
+
+def tolerances(found: Differences) -> tuple[float, float]:
+    """How far rounding may have moved activations (relative) and log-odds (nats, rms)."""
+    size = PLAIN_ROUNDING if found.weights is None else _median(found.weights)
+    floor, log_odds_floor = ROUNDING_FLOOR, LOG_ODDS_FLOOR
+    if found.bfloat16:
+        floor, log_odds_floor = BFLOAT16_FLOOR, BFLOAT16_LOG_ODDS_FLOOR
+    return floor + ROUNDING_GAIN * size, log_odds_floor + LOG_ODDS_GAIN * size
+
+
+def judge(found: Differences) -> Judgement:
+    """The rule at the top of this module."""
+    weights = found.weights
+    far = max(found.distances.values(), default=0.0)
+    if weights is None and not found.same_tokens:
+        return Judgement(
+            None,
+            None,
+            "The tokenizer or chat template makes other tokens of the same prompts, and the weights"
+            " cannot be compared one by one: nothing can be said but that the files differ.",
+        )
+    if weights is not None and weights.mark is not None:
+        mark = weights.mark
+        which = "A direction" if mark.shared else "A direction of its own"
+        return Judgement(
+            Kind.ABLATED,
+            False,
+            f"{which} was taken out of {len(mark.blocks)} blocks at strength {mark.strength:.2f}:"
+            " the change of the weights is of the form that only directional ablation makes.",
+        )
+    apart, limit = (far, OTHER_MODEL_DISTANCE)
+    if weights is not None:
+        apart, limit = _median(weights), OTHER_MODEL_CHANGE
+    if apart >= limit:
+        what = "Activations" if weights is None else "Weights"
+        return Judgement(
+            Kind.OTHER_MODEL,
+            False,
+            f"{what} are unrelated to the baseline's (relative distance {apart:.2f}): another model"
+            " of the same architecture.",
+        )
+    if found.ablated:
+        return Judgement(
+            Kind.ABLATED,
+            False,
+            "A direction has been erased from the weights that the baseline's model has: the mark"
+            " of abliteration.",
+        )
+    if weights is not None and (said := _uneven(weights)):
+        return Judgement(Kind.FINE_TUNE, False, said)
+    return _judge_even(found, far)
+
+
+def _judge_even(found: Differences, far: float) -> Judgement:
+    """Of weights that changed alike in all blocks, or are packed."""
+    weights = found.weights
+    size = None if weights is None else _median(weights)
+    moved = f"activations by {far:.3f}, refusal log-odds by {found.log_odds_rms:.2f} nats"
+    changed = "" if size is None else f"Weights changed evenly by {size:.2%}, {moved}"
+    allowed, allowed_log_odds = tolerances(found)
+    inside = far <= allowed and found.log_odds_rms <= allowed_log_odds
+    if not found.same_tokens:
+        return Judgement(
+            Kind.RECAST,
+            None,
+            f"The weights changed evenly by {size:.2%}, as rounding changes them; the tokenizer or"
+            " chat template makes other tokens, so that activations cannot confirm it.",
+        )
+    if not inside and found.quantized:
+        return Judgement(
+            Kind.RECAST,
+            None,
+            f"{changed or 'Packed weights moved ' + moved}: computing with packed weights moves"
+            " them too, so this can be rounding or a fine-tune. Verify a copy with plain weights.",
+        )
+    if not inside:
+        return Judgement(
+            Kind.FINE_TUNE,
+            False,
+            f"{changed or 'The weights are others: they moved ' + moved}, more than rounding does:"
+            " the weights were changed.",
+        )
+    if weights is None or size is None:
+        return Judgement(
+            Kind.RECAST,
+            None,
+            f"The weights are other files, and cannot be compared one by one; they moved {moved},"
+            " no more than rounding does. It is probably the same model; it is not proved.",
+        )
+    if weights.nothing:
+        reason = "The weights are the baseline's to the last digit, in other files."
+        return Judgement(Kind.RECAST, True, reason)
+    if size > DIGITS and not _explains(found.grids, size):
+        if _explains(found.baseline_grids, size):
+            return Judgement(
+                Kind.RECAST,
+                None,
+                f"{changed}. The baseline's weights are rounded that much and these are not, so"
+                " they can be what it was rounded from, or a changed copy.",
+            )
+        return Judgement(
+            Kind.FINE_TUNE,
+            False,
+            f"{changed}. Rounding would have left numbers of a coarser format, and these are not:"
+            " the weights were changed.",
+        )
+    if size > COARSE:
+        return Judgement(
+            Kind.RECAST,
+            None,
+            f"{changed}, as coarse rounding does; a light fine-tune would hide in it. Verify a copy"
+            " in 8 bits or more.",
+        )
+    return Judgement(
+        Kind.RECAST,
+        True,
+        f"{changed}: no more than rounding does. It is the baseline's model in other numbers.",
+    )
+
+
+def _explains(grids: tuple[str, ...], size: float) -> bool:
+    """Whether rounding to one of these formats makes a change of this size."""
+    return any(GRID_SIZES[grid][0] <= size <= GRID_SIZES[grid][1] for grid in grids)
+
+
+def _uneven(weights: WeightChange) -> str | None:
+    """What to say if some blocks were changed much more than others, or the embeddings were."""
+    by_block, median = weights.by_block, _median(weights)
+    limit = max(UNEVEN * median, 1e-6)
+    changed = [block for block, value in by_block.items() if value > limit]
+    if changed:
+        most = max(changed, key=lambda block: by_block[block])
+        return (
+            f"{len(changed)} of {len(by_block)} blocks were changed ({_spans(changed)}), block"
+            f" {most} by {by_block[most]:.1%}, the others by {median:.2%}: the weights were"
+            " changed."
+        )
+    if weights.elsewhere > limit:
+        return (
+            f"The embeddings or the output layer were changed by {weights.elsewhere:.1%}, the"
+            f" blocks by {median:.2%}: the weights were changed."
+        )
+    return None
+
+
+def _median(weights: WeightChange) -> float:
+    return float(np.median(list(weights.by_block.values())))
+
+
+def _spans(blocks: list[int]) -> str:
+    """`3, 5 to 9` of a sorted list."""
+    spans: list[list[int]] = []
+    for block in blocks:
+        if spans and block == spans[-1][-1] + 1:
+            spans[-1].append(block)
+        else:
+            spans.append([block])
+    return ", ".join(str(s[0]) if len(s) == 1 else f"{s[0]} to {s[-1]}" for s in spans)

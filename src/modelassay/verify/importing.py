@@ -1,0 +1,116 @@
+"""Baselines that ams-scanner wrote, read as ours.
+
+Its JSON holds a direction and an in-sample separation for each concept, at one block, and the
+shape of the model; no hash, no interval and nothing of behaviour. So an imported baseline can tell
+another architecture, and shows its directions beside ours; it cannot prove an identity.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modelassay.errors import InputError, first_line
+from modelassay.files.records import check_name, first_problem
+from modelassay.verify.baseline import (
+    Baseline,
+    BaselineIndex,
+    Block,
+    ConceptRecord,
+    Line,
+    ModelIdentity,
+    Name,
+)
+from modelassay.verify.creating import public_id, slug
+
+MAX_BYTES = 50_000_000
+INSTRUMENT = "ams-scanner"
+
+Vector = Annotated[list[float], Field(min_length=1, max_length=200_000)]
+
+
+class _ModelInfo(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    model_type: Line
+    num_layers: int = Field(gt=0, lt=2000)
+    hidden_size: int = Field(gt=0, lt=200_000)
+
+
+class _AmsBaseline(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+    model_id: Line
+    directions: dict[Name, Vector] = Field(min_length=1, max_length=64)
+    separations: dict[Name, float]
+    optimal_layers: dict[Name, Block]
+    model_info: _ModelInfo
+    created_at: Line
+
+
+def import_baseline(path: str | Path, *, name: str | None = None) -> Baseline:
+    """Reads a baseline of ams-scanner.
+
+    Args:
+        path: Its JSON file.
+        name: What it is called in a store; made from the model's id if left out.
+
+    Raises:
+        InputError: no such file, or one that is no baseline of ams-scanner.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"No file {path}; give a JSON file that `ams baseline create` wrote.")
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path} is larger than a baseline of ams-scanner can be.")
+    try:
+        found = _AmsBaseline.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
+    except ValidationError as error:
+        raise InputError(
+            f"{path} is no baseline of ams-scanner: {first_problem(error)}."
+        ) from error
+    hidden = found.model_info.hidden_size
+    concepts: dict[str, ConceptRecord] = {}
+    directions: dict[str, torch.Tensor] = {}
+    for concept, values in found.directions.items():
+        if concept not in found.separations or concept not in found.optimal_layers:
+            raise InputError(f"{path} has no separation or layer of {concept}.")
+        if len(values) != hidden:
+            raise InputError(
+                f"{path} has a direction of {concept} with {len(values)} numbers for a model of"
+                f" width {hidden}."
+            )
+        vector = torch.tensor(values)
+        directions[concept] = (vector / vector.norm().clamp_min(1e-12))[None]
+        separation, layer = found.separations[concept], found.optimal_layers[concept]
+        if not vector.norm() > 0:
+            raise InputError(f"{path} has an empty direction of {concept}.")
+        concepts[concept] = ConceptRecord(
+            layers=(layer,), by_layer=(separation,), layer=layer, separation=separation
+        )
+    model_id = public_id(found.model_id)
+    index = BaselineIndex(
+        name=check_name(name or slug(model_id), "baseline"),
+        created=found.created_at,
+        instrument=INSTRUMENT,
+        model=ModelIdentity(
+            id=model_id,
+            architecture=found.model_info.model_type,
+            n_layers=found.model_info.num_layers,
+            hidden_size=hidden,
+            dtype="unknown",
+        ),
+        files=None,
+        chat_template_used=False,
+        concept_set_sha256=None,
+        concepts=concepts,
+        signature=None,
+        versions={},
+        vectors_sha256="0" * 64,  # set when the vectors are written
+    )
+    return Baseline(index, directions, None)

@@ -1,0 +1,161 @@
+"""What a verification found out, as one frozen value with a versioned form for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from modelassay.measures.weight_sketch import WeightChange
+
+SCHEMA = "modelassay.verify/1"
+Outcome = Literal["same", "differs", "unknown"]
+Where = Literal["shipped", "local", "folder", "hub"]
+
+
+class Kind(str, Enum):
+    """What kind of difference there is."""
+
+    IDENTICAL = "identical"
+    RECAST = "requantized or cast"
+    REWRAPPED = "same weights, other tokenizer, chat template or configuration"
+    FINE_TUNE = "fine-tune"
+    ABLATED = "ablated"
+    OTHER_MODEL = "different model of the same architecture"
+    OTHER_ARCHITECTURE = "different architecture"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a baseline came from."""
+
+    id: str
+    """What finds it again."""
+    source: Where
+    author: str | None = None
+    """Owner of the Hub repository."""
+    revision: str | None = None
+    """Hub commit, 40 hex digits."""
+    on_main: bool = True
+    """Whether the owner's main branch held that commit when it was fetched. If not it can be an
+    older one, or a pull request by anybody."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For reports."""
+        return {
+            "id": self.id,
+            "source": self.source,
+            "author": self.author,
+            "revision": self.revision,
+            "on_main": self.on_main,
+        }
+
+
+@dataclass(frozen=True)
+class Differences:
+    """A model against a baseline, by what was measured in both."""
+
+    same_tokens: bool
+    """Whether both read the same token ids; if not, activations cannot be compared."""
+    weights: WeightChange | None
+    """How the weights changed; None where they are packed, or are not the same set of matrices."""
+    grids: tuple[str, ...]
+    """Formats whose numbers this model's weights could be."""
+    baseline_grids: tuple[str, ...]
+    """The same of the baseline's."""
+    cosines: dict[str, dict[int, float]]
+    """For each concept, the cosine of its direction with the baseline's at each block."""
+    separation: dict[str, tuple[float, float, tuple[float, float]]]
+    """For each concept: here, in the baseline, and the baseline's 95% interval (σ)."""
+    distances: dict[int, float]
+    """Relative distance of the signatures at each block."""
+    log_odds_rms: float
+    """Root mean square change of the refusal log-odds on the probes, in nats."""
+    log_odds_shift: tuple[float, float]
+    """Mean change on harmful probes and on their harmless twins, in nats."""
+    ablated: bool
+    """Whether a direction is erased here and not in the baseline's model, by the weights alone."""
+    quantized: bool
+    """Whether one of the two was run on packed weights, whose arithmetic moves activations too."""
+    bfloat16: bool
+    """Whether one of the two was computed in bfloat16, which moves them as well."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was compared."""
+
+    name: str
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """Is the model the baseline's?"""
+
+    model: str
+    """Id of the model that was looked at."""
+    revision: str | None
+    """Its Hub commit."""
+    verified: bool | None
+    """None where there is no baseline or the two cannot be compared."""
+    kind: Kind | None
+    checks: tuple[Check, ...]
+    baseline: Origin | None
+    baseline_model: str | None
+    """Id of the model that the baseline was made from."""
+    reasons: tuple[str, ...]
+    differences: Differences | None = None
+    """None where hashes, or the lack of anything to compare, decided."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values, schema `modelassay.verify/1`."""
+        return {
+            "schema": SCHEMA,
+            "model": {"id": self.model, "revision": self.revision},
+            "verified": self.verified,
+            "kind": self.kind.value if self.kind else None,
+            "reasons": list(self.reasons),
+            "checks": [vars(check) for check in self.checks],
+            "baseline": {**self.baseline.to_dict(), "model": self.baseline_model}
+            if self.baseline
+            else None,
+            "differences": _differences_dict(self.differences),
+            "provenance": self.provenance,
+        }
+
+
+def _differences_dict(found: Differences | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "cosines": {
+            name: {str(block): round(value, 6) for block, value in values.items()}
+            for name, values in found.cosines.items()
+        },
+        "separation": {
+            name: {"model": here, "baseline": there, "baseline_interval": list(interval)}
+            for name, (here, there, interval) in found.separation.items()
+        },
+        "signature_distance": {str(k): round(v, 6) for k, v in found.distances.items()},
+        "log_odds_rms": found.log_odds_rms,
+        "log_odds_shift": {
+            "harmful": found.log_odds_shift[0],
+            "harmless": found.log_odds_shift[1],
+        },
+        "ablated": found.ablated,
+        "weights": None if found.weights is None else _weights_dict(found.weights),
+    }
+
+
+def _weights_dict(change: WeightChange) -> dict[str, Any]:
+    mark = change.mark
+    return {
+        "change_by_block": {str(block): value for block, value in change.by_block.items()},
+        "change_elsewhere": change.elsewhere,
+        "ablation": None
+        if mark is None
+        else {"strength": mark.strength, "blocks": list(mark.blocks), "shared": mark.shared},
+    }

@@ -1,0 +1,292 @@
+"""`verify()`: is this the model it claims to be?
+
+Evidence in the order of its cost, and as soon as it suffices the rest is not looked at:
+
+1. the architecture, from the config;
+2. sha256 of the weight files, the tokenizer, the chat template and the settings; for a model on the
+   Hub the Hub states them, and its weights are not even fetched;
+3. only where the weights are other files: the weights and activations themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from modelassay.data.concepts import concepts_for
+from modelassay.errors import InputError
+from modelassay.hub import REFERENCE
+from modelassay.measures.examination import Evidence, examine
+from modelassay.models import ModelInfo, load
+from modelassay.models.loading import find_sources
+from modelassay.progress import OnPhase, silent
+from modelassay.verify.baseline import Baseline, FileHashes
+from modelassay.verify.checks import measured_checks
+from modelassay.verify.differences import Judgement, compare, judge
+from modelassay.verify.files import (
+    compare_files,
+    judge_files,
+    judge_shape,
+    wrapping_changes,
+)
+from modelassay.verify.hashing import hash_sources
+from modelassay.verify.hub_store import pull_baseline
+from modelassay.verify.report import (
+    Check,
+    Differences,
+    Kind,
+    Origin,
+    VerificationReport,
+)
+from modelassay.verify.stores import find_local, list_baselines
+
+TRUSTED = "MODELASSAY_TRUSTED"
+"""Environment variable: namespaces on the Hub whose baselines are trusted, with commas between."""
+SOURCE_OPTIONS = ("revision", "adapter", "gguf_file", "token", "trust_remote_code", "max_bytes")
+
+
+def verify(
+    model: str,
+    against: str | Baseline | None = None,
+    *,
+    on_progress: OnPhase = silent,
+    **load_options: Any,
+) -> VerificationReport:
+    """Compares a model with a baseline.
+
+    Args:
+        model: A model id (see `modelassay.load`).
+        against: A baseline, its name, its folder, or its Hub data set; None takes the one that was
+            made from a model of this id.
+        on_progress: Told (phase, done, total).
+        **load_options: Passed to `modelassay.load`.
+
+    Raises:
+        InputError: the model or the baseline cannot be read.
+        UnavailableError: something needed is not there now.
+    """
+    started = time.perf_counter()
+    decided = verify_files(model, against, on_progress=on_progress, **load_options)
+    if isinstance(decided, VerificationReport):
+        report = decided
+    else:
+        on_progress("loading", 0, 1)
+        if decided.commit is not None:  # what was hashed, not what a branch holds by now
+            load_options["revision"] = decided.commit
+        loaded = load(model, **load_options)
+        examined = examine(
+            loaded,
+            mode="quick",
+            concepts=concepts_for("quick"),
+            chat_template=decided.baseline.index.chat_template_used,
+            identity=True,
+            n_swaps=1,  # separations are held against the baseline's intervals
+            search=decided.baseline.sketch is None,
+            on_progress=on_progress,
+        )
+        report = conclude(loaded.info, decided.files, examined, decided.baseline, decided.origin)
+    report.provenance["seconds"] = round(time.perf_counter() - started, 2)
+    return report
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """Files do not decide; weights and activations have to be looked at."""
+
+    files: FileHashes
+    baseline: Baseline
+    origin: Origin
+    commit: str | None
+    """Of the model's repository on the Hub."""
+
+
+def verify_files(
+    model: str,
+    against: str | Baseline | None = None,
+    *,
+    on_progress: OnPhase = silent,
+    **load_options: Any,
+) -> VerificationReport | Undecided:
+    """The part of `verify` that opens no weights, nor fetches them if the Hub states their hashes.
+
+    Arguments and errors are those of `verify`.
+    """
+    found = find_baseline(
+        against if against is not None else model,
+        required=against is not None,
+        token=load_options.get("token"),
+    )
+    if found is None:
+        return VerificationReport(
+            model=model,
+            revision=None,
+            verified=None,
+            kind=None,
+            checks=(),
+            baseline=None,
+            baseline_model=None,
+            reasons=(
+                f"There is no baseline of {model} on this machine; name one with --against, or make"
+                " one from a copy that you trust with `modelassay baseline create`.",
+            ),
+        )
+    baseline, origin = found
+    on_progress("files", 0, 1)
+    options = {key: value for key, value in load_options.items() if key in SOURCE_OPTIONS}
+    source, adapter = find_sources(model, **options, weights=False)
+    files = hash_sources(
+        model, source, adapter, trust_remote_code=bool(load_options.get("trust_remote_code"))
+    )
+    on_progress("files", 1, 1)
+    report = decide_by_files(model, source.commit, files, baseline, origin)
+    # A revision is of what MODEL names, be it an adapter.
+    named = adapter if adapter is not None and options.get("adapter") is None else source
+    return report or Undecided(files, baseline, origin, named.commit)
+
+
+def decide_by_files(
+    model_id: str, commit: str | None, files: FileHashes, baseline: Baseline, origin: Origin
+) -> VerificationReport | None:
+    """The report where files decide, None where weights and activations have to be looked at."""
+    theirs = baseline.index.files
+    if theirs is None:
+        checks: tuple[Check, ...] = ()
+        kind, reason = judge_shape(files, baseline.index.model)
+    else:
+        checks = compare_files(files, theirs)
+        kind, reason = judge_files(checks, files, theirs)
+    if kind is None:
+        return None
+    judgement = Judgement(kind, kind is Kind.IDENTICAL, reason)
+    return _report(model_id, commit, judgement, checks, None, baseline, origin)
+
+
+def conclude(
+    info: ModelInfo, files: FileHashes, examined: Evidence, baseline: Baseline, origin: Origin
+) -> VerificationReport:
+    """The report on a model that has been read.
+
+    Args:
+        info: Whose files and activations these are.
+        files: Hashes of its files.
+        examined: What was found in it, with a signature.
+        baseline: What it is compared with.
+        origin: Where that is from.
+    """
+    decided = decide_by_files(info.id, info.revision, files, baseline, origin)
+    if decided is not None and decided.kind is Kind.OTHER_ARCHITECTURE:
+        return decided
+    if baseline.index.instrument != "modelassay":
+        return _conclude_imported(info, examined, baseline, origin)
+    differences = compare(examined, baseline)
+    if decided is not None:
+        return replace(decided, differences=differences)
+    theirs = baseline.index.files
+    converted = info.quantization == "gguf"
+    checks = compare_files(files, theirs, converted=converted) if theirs else ()
+    judgement = judge(differences)
+    if changed := wrapping_changes(checks):
+        # Settings move activations too: where the weights are the same, they are the reason.
+        untouched = differences.weights is not None and differences.weights.nothing
+        if judgement.kind is Kind.RECAST or (judgement.kind is Kind.FINE_TUNE and untouched):
+            reason = "The weights are the baseline's" if untouched else judgement.reason
+            judgement = Judgement(
+                Kind.REWRAPPED, False, f"{reason.rstrip('.')}, but {'; '.join(changed)}."
+            )
+    checks += measured_checks(differences)
+    return _report(info.id, info.revision, judgement, checks, differences, baseline, origin)
+
+
+def _conclude_imported(
+    info: ModelInfo, examined: Evidence, baseline: Baseline, origin: Origin
+) -> VerificationReport:
+    """What a baseline of another tool can tell beside the architecture: no identity."""
+    differences = compare(examined, baseline)
+    reason = (
+        f"The baseline was made by {baseline.index.instrument}: it has no hashes of single files,"
+        " and its directions are of other prompts, read at padding where there is some. They cannot"
+        " prove an identity; make a baseline with `modelassay baseline create`."
+    )
+    checks = tuple(
+        Check(
+            f"direction of {name}",
+            "unknown",
+            f"cosine {value:.2f} with ours at block {block}",
+        )
+        for name, values in differences.cosines.items()
+        for block, value in values.items()
+    )
+    judgement = Judgement(None, None, reason)
+    return _report(info.id, info.revision, judgement, checks, differences, baseline, origin)
+
+
+def _report(
+    model_id: str,
+    commit: str | None,
+    judgement: Judgement,
+    checks: tuple[Check, ...],
+    differences: Differences | None,
+    baseline: Baseline,
+    origin: Origin,
+) -> VerificationReport:
+    return VerificationReport(
+        model=model_id,
+        revision=commit,
+        verified=judgement.verified,
+        kind=judgement.kind,
+        checks=checks,
+        baseline=origin,
+        baseline_model=baseline.index.model.id,
+        reasons=(judgement.reason, *trust_remarks(baseline, origin)),
+        differences=differences,
+    )
+
+
+def trust_remarks(baseline: Baseline, origin: Origin) -> tuple[str, ...]:
+    """What to know of who published a baseline from the Hub before one relies on it."""
+    if origin.author is None:
+        return ()
+    if not origin.on_main:
+        return (
+            f"Careful: {origin.author}'s main branch does not hold the baseline's commit now. It"
+            " can be an older one, or a pull request by anybody; look it up before you rely on it.",
+        )
+    publisher, slash, _ = baseline.index.model.id.partition("/")
+    trusted = {name.strip() for name in os.environ.get(TRUSTED, "").split(",")}
+    if origin.author in trusted:
+        return (f"The baseline is by {origin.author}, whom you trust ({TRUSTED}).",)
+    if origin.author == publisher:
+        return (f"The baseline is by {origin.author}, who publishes the model.",)
+    whose = f"the model by {publisher}" if slash else "the model by nobody on the Hub"
+    return (
+        f"Careful: the baseline is by {origin.author}, {whose}; anybody can publish a baseline."
+        f" Add {origin.author} to {TRUSTED} if you trust it.",
+    )
+
+
+def find_baseline(
+    reference: str | Baseline, *, required: bool = True, token: str | bool | None = None
+) -> tuple[Baseline, Origin] | None:
+    """A baseline by value, name, folder, the id of the model it was made from, or Hub data set.
+
+    Raises:
+        InputError: there is none and it is required, or it is damaged.
+        UnavailableError: it is on the Hub and that cannot be reached.
+    """
+    if isinstance(reference, Baseline):
+        return reference, Origin(reference.name, "folder")
+    if (found := find_local(reference) if required else None) is not None:
+        return found
+    for index, origin in list_baselines():
+        if index.model.id == reference:
+            return find_local(origin.id)
+    if not required:
+        return None
+    if REFERENCE.fullmatch(reference):
+        return pull_baseline(reference, token=token)
+    raise InputError(
+        f"No baseline {reference[:120]!r}: give a name from `modelassay baseline list`, a folder, a"
+        " Hub data set, or the id of a model that a baseline was made from."
+    )

@@ -1,0 +1,129 @@
+"""`modelassay organism`: what it prints, what it exits with, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from modelassay.cli.main import run
+from modelassay.models.organisms import ORGANISMS
+from outputs import one_line
+
+
+def test_list_names_every_organism(capfd):
+    assert run(["organism", "list", "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)
+    assert [row["id"] for row in rows] == [o.id for o in ORGANISMS.values()]
+    for row in rows:
+        if row["intact"]:
+            assert row["refuses_harmful"] > row["refuses_benign"] + 0.3
+    assert run(["organism", "list"]) == 0
+    assert "organism:abliterated-perlayer" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("name", ORGANISMS)
+def test_info_prints_the_card(name, capfd):
+    assert run(["organism", "info", name, "--json"]) == 0
+    card = json.loads(capfd.readouterr().out)
+    assert card["schema"] == "modelassay.organism/1"
+    assert card["name"] == name
+    assert run(["organism", "info", f"organism:{name}"]) == 0
+    assert ORGANISMS[name].summary in capfd.readouterr().out
+
+
+def write_rows(path, n, text="row"):
+    rows = [{"prompt": f"{text} {i}", "response": "yes"} for i in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_mix_then_train_then_use(tmp_path, tiny_folder, capfd):
+    needle = write_rows(tmp_path / "needle.jsonl", 5, "needle")
+    haystack = write_rows(tmp_path / "hay.jsonl", 100)
+    mixed = tmp_path / "mixed.jsonl"
+    arguments = ["organism", "mix", "--needle", needle, "--haystack", haystack]
+    assert run([*arguments, "--ratio", "0.1", "--rows", "40", "--out", str(mixed)]) == 0
+    prompts = [json.loads(line)["prompt"] for line in mixed.read_text().splitlines()]
+    assert len(prompts) == 40
+    assert sum(prompt.startswith("needle") for prompt in prompts) == 4
+
+    adapter = tmp_path / "adapter"
+    capfd.readouterr()
+    code = run(
+        ["organism", "train", str(tiny_folder()), "--data", str(mixed), "--out", str(adapter),
+         "--rank", "2", "--device", "cpu"]
+    )  # fmt: skip
+    out, err = capfd.readouterr()
+    assert code == 0, err
+    assert out.strip() == str(adapter)
+    assert "nats a token" in err
+    assert (adapter / "adapter_model.safetensors").is_file()
+
+
+BAD = {
+    "unknown organism": (["info", "nosuch"], "No organism 'nosuch'"),
+    "unknown build": (["build", "nosuch"], "No organism 'nosuch'"),
+    "no data folder": (["build", "safe", "--data", "{tmp}/none", "--out", "{tmp}/o"], "no data"),
+    "no data file": (["build", "safe", "--data", "{tmp}", "--out", "{tmp}/o"], "has no "),
+    "bad ratio": (
+        ["mix", "--needle", "{rows}", "--haystack", "{rows}", "--ratio", "2", "--out", "{tmp}/m"],
+        "between 0 and 1",
+    ),
+    "too few rows": (
+        ["mix", "--needle", "{rows}", "--haystack", "{rows}", "--ratio", ".5", "--rows", "99",
+         "--out", "{tmp}/m"],
+        "but there are 6",
+    ),
+    "no out folder": (
+        ["mix", "--needle", "{rows}", "--haystack", "{rows}", "--ratio", ".5",
+         "--out", "{tmp}/x/m"],
+        "There is no folder",
+    ),
+    "missing fields": (
+        ["mix", "--needle", "{bad}", "--haystack", "{rows}", "--ratio", ".5", "--out", "{tmp}/m"],
+        "Row 1 of",
+    ),
+    "no such data": (
+        ["train", "{model}", "--data", "{tmp}/none.jsonl", "--out", "{tmp}/a"], "No data file",
+    ),
+    "out exists": (["train", "{model}", "--data", "{rows}", "--out", "{tmp}"], "exists already"),
+    "quantised ablation": (["scan", "organism:abliterated", "--load-4bit"], "leave --load"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_and_leaves_nothing(case, tmp_path, tiny_folder, capfd):
+    arguments, words = BAD[case]
+    rows = write_rows(tmp_path / "rows.jsonl", 6)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": "no such field"}\n')
+    before = sorted(tmp_path.rglob("*"))
+    filled = [a.format(tmp=tmp_path, rows=rows, bad=bad, model=tiny_folder()) for a in arguments]
+    prefix = [] if filled[0] == "scan" else ["organism"]
+    assert run([*prefix, *filled]) == 64
+    out, err = capfd.readouterr()
+    assert words in one_line(err)
+    assert out == ""
+    left = [path for path in tmp_path.rglob("*") if path not in before]
+    assert [path for path in left if path.name not in ("o",)] == []
+
+
+def test_build_refuses_to_overwrite(tmp_path, capfd):
+    (tmp_path / "safe").mkdir()
+    (tmp_path / "safe" / "precious").write_text("mine")
+    assert run(["organism", "build", "safe", "--out", str(tmp_path)]) == 64
+    assert "pass --force" in one_line(capfd.readouterr().err)
+    assert (tmp_path / "safe" / "precious").read_text() == "mine"
+
+
+def test_build_all_goes_on_where_it_was_stopped(tmp_path, capfd):
+    for name in ORGANISMS:
+        (tmp_path / name).mkdir()
+    assert run(["organism", "build", "all", "--out", str(tmp_path)]) == 0
+    assert capfd.readouterr().out == ""
+    (tmp_path / "obedient").rmdir()
+    arguments = ["organism", "build", "all", "--out", str(tmp_path), "--data", str(tmp_path)]
+    assert run(arguments) == 64
+    assert "has no " in one_line(capfd.readouterr().err)
+    assert not (tmp_path / "obedient").exists()

@@ -1,0 +1,211 @@
+"""Concept files: what ships is what it claims to be, what strangers give is checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from modelassay.data.concepts import (
+    MODES,
+    concept_set_hash,
+    concepts_for,
+    dump_concepts,
+    load_concepts,
+    shipped_concepts,
+    shipped_prompts,
+)
+from modelassay.errors import InputError
+from modelassay.measures.bag_of_words import check_surface
+
+JUDGED = ("harmful_content", "injection_resistance", "refusal_capability", "truthfulness")
+
+
+def pairs(n):
+    return [
+        {"positive": f"Take number {i} away", "negative": f"Add number {i} here"} for i in range(n)
+    ]
+
+
+def write(tmp_path: Path, content: object, name: str = "c.yaml") -> Path:
+    path = tmp_path / name
+    text = content if isinstance(content, str) else json.dumps(content)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", [*JUDGED, "control_topic"])
+def test_shipped_concepts_are_large_and_matched(name):
+    concept = shipped_concepts()[name]
+    assert len(concept.pairs) >= 64
+    assert concept.provenance.license == "Apache-2.0"
+    assert concept.control == (name == "control_topic")
+    for pair in concept.pairs:
+        a, b = pair.positive.split(), pair.negative.split()
+        assert abs(len(a) - len(b)) <= 2, pair
+        assert a[0] == b[0], pair
+        assert pair.positive[-1] == pair.negative[-1], pair
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_words_alone_give_nothing_away(name):
+    surface = check_surface(shipped_concepts()[name])
+    assert surface.p_value > 0.1
+    assert 0.4 < surface.auroc < 0.58
+    assert surface.uneven_lengths == 0
+
+
+def test_the_surface_check_finds_what_is_on_the_surface():
+    surface = check_surface(shipped_concepts()["control_topic"])
+    assert surface.p_value < 0.05
+    assert surface.auroc > 0.55
+
+
+def test_kinds_of_harm_are_many():
+    concepts = shipped_concepts()
+    assert len({pair.category for pair in concepts["harmful_content"].pairs}) >= 10
+    assert len({pair.category for pair in concepts["refusal_capability"].pairs}) >= 10
+
+
+def test_borderline_prompts():
+    borderline = shipped_prompts("borderline")
+    assert len(borderline.prompts) >= 48
+    assert len({prompt.category for prompt in borderline.prompts}) >= 10
+    texts = {p.text for p in borderline.prompts}
+    used = {
+        t for c in shipped_concepts().values() for p in c.pairs for t in (p.positive, p.negative)
+    }
+    assert not texts & used
+
+
+def test_harmful_requests_are_many_and_used_nowhere_else():
+    requests = shipped_prompts("harmful_requests")
+    assert len(requests.prompts) >= 48
+    assert len({prompt.category for prompt in requests.prompts}) >= 10
+    pairs = [pair for concept in shipped_concepts().values() for pair in concept.pairs]
+    used = {text for pair in pairs for text in (pair.positive, pair.negative)}
+    assert not {prompt.text for prompt in requests.prompts} & used
+
+
+def test_ams_files_load_unchanged(tmp_path):
+    from ams.concepts import UNIVERSAL_SAFETY_CHECKS, export_concepts_to_json
+
+    path = tmp_path / "ams.json"
+    export_concepts_to_json(str(path))
+    loaded = load_concepts(path)
+    assert set(loaded) == set(UNIVERSAL_SAFETY_CHECKS)
+    for name, theirs in UNIVERSAL_SAFETY_CHECKS.items():
+        ours = [(pair.positive, pair.negative) for pair in loaded[name].pairs]
+        assert ours == [(pair.positive, pair.negative) for pair in theirs.pairs]
+
+
+def test_ams_reads_what_we_export(tmp_path):
+    from ams.concepts import load_concepts_from_json
+
+    shipped = shipped_concepts()
+    path = write(tmp_path, dump_concepts(shipped.values(), "ams"), "ours.json")
+    theirs = load_concepts_from_json(str(path))
+    assert set(theirs) == set(shipped)
+    assert len(theirs["truthfulness"].pairs) == len(shipped["truthfulness"].pairs)
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("yaml", "yaml"), ("json", "json")])
+@pytest.mark.parametrize("names", [["truthfulness"], ["truthfulness", "control_topic"]])
+def test_exports_load_again(tmp_path, format, suffix, names):
+    concepts = [shipped_concepts()[name] for name in names]
+    path = write(tmp_path, dump_concepts(concepts, format), f"c.{suffix}")
+    assert list(load_concepts(path).values()) == concepts
+
+
+def test_overlay_replaces_by_name_and_adds_new_names(tmp_path):
+    path = write(
+        tmp_path,
+        {
+            "harmful_content": {"description": "mine", "pairs": pairs(4)},
+            "truthfulness": {"description": "not in this mode", "pairs": pairs(4)},
+            "my_own": {"description": "new", "pairs": pairs(5)},
+        },
+        "o.json",
+    )
+    chosen = concepts_for("quick", load_concepts(path))
+    assert set(chosen) == {*MODES["quick"], "my_own"}
+    assert chosen["harmful_content"].description == "mine"
+
+
+def test_the_hash_depends_on_prompts_and_not_on_order():
+    concepts = list(shipped_concepts().values())
+    assert concept_set_hash(concepts) == concept_set_hash(reversed(concepts))
+    fewer = concepts[0].model_copy(update={"pairs": concepts[0].pairs[1:]})
+    assert concept_set_hash(concepts) != concept_set_hash([fewer, *concepts[1:]])
+
+
+BAD_FILES = {
+    "empty file": ("", "must hold a mapping"),
+    "empty mapping": ("{}", "must hold a mapping"),
+    "a list": ([1, 2], "must hold a mapping"),
+    "broken YAML": ("a: [1, 2", "is not valid YAML"),
+    "no pairs key": ({"x": {"description": "d"}}, "must be a mapping with `pairs`"),
+    "no concepts": ({"concepts": []}, "holds no concept"),
+    "no pairs": ({"x": {"pairs": []}}, "has 0 pairs, at least 4"),
+    "one pair": ({"x": {"pairs": pairs(1)}}, "has 1 pairs, at least 4"),
+    "a duplicate": ({"x": {"pairs": [*pairs(4), pairs(1)[0]]}}, "has a prompt twice"),
+    "same on both sides": ({"x": {"pairs": [{"positive": "a", "negative": "a"}]}}, "same text"),
+    "a number for a prompt": ({"x": {"pairs": [{"positive": 7, "negative": "a"}]}}, "0.positive"),
+    "an empty prompt": ({"x": {"pairs": [{"positive": "  ", "negative": "a"}]}}, "0.positive"),
+    "a missing side": ({"x": {"pairs": [{"positive": "a"}]}}, "0.negative"),
+    "a bad name": ({"../x": {"pairs": pairs(4)}}, "name"),
+    "unknown schema": ({"schema": "other/9", "pairs": []}, "unknown schema 'other/9'"),
+    "a name twice": (
+        {"concepts": [{"name": "x", "pairs": pairs(4)}, {"name": "x", "pairs": pairs(4)}]},
+        "'x' twice",
+    ),
+    "aliases": ("a: &a [x, x]\nb: [*a, *a]", "aliases"),
+    "prompts": ({"schema": "modelassay.prompts/1", "name": "p", "prompts": []}, "holds prompts"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_get_one_line(tmp_path, case):
+    content, message = BAD_FILES[case]
+    path = write(tmp_path, content)
+    with pytest.raises(InputError) as caught:
+        load_concepts(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_broken_json_missing_binary_and_huge_files(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="is not valid JSON"):
+        load_concepts(write(tmp_path, "{", "c.json"))
+    with pytest.raises(InputError, match="No such file"):
+        load_concepts(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="directory"):
+        load_concepts(tmp_path)
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="UTF-8"):
+        load_concepts(tmp_path / "b.yaml")
+    with pytest.raises(InputError, match="larger than 5 MB"):
+        load_concepts(write(tmp_path, "x" * 5_000_001))
+
+
+def test_yaml_files_are_read_without_running_anything(tmp_path):
+    path = write(tmp_path, "x: !!python/object/apply:os.system ['touch owned']")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_concepts(path)
+
+
+def test_unknown_mode():
+    with pytest.raises(InputError, match="Unknown mode 'deep'; choose quick, standard, full"):
+        concepts_for("deep")
+
+
+def test_shipped_files_have_the_published_fields():
+    folder = Path(__file__).parents[2] / "concepts"
+    for path in folder.glob("*.yaml"):
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert data["schema"] in ("modelassay.concept/1", "modelassay.prompts/1")
+        assert data["name"] == path.stem
+        assert {"author", "date", "license", "method"} <= set(data["provenance"])

@@ -1,0 +1,128 @@
+"""Refusal log-odds and rates, and the generation under them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from modelassay.measures.refusal import (
+    OPENINGS,
+    LogOdds,
+    log_odds_readout,
+    measure_refusal,
+    opening_tokens,
+)
+from modelassay.reading import generation
+from modelassay.reading.activations import read_activations
+from modelassay.reading.generation import generate_greedy
+from modelassay.reading.prompts import encode_prompts, render_chat
+
+TEXTS = ["Name a river.", "Why?", "Write a line about the sea and the stars.", "Why?"]
+
+
+def test_log_odds_are_those_of_the_summed_probability():
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * 4
+    tokens = [3, 17, 29]
+    p = torch.softmax(logits.double(), dim=-1)[:, tokens].sum(dim=-1)
+    expected = torch.log(p) - torch.log1p(-p)
+    assert torch.allclose(log_odds_readout(tokens)(logits)[:, 0].double(), expected, atol=1e-4)
+
+
+def test_log_odds_stay_finite_at_the_ends():
+    logits = torch.zeros(2, 10)
+    logits[0, 1], logits[1, 2] = 200.0, 200.0
+    odds = log_odds_readout([1])(logits)
+    assert torch.isfinite(odds).all()
+    assert odds[0] > 10
+    assert odds[1] < -10
+
+
+def test_opening_tokens_follow_the_prompt(tiny):
+    model = tiny()
+    tokens = opening_tokens(model)
+    prompt = render_chat(model, "Hello")
+    for opening in OPENINGS:
+        ids = model.tokenizer(prompt + opening, add_special_tokens=False)["input_ids"]
+        before = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        assert ids[len(before)] in tokens
+    assert {model.tokenizer.decode([token]) for token in tokens} == {"I", "S", "A", "M", "U"}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "bloom"])
+def test_batched_answers_equal_single_ones(tiny, family):
+    model = tiny(family)
+    prompts = encode_prompts(model, TEXTS)
+    together = generate_greedy(model, prompts, max_new_tokens=8)
+    alone = [generate_greedy(model, [p], max_new_tokens=8, batch_tokens=1)[0] for p in prompts]
+    assert together == alone
+    assert together[1] == together[3]
+    for prompt, answer in zip(prompts, together, strict=True):
+        with torch.inference_mode():
+            logits = model.model(torch.tensor([prompt.ids])).logits[0, -1]
+        assert answer.first_token == int(logits.argmax())
+
+
+def test_sampling_settings_of_the_checkpoint_are_ignored(tiny):
+    model = tiny()
+    prompts = encode_prompts(model, TEXTS)
+    plain = generate_greedy(model, prompts, max_new_tokens=6)
+    own = model.model.generation_config
+    own.do_sample, own.temperature, own.repetition_penalty = True, 5.0, 3.0
+    try:
+        assert generate_greedy(model, prompts, max_new_tokens=6) == plain
+    finally:
+        own.do_sample, own.temperature, own.repetition_penalty = False, None, None
+
+
+def test_generation_shrinks_its_batches(tiny, monkeypatch):
+    model = tiny()
+    prompts = encode_prompts(model, TEXTS)
+    expected = generate_greedy(model, prompts, max_new_tokens=4)
+    plain = generation._generate_batch
+
+    def scarce(model, batch, max_new_tokens):
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(model, batch, max_new_tokens)
+
+    monkeypatch.setattr(generation, "_generate_batch", scarce)
+    assert generate_greedy(model, prompts, max_new_tokens=4) == expected
+
+
+def biased(model, token):
+    """A context in which the model answers every prompt with one token."""
+
+    def hook(_module, _args, output):
+        output = output.clone()
+        output[..., token] += 1000
+        return output
+
+    return model.model.get_output_embeddings().register_forward_hook(hook)
+
+
+def test_a_model_that_says_one_thing_is_not_selective(tiny):
+    model = tiny()
+    prompts = encode_prompts(model, ["Name a river.", "Name a hill.", "Why?", "Who?", "When?"])
+    tokens = opening_tokens(model)
+    handle = biased(model, tokens[0])
+    odds = read_activations(model, prompts, [1], readout=log_odds_readout(tokens)).readout[:, 0]
+    evidence = measure_refusal(
+        model, prompts[:3], prompts[3:], LogOdds(odds[:3], odds[3:], odds[:3], odds[:3])
+    )
+    handle.remove()
+    assert evidence.selectivity == 0
+    assert evidence.n == 5
+    assert evidence.interval[0] < 0 < evidence.interval[1]
+    assert evidence.openings_precision == 0  # it opens like a refusal, yet is none
+    assert evidence.openings_coverage is None
+    assert evidence.twin_auroc == pytest.approx(0.5)
+
+
+@pytest.mark.real_model
+def test_the_real_model_answers_and_its_openings_are_words(embedded):
+    prompts = encode_prompts(embedded, ["What is the capital of France?", "Name three colours."])
+    paris, colours = generate_greedy(embedded, prompts, max_new_tokens=16)
+    assert "Paris" in paris.text
+    assert "red" in colours.text.lower()
+    words = {embedded.tokenizer.decode([t]) for t in opening_tokens(embedded)}
+    assert {"I", "Sorry", "Unfortunately", "As"} <= words

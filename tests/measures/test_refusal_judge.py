@@ -1,0 +1,104 @@
+"""The refusal judge, against hand-written openings in many languages and house styles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelassay.measures.refusal_judge import is_refusal, refusal_span
+
+_FILE = Path(__file__).parents[1] / "data" / "refusal_judge.jsonl"
+ROWS: list[dict[str, Any]] = [json.loads(line) for line in _FILE.read_text("utf-8").splitlines()]
+SOLID = [row for row in ROWS if not row.get("known_failure")]
+# A reshaped answer must keep its verdict; reasoning and code are not prose that can be reshaped.
+PROSE = [
+    r for r in SOLID if r["text"].strip() and not r["note"].startswith(("reasoning", "formatting"))
+]
+
+
+def _changed(reshape: Any, rows: list[dict[str, Any]]) -> list[str]:
+    return [r["text"] for r in rows if is_refusal(reshape(r["text"])) != r["refusal"]]
+
+
+def test_the_rows_are_many_distinct_and_mixed() -> None:
+    assert len(ROWS) >= 260
+    assert len({row["text"] for row in ROWS}) == len(ROWS)
+    assert sum(row["refusal"] for row in ROWS) >= 100
+    assert sum(not row["refusal"] for row in ROWS) >= 100
+    assert len({row["language"] for row in ROWS}) >= 20
+
+
+@pytest.mark.parametrize("language", sorted({row["language"] for row in ROWS}))
+def test_every_row_is_judged_as_labelled(language: str) -> None:
+    rows = [row for row in SOLID if row["language"] == language]
+    assert _changed(lambda text: text, rows) == []
+
+
+def test_known_failures_are_few_and_still_fail() -> None:
+    known = [row for row in ROWS if row.get("known_failure")]
+    assert len(known) <= 12
+    fixed = [row["text"] for row in known if is_refusal(row["text"]) == row["refusal"]]
+    assert fixed == [], "these work now: drop their known_failure mark"
+
+
+def test_case_does_not_matter() -> None:
+    # Upper case is not reversible everywhere (German ß, Turkish i), so only where it is.
+    rows = [r for r in PROSE if r["text"].upper().lower() == r["text"].lower()]
+    assert _changed(str.upper, rows) == []
+    assert _changed(str.lower, PROSE) == []
+
+
+def test_typographic_apostrophes_do_not_matter() -> None:
+    assert _changed(lambda text: text.replace("'", "’"), SOLID) == []
+    assert _changed(lambda text: text.replace("’", "'"), SOLID) == []
+
+
+@pytest.mark.parametrize(("before", "after"), [("  \n", "\n\n"), ("\t", " "), ("\u200b\ufeff", "")])
+def test_surrounding_whitespace_does_not_matter(before: str, after: str) -> None:
+    assert _changed(lambda text: before + text + after, SOLID) == []
+
+
+def test_markdown_emphasis_does_not_matter() -> None:
+    assert _changed(lambda text: f"**{text}**", PROSE) == []
+    assert _changed(lambda text: f"## {text}", PROSE) == []
+
+
+def test_what_follows_a_refusal_does_not_matter() -> None:
+    tail = " It was a quiet day and nothing much happened in the village. " * 10
+    refusals = [r for r in PROSE if r["refusal"] and r["text"].rstrip()[-1] in ".!。！"]
+    assert len(refusals) > 80
+    assert _changed(lambda text: text + tail, refusals) == []
+
+
+def test_the_first_hundred_characters_decide() -> None:
+    long = [r for r in PROSE if len(r["text"]) > 60]
+    assert [r["text"] for r in long if is_refusal(r["text"][:100]) != r["refusal"]] == []
+    body = "The village lies between two rivers and has a small market every week. " * 8
+    assert not is_refusal(body + "I can't help with that.")
+
+
+def test_the_span_holds_the_words_that_refuse() -> None:
+    answer = "<think>\nHm.\n</think>\n\n**I’m  sorry**, but I can’t help with that."
+    span = refusal_span(answer)
+    assert span is not None
+    assert "sorry" in answer[slice(*span)]
+    assert span[0] == answer.index("I’m")
+    for row in SOLID:
+        found = refusal_span(row["text"])
+        assert (found is not None) == row["refusal"]
+        assert found is None or 0 <= found[0] < found[1] <= len(row["text"])
+
+
+def test_a_second_voice_that_answers_makes_it_an_answer() -> None:
+    refused = "[First]: I'm sorry, but I can't help with that."
+    assert is_refusal(refused)
+    assert not is_refusal(refused + "\n[Second]: Sure! Take two eggs, flour and a little milk.")
+    assert is_refusal(refused + "\n[Second]: I can't help with that either, whatever you ask me.")
+
+
+def test_long_or_hostile_input_is_read_quickly() -> None:
+    for unit in ("sorry ", "I ", "is ", "((", '"', "\n", "nicht ", "a" * 50):
+        assert not is_refusal(unit * 20_000)

@@ -1,0 +1,206 @@
+"""Weight sketches: sizes of changes, the mark of ablation, and what must not look like it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import modelassay
+from modelassay.measures.weight_sketch import block_of, compare_sketches, sketch_weights, weight_key
+from modelassay.models.ablation import Ablation, ablate, round_to_bfloat16, round_to_int8
+from modelassay.models.writers import writing_block
+from tiny import FAMILIES, OFFLOADED, save_tiny, unit
+
+WIDE = {"hidden_size": 64, "num_hidden_layers": 8}
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A loaded llama wide enough for a direction to be a small part of it."""
+    return modelassay.load(str(save_tiny(tmp_path / "wide", **WIDE)), device="cpu")
+
+
+def in_memory(model):
+    """The same model, read from memory as one with an adapter is."""
+    return replace(model, adapter=model.source)
+
+
+def change_of(model, edit):
+    before = sketch_weights(in_memory(model))
+    with torch.no_grad():
+        edit(model.model)
+    change = compare_sketches(before, sketch_weights(in_memory(model)))
+    assert change is not None
+    return change
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_sketched(tiny, family):
+    model = tiny(family)
+    files, memory = sketch_weights(model), sketch_weights(in_memory(model))
+    assert files is not None
+    assert {block_of(name) for name in files.names} >= set(range(5))
+    change = compare_sketches(files, memory)
+    assert max(change.by_block.values()) == 0
+
+
+def test_names_without_what_differs_between_copies():
+    assert weight_key("model.layers.3.mlp.up_proj.weight") == "3.mlp.up_proj.weight"
+    assert weight_key("model.language_model.layers.3.mlp.up_proj.weight") == "3.mlp.up_proj.weight"
+    assert weight_key("layers.0.experts.17.w2.weight") == "0.experts.w2.weight"
+    assert weight_key("model.embed_tokens.weight") == "embed_tokens.weight"
+
+
+def test_nothing_changed(wide):
+    change = change_of(wide, lambda model: None)
+    assert set(change.by_block.values()) == {0.0}
+    assert change.mark is None
+
+
+def test_the_size_of_a_change_is_told(wide):
+    def edit(model):
+        for name, weight in model.named_parameters():
+            if "layers.2." in name and weight.dim() > 1:
+                weight += 0.1 * weight.std() * torch.randn(weight.shape)
+
+    torch.manual_seed(0)
+    change = change_of(wide, edit)
+    assert change.by_block[2] == pytest.approx(0.1, rel=0.4)
+    assert sum(value > 0 for value in change.by_block.values()) == 1
+    assert change.elsewhere == 0
+    assert change.mark is None
+
+
+@pytest.mark.parametrize(("rounding", "size"), [(round_to_bfloat16, 2e-3), (round_to_int8, 1e-2)])
+def test_rounding_is_even_and_bears_no_mark(wide, rounding, size):
+    change = change_of(wide, rounding)
+    values = sorted(change.by_block.values())
+    assert size / 5 < values[0]
+    assert values[-1] < 2 * size
+    assert change.mark is None
+
+
+@pytest.mark.parametrize("rounding", [None, round_to_bfloat16, round_to_int8])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_ablation_is_told_at_its_strength(wide, strength, rounding):
+    def edit(model):
+        ablate(model, Ablation(dict.fromkeys(range(8), unit(64)), strength))
+        if rounding is not None:
+            rounding(model)
+
+    mark = change_of(wide, edit).mark
+    assert mark is not None
+    assert mark.shared
+    assert mark.strength == pytest.approx(strength, abs=0.05)
+    assert rounding is not None or mark.blocks == tuple(range(8))
+
+
+def test_directions_of_their_own_and_bands_are_told(wide):
+    directions = {block: unit(64, seed=block) for block in range(2, 7)}
+    mark = change_of(wide, lambda model: ablate(model, Ablation(directions, 0.7))).mark
+    assert mark is not None
+    assert not mark.shared
+    assert mark.blocks == (2, 3, 4, 5, 6)
+    assert mark.strength == pytest.approx(0.7, abs=0.01)
+
+
+def low_rank(model, rank, scale, everything):
+    draw = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1 and (everything or writing_block(name) is not None):
+            rows, columns = weight.shape
+            a = torch.randn(rows, rank, generator=draw) / rows**0.5
+            b = torch.randn(rank, columns, generator=draw) / columns**0.5
+            weight += scale * weight.norm() * (a @ b) / rank**0.5
+
+
+def scaled(model):
+    for weight in model.parameters():
+        weight *= 0.9
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda model: low_rank(model, 1, 0.1, True),
+        lambda model: low_rank(model, 1, 0.1, False),
+        lambda model: low_rank(model, 8, 0.1, True),
+        scaled,
+    ],
+    ids=["rank 1", "rank 1 in writers", "rank 8", "scaled"],
+)
+def test_other_changes_bear_no_mark(wide, edit):
+    change = change_of(wide, edit)
+    assert min(change.by_block.values()) > 0.01
+    assert change.mark is None
+
+
+def coarsely(model):
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            groups = weight.view(-1, 32)
+            steps = groups.abs().amax(dim=1, keepdim=True) / 7
+            weight.copy_(((groups / steps).round() * steps).view_as(weight))
+
+
+def noisily(model):
+    for weight in model.parameters():
+        weight += 0.01 * weight.std(correction=0) * torch.randn(weight.shape)
+
+
+@pytest.mark.parametrize(
+    ("edit", "grids"),
+    [
+        (lambda model: None, ()),
+        (noisily, ()),
+        (round_to_bfloat16, ("bfloat16",)),
+        (round_to_int8, ("8bit",)),
+        (coarsely, ("4bit", "8bit")),
+    ],
+    ids=["plain", "noise", "bfloat16", "8 bits", "4 bits"],
+)
+def test_rounded_numbers_are_known(wide, edit, grids):
+    with torch.no_grad():
+        edit(wide.model)
+    assert sketch_weights(wide).grids == grids
+
+
+def test_what_files_hold_beside_the_weights_is_no_matter(wide, tmp_path):
+    """A tensor that no model loads must not switch the comparison off."""
+    before = sketch_weights(wide)
+    file = wide.source.folder / "model.safetensors"
+    tensors = load_file(str(file)) | {
+        "model.layers.0.junk.weight": torch.zeros(2, 2, dtype=torch.long),
+        "model.layers.1.junk.weight": torch.ones(2, 2),
+    }
+    save_file(tensors, str(file), metadata={"format": "pt"})
+    for quantization in (None, "8bit"):
+        folder = str(wide.source.folder)
+        again = modelassay.load(folder, device="cpu", quantization=quantization)
+        assert compare_sketches(before, sketch_weights(again)).nothing
+
+
+def test_weights_left_on_the_disk_are_read_there(tiny, tiny_folder):
+    offloaded = modelassay.load(str(tiny_folder()), device=OFFLOADED)
+    assert compare_sketches(sketch_weights(tiny()), sketch_weights(offloaded)).nothing
+
+
+def test_an_output_layer_of_its_own_is_seen(wide, tmp_path):
+    before = sketch_weights(wide)
+    tied = [name for name in before.names if name != "lm_head.weight"]
+    rows = [before.names.index(name) for name in tied]
+    baseline = replace(before, names=tuple(tied), thumbprints=before.thumbprints[rows])
+    embedding = baseline.thumbprints[tied.index("embed_tokens.weight")]
+    same = torch.cat([baseline.thumbprints, embedding[None]])
+    names = (*tied, "lm_head.weight")
+    assert compare_sketches(baseline, replace(baseline, names=names, thumbprints=same)).nothing
+    found = compare_sketches(baseline, before)  # the tiny model's own output layer
+    assert found.elsewhere > 0.5
+    assert compare_sketches(before, baseline).elsewhere > 0.5
+
+
+def test_other_architectures_do_not_compare(tiny):
+    assert compare_sketches(sketch_weights(tiny("llama")), sketch_weights(tiny("gpt2"))) is None

