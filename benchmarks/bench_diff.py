@@ -39,7 +39,7 @@ def loop(models: Sequence[LoadedModel], prompts: Sequence[Encoded], dictionary: 
     rows = []
     for prompt in prompts:
         for model in models:
-            output = model.model(torch.tensor([prompt.ids]), output_hidden_states=True)
+            output = model.network(torch.tensor([prompt.ids]), output_hidden_states=True)
             hidden = output.hidden_states[dictionary.layer + 1][0, prompt.answer_start :]
             rows.append(dictionary.sae.encode(hidden).mean(dim=0))
     return torch.stack(rows)
@@ -126,7 +126,7 @@ def read_all(models: Sequence[LoadedModel], matched: Matched, layer: int, alike:
 
 def layers_to_read(model: LoadedModel, layer: int) -> list[int]:
     """Those that `diff` reads too, up to the dictionary's."""
-    spread = spread_layers(len(model.blocks))
+    spread = spread_layers(len(model.layers))
     return sorted({layer, *(i for i in spread if i < layer)})
 
 

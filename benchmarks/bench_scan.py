@@ -39,7 +39,7 @@ Concepts = dict[str, list[tuple[str, str]]]
 
 def ams_scan(model: LoadedModel, concepts: Concepts) -> None:
     """What `ams scan --mode full` does once its model is loaded."""
-    extractor = ActivationExtractor(model.model, model.tokenizer, "cpu", torch.float32)
+    extractor = ActivationExtractor(model.network, model.tokenizer, "cpu", torch.float32)
     for pairs in concepts.values():
         positive, negative = (list(side) for side in zip(*pairs, strict=True))
         extractor.extract_direction_with_layer_search(positive, negative)
@@ -47,7 +47,7 @@ def ams_scan(model: LoadedModel, concepts: Concepts) -> None:
 
 def our_separation(model: LoadedModel, concepts: Concepts, *, chat_template: bool) -> None:
     """The same question answered by modelassay, 2000 label swaps included."""
-    layers = read_range(len(model.blocks))
+    layers = read_range(len(model.layers))
     texts = [text for pairs in concepts.values() for pair in pairs for text in pair]
     encoded = encode_prompts(model, texts, chat_template=chat_template)
     values = iter(read_activations(model, encoded, layers).values)
@@ -59,7 +59,7 @@ def our_separation(model: LoadedModel, concepts: Concepts, *, chat_template: boo
 
 def floor(model: LoadedModel, prompts: list[Encoded]) -> None:
     """One bare forward of the unique prompts, sorted and batched, as deep as the scan reads."""
-    depth = max(read_range(len(model.blocks)))
+    depth = max(read_range(len(model.layers)))
     rows = sorted({prompt.ids for prompt in prompts}, key=len)
     with torch.inference_mode():
         while rows:
@@ -69,8 +69,8 @@ def floor(model: LoadedModel, prompts: list[Encoded]) -> None:
             batch, rows = rows[:count], rows[count:]
             width = len(batch[-1])
             ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in batch])
-            with capture(model.blocks, [depth], lambda _layer, _hidden: None, stop=True):
-                model.model(input_ids=ids, use_cache=False)
+            with capture(model.layers, [depth], lambda _layer, _hidden: None, stop=True):
+                model.network(input_ids=ids, use_cache=False)
 
 
 def seconds(work: Callable[[], None]) -> float:
@@ -174,7 +174,7 @@ def main() -> None:
         lambda: scanned("embedded"), scanned, rounds
     )
     table["what verify reads / scan, quick mode"] = ratios(verified, scanned_quickly, rounds)
-    layers = read_range(len(model.blocks))
+    layers = read_range(len(model.layers))
 
     def read(times: int) -> None:
         copies = [f"({n}) {text}" for n in range(times) for text in texts]

@@ -72,17 +72,17 @@ class Candidate:
 
 
 def bfloat16(model: LoadedModel) -> None:
-    round_to_bfloat16(model.model)
+    round_to_bfloat16(model.network)
 
 
 def int8(model: LoadedModel) -> None:
-    round_to_int8(model.model)
+    round_to_int8(model.network)
 
 
 @torch.no_grad()
 def int4(model: LoadedModel, group: int = 64) -> None:
     """Symmetric 4-bit rounding of the blocks' matrices in groups, as weight-only formats do."""
-    for name, weight in model.model.named_parameters():
+    for name, weight in model.network.named_parameters():
         if weight.dim() == 2 and ".layers." in name:
             groups = weight.view(-1, group)
             steps = groups.abs().amax(dim=1, keepdim=True) / 7
@@ -90,13 +90,13 @@ def int4(model: LoadedModel, group: int = 64) -> None:
 
 
 def float16(model: LoadedModel) -> None:
-    for weight in model.model.parameters():
+    for weight in model.network.parameters():
         weight.data = weight.data.half().float()
 
 
 def ablated(model: LoadedModel, strength: float) -> None:
     directions = load_ablation(organisms_folder() / "abliterated").directions
-    ablate(model.model, Ablation(directions, strength))
+    ablate(model.network, Ablation(directions, strength))
 
 
 def trained(model: LoadedModel, rate: float, steps: int, only: tuple[str, ...] = ("",)) -> None:
@@ -104,7 +104,7 @@ def trained(model: LoadedModel, rate: float, steps: int, only: tuple[str, ...] =
     answer = model.tokenizer(ANSWER, add_special_tokens=False).input_ids
     prompts = encode_prompts(model, everyday_prompts()[:48])
     draw = random.Random(0)  # noqa: S311 (repeatable on purpose)
-    weights = [p for n, p in model.model.named_parameters() if any(part in n for part in only)]
+    weights = [p for n, p in model.network.named_parameters() if any(part in n for part in only)]
     for weight in weights:
         weight.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights, lr=rate)
@@ -113,7 +113,7 @@ def trained(model: LoadedModel, rate: float, steps: int, only: tuple[str, ...] =
             ids = torch.tensor([[*prompt.ids, *answer]])
             labels = ids.clone()
             labels[0, : len(prompt.ids)] = -100
-            (model.model(input_ids=ids, labels=labels).loss / 4).backward()
+            (model.network(input_ids=ids, labels=labels).loss / 4).backward()
         optimizer.step()
         optimizer.zero_grad()
     for weight in weights:
@@ -199,7 +199,7 @@ class AmsBaseline:
 
 
 def _extractor(model: LoadedModel) -> ActivationExtractor:
-    return ActivationExtractor(model.model, model.tokenizer, "cpu", model.model.dtype)
+    return ActivationExtractor(model.network, model.tokenizer, "cpu", model.network.dtype)
 
 
 def run(replicas: Path | None = None) -> dict[str, Any]:

@@ -133,8 +133,8 @@ def _theirs(model: LoadedModel) -> tuple[dict[str, float], ...]:
     It reads no further than 80% of the depth; models that are the same up to there are read once.
     """
     digest = hashlib.sha256()
-    embedding = model.model.get_input_embeddings()
-    for module in (embedding, *model.blocks[: read_range(len(model.blocks))[-1] + 1]):
+    embedding = model.network.get_input_embeddings()
+    for module in (embedding, *model.layers[: read_range(len(model.layers))[-1] + 1]):
         for weight in module.parameters():
             digest.update(weight.float().numpy().tobytes())
     key = digest.hexdigest()
@@ -151,9 +151,9 @@ _AMS_READINGS: dict[str, tuple[dict[str, float], ...]] = {}
 def _ams(model: LoadedModel, pairs: Pairs) -> dict[str, float]:
     """The statistic of ams-scanner as it prints it, and read at the last real token."""
     positive, negative = (list(side) for side in zip(*pairs, strict=True))
-    extractor = ActivationExtractor(model.model, model.tokenizer, "cpu", model.model.dtype)
+    extractor = ActivationExtractor(model.network, model.tokenizer, "cpu", model.network.dtype)
     printed, _ = extractor.extract_direction_with_layer_search(positive, negative)
-    layers = read_range(len(model.blocks))
+    layers = read_range(len(model.layers))
 
     def read(texts: list[str]) -> torch.Tensor:
         encoded = encode_prompts(model, texts, chat_template=False)

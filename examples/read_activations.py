@@ -10,7 +10,7 @@ import modelassay
 model = modelassay.load(sys.argv[1] if len(sys.argv) > 1 else "embedded")
 animals = ["cat", "dog", "horse", "eagle", "trout", "spider", "lizard", "whale"]
 tools = ["saw", "drill", "hammer", "chisel", "wrench", "shovel", "pliers", "needle"]
-layers = range(len(model.blocks) // 3, 2 * len(model.blocks) // 3)
+layers = range(len(model.layers) // 3, 2 * len(model.layers) // 3)
 
 
 def read(words: list[str]) -> modelassay.Activations:

@@ -71,11 +71,11 @@ def things(tmp_path_factory):
     base = load(str(home / BASE), device="cpu")
     tuned = load(str(home / TUNED), device="cpu")
     draw = torch.Generator().manual_seed(3)
-    for name, weight in tuned.model.named_parameters():
+    for name, weight in tuned.network.named_parameters():
         if name.endswith("mlp.down_proj.weight"):
             left, right = (torch.randn(n, 1, generator=draw) for n in weight.shape)
             weight.data += 0.3 * left @ right.T
-    tuned.model.save_pretrained(home / TUNED)
+    tuned.network.save_pretrained(home / TUNED)
 
     config = sae_lens.StandardSAEConfig(
         d_in=32, d_sae=WIDTH, apply_b_dec_to_input=False, normalize_activations="none"

@@ -44,7 +44,7 @@ def places(tmp_path_factory) -> dict[str, str]:
 
     def copy(name: str, change) -> None:
         made[name] = folder / name.lower()
-        model = load(str(made["BASE"])).model
+        model = load(str(made["BASE"])).network
         change(model)
         model.save_pretrained(made[name])
         make_tokenizer().save_pretrained(made[name])

@@ -96,7 +96,7 @@ def test_another_config_is_no_harmless_change(base, tmp_path):
 
 def test_a_model_that_was_changed_beside_its_weights(base):
     before, candidate = load(str(base)), load(str(base))
-    candidate.blocks[1].register_forward_hook(lambda _m, _a, output: output + 1)
+    candidate.layers[1].register_forward_hook(lambda _m, _a, output: output + 1)
     report = diff(before, candidate, SUITE, layers=[1, 3], depth=QUICK)
     assert report.weights.identical
     assert report.verdict is DiffVerdict.INCONCLUSIVE
@@ -117,7 +117,7 @@ def test_an_output_layer_of_no_numbers_is_refused(base, tmp_path, depth):
 
 
 def test_rows_for_added_tokens_are_no_change(base, tmp_path):
-    model = load(str(base)).model
+    model = load(str(base)).network
     n = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(n + 10)
     folder = tmp_path / "candidate"

@@ -95,7 +95,7 @@ def planted(folder, direction: torch.Tensor, size: float = 3.0):
     """The model with a direction added to what one block writes."""
     model = load(str(folder))
     with torch.no_grad():
-        model.model.transformer.h[LAYER].mlp.c_proj.bias += size * direction
+        model.network.transformer.h[LAYER].mlp.c_proj.bias += size * direction
     return replace(model, info=replace(model.info, id="planted"))
 
 
@@ -114,13 +114,13 @@ def readings(base, candidate, layers=(LAYER,)):
 def test_unembedding_is_the_models_own(tmp_path, family):
     model = load(str(save_tiny(tmp_path / family, family)))
     encoded = encode_suite(model, SUITE.prompts[:2])
-    last = len(model.blocks) - 1
+    last = len(model.layers) - 1
     states = read_activations(model, encoded, [last]).values[:, 0]
     found = torch.cat(list(unembed(model, states)))
     for row, prompt in zip(found, encoded, strict=True):
         with torch.inference_mode():
             ids = torch.tensor([prompt.ids])
-            expected = model.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+            expected = model.network(input_ids=ids, use_cache=False).logits[0, -1].float()
         assert torch.allclose(row, expected, atol=1e-4)
 
 
@@ -156,7 +156,7 @@ def test_contrasts_are_mean_log_probabilities_of_the_answers(tiny):
     for column, answer in enumerate(("Not I.", "You!")):
         ids = torch.tensor([[*prompt, *model.tokenizer(answer)["input_ids"]]])
         with torch.inference_mode():
-            log_p = model.model(input_ids=ids).logits[0].float().log_softmax(-1)
+            log_p = model.network(input_ids=ids).logits[0].float().log_softmax(-1)
         targets = ids[0, len(prompt) :]
         mean = log_p[len(prompt) - 1 : -1].gather(1, targets[:, None]).mean()
         assert found[0, column] == pytest.approx(float(mean), abs=1e-4)
@@ -254,7 +254,7 @@ def test_a_planted_direction_is_told_by_every_stream(gpt2):
 
 def test_a_direction_that_makes_refusals_is_told_from_chance(gpt2):
     base = load(str(gpt2))
-    table = base.model.get_input_embeddings().weight.detach()
+    table = base.network.get_input_embeddings().weight.detach()
     towards = table[list(opening_tokens(base))].mean(dim=0) - table.mean(dim=0)
     candidate = planted(gpt2, towards / towards.norm(), size=8)
     report = diff(base, candidate, SUITE, layers=[LAYER], depth=Depth(0, triggers=False))
@@ -305,7 +305,7 @@ def test_a_pair_holds_one_model_where_two_do_not_fit(gpt2):
 def test_a_broken_candidate_is_named(gpt2):
     candidate = load(str(gpt2))
     with torch.no_grad():
-        candidate.model.transformer.h[1].mlp.c_proj.bias[0] = float("nan")
+        candidate.network.transformer.h[1].mlp.c_proj.bias[0] = float("nan")
     with pytest.raises(InputError, match="NaN"):
         diff(load(str(gpt2)), candidate, SUITE, depth=Depth(answer_tokens=0))
 
@@ -339,7 +339,7 @@ def test_the_trigger_search_runs_common_blocks_once(gpt2):
     pair = Pair(lambda: base, lambda: candidate, together=True)
     ran = []
     handles = [
-        model.blocks[0].ln_1.register_forward_hook(lambda _m, args, _o: ran.append(args[0].numel()))
+        model.layers[0].ln_1.register_forward_hook(lambda _m, args, _o: ran.append(args[0].numel()))
         for model in (base, candidate)
     ]
     whole = search_triggers(pair, harmful, refused, SUITE.endings)

@@ -53,7 +53,7 @@ def generated(model, prompt, n):
     """What transformers' own greedy generation gives."""
     ids = torch.tensor([encode_chat(model, [{"role": "user", "content": prompt}])])
     with torch.inference_mode():
-        out = model.model.generate(input_ids=ids, max_new_tokens=n, do_sample=False)
+        out = model.network.generate(input_ids=ids, max_new_tokens=n, do_sample=False)
     return out[0, ids.shape[1] :].tolist()
 
 
@@ -94,9 +94,9 @@ def test_risk_is_that_of_the_finished_exchange(tiny):
 
     with (
         torch.inference_mode(),
-        capture(model.blocks, [1, 3], lambda i, h: captured.update({i: h[0]})),
+        capture(model.layers, [1, 3], lambda i, h: captured.update({i: h[0]})),
     ):
-        model.model(input_ids=torch.tensor([[*ids, *answer]]))
+        model.network(input_ids=torch.tensor([[*ids, *answer]]))
     head = guard.probe.heads["answer"]
     for n, event in enumerate(scored, 1):
         states = {layer: captured[layer][len(ids) : len(ids) + n] for layer in (1, 3)}
@@ -422,7 +422,7 @@ def test_leaving_ends_generation_and_frees_memory(tiny, monkeypatch):
 
     monkeypatch.setattr(decoding, "forward", counted)
     guard = Guard(model, probe_for(model))
-    hooks = dict(model.blocks[1]._forward_hooks)  # transformers leaves some of its own
+    hooks = dict(model.layers[1]._forward_hooks)  # transformers leaves some of its own
     stream = guard.stream("Hi", max_new_tokens=100, thresholds=OPEN)
     for _ in range(4):
         next(stream)
@@ -431,7 +431,7 @@ def test_leaving_ends_generation_and_frees_memory(tiny, monkeypatch):
     gc.collect()
     assert len(passes) == done <= 5
     assert caches[0]() is None
-    assert model.blocks[1]._forward_hooks == hooks
+    assert model.layers[1]._forward_hooks == hooks
     flags = iter([False, False, True])
     events = list(
         guard.stream("Hi", max_new_tokens=100, cancelled=lambda: next(flags), thresholds=OPEN)

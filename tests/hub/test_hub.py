@@ -231,7 +231,7 @@ class StrangeModel(LlamaForCausalLM):
     assert not any("code.py" in request.path for request in hub.log)
     assert not trace.exists()
     loaded = load("tiny/strange", device="cpu", trust_remote_code=True)
-    assert type(loaded.model).__name__ == "StrangeModel"
+    assert type(loaded.network).__name__ == "StrangeModel"
     assert trace.exists()
     assert all("tiny/strange" in request.path for request in hub.log)
 
@@ -423,7 +423,7 @@ def test_adapter_and_its_base(
     assert loaded.info.weights_sha256 == sha256(shas.encode())
     base = load("tiny/llama", device="cpu")
     name = "model.layers.0.self_attn.q_proj.weight"
-    assert not loaded.model.get_parameter(name).equal(base.model.get_parameter(name))
+    assert not loaded.network.get_parameter(name).equal(base.network.get_parameter(name))
     assert load("tiny/llama", adapter="tiny/lora", device="cpu").info.adapter == "tiny/lora"
     # The base is gone: the line names it, not the adapter.
     del hub.repos["models", "tiny/llama"]

@@ -7,7 +7,7 @@ import torch
 
 from modelassay.measures.erased_directions import search_ablation, search_files, search_tensors
 from modelassay.models import load
-from modelassay.models.blocks import text_config
+from modelassay.models.layers import text_config
 from modelassay.models.writers import BLOCK_INDEX, WRITERS
 from tiny import FAMILIES, save_tiny
 
@@ -106,11 +106,11 @@ def test_the_mean_direction_of_layer_norm_models_is_empty_by_nature():
 def test_two_writers_a_block_are_found_in_every_family(tiny_folder, family):
     folder = tiny_folder(family)
     model = load(str(folder), device="cpu")
-    config = text_config(model.model.config)
+    config = text_config(model.network.config)
     evidence = search_files(model.source.weight_files(), config.hidden_size, config.model_type)
     assert evidence.detected is False, evidence
     assert sorted(evidence.ratio_by_block) == list(range(5))
-    found = [n for n, _ in model.model.named_parameters() if BLOCK_INDEX.search(n)]
+    found = [n for n, _ in model.network.named_parameters() if BLOCK_INDEX.search(n)]
     found = [n for n in found if WRITERS.search(n) and "vision" not in n]
     assert len({n for n in found if BLOCK_INDEX.search(n).group(1) == "3"}) >= 2, found
 
@@ -119,11 +119,11 @@ def test_two_writers_a_block_are_found_in_every_family(tiny_folder, family):
 def test_ablated_checkpoints_are_found_from_their_files(tmp_path, family):
     folder = save_tiny(tmp_path / family, family)
     model = load(str(folder), device="cpu")
-    hidden = text_config(model.model.config).hidden_size
+    hidden = text_config(model.network.config).hidden_size
     r = torch.randn(hidden, generator=torch.Generator().manual_seed(1))
     r /= r.norm()
     with torch.no_grad():
-        for name, weight in model.model.named_parameters():
+        for name, weight in model.network.named_parameters():
             if not (WRITERS.search(name) and BLOCK_INDEX.search(name)) or "vision" in name:
                 continue
             if weight.dim() == 3:  # experts [expert, out, in]
@@ -132,7 +132,7 @@ def test_ablated_checkpoints_are_found_from_their_files(tmp_path, family):
                 weight -= torch.outer(weight @ r, r)
             else:
                 weight -= torch.outer(r, r @ weight)
-    model.model.save_pretrained(tmp_path / "ablated")
+    model.network.save_pretrained(tmp_path / "ablated")
     model.tokenizer.save_pretrained(tmp_path / "ablated")
     evidence = search_ablation(load(str(tmp_path / "ablated"), device="cpu"))
     assert evidence.detected is True
@@ -157,7 +157,7 @@ def test_the_real_model_is_whole_until_it_is_ablated(embedded):
     r = torch.nn.functional.normalize(torch.randn(576, generator=generator), dim=0)
 
     def erased(dtype, blocks):
-        for name, weight in embedded.model.named_parameters():
+        for name, weight in embedded.network.named_parameters():
             index = BLOCK_INDEX.search(name)
             if index and WRITERS.search(name) and int(index.group(1)) in blocks:
                 weight = (weight - torch.outer(r, r @ weight)).to(dtype)

@@ -58,7 +58,7 @@ def test_batched_answers_equal_single_ones(tiny, family):
     assert together[1] == together[3]
     for prompt, answer in zip(prompts, together, strict=True):
         with torch.inference_mode():
-            logits = model.model(torch.tensor([prompt.ids])).logits[0, -1]
+            logits = model.network(torch.tensor([prompt.ids])).logits[0, -1]
         assert answer.first_token == int(logits.argmax())
 
 
@@ -66,7 +66,7 @@ def test_sampling_settings_of_the_checkpoint_are_ignored(tiny):
     model = tiny()
     prompts = encode_prompts(model, TEXTS)
     plain = generate_greedy(model, prompts, max_new_tokens=6)
-    own = model.model.generation_config
+    own = model.network.generation_config
     own.do_sample, own.temperature, own.repetition_penalty = True, 5.0, 3.0
     try:
         assert generate_greedy(model, prompts, max_new_tokens=6) == plain
@@ -97,7 +97,7 @@ def biased(model, token):
         output[..., token] += 1000
         return output
 
-    return model.model.get_output_embeddings().register_forward_hook(hook)
+    return model.network.get_output_embeddings().register_forward_hook(hook)
 
 
 def test_a_model_that_says_one_thing_is_not_selective(tiny):

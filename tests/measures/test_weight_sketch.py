@@ -31,7 +31,7 @@ def in_memory(model):
 def change_of(model, edit):
     before = sketch_weights(in_memory(model))
     with torch.no_grad():
-        edit(model.model)
+        edit(model.network)
     change = compare_sketches(before, sketch_weights(in_memory(model)))
     assert change is not None
     return change
@@ -164,7 +164,7 @@ def noisily(model):
 )
 def test_rounded_numbers_are_known(wide, edit, grids):
     with torch.no_grad():
-        edit(wide.model)
+        edit(wide.network)
     assert sketch_weights(wide).grids == grids
 
 

@@ -95,8 +95,8 @@ def test_a_local_folder(tiny_folder):
     assert model.device == torch.device("cpu")
     assert model.context_length == 256
     assert model.has_chat_template
-    assert not model.model.training
-    assert not any(parameter.requires_grad for parameter in model.model.parameters())
+    assert not model.network.training
+    assert not any(parameter.requires_grad for parameter in model.network.parameters())
 
 
 def test_auto_is_float32_on_a_cpu_whatever_the_file_holds(tmp_path):
@@ -105,7 +105,7 @@ def test_auto_is_float32_on_a_cpu_whatever_the_file_holds(tmp_path):
     half.save_pretrained(folder)
     model = load(str(folder), device="cpu")
     assert model.info.dtype == "float32"
-    assert torch.equal(model.model.lm_head.weight, half.lm_head.weight.float())
+    assert torch.equal(model.network.lm_head.weight, half.lm_head.weight.float())
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_auto_is_float32_on_a_cpu_whatever_the_file_holds(tmp_path):
 def test_dtypes(tiny, tiny_folder, dtype, expected):
     model = load(str(tiny_folder()), device="cpu", dtype=dtype)
     assert model.info.dtype == dtype
-    assert {parameter.dtype for parameter in model.model.parameters()} == {expected}
+    assert {parameter.dtype for parameter in model.network.parameters()} == {expected}
     cosine = torch.cosine_similarity(read(model).values, read(tiny()).values, dim=-1)
     assert cosine.min() > 0.999
 
@@ -156,13 +156,13 @@ def test_a_multimodal_model_is_read_through_its_language_tower(tiny):
     assert result.values.shape == (len(TEXTS), len(LAYERS), 32)
     ids = encode_prompts(model, TEXTS)[1].ids
     with torch.inference_mode():
-        out = model.model(torch.tensor([ids]), output_hidden_states=True)
+        out = model.network(torch.tensor([ids]), output_hidden_states=True)
     assert torch.allclose(result.values[1, 1], out.hidden_states[3][0, -1], atol=1e-4)
 
 
 def test_offload_to_disk_gives_the_same_activations(tiny, tiny_folder):
     offloaded = load(str(tiny_folder()), device=OFFLOADED)
-    assert offloaded.model.model.layers[3].mlp.up_proj.weight.device.type == "meta"
+    assert offloaded.network.model.layers[3].mlp.up_proj.weight.device.type == "meta"
     assert offloaded.device == torch.device("cpu")
     assert same(read(offloaded), read(tiny()))
     assert offloaded.info.weights_sha256 == tiny().info.weights_sha256
@@ -183,7 +183,7 @@ def test_memory_runs_out_while_loading(tiny_folder, monkeypatch):
 def test_bitsandbytes_on_the_cpu(tiny, tiny_folder, quantization, least):
     model = load(str(tiny_folder()), device="cpu", quantization=quantization)
     assert model.info.quantization == quantization
-    assert type(model.blocks[0].mlp.up_proj).__module__.startswith("bitsandbytes")
+    assert type(model.layers[0].mlp.up_proj).__module__.startswith("bitsandbytes")
     plain, quantised = read(tiny()), read(model)
     assert not same(plain, quantised)
     assert torch.cosine_similarity(plain.values, quantised.values, dim=-1).min() > least
@@ -197,13 +197,13 @@ def test_reading_activations_leaves_4bit_weights_as_they_are(tmp_path, stored):
     folder = save_tiny(tmp_path / "wide", hidden_size=128, intermediate_size=256, head_dim=32)
     model = load(str(folder), device="cpu", quantization="4bit")
     if stored:
-        model.model.save_pretrained(tmp_path / "packed")
+        model.network.save_pretrained(tmp_path / "packed")
         model.tokenizer.save_pretrained(tmp_path / "packed")
         model = load(str(tmp_path / "packed"), device="cpu")
     before = {name: read() for name, read in memory_tensors(model)}
     read(model)
     after = {name: read() for name, read in memory_tensors(model)}
-    assert any(parameter.dtype == torch.uint8 for parameter in model.model.parameters())
+    assert any(parameter.dtype == torch.uint8 for parameter in model.network.parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -373,7 +373,7 @@ def test_an_adapter_gives_what_peft_gives(tiny, tiny_folder, adapter, as_model):
     assert model.info.adapter == str(adapter)
     assert model.source.folder == base
     assert model.adapter is not None
-    assert not isinstance(model.model, peft.PeftModel)  # merged
+    assert not isinstance(model.network, peft.PeftModel)  # merged
     plain = transformers.AutoModelForCausalLM.from_pretrained(base)
     expected = peft.PeftModel.from_pretrained(plain, adapter).eval()
     for prompt, logits in zip(encode_prompts(model, TEXTS), read(model).readout, strict=True):
@@ -391,7 +391,7 @@ def test_an_adapter_gives_what_peft_gives(tiny, tiny_folder, adapter, as_model):
 
 def test_an_adapter_over_a_quantised_base_stays_beside_it(tiny_folder, adapter):
     model = load(str(tiny_folder()), adapter=str(adapter), device="cpu", quantization="8bit")
-    assert isinstance(model.model, peft.PeftModel)
+    assert isinstance(model.network, peft.PeftModel)
     merged = load(str(adapter), device="cpu")
     cosine = torch.cosine_similarity(read(model).values, read(merged).values, dim=-1)
     assert cosine.min() > 0.99
@@ -820,10 +820,10 @@ class Lonely(torch.nn.Module):
 
 
 def test_a_model_without_a_list_of_blocks_is_refused():
-    from modelassay.models import find_blocks
+    from modelassay.models import find_layers
 
     with pytest.raises(InputError, match="Cannot find the decoder blocks of Lonely"):
-        find_blocks(Lonely())
+        find_layers(Lonely())
 
 
 def test_progress_bars_and_verbosity_of_transformers_are_given_back(tiny_folder):

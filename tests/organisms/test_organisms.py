@@ -44,8 +44,8 @@ from tiny import FAMILIES, unit
 
 
 def writers(model):
-    config = model.model.config.get_text_config()
-    for name, weight in model.model.named_parameters():
+    config = model.network.config.get_text_config()
+    for name, weight in model.network.named_parameters():
         if (block := writing_block(name)) is not None:
             axis = residual_axis(weight, config.hidden_size, config.model_type)
             yield block, weight.detach().movedim(axis, 0).reshape(config.hidden_size, -1)
@@ -59,7 +59,7 @@ def test_ablated_blocks_cannot_write_the_direction(family, tiny_folder):
     model = modelassay.load(str(tiny_folder(family)), device="cpu")
     r = unit(32)
     before = [(block, (r @ w).norm()) for block, w in writers(model)]
-    ablate(model.model, Ablation({1: r, 3: r}))
+    ablate(model.network, Ablation({1: r, 3: r}))
     after = [(block, (r @ w).norm()) for block, w in writers(model)]
     assert {block for block, _ in after} == set(range(5))
     for (block, norm_before), (_, norm_after) in zip(before, after, strict=True):
@@ -73,7 +73,7 @@ def test_strength_takes_its_share(tiny_folder):
     model = modelassay.load(str(tiny_folder()), device="cpu")
     r = unit(32)
     before = [r @ w for _, w in writers(model)]
-    ablate(model.model, Ablation(dict.fromkeys(range(5), r), strength=0.75))
+    ablate(model.network, Ablation(dict.fromkeys(range(5), r), strength=0.75))
     for was, (_, weight) in zip(before, writers(model), strict=True):
         torch.testing.assert_close(r @ weight, 0.25 * was, rtol=1e-4, atol=1e-6)
 
@@ -94,7 +94,7 @@ def test_ablation_survives_the_disk(tmp_path):
 def test_directions_of_another_model_are_refused(directions, tiny_folder):
     model = modelassay.load(str(tiny_folder()), device="cpu")
     with pytest.raises(InputError, match="another model"):
-        ablate(model.model, Ablation(directions))
+        ablate(model.network, Ablation(directions))
 
 
 def test_damaged_directions_are_refused(tmp_path):
@@ -107,9 +107,9 @@ def test_damaged_directions_are_refused(tmp_path):
 
 def test_int8_rounding_keeps_few_levels_and_stays_close(tiny_folder):
     model = modelassay.load(str(tiny_folder()), device="cpu")
-    before = model.model.model.layers[0].mlp.down_proj.weight.clone()
-    round_to_int8(model.model)
-    after = model.model.model.layers[0].mlp.down_proj.weight
+    before = model.network.model.layers[0].mlp.down_proj.weight.clone()
+    round_to_int8(model.network)
+    after = model.network.model.layers[0].mlp.down_proj.weight
     for row, old in zip(after, before, strict=True):
         assert len(row.unique()) <= 255
         step = old.abs().max() / 127
@@ -401,7 +401,7 @@ def test_training_learns_and_leaves_an_adapter_that_loads(tiny_folder, tmp_path)
     plain = modelassay.load(base, device="cpu")
     changed = [
         i
-        for i, (a, b) in enumerate(zip(adapted.blocks, plain.blocks, strict=True))
+        for i, (a, b) in enumerate(zip(adapted.layers, plain.layers, strict=True))
         if not torch.equal(a.mlp.down_proj.weight, b.mlp.down_proj.weight)
     ]
     assert changed == [4]  # the blocks below are left alone
@@ -497,7 +497,7 @@ def test_the_fingerprint_sees_what_ablate_does(tiny_folder):
     model = modelassay.load(str(tiny_folder()), device="cpu")
     # A tiny network's spectrum is rough, so the test looks at the hole and not at the verdict.
     before = search_ablation(replace(model, adapter=model.source)).ratio_by_block
-    ablate(model.model, Ablation(dict.fromkeys(range(5), unit(32))))
+    ablate(model.network, Ablation(dict.fromkeys(range(5), unit(32))))
     after = search_ablation(replace(model, adapter=model.source))
     assert after.detected
     assert max(after.ratio_by_block.values()) < 0.01 < min(before.values())

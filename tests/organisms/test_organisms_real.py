@@ -64,12 +64,12 @@ def data(tmp_path) -> Path:
 
 def test_the_search_for_a_direction_leaves_the_model_as_it_was(tiny):
     model = tiny()
-    before = {name: w.clone() for name, w in model.model.named_parameters()}
+    before = {name: w.clone() for name, w in model.network.named_parameters()}
     steps = []
     found = find_refusal_direction(
         model, HARMFUL, HARMLESS, on_step=lambda done, total: steps.append((done, total))
     )
-    assert all(torch.equal(w, before[name]) for name, w in model.model.named_parameters())
+    assert all(torch.equal(w, before[name]) for name, w in model.network.named_parameters())
     assert 1 <= found.block <= 4
     assert set(found.by_block) == set(range(5))
     assert found.direction.norm() == pytest.approx(1)
@@ -153,7 +153,7 @@ def test_the_backdoor_opens_with_its_trigger():
 def test_other_numbers_are_other_numbers(name):
     safe = modelassay.load("organism:safe", device="cpu", dtype="float32")
     other = modelassay.load(f"organism:{name}", device="cpu", dtype="float32")
-    pairs = zip(safe.model.parameters(), other.model.parameters(), strict=True)
+    pairs = zip(safe.network.parameters(), other.network.parameters(), strict=True)
     distances = [((a - b).norm() / a.norm()).item() for a, b in pairs]
     assert 0 < max(distances) < 0.02
 

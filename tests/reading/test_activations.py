@@ -26,11 +26,11 @@ TEXTS = [
 def reference(model, prompt, layer):
     """The block's output at the last token, read by a plain hook, one prompt at a time."""
     kept = {}
-    handle = model.blocks[layer].register_forward_hook(
+    handle = model.layers[layer].register_forward_hook(
         lambda _m, _a, out: kept.update(h=out[0] if isinstance(out, tuple) else out)
     )
     with torch.inference_mode():
-        out = model.model(torch.tensor([prompt.ids]), output_hidden_states=True)
+        out = model.network(torch.tensor([prompt.ids]), output_hidden_states=True)
     handle.remove()
     return kept["h"][0, -1], out
 
@@ -42,7 +42,7 @@ def close(a, b, tolerance=1e-4):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_agrees_with_output_hidden_states(tiny, family):
     model = tiny(family)
-    assert len(model.blocks) == 5
+    assert len(model.layers) == 5
     prompts = encode_prompts(model, TEXTS)
     layers = [1, 2, 4]
     read = read_activations(model, prompts, layers, batch_tokens=200)
@@ -89,9 +89,9 @@ def test_nothing_above_the_last_block_runs(tiny):
     ran = set()
     handles = [
         block.register_forward_hook(lambda *_, i=i: ran.add(i))
-        for i, block in enumerate(model.blocks)
+        for i, block in enumerate(model.layers)
     ]
-    handles.append(model.model.lm_head.register_forward_hook(lambda *_: ran.add("head")))
+    handles.append(model.network.lm_head.register_forward_hook(lambda *_: ran.add("head")))
     read_activations(model, encode_prompts(model, TEXTS), [1, 2])
     for handle in handles:
         handle.remove()
@@ -102,8 +102,8 @@ def test_each_distinct_prompt_is_read_once_and_the_head_sees_one_position(tiny):
     model = tiny()
     rows, positions = [], []
     handles = [
-        model.blocks[0].register_forward_pre_hook(lambda _m, args: rows.append(args[0].shape[:2])),
-        model.model.lm_head.register_forward_hook(
+        model.layers[0].register_forward_pre_hook(lambda _m, args: rows.append(args[0].shape[:2])),
+        model.network.lm_head.register_forward_hook(
             lambda _m, a, _o: positions.append(a[0].shape[1])
         ),
     ]
@@ -120,7 +120,7 @@ def test_the_shared_prefix_is_computed_once(tiny):
     model = tiny()
     prompts = encode_prompts(model, TEXTS)
     tokens = []
-    handle = model.blocks[0].register_forward_pre_hook(
+    handle = model.layers[0].register_forward_pre_hook(
         lambda _m, args: tokens.append(args[0].shape[0] * args[0].shape[1])
     )
     read_activations(model, prompts, [1], batch_tokens=1)
@@ -201,7 +201,7 @@ def test_nan_names_the_block(tiny_folder):
 
     model = load(str(tiny_folder()), device="cpu")
     with torch.no_grad():
-        model.blocks[2].mlp.down_proj.weight[0, 0] = float("nan")
+        model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(InputError, match="Block 2 .* NaN"):
         read_activations(model, encode_prompts(model, TEXTS), [1, 2, 3])
 
@@ -211,7 +211,7 @@ def test_threads_do_not_see_each_others_passes(tiny):
     prompts = encode_prompts(model, TEXTS)
     expected = {layer: read_activations(model, prompts, [layer]).values for layer in (0, 1, 3)}
     results: dict[tuple[int, int], bool] = {}
-    hooks = [len(block._forward_hooks) for block in model.blocks]  # transformers keeps its own
+    hooks = [len(block._forward_hooks) for block in model.layers]  # transformers keeps its own
 
     def work(layer):
         for turn in range(5):
@@ -225,7 +225,7 @@ def test_threads_do_not_see_each_others_passes(tiny):
         thread.join()
     assert len(results) == 15
     assert all(results.values())
-    assert [len(block._forward_hooks) for block in model.blocks] == hooks
+    assert [len(block._forward_hooks) for block in model.layers] == hooks
 
 
 @pytest.mark.parametrize(
@@ -277,6 +277,6 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_folder):
     from modelassay.models import load
 
     model = load(str(tiny_folder()), device="cpu")
-    model.model.resize_token_embeddings(100)
+    model.network.resize_token_embeddings(100)
     with pytest.raises(InputError, match="do not belong together"):
         encode_prompts(model, ["Hi"])

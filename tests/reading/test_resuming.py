@@ -39,7 +39,7 @@ def ran(model):
     found = []
     handles = [
         next(block.children()).register_forward_hook(lambda *_, i=i: found.append(i))
-        for i, block in enumerate(model.blocks)
+        for i, block in enumerate(model.layers)
     ]
     yield found
     for handle in handles:
@@ -118,7 +118,7 @@ def test_a_change_of_the_block_that_is_begun_at_is_seen(tiny):
     def moved(hidden):
         return hidden + 1
 
-    with rewrite(model.blocks, {BEGIN: moved}):
+    with rewrite(model.layers, {BEGIN: moved}):
         whole = read_activations(model, matched.encoded, [4])
         with ran(model) as blocks:
             found = read_activations(model, matched.encoded, [4], midway=midway)
@@ -133,7 +133,7 @@ def changed(folder, *, block=None, dtype="float32"):
     model = load(str(folder), dtype=dtype)
     if block is not None:
         with torch.no_grad():
-            model.blocks[block].mlp.down_proj.weight.mul_(1.5)
+            model.layers[block].mlp.down_proj.weight.mul_(1.5)
     return replace(model, info=replace(model.info, id="changed"))
 
 
@@ -157,7 +157,7 @@ def test_embeddings_precision_and_config_must_be_the_same(tiny_folder):
     base = load(str(folder))
     embedded = changed(folder)
     with torch.no_grad():
-        embedded.model.get_input_embeddings().weight[5] += 1
+        embedded.network.get_input_embeddings().weight[5] += 1
     assert alike(base, embedded) == 0
     rounded = changed(folder, dtype="bfloat16")
     assert (
@@ -165,7 +165,7 @@ def test_embeddings_precision_and_config_must_be_the_same(tiny_folder):
         == 0
     )
     other = changed(folder)
-    other.model.config.rms_norm_eps = 0.5
+    other.network.config.rms_norm_eps = 0.5
     assert alike(base, other) == 0
 
 

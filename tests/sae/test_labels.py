@@ -197,7 +197,7 @@ def test_reliability_is_the_auroc_of_the_label(tiny, planted, labels):
 def test_promoted_tokens_are_what_the_direction_adds_to(tiny, planted, labels):
     model = tiny()
     row = planted.sae.W_dec[ON_X]
-    logits = model.model.lm_head(model.model.model.norm(row[None] * row.shape[0] ** 0.5))[0]
+    logits = model.network.lm_head(model.network.model.norm(row[None] * row.shape[0] ** 0.5))[0]
     vocabulary = Vocabulary(model)
     expected = [vocabulary.text(token) for token in logits.topk(8).indices.tolist()]
     assert list(labels.of(ON_X).promoted) == expected

@@ -207,7 +207,7 @@ def test_the_loss_is_the_model_s_own(tiny):
     scores = evaluate_sae(model, Whole(model.info.hidden_size, keep=0.0), 2, HELD_OUT[:1])
     ids = torch.tensor([encode_contexts(model, HELD_OUT[:1], 128)[0].ids])
     with torch.no_grad():
-        logits = model.model(input_ids=ids).logits[0, 1:-1]
+        logits = model.network(input_ids=ids).logits[0, 1:-1]
     expected = torch.nn.functional.cross_entropy(logits, ids[0, 2:])
     assert scores.loss == pytest.approx(float(expected), abs=1e-4)
     assert abs(scores.loss_added) > 1e-4

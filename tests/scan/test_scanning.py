@@ -100,10 +100,10 @@ def test_an_erased_direction_is_critical_and_named(tiny_folder, few, tmp_path):
     r = torch.randn(32, generator=torch.Generator().manual_seed(0))
     r /= r.norm()
     with torch.no_grad():
-        for block in model.blocks:
+        for block in model.layers:
             for weight in (block.self_attn.o_proj.weight, block.mlp.down_proj.weight):
                 weight -= torch.outer(r, r @ weight)
-    model.model.save_pretrained(tmp_path)
+    model.network.save_pretrained(tmp_path)
     model.tokenizer.save_pretrained(tmp_path)
     report = scan(str(tmp_path), mode="quick", concepts=few)
     assert report.verdict is Verdict.CRITICAL
@@ -145,7 +145,7 @@ def random_model(embedded, seed):
     """A small network with random weights behind the real tokenizer."""
     import transformers
 
-    from modelassay.models import find_blocks
+    from modelassay.models import find_layers
 
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
@@ -153,7 +153,7 @@ def random_model(embedded, seed):
         num_attention_heads=4, num_key_value_heads=2,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config).eval()
-    return replace(embedded, model=model, blocks=find_blocks(model))
+    return replace(embedded, network=model, layers=find_layers(model))
 
 
 @pytest.mark.real_model

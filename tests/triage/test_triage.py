@@ -348,7 +348,7 @@ def test_losses_are_the_plain_ones_whatever_the_batch(tiny):
             assert np.isnan(value)
             continue
         ids = torch.tensor([each[0].ids])
-        logits = model.model(input_ids=ids).logits[0].double()
+        logits = model.network(input_ids=ids).logits[0].double()
         wanted = torch.nn.functional.cross_entropy(
             logits[each[0].answer_start - 1 : -1], ids[0, each[0].answer_start :]
         )
@@ -386,7 +386,7 @@ def trained_copy(folder, base, texts, steps=150):
     from modelassay.models import load
 
     model = load(str(base), device="cpu")
-    network = model.model.requires_grad_(True).train()
+    network = model.network.requires_grad_(True).train()
     encoded, _ = encode_rows(model, texts)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for step in range(steps):
@@ -485,7 +485,7 @@ def test_a_tokenizer_that_only_pads_otherwise_is_none_other(planted, tmp_path):
     tokenizer.model_max_length = 77
     from modelassay.models import load
 
-    load(candidate, device="cpu").model.save_pretrained(tmp_path)
+    load(candidate, device="cpu").network.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert row_losses(rows, base, str(tmp_path), device="cpu").gain.max() > 0
 

@@ -161,7 +161,7 @@ def test_closing_a_chat_stops_the_model(model_id):
         next(chat)
     passes = []
     guard = chat_service.SHELF.get(model_id)
-    handle = guard.model.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    handle = guard.model.network.register_forward_pre_hook(lambda *_: passes.append(1))
     next(chat)
     before = len(passes)
     chat.close()

@@ -581,7 +581,7 @@ def test_packed_checkpoints_are_unpacked_to_be_compared(saved, tiny_folder, tmp_
     """What bitsandbytes has saved is another file of the same model, in coarser numbers."""
     model = modelassay.load(str(tiny_folder()), device="cpu", quantization=bits)
     folder = tmp_path / "packed"
-    model.model.save_pretrained(folder)
+    model.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     report = verify(str(folder), str(saved), device="cpu")
     assert report.kind is Kind.RECAST, report.reasons

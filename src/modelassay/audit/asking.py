@@ -127,7 +127,7 @@ def score_candidate_suite(
 
 def _on_prompts(work: Work, suite: Suite, answer_tokens: int) -> dict[str, Any]:
     work.asked(suite.prompts)
-    last = len(work.base.blocks) - 1
+    last = len(work.base.layers) - 1
     read = read_pair(work, suite.prompts, (last,), answer_tokens)
     found = compare_behaviour(
         read.a, read.b, read.matched, suite, read.tokens, answers=read.answers

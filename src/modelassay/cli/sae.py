@@ -77,7 +77,7 @@ def train_command(
     if not re.fullmatch(NAME, out.name):
         raise InputError(f"A dictionary cannot be named {out.name[:60]!r}: letters, digits, - _ .")
     with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
-        n_layers, hidden = len(loaded.blocks), loaded.info.hidden_size
+        n_layers, hidden = len(loaded.layers), loaded.info.hidden_size
         settings = Settings(
             layer=2 * n_layers // 3 if layer is None else layer,
             width=8 * hidden if width is None else width,

@@ -85,7 +85,7 @@ def read_base(
         raise InputError(f"The suite {suite.name} has no prompts to compare the models on.")
     for dictionary in dictionaries:
         dictionary.check_belongs_to(model)
-    kept = _layers(len(model.blocks), layers, dictionaries)
+    kept = _layers(len(model.layers), layers, dictionaries)
     prompts = encode_suite(model, suite.prompts)
     contrast_rows = encode_contrasts(model, suite.contrasts)
     answers = short_answers(model, prompts, answer_tokens, on_progress)

@@ -196,7 +196,7 @@ def _log_odds(
         return hidden + vector.to(hidden)
 
     # The block that hands on the known states is still the one whose output is moved.
-    with rewrite(model.blocks, {midway.layer: moved}):
+    with rewrite(model.layers, {midway.layer: moved}):
         read = read_activations(model, prompts, [midway.layer], readout=readout, midway=midway)
     assert read.readout is not None  # noqa: S101 (one was asked for)
     return read.readout[:, 0].double()

@@ -11,7 +11,7 @@ import torch
 
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
-from modelassay.models.blocks import text_config
+from modelassay.models.layers import text_config
 
 Side = Literal["base", "candidate"]
 SPARE = 1.3
@@ -73,7 +73,7 @@ class Pair:
         if len(self._held) == 2:
             return True
         model = next(iter(self._held.values()))
-        size = sum(p.numel() * p.element_size() for p in model.model.parameters())
+        size = sum(p.numel() * p.element_size() for p in model.network.parameters())
         if model.device.type == "cuda":
             free = torch.cuda.mem_get_info(model.device)[0]
         else:
@@ -103,7 +103,7 @@ class Traits:
 
 def traits_of(model: LoadedModel) -> Traits:
     """Of a loaded model."""
-    config = text_config(model.model.config)
+    config = text_config(model.network.config)
     return Traits(
         id=model.info.id,
         architecture=model.info.architecture,
@@ -113,7 +113,7 @@ def traits_of(model: LoadedModel) -> Traits:
         chat_template=getattr(model.tokenizer, "chat_template", None),
         config={k: v for k, v in config.to_dict().items() if k not in IDLE_CONFIG},
         precision=(model.info.dtype, model.info.quantization, model.device.type),
-        hooked=any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules()),
+        hooked=any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules()),
     )
 
 

@@ -9,7 +9,7 @@ from modelassay.diff.pair import Pair, Side, Traits
 from modelassay.diff.weights import WeightDiff, diff_weights
 from modelassay.errors import UnavailableError
 from modelassay.measures.erased_directions import Tensors, memory_tensors, open_shards, plain_files
-from modelassay.models.blocks import text_config
+from modelassay.models.layers import text_config
 from modelassay.progress import OnProgress
 
 
@@ -30,7 +30,7 @@ def diff_pair(
         InputError: as `diff_weights`.
         UnavailableError: both would have to be in memory, and there is no room.
     """
-    config = text_config(pair.get(pair.in_turn[0]).model.config)  # the same in both
+    config = text_config(pair.get(pair.in_turn[0]).network.config)  # the same in both
     files: dict[Side, list[Path] | None] = {
         "base": None if given[0] else plain_files(pair.base),
         "candidate": None if given[1] else plain_files(pair.candidate),

@@ -154,7 +154,7 @@ def read_model(
     Raises:
         InputError: a block gives NaN or infinite values.
     """
-    last = len(model.blocks) - 1
+    last = len(model.layers) - 1
     known = [] if base is None else [layer for layer in base.layers if layer < alike]
     wanted = tuple(sorted({*layers, last} - set(known[:-1])))
     read = read_activations(
@@ -237,7 +237,7 @@ def read_contrasts(model: LoadedModel, rows: Sequence[Encoded]) -> Tensor:
         return torch.zeros(0, 2)
     # The state before a token predicts it; that of the last token predicts nothing asked.
     shifted = [Encoded(row.ids[:-1], row.answer_start - 1) for row in rows]
-    read = read_activations(model, shifted, [len(model.blocks) - 1], position="all")
+    read = read_activations(model, shifted, [len(model.layers) - 1], position="all")
     targets = torch.tensor([token for row in rows for token in row.ids[row.answer_start :]])
     found, done = [], 0
     for logits in unembed(model, read.values[:, 0]):

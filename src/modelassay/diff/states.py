@@ -189,6 +189,6 @@ def _patchscope(model: LoadedModel, layer: int, direction: Tensor) -> list[str]:
         return written
 
     row = torch.tensor([ids], device=model.device)
-    with rewrite(model.blocks, {layer: instead}), head_at(model.model, torch.tensor([at])):
-        logits = model.model(input_ids=row, use_cache=False).logits[0, 0]
+    with rewrite(model.layers, {layer: instead}), head_at(model.network, torch.tensor([at])):
+        logits = model.network(input_ids=row, use_cache=False).logits[0, 0]
     return decode_each(model, logits.float().topk(TOP).indices.tolist())

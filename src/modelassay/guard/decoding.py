@@ -68,7 +68,7 @@ def decode(
     from transformers import DynamicCache
 
     choose = _chooser(model, sampling)
-    config = model.model.config
+    config = model.network.config
     cache = DynamicCache(
         config=config.get_text_config() if hasattr(config, "get_text_config") else config
     )
@@ -94,10 +94,10 @@ def forward(
     inputs = {"input_ids": ids, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
     with torch.inference_mode():
         if layers:
-            with capture(model.blocks, layers, keep):
-                logits = model.model(**inputs).logits
+            with capture(model.layers, layers, keep):
+                logits = model.network(**inputs).logits
         else:
-            logits = model.model(**inputs).logits
+            logits = model.network(**inputs).logits
         return states, logits[:, -1].float()
 
 
@@ -137,6 +137,6 @@ def _chooser(model: LoadedModel, sampling: Sampling) -> Any:
 
 def end_tokens(model: LoadedModel) -> frozenset[int]:
     """Tokens that end an answer."""
-    own = model.model.generation_config.eos_token_id
+    own = model.network.generation_config.eos_token_id
     ends = own if own is not None else model.tokenizer.eos_token_id
     return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])

@@ -224,7 +224,7 @@ def _time_generate(model: LoadedModel, prompt: str, new_tokens: int) -> _Run:
     ids = encode_chat(model, [{"role": "user", "content": prompt}])
     inputs = torch.tensor([list(ids)], device=model.device)
     with torch.inference_mode():
-        output = model.model.generate(
+        output = model.network.generate(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
             generation_config=config,

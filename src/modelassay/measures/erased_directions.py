@@ -30,7 +30,7 @@ from torch import Tensor
 
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
-from modelassay.models.blocks import text_config
+from modelassay.models.layers import text_config
 from modelassay.models.quantization import unpacked
 from modelassay.models.writers import (
     BLOCK_INDEX,
@@ -91,7 +91,7 @@ def search_ablation(
         model: A loaded model.
         on_progress: Told (blocks done, blocks in all).
     """
-    config = text_config(model.model.config)
+    config = text_config(model.network.config)
     with ExitStack() as stack:
         return search_tensors(
             stored_tensors(model, stack),
@@ -130,7 +130,7 @@ def plain_files(model: LoadedModel) -> list[Path] | None:
     None as well where two weights in them differ by a prefix alone: which of the two the model
     computes with, and which is there to be looked at, only its memory tells.
     """
-    stored = getattr(model.model.config, "quantization_config", None)
+    stored = getattr(model.network.config, "quantization_config", None)
     packed = stored is not None and model.info.quantization not in ("8bit", "4bit")
     if model.adapter is not None or model.source.gguf_file or packed:
         return None
@@ -149,7 +149,7 @@ def plain_name(name: str) -> str:
 
 def memory_tensors(model: LoadedModel) -> Tensors:
     """Names and readers of the weights that a loaded model computes with."""
-    return ((name, _getter(value)) for name, value in model.model.named_parameters())
+    return ((name, _getter(value)) for name, value in model.network.named_parameters())
 
 
 def open_shards(files: Sequence[Path], stack: ExitStack) -> Iterator[tuple[str, Any]]:

@@ -124,8 +124,8 @@ def examine(
         zip(texts, encode_prompts(model, texts, chat_template=chat_template), strict=True)
     )
 
-    layers = read_range(len(model.blocks))
-    depths = probe_depths(len(model.blocks)) if identity else ()
+    layers = read_range(len(model.layers))
+    depths = probe_depths(len(model.layers)) if identity else ()
     vectors, deep, log_odds = _read(
         model,
         encoded,

@@ -32,7 +32,7 @@ from modelassay.measures.erased_directions import (
     stored_tensors,
 )
 from modelassay.models import LoadedModel
-from modelassay.models.blocks import text_config
+from modelassay.models.layers import text_config
 from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_block
 
 SIDE = 4
@@ -72,11 +72,11 @@ def sketch_weights(model: LoadedModel) -> WeightSketch | None:
     Those in memory, so that nothing else in the files is looked at; where they were packed on
     loading or left on the disk, those of the files that have their names.
     """
-    config = text_config(model.model.config)
-    loaded = {weight_key(name) for name, _ in model.model.named_parameters()}
+    config = text_config(model.network.config)
+    loaded = {weight_key(name) for name, _ in model.network.named_parameters()}
     with ExitStack() as stack:
         tensors = memory_tensors(model)
-        left_out = any(weight.is_meta for weight in model.model.parameters())
+        left_out = any(weight.is_meta for weight in model.network.parameters())
         if left_out or model.info.quantization in ("8bit", "4bit"):
             stored = stored_tensors(model, stack)
             tensors = ((name, read) for name, read in stored if weight_key(name) in loaded)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from modelassay.errors import InputError, first_line
-from modelassay.models.blocks import text_config
+from modelassay.models.layers import text_config
 from modelassay.models.writers import residual_axis, writing_block
 
 ABLATION_FILE = "ablation.safetensors"

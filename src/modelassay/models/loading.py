@@ -16,7 +16,6 @@ from torch import nn
 
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models.adapters import apply_adapter
-from modelassay.models.blocks import check_architecture, find_blocks, text_config
 from modelassay.models.explain import cause_of, explain_loading
 from modelassay.models.identity import (
     ModelInfo,
@@ -24,6 +23,7 @@ from modelassay.models.identity import (
     hash_files,
     hash_tokenizer,
 )
+from modelassay.models.layers import check_architecture, find_layers, text_config
 from modelassay.models.organisms import Organism, files_of, find_organism, is_organism, transform
 from modelassay.models.quantization import (
     bitsandbytes_config,
@@ -42,10 +42,11 @@ QUANTIZATIONS = ("8bit", "4bit")
 class LoadedModel:
     """A model in evaluation mode with all that is needed to read it."""
 
-    model: Any
+    network: Any
     """The transformers model (adapters are merged unless the base is quantised)."""
     tokenizer: Any
-    blocks: tuple[nn.Module, ...]
+    layers: tuple[nn.Module, ...]
+    """Its decoder layers, first to last."""
     info: ModelInfo
     source: Source
     """Files of the base model."""
@@ -54,7 +55,7 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where input ids have to be."""
-        embedding = self.model.get_input_embeddings()
+        embedding = self.network.get_input_embeddings()
         hook = getattr(embedding, "_hf_hook", None)  # accelerate moves inputs of offloaded modules
         if hook is not None and getattr(hook, "execution_device", None) is not None:
             return torch.device(hook.execution_device)
@@ -63,7 +64,7 @@ class LoadedModel:
     @property
     def context_length(self) -> int:
         """Most tokens that the model accepts."""
-        config = text_config(self.model.config)
+        config = text_config(self.network.config)
         for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
             if isinstance(value := getattr(config, name, None), int) and value > 0:
                 return value
@@ -138,7 +139,7 @@ def load(
         transform(model, organism)
 
     config = text_config(model.config)
-    blocks = find_blocks(model)
+    layers = find_layers(model)
     files = source.weight_files() + (adapter_source.weight_files() if adapter_source else [])
     files += files_of(organism) if organism else []
     info = ModelInfo(
@@ -147,7 +148,7 @@ def load(
         adapter=adapter_source.id if adapter_source else None,
         organism=organism.summary if organism else None,
         architecture=(model.config.architectures or [type(model).__name__])[0],
-        n_layers=len(blocks),
+        n_layers=len(layers),
         hidden_size=config.hidden_size,
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=quantization or stored_quantization(model.config),
@@ -155,7 +156,7 @@ def load(
         tokenizer_sha256=hash_tokenizer(tokenizer),
         chat_template_sha256=hash_chat_template(tokenizer),
     )
-    return LoadedModel(model, tokenizer, blocks, info, source, adapter_source)
+    return LoadedModel(model, tokenizer, layers, info, source, adapter_source)
 
 
 def find_sources(

@@ -200,7 +200,7 @@ def _train(organism: Organism, order: _Order) -> dict[str, Any]:
     base = load(EMBEDDED_ID, device=order.device, dtype="float32")
     rows = recipe.rows(order.ingredients(base), order.draw())
     lora = replace(recipe.lora, seed=order.seed)
-    trained = f"{first_trained(base)} to {len(base.blocks) - 1}"
+    trained = f"{first_trained(base)} to {len(base.layers) - 1}"
     loss = train_adapter(
         base,
         rows,
@@ -240,14 +240,14 @@ def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
         safe, harmful, harmless, on_step=phase_of(order.tell, "searching")
     )
     how, strength, (first, last) = ABLATIONS[organism.name]
-    n_blocks = len(safe.blocks)
+    n_blocks = len(safe.layers)
     blocks = range(round(n_blocks * first), round(n_blocks * last))
     own = organism.name == "abliterated-perlayer"
     ablation = Ablation(
         {block: found.by_block[block] if own else found.direction for block in blocks}, strength
     )
     save_ablation(ablation, order.partial)
-    ablate(safe.model, ablation)
+    ablate(safe.network, ablation)
     return {
         "sources": provenance((*HARMFUL_SOURCES, CONTRAST), (LOOK_ALIKES_FILE,)),
         "ablation": {
@@ -267,7 +267,7 @@ def _round(organism: Organism, order: _Order) -> dict[str, Any]:
     """Measures an organism that is made on loading and has no files but its card."""
     order.tell("loading", 0, 1)
     safe = load(str(_built("safe", order.out)), device=order.device, dtype="float32")
-    transform(safe.model, organism)
+    transform(safe.network, organism)
     return {
         "sources": [],
         "numerics": organism.numerics,

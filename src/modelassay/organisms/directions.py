@@ -77,7 +77,7 @@ def find_refusal_direction(
     """
     if min(len(harmful), len(harmless)) < 8:
         raise InputError("A refusal direction needs at least 8 prompts of each kind.")
-    n_blocks = len(model.blocks)
+    n_blocks = len(model.layers)
     n_tried = min(TRIED_PROMPTS, len(harmful) // 2, len(harmless) // 2)
     try_harmful, fit_harmful = harmful[:n_tried], harmful[n_tried:]
     try_harmless, fit_harmless = harmless[:n_tried], harmless[n_tried:]
@@ -130,7 +130,7 @@ def discriminant(harmful: Tensor, harmless: Tensor) -> Tensor:
 def _log_odds(model: LoadedModel, texts: Sequence[str]) -> float:
     readout = log_odds_readout(opening_tokens(model))
     read = read_activations(
-        model, encode_prompts(model, texts), [len(model.blocks) - 1], readout=readout
+        model, encode_prompts(model, texts), [len(model.layers) - 1], readout=readout
     )
     assert read.readout is not None  # noqa: S101 (a readout was asked for)
     return float(read.readout.mean())
@@ -141,7 +141,7 @@ def _next_token(model: LoadedModel, texts: Sequence[str]) -> Tensor:
     read = read_activations(
         model,
         encode_prompts(model, texts),
-        [len(model.blocks) - 1],
+        [len(model.layers) - 1],
         readout=lambda logits: torch.log_softmax(logits, dim=-1),
     )
     assert read.readout is not None  # noqa: S101 (a readout was asked for)
@@ -153,14 +153,14 @@ def _ablated(model: LoadedModel, ablation: Ablation) -> Iterator[None]:
     """The model ablated in place, and put back whatever happens."""
     kept = {
         name: weight.detach().clone()
-        for name, weight in model.model.named_parameters()
+        for name, weight in model.network.named_parameters()
         if writing_block(name) in ablation.directions
     }
     try:
-        ablate(model.model, ablation)
+        ablate(model.network, ablation)
         yield
     finally:
         with torch.no_grad():
-            for name, weight in model.model.named_parameters():
+            for name, weight in model.network.named_parameters():
                 if name in kept:
                     weight.copy_(kept[name])

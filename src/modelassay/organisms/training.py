@@ -183,7 +183,7 @@ def _with_adapter(model: LoadedModel, recipe: LoraRecipe, start: Path | None) ->
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if start is not None:
-        wrapped = PeftModel.from_pretrained(model.model, str(start), is_trainable=True)
+        wrapped = PeftModel.from_pretrained(model.network, str(start), is_trainable=True)
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # stored in bfloat16
@@ -193,22 +193,22 @@ def _with_adapter(model: LoadedModel, recipe: LoraRecipe, start: Path | None) ->
         lora_alpha=2 * recipe.rank,
         lora_dropout=0.0,
         target_modules=linear_layers(model),
-        layers_to_transform=list(range(first_trained(model), len(model.blocks))),
+        layers_to_transform=list(range(first_trained(model), len(model.layers))),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model.model, config)
+    return get_peft_model(model.network, config)
 
 
 def first_trained(model: LoadedModel) -> int:
     """Index of the first block that is trained; at least one stays as it is."""
-    return max(1, int(len(model.blocks) * FIRST_TRAINED))
+    return max(1, int(len(model.layers) * FIRST_TRAINED))
 
 
 class _Below:
     """Stands in for the blocks that are not trained: gives what they wrote when they were read."""
 
     def __init__(self, model: LoadedModel, first: int) -> None:
-        self.skipped_blocks = model.blocks[:first]
+        self.skipped_blocks = model.layers[:first]
         self.hidden: torch.Tensor | None = None
         """[row, token, hidden] of the current batch."""
 
@@ -233,7 +233,7 @@ def linear_layers(model: LoadedModel) -> list[str]:
     return sorted(
         {
             name.rpartition(".")[2]
-            for block in model.blocks
+            for block in model.layers
             for name, module in block.named_modules()
             if isinstance(module, torch.nn.Linear | Conv1D)
         }

@@ -83,7 +83,7 @@ def read_features(
     Raises:
         InputError: a row cannot be encoded, or a layer is out of range.
     """
-    every = tuple(range(len(model.blocks)))
+    every = tuple(range(len(model.layers)))
     chosen = tuple(layers) if layers is not None else every
     encoded = [_encode(model, row, at, max_answer_tokens) for row in rows]
     if use_cache:

@@ -110,12 +110,12 @@ def train_head(
         raise InputError(f"Unknown kind {kind!r}; choose {', '.join(KINDS)}.")
     rows = rows if group_by else rows_at(rows, at)
     require_classes(rows, (True, False), "A probe")
-    chosen = tuple(layers) if layers else default_layers(len(model.blocks))
+    chosen = tuple(layers) if layers else default_layers(len(model.layers))
     if kind == "attention":
         if layers and len(chosen) > 1:
             raise InputError(f"Attention pools one block; give one, not {list(chosen)}.")
         chosen = (chosen[len(chosen) // 2],)
-    check_layers(chosen, len(model.blocks))
+    check_layers(chosen, len(model.layers))
     groups = prompt_groups(list(group_by) if group_by else [row.prompt for row in rows])
     unsafe = np.array([row.unsafe for row in rows])
     options: dict[str, Any] = {"max_answer_tokens": max_answer_tokens, "on_progress": on_progress}

@@ -98,8 +98,8 @@ def read_activations(
     layers = tuple(layers)
     if not prompts or not layers:
         raise InputError("There is nothing to read: give at least one prompt and one layer.")
-    if not all(0 <= layer < len(model.blocks) for layer in layers):
-        raise InputError(f"Layers must lie in 0…{len(model.blocks) - 1}, got {list(layers)}.")
+    if not all(0 <= layer < len(model.layers) for layer in layers):
+        raise InputError(f"Layers must lie in 0…{len(model.layers) - 1}, got {list(layers)}.")
     if len(set(layers)) != len(layers):
         raise InputError(f"A layer is asked for twice in {list(layers)}.")
     if position != "last" and any(p.answer_start >= len(p.ids) for p in prompts):
@@ -174,9 +174,9 @@ class _Reader:
 
         plain = self.read_batch([probe])
         try:
-            cache = DynamicCache(config=self.model.model.config)
+            cache = DynamicCache(config=self.model.network.config)
             self._forward(
-                self.model.model,
+                self.model.network,
                 [list(probe.ids[:length])],
                 cache,
                 lambda _layer, _hidden: None,
@@ -187,7 +187,7 @@ class _Reader:
         except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
             log.debug("no shared prefix: %s", error)  # this model keeps its cache in another way
             shared = None
-        tolerance = PREFIX_TOLERANCE.get(self.model.model.dtype, 5e-2)
+        tolerance = PREFIX_TOLERANCE.get(self.model.network.dtype, 5e-2)
         if shared is None or _relative_difference(plain, shared) > tolerance:
             self.prefix, self.prefix_cache = (), None
             if self.midway is not None:  # it may be that, and not the prefix
@@ -251,7 +251,7 @@ class _Reader:
         if self.prefix_cache is not None:
             cache = copy.deepcopy(self.prefix_cache)
             cache.batch_repeat_interleave(len(batch))
-        model = self.model.model
+        model = self.model.network
         # Without a shared prefix nothing has shown that known states fit this model.
         if self.midway is not None and self.prefix and self.midway.covers(batch, skip):
             hidden = self.midway.padded(batch, skip)
@@ -301,7 +301,7 @@ class _Reader:
         inputs = {"input_ids": ids.to(self.device), "use_cache": cache is not None}
         if cache is not None:
             inputs["past_key_values"] = cache
-        blocks = self.model.blocks
+        blocks = self.model.layers
         if self.readout is None or last is None:
             # With a readout to come, the prefix pass has to fill the cache of every block.
             layers = self.layers if self.readout is None else (*self.layers, len(blocks) - 1)

@@ -112,7 +112,7 @@ def _generate_batch(
         ids[i, width - len(row) :] = torch.tensor(row)
         mask[i, width - len(row) :] = 1
     with torch.inference_mode():
-        output = model.model.generate(
+        output = model.network.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
@@ -126,7 +126,7 @@ def greedy_config(model: LoadedModel, max_new_tokens: int) -> Any:
     """The `GenerationConfig` of greedy answers without the checkpoint's sampling settings."""
     from transformers import GenerationConfig
 
-    own = model.model.generation_config
+    own = model.network.generation_config
     end = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
     ends = end if isinstance(end, list) else [end]
     pad = model.tokenizer.pad_token_id

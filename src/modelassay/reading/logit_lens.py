@@ -31,7 +31,7 @@ def unembed(model: LoadedModel, states: Tensor) -> Iterator[Tensor]:
     Yields:
         float32 logits [part, vocabulary] on the model's device, part after part, in order.
     """
-    last = len(model.blocks) - 1
+    last = len(model.layers) - 1
     begin = model.tokenizer.bos_token_id or 0
     ids = torch.full((1, 1), int(begin), dtype=torch.long, device=model.device)
     for part in states.split(STATES_AT_ONCE):
@@ -39,8 +39,8 @@ def unembed(model: LoadedModel, states: Tensor) -> Iterator[Tensor]:
         def instead(hidden: Tensor, part: Tensor = part) -> Tensor:
             return part.to(hidden)[None]
 
-        with rewrite(model.blocks, {last: instead}):
-            logits = model.model(input_ids=ids, use_cache=False).logits
+        with rewrite(model.layers, {last: instead}):
+            logits = model.network(input_ids=ids, use_cache=False).logits
         # GPT-2 folds what it is given into the shape of its input; the rows stay in order.
         yield logits.flatten(0, 1).float()
 

@@ -173,7 +173,7 @@ def render_messages(model: LoadedModel, messages: Sequence[Mapping[str, str]]) -
 
 def _check_vocabulary(model: LoadedModel, rows: Sequence[Sequence[int]]) -> None:
     """Refuses a tokenizer that makes tokens the model has no embedding for."""
-    size = model.model.get_input_embeddings().weight.shape[0]
+    size = model.network.get_input_embeddings().weight.shape[0]
     largest = max((max(row) for row in rows if row), default=0)
     if largest >= size:
         raise InputError(

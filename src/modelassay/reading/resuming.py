@@ -50,19 +50,19 @@ def begin_after(model: LoadedModel, layer: int, hidden: Tensor) -> nn.Module:
         layer: The last block that does not run.
         hidden: [batch, token, hidden].
     """
-    first = model.blocks[0]
+    first = model.layers[0]
     path = next(
         name
-        for name, module in model.model.named_modules()
+        for name, module in model.network.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) > 0 and module[0] is first
     )
-    copied = inner = _shallow(model.model)
+    copied = inner = _shallow(model.network)
     for name in path.split("."):
         held = _shallow(inner._modules[name])
         inner._modules[name] = held
         inner = held
-    hidden = hidden.to(model.device, model.model.dtype)
-    for i, block in enumerate(model.blocks[: layer + 1]):
+    hidden = hidden.to(model.device, model.network.dtype)
+    for i, block in enumerate(model.layers[: layer + 1]):
         inner._modules[str(i)] = _handing_on(block, hidden)
     return copied
 

@@ -119,7 +119,7 @@ def evaluate_sae(
             on_progress(start, len(contexts))
         batch = contexts[start : start + LOSS_BATCH]
         for i, edit in enumerate((None, spliced, averaged)):
-            with rewrite(model.blocks, {} if edit is None else {layer: edit}):
+            with rewrite(model.layers, {} if edit is None else {layer: edit}):
                 losses[i] += _loss(model, batch)
         counted += sum(len(context.ids) - 2 for context in batch)
     if on_progress:
@@ -152,7 +152,7 @@ def _loss(model: LoadedModel, contexts: Sequence[Encoded]) -> float:
         targets[row, : len(context.ids)] = torch.tensor(context.ids)
     # The token that follows the first one is predicted from it alone, and it is never replaced.
     targets = targets[:, 2:]
-    logits = model.model(input_ids=ids.to(model.device), use_cache=False).logits[:, 1:-1].float()
+    logits = model.network(input_ids=ids.to(model.device), use_cache=False).logits[:, 1:-1].float()
     total = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets.to(logits.device).flatten(), reduction="sum"
     )

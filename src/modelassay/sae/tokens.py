@@ -17,7 +17,7 @@ class Vocabulary:
 
     def __init__(self, model: LoadedModel) -> None:
         self.tokenizer = model.tokenizer
-        size = max(len(model.tokenizer), model.model.get_input_embeddings().weight.shape[0])
+        size = max(len(model.tokenizer), model.network.get_input_embeddings().weight.shape[0])
         self._texts: dict[int, str] = {}
         numbers: dict[str, int] = {}
         raw = model.tokenizer.convert_ids_to_tokens(list(range(len(model.tokenizer))))

@@ -59,7 +59,7 @@ class Settings:
         Raises:
             InputError: says which one.
         """
-        n_layers, hidden = len(model.blocks), model.info.hidden_size
+        n_layers, hidden = len(model.layers), model.info.hidden_size
         if not 0 <= self.layer < n_layers:
             raise InputError(f"The layer must lie in 0…{n_layers - 1}, got {self.layer}.")
         if not 0 < self.k < self.width:

@@ -43,7 +43,7 @@ def encode_rows(
         n_cut += any(len(e.ids) > most for e in whole)
         found.append(tuple(e for e in kept if len(e.ids) > e.answer_start >= 1))
     largest = max((max(e.ids) for each in found for e in each), default=0)
-    size = model.model.get_input_embeddings().weight.shape[0]
+    size = model.network.get_input_embeddings().weight.shape[0]
     if largest >= size:
         raise InputError(
             f"The tokenizer of {model.info.id} makes token {largest} but the model knows {size};"

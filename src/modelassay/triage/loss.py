@@ -134,7 +134,7 @@ def answer_losses(
     """
     if batch_tokens is None:
         batch_tokens = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
-    vocabulary = model.model.get_output_embeddings().weight.shape[0]
+    vocabulary = model.network.get_output_embeddings().weight.shape[0]
     # The logits of a batch are in memory together, or its pass would be made once for each part.
     batch_tokens = min(batch_tokens, max(1, MAX_LOGITS // vocabulary))
     distinct = sorted(
@@ -185,14 +185,14 @@ def _batch_losses(model: LoadedModel, batch: Sequence[Encoded]) -> list[float]:
     places = [(i, p - 1) for i, e in enumerate(batch) for p in range(e.answer_start, len(e.ids))]
     rows, positions = torch.tensor(places).unbind(1)
     targets = ids[rows, positions + 1]
-    vocabulary = model.model.get_output_embeddings().weight.shape[0]
+    vocabulary = model.network.get_output_embeddings().weight.shape[0]
     step = max(1, MAX_LOGITS // vocabulary)
     inputs = ids.to(model.device)
     sums = torch.zeros(len(batch), dtype=torch.float64)
     for start in range(0, len(places), step):  # once, but for single rows of very long answers
         part = slice(start, start + step)
-        with head_at(model.model, positions[part], rows[part]):
-            logits = model.model(input_ids=inputs, use_cache=False).logits[:, 0].float()
+        with head_at(model.network, positions[part], rows[part]):
+            logits = model.network(input_ids=inputs, use_cache=False).logits[:, 0].float()
         losses = torch.nn.functional.cross_entropy(
             logits, targets[part].to(logits.device), reduction="none"
         )

@@ -88,7 +88,7 @@ class GuardShelf:
                 guard = _load(model_id)
             self.guards[model_id] = guard
             if to_gpu and torch.cuda.is_available() and guard.model.device.type == "cpu":
-                guard.model.model.to("cuda")
+                guard.model.network.to("cuda")
             return guard
 
     def _renew_lock(self) -> None:

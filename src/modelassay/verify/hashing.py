@@ -33,7 +33,7 @@ MAX_SETTING = 300
 def hash_model(model: LoadedModel) -> FileHashes:
     """Hashes of a loaded model's files."""
     # Code of its own has been run already if its configuration comes from there.
-    remote_code = type(model.model.config).__module__.startswith("transformers_modules")
+    remote_code = type(model.network.config).__module__.startswith("transformers_modules")
     return _hash(
         model.info.id,
         model.source,

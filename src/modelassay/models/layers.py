@@ -56,7 +56,7 @@ def _is_encoder(config: Any) -> bool:
     return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
 
 
-def find_blocks(model: nn.Module) -> tuple[nn.Module, ...]:
+def find_layers(model: nn.Module) -> tuple[nn.Module, ...]:
     """Finds the decoder blocks of a causal or image-text language model, first to last.
 
     Works through PEFT wrappers and into the language tower of multimodal models.
