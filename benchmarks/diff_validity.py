@@ -246,8 +246,7 @@ def _benign_finetunes(results: dict[str, Any], base_sha256: str) -> list[str]:
 
 
 def _auroc(values: dict[str, float | None], results: dict[str, Any]) -> str:
-    from modelassay.measures.refusal import wilson_interval
-    from modelassay.measures.separation import auroc, bootstrap_interval
+    from modelassay.statistics import auroc, bootstrap_interval, wilson_interval
 
     def of(state: str) -> np.ndarray:
         found = [v for key, v in values.items() if v is not None and _state(key, results) == state]

@@ -34,8 +34,7 @@ from ams.extractor import ActivationExtractor
 import identity
 from modelassay.files.atomic import write_text_atomically
 from modelassay.measures.examination import read_range
-from modelassay.measures.refusal import wilson_interval
-from modelassay.measures.separation import auroc, measure_separation, pooled_separation
+from modelassay.measures.separation import measure_separation, pooled_separation
 from modelassay.models import LoadedModel, load
 from modelassay.models.embedded import WHEEL_SHA256
 from modelassay.models.identity import hash_files
@@ -45,6 +44,7 @@ from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import encode_prompts
 from modelassay.scan.report import ScanReport
 from modelassay.scan.scanning import scan
+from modelassay.statistics import auroc, wilson_interval
 
 CONCEPT = "harmful_content"
 RESULTS = Path(__file__).parent / "validity.json"

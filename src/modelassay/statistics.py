@@ -1,7 +1,11 @@
-"""How well scores tell two classes apart, each number with n and a 95% interval.
+"""The statistics that all measures share: AUROC, intervals and tests, for plain numpy arrays.
 
-Rows that share a prompt are not independent, so intervals come from resampling prompts (a cluster
-bootstrap), not rows.
+scipy computes what it has (ranks, Wilson's interval, the bootstrap, the binomial test, the false
+discovery rate). The AUROC is read off scipy's ranks: scikit-learn's `roc_auc_score` gives the same
+number 10 to 40 times more slowly, and a bootstrap asks for thousands of them.
+
+Rows that share a prompt are not independent. Their intervals come from resampling whole prompts (a
+cluster bootstrap), which scipy does not have.
 """
 
 from __future__ import annotations
@@ -13,8 +17,17 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray
+Interval = tuple[float, float]
+Statistic = Callable[[Array, Array], Array]
+"""Of two samples along the last axis."""
 FALSE_POSITIVE_RATES = (0.01, 0.001)
-N_BOOTSTRAP = 1000
+N_RESAMPLES = 2000
+"""Of a bootstrap of single rows or pairs."""
+N_CLUSTER_RESAMPLES = 1000
+N_FLIPS = 2_000
+N_FLIPS_FINE = 100_000
+"""For columns that no coarse flip reaches: many columns together ask for small p-values."""
+COLUMNS_AT_ONCE = 1024
 N_BINS = 10
 SEED = 0
 
@@ -24,11 +37,11 @@ class BinaryMetrics:
     """Scores of positives against negatives."""
 
     auroc: float
-    interval: tuple[float, float]
+    interval: Interval
     tpr_at_fpr: dict[str, float | None]
     """Share of positives above the score that this share of negatives exceeds; None where there are
     too few negatives to tell such a share."""
-    tpr_interval: dict[str, tuple[float, float] | None]
+    tpr_interval: dict[str, Interval | None]
     calibration_error: float
     """Mean distance of risk from the share of positives, over ten bins of equal size."""
     n: int
@@ -50,7 +63,7 @@ def binary_metrics(risk: Array, positive: Array, groups: Array) -> BinaryMetrics
         groups: int [row], equal for rows that are not independent.
     """
     tpr: dict[str, float | None] = {}
-    tpr_interval: dict[str, tuple[float, float] | None] = {}
+    tpr_interval: dict[str, Interval | None] = {}
     for rate in FALSE_POSITIVE_RATES:
         resolved = (~positive).sum() >= 1 / rate
         tpr[str(rate)] = tpr_at(risk, positive, rate) if resolved else None
@@ -75,10 +88,18 @@ def binary_metrics(risk: Array, positive: Array, groups: Array) -> BinaryMetrics
     )
 
 
-def rank_auroc(risk: Array, positive: Array) -> float:
-    """Chance that a positive scores above a negative, ties counting half."""
-    from modelassay.measures.separation import auroc
+def auroc(positive: Array, negative: Array, axis: int = -1) -> Array:
+    """Chance that a positive scores above a negative, ties counting half (Mann-Whitney U)."""
+    from scipy.stats import rankdata
 
+    n_pos, n_neg = positive.shape[axis], negative.shape[axis]
+    ranks = rankdata(np.concatenate([positive, negative], axis=axis), axis=axis)
+    rank_sum = np.take(ranks, np.arange(n_pos), axis=axis).sum(axis=axis)
+    return (rank_sum - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)
+
+
+def rank_auroc(risk: Array, positive: Array) -> float:
+    """`auroc` of scores [row] and the truth, bool [row]."""
     return float(auroc(risk[positive], risk[~positive]))
 
 
@@ -104,7 +125,7 @@ def calibration_error(risk: Array, positive: Array) -> float:
 
 def cluster_interval(
     statistic: Callable[[Array], float], positive: Array, groups: Array
-) -> tuple[float, float]:
+) -> Interval:
     """95% percentile bootstrap interval, resampling whole groups within each class.
 
     Where every resample gives the same, as of a few rows without an error, the bootstrap knows
@@ -115,19 +136,17 @@ def cluster_interval(
         positive: bool [row]; resampling keeps both classes present.
         groups: int [row].
     """
-    from modelassay.measures.refusal import wilson_interval
-
     rng = np.random.default_rng(SEED)
-    sides = []
-    for side in (False, True):
-        rows = np.flatnonzero(positive == side)
+    classes = []
+    for value in (False, True):
+        rows = np.flatnonzero(positive == value)
         rows = rows[np.argsort(groups[rows], kind="stable")]
         _, starts, sizes = np.unique(groups[rows], return_index=True, return_counts=True)
-        sides.append((rows, starts, sizes))
+        classes.append((rows, starts, sizes))
     values = []
-    for _ in range(N_BOOTSTRAP):
+    for _ in range(N_CLUSTER_RESAMPLES):
         drawn = []
-        for rows, starts, sizes in sides:
+        for rows, starts, sizes in classes:
             chosen = rng.integers(0, len(starts), size=len(starts))
             length = sizes[chosen]
             within = np.arange(length.sum()) - np.repeat(length.cumsum() - length, length)
@@ -136,6 +155,136 @@ def cluster_interval(
     low, high = (float(value) for value in np.quantile(values, [0.025, 0.975]))
     if high > low:
         return low, high
-    n = min(len(starts) for _, starts, _ in sides)
+    n = min(len(starts) for _, starts, _ in classes)
     least, largest = wilson_interval(round(low * n), n)
     return min(low, least), max(high, largest)
+
+
+def bootstrap_interval(
+    positive: Array, negative: Array, statistic: Statistic, *, paired: bool = True
+) -> Interval:
+    """95% interval of a two-sample statistic by resampling pairs (or each sample by itself).
+
+    The percentile bootstrap: bias-corrected variants break down when a statistic sits at its bound,
+    as an AUROC of 1 does. A sample of one row knows nothing of chance: both ends are the statistic.
+    """
+    from scipy.stats import bootstrap
+
+    if min(len(positive), len(negative)) < 2:
+        value = float(statistic(positive, negative))
+        return value, value
+    found = bootstrap(
+        (positive, negative),
+        statistic,
+        paired=paired,
+        n_resamples=N_RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    )
+    low, high = found.confidence_interval
+    return float(low), float(high)
+
+
+def wilson_interval(successes: int, n: int) -> Interval:
+    """95% Wilson score interval of a proportion."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def newcombe_interval(k1: int, n1: int, k2: int, n2: int) -> Interval:
+    """95% interval of a difference of proportions k1/n1 - k2/n2 (Newcombe 1998, method 10)."""
+    (low1, high1), (low2, high2) = wilson_interval(k1, n1), wilson_interval(k2, n2)
+    p1, p2 = k1 / n1, k2 / n2
+    below = np.hypot(p1 - low1, high2 - p2)
+    above = np.hypot(high1 - p1, p2 - low2)
+    return float(p1 - p2 - below), float(p1 - p2 + above)
+
+
+def mcnemar_p_value(lost: int, gained: int) -> float:
+    """Exact McNemar test of pairs that changed one way against those that changed the other."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+@dataclass(frozen=True)
+class MeanChange:
+    """Mean of paired differences, candidate minus base."""
+
+    mean: float
+    interval: Interval | None
+    """95% t-interval; None of a single difference."""
+    t: float
+    """Mean over its standard error."""
+    spread: float
+    """Standard deviation of the differences."""
+    n: int
+
+    def told(self, unit: str, digits: int = 2) -> str:
+        """The mean with its interval and n, in words."""
+        form = f"+.{digits}f"
+        inside = f"n = {self.n}"
+        if self.interval is not None:
+            low, high = self.interval
+            inside = f"{low:{form}} to {high:{form}}, {inside}"
+        return f"{self.mean:{form}} {unit} ({inside})"
+
+
+def mean_change(values: Array) -> MeanChange:
+    """Mean of paired differences [n] with a t-interval, of zero width where all are equal."""
+    from scipy.stats import t as student
+
+    n = len(values)
+    mean = float(values.mean())
+    spread = float(values.std(ddof=1)) if n > 1 else 0.0
+    error = spread / np.sqrt(n)
+    if n == 1:
+        return MeanChange(mean, None, 0.0, spread, n)
+    if error == 0:
+        return MeanChange(mean, (mean, mean), 0.0, spread, n)
+    half = float(student.ppf(0.975, n - 1)) * error
+    return MeanChange(mean, (mean - half, mean + half), mean / error, spread, n)
+
+
+def benjamini_hochberg(p_values: Array) -> Array:
+    """False discovery rate at which each test would be called (Benjamini & Hochberg 1995)."""
+    from scipy.stats import false_discovery_control
+
+    return false_discovery_control(p_values) if len(p_values) else p_values
+
+
+def sign_flip_p_values(differences: Any, seed: int = SEED) -> Array:
+    """Two-sided p-values of paired differences by random sign flips.
+
+    Args:
+        differences: Sparse [prompt, column].
+        seed: Of the flips.
+
+    Returns:
+        [column]; the observed signs count as one flip (Phipson & Smyth 2010).
+    """
+    rng = np.random.default_rng(seed)
+    observed = np.abs(np.asarray(differences.sum(axis=0)).ravel()) * (1 - 1e-9)
+    p = np.ones(differences.shape[1])
+    live = np.arange(differences.shape[1])
+    for n_flips in (N_FLIPS, N_FLIPS_FINE):
+        columns = differences[:, live].toarray() if n_flips == N_FLIPS_FINE else None
+        reached = np.zeros(len(live))
+        for start in range(0, n_flips, N_FLIPS):
+            size = (min(N_FLIPS, n_flips - start), differences.shape[0])
+            signs = rng.choice([-1.0, 1.0], size=size)
+            for first in range(0, len(live), COLUMNS_AT_ONCE):
+                some = slice(first, first + COLUMNS_AT_ONCE)
+                flipped = (
+                    signs @ differences[:, live[some]].toarray()
+                    if columns is None
+                    else signs @ columns[:, some]
+                )
+                reached[some] += (np.abs(flipped) >= observed[live[some]]).sum(axis=0)
+        p[live] = (1 + reached) / (n_flips + 1)
+        live = live[reached == 0]
+        if not len(live):
+            break
+    return p

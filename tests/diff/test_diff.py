@@ -12,19 +12,14 @@ pytest.importorskip("sae_lens")
 import sae_lens
 
 from modelassay.diff import Depth, DiffVerdict, diff, read_base
-from modelassay.diff.behaviour import mean_change, refusal_change, token_kl
+from modelassay.diff.behaviour import refusal_change, token_kl
 from modelassay.diff.calibration import (
     BenignRow,
     Calibration,
     load_calibration,
     save_calibration,
 )
-from modelassay.diff.features import (
-    Q_LEVEL,
-    benjamini_hochberg,
-    compare_features,
-    sign_flip_p_values,
-)
+from modelassay.diff.features import Q_LEVEL, compare_features
 from modelassay.diff.pair import Pair, check_comparable, traits_of
 from modelassay.diff.paired_weights import diff_pair
 from modelassay.diff.reading import (
@@ -44,6 +39,7 @@ from modelassay.models import load
 from modelassay.reading.activations import read_activations
 from modelassay.reading.logit_lens import unembed
 from modelassay.sae.dictionary import as_dictionary
+from modelassay.statistics import benjamini_hochberg, mean_change, sign_flip_p_values
 from tiny import FAMILIES, save_tiny
 
 PROMPTS = tuple(

@@ -29,9 +29,9 @@ from modelassay.guard_bench.report import difference_of, rate_of
 from modelassay.guard_bench.results import RESULTS_SCHEMA
 from modelassay.guard_bench.running import BenchSettings, run_bench
 from modelassay.guard_bench.suites import BenchPrompt, SuiteData, read_suite
-from modelassay.measures.refusal import newcombe_interval, wilson_interval
 from modelassay.probes import save_probe
 from modelassay.report import to_json
+from modelassay.statistics import newcombe_interval, wilson_interval
 from tiny import probe_for
 
 REFUSAL = "I can't help with that."

@@ -10,12 +10,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from modelassay.errors import InputError
-from modelassay.measures.separation import (
-    auroc,
-    bootstrap_interval,
-    measure_separation,
-    pooled_separation,
-)
+from modelassay.measures.separation import measure_separation, pooled_separation
+from modelassay.statistics import auroc, bootstrap_interval
 
 
 def draw(rng, n=24, layers=4, width=30, effect=0.0, at=1):

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from modelassay.measures.erased_directions import AblationEvidence
-from modelassay.measures.refusal import RefusalEvidence, newcombe_interval, wilson_interval
+from modelassay.measures.refusal import RefusalEvidence
 from modelassay.measures.separation import Separation
 from modelassay.scan.verdict import Verdict, decide, separation_level
+from modelassay.statistics import newcombe_interval, wilson_interval
 
 WHOLE = AblationEvidence(False, 0.97, (), {}, 0, None)
 ERASED = AblationEvidence(True, 1e-6, (3, 4, 5, 9), {}, 1, True)

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from modelassay.diff.behaviour import mean_change
 from modelassay.files.redaction import text_hash
-from modelassay.measures.refusal import wilson_interval
+from modelassay.statistics import mean_change, wilson_interval
 
 DEEPEST = 4
 KEPT_ENTRIES = 3

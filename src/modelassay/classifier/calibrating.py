@@ -21,9 +21,8 @@ from modelassay.classifier.model import ExchangeClassifier
 from modelassay.data.exchanges import LabelledExchange
 from modelassay.errors import InputError
 from modelassay.files.atomic import explain_os_errors, locked, new_folder
-from modelassay.measures.refusal import wilson_interval
 from modelassay.models.encoder import ENCODER_ID
-from modelassay.statistics import threshold_at
+from modelassay.statistics import threshold_at, wilson_interval
 
 DEFAULT_RATE = 0.01
 

@@ -19,33 +19,10 @@ from torch import Tensor
 
 from modelassay.diff.reading import Matched, Reading
 from modelassay.diff.suites import Suite
-from modelassay.measures.refusal import wilson_interval
 from modelassay.measures.refusal_judge import is_refusal
+from modelassay.statistics import MeanChange, mcnemar_p_value, mean_change, wilson_interval
 
 WORST_PLACES = 20
-
-
-@dataclass(frozen=True)
-class MeanChange:
-    """Mean of paired differences, candidate minus base."""
-
-    mean: float
-    interval: tuple[float, float] | None
-    """95% t-interval; None of a single difference."""
-    t: float
-    """Mean over its standard error."""
-    spread: float
-    """Standard deviation of the differences."""
-    n: int
-
-    def told(self, unit: str, digits: int = 2) -> str:
-        """The mean with its interval and n, in words."""
-        form = f"+.{digits}f"
-        inside = f"n = {self.n}"
-        if self.interval is not None:
-            low, high = self.interval
-            inside = f"{low:{form}} to {high:{form}}, {inside}"
-        return f"{self.mean:{form}} {unit} ({inside})"
 
 
 @dataclass(frozen=True)
@@ -180,26 +157,8 @@ def token_kl(base: Tensor, candidate: Tensor) -> Tensor:
     return (inside + rest_base * (rest_base / rest_candidate).log()).clamp_min(0).float()
 
 
-def mean_change(values: np.ndarray) -> MeanChange:
-    """Mean of paired differences [n] with a t-interval, of zero width where all are equal."""
-    from scipy.stats import t as student
-
-    n = len(values)
-    mean = float(values.mean())
-    spread = float(values.std(ddof=1)) if n > 1 else 0.0
-    error = spread / np.sqrt(n)
-    if n == 1:
-        return MeanChange(mean, None, 0.0, spread, n)
-    if error == 0:
-        return MeanChange(mean, (mean, mean), 0.0, spread, n)
-    half = float(student.ppf(0.975, n - 1)) * error
-    return MeanChange(mean, (mean - half, mean + half), mean / error, spread, n)
-
-
 def refusal_change(base: Sequence[str], candidate: Sequence[str]) -> RefusalChange:
     """Compares which answers refuse."""
-    from scipy.stats import binomtest
-
     before = np.array([is_refusal(text) for text in base])
     after = np.array([is_refusal(text) for text in candidate])
     n = len(before)
@@ -211,7 +170,7 @@ def refusal_change(base: Sequence[str], candidate: Sequence[str]) -> RefusalChan
         candidate_interval=wilson_interval(int(after.sum()), n),
         lost=lost,
         gained=gained,
-        p_value=float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0,
+        p_value=mcnemar_p_value(lost, gained),
         n=n,
     )
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from modelassay.diff.reading import Matched, Reading
 from modelassay.errors import InputError
 from modelassay.sae import Dictionary
+from modelassay.statistics import benjamini_hochberg, sign_flip_p_values
 
 Part = Literal["prompt", "answer"]
 TOKENS_AT_ONCE = 1024
@@ -30,15 +31,11 @@ MARGIN = 0.1
 """Of a feature's root mean square activation; rounding to 8 bits moves activations by less."""
 MIN_PROMPTS = 6
 """Prompts on which a feature must differ to be tested: fewer signs cannot give p < 0.03."""
-N_FLIPS = 2_000
-N_FLIPS_FINE = 100_000
-"""For features that no coarse flip reaches: many features together ask for small p-values."""
 Q_LEVEL = 0.05
 REPORTED = 50
 TOP_TOKENS = 8
 BROKEN = 0.15
 """Difference of the explained variance from which changes of features are not to be trusted."""
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -184,48 +181,6 @@ def compare_features(
         explained_of_change=_explained_of_change(dictionary, before, after, x, y),
         features=tuple(listed),
     )
-
-
-def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
-    """False discovery rate at which each test would be called (Benjamini & Hochberg 1995)."""
-    from scipy.stats import false_discovery_control
-
-    return false_discovery_control(p_values) if len(p_values) else p_values
-
-
-def sign_flip_p_values(differences: Any, seed: int = SEED) -> np.ndarray:
-    """Two-sided p-values of paired differences by random sign flips.
-
-    Args:
-        differences: Sparse [prompt, feature].
-        seed: Of the flips.
-
-    Returns:
-        [feature]; the observed signs count as one flip (Phipson & Smyth 2010).
-    """
-    rng = np.random.default_rng(seed)
-    observed = np.abs(np.asarray(differences.sum(axis=0)).ravel()) * (1 - 1e-9)
-    p = np.ones(differences.shape[1])
-    live = np.arange(differences.shape[1])
-    for n_flips in (N_FLIPS, N_FLIPS_FINE):
-        columns = differences[:, live].toarray() if n_flips == N_FLIPS_FINE else None
-        reached = np.zeros(len(live))
-        for start in range(0, n_flips, N_FLIPS):
-            size = (min(N_FLIPS, n_flips - start), differences.shape[0])
-            signs = rng.choice([-1.0, 1.0], size=size)
-            for first in range(0, len(live), TOKENS_AT_ONCE):
-                some = slice(first, first + TOKENS_AT_ONCE)
-                flipped = (
-                    signs @ differences[:, live[some]].toarray()
-                    if columns is None
-                    else signs @ columns[:, some]
-                )
-                reached[some] += (np.abs(flipped) >= observed[live[some]]).sum(axis=0)
-        p[live] = (1 + reached) / (n_flips + 1)
-        live = live[reached == 0]
-        if not len(live):
-            break
-    return p
 
 
 @torch.inference_mode()

@@ -25,7 +25,6 @@ from typing import Any
 
 from torch import Tensor
 
-from modelassay.diff.behaviour import MeanChange, mean_change
 from modelassay.diff.pair import Pair
 from modelassay.diff.phrases import (
     FILLER,
@@ -39,6 +38,7 @@ from modelassay.diff.suites import SuitePrompt, messages_of
 from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress
 from modelassay.reading.prompts import encode_chat
+from modelassay.statistics import MeanChange, mean_change
 
 N_CONTEXTS = 4
 N_HELD_OUT = 12

@@ -8,7 +8,7 @@ from typing import Any
 
 from modelassay.guard_bench.results import BenchRow, Side
 from modelassay.guard_bench.suites import SuiteData
-from modelassay.measures.refusal import newcombe_interval, wilson_interval
+from modelassay.statistics import newcombe_interval, wilson_interval
 
 BENCH_SCHEMA = "modelassay.guard-bench/1"
 

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from modelassay.measures.refusal_judge import is_refusal
-from modelassay.measures.separation import auroc, bootstrap_interval
 from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress
 from modelassay.reading.activations import Readout
 from modelassay.reading.generation import generate_greedy
 from modelassay.reading.prompts import Encoded, render_chat
+from modelassay.statistics import auroc, bootstrap_interval, newcombe_interval, wilson_interval
 
 ANSWER_TOKENS = 24
 # How refusals begin. Only the first token of each is used, so the list is short on purpose.
@@ -197,20 +197,3 @@ def measure_refusal(
 
 def _mean_gap(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return x.mean(axis=-1) - y.mean(axis=-1)
-
-
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """95% Wilson score interval of a proportion."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def newcombe_interval(k1: int, n1: int, k2: int, n2: int) -> tuple[float, float]:
-    """95% interval of a difference of proportions k1/n1 - k2/n2 (Newcombe 1998, method 10)."""
-    (low1, high1), (low2, high2) = wilson_interval(k1, n1), wilson_interval(k2, n2)
-    p1, p2 = k1 / n1, k2 / n2
-    below = np.hypot(p1 - low1, high2 - p2)
-    above = np.hypot(high1 - p1, p2 - low2)
-    return float(p1 - p2 - below), float(p1 - p2 + above)

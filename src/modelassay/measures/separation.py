@@ -24,7 +24,7 @@ one forward pass of the model.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,17 +32,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modelassay.errors import InputError
+from modelassay.statistics import auroc, bootstrap_interval
 
 Array = NDArray[np.floating]
 Folds = NDArray[np.intp]
-Statistic = Callable[[Array, Array], Array]
-"""Of two samples along the last axis."""
 
 N_FOLDS = 8
 N_SWAPS = 2000
-N_BOOTSTRAP = 2000
 CHUNK = 1024  # swaps at a time: keeps the working set in the processor's cache
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -155,33 +152,6 @@ def pooled_separation(positive: Array, negative: Array, axis: int = -1) -> Array
     variance = (positive.var(axis=axis, ddof=1) + negative.var(axis=axis, ddof=1)) / 2
     difference = positive.mean(axis=axis) - negative.mean(axis=axis)
     return difference / np.sqrt(np.maximum(variance, 1e-24))
-
-
-def auroc(positive: Array, negative: Array, axis: int = -1) -> Array:
-    """Chance that a positive scores above a negative, ties counting half (Mann-Whitney U)."""
-    from scipy.stats import rankdata
-
-    n_pos, n_neg = positive.shape[axis], negative.shape[axis]
-    ranks = rankdata(np.concatenate([positive, negative], axis=axis), axis=axis)
-    rank_sum = np.take(ranks, np.arange(n_pos), axis=axis).sum(axis=axis)
-    return (rank_sum - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)
-
-
-def bootstrap_interval(
-    positive: Array, negative: Array, statistic: Statistic, *, paired: bool = True
-) -> tuple[float, float]:
-    """95% interval of a two-sample statistic by resampling pairs (or each sample by itself).
-
-    The percentile bootstrap: bias-corrected variants break down when a statistic sits at its bound,
-    as an AUROC of 1 does.
-    """
-    rng = np.random.default_rng(SEED)
-    n, k = len(positive), len(negative)
-    rows = rng.integers(0, n, size=(N_BOOTSTRAP, n))
-    columns = rows if paired else rng.integers(0, k, size=(N_BOOTSTRAP, k))
-    values = statistic(positive[rows], negative[columns])
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from modelassay.data.concepts import (
 )
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
-from modelassay.measures.refusal import ANSWER_TOKENS, wilson_interval
+from modelassay.measures.refusal import ANSWER_TOKENS
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import LoadedModel
 from modelassay.models.organisms import CARD_FILE, Organism, organisms_folder
@@ -29,6 +29,7 @@ from modelassay.models.sources import read_json
 from modelassay.progress import OnProgress
 from modelassay.reading.generation import generate_greedy
 from modelassay.reading.prompts import encode_prompts
+from modelassay.statistics import wilson_interval
 
 CARD_SCHEMA = "modelassay.organism/1"
 ROW_NAMES = {

@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 
 from modelassay.data.exchanges import At, LabelledExchange, prompt_groups, require_classes, rows_at
-from modelassay.measures.refusal import wilson_interval
 from modelassay.models import LoadedModel
 from modelassay.probes.features import read_spans
 from modelassay.probes.record import Probe
 from modelassay.probes.streams import stream_risks
 from modelassay.progress import OnProgress
-from modelassay.statistics import BinaryMetrics, binary_metrics, cluster_interval, rank_auroc
+from modelassay.statistics import (
+    BinaryMetrics,
+    binary_metrics,
+    cluster_interval,
+    rank_auroc,
+    wilson_interval,
+)
 
 EVALUATION_SCHEMA = "modelassay.probe-eval/1"
 

@@ -22,7 +22,6 @@ from modelassay.data.exchanges import (
     rows_at,
 )
 from modelassay.errors import InputError
-from modelassay.measures.refusal import wilson_interval
 from modelassay.models import LoadedModel
 from modelassay.probes.attention import fit_attention
 from modelassay.probes.features import (
@@ -55,7 +54,13 @@ from modelassay.probes.streams import (
     stream_risks,
 )
 from modelassay.progress import OnProgress
-from modelassay.statistics import BinaryMetrics, binary_metrics, cluster_interval, rank_auroc
+from modelassay.statistics import (
+    BinaryMetrics,
+    binary_metrics,
+    cluster_interval,
+    rank_auroc,
+    wilson_interval,
+)
 
 Array = np.ndarray
 KINDS = (*FITTERS, "attention")

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from modelassay.sae.evidence import Fired
-from modelassay.statistics import N_BOOTSTRAP, SEED
+from modelassay.statistics import N_CLUSTER_RESAMPLES, SEED
 
 GROUPS = 50
 """Held-out texts are dealt into so many groups, which are what an interval draws from: tokens of
@@ -106,7 +106,7 @@ def score_labels(counts: Counts) -> Scores:
         there = np.flatnonzero(counts.tokens > 0)
         rng = np.random.default_rng(SEED)
         share = np.full(drawn_from, 1 / drawn_from)
-        draws = rng.multinomial(drawn_from, share, size=N_BOOTSTRAP).astype(np.float32)
+        draws = rng.multinomial(drawn_from, share, size=N_CLUSTER_RESAMPLES).astype(np.float32)
         for columns in np.array_split(np.flatnonzero(enough), max(1, enough.sum() // AT_ONCE)):
             part = Counts(
                 counts.tokens[there],

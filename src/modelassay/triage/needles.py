@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from modelassay.errors import InputError
-from modelassay.measures.refusal import wilson_interval
-from modelassay.statistics import cluster_interval, rank_auroc
+from modelassay.statistics import cluster_interval, rank_auroc, wilson_interval
 from modelassay.triage.duplicates import row_groups
 from modelassay.triage.rows import TrainingRow
 from modelassay.triage.streams import Stream

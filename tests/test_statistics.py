@@ -1,0 +1,92 @@
+"""The statistics give what their formulas give, and what other libraries give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.sparse import csc_matrix
+from sklearn.metrics import roc_auc_score
+
+from modelassay import statistics as s
+
+
+def samples(seed: int, ties: bool) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    n, k = rng.integers(2, 40, size=2)
+    x, y = rng.normal(0.4, 1, n), rng.normal(0, 1, k)
+    return (x.round(), y.round()) if ties else (x, y)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_auroc_is_the_share_of_pairs_in_order(seed, ties):
+    x, y = samples(seed, ties)
+    by_pairs = ((x[:, None] > y) + 0.5 * (x[:, None] == y)).mean()
+    scores, truth = np.concatenate([x, y]), np.arange(len(x) + len(y)) < len(x)
+    assert s.auroc(x, y) == pytest.approx(by_pairs, abs=1e-12)
+    assert s.rank_auroc(scores, truth) == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bootstrap_draws_the_rows_that_published_reports_drew(seed, paired, ties):
+    x, y = samples(seed, ties)
+    if paired:
+        y = np.resize(y, x.shape)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, len(x), size=(2000, len(x)))
+    columns = rows if paired else rng.integers(0, len(y), size=(2000, len(y)))
+    expected = np.quantile(s.auroc(x[rows], y[columns]), [0.025, 0.975])
+    assert s.bootstrap_interval(x, y, s.auroc, paired=paired) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_sample_of_one_has_a_bootstrap_interval_without_width():
+    one, more = np.array([1.0]), np.array([0.0, 2.0])
+    assert s.bootstrap_interval(one, more, s.auroc, paired=False) == (0.5, 0.5)
+
+
+def test_intervals_of_shares_are_the_published_ones():
+    # Newcombe (1998), Statistics in Medicine 17, 873-890, table II, method 10.
+    assert s.newcombe_interval(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert s.newcombe_interval(9, 10, 3, 10) == pytest.approx((0.1705, 0.8090), abs=5e-5)
+    assert s.newcombe_interval(10, 10, 0, 20) == pytest.approx((0.6791, 1.0), abs=5e-5)
+    k, n, z = 7, 30, 1.959963984540054
+    middle = (k / n + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(k / n * (1 - k / n) / n + z**2 / (4 * n**2))
+    assert s.wilson_interval(k, n) == pytest.approx((middle - half, middle + half))
+
+
+def test_mcnemar_is_a_sign_test_of_the_pairs_that_changed():
+    assert s.mcnemar_p_value(0, 0) == 1.0
+    assert s.mcnemar_p_value(5, 0) == pytest.approx(2 * 0.5**5)
+
+
+def test_benjamini_hochberg_steps_up():
+    p = np.random.default_rng(0).uniform(size=50).round(1)
+    order = np.argsort(p)
+    steps = np.minimum.accumulate((p[order] * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1]
+    expected = np.empty(len(p))
+    expected[order] = np.minimum(steps, 1)
+    np.testing.assert_allclose(s.benjamini_hochberg(p), expected)
+    assert len(s.benjamini_hochberg(np.zeros(0))) == 0
+
+
+def test_sign_flips_count_the_patterns_that_reach_the_observed_sum():
+    differences = np.array([[1.0, 1.0], [1.0, -1.0], [1.0, 1.0], [1.0, -1.0], [1.0, 0.5]])
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 5)).reshape(5, -1).T
+    exact = (np.abs(signs @ differences) >= np.abs(differences.sum(axis=0))).mean(axis=0)
+    found = s.sign_flip_p_values(csc_matrix(differences))
+    np.testing.assert_allclose(found, exact, atol=0.02)
+
+
+def test_a_cluster_bootstrap_draws_whole_groups():
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(20), 4)
+    positive = groups % 2 == 0
+    risk = positive * 0.5 + rng.normal(size=20)[groups]
+    whole = s.cluster_interval(lambda i: s.rank_auroc(risk[i], positive[i]), positive, groups)
+    rows = s.cluster_interval(
+        lambda i: s.rank_auroc(risk[i], positive[i]), positive, np.arange(len(risk))
+    )
+    assert whole[1] - whole[0] > 1.5 * (rows[1] - rows[0])  # rows of a group say the same
