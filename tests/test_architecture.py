@@ -10,6 +10,8 @@ import pytest
 from architecture import LAYERS, PACKAGE, ROOT, modules
 
 MODULES = modules()
+TESTS = ROOT / "tests"
+TEST_FILES = sorted(TESTS.rglob("test_*.py"))
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
@@ -66,9 +68,21 @@ def test_no_pickle_and_no_remote_code():
 
 def test_modules_stay_small():
     for path in MODULES:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 600, path
 
 
 def test_every_part_has_a_place_in_the_layers():
     parts = {part(path) for path in MODULES} - {"__init__"}
     assert parts <= set(RANK), "add it to LAYERS in scripts/architecture.py"
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(TESTS)))
+def test_tests_share_helpers_through_support_alone(path):
+    files = {file.stem for file in TEST_FILES} | {"conftest"}
+    assert not {name for name in imports(path) if files & set(name.split("."))}
+
+
+def test_the_tests_of_a_package_stand_in_a_folder_of_its_name():
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    folders = {path.name for path in TESTS.iterdir() if any(path.glob("test_*.py"))}
+    assert folders <= packages | {"benchmarks", "examples"}
