@@ -5,14 +5,18 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODEL ?= embedded
 
-.PHONY: setup scan app test check format bench validity clean
+.PHONY: help setup scan app test test-fast check format docs serve-docs dist bench validity clean
+.DEFAULT_GOAL := help
 
-setup: $(INSTALLED)
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)  ## Install everything into .venv
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[app,quantization,bench,sae,dev]"
+		--editable ".[app,quantization,bench,sae,docs,dev]"
 	touch $@
 
 scan: $(INSTALLED)  ## Scan the embedded model, or MODEL=...
@@ -21,25 +25,38 @@ scan: $(INSTALLED)  ## Scan the embedded model, or MODEL=...
 app: $(INSTALLED)  ## Open the page on http://127.0.0.1:7860
 	$(BIN)/python app.py
 
-test: $(INSTALLED)  ## All tests, the real model's and the browser's included
+test: $(INSTALLED)  ## All tests, with the real model and the browser
 	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED)  ## Tests on tiny models only
+	$(BIN)/python -m pytest -m "not real_model and not browser"
 
 check: $(INSTALLED)  ## Lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-format: $(INSTALLED)
+format: $(INSTALLED)  ## Let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## Writes docs/benchmarks.md and docs/guard-benchmarks.md
+docs: $(INSTALLED)  ## Build the documentation into site/; warnings are errors
+	$(BIN)/python scripts/architecture.py --check
+	$(BIN)/mkdocs build --strict --quiet
+
+serve-docs: $(INSTALLED)  ## Show the documentation on http://127.0.0.1:8000 while you write
+	$(BIN)/mkdocs serve
+
+dist: $(INSTALLED)  ## Build wheel and sdist, and scan from the wheel in a fresh environment
+	$(BIN)/python scripts/distribution.py
+
+bench: $(INSTALLED)  ## Write docs/benchmarks.md and docs/guard-benchmarks.md
 	$(BIN)/python benchmarks/bench_scan.py --write docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_guard.py --write docs/guard-benchmarks.md
 
-validity: $(INSTALLED)  ## Every stream of evidence on every organism; writes docs/validity.md, docs/diff-validity.md
+validity: $(INSTALLED)  ## All evidence on all organisms: docs/validity.md, docs/diff-validity.md
 	$(BIN)/python benchmarks/validity.py --write docs/validity.md
 	$(BIN)/python benchmarks/diff_validity.py --sae embedded --write docs/diff-validity.md --calibration calibrations/organism-safe.json
 
-clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+clean:  ## Remove the environment and all that was built
+	rm -rf $(VENV) .pytest_cache .ruff_cache dist site

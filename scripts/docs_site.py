@@ -1,0 +1,85 @@
+"""Hooks of mkdocs: the command-line reference, links to the repository, and no outside request.
+
+`mkdocs.yml` names this file. `modelassay --help`'s own tree gives `reference/cli.md`; links to files
+outside `docs/` become links to DOCS_REPOSITORY where that is set (the docs workflow sets it) and
+plain names elsewhere; a page that would load anything from another host fails a strict build.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+log = logging.getLogger("mkdocs.hooks.docs_site")
+CLI_PAGE = "reference/cli.md"
+CLI_HEAD = """# Command line
+
+Written from the commands themselves; `modelassay COMMAND --help` prints the same.
+[Exit codes](exit-codes.md) and [environment variables](environment.md) have their own pages."""
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)\s]+)\)")
+LOADED = re.compile(
+    r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*\bsrc=[\"']?((?:https?:)?//[^\"'\s>]+)"
+    r"|<link\b(?![^>]*\brel=[\"']?(?:canonical|next|prev|alternate))[^>]*\bhref=[\"']?"
+    r"((?:https?:)?//[^\"'\s>]+)",
+    re.IGNORECASE,
+)
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Adds the reference of the command line."""
+    files.append(File.generated(config, CLI_PAGE, content=cli_reference()))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Points links that leave `docs/` to the repository, if there is an address for it."""
+    root = os.environ.get("DOCS_REPOSITORY", "").rstrip("/")
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def replace(match: re.Match[str]) -> str:
+        text, target = match.groups()
+        path = posixpath.normpath(posixpath.join("docs", folder, target.split("#")[0]))
+        if path.startswith("docs/"):
+            return match.group()
+        if root:
+            return f"[{text}]({root}/{path})"
+        return text if "`" in text or text == path else f"{text} (`{path}`)"
+
+    return LINK.sub(replace, markdown)
+
+
+def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
+    """Warns, which a strict build fails on, of what a page would load from another host."""
+    for match in LOADED.finditer(output):
+        log.warning("%s loads %s", page.file.src_uri, match.group(1) or match.group(2))
+    return output
+
+
+def cli_reference() -> str:
+    """All commands with their arguments and options, as typer writes them."""
+    written = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "typer",
+            "modelassay.cli.main",
+            "utils",
+            "docs",
+            "--name=modelassay",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")},
+    ).stdout
+    body = "\n".join(line for line in written.splitlines() if not line.startswith("* `--help`"))
+    return body.replace("# `modelassay`", CLI_HEAD, 1) + "\n"
