@@ -1,6 +1,6 @@
 """Hooks of mkdocs: the command-line reference, links to the repository, and no outside request.
 
-`mkdocs.yml` names this file. `modelassay --help`'s own tree gives `reference/cli.md`; links to files
+`mkdocs.yml` names this file. typer writes `reference/cli.md` from the commands; links to files
 outside `docs/` become links to DOCS_REPOSITORY where that is set (the docs workflow sets it) and
 plain names elsewhere; a page that would load anything from another host fails a strict build.
 """
