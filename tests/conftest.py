@@ -22,6 +22,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 from modelassay.models import LoadedModel, load
 from tiny import save_tiny
 
+pytest_plugins = ("disks", "loopback_hub")
+
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:

@@ -17,8 +17,6 @@ from modelassay.measures.examination import examine
 from modelassay.verify import push_baseline
 from modelassay.verify.creating import baseline_of
 
-pytest_plugins = ("loopback_hub",)
-
 CI = Path(__file__).parents[2] / "examples" / "ci"
 TOKEN = "hf_alice"
 

@@ -24,8 +24,6 @@ from modelassay.models.sources import Source, resolve
 if TYPE_CHECKING:
     from loopback_hub import LoopbackHub
 
-pytest_plugins = ("loopback_hub",)
-
 TOKEN = "hf_tokenOfTheOwner"
 OTHER_TOKEN = "hf_tokenOfSomebodyElse"
 WEIGHTS = bytes(range(256)) * 200

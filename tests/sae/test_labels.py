@@ -40,8 +40,6 @@ from modelassay.sae.reliability import count_predictions, score_labels
 from modelassay.sae.tokens import Vocabulary, printable
 from modelassay.statistics import rank_auroc
 
-pytest_plugins = ("loopback_hub",)
-
 SENTENCE = "the quick brown fox jumps over a lazy dog while ten wizards box quietly"
 WORDS = SENTENCE.split()
 LAYER, WIDTH = 0, 24

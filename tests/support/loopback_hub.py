@@ -3,7 +3,6 @@
 It answers as huggingface.co does, as far as the client can tell: commits and branches, private and
 gated repositories, the X- headers, ranges, uploads small and large, pull requests, listings by tag.
 Faults can be planned. Every request is kept in `log`.
-A test module gets the `hub` fixture with `pytest_plugins = ("loopback_hub",)`.
 """
 
 from __future__ import annotations

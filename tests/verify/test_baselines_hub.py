@@ -34,8 +34,6 @@ from modelassay.verify import (
 from modelassay.verify.baseline import INDEX_FILE, TABLE_FILE, VECTORS_FILE
 from modelassay.verify.creating import baseline_of, slug
 
-pytest_plugins = ("loopback_hub",)
-
 MINE, READER, STRANGER = "hf_mine", "hf_reader", "hf_stranger"
 REPO = "alice/baselines"
 
