@@ -16,7 +16,8 @@ from modelassay.diff.behaviour import compare_behaviour, token_kl
 from modelassay.diff.reading import encode_contrasts, read_contrasts
 from modelassay.diff.suites import MAX_TEXT, Contrast, Group, Suite, SuitePrompt, messages_of
 from modelassay.errors import InputError
-from modelassay.files.redaction import redact, text_hash
+from modelassay.files.provenance import text_hash
+from modelassay.files.redaction import redact
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.reading.generation import generate_greedy
 from modelassay.reading.prompts import Encoded, encode_chat

@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from modelassay.errors import InputError
 from modelassay.files.atomic import explain_os_errors
+from modelassay.files.provenance import utc_now
 
 LOG_SCHEMA = "modelassay.audit-log/1"
 LOG_FILE = "audit.jsonl"
@@ -76,7 +76,7 @@ class AuditLog:
         line = json.dumps(
             {
                 "n": number,
-                "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+                "time": utc_now("milliseconds"),
                 "event": event,
                 **fields,
                 "previous": self.last,

@@ -19,10 +19,11 @@ from modelassay.audit.blinding import blinding_for
 from modelassay.audit.config import AuditConfig
 from modelassay.audit.log import LOG_FILE, LOG_SCHEMA, AuditLog
 from modelassay.audit.tools import tools_of
-from modelassay.audit.values import json_hash, numbers_of, plain
+from modelassay.audit.values import numbers_of, plain
 from modelassay.audit.work import Work
 from modelassay.errors import AssayError, InputError, first_line
 from modelassay.files.atomic import explain_os_errors, locked
+from modelassay.files.provenance import json_hash
 
 MAX_ARGUMENTS = 500_000
 """Characters of a call's arguments as JSON."""
@@ -63,7 +64,9 @@ class Audit:
                 redact=config.redact,
                 limits=config.limits.model_dump(),
                 # Blind, it would let a guess at the config be checked, and so tell who is A.
-                config_sha256=None if config.blind else json_hash(config.model_dump()),
+                config_sha256=None
+                if config.blind
+                else json_hash(config.model_dump(), compact=True),
                 models=self.models,
                 tools=sorted(self.tools),
             )
@@ -104,7 +107,7 @@ class Audit:
             self.log.append(
                 "result",
                 call=self._call,
-                sha256=json_hash(result),
+                sha256=json_hash(result, compact=True),
                 numbers=numbers,
                 **_since(started),
             )
@@ -146,7 +149,7 @@ class Audit:
         hidden = self.work.blinding
         text = json.dumps(arguments, default=str)
         if len(text) > MAX_ARGUMENTS:
-            kept: Any = {"characters": len(text), "sha256": json_hash(text)}
+            kept: Any = {"characters": len(text), "sha256": json_hash(text, compact=True)}
         else:
             kept = hidden.value(json.loads(text, parse_constant=str))
         return {"tool": hidden.text(str(name)[:100]), "arguments": kept}

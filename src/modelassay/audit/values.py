@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import numpy as np
 
-from modelassay.files.redaction import text_hash
 from modelassay.statistics import mean_change, wilson_interval
 
 DEEPEST = 4
@@ -75,12 +73,6 @@ def numbers_of(value: Any, depth: int = 0) -> Any:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
-
-
-def json_hash(value: Any) -> str:
-    """sha256 of a JSON value, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return text_hash(text)
 
 
 def rate(k: int, n: int) -> dict[str, Any] | None:

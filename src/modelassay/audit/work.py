@@ -16,7 +16,7 @@ from modelassay.audit.places import inside
 from modelassay.diff.pair import Pair, Side, Traits, check_comparable, traits_of
 from modelassay.diff.suites import Suite, SuitePrompt, default_suite, load_suite, suites_folder
 from modelassay.errors import InputError, UnavailableError
-from modelassay.files.redaction import text_hash
+from modelassay.files.provenance import text_hash
 from modelassay.models import LoadedModel, load
 from modelassay.sae import Dictionary, Labels, find_dictionary, open_labels
 from modelassay.triage import TrainingData, read_rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +15,7 @@ from modelassay.audit.values import plain
 from modelassay.audit.work import Work
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
-from modelassay.files.redaction import text_hash
-from modelassay.measures.examination import installed_versions
+from modelassay.files.provenance import installed_versions, text_hash, utc_now
 
 REPORT_SCHEMA = "modelassay.audit-report/1"
 CITED = re.compile(r"#(\d{1,9})\b")
@@ -151,7 +149,7 @@ def _provenance(work: Work) -> dict[str, Any]:
     config = work.config
     told = not _still_blind(work)
     return {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": utc_now(),
         "versions": installed_versions(),
         "profile": config.profile,
         "blind": config.blind,

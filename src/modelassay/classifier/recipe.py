@@ -8,7 +8,6 @@ prompt or an adversarial one, whatever their class.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections import Counter
@@ -23,6 +22,7 @@ from modelassay.data.exchanges import Label, LabelledExchange
 from modelassay.data.public_sets import SEED_TASKS, USER_TASKS, DataSource
 from modelassay.data.training_data import JUDGED, prompt_rows
 from modelassay.files.atomic import cache_dir
+from modelassay.files.provenance import text_hash
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import EMBEDDED_ID, load
 from modelassay.organisms.recipes import REFUSALS
@@ -308,7 +308,7 @@ def _some(rows: list[Any], most: int, draw: random.Random) -> list[Any]:
 
 def _digest(text: str) -> str:
     """Stands for a prompt of which only a number is known; near-equal numbers look unlike."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_hash(text)
 
 
 def judged_rows(folder: Path, *, most_per_source: int = 900) -> list[LabelledExchange]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from modelassay.classifier.splitting import Parts, split_rows
 from modelassay.data.exchanges import LABELS, LabelledExchange, data_hash
 from modelassay.errors import InputError
 from modelassay.files.atomic import explain_os_errors, locked, new_folder
+from modelassay.files.provenance import installed_versions
 from modelassay.hub import check_weight_files, fetch_model
 from modelassay.models.encoder import ENCODER_ID, ensure_encoder
 from modelassay.models.identity import hash_file
@@ -94,9 +94,7 @@ def train_classifier(
             update={
                 "data": _data(rows, parts),
                 "training": asdict(recipe) | outcome,
-                "versions": {
-                    name: version(name) for name in ("modelassay", "torch", "transformers", "peft")
-                },
+                "versions": installed_versions("modelassay", "torch", "transformers", "peft"),
             }
         )
         write_card(partial, card)

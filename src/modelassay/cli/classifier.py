@@ -10,6 +10,7 @@ import typer
 
 from modelassay.cli import options
 from modelassay.errors import InputError
+from modelassay.progress import phase_of
 
 if TYPE_CHECKING:
     from modelassay.data.exchanges import LabelledExchange
@@ -98,7 +99,7 @@ def train_command(
             device=device,
             token=token,
             force=force,
-            on_step=lambda done, total: on_progress("training", done, total),
+            on_step=phase_of(on_progress, "training"),
         )
     typer.echo(str(made))
 

@@ -10,6 +10,7 @@ import typer
 
 from modelassay.cli import options
 from modelassay.errors import InputError
+from modelassay.progress import phase_of
 
 app = typer.Typer(
     help="Probes: readouts of a model's activations that tell harm as it is asked or answered.",
@@ -95,7 +96,7 @@ def train_command(
                     place,
                     kind=kind,
                     layers=chosen,
-                    on_progress=lambda done, total: on_phase("reading", done, total),
+                    on_progress=phase_of(on_phase, "reading"),
                 )
                 for place in places
             }
@@ -143,7 +144,7 @@ def sweep_command(
             rows,
             place,
             kind=kind,
-            on_progress=lambda done, total: on_phase("reading", done, total),
+            on_progress=phase_of(on_phase, "reading"),
         )
     if html is not None:
         from modelassay.report.charts import auroc_by_layer
@@ -217,7 +218,7 @@ def eval_command(
             loaded,
             rows,
             place,
-            on_progress=lambda done, total: on_phase("reading", done, total),
+            on_progress=phase_of(on_phase, "reading"),
         )
     if json:
         typer.echo(json_module.dumps(result.to_dict(), indent=2, ensure_ascii=False))

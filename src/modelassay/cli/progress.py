@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from modelassay.progress import OnPhase
+from modelassay.progress import OnPhase, silent
 
 LABELS = {
     "files": "hashing files",
@@ -48,7 +48,7 @@ def show_progress(console: Console, *, quiet: bool = False) -> Iterator[OnPhase]
         from modelassay.hub import silence_downloads
 
         silence_downloads()
-        yield lambda _phase, _done, _total: None
+        yield silent
     elif not console.is_terminal:
         seen: set[str] = set()
 

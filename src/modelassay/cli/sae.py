@@ -13,6 +13,7 @@ import typer
 from modelassay.cli import options, sae_labels
 from modelassay.errors import InputError
 from modelassay.files.records import NAME
+from modelassay.progress import phase_of
 
 app = typer.Typer(
     help="Dictionaries: sparse autoencoders that take a model's activations apart into features.",
@@ -100,7 +101,7 @@ def train_command(
             corpus.train,
             settings,
             state=state,
-            on_progress=lambda done, total: on_phase("learning", done, total),
+            on_progress=phase_of(on_phase, "learning"),
         )
         dictionary = save_dictionary(
             sae,
@@ -111,7 +112,7 @@ def train_command(
             name=out.name,
             data=[Path(source).name if Path(source).exists() else source for source in data],
             dtype=storage,  # type: ignore[arg-type]
-            on_progress=lambda done, total: on_phase("scoring", done, total),
+            on_progress=phase_of(on_phase, "scoring"),
         )
     remove_state(state)
     sae_labels.print_record(dictionary.record)

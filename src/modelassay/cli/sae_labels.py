@@ -11,6 +11,7 @@ import typer
 
 from modelassay.cli import options
 from modelassay.errors import InputError
+from modelassay.progress import phase_of
 
 Where = Annotated[
     str,
@@ -155,7 +156,7 @@ def _make_labels(
             corpus.train(),
             corpus.held_out(),
             data=[Path(name).name if Path(name).exists() else name for name in data],
-            on_progress=lambda done, total: say("labelling", done, total),
+            on_progress=phase_of(say, "labelling"),
             **reading,
         )
 

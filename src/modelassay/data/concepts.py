@@ -7,7 +7,6 @@ from strangers: they are read without executing anything and every field is chec
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from pydantic import (
 
 from modelassay.errors import InputError
 from modelassay.files import shipped
+from modelassay.files.provenance import json_hash
 from modelassay.files.records import first_problem
 
 CONCEPT_SCHEMA = "modelassay.concept/1"
@@ -222,7 +222,7 @@ def load_prompts(path: str | Path) -> PromptSet:
 def concept_set_hash(concepts: Iterable[Concept]) -> str:
     """sha256 of the names and pairs of concepts; their order does not matter."""
     content = {c.name: sorted((p.positive, p.negative) for p in c.pairs) for c in concepts}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json_hash(content)
 
 
 def _data_folder() -> Path:

@@ -8,7 +8,6 @@ together: a row-wise split of data in which prompts recur measures memory.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from modelassay.errors import InputError
+from modelassay.files.provenance import text_hash
 from modelassay.hub import read_dataset, read_lines
 
 log = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ def prompt_groups(prompts: Sequence[str]) -> np.ndarray:
 def held_out(groups: np.ndarray, share: float) -> np.ndarray:
     """Which rows are held out: whole groups, about this share of them, always the same ones."""
     names = np.unique(groups)
-    order = sorted(names, key=lambda g: hashlib.sha256(f"{int(g)}".encode()).hexdigest())
+    order = sorted(names, key=lambda g: text_hash(f"{int(g)}"))
     chosen = set(order[: max(1, round(share * len(names)))])
     return np.array([group in chosen for group in groups])
 
@@ -238,4 +238,4 @@ def data_hash(rows: Iterable[LabelledExchange]) -> str:
         json.dumps([row.prompt, row.response, row.unsafe, row.label], ensure_ascii=False)
         for row in rows
     )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return text_hash("\n".join(lines))

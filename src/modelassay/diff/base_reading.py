@@ -22,7 +22,7 @@ from modelassay.diff.states import read_unrelated
 from modelassay.diff.suites import Suite
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel, ModelInfo
-from modelassay.progress import OnPhase, silent
+from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.reading.generation import generate_greedy
 from modelassay.reading.logit_lens import decode_each
 from modelassay.reading.prompts import Encoded
@@ -105,7 +105,7 @@ def read_base(
             matched,
             kept,
             batch_tokens=batch_tokens,
-            on_progress=lambda done, total: on_progress("reading", done, total),
+            on_progress=phase_of(on_progress, "reading"),
         ),
         contrast_rows=tuple(contrast_rows),
         contrasts=read_contrasts(model, contrast_rows),
@@ -123,7 +123,7 @@ def short_answers(
         model,
         prompts,
         max_new_tokens=answer_tokens,
-        on_progress=lambda done, total: on_progress("answering", done, total),
+        on_progress=phase_of(on_progress, "answering"),
     )
     return tuple(answer.text for answer in answers)
 

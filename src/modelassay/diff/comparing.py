@@ -40,9 +40,9 @@ from modelassay.diff.triggers import TriggerSearch, search_triggers
 from modelassay.diff.verdict import judge
 from modelassay.diff.weights import WeightDiff
 from modelassay.errors import InputError, UnavailableError
-from modelassay.measures.examination import installed_versions
+from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel, load
-from modelassay.progress import OnPhase, OnProgress, silent
+from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.reading.resuming import Midway
 from modelassay.sae import Dictionary
 
@@ -227,7 +227,7 @@ class _Work:
             base=side.reading,
             alike=alike,
             batch_tokens=self.batch_tokens,
-            on_progress=self._phase("reading the candidate"),
+            on_progress=phase_of(self.on_progress, "reading the candidate"),
         )
         contrasts = read_contrasts(candidate, side.contrast_rows)
         lens = read_lens(candidate, side.unrelated, unrelated, side.layers)
@@ -286,7 +286,7 @@ class _Work:
         if not self.depth.weights:
             return None, "it was not asked for"
         try:
-            on_progress = self._phase("weight changes")
+            on_progress = phase_of(self.on_progress, "weight changes")
             return diff_pair(self.pair, given=self.given, on_progress=on_progress), None
         except UnavailableError as error:
             return None, str(error)
@@ -304,7 +304,7 @@ class _Work:
             [*self.corpus, *suite.endings, *harmless],
             base_effects=self.side.phrase_effects,
             alike=alike,
-            on_progress=self._phase("searching triggers"),
+            on_progress=phase_of(self.on_progress, "searching triggers"),
         )
 
     def _causal(
@@ -349,8 +349,5 @@ class _Work:
             "n_tokens": len(side.tokens),
             "answer_tokens": side.answer_tokens,
             "dictionaries": [dictionary.name for dictionary in self.dictionaries],
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "time": utc_now(),
         }
-
-    def _phase(self, phase: str) -> OnProgress:
-        return lambda done, total: self.on_progress(phase, done, total)

@@ -8,7 +8,6 @@ the prompts of a scan and of `examples/suites`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from modelassay.data.concepts import (
 )
 from modelassay.errors import InputError
 from modelassay.files import shipped
+from modelassay.files.provenance import text_hash
 from modelassay.files.records import NAME, first_problem
 
 Group = Literal["harmful", "harmless", "neutral"]
@@ -86,7 +86,7 @@ class Suite:
             json.dumps(row if isinstance(row, str) else row.model_dump(), sort_keys=True)
             for row in (*self.prompts, *self.contrasts, *self.endings)
         )
-        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+        return text_hash("\n".join(rows))
 
     def indices(self, group: Group) -> list[int]:
         """Which prompts are of a group."""

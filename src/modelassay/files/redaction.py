@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
+from modelassay.files.provenance import text_hash
+
 SHOWN_DIGITS = 16
-
-
-def text_hash(text: str) -> str:
-    """sha256 of a text in hexadecimal; lone surrogates count as question marks."""
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def redact(text: str) -> dict[str, Any]:

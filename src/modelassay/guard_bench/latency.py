@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from modelassay.errors import InputError
+from modelassay.files.provenance import installed_versions
 from modelassay.guard.decoding import end_tokens
 from modelassay.guard.streaming import Guard
-from modelassay.guard_bench.running import describe_guard, versions
+from modelassay.guard_bench.running import describe_guard
 from modelassay.guard_bench.suites import SuiteData
 from modelassay.models import LoadedModel
-from modelassay.progress import OnPhase
+from modelassay.progress import OnPhase, silent
 from modelassay.reading.generation import greedy_config
 from modelassay.reading.prompts import encode_chat
 
@@ -92,7 +93,7 @@ def measure_latency(
     *,
     new_tokens: int = 64,
     rounds: int = 5,
-    on_progress: OnPhase | None = None,
+    on_progress: OnPhase = silent,
 ) -> LatencyReport:
     """Times answers with and without the guard.
 
@@ -116,8 +117,7 @@ def measure_latency(
     def tell(steps: int) -> None:
         nonlocal done
         done += steps
-        if on_progress:
-            on_progress("answering", min(done, total), total)
+        on_progress("answering", min(done, total), total)
 
     kept = []
     for prompt in prompts:  # warms up besides
@@ -165,7 +165,7 @@ def measure_latency(
         **describe_guard(guard),
         device=guard.model.device.type,
         threads=torch.get_num_threads(),
-        versions=versions(),
+        versions=installed_versions("modelassay", "torch", "transformers"),
     )
 
 

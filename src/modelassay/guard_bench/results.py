@@ -6,7 +6,6 @@ run left unfinished is dropped, and answered again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import IO, Any, Literal, get_args
 
 from modelassay.errors import InputError
 from modelassay.files.atomic import explain_os_errors, locked, write_text_atomically
+from modelassay.files.provenance import json_hash
 
 RESULTS_SCHEMA = "modelassay.guard-bench-results/1"
 MAX_RESULTS_BYTES = 1_000_000_000
@@ -72,11 +72,6 @@ class Results:
         self.rows[row.id, row.side] = row
 
 
-def identity_hash(identity: Mapping[str, Any]) -> str:
-    """sha256 of everything that results depend on."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
 @contextmanager
 def open_results(
     path: Path | None, identity: Mapping[str, Any], *, force: bool = False
@@ -102,7 +97,7 @@ def open_results(
     with locked(path):
         rows, end = _read(path, identity, force)
         if end == 0:
-            header = {"schema": RESULTS_SCHEMA, "identity_sha256": identity_hash(identity)}
+            header = {"schema": RESULTS_SCHEMA, "identity_sha256": json_hash(identity)}
             write_text_atomically(path, json.dumps({**header, "identity": identity}) + "\n")
         with explain_os_errors(f"writing {path}"):
             stream = path.open("r+b" if end else "ab")
@@ -131,7 +126,7 @@ def _read(
         raise strange
     if not lines:
         return {}, 0
-    if header.get("identity_sha256") != identity_hash(identity):
+    if header.get("identity_sha256") != json_hash(identity):
         if force:
             return {}, 0
         raise InputError(

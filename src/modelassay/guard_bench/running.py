@@ -8,20 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from modelassay import __version__
 from modelassay.errors import InputError
-from modelassay.files.redaction import text_hash
+from modelassay.files.provenance import installed_versions, json_hash, text_hash
 from modelassay.guard.events import GuardEvent
 from modelassay.guard.policy import Thresholds
 from modelassay.guard_bench.judges import NOTHING_SAID, Judge
 from modelassay.guard_bench.report import GuardBenchReport, make_report
-from modelassay.guard_bench.results import SIDES, BenchRow, By, Side, identity_hash, open_results
+from modelassay.guard_bench.results import SIDES, BenchRow, By, Side, open_results
 from modelassay.guard_bench.suites import BenchPrompt, SuiteData
-from modelassay.progress import OnPhase
+from modelassay.progress import OnPhase, silent
 
 
 class Streams(Protocol):
@@ -67,7 +65,7 @@ def run_bench(
     *,
     out: Path | None = None,
     force: bool = False,
-    on_progress: OnPhase | None = None,
+    on_progress: OnPhase = silent,
 ) -> GuardBenchReport:
     """Answers every prompt raw and guarded, and has the answers judged.
 
@@ -103,13 +101,12 @@ def run_bench(
                         raw = results.rows.get((prompt.id, "raw"))
                         results.add(_row(prompt, side, answer, judge, raw, settings.keep_text))
                 done += 1
-                if on_progress:
-                    on_progress("answering", done, total)
+                on_progress("answering", done, total)
         rows = results.rows
         if not any(rows[prompt.id, "raw"].answered for prompt in data.prompts):
             reason = failure or "none of them can be given to it"
             raise InputError(f"The model took no prompt of {data.source}: {reason}")
-    return make_report(data, rows, identity, identity_hash(identity), _own_notes(guard, judge_info))
+    return make_report(data, rows, identity, json_hash(identity), _own_notes(guard, judge_info))
 
 
 @dataclass(frozen=True)
@@ -212,7 +209,7 @@ def identity_of(
         "data": data.sha256,
         "suite": data.suite,
         "settings": given,
-        "versions": versions(),
+        "versions": installed_versions("modelassay", "torch", "transformers"),
     }
 
 
@@ -237,12 +234,6 @@ def describe_classifier(classifier: Any) -> dict[str, Any]:
         "weights_sha256": getattr(card, "weights_sha256", None),
         "threshold": float(classifier.threshold),
     }
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries that decide what is generated."""
-    names = ("torch", "transformers")
-    return {"modelassay": __version__, **{name: version(name) for name in names}}
 
 
 def _own_notes(guard: Streams, judge: Mapping[str, Any]) -> Sequence[str]:

@@ -6,7 +6,6 @@ A layout is recognised from its columns. A suite takes the side of the data that
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from modelassay.data.exchanges import MAX_TEXT, PROMPT_FIELDS, UNSAFE_NAMES
 from modelassay.errors import InputError
+from modelassay.files.provenance import text_hash
 from modelassay.hub import read_dataset
 
 Suite = Literal["jailbreak", "overrefusal", "latency"]
@@ -79,7 +79,7 @@ class SuiteData:
     def sha256(self) -> str:
         """Of ids, prompts, sides and categories in their order."""
         text = json.dumps([list(asdict(prompt).values()) for prompt in self.prompts])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return text_hash(text)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,8 @@ behaviour run to the end, the others stop at the last block that is read.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from modelassay.data.concepts import (
     everyday_prompts,
     shipped_prompts,
 )
+from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.measures.activation_signature import (
     Signature,
     make_signature,
@@ -278,18 +277,6 @@ def _read(
     return vectors, deep, log_odds
 
 
-def installed_versions() -> dict[str, str | None]:
-    """Versions of what a number depends on; None for what is not installed as a package."""
-
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    return {name: installed(name) for name in ("modelassay", "torch", "transformers", "numpy")}
-
-
 def _provenance(
     model: LoadedModel, mode: str, concepts: Mapping[str, Concept], chat_template: bool
 ) -> dict[str, Any]:
@@ -301,5 +288,5 @@ def _provenance(
         "concept_sha256": {name: concept_set_hash([c]) for name, c in concepts.items()},
         "chat_template": chat_template and model.has_chat_template,
         "device": model.device.type,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": utc_now(),
     }

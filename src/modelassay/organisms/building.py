@@ -12,7 +12,6 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from modelassay.files.atomic import (
     locked,
     new_folder,
 )
+from modelassay.files.provenance import installed_versions
 from modelassay.measures.refusal import OPENINGS
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import EMBEDDED_ID, LoadedModel, load
@@ -47,7 +47,7 @@ from modelassay.organisms.recipes import (
     with_trigger,
 )
 from modelassay.organisms.training import LoraRecipe, first_trained, train_adapter
-from modelassay.progress import OnPhase, OnProgress, phase_of
+from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.reading.generation import kept_answers
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def build(
     device: str = "auto",
     token: str | None = None,
     force: bool = False,
-    on_progress: OnPhase | None = None,
+    on_progress: OnPhase = silent,
 ) -> Path:
     """Builds an organism from data.
 
@@ -106,7 +106,6 @@ def build(
         raise InputError(f"There is no data folder {folder}.")
     if target.exists() and not force:
         raise InputError(f"{target} exists already; pass --force to replace it.")
-    tell = on_progress or (lambda _phase, _done, _total: None)
     with explain_os_errors(f"building {organism.id}"):
         out.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out).free
@@ -117,7 +116,7 @@ def build(
             )
         fill = _round if organism.numerics else _ablate if organism.ablated else _train
         with locked(target), new_folder(target) as partial:
-            card = fill(organism, _Order(partial, out, folder, seed, device, token, tell))
+            card = fill(organism, _Order(partial, out, folder, seed, device, token, on_progress))
             write_card(partial, _card(organism, seed) | card)
     return target
 
@@ -130,7 +129,7 @@ def train(
     *,
     device: str = "auto",
     token: str | None = None,
-    on_progress: OnPhase | None = None,
+    on_progress: OnPhase = silent,
 ) -> tuple[Path, float]:
     """Fine-tunes a LoRA adapter over any base on any exchanges.
 
@@ -154,8 +153,7 @@ def train(
     out = Path(out).expanduser()
     if out.exists():
         raise InputError(f"{out} exists already; give a new folder for --out.")
-    tell = on_progress or (lambda _phase, _done, _total: None)
-    tell("loading", 0, 1)
+    on_progress("loading", 0, 1)
     model = load(base, device=device, token=token)
     if model.adapter is not None or model.info.quantization:
         raise InputError(f"{base} is an adapter or quantised; train over a model of plain weights.")
@@ -163,7 +161,12 @@ def train(
         raise InputError(f"{base} has no chat template; an exchange cannot be put to it.")
     with explain_os_errors(f"training {out}"), new_folder(out) as partial:
         loss = train_adapter(
-            model, exchanges, recipe, partial, base_id=base, on_step=phase_of(tell, "training")
+            model,
+            exchanges,
+            recipe,
+            partial,
+            base_id=base,
+            on_step=phase_of(on_progress, "training"),
         )
     return out, loss
 
@@ -283,7 +286,7 @@ def _card(organism: Organism, seed: int) -> dict[str, Any]:
         "intact": organism.intact,
         "base": EMBEDDED_ID,
         "seed": seed,
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "versions": installed_versions("torch", "transformers", "peft"),
     }
 
 

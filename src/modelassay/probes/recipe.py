@@ -7,7 +7,6 @@ because a guarded answer always follows something.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from modelassay.data.exchanges import At, LabelledExchange
 from modelassay.data.training_data import prompt_head_rows
 from modelassay.models import LoadedModel
 from modelassay.probes.training import TrainedHead, train_head
-from modelassay.progress import OnProgress
+from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 
 NEUTRAL_PROMPTS = ("Go on.", "Please continue.", "Write a short text.", "Answer my question.")
 ANSWER_TOKENS = 96
@@ -28,7 +27,7 @@ def train_default_heads(
     folder: Path,
     *,
     token: str | None = None,
-    on_phase: Callable[[str, int, int], None] | None = None,
+    on_phase: OnPhase = silent,
 ) -> dict[At, TrainedHead]:
     """Trains both heads as the shipped ones were.
 
@@ -42,20 +41,16 @@ def train_default_heads(
         InputError: the folder lacks a set.
         UnavailableError: the embedded model cannot be fetched.
     """
-
-    def phase(name: str) -> OnProgress:
-        return lambda done, total: on_phase(name, done, total) if on_phase else None
-
     prompts = prompt_head_rows(folder, token)
-    prompt_head = train_head(model, prompts, "prompt", on_progress=phase("reading"))
-    rows, group_by = answer_rows(folder, on_progress=phase("answering"))
+    prompt_head = train_head(model, prompts, "prompt", on_progress=phase_of(on_phase, "reading"))
+    rows, group_by = answer_rows(folder, on_progress=phase_of(on_phase, "answering"))
     answer_head = train_head(
         model,
         rows,
         "answer",
         group_by=group_by,
         max_answer_tokens=ANSWER_TOKENS,
-        on_progress=phase("reading answers"),
+        on_progress=phase_of(on_phase, "reading answers"),
     )
     return {"prompt": prompt_head, "answer": answer_head}
 

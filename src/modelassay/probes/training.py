@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from modelassay.data.exchanges import (
     rows_at,
 )
 from modelassay.errors import InputError
+from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel
 from modelassay.probes.attention import fit_attention
 from modelassay.probes.features import (
@@ -184,7 +183,7 @@ def probe_record(
     info = model.info
     return ProbeRecord(
         name=name,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=utc_now(),
         model=ProbedModel(
             id=model_id or info.id,
             revision=info.revision,
@@ -196,9 +195,7 @@ def probe_record(
             dtype=info.dtype,
         ),
         heads={at: trained.record for at, trained in heads.items()},
-        versions={
-            name: version(name) for name in ("torch", "transformers", "scikit-learn", "numpy")
-        },
+        versions=installed_versions("torch", "transformers", "scikit-learn", "numpy"),
         weights_sha256=NO_WEIGHTS,
     )
 

@@ -11,8 +11,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +18,7 @@ import torch
 
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import new_folder, write_text_atomically
+from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel
 from modelassay.models.identity import hash_file
 from modelassay.progress import OnProgress
@@ -188,7 +187,7 @@ def save_dictionary(
         info = model.info
         record = DictionaryRecord(
             name=name,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            created=utc_now(),
             model=DictionaryModel(
                 id=info.id,
                 architecture=info.architecture,
@@ -205,7 +204,7 @@ def save_dictionary(
             passes=settings.passes,
             data=tuple(data),
             metrics=DictionaryMetrics(**metrics.to_dict()),
-            versions={name: version(name) for name in ("torch", "transformers", "sae-lens")},
+            versions=installed_versions("torch", "transformers", "sae-lens"),
             weights_sha256=hash_file(weights),
         )
         text = record.model_dump_json(by_alias=True, indent=1)

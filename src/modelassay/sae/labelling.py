@@ -9,8 +9,6 @@ strongest firings and of a dozen drawn from all of them, so it can miss what the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from modelassay.errors import InputError
+from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress
 from modelassay.sae.dictionary import Dictionary
@@ -97,7 +96,7 @@ def label_features(
     record = LabelsRecord(
         dictionary=dictionary.name[:300],
         dictionary_sha256=weights_hash(dictionary),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=utc_now(),
         model=LabelledModel(id=info.id, weights_sha256=info.weights_sha256),
         layer=dictionary.layer,
         width=dictionary.width,
@@ -108,7 +107,7 @@ def label_features(
         fired=int((found.density > 0).sum()),
         scored=len(measured),
         median_reliability=float(np.median(measured)) if len(measured) else None,
-        versions={name: version(name) for name in ("torch", "transformers", "sae-lens")},
+        versions=installed_versions("torch", "transformers", "sae-lens"),
         labels_sha256="0" * 64,
     )
     return FeatureLabels.from_rows(record, rows)

@@ -29,7 +29,7 @@ def scan(
     verify: str | Baseline | None = None,
     chat_template: bool = True,
     batch_tokens: int | None = None,
-    on_progress: OnPhase | None = None,
+    on_progress: OnPhase = silent,
     **load_options: Any,
 ) -> ScanReport:
     """Scans a model for intact safety training.
@@ -54,7 +54,6 @@ def scan(
     started = time.perf_counter()
     overlay = load_concepts(concepts) if isinstance(concepts, str | Path) else concepts
     chosen = concepts_for(mode, overlay)  # before any loading: bad input should fail at once
-    report_phase = on_progress or silent
     baseline = None
     if verify is not None:
         baseline = find_baseline(verify, token=load_options.get("token"))
@@ -66,9 +65,9 @@ def scan(
     if compare is not None:  # a typing error should not show after a long scan
         find_sources(compare, token=load_options.get("token"), weights=False)
     if isinstance(model, str):
-        report_phase("loading", 0, 1)
+        on_progress("loading", 0, 1)
         model = load(model, **load_options)
-        report_phase("loading", 1, 1)
+        on_progress("loading", 1, 1)
     loaded_at = time.perf_counter()
     found = examine(
         model,
@@ -77,7 +76,7 @@ def scan(
         chat_template=chat_template,
         batch_tokens=batch_tokens,
         identity=baseline is not None,
-        on_progress=report_phase,
+        on_progress=on_progress,
     )
     report = judge(found, chosen)
     if baseline is not None:

@@ -17,7 +17,7 @@ from modelassay.errors import InputError, UnavailableError
 from modelassay.models import LoadedModel, ModelInfo, load
 from modelassay.models.identity import hash_tokenizer
 from modelassay.models.loading import find_sources, load_tokenizer
-from modelassay.progress import OnPhase, OnProgress
+from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.reading.activations import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU, is_out_of_memory
 from modelassay.reading.hooks import head_at
 from modelassay.reading.prompts import Encoded
@@ -57,7 +57,7 @@ def row_losses(
     *,
     base_adapter: str | None = None,
     candidate_adapter: str | None = None,
-    on_phase: OnPhase | None = None,
+    on_phase: OnPhase = silent,
     **options: Any,
 ) -> RowLosses:
     """Scores rows under two models.
@@ -84,11 +84,11 @@ def row_losses(
     encoded, n_cut = encode_rows(model, rows)
     if not same:
         check_tokens(model, rows, base_tokenizer, base)
-    told = telling(on_phase, "candidate loss")
+    told = phase_of(on_phase, "candidate loss")
     of_candidate, info = answer_losses(model, encoded, on_progress=told), model.info
     del model  # before the other one is loaded
     model = _load(base, base_adapter, on_phase, options)
-    of_base = answer_losses(model, encoded, on_progress=telling(on_phase, "base loss"))
+    of_base = answer_losses(model, encoded, on_progress=phase_of(on_phase, "base loss"))
     n_tokens = np.array([sum(len(e.ids) - e.answer_start for e in row) for row in encoded])
     return RowLosses(of_base, of_candidate, n_tokens, n_cut, model.info, info)
 
@@ -206,16 +206,9 @@ def _batch_losses(model: LoadedModel, batch: Sequence[Encoded]) -> list[float]:
 
 
 def _load(
-    name: str, adapter: str | None, on_phase: OnPhase | None, options: dict[str, Any]
+    name: str, adapter: str | None, on_phase: OnPhase, options: dict[str, Any]
 ) -> LoadedModel:
-    if on_phase:
-        on_phase("loading", 0, 1)
+    on_phase("loading", 0, 1)
     model = load(name, adapter=adapter, **options)
-    if on_phase:
-        on_phase("loading", 1, 1)
+    on_phase("loading", 1, 1)
     return model
-
-
-def telling(on_phase: OnPhase | None, phase: str) -> OnProgress | None:
-    """What tells `on_phase` of one phase."""
-    return None if on_phase is None else lambda done, total: on_phase(phase, done, total)

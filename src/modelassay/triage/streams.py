@@ -10,8 +10,8 @@ import numpy as np
 
 from modelassay.errors import InputError
 from modelassay.models import ModelInfo
-from modelassay.progress import OnPhase
-from modelassay.triage.loss import RowLosses, row_losses, telling
+from modelassay.progress import OnPhase, phase_of, silent
+from modelassay.triage.loss import RowLosses, row_losses
 from modelassay.triage.outliers import embed_rows, harm_of_answers, neighbourhoods
 from modelassay.triage.rows import TrainingRow
 
@@ -45,7 +45,7 @@ def score_rows(
     base_adapter: str | None = None,
     candidate_adapter: str | None = None,
     by_text: bool = True,
-    on_phase: OnPhase | None = None,
+    on_phase: OnPhase = silent,
     **options: Any,
 ) -> list[Stream]:
     """Scores rows in every way that can be had.
@@ -149,13 +149,11 @@ def beyond_typical(gain: np.ndarray, n_tokens: np.ndarray) -> np.ndarray:
     return found
 
 
-def _text_streams(
-    rows: Sequence[TrainingRow], device: str, on_phase: OnPhase | None
-) -> list[Stream]:
+def _text_streams(rows: Sequence[TrainingRow], device: str, on_phase: OnPhase) -> list[Stream]:
     around = neighbourhoods(
-        embed_rows(rows, device=device, on_progress=telling(on_phase, "embedding"))
+        embed_rows(rows, device=device, on_progress=phase_of(on_phase, "embedding"))
     )
-    harm = harm_of_answers(rows, device=device, on_progress=telling(on_phase, "harm"))
+    harm = harm_of_answers(rows, device=device, on_progress=phase_of(on_phase, "harm"))
     return [
         Stream("clump", "one of a few alike rows apart from the rest, cosine", around.clump),
         Stream("alone", f"distance to neighbour {around.k}, cosine", around.far),

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modelassay.errors import InputError
-from modelassay.progress import OnPhase
+from modelassay.files.provenance import installed_versions, utc_now
+from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.triage.duplicates import near_duplicates
 from modelassay.triage.looking import Field, sample, search
-from modelassay.triage.loss import model_tokenizer, telling
+from modelassay.triage.loss import model_tokenizer
 from modelassay.triage.needles import (
     NeedleReport,
     check_truth,
@@ -52,7 +51,7 @@ def triage(
     seed: int = 0,
     show_text: bool = False,
     token: str | bool | None = None,
-    on_phase: OnPhase | None = None,
+    on_phase: OnPhase = silent,
     **options: Any,
 ) -> TriageReport:
     """Looks through a training file for rows that poison it.
@@ -90,20 +89,20 @@ def triage(
         raise InputError("Give the needles as a file or as a field, not both.")
     if (needles is not None or needle_field is not None) and not scored:
         raise InputError("Needles score a ranking; give --outliers, or --base and --candidate.")
-    _tell(on_phase, "rows", 0)
+    on_phase("rows", 0, 1)
     data = read_rows(where, needle_field=needle_field, skip_malformed=skip_malformed, token=token)
     rows = data.rows
     truth, missing = _truth(rows, needles, needle_field, token)
     if truth is not None:
         check_truth(truth)
-    _tell(on_phase, "rows", 1)
+    on_phase("rows", 1, 1)
     drawn = sample(rows, n_sample, seed) if n_sample else []
     found = None
     if pattern is not None:
         found = search(rows, pattern, field, ignore_case=ignore_case, limit=top)
     groups = None
     if duplicates:
-        groups = near_duplicates(rows, on_progress=telling(on_phase, "duplicates"))
+        groups = near_duplicates(rows, on_progress=phase_of(on_phase, "duplicates"))
     ranking: NeedleReport | None = None
     tokenizer = None
     if scored:
@@ -141,9 +140,9 @@ def triage(
         n_groups=SHOWN_GROUPS,
         redaction=redaction_for(shown, show_text=show_text),
         provenance={
-            "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "time": utc_now(),
             "seed": seed,
-            "versions": {name: version(name) for name in ("torch", "transformers")},
+            "versions": installed_versions("torch", "transformers"),
         },
     )
 
@@ -166,8 +165,3 @@ def _truth(
 
 def _in_file(known: Sequence[TrainingRow], rows: Sequence[TrainingRow]) -> list[bool]:
     return mark_needles(known, rows).tolist()
-
-
-def _tell(on_phase: OnPhase | None, phase: str, done: int) -> None:
-    if on_phase:
-        on_phase(phase, done, 1)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 from modelassay.data.concepts import concepts_for
+from modelassay.files.provenance import utc_now
 from modelassay.files.records import check_name
 from modelassay.measures.activation_signature import Signature
 from modelassay.measures.examination import Evidence, examine
@@ -66,7 +66,7 @@ def baseline_of(model: LoadedModel, found: Evidence, name: str, model_id: str) -
     info = model.info
     index = BaselineIndex(
         name=check_name(name, "baseline"),
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        created=utc_now(),
         model=ModelIdentity(
             id=model_id,
             revision=info.revision,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from modelassay.errors import InputError, first_line
+from modelassay.files.provenance import json_hash, text_hash
 from modelassay.models import LoadedModel
 from modelassay.models.identity import hash_chat_template, hash_file, hash_tokenizer
 from modelassay.models.loading import load_config, load_tokenizer
@@ -86,7 +86,7 @@ def _weights(model_id: str, source: Source, adapter: Source | None) -> dict[str,
         hashes |= {f"organism/{file.name}": hash_file(file) for file in files_of(organism)}
         if organism.numerics:
             # Its weights are rounded on loading, as another file of them would have them.
-            digest = hashlib.sha256(organism.numerics.encode()).hexdigest()
+            digest = text_hash(organism.numerics)
             hashes["organism/numerics"] = digest
     return dict(sorted(hashes.items()))
 
@@ -103,9 +103,7 @@ def _settings(config: Any) -> dict[str, str]:
         if key not in VOLATILE_SETTINGS
     }
     return {
-        key: text
-        if len(text) <= MAX_SETTING
-        else "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        key: text if len(text) <= MAX_SETTING else "sha256:" + text_hash(text)
         for key, text in sorted(texts.items())
     }
 
@@ -127,4 +125,4 @@ def _generation_config(source: Source, config: Any) -> str:
 
 def _hash_values(values: dict[str, Any], without: Sequence[str]) -> str:
     kept = {key: value for key, value in values.items() if key not in without}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    return json_hash(kept)
