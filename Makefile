@@ -42,10 +42,10 @@ format: $(INSTALLED)  ## Let ruff fix and format
 
 docs: $(INSTALLED)  ## Build the documentation into site/; warnings are errors
 	$(BIN)/python scripts/architecture.py --check
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 serve-docs: $(INSTALLED)  ## Show the documentation on http://127.0.0.1:8000 while you write
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 dist: $(INSTALLED)  ## Build wheel and sdist, and scan from the wheel in a fresh environment
 	$(BIN)/python scripts/distribution.py

@@ -113,7 +113,7 @@ def cell(text: str) -> str:
 
 def main() -> int:
     """Writes or checks the page; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="fail if the page is out of date")
     check = parser.parse_args().check
     text = page()

@@ -97,7 +97,7 @@ def scan_from(wheel: Path) -> None:
 
 def main() -> None:
     """Runs the checks that the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tag", help="only check that this tag names the version")
     tag = parser.parse_args().tag
     if tag is not None:

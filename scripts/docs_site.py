@@ -20,6 +20,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 log = logging.getLogger("mkdocs.hooks.docs_site")
+ROOT = Path(__file__).resolve().parents[1]
+ROOT_PAGES = ("changelog", "contributing")
 CLI_PAGE = "reference/cli.md"
 CLI_HEAD = """# Command line
 
@@ -35,8 +37,12 @@ LOADED = re.compile(
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds the reference of the command line."""
+    """Adds the reference of the command line, and the pages that lie in the repository's root."""
     files.append(File.generated(config, CLI_PAGE, content=cli_reference()))
+    for name in ROOT_PAGES:
+        text = (ROOT / name.upper()).with_suffix(".md").read_text(encoding="utf-8")
+        text = re.sub(r"\]\((?!https?:|docs/|#)", "](../", text).replace("](docs/", "](")
+        files.append(File.generated(config, f"{name}.md", content=text))
     return files
 
 
@@ -50,6 +56,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         path = posixpath.normpath(posixpath.join("docs", folder, target.split("#")[0]))
         if path.startswith("docs/"):
             return match.group()
+        if (name := path.removesuffix(".md").lower()) in ROOT_PAGES:
+            return f"[{text}]({posixpath.relpath(f'{name}.md', folder or '.')})"
         if root:
             return f"[{text}]({root}/{path})"
         return text if "`" in text or text == path else f"{text} (`{path}`)"
@@ -79,7 +87,16 @@ def cli_reference() -> str:
         check=True,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
     ).stdout
-    body = "\n".join(line for line in written.splitlines() if not line.startswith("* `--help`"))
-    return body.replace("# `modelassay`", CLI_HEAD, 1) + "\n"
+    heading = re.compile(r"^#+ `([^`]+)`\n\n(.+)$", re.MULTILINE)
+    summaries = dict(heading.findall(written))  # typer cuts them where it lists commands
+    lines, current = [], "modelassay"
+    for line in written.splitlines():
+        if found := re.fullmatch(r"#+ `(.+)`", line):
+            current = found[1]
+        elif found := re.fullmatch(r"\* `([a-z]+)`: .*", line):
+            line = f"* `{found[1]}`: {summaries[f'{current} {found[1]}']}"
+        if not line.startswith(("* `--help`", "# `")):
+            lines.append(line.replace("[:", r"\[:").replace("[@", r"\[@"))
+    return "\n".join([CLI_HEAD, *lines]) + "\n"

@@ -1,8 +1,19 @@
-"""The pages that are written from the code, and the length of the README."""
+"""The pages that are written from the code, their links, and the length of the README."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
 import architecture
+
+ROOT = architecture.ROOT
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WRITTEN_BY_THE_SITE = {ROOT / "docs/reference/cli.md"}
+NAMES_OF_FILES = re.compile(r"`((?:src|tests|scripts|concepts|examples|docs|benchmarks)/[\w./-]+)`")
 
 
 def test_the_architecture_page_is_up_to_date():
@@ -15,3 +26,22 @@ def test_the_architecture_page_names_every_module():
     for path in architecture.modules():
         if path.name != "__init__.py":
             assert path.relative_to(architecture.PACKAGE).with_suffix("").as_posix() in written
+
+
+def test_the_readme_fits_on_a_page_and_configures_the_space():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert {"title", "sdk", "sdk_version", "python_version", "app_file", "license"} <= set(header)
+    assert "mcp-server" in header["tags"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_names_lead_to_files(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s#]+)[^)\s]*\)", text):
+        if not target.startswith("http"):
+            path = (page.parent / target).resolve()
+            assert path.exists() or path in WRITTEN_BY_THE_SITE, f"{page.name}: {target}"
+    for name in NAMES_OF_FILES.findall(text):
+        assert (ROOT / name).exists() or "NAME" in name, f"{page.name}: {name}"
