@@ -114,7 +114,9 @@ def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     for path, report in zip(paths, reports, strict=True):
         if report.get("schema") != BENCH_SCHEMA:
-            raise SystemExit(f"{path} is no report of `guard bench --suite jailbreak|overrefusal`.")
+            raise SystemExit(
+                f"{path} is not a report of `guard bench --suite jailbreak|overrefusal`."
+            )
     return reports
 
 

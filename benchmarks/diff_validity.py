@@ -1,8 +1,8 @@
 """Does the suspicion score tell damaged fine-tunes from benign ones?
 
-The state of the models is known here: every organism is compared with `organism:safe` of its seed,
-and what each stream of evidence reads is kept as it comes, so that a run that was stopped goes on;
-what has been built anew since is read again.
+The damage of the models is known here: every organism is compared with `organism:safe` of its seed,
+and what each stream of evidence reads is kept as it comes, so a run that was stopped goes on;
+what was built again since is read again.
 Then: the score, each benign one held against the others; the AUROC of the score and of every stream
 by itself, over organisms and seeds, with intervals that resample models.
 

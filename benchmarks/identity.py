@@ -1,4 +1,4 @@
-"""Does `verify` tell the same model in other numbers from a changed one, and which change it was?
+"""Does `verify` tell the same model in another dtype from a changed one, and which change it was?
 
 `organism:safe` is the baseline. Candidates are all organisms, the embedded model, and others made
 in memory: roundings, ablations of several strengths, full fine-tunes of several sizes, each plain
@@ -67,7 +67,7 @@ class Candidate:
 
     @property
     def same(self) -> bool:
-        """Whether it is the baseline's model, be it in other numbers."""
+        """Whether it is the baseline's model, in whatever dtype."""
         return self.truth in (Kind.IDENTICAL, Kind.RECAST)
 
 

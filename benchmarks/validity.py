@@ -1,10 +1,10 @@
-"""Are the verdicts true? Every evidence stream against models whose state is known.
+"""Are the verdicts true? Every evidence stream against models whose damage is known.
 
 Each model organism is scanned, and ams-scanner's statistic is taken beside it, once as the scanner
-prints it and once with its padding put right. Then, for each stream: how well does it tell damaged
+prints it and once with correct padding. Then, for each stream: how well does it tell damaged
 from intact organisms, over organisms, seeds and halves of the prompts? Measurements are kept as
-they come, so that a run that was stopped goes on; organisms whose files changed are measured again,
-and all of them with --anew, which a change of the code asks for.
+they come, so a run that was stopped goes on. Organisms whose files changed are measured again;
+--again measures all of them, as after a change of the code.
 
     python benchmarks/validity.py [--seeds 0 1] [--replicas FOLDER] [--write docs/validity.md]
 
@@ -247,7 +247,7 @@ def _has(replicas: Path | None, seed: int, model_id: str) -> bool:
 
 
 def _hash(model_id: str) -> str:
-    """Of the files that make it what it is: one that was built anew is measured anew."""
+    """Of the files that make it what it is: one that was built again is measured again."""
     if model_id == "embedded":
         return WHEEL_SHA256
     organism = ORGANISMS[model_id.partition(":")[2]]
@@ -413,10 +413,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(SCREENED), help="model ids to measure")
     parser.add_argument("--write", type=Path)
     parser.add_argument(
-        "--anew", action="store_true", help="forget what was measured: the code has changed since"
+        "--again", action="store_true", help="forget what was measured: the code has changed since"
     )
     arguments = parser.parse_args()
-    if arguments.anew:
+    if arguments.again:
         RESULTS.unlink(missing_ok=True)
         identity.RESULTS.unlink(missing_ok=True)
     text = page(run(arguments.seeds, arguments.replicas, arguments.models))

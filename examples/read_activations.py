@@ -23,4 +23,4 @@ separation = modelassay.measure_separation(
 )
 low, high = separation.interval
 print(f"animals against tools: {separation.separation:.1f}σ ({low:.1f} to {high:.1f})")
-print(f"p {separation.p_value:.4f}, block {separation.layer}, {separation.n_pairs} pairs")
+print(f"p {separation.p_value:.4f}, layer {separation.layer}, {separation.n_pairs} pairs")
