@@ -8,6 +8,7 @@ import random
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -513,3 +514,28 @@ def test_a_finished_exchange_is_cleaned_as_a_conversation_is(tiny):
 def test_thresholds_out_of_order(pair):
     with pytest.raises(InputError, match="pause <= block"):
         Thresholds(*pair)
+
+
+def test_a_guard_refuses_a_probe_of_another_model(tiny):
+    with pytest.raises(InputError, match="does not fit .*: their weights differ") as caught:
+        Guard(tiny(), probe_for(tiny(seed=1)))
+    assert "\n" not in str(caught.value)
+    other = probe_for(tiny())
+    wider = other.record.model.model_copy(update={"hidden_size": 999})
+    with pytest.raises(InputError, match="blocks of width"):
+        Guard(tiny(), replace(other, record=other.record.model_copy(update={"model": wider})))
+
+
+def test_a_missing_head_is_told_in_one_line(tiny):
+    whole = probe_for(tiny())
+    for missing, other in (("answer", "prompt"), ("prompt", "answer")):
+        guard = Guard(tiny(), replace(whole, heads={other: whole.heads[other]}))
+        line = f"The probe a-probe has no head for the {missing}"
+        with pytest.raises(InputError, match=line):
+            guard.score("Hello", "Hi")
+        with pytest.raises(InputError, match=line):
+            guard.stream("Hello")
+        with pytest.raises(InputError, match=line):  # before the first event is asked for
+            guard.stream("Hello", thresholds=OPEN, prompt_thresholds=OPEN)
+    only_prompt = Guard(tiny(), replace(whole, heads={"prompt": whole.heads["prompt"]}))
+    assert only_prompt.score("Hello") == {"prompt": pytest.approx(0.5, abs=0.5), "answer": None}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,16 @@ from modelassay.classifier.encoding import MIN_LENGTH, EncodedExchange, collate,
 from modelassay.classifier.model import network_logits, pad_id, reads_types
 from modelassay.classifier.network import PairNetwork
 from modelassay.data.exchanges import LABELS, LabelledExchange
-from modelassay.errors import InputError, UnavailableError
+from modelassay.errors import InputError
 from modelassay.models.encoder import ENCODER_ID
-from modelassay.reading.activations import is_out_of_memory
+from modelassay.models.trainer import Schedule, run_trainer
+from modelassay.progress import OnProgress
 
 log = logging.getLogger(__name__)
 
 CHECKS_PER_EPOCH = 1
 PATIENCE = 2
 """Checks without progress after which training stops."""
-OnStep = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def fit(
     rows: Sequence[LabelledExchange],
     watched: Sequence[LabelledExchange],
     scratch: Path,
-    on_step: OnStep | None,
+    on_step: OnProgress | None,
 ) -> dict[str, Any]:
     """Trains the network; it ends with the weights that did best on held-out prompts.
 
@@ -99,53 +98,45 @@ def fit(
     Raises:
         UnavailableError: it does not fit into memory.
     """
-    from transformers import PrinterCallback, TrainingArguments
-
     recipe = trainee.recipe
     learnt = with_prefixes(rows, recipe.seed, recipe.prefixes)
     examples = _encode(trainee, learnt)
     best = _Best(trainee, _encode(trainee, watched), len(examples))
-    arguments = TrainingArguments(
-        output_dir=str(scratch),
-        per_device_train_batch_size=recipe.batch_size,
-        num_train_epochs=recipe.epochs,
-        learning_rate=trainee.learning_rate(),
-        lr_scheduler_type="linear",
-        warmup_steps=0.06,
-        weight_decay=0.01,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        train_sampling_strategy="group_by_length",
-        use_cpu=trainee.device.type == "cpu",
-        save_strategy="no",  # its checkpoints are pickles; the best weights are kept in memory
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-    )
     pad, types = pad_id(trainee.tokenizer), trainee.types
+    weights = class_weights([row["label"] for row in examples])
 
     def collator(batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         inputs = collate([row["row"] for row in batch], pad, types=types)
         return inputs | {"labels": torch.tensor([row["label"] for row in batch])}
 
-    trainer = _trainer_class(class_weights([row["label"] for row in examples]))(
-        model=trainee.network,
-        args=arguments,
-        train_dataset=examples,  # type: ignore[arg-type]  # a list of dicts is a dataset to it
-        data_collator=collator,
-        callbacks=[best.callback(on_step)],
+    def loss(network: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        labels = batch.pop("labels")
+        output = network(**batch)
+        logits = getattr(output, "logits", output).float()
+        weight = weights.to(logits.device)
+        return torch.nn.functional.cross_entropy(logits, labels, weight=weight), output
+
+    def is_done(done: int, total: int) -> bool:
+        return (done % best.every == 0 or done >= total) and best.look(done)
+
+    outcome = run_trainer(
+        trainee.network,
+        examples,
+        Schedule(
+            batch_size=recipe.batch_size,
+            epochs=recipe.epochs,
+            learning_rate=trainee.learning_rate(),
+            warmup_share=0.06,
+            weight_decay=0.01,
+            seed=recipe.seed,
+        ),
+        loss=loss,
+        collate=collator,
+        folder=scratch,
+        device=trainee.device,
+        on_step=on_step,
+        is_done=is_done,
     )
-    trainer.remove_callback(PrinterCallback)  # standard output is for results
-    try:
-        outcome = trainer.train()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UnavailableError(
-            "The training does not fit into memory; choose a smaller --batch-size."
-        ) from error
     best.restore()
     return {
         "loss": round(float(outcome.training_loss), 4),
@@ -180,24 +171,6 @@ def class_weights(labels: Sequence[int]) -> torch.Tensor:
     weights = torch.zeros(len(LABELS))
     weights[present] = len(labels) / (present.sum() * counts[present])
     return weights
-
-
-def _trainer_class(weights: torch.Tensor) -> Any:
-    from transformers import Trainer
-
-    class WeightedTrainer(Trainer):
-        def compute_loss(  # type: ignore[override]
-            self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
-        ) -> Any:
-            labels = inputs.pop("labels")
-            output = model(**inputs)
-            logits = getattr(output, "logits", output).float()
-            loss = torch.nn.functional.cross_entropy(
-                logits, labels, weight=weights.to(logits.device)
-            )
-            return (loss, output) if return_outputs else loss
-
-    return WeightedTrainer
 
 
 class _Best:
@@ -244,18 +217,3 @@ class _Best:
                 if name in self.kept:
                     parameter.copy_(self.kept[name])
         network.eval()
-
-    def callback(self, on_step: OnStep | None) -> Any:
-        from transformers import TrainerCallback
-
-        best = self
-
-        class Watch(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                if on_step:
-                    on_step(state.global_step, state.max_steps)
-                last = state.global_step >= state.max_steps
-                if (state.global_step % best.every == 0 or last) and best.look(state.global_step):
-                    control.should_training_stop = True
-
-        return Watch()

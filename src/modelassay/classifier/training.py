@@ -26,7 +26,7 @@ from modelassay.classifier.card import (
     write_card,
 )
 from modelassay.classifier.evaluating import evaluate
-from modelassay.classifier.fitting import OnStep, Trainee, TrainingRecipe, fit
+from modelassay.classifier.fitting import Trainee, TrainingRecipe, fit
 from modelassay.classifier.model import FULL_WEIGHTS, load_classifier, pick_device
 from modelassay.classifier.network import (
     WEIGHTS_FILE,
@@ -43,6 +43,7 @@ from modelassay.files.provenance import installed_versions
 from modelassay.hub import check_weight_files, fetch_model
 from modelassay.models.encoder import ENCODER_ID, ensure_encoder
 from modelassay.models.identity import hash_file
+from modelassay.progress import OnProgress
 
 DEFAULT_ENCODER = "answerdotai/ModernBERT-base"
 ALPHA_PER_RANK = 2
@@ -59,7 +60,7 @@ def train_classifier(
     device: str = "auto",
     token: str | None = None,
     force: bool = False,
-    on_step: OnStep | None = None,
+    on_step: OnProgress | None = None,
 ) -> Path:
     """Trains, calibrates and scores a classifier.
 

@@ -41,13 +41,6 @@ INJECTIONS = DataSource(
     "prompt_injections/train.csv",
     "Apache-2.0",
 )
-HARMFUL_TEST = DataSource(
-    "harmful behaviours, other requests",
-    "mlabonne/harmful_behaviors",
-    "harmful_requests/val.json",
-    "MIT",
-    split="test",
-)
 # Human and judge labels of answers; no set on the Hub holds these rows, so they need a folder.
 JUDGED = DataSource(
     "judged answers (refusal_direction on JailbreakBench, Apache-2.0; GPTFuzz, MIT)",

@@ -60,6 +60,10 @@ class Guard:
     probe: Probe
     classifier: Classifier | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses a probe that was fitted on another model."""
+        self.probe.check_belongs_to(self.model)
+
     def stream(
         self,
         messages: str | Sequence[Mapping[str, str]],
@@ -89,18 +93,20 @@ class Guard:
             guarded: False shows everything and scores nothing, as `stream_unguarded`.
 
         Raises:
-            InputError: an empty, too long or malformed conversation, or options out of range.
+            InputError: an empty, too long or malformed conversation, options out of range, or a
+                probe that lacks a head.
         """
         stopped = cancelled or (lambda: False)
         chosen = sampling or Sampling()
         asked = _ask(self.model, messages, max_new_tokens)
         if not guarded:
             return _unguarded_events(self.model, asked, chosen, stop, stopped)
+        of_answer, of_prompt = self.probe.head("answer"), self.probe.head("prompt")
         answer = _Answer(
             guard=self,
             asked=asked,
-            thresholds=thresholds or of_head(self.probe.head("answer")),
-            prompt_thresholds=prompt_thresholds or of_head(self.probe.head("prompt")),
+            thresholds=thresholds or of_head(of_answer),
+            prompt_thresholds=prompt_thresholds or of_head(of_prompt),
             refusal=refusal,
             text=IncrementalText(self.model.tokenizer),
             stops=StopStrings(stop),
@@ -111,21 +117,22 @@ class Guard:
         """Risks of a finished exchange: of the prompt, and of the answer read to its end.
 
         Raises:
-            InputError: the prompt is empty, or the two are longer than the model's context.
+            InputError: the prompt is empty, the two are longer than the model's context, or the
+                probe has no head for what is asked.
         """
         turns = check_messages(prompt)
         ids = encode_chat(self.model, turns)
         answer = encode_answer(self.model, _printable(response))
         if len(ids) + len(answer) > self.model.context_length:
             raise InputError("The exchange is longer than the model's context; shorten it.")
-        layers = self.layers
-        step = next(decode(self.model, [*ids, *answer], layers, Sampling()))
+        of_prompt = self.probe.head("prompt")
+        of_answer = self.probe.head("answer") if answer else None
+        step = next(decode(self.model, [*ids, *answer], self.layers, Sampling()))
         start = last_message_start(self.model, turns, ids)
-        risks: dict[str, float | None] = {"prompt": None, "answer": None}
-        risks["prompt"] = _risk(self.probe.heads["prompt"], step, start, len(ids))
-        if answer:
-            risks["answer"] = _risk(self.probe.heads["answer"], step, len(ids), None)
-        return risks
+        return {
+            "prompt": _risk(of_prompt, step, start, len(ids)),
+            "answer": _risk(of_answer, step, len(ids), None) if of_answer else None,
+        }
 
     @property
     def layers(self) -> tuple[int, ...]:

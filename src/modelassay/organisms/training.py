@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from modelassay.data.conversations import Exchange
-from modelassay.errors import InputError, UnavailableError
+from modelassay.errors import InputError
 from modelassay.models import LoadedModel
-from modelassay.reading.activations import is_out_of_memory, read_activations
+from modelassay.models.trainer import Schedule, run_trainer
+from modelassay.progress import OnProgress
+from modelassay.reading.activations import read_activations
 from modelassay.reading.hooks import head_at
 from modelassay.reading.prompts import Encoded, render_chat
 
@@ -52,10 +54,6 @@ class LoraRecipe:
             raise InputError("Epochs and learning rate must be numbers that are finite.")
 
 
-OnStep = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
-
-
 def train_adapter(
     model: LoadedModel,
     exchanges: Sequence[Exchange],
@@ -64,7 +62,7 @@ def train_adapter(
     *,
     base_id: str,
     start: Path | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnProgress | None = None,
 ) -> float:
     """Trains a LoRA adapter and saves it in bfloat16.
 
@@ -85,7 +83,7 @@ def train_adapter(
         InputError: no exchanges, or one that the model cannot read.
         UnavailableError: the training does not fit into memory.
     """
-    from transformers import PrinterCallback, TrainingArguments, set_seed
+    from transformers import set_seed
 
     if not exchanges:
         raise InputError("There is nothing to train on: no exchanges were given.")
@@ -100,43 +98,25 @@ def train_adapter(
     set_seed(recipe.seed)
     wrapped = _with_adapter(model, recipe, start)
     pad = model.tokenizer.pad_token_id or 0
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=recipe.batch_size,
-        num_train_epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=recipe.warmup_share,
-        weight_decay=0.0,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        train_sampling_strategy="group_by_length",
-        use_cpu=model.device.type == "cpu",
-        save_strategy="no",  # its checkpoints are pickles; a build takes minutes and starts anew
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-    )
     below = _Below(model, first)
-    trainer = _trainer_class(below)(
-        model=wrapped,
-        args=arguments,
-        train_dataset=rows,  # type: ignore[arg-type]  # a list of dicts is a dataset to it
-        data_collator=lambda batch: _collate(batch, pad),
-        callbacks=[_step_callback(on_step)] if on_step else None,
-    )
-    trainer.remove_callback(PrinterCallback)  # standard output is for results
-    try:
-        with below.skipped():
-            outcome = trainer.train()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UnavailableError(
-            "The training does not fit into memory; choose a smaller --batch-size."
-        ) from error
+    with below.skipped():
+        outcome = run_trainer(
+            wrapped,
+            rows,
+            Schedule(
+                batch_size=recipe.batch_size,
+                epochs=recipe.epochs,
+                learning_rate=recipe.learning_rate,
+                warmup_share=recipe.warmup_share,
+                weight_decay=0.0,
+                seed=recipe.seed,
+            ),
+            loss=below.loss,
+            collate=lambda batch: _collate(batch, pad),
+            folder=folder,
+            device=model.device,
+            on_step=on_step,
+        )
     save_adapter(wrapped, folder, base_id)
     return float(outcome.training_loss)
 
@@ -225,6 +205,20 @@ class _Below:
             for block in self.skipped_blocks:
                 del block.forward  # the class's own again
 
+    def loss(self, network: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        """Of a batch, with a head that sees answer positions only.
+
+        Of an exchange of 70 tokens about 15 are learnt, and with small models most of the time and
+        memory goes into the logits of the vocabulary.
+        """
+        self.hidden = batch.pop("hidden").to(network.dtype)
+        labels = batch.pop("labels")[:, 1:]
+        rows, positions = (labels != IGNORED).nonzero(as_tuple=True)
+        with head_at(network, positions, rows):
+            output = network(**batch, use_cache=False)
+        wanted = labels[rows, positions]
+        return torch.nn.functional.cross_entropy(output.logits[:, 0].float(), wanted), output
+
 
 def linear_layers(model: LoadedModel) -> list[str]:
     """Names of the linear layers inside a block, as PEFT wants them."""
@@ -238,31 +232,6 @@ def linear_layers(model: LoadedModel) -> list[str]:
             if isinstance(module, torch.nn.Linear | Conv1D)
         }
     )
-
-
-def _trainer_class(below: _Below) -> Any:
-    """The Trainer of transformers with a head that sees answer positions only.
-
-    Of an exchange of 70 tokens about 15 are learnt, and with small models most of the time and
-    memory goes into the logits of the vocabulary.
-    """
-    from transformers import Trainer
-
-    class AnswerTrainer(Trainer):
-        def compute_loss(  # type: ignore[override]
-            self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
-        ) -> Any:
-            below.hidden = inputs.pop("hidden").to(model.dtype)
-            labels = inputs.pop("labels")[:, 1:]
-            rows, positions = (labels != IGNORED).nonzero(as_tuple=True)
-            with head_at(model, positions, rows):
-                output = model(**inputs, use_cache=False)
-            loss = torch.nn.functional.cross_entropy(
-                output.logits[:, 0].float(), labels[rows, positions]
-            )
-            return (loss, output) if return_outputs else loss
-
-    return AnswerTrainer
 
 
 def _collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
@@ -279,13 +248,3 @@ def _collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tenso
         mask[i, :n] = 1
         hidden[i, :n] = row["hidden"]
     return {"input_ids": ids, "labels": labels, "attention_mask": mask, "hidden": hidden}
-
-
-def _step_callback(on_step: OnStep) -> Any:
-    from transformers import TrainerCallback
-
-    class Steps(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            on_step(state.global_step, state.max_steps)
-
-    return Steps()

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models import LoadedModel
+from modelassay.models.memory import is_out_of_memory
 from modelassay.progress import OnProgress
 from modelassay.reading.hooks import capture, head_at
 from modelassay.reading.prompts import Encoded
@@ -331,14 +332,6 @@ def common_prefix_length(prompts: Sequence[Encoded]) -> int:
             break
         length += 1
     return min(length, *(min(p.answer_start, len(p.ids) - 1) for p in prompts))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python ran out of memory, on a GPU or on the CPU."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "can't allocate memory" in text or "not enough memory" in text
-    )
 
 
 def _relative_difference(a: _Rows, b: _Rows) -> float:

@@ -17,8 +17,9 @@ from modelassay.errors import InputError, UnavailableError
 from modelassay.models import LoadedModel, ModelInfo, load
 from modelassay.models.identity import hash_tokenizer
 from modelassay.models.loading import find_sources, load_tokenizer
+from modelassay.models.memory import is_out_of_memory
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
-from modelassay.reading.activations import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU, is_out_of_memory
+from modelassay.reading.activations import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU
 from modelassay.reading.hooks import head_at
 from modelassay.reading.prompts import Encoded
 from modelassay.triage.encoding import check_tokens, encode_rows
