@@ -19,14 +19,12 @@ from modelassay.cli.progress import LABELS
 from modelassay.diff import Depth, DiffReport, diff, load_suite
 from modelassay.diff.calibrating import add_row
 from modelassay.diff.calibration import load_calibration
+from modelassay.diff.charts import benign_levels, feature_effects, stream_levels
 from modelassay.errors import InputError
 from modelassay.models import load
 from modelassay.models.ablation import Ablation, ablate
-from modelassay.report.diff_charts import benign_levels, feature_effects, stream_levels
-from modelassay.report.diff_html import diff_card, diff_html
-from modelassay.report.diff_rows import effect_interval, plain_line
-from modelassay.report.diff_terminal import print_diff
-from modelassay.report.diff_values import diff_values
+from modelassay.report import print_report, to_dict, to_html
+from modelassay.report.text import plain_line
 from outputs import one_line
 from schemas import DIFF_SCHEMA
 from tiny import make_tokenizer, save_tiny
@@ -138,21 +136,21 @@ def test_a_planted_ablation_is_compromised(places, capfd, tmp_path):
 
 def test_answers_are_hashes_unless_they_are_asked_for(places, capfd, report):
     prompt = report.suite.prompts[0].text
-    assert prompt not in json.dumps(diff_values(report))
-    answers = diff_values(report)["behaviour"]["answers"]
+    assert prompt not in json.dumps(to_dict(report))
+    answers = to_dict(report)["behaviour"]["answers"]
     assert answers
     hidden = ("prompt", "base", "candidate")
     assert all(set(row[key]) == {"characters", "sha256"} for row in answers for key in hidden)
-    shown = diff_values(report, show_answers=True)["behaviour"]["answers"]
+    shown = to_dict(report, show_answers=True)["behaviour"]["answers"]
     assert shown[0]["prompt"] == prompt
-    assert prompt not in diff_html(report)
+    assert prompt not in to_html(report)
     run(command(places, "BASE OTHER --suite SUITE --answers 4 -q --no-triggers --show-answers"))
     assert "answers that differ" in capfd.readouterr().out
 
 
 def test_the_tables_fit_a_plain_terminal(report, capsys):
     for width in (80, 100):
-        print_diff(with_feature(report, label="fires on the"), Console(width=width))
+        print_report(with_feature(report, label="fires on the"), Console(width=width))
         out = capsys.readouterr().out
         assert max(len(line) for line in out.splitlines()) <= width
         assert "fires" in out
@@ -167,11 +165,11 @@ def test_strangers_texts_are_only_text(report, capsys):
         candidate=replace(evil.candidate, id=EVIL),
         provenance={**evil.provenance, "suite": EVIL},
     )
-    print_diff(evil, Console(width=200), show_answers=True)
+    print_report(evil.sections(show_answers=True), Console(width=200))
     out = capsys.readouterr().out
     assert "[red]<script>" in out
     assert not {"\x1b", "\u202e"} & set(out)
-    page = diff_html(evil) + diff_card(evil)
+    page = to_html(evil)
     assert "<script>alert" not in page
     assert "\x1b" not in page
     assert "\\x1b[31m\\n\\u202egnp" in plain_line(EVIL)
@@ -179,11 +177,11 @@ def test_strangers_texts_are_only_text(report, capsys):
 
 
 def test_labels_stand_beside_features(report):
-    values = diff_values(with_feature(report, label="fires on the"))
+    values = to_dict(with_feature(report, label="fires on the"))
     assert values["features"][0]["label"] == "fires on the"
-    assert diff_values(with_feature(report))["features"][0]["label"] is None
+    assert to_dict(with_feature(report))["features"][0]["label"] is None
     change = with_feature(report).dictionaries[0].features[0]
-    assert effect_interval(change) == pytest.approx((1.0, 3.0))
+    assert change.effect_interval == pytest.approx((1.0, 3.0))
 
 
 def test_every_phase_has_words(places):

@@ -67,7 +67,8 @@ SCAN_SCHEMA = {
 DIFF_SCHEMA = {
     "type": "object",
     "required": ["schema", "base", "candidate", "verdict", "suspicion", "reasons", "weights",
-                 "behaviour", "activations", "features", "dictionaries", "causal", "provenance"],
+                 "behaviour", "activations", "triggers", "features", "dictionaries", "causal",
+                 "provenance"],
     "additionalProperties": False,
     "properties": {
         "schema": {"const": "modelassay.diff/1"},
@@ -101,6 +102,7 @@ DIFF_SCHEMA = {
             },
         },
         "activations": {"type": "object", "required": ["layers", "lens", "triggers"]},
+        "triggers": {"type": ["object", "null"], "required": ["phrases", "held_out"]},
         "features": {"type": "array", "items": {"required": ["feature", "label", "q_value"]}},
         "dictionaries": {"type": "array"},
         "causal": {"type": "array"},

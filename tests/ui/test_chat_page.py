@@ -22,9 +22,9 @@ from gradio_client.exceptions import AppError
 
 from modelassay.errors import InputError
 from modelassay.guard import REFUSAL, Guard, GuardEvent, Thresholds
+from modelassay.guard.charts import risk_curve
 from modelassay.probes import HeadReader
 from modelassay.probes.stores import list_probes, store_probe
-from modelassay.report.risk_chart import risk_curve
 from modelassay.ui import chat_service, guards
 from modelassay.ui.chat_service import check_thresholds, run_chat, score_exchange
 from modelassay.ui.text import chat_status

@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-pytest.importorskip("gradio")
+gr = pytest.importorskip("gradio")
 from gradio_client.exceptions import AppError
 
 from diffs import SUITE, make_dictionary, with_feature
@@ -19,7 +19,8 @@ from modelassay.diff import Depth, diff, load_suite
 from modelassay.diff.calibrating import add_row
 from modelassay.errors import InputError
 from modelassay.ui import service
-from modelassay.ui.diff_tab import _show
+from modelassay.ui.diff_tab import CHARTS, SECTIONS, _show
+from modelassay.ui.report_view import ReportView
 from modelassay.ui.service import Comparison, Step, run_diff
 from outputs import SECRETS
 from schemas import DIFF_SCHEMA
@@ -70,6 +71,7 @@ def test_the_endpoint_gives_the_report_without_answers(client, pair):
     assert len(answers) == 7
     assert all(set(row[key]) == {"characters", "sha256"} for row in answers for key in ANSWERS)
     assert report["activations"]["triggers"]["phrases"]
+    assert report["triggers"] == report["activations"]["triggers"]  # where it stood before
     less = client.predict(*pair, "none", False, False, api_name="/diff")
     assert less["behaviour"]["answers"] == []
     assert less["activations"]["triggers"] is None
@@ -94,17 +96,19 @@ def test_what_a_run_gives_can_cross_processes_and_be_shown(pair, tmp_path):
     assert "features are left out" in found.note
     same = pickle.loads(pickle.dumps(found))  # noqa: S301 (as ZeroGPU does, and our own)
     assert same.report.to_dict() == found.report.to_dict()
-    shown = _show(replace(found, report=with_feature(found.report, label="a label")), tmp_path)
+    labelled = replace(found, report=with_feature(found.report, label="a <b>label"))
+    with gr.Blocks():
+        shown = _show(ReportView(*SECTIONS, charts=CHARTS), labelled, tmp_path)
     assert shown[0].startswith("Done in")
     json_path, html_path = (Path(update["value"]) for update in shown[-2:])
     written = json.loads(json_path.read_text())
-    assert written["features"][0]["label"] == "a label"
+    assert written["features"][0]["label"] == "a <b>label"
     answers = written["behaviour"]["answers"]
     assert answers
     assert all(set(row[key]) == {"characters", "sha256"} for row in answers for key in ANSWERS)
     assert html_path.read_text().endswith("</html>\n")
-    features = next(u["value"] for u in shown if "part" in str(u) and "headers" in str(u))
-    assert "a label" in features["data"][0]
+    assert any("a &lt;b&gt;label" in str(update) for update in shown)
+    assert not any("<b>label" in str(update["value"]) for update in shown[1:-2])
 
 
 def test_a_vanished_visitor_stops_the_comparison(pair):

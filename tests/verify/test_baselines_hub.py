@@ -21,7 +21,7 @@ from modelassay.data.concepts import concepts_for
 from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, AssayError
 from modelassay.measures.examination import examine
 from modelassay.report import to_dict
-from modelassay.report.html import verification_card
+from modelassay.report.html import fragment
 from modelassay.verify import (
     Baseline,
     Kind,
@@ -171,8 +171,8 @@ def test_what_a_stranger_calls_a_model_runs_nowhere(site, baseline, tiny_folder)
     push_baseline(renamed(baseline, "tiny", name), REPO, token=MINE)
     report = verify(str(tiny_folder()), REPO)
     assert report.baseline_model == name
-    page = verification_card(report) + "".join(map(str, to_dict(report)["reasons"]))
-    assert "<script" not in verification_card(report)
+    page = fragment(report) + "".join(map(str, to_dict(report)["reasons"]))
+    assert "<script" not in fragment(report)
     assert "VERIFIED" in page
 
 

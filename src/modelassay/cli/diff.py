@@ -103,9 +103,7 @@ def compare_command(
     from modelassay.cli.progress import show_progress
     from modelassay.diff import Depth, diff
     from modelassay.files.atomic import write_text_atomically
-    from modelassay.report.diff_html import diff_html
-    from modelassay.report.diff_terminal import print_diff
-    from modelassay.report.diff_values import diff_json
+    from modelassay.report import print_report, to_html, to_json
 
     asked = diff_inputs.read_suites(suite, data, token)
     tried = diff_inputs.read_corpus(corpus, token)
@@ -134,12 +132,12 @@ def compare_command(
             **options.load_options(device=device, dtype=dtype, token=token),
         )
     if json:
-        sys.stdout.write(diff_json(report, show_answers=show_answers))
+        sys.stdout.write(to_json(report, show_answers=show_answers))
     else:
-        print_diff(report, Console(), show_answers=show_answers)
+        print_report(report.sections(show_answers=show_answers), Console())
     if html is not None:  # last: a full disk must not cost the report
         sys.stdout.flush()
-        write_text_atomically(html, diff_html(report))
+        write_text_atomically(html, to_html(report))
         if not json:
             typer.echo(f"HTML report: {html}", err=True)
     return exit_code(report.verdict.value)

@@ -12,11 +12,7 @@ from modelassay.cli import options
 from modelassay.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from modelassay.guard_bench.judges import Judge
-    from modelassay.guard_bench.latency import LatencyReport
-    from modelassay.guard_bench.report import GuardBenchReport, Rate
 
 app = typer.Typer(
     help="A guard that watches a model's answers from inside.",
@@ -101,7 +97,7 @@ def bench_command(
     from modelassay.cli.progress import show_progress
     from modelassay.guard import Thresholds, load_guard
     from modelassay.guard_bench.suites import as_suite, read_suite
-    from modelassay.report import to_json
+    from modelassay.report import print_report, to_json
 
     quantization = options.quantization(load_8bit, load_4bit)
     found = as_suite(suite)
@@ -160,10 +156,8 @@ def bench_command(
             )
     if json:
         sys.stdout.write(to_json(report))
-    elif found == "latency":
-        print_latency(report, Console())
     else:
-        print_bench(report, Console())
+        print_report(report, Console())
 
 
 def check_judge(
@@ -204,69 +198,3 @@ def local_judge(name: str, model: str | None, guard: Any) -> tuple[dict[str, Any
     own = guard.classifier if model is None else None
     judging = own if own is not None else load_classifier(model or "embedded")
     return {"name": name, "model": describe_classifier(judging)}, classifier_judge(judging)
-
-
-def print_bench(report: GuardBenchReport, console: Console) -> None:
-    """Prints rates side by side."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", no_wrap=True)
-    for column in ("raw", "guarded", "difference"):
-        table.add_column(column, justify="right")
-    for name, difference in (
-        ("unsafe", report.unsafe_difference),
-        ("refusal", report.refusal_difference),
-    ):
-        sides = [show_rate(getattr(side, name)) for side in (report.raw, report.guarded)]
-        table.add_row(name, *sides, show_share(difference.value, difference.interval, "+"))
-    table.add_row("prompt blocked", "", show_rate(report.blocked_by_prompt), "")
-    table.add_row("answer blocked", "", show_rate(report.blocked_by_answer), "")
-    unscored = (report.raw.n_unscored, report.guarded.n_unscored)
-    table.add_row("unscored", *(str(count) for count in unscored), "")
-    console.print(table)
-    judge = report.judge["name"]
-    console.print(
-        escape(f"{report.suite}: {report.n} prompts of {report.data['source']}, judge {judge}")
-    )
-    for note in report.notes:
-        console.print(escape(note), style="dim")
-
-
-def print_latency(report: LatencyReport, console: Console) -> None:
-    """Prints ratios to `generate`."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("time / generate", justify="right")
-    table.add_column("first text, in tokens' times", justify="right")
-    for name, first in report.first_token.items():
-        total = report.total.get(name)
-        table.add_row(
-            name,
-            f"{total.median:.2f} ({total.least:.2f} to {total.largest:.2f})" if total else "1",
-            f"{first.median:.1f} ({first.least:.1f} to {first.largest:.1f})",
-        )
-    console.print(table)
-    console.print(
-        f"{report.n_prompts} prompts, {report.new_tokens} new tokens, median of"
-        f" {report.rounds} rounds (least to largest); {report.n_ended_early} prompts left out whose"
-        " answer ended early"
-    )
-
-
-def show_rate(rate: Rate) -> str:
-    """A rate as counts, share and interval."""
-    return f"{rate.k}/{rate.n} {show_share(rate.rate, rate.interval)}" if rate.n else "not measured"
-
-
-def show_share(value: float | None, interval: tuple[float, float] | None, sign: str = "") -> str:
-    """A share with its interval, in percent."""
-    if value is None or interval is None:
-        return "not measured"
-    low, high = (f"{100 * bound:{sign}.0f}" for bound in interval)
-    return f"{value:{sign}.0%} ({low} to {high}%)"

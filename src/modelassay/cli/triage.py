@@ -79,8 +79,7 @@ def triage_command(
     from rich.console import Console
 
     from modelassay.cli.progress import show_progress
-    from modelassay.report import to_json
-    from modelassay.report.triage import print_triage
+    from modelassay.report import print_report, to_json
     from modelassay.triage import triage
 
     where: Any = field  # an unknown one is refused where it is used
@@ -112,4 +111,4 @@ def triage_command(
     if json:
         sys.stdout.write(to_json(report))
     else:
-        print_triage(report, Console())
+        print_report(report, Console())

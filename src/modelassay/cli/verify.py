@@ -43,7 +43,7 @@ def verify_command(
     from rich.console import Console
 
     from modelassay.cli.progress import show_progress
-    from modelassay.report import print_verification, to_json
+    from modelassay.report import print_report, to_json
     from modelassay.verify import verify
 
     with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
@@ -65,7 +65,7 @@ def verify_command(
     if json:
         sys.stdout.write(to_json(report))
     else:
-        print_verification(report, Console())
+        print_report(report, Console())
     return exit_code(report.verified)
 
 

@@ -66,6 +66,12 @@ class FeatureChange:
     label: str | None = None
     """What it is known for; None where nobody has named it."""
 
+    @property
+    def effect_interval(self) -> tuple[float, float]:
+        """95% interval of the effect: that of the mean, in units of the same spread."""
+        unit = self.effect / self.difference if self.difference else 0.0
+        return self.interval[0] * unit, self.interval[1] * unit
+
 
 @dataclass(frozen=True)
 class DictionaryDiff:

@@ -7,7 +7,7 @@ from typing import Any
 
 from modelassay.diff.behaviour import BehaviourDiff
 from modelassay.diff.causal import Intervention
-from modelassay.diff.features import DictionaryDiff
+from modelassay.diff.features import Q_LEVEL, DictionaryDiff, FeatureChange
 from modelassay.diff.states import StateDiff
 from modelassay.diff.suites import Suite
 from modelassay.diff.suspicion import Suspicion
@@ -16,12 +16,13 @@ from modelassay.diff.verdict import DiffVerdict
 from modelassay.diff.weights import WeightDiff
 from modelassay.files.redaction import redact
 from modelassay.models import ModelInfo
+from modelassay.report.sections import Report, Section
 
 SCHEMA = "modelassay.diff/1"
 
 
 @dataclass(frozen=True)
-class DiffReport:
+class DiffReport(Report):
     """Everything a comparison found out."""
 
     base: ModelInfo
@@ -41,6 +42,21 @@ class DiffReport:
     suite: Suite
     provenance: dict[str, Any]
 
+    def sections(self, *, show_answers: bool = False) -> list[Section]:
+        """The verdict, every stream of evidence, and what was compared.
+
+        Args:
+            show_answers: Show short answers that differ.
+        """
+        from modelassay.diff.sections import make_sections
+
+        return make_sections(self, show_answers=show_answers)
+
+    def top_features(self, top: int) -> list[FeatureChange]:
+        """The significant changes first, by how far they moved the residual stream."""
+        changes = [change for found in self.dictionaries for change in found.features]
+        return sorted(changes, key=lambda c: (c.q_value >= Q_LEVEL, -c.moved))[:top]
+
     def to_dict(self, *, show_answers: bool = False) -> dict[str, Any]:
         """The report as JSON-ready values, schema `modelassay.diff/1`.
 
@@ -49,6 +65,7 @@ class DiffReport:
                 damaged model answers may be harmful.
         """
         weights = {"unscored": self.weights_unscored}
+        triggers = self.triggers.to_dict() if self.triggers else None
         return {
             "schema": SCHEMA,
             "base": self.base.to_dict(),
@@ -58,10 +75,9 @@ class DiffReport:
             "reasons": list(self.reasons),
             "weights": weights if self.weights is None else self.weights.to_dict(),
             "behaviour": {**self.behaviour.to_dict(), "answers": self._answers(show_answers)},
-            "activations": {
-                **self.states.to_dict(),
-                "triggers": self.triggers.to_dict() if self.triggers else None,
-            },
+            # Triggers stood among the activations once, and can still be read there.
+            "activations": {**self.states.to_dict(), "triggers": triggers},
+            "triggers": triggers,
             "features": [asdict(f) for found in self.dictionaries for f in found.features],
             "dictionaries": [found.to_dict() for found in self.dictionaries],
             "causal": [tried.to_dict() for tried in self.causal],

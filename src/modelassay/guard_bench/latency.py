@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +26,12 @@ from modelassay.models import LoadedModel
 from modelassay.progress import OnPhase, silent
 from modelassay.reading.generation import greedy_config
 from modelassay.reading.prompts import encode_chat
+from modelassay.report.charts import LINE, NEGATIVE, error_bars, new_figure
+from modelassay.report.sections import Report, Section, Table, columns
+from modelassay.report.text import with_interval
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 LATENCY_SCHEMA = "modelassay.guard-latency/1"
 GENERATE, RAW, PROBE, CLASSIFIER = "generate", "stream", "probe", "probe and classifier"
@@ -43,7 +49,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class LatencyReport:
+class LatencyReport(Report):
     """Ratios of times; 1 is what `generate` takes."""
 
     schema: str
@@ -72,6 +78,46 @@ class LatencyReport:
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
         return asdict(self)
+
+    def sections(self) -> list[Section]:
+        """Ratios to `generate`."""
+        rows, records = [], []
+        for name, first in self.first_token.items():
+            total = self.total.get(name, Spread(1.0, 1.0, 1.0, self.rounds))
+            times = _span(total, ".2f") if name in self.total else "1"
+            rows.append((name, times, _span(first, ".1f")))
+            records.append(
+                {
+                    "way": name,
+                    "total": total.median,
+                    "total_least": total.least,
+                    "total_largest": total.largest,
+                    "first_text": first.median,
+                }
+            )
+        line = (
+            f"{self.n_prompts} prompts, {self.new_tokens} new tokens, median of {self.rounds}"
+            f" rounds (least to largest); {self.n_ended_early} prompts left out whose answer ended"
+            " early"
+        )
+        names = ("", "time / generate", "first text, in tokens' times")
+        table = Table(columns(*names, right=(1, 2)), rows, lambda: records)
+        return [Section("times", table=table, note=line, chart=self._chart)]
+
+    def _chart(self) -> Figure:
+        """Time of whole answers in each way, with the range over rounds."""
+        figure = new_figure("Time of an answer", "", "time / generate")
+        values = [spread.median for spread in self.total.values()]
+        ranges = [(spread.least, spread.largest) for spread in self.total.values()]
+        figure.add_bar(
+            x=list(self.total), y=values, error_y=error_bars(values, ranges), marker_color=NEGATIVE
+        )
+        figure.add_hline(y=1, line=LINE)
+        return figure
+
+
+def _span(found: Spread, spec: str) -> str:
+    return with_interval(found.median, (found.least, found.largest), spec)
 
 
 @dataclass(frozen=True)

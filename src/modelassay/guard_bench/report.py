@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelassay.guard_bench.results import BenchRow, Side
 from modelassay.guard_bench.suites import SuiteData
+from modelassay.report.charts import NEGATIVE, POSITIVE, error_bars, new_figure
+from modelassay.report.sections import Report, Section, Table, columns
 from modelassay.statistics import newcombe_interval, wilson_interval
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 BENCH_SCHEMA = "modelassay.guard-bench/1"
 
@@ -61,7 +66,7 @@ class CategoryCounts:
 
 
 @dataclass(frozen=True)
-class GuardBenchReport:
+class GuardBenchReport(Report):
     """A run's outcome; holds no text of prompts or answers."""
 
     schema: str
@@ -88,6 +93,90 @@ class GuardBenchReport:
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
         return asdict(self)
+
+    def sections(self) -> list[Section]:
+        """Rates side by side, and those of each category."""
+        sides = (self.raw, self.guarded)
+        differences = {"unsafe": self.unsafe_difference, "refusal": self.refusal_difference}
+        blocked = {"prompt": self.blocked_by_prompt, "answer": self.blocked_by_answer}
+        rows = [
+            (name, *(_rate_text(getattr(side, name)) for side in sides), _share_text(each, "+"))
+            for name, each in differences.items()
+        ]
+        rows += [(f"{by} blocked", "", _rate_text(rate), "") for by, rate in blocked.items()]
+        rows.append(("unscored", *(str(side.n_unscored) for side in sides), ""))
+        rates = Table(
+            columns("", "raw", "guarded", "difference", right=(1, 2, 3)), rows, self._rates
+        )
+        counts = [(name, *vars(each).values()) for name, each in self.categories.items()]
+        categories = Table(
+            columns(
+                *("category", "n", "unsafe", "if guarded", "refused", "if guarded", "blocked"),
+                right=range(1, 7),
+            ),
+            [tuple(map(str, row)) for row in counts],
+            records=lambda: [{"category": c, **asdict(n)} for c, n in self.categories.items()],
+        )
+        source, judge = self.data["source"], self.judge["name"]
+        return [
+            Section(
+                "rates",
+                table=rates,
+                lines=(f"{self.suite}: {self.n} prompts of {source}, judge {judge}",),
+                chart=self._chart,
+                note=" ".join(self.notes),
+            ),
+            *([Section("categories", "by category", table=categories)] if len(counts) > 1 else []),
+        ]
+
+    def _rates(self) -> list[dict[str, Any]]:
+        found = [
+            {"side": name, "rate": kind, **_numbers(getattr(side, kind))}
+            for name, side in (("raw", self.raw), ("guarded", self.guarded))
+            for kind in ("unsafe", "refusal")
+        ]
+        blocked = {"prompt": self.blocked_by_prompt, "answer": self.blocked_by_answer}
+        return found + [
+            {"side": "guarded", "rate": f"{by} blocked", **_numbers(rate)}
+            for by, rate in blocked.items()
+        ]
+
+    def _chart(self) -> Figure | None:
+        """Rates without the guard and with it, with their intervals."""
+        figure = new_figure("Without the guard and with it", "", "share of answers")
+        for name, colour in (("raw", POSITIVE), ("guarded", NEGATIVE)):
+            rows = [
+                row for row in self._rates() if row["side"] == name and row["value"] is not None
+            ]
+            values = [row["value"] for row in rows]
+            figure.add_bar(
+                x=[row["rate"] for row in rows],
+                y=values,
+                name=name,
+                marker_color=colour,
+                error_y=error_bars(values, [(row["low"], row["high"]) for row in rows]),
+            )
+        figure.update_yaxes(tickformat=".0%", range=[0, 1.05])
+        return figure
+
+
+def _numbers(rate: Rate) -> dict[str, Any]:
+    low, high = rate.interval or (None, None)
+    return {"k": rate.k, "n": rate.n, "value": rate.rate, "low": low, "high": high}
+
+
+def _rate_text(rate: Rate) -> str:
+    """A rate as counts, share and interval."""
+    return f"{rate.k}/{rate.n} {_share_text(rate)}" if rate.n else "not measured"
+
+
+def _share_text(found: Rate | Difference, sign: str = "") -> str:
+    """A share with its interval, in percent."""
+    value = found.rate if isinstance(found, Rate) else found.value
+    if value is None or found.interval is None:
+        return "not measured"
+    low, high = (f"{100 * bound:{sign}.0f}" for bound in found.interval)
+    return f"{value:{sign}.0%} ({low} to {high}%)"
 
 
 def rate_of(k: int, n: int) -> Rate:

@@ -1,7 +1,20 @@
-"""One report in three forms: JSON, a terminal table, a self-contained HTML page."""
+"""Reports as sections, and the renderers that every product's report goes through."""
 
 from modelassay.report.html import to_html
 from modelassay.report.json import to_dict, to_json
-from modelassay.report.terminal import print_report, print_verification
+from modelassay.report.markdown import to_markdown
+from modelassay.report.sections import Column, Report, Section, Status, Table
+from modelassay.report.terminal import print_report
 
-__all__ = ["print_report", "print_verification", "to_dict", "to_html", "to_json"]
+__all__ = [
+    "Column",
+    "Report",
+    "Section",
+    "Status",
+    "Table",
+    "print_report",
+    "to_dict",
+    "to_html",
+    "to_json",
+    "to_markdown",
+]

@@ -1,89 +1,143 @@
-"""A report as one HTML file that needs nothing from the network."""
+"""A report as HTML: a page that needs nothing from the network, or a part of one.
+
+Everything is escaped, what does not print is written out, and what stands in backticks in running
+text is code.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING
 
-from modelassay.report.charts import all_charts
-from modelassay.report.rows import VERIFICATION_TITLES, check_rows, concept_rows, fact_rows
-from modelassay.scan.report import ScanReport
-from modelassay.scan.verdict import Verdict
-from modelassay.verify.report import VerificationReport
+from modelassay.report.sections import Report, Section, Status, Table, Tone, sections_of
+from modelassay.report.text import plain_line
 
-COLOURS = {
-    Verdict.PASS: "#1a7f37",
-    Verdict.WARNING: "#9a6700",
-    Verdict.CRITICAL: "#b42318",
-    Verdict.INCONCLUSIVE: "#57606a",
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+COLOURS: dict[Tone, str] = {
+    "good": "#1a7f37",
+    "warning": "#9a6700",
+    "bad": "#b42318",
+    "neutral": "#57606a",
+    "muted": "#8c959f",
 }
-STYLE = """
+PAGE_STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;
 color:#1f2328}
-.card{background:#f6f8fa;border-radius:6px}
-.card h1{font-size:1.8rem} .card ul{margin:.4rem 0;padding-left:1.2rem}
-table{border-collapse:collapse;width:100%;margin:1rem 0;font-size:.93rem}
-th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #d8dee4;vertical-align:top}
-td{overflow-wrap:anywhere} h2{margin-top:2rem} .small{color:#57606a;font-size:.85rem}
+"""
+STYLE = """
+.assay .card{background:#f6f8fa;border-radius:6px;color:#1f2328}
+.assay .card h1{font-size:1.8rem} .assay .card ul{margin:.4rem 0;padding-left:1.2rem}
+.assay table{border-collapse:collapse;width:100%;margin:1rem 0;font-size:.93rem}
+.assay th,.assay td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #d8dee4;
+vertical-align:top;white-space:normal}
+.assay td{overflow-wrap:anywhere} .assay .right{text-align:right}
+.assay .best{font-weight:bold} .assay .name{color:#57606a;width:12rem}
+.assay h2{margin-top:2rem} .assay .small{color:#57606a;font-size:.85rem}
+.assay .wide{overflow-x:auto}
 """
 
 
-def verdict_card(report: ScanReport) -> str:
-    """The verdict and its reasons as an HTML fragment; everything from outside is escaped."""
-    return card(_title(report), report.verdict.value, COLOURS[report.verdict], report.reasons)
-
-
-def verification_card(report: VerificationReport) -> str:
-    """Whether a model is the baseline's, and why, as an HTML fragment."""
-    like = {True: Verdict.PASS, False: Verdict.CRITICAL, None: Verdict.INCONCLUSIVE}
-    title = VERIFICATION_TITLES[report.verified]
-    kind = f"{title}: {report.kind.value}" if report.kind else title
-    return card(report.model, kind, COLOURS[like[report.verified]], report.reasons)
-
-
-def card(name: str, title: str, colour: str, reasons: Sequence[str]) -> str:
-    """A coloured card of a verdict and its reasons, all escaped; what is in backticks is code."""
-    marked = [re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(reason)) for reason in reasons]
-    items = "".join(f"<li>{reason}</li>" for reason in marked)
-    return (
-        f'<div class="card" style="border-left:8px solid {colour};padding:1rem 1.5rem">'
-        f'<div>{escape(name)}</div><h1 style="color:{colour};margin:.2rem 0">'
-        f"{escape(title)}</h1><ul>{items}</ul></div>"
+def to_html(report: Report | Iterable[Section]) -> str:
+    """A whole document: verdict, tables, charts, provenance."""
+    sections = sections_of(report)
+    figures = [section.chart() if section.chart else None for section in sections]
+    drawn = iter(charts_html([figure for figure in figures if figure is not None]))
+    body = "".join(
+        section_html(section, chart="" if figure is None else next(drawn))
+        for section, figure in zip(sections, figures, strict=True)
     )
-
-
-def to_html(report: ScanReport) -> str:
-    """The whole report: verdict, tables, charts, provenance."""
-    concepts = table(concept_rows(report))
-    identity = ""
-    if (verification := report.verification) is not None:
-        checks = table(check_rows(verification))
-        identity = f"<h2>Identity</h2>{verification_card(verification)}{checks}"
-    facts = table([["", ""], *fact_rows(report)])
-    charts = "".join(charts_html(all_charts(report)))
-    return page(
-        _title(report),
-        f"{verdict_card(report)}<h2>Separation of concepts</h2>{concepts}"
-        '<p class="small">Separation is scored on pairs that were not used to find the direction or'
-        " the block. The column AMS is the number that ams-scanner prints, fitted and scored on the"
-        " same pairs: much of it can be overfitting.</p>"
-        f"{identity}<h2>Evidence</h2>{facts}<h2>Charts</h2>{charts}",
-    )
-
-
-def page(title: str, body: str) -> str:
-    """A whole document around a body that is HTML already."""
+    lead = sections[0].status if sections else None
+    title = lead.subject if lead else sections[0].title if sections else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>modelassay: {escape(title)}</title><style>{STYLE}</style></head><body>"
-        f"{body}</body></html>\n"
+        f"<title>modelassay: {_text(title)}</title><style>{PAGE_STYLE}{STYLE}</style></head>"
+        f'<body class="assay">{body}</body></html>\n'
     )
 
 
-def charts_html(charts: Sequence[Any]) -> list[str]:
+def fragment(report: Report | Iterable[Section]) -> str:
+    """The same without its charts, with its style, to stand in a notebook or on another page."""
+    body = "".join(section_html(section) for section in sections_of(report))
+    return f'<div class="assay"><style>{STYLE}</style>{body}</div>'
+
+
+def section_html(section: Section, *, chart: str = "") -> str:
+    """One section.
+
+    Args:
+        section: The section.
+        chart: Its chart, as HTML already.
+    """
+    parts = []
+    if section.title:
+        title = section.title[:1].upper() + section.title[1:]
+        parts.append(f"<h{section.level}>{_text(title)}</h{section.level}>")
+    if section.status is not None:
+        parts.append(card(section.status))
+    parts += [f"<p>{_prose(line)}</p>" for line in section.lines if line]
+    if section.items:
+        parts.append("<ul>" + "".join(f"<li>{_prose(i)}</li>" for i in section.items) + "</ul>")
+    if section.code:
+        lines = "\n".join(map(_text, section.code.splitlines()))
+        parts.append(f"<pre>{lines}</pre>")
+    parts.append(chart)
+    if section.table is not None and section.table.rows:
+        parts.append(table_html(section.table))
+    if section.facts:
+        parts.append(facts_html(section.facts))
+    if section.note:
+        parts.append(f'<p class="small">{_prose(section.note)}</p>')
+    return "".join(parts)
+
+
+def card(status: Status) -> str:
+    """A coloured card of a verdict and its reasons."""
+    colour = COLOURS[status.tone]
+    reasons = "".join(f"<li>{_prose(reason)}</li>" for reason in status.reasons)
+    return (
+        f'<div class="card" style="border-left:8px solid {colour};padding:1rem 1.5rem">'
+        f'<div>{_text(status.subject)}</div><h1 style="color:{colour};margin:.2rem 0">'
+        f"{_text(status.value)}</h1><ul>{reasons}</ul></div>"
+    )
+
+
+def table_html(table: Table) -> str:
+    """A table with its header."""
+    columns, rows = table.seen(wide=True)
+    right = [' class="right"' if column.align == "right" else "" for column in columns]
+    head = "".join(
+        f"<th{cls}>{_text(column.name)}</th>" for cls, column in zip(right, columns, strict=True)
+    )
+    body = ""
+    for number, row in enumerate(rows):
+        best = ' class="best"' if number == table.best else ""
+        body += f"<tr{best}>"
+        for cls, column, cell in zip(right, columns, row, strict=True):
+            tone = column.tones.get(cell)
+            colour = f' style="color:{COLOURS[tone]}"' if tone else ""
+            body += f"<td{cls}{colour}>{_text(cell)}</td>"
+        body += "</tr>"
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        "</div>"
+    )
+
+
+def facts_html(facts: Sequence[tuple[str, str]]) -> str:
+    """Names and values as a table without a header."""
+    rows = "".join(
+        f'<tr><td class="name">{_text(name)}</td><td>{_text(value)}</td></tr>'
+        for name, value in facts
+    )
+    return f"<table><tbody>{rows}</tbody></table>"
+
+
+def charts_html(charts: Sequence[Figure]) -> list[str]:
     """Plotly figures as HTML, plotly's own code with the first of them, which must come first."""
     return [
         chart.to_html(full_html=False, include_plotlyjs=(i == 0), config={"displaylogo": False})
@@ -91,15 +145,9 @@ def charts_html(charts: Sequence[Any]) -> list[str]:
     ]
 
 
-def _title(report: ScanReport) -> str:
-    return report.model.name
+def _text(text: str) -> str:
+    return escape(plain_line(text))
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is the header, which is left out where its cells are empty."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:]
-    )
-    header = f"<thead><tr>{head}</tr></thead>" if any(rows[0]) else ""
-    return f"<table>{header}<tbody>{body}</tbody></table>"
+def _prose(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _text(text))

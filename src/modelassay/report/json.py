@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
-class Report(Protocol):
+class HasDict(Protocol):
     """Anything that has a form of JSON-ready values."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The values."""
+    @property
+    def to_dict(self) -> Callable[..., dict[str, Any]]:
+        """Gives the values."""
         ...
 
 
-def to_dict(report: Report) -> dict[str, Any]:
-    """The report as values of strict JSON: floats at 6 significant digits, null for NaN."""
-    return finite(report.to_dict())
+def to_dict(report: HasDict, **options: Any) -> dict[str, Any]:
+    """The report as values of strict JSON: floats at 6 significant digits, null for NaN.
+
+    Args:
+        report: The report.
+        **options: Of its own `to_dict`, such as a comparison's `show_answers`.
+    """
+    return finite(report.to_dict(**options))
 
 
-def to_json(report: Report) -> str:
+def to_json(report: HasDict, **options: Any) -> str:
     """The same as text, indented, ending in a line break."""
-    return dumps(to_dict(report))
-
-
-def dumps(values: Any) -> str:
-    """Values of strict JSON as text, indented, ending in a line break."""
-    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+    return json.dumps(to_dict(report, **options), indent=2, allow_nan=False) + "\n"
 
 
 def finite(value: Any) -> Any:

@@ -1,95 +1,90 @@
-"""A report in the terminal."""
+"""A report in the terminal; nothing in a cell is read as markup or steers the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Table as Grid
+from rich.text import Text
 
-from modelassay.report.rows import (
-    VERIFICATION_TITLES,
-    check_rows,
-    concept_rows,
-    fact_rows,
-    verification_rows,
-)
-from modelassay.scan.report import ScanReport
-from modelassay.verify.report import VerificationReport
+from modelassay.report.sections import Report, Section, Status, Table, Tone, sections_of
+from modelassay.report.text import plain_line
 
-STYLES = {
-    "PASS": "bold green",
-    "WARNING": "bold yellow",
-    "CRITICAL": "bold red",
-    "INCONCLUSIVE": "bold",
-    "CONTROL": "dim",
-    "VERIFIED": "bold green",
-    "NOT VERIFIED": "bold red",
-    "UNKNOWN": "bold",
+STYLES: dict[Tone, str] = {
+    "good": "green",
+    "warning": "yellow",
+    "bad": "red",
+    "neutral": "",
+    "muted": "dim",
 }
 
 
-OUTCOME_STYLES = {
-    "same": "[green]same[/]",
-    "differs": "[red]differs[/]",
-    "unknown": "[dim]unknown[/]",
-}
+def print_report(report: Report | Iterable[Section], console: Console) -> None:
+    """Prints all sections; a verdict that leads the report comes last, next to the prompt.
+
+    Args:
+        report: A report, or sections of one.
+        console: Where to.
+    """
+    sections = sections_of(report)
+    for number, section in enumerate(sections):
+        if section.title:
+            if number:
+                console.print()
+            _say(console, section.title, "bold")
+        for line in section.lines:
+            _say(console, line)
+        for item in section.items:
+            console.print(Text(plain_line(item)), soft_wrap=True)
+        if section.code:
+            console.print(Text("\n".join(map(plain_line, section.code.splitlines()))))
+        if section.table is not None:
+            _print_table(section.table, console)
+        if section.facts:
+            _print_facts(section.facts, console)
+        if section.note:
+            _say(console, section.note, "dim")
+        if section.status is not None and number:
+            _print_status(section.status, console)
+    if sections and sections[0].status is not None:
+        _print_status(sections[0].status, console)
 
 
-def print_report(report: ScanReport, console: Console) -> None:
-    """Prints the verdict, the concepts and the evidence."""
-    header, *rows = concept_rows(report, detailed=False)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-        caption="AMS: its own number, fitted and scored on the same pairs.",
-        caption_justify="left",
-    )
-    for name in header:
-        numeric = name not in ("concept", "level")
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row[:-1], f"[{STYLES[row[-1]]}]{row[-1]}[/]")
-    console.print(table)
-
-    facts = Table(box=None, show_header=False, pad_edge=False)
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in fact_rows(report):
-        facts.add_row(escape(name), escape(value))
-    console.print(facts)
-
-    if report.verification is not None:
-        print_verification(report.verification, console)
-    _print_verdict(report.verdict.value, report.reasons, console)
+def _say(console: Console, line: str, style: str = "") -> None:
+    console.print(Text(plain_line(line), style=style))
 
 
-def print_verification(report: VerificationReport, console: Console) -> None:
-    """Prints whether the model is the baseline's, and what was compared."""
-    header, *rows = check_rows(report)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in header:
-        table.add_column(name, no_wrap=name != "found", overflow="fold")
-    for name, outcome, detail in rows:
-        table.add_row(escape(name), OUTCOME_STYLES[outcome], escape(detail))
-    if rows:
-        console.print(table)
-    facts = Table(box=None, show_header=False, pad_edge=False)
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in verification_rows(report):
-        facts.add_row(escape(name), escape(value))
-    console.print(facts)
-    verdict = VERIFICATION_TITLES[report.verified]
-    _print_verdict(verdict, report.reasons, console)
+def _print_table(table: Table, console: Console) -> None:
+    columns, rows = table.seen(wide=False)
+    if not rows:
+        return
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in columns:
+        grid.add_column(
+            Text(column.name), justify=column.align, no_wrap=column.whole, overflow="fold"
+        )
+    for number, row in enumerate(rows):
+        cells = zip(columns, row, strict=True)
+        grid.add_row(
+            *(Text(plain_line(cell), STYLES[c.tones.get(cell, "neutral")]) for c, cell in cells),
+            style="bold" if number == table.best else None,
+        )
+    console.print(grid)
 
 
-def _print_verdict(verdict: str, reasons: Sequence[str], console: Console) -> None:
-    body = "\n".join(f"• {escape(reason)}" for reason in reasons)
-    console.print(
-        Panel(body, title=f"[{STYLES[verdict]}]{verdict}[/]", title_align="left", expand=True)
-    )
+def _print_facts(facts: Sequence[tuple[str, str]], console: Console) -> None:
+    grid = Grid(box=None, show_header=False, pad_edge=False)
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts:
+        grid.add_row(Text(plain_line(name)), Text(plain_line(value)))
+    console.print(grid)
+
+
+def _print_status(status: Status, console: Console) -> None:
+    body = Text("\n".join(f"• {plain_line(reason)}" for reason in status.reasons))
+    title = Text(plain_line(status.value), style=f"bold {STYLES[status.tone]}".strip())
+    console.print(Panel(body, title=title, title_align="left", expand=True))

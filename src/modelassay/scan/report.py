@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from modelassay.measures.erased_directions import AblationEvidence
 from modelassay.measures.refusal import RefusalEvidence
 from modelassay.measures.separation import Separation
 from modelassay.models import ModelInfo
+from modelassay.report.sections import Column, Report, Section, Status, Table, Tone
+from modelassay.report.text import p_text, with_interval
+from modelassay.scan import charts
 from modelassay.scan.verdict import Verdict
 from modelassay.verify.report import VerificationReport
 
 SCHEMA = "modelassay.scan/1"
+TONES: dict[str, Tone] = {
+    "PASS": "good",
+    "WARNING": "warning",
+    "CRITICAL": "bad",
+    "INCONCLUSIVE": "neutral",
+    "CONTROL": "muted",
+}
+"""Colours of verdicts and of concepts' levels."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,7 @@ class ConceptResult:
 
 
 @dataclass(frozen=True)
-class ScanReport:
+class ScanReport(Report):
     """Everything a scan found out."""
 
     model: ModelInfo
@@ -63,6 +75,43 @@ class ScanReport:
             "provenance": self.provenance,
         }
 
+    def sections(self) -> list[Section]:
+        """Verdict, separation of each concept, identity, behaviour and weights, charts, model."""
+        verdict = Status(
+            self.verdict.value, TONES[self.verdict.value], self.reasons, self.model.name
+        )
+        found = [
+            Section("verdict", status=verdict),
+            Section(
+                "concepts",
+                "separation of concepts",
+                table=self._concept_table(),
+                chart=partial(charts.separation_by_layer, self),
+                note="Separation is scored on pairs that were not used to find the direction or the"
+                " block. AMS: the number that ams-scanner prints, fitted and scored on the same"
+                " pairs; much of it can be overfitting.",
+            ),
+        ]
+        if self.verification is not None:
+            first, *rest = self.verification.sections()
+            found += [replace(first, title="identity"), *rest]
+        found += [
+            Section(
+                "evidence",
+                "evidence",
+                facts=[*self._refusal_facts(), *self._other_facts()],
+                chart=partial(charts.refusal_rates, self),
+            ),
+            Section("model", "model", facts=self._model_facts()),
+        ]
+        for name, result in self.concepts.items():
+            s = result.separation
+            found += [
+                Section(name, chart=partial(charts.projections, name, s)),
+                Section(f"{name} swaps", chart=partial(charts.null_distribution, name, s)),
+            ]
+        return found
+
     def separation_drifts(self) -> dict[str, float]:
         """Separation here minus that of the compared model, for the concepts both have."""
         if self.compare is None:
@@ -72,6 +121,91 @@ class ScanReport:
             for name, result in self.concepts.items()
             if name in self.compare.concepts
         }
+
+    def _concept_table(self) -> Table:
+        numeric = [
+            Column(name, "right", whole=True) for name in ("separation (95%)", "p", "AUROC", "AMS")
+        ]
+        names = ("separation", "p_value", "auroc", "in_sample_separation", "layer", "n_pairs")
+        rows, records = [], []
+        for name, result in self.concepts.items():
+            s = result.separation
+            rows.append(
+                (
+                    name,
+                    with_interval(s.separation, s.interval, ".2f", unit="σ"),
+                    p_text(s.p_value),
+                    f"{s.auroc:.2f}",
+                    f"{s.in_sample_separation:.2f}σ",
+                    result.level,
+                    str(s.layer),
+                    str(s.n_pairs),
+                )
+            )
+            records.append(
+                {
+                    "concept": name,
+                    "level": result.level,
+                    "low": s.interval[0],
+                    "high": s.interval[1],
+                    **{each: getattr(s, each) for each in names},
+                }
+            )
+        return Table(
+            columns=(
+                Column("concept", whole=True),
+                *numeric,
+                Column("level", whole=True, tones=TONES),
+                Column("block", "right", "wide"),
+                Column("pairs", "right", "wide"),
+            ),
+            rows=rows,
+            records=lambda: records,
+        )
+
+    def _refusal_facts(self) -> list[tuple[str, str]]:
+        r = self.refusal
+        if r is None:
+            return [("refusal", f"not measured: {self.refusal_unscored}")]
+        harmful = with_interval(r.harmful_rate, r.harmful_interval, ".0%")
+        benign = with_interval(r.benign_rate, r.benign_interval, ".0%")
+        auroc = with_interval(r.auroc, r.auroc_interval, ".2f")
+        return [
+            ("refuses harmful", f"{harmful}, n = {r.n_harmful}"),
+            ("refuses benign", f"{benign}, n = {r.n_benign}"),
+            ("selectivity", with_interval(r.selectivity, r.interval, "+.2f")),
+            (
+                "refusal log-odds",
+                f"gap {r.log_odds_gap:+.2f} nats, AUROC {auroc}; between twins in the same words"
+                f" {r.twin_auroc:.2f}",
+            ),
+        ]
+
+    def _other_facts(self) -> list[tuple[str, str]]:
+        a = self.ablation
+        if a.detected is None:
+            facts = [("ablation", f"not searched: {a.reason}")]
+        else:
+            what = f"erased in {len(a.blocks)} blocks" if a.detected else "no erased direction"
+            facts = [("ablation", f"{what} (eigenvalue ratio {a.eigenvalue_ratio:.2g})")]
+        if (other := self.compare) is not None:
+            drifts = [f"{name} {drift:+.2f}σ" for name, drift in self.separation_drifts().items()]
+            told = f"{other.verdict.value}; {', '.join(drifts)}"
+            facts.append((f"against {other.model.id}", told))
+        return facts
+
+    def _model_facts(self) -> list[tuple[str, str]]:
+        m = self.model
+        return [
+            *([("organism", m.organism)] if m.organism else []),
+            ("model", m.name),
+            ("revision", m.revision or "local"),
+            ("architecture", f"{m.architecture}, {m.n_layers} blocks, width {m.hidden_size}"),
+            ("numbers", m.dtype + (f", {m.quantization}" if m.quantization else "")),
+            ("weights sha256", m.weights_sha256),
+            ("mode", self.mode),
+            ("time", self.provenance["time"]),
+        ]
 
     def _compare_dict(self, other: ScanReport) -> dict[str, Any]:
         drift = None

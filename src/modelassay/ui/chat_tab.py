@@ -10,7 +10,7 @@ import gradio as gr
 
 from modelassay.errors import AssayError
 from modelassay.guard import GuardEvent
-from modelassay.report.risk_chart import risk_curve
+from modelassay.guard.charts import risk_curve
 from modelassay.ui.chat_service import (
     CHATS,
     CONCURRENCY_ID,

@@ -12,15 +12,9 @@ import gradio as gr
 from modelassay.data.concepts import MODES
 from modelassay.files.atomic import write_text_atomically
 from modelassay.report import to_dict, to_html, to_json
-from modelassay.report.charts import (
-    null_distribution,
-    projections,
-    refusal_rates,
-    separation_by_layer,
-)
-from modelassay.report.html import verdict_card
-from modelassay.report.rows import concept_rows, fact_rows
+from modelassay.scan.charts import null_distribution, projections
 from modelassay.scan.report import ScanReport
+from modelassay.ui.report_view import ReportView
 from modelassay.ui.running import hidden, last_result, on_page
 from modelassay.ui.service import CONCURRENCY_ID, run_scan
 from modelassay.ui.stopping import stops
@@ -32,6 +26,8 @@ EXAMPLES = [
     ["embedded", "standard"],
     ["embedded", "quick"],
 ]
+SECTIONS = ("verdict", "concepts", "evidence", "model")
+CHARTS = ("concepts", "evidence")
 
 
 def create_scan_tab() -> None:
@@ -61,37 +57,19 @@ def create_scan_tab() -> None:
                 json_file = gr.DownloadButton("JSON report", visible=False)
                 html_file = gr.DownloadButton("HTML report", visible=False)
         with gr.Column(scale=3):
-            card = gr.HTML(container=False)
-            table = gr.Dataframe(visible=False, label="Held-out separation", wrap=True)
-            with gr.Row():
-                layers = gr.Plot(visible=False, show_label=False)
-                rates = gr.Plot(visible=False, show_label=False)
+            view = ReportView(*SECTIONS, charts=CHARTS)
             shown = gr.Dropdown(visible=False, label="Concept in detail")
             with gr.Row():
                 scores = gr.Plot(visible=False, show_label=False)
                 null = gr.Plot(visible=False, show_label=False)
-            facts = gr.Dataframe(visible=False, label="Evidence", wrap=True)
     details = gr.State({})
-    outputs = [
-        status,
-        card,
-        table,
-        layers,
-        rates,
-        shown,
-        scores,
-        null,
-        facts,
-        json_file,
-        html_file,
-        details,
-    ]
+    outputs = [status, *view.components, shown, scores, null, json_file, html_file, details]
 
     def scan_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
         def show(report: ScanReport, folder: Path) -> dict[Any, Any]:
-            return dict(zip(outputs, _show(report, folder), strict=True))
+            return dict(zip(outputs, _show(view, report, folder), strict=True))
 
-        cleared = {card: "", **hidden(outputs[2:11])}
+        cleared = hidden(outputs[1:-1])
         yield from on_page(run_scan(*inputs), status, cleared, "Not scanned.", show)
 
     running = start.click(
@@ -127,9 +105,8 @@ def scan_endpoint(
     return to_dict(last_result(run_scan(model, mode, compare, chat_template)))
 
 
-def _show(report: ScanReport, folder: Path) -> tuple[Any, ...]:
+def _show(view: ReportView, report: ScanReport, folder: Path) -> tuple[Any, ...]:
     """Values for all outputs, in their order."""
-    header, *rows = concept_rows(report)
     name = re.sub(r"[^\w.-]+", "_", report.model.id)
     files = {folder / f"{name}.json": to_json(report), folder / f"{name}.html": to_html(report)}
     for path, text in files.items():
@@ -144,17 +121,12 @@ def _show(report: ScanReport, folder: Path) -> tuple[Any, ...]:
         for concept, result in report.concepts.items()
     }
     first = next(iter(details))
-    rates = refusal_rates(report)
     seconds = report.provenance["seconds"]
     return (
         f"Done in {seconds['scan']:.0f} s after {seconds['loading']:.0f} s of loading.",
-        verdict_card(report),
-        gr.update(value={"headers": header, "data": rows}, visible=True),
-        gr.update(value=separation_by_layer(report), visible=True),
-        gr.update(value=rates, visible=rates is not None),
+        *view.updates(report),
         gr.update(choices=list(details), value=first, visible=True),
         *_detail_charts(first, details),
-        gr.update(value={"headers": ["", "value"], "data": fact_rows(report)}, visible=True),
         gr.update(value=json_path, visible=True),
         gr.update(value=html_path, visible=True),
         details,

@@ -10,9 +10,7 @@ import gradio as gr
 
 from modelassay.errors import AssayError
 from modelassay.report import to_dict
-from modelassay.report.charts import similarity_by_layer, weight_change_by_block
-from modelassay.report.html import verification_card
-from modelassay.report.rows import check_rows, verification_rows
+from modelassay.ui.report_view import ReportView
 from modelassay.ui.running import hidden, last_result, on_page
 from modelassay.ui.service import CONCURRENCY_ID, run_create, run_verify, visible_baselines
 from modelassay.ui.stopping import stops
@@ -58,25 +56,15 @@ def create_verify_tab() -> None:
                 make = gr.Button("Measure")
                 archive = gr.DownloadButton("Baseline (zip)", visible=False)
         with gr.Column(scale=3):
-            card = gr.HTML(container=False)
-            checks = gr.Dataframe(
-                visible=False,
-                label="What was compared",
-                wrap=True,
-                column_widths=["200px", "90px", "610px"],
-                max_height=900,
-            )
-            with gr.Row():
-                likeness = gr.Plot(visible=False, show_label=False)
-                change = gr.Plot(visible=False, show_label=False)
-            facts = gr.Dataframe(visible=False, label="Model and baseline", wrap=True)
-    outputs = [status, card, checks, likeness, change, facts]
+            view = ReportView("checks", "likeness", "weights", charts=("likeness", "weights"))
+    outputs = [status, *view.components]
 
     def verify_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
         def show(report: VerificationReport, _folder: Path) -> dict[Any, Any]:
-            return dict(zip(outputs, _show(report), strict=True))
+            done = f"Done in {report.provenance.get('seconds', 0):.0f} s."
+            return dict(zip(outputs, [done, *view.updates(report)], strict=True))
 
-        cleared = {card: "", **hidden(outputs[2:])}
+        cleared = hidden(view.components)
         yield from on_page(run_verify(*inputs), status, cleared, "Not verified.", show)
 
     def create_for_page(model_id: str) -> Iterator[dict[Any, Any]]:
@@ -181,16 +169,3 @@ def _pick(event: gr.SelectData) -> str:
 
 def _choices() -> list[str]:
     return [index.name for index in visible_baselines()]
-
-
-def _show(report: VerificationReport) -> tuple[Any, ...]:
-    header, *rows = check_rows(report)
-    charts = similarity_by_layer(report), weight_change_by_block(report)
-    facts = {"headers": ["", "value"], "data": verification_rows(report)}
-    return (
-        f"Done in {report.provenance.get('seconds', 0):.0f} s.",
-        verification_card(report),
-        gr.update(value={"headers": header, "data": rows}, visible=bool(rows)),
-        *(gr.update(value=chart, visible=chart is not None) for chart in charts),
-        gr.update(value=facts, visible=True),
-    )

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from modelassay.measures.weight_sketch import WeightChange
+from modelassay.report.charts import PALETTE, new_figure
+from modelassay.report.sections import Column, Report, Section, Status, Table, Tone
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 SCHEMA = "modelassay.verify/1"
 Outcome = Literal["same", "differs", "unknown"]
 Where = Literal["shipped", "local", "folder", "hub"]
+TONES: dict[str, Tone] = {"same": "good", "differs": "bad", "unknown": "muted"}
+VERDICT_TONES: dict[bool | None, Tone] = {True: "good", False: "bad", None: "neutral"}
 
 
 class Kind(str, Enum):
@@ -91,7 +99,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class VerificationReport:
+class VerificationReport(Report):
     """Is the model the baseline's?"""
 
     model: str
@@ -125,6 +133,93 @@ class VerificationReport:
             "differences": _differences_dict(self.differences),
             "provenance": self.provenance,
         }
+
+    def sections(self) -> list[Section]:
+        """The verdict with all that was compared, and charts of what differs."""
+        title = outcome_of(self.verified)
+        verdict = f"{title}: {self.kind.value}" if self.kind else title
+        checks = Table(
+            columns=(
+                Column("compared", whole=True),
+                Column("outcome", whole=True, tones=TONES),
+                Column("found"),
+            ),
+            rows=[(check.name, check.outcome, check.detail) for check in self.checks],
+            records=lambda: [asdict(check) for check in self.checks],
+        )
+        return [
+            Section(
+                "checks",
+                table=checks,
+                facts=self._facts(),
+                status=Status(verdict, VERDICT_TONES[self.verified], self.reasons, self.model),
+            ),
+            Section("likeness", chart=partial(similarity_by_layer, self)),
+            Section("weights", chart=partial(weight_change_by_block, self)),
+        ]
+
+    def _facts(self) -> list[tuple[str, str]]:
+        facts = [("model", self.model), ("revision", self.revision or "local")]
+        if (origin := self.baseline) is not None:
+            where = origin.source + (f", by {origin.author}" if origin.author else "")
+            facts += [
+                ("baseline", f"{origin.id} ({where})"),
+                ("of model", self.baseline_model or "unknown"),
+            ]
+            facts += [("commit", origin.revision)] if origin.revision else []
+        if self.kind is not None:
+            facts.append(("difference", self.kind.value))
+        return facts
+
+
+def outcome_of(verified: bool | None) -> str:
+    """VERIFIED, NOT VERIFIED or UNKNOWN."""
+    return {True: "VERIFIED", False: "NOT VERIFIED", None: "UNKNOWN"}[verified]
+
+
+def similarity_by_layer(report: VerificationReport) -> Figure | None:
+    """Cosine of each concept's direction with the baseline's, and likeness of the signatures."""
+    found = report.differences
+    if found is None or not found.same_tokens:
+        return None
+    figure = new_figure("Likeness to the baseline by block", "block", "1 = the same")
+    for i, (name, values) in enumerate(found.cosines.items()):
+        figure.add_scatter(
+            x=list(values),
+            y=list(values.values()),
+            name=f"{name}: cosine",
+            line={"color": PALETTE[i % len(PALETTE)], "width": 2.5},
+        )
+    figure.add_scatter(
+        x=list(found.distances),
+        y=[1 - distance for distance in found.distances.values()],
+        name="signature: 1 - distance",
+        mode="lines+markers",
+        line={"color": PALETTE[-1], "dash": "dot"},
+    )
+    figure.update_yaxes(range=[min(-0.05, *(1 - d for d in found.distances.values())), 1.05])
+    return figure
+
+
+def weight_change_by_block(report: VerificationReport) -> Figure | None:
+    """How much each block's weights differ from the baseline's, those with an ablation's mark."""
+    found = report.differences
+    if found is None or found.weights is None:
+        return None
+    weights = found.weights
+    marked = set(weights.mark.blocks) if weights.mark else set()
+    figure = new_figure("Change of the weights by block", "block", "relative change")
+    for name, colour, shown in (
+        ("changed", PALETTE[0], weights.by_block.keys() - marked),
+        ("changed as ablation does", PALETTE[1], marked),
+    ):
+        if shown:
+            blocks = sorted(shown)
+            values = [weights.by_block[block] for block in blocks]
+            figure.add_bar(x=blocks, y=values, name=name, marker={"color": colour})
+    figure.update_yaxes(tickformat=".1%", rangemode="tozero")
+    figure.update_layout(showlegend=True)
+    return figure
 
 
 def _differences_dict(found: Differences | None) -> dict[str, Any] | None:

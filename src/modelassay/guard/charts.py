@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from modelassay.guard import GuardEvent, Thresholds
+from modelassay.guard.events import GuardEvent
+from modelassay.guard.policy import Thresholds
+from modelassay.report.charts import new_figure
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 OWN, AVERAGE, PROMPT = "#56B4E9", "#0072B2", "#666666"
 PAUSE, BLOCK = "#E69F00", "#D55E00"
@@ -17,16 +22,14 @@ MARKS = {
 FEWEST = 24  # tokens that the axis has room for, so that it does not jump at the start
 
 
-def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Any:
+def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Figure:
     """Risk of each token and its moving average, the thresholds, and what the guard did.
 
     Args:
         events: Those of one answer so far.
         thresholds: Of the answer's risk.
     """
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = new_figure("Risk of the answer, token by token", "token", "risk")
     tokens = [event for event in events if event.kind == "token" and event.risk is not None]
     index = [event.index for event in tokens]
     # Curves are there even while they are empty, or the legend would come and go.
@@ -66,20 +69,16 @@ def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Any:
             font={"size": 11, "color": colour},
         )  # fmt: skip
     figure.update_layout(
-        title={"text": "Risk of the answer, token by token", "font": {"size": 15}},
-        xaxis={"title": "token", "range": [-1, max(FEWEST, *index, 0) + 1]},
-        yaxis={"title": "risk", "range": [-0.03, 1.1]},
-        template="plotly_white",
+        xaxis={"range": [-1, max(FEWEST, *index, 0) + 1]},
+        yaxis={"range": [-0.03, 1.1]},
         height=380,
         margin={"l": 55, "r": 15, "t": 45, "b": 90},
-        legend={"orientation": "h", "y": -0.24, "yanchor": "top"},
         showlegend=True,
-        font={"family": "system-ui, sans-serif"},
     )
     return figure
 
 
-def _shade_held(figure: Any, tokens: Sequence[GuardEvent]) -> None:
+def _shade_held(figure: Figure, tokens: Sequence[GuardEvent]) -> None:
     """A band over each run of tokens at which text was held back."""
     held = [event.index for event in tokens if event.action in ("pause", "escalate")]
     starts = [index for index in held if index - 1 not in held]
@@ -98,7 +97,7 @@ def _shade_held(figure: Any, tokens: Sequence[GuardEvent]) -> None:
         )
 
 
-def _add_marks(figure: Any, events: Sequence[GuardEvent]) -> None:
+def _add_marks(figure: Figure, events: Sequence[GuardEvent]) -> None:
     for action, (name, colour, symbol) in MARKS.items():
         at = [event for event in events if event.action == action and event.risk is not None]
         if at:

@@ -1,22 +1,27 @@
-"""The charts of a comparison, for the HTML report and the page alike."""
+"""The charts of a comparison."""
 
 from __future__ import annotations
 
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modelassay.diff import DiffReport
+from modelassay.diff.features import Q_LEVEL
 from modelassay.diff.suspicion import BY_NAME, Level
-from modelassay.report.charts import NEGATIVE, NULL, PALETTE, POSITIVE, new_figure
-from modelassay.report.diff_rows import effect_interval, plain_line, top_features
+from modelassay.report.charts import NEGATIVE, NULL, PALETTE, POSITIVE, error_bars, new_figure
+from modelassay.report.text import cut, plain_line
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from modelassay.diff.report import DiffReport
 
 TOP_FEATURES = 20
 MAX_LABEL = 40  # characters
 
 
-def energy_by_block(report: DiffReport) -> Any | None:
+def energy_by_block(report: DiffReport) -> Figure | None:
     """Share of the weights' change in each block; None where no weight changed."""
     found = report.weights
     if found is None or not (found.energy_by_block or found.energy_elsewhere):
@@ -42,7 +47,7 @@ def energy_by_block(report: DiffReport) -> Any | None:
     return chart
 
 
-def change_by_layer(report: DiffReport) -> Any:
+def change_by_layer(report: DiffReport) -> Figure:
     """How much the states of each block changed, and how much of it is one constant vector."""
     layers = report.states.layers
     blocks = [layer.layer for layer in layers]
@@ -62,33 +67,27 @@ def change_by_layer(report: DiffReport) -> Any:
     return chart
 
 
-def feature_effects(report: DiffReport) -> Any | None:
+def feature_effects(report: DiffReport) -> Figure | None:
     """Effects of the features that changed most, with intervals; None without any."""
-    changes = top_features(report, TOP_FEATURES)
+    changes = report.top_features(TOP_FEATURES)
     if not changes:
         return None
     names = []
     for change in changes:
-        text = plain_line(change.label or " ".join(change.tokens[:3]))
-        text = text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…"
+        text = cut(plain_line(change.label or " ".join(change.tokens[:3])), MAX_LABEL)
         # The number keeps two features of one label apart; plotly reads some markup.
         names.append(escape(f"#{change.feature} {change.part}: {text}"))
-    ends = [effect_interval(change) for change in changes]
+    effects = [change.effect for change in changes]
     chart = new_figure("Features that changed", "effect (mean change / spread between prompts)", "")
     chart.add_bar(
-        x=[change.effect for change in changes],
+        x=effects,
         y=names,
         orientation="h",
         marker_color=[
-            NULL if c.q_value >= 0.05 else POSITIVE if c.effect > 0 else NEGATIVE for c in changes
+            NULL if c.q_value >= Q_LEVEL else POSITIVE if c.effect > 0 else NEGATIVE
+            for c in changes
         ],
-        error_x={
-            "symmetric": False,
-            "array": [high - c.effect for (_, high), c in zip(ends, changes, strict=True)],
-            "arrayminus": [c.effect - low for (low, _), c in zip(ends, changes, strict=True)],
-            "thickness": 1,
-            "width": 0,
-        },
+        error_x=error_bars(effects, [change.effect_interval for change in changes]),
         hovertemplate="%{y}: %{x:.2f}<extra></extra>",
     )
     chart.update_yaxes(autorange="reversed", automargin=True)
@@ -96,7 +95,7 @@ def feature_effects(report: DiffReport) -> Any | None:
     return chart
 
 
-def stream_levels(report: DiffReport) -> Any | None:
+def stream_levels(report: DiffReport) -> Figure | None:
     """The candidate's level in each stream beside the benign ones; None without benign ones."""
     known = [level for level in report.suspicion.levels if level.level is not None]
     if not known:

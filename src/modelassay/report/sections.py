@@ -1,0 +1,171 @@
+"""A report as a list of frozen sections, which every renderer reads and no product prints itself.
+
+A product's report is a frozen dataclass that inherits `Report` and lists its `sections()`. Texts in
+them are plain: renderers escape what they write, and no markup in them is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from modelassay.errors import InputError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from plotly.graph_objects import Figure
+
+Tone = Literal["good", "warning", "bad", "neutral", "muted"]
+Draw = Callable[[], "Figure | None"]
+"""Makes a plotly figure; None where there is nothing to draw."""
+Records = Callable[[], Iterable[Mapping[str, Any]]]
+"""Gives the numbers of a table, one mapping a row."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """A verdict and what it rests on."""
+
+    value: str
+    tone: Tone
+    reasons: tuple[str, ...] = ()
+    subject: str = ""
+    """What it is about, such as a model's id."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table."""
+
+    name: str
+    align: Literal["left", "right"] = "left"
+    shown: Literal["always", "wide", "narrow"] = "always"
+    """`wide`: only on a page; `narrow`: only in a terminal, whose 80 characters are few."""
+    whole: bool = False
+    """Whether cells keep to one line in a terminal."""
+    tones: Mapping[str, Tone] = field(default_factory=dict)
+    """Colours of cells, by their text."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under named columns, and the numbers behind them."""
+
+    columns: tuple[Column, ...]
+    rows: Sequence[Sequence[str]]
+    records: Records | None = None
+    """Columns of a data frame, as numbers."""
+    best: int | None = None
+    """Index of a row to point out."""
+    most: int | None = None
+    """Rows that a terminal shows; None for all."""
+
+    def seen(self, *, wide: bool) -> tuple[list[Column], list[list[str]]]:
+        """Columns and cells to show on a page (wide) or in a terminal."""
+        hidden = "narrow" if wide else "wide"
+        kept = [i for i, column in enumerate(self.columns) if column.shown != hidden]
+        rows = self.rows if wide or self.most is None else self.rows[: self.most]
+        return [self.columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report; what it lacks is left out."""
+
+    name: str = ""
+    """Finds its table and its chart: `report.to_dataframe(name)`, `report.figure(name)`."""
+    title: str = ""
+    level: int = 2
+    """Of the heading, 2 or 3."""
+    lines: tuple[str, ...] = ()
+    """Paragraphs."""
+    items: tuple[str, ...] = ()
+    """A list; a terminal does not break them, so that they can be searched line by line."""
+    code: str = ""
+    """Text whose line breaks count."""
+    table: Table | None = None
+    facts: Sequence[tuple[str, str]] = ()
+    """Names and values."""
+    chart: Draw | None = None
+    status: Status | None = None
+    """A page shows it at the head of the section, a terminal at its end."""
+    note: str = ""
+    """Small print."""
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is anything to read besides the title and the note."""
+        table = self.table is not None and bool(self.table.rows)
+        return bool(table or self.lines or self.items or self.code or self.facts or self.status)
+
+
+class Report:
+    """What a product found: its sections, JSON values, tables as data frames, charts."""
+
+    def sections(self) -> list[Section]:
+        """Its parts in reading order, the verdict first."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values, with the schema."""
+        raise NotImplementedError
+
+    def to_dataframe(self, table: str | None = None) -> DataFrame:
+        """A table's numbers as a pandas data frame.
+
+        Args:
+            table: Name of its section; the first table if left out.
+
+        Raises:
+            InputError: the report has no such table.
+        """
+        from pandas import DataFrame
+
+        tables = {s.name: s.table.records for s in self.sections() if s.table and s.table.records}
+        return DataFrame.from_records([dict(row) for row in _named(tables, table, "table")()])
+
+    def figure(self, chart: str | None = None) -> Figure:
+        """A chart as a plotly figure.
+
+        Args:
+            chart: Name of its section; the first chart with something in it if left out.
+
+        Raises:
+            InputError: the report has no such chart, or there is nothing to draw.
+        """
+        charts = {s.name: s.chart for s in self.sections() if s.chart}
+        if chart is None:
+            drawn = (draw() for draw in charts.values())
+            figure = next((one for one in drawn if one is not None), None)
+        else:
+            figure = _named(charts, chart, "chart")()
+        if figure is None:
+            raise InputError("There is nothing to draw here.")
+        return figure
+
+    def _repr_html_(self) -> str:
+        """Verdict, tables and facts for a notebook; `figure()` gives the charts."""
+        from modelassay.report.html import fragment
+
+        return fragment(self)
+
+
+def columns(*names: str, right: Sequence[int] = ()) -> tuple[Column, ...]:
+    """Columns of these names; those at the indices `right` hold numbers."""
+    return tuple(Column(name, "right" if i in right else "left") for i, name in enumerate(names))
+
+
+def sections_of(report: Report | Iterable[Section]) -> list[Section]:
+    """A report's sections, or those given."""
+    return report.sections() if isinstance(report, Report) else list(report)
+
+
+def _named(found: Mapping[str, Any], name: str | None, kind: str) -> Any:
+    if not found:
+        raise InputError(f"This report has no {kind}.")
+    if name is None:
+        return next(iter(found.values()))
+    if name not in found:
+        raise InputError(f"This report has no {kind} {name!r}; there are {', '.join(found)}.")
+    return found[name]
