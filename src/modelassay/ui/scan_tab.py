@@ -113,7 +113,7 @@ def _show(view: ReportView, report: ScanReport, folder: Path) -> tuple[Any, ...]
         write_text_atomically(path, text)
     json_path, html_path = (str(path) for path in files)
     # A session's state is copied and pickled around: plain figures as JSON, no report objects.
-    details = {
+    details: dict[str, list[Any]] = {
         concept: [
             projections(concept, result.separation).to_json(),
             null_distribution(concept, result.separation).to_json(),
@@ -133,7 +133,7 @@ def _show(view: ReportView, report: ScanReport, folder: Path) -> tuple[Any, ...]
     )
 
 
-def _detail_charts(concept: str, details: dict[str, list[str]]) -> tuple[Any, Any]:
+def _detail_charts(concept: str, details: dict[str, list[Any]]) -> tuple[Any, Any]:
     import plotly.io
 
     if concept not in details:
