@@ -11,7 +11,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-gr = pytest.importorskip("gradio")
+pytest.importorskip("gradio")
+import gradio as gr
 from gradio_client.exceptions import AppError
 
 from diffs import SUITE, make_dictionary, with_feature
