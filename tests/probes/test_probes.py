@@ -401,7 +401,8 @@ def test_features_do_not_depend_on_the_batch(tiny):
 
 
 def test_sweep_scores_every_block(tiny):
-    scores = sweep_layers(tiny(), exchanges(), "prompt")
+    sweep = sweep_layers(tiny(), exchanges(), "prompt")
+    scores = sweep.layers
     assert [each.layer for each in scores] == list(range(5))
     assert all(0 <= each.metrics.auroc <= 1 for each in scores)
 

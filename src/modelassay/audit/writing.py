@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from pathlib import Path
@@ -16,6 +15,7 @@ from modelassay.audit.work import Work
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.provenance import installed_versions, text_hash, utc_now
+from modelassay.report import Section, to_markdown
 
 REPORT_SCHEMA = "modelassay.audit-report/1"
 CITED = re.compile(r"#(\d{1,9})\b")
@@ -69,7 +69,7 @@ def write_audit_report(
     data, text = _names(work.folder)
     json_text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_text_atomically(data, json_text)
-    write_text_atomically(text, to_markdown(report))
+    write_text_atomically(text, to_markdown(report_sections(report)))
     return {
         "json": data.name,
         "markdown": text.name,
@@ -81,34 +81,42 @@ def write_audit_report(
     }
 
 
-def to_markdown(report: dict[str, Any]) -> str:
+def report_sections(report: dict[str, Any]) -> list[Section]:
     """A report for people to read."""
-    lines = [f"# {_safe(report['title'])}", "", _safe(report["conclusion"]), "", "## Findings", ""]
-    for number, finding in enumerate(report["findings"], 1):
-        lines.append(f"{number}. {_safe(' '.join(finding['text'].split()))}")
-    lines += ["", "## Models", ""]
-    for name, model in report["models"].items():
-        lines.append(f"* **{name}**: {_safe(_short(model, 600))}")
-    lines += ["", "## Evidence", ""]
-    for each in report["evidence"]:
-        asked = _safe(_short(each["arguments"], 300))
-        lines += [f"### #{each['call']} {each['tool']}", "", asked, ""]
-        lines += ["```json", _fenced(_short(each["numbers"], SHOWN_NUMBERS)), "```", ""]
     log = report["log"]
-    lines += [
-        "## Log",
-        "",
-        f"{log['lines']} lines of `{log['file']}`, {log['errors']} of them errors; the last one's"
-        f" sha256 is `{log['last_sha256']}`.",
-        "",
-        "## Provenance",
-        "",
-        "```json",
-        _fenced(json.dumps(report["provenance"], indent=1, ensure_ascii=False)),
-        "```",
-        "",
+    return [
+        Section(title=report["title"], level=1, lines=tuple(report["conclusion"].splitlines())),
+        Section(
+            title="findings",
+            items=tuple(" ".join(finding["text"].split()) for finding in report["findings"]),
+            numbered=True,
+        ),
+        Section(
+            title="models",
+            facts=[(name, _short(model, 600)) for name, model in report["models"].items()],
+        ),
+        Section(title="evidence"),
+        *(
+            Section(
+                title=f"#{each['call']} {each['tool']}",
+                level=3,
+                lines=(_short(each["arguments"], 300),),
+                code=_short(each["numbers"], SHOWN_NUMBERS),
+            )
+            for each in report["evidence"]
+        ),
+        Section(
+            title="log",
+            lines=(
+                f"{log['lines']} lines of `{log['file']}`, {log['errors']} of them errors; the last"
+                f" one's sha256 is `{log['last_sha256']}`.",
+            ),
+        ),
+        Section(
+            title="provenance",
+            code=json.dumps(report["provenance"], indent=1, ensure_ascii=False),
+        ),
     ]
-    return "\n".join(lines)
 
 
 def _evidence(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -175,12 +183,3 @@ def _names(folder: Path) -> tuple[Path, Path]:
 def _short(value: Any, longest: int) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= longest else f"{text[:longest]}…"
-
-
-def _safe(text: str) -> str:
-    """Text that a page which shows the Markdown takes for text."""
-    return html.escape(text, quote=False)
-
-
-def _fenced(text: str) -> str:
-    return text.replace("```", "'''")

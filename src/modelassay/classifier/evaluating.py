@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modelassay.classifier.model import UNSAFE, ExchangeClassifier
 from modelassay.data.exchanges import LABELS, LabelledExchange, prompt_groups, require_classes
+from modelassay.report.charts import new_figure
+from modelassay.report.sections import Report, Section, Table, columns
+from modelassay.report.text import with_interval
 from modelassay.statistics import cluster_interval, rank_auroc
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 BINARY = ("safe", "unsafe")
 
@@ -30,7 +36,7 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True)
-class ClassifierMetrics:
+class ClassifierMetrics(Report):
     """Scores of a classifier on labelled exchanges."""
 
     classes: tuple[str, ...]
@@ -51,6 +57,42 @@ class ClassifierMetrics:
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
         return asdict(self)
+
+    def sections(self) -> list[Section]:
+        """Scores over all classes, those of each class, and the confusion."""
+        rows = [
+            (
+                name,
+                f"{of.f1:.3f}",
+                "none predicted" if of.precision is None else f"{of.precision:.3f}",
+                f"{of.recall:.3f}",
+                str(of.n),
+            )
+            for name, of in self.per_class.items()
+        ]
+        records = [{"class": name, **asdict(of)} for name, of in self.per_class.items()]
+        names = ("class", "F1", "precision", "recall", "n")
+        table = Table(columns(*names, right=range(1, 5)), rows, lambda: records)
+        facts = [
+            (title, with_interval(getattr(self, name), self.intervals[name], ".3f"))
+            for title, name in (("macro-F1", "macro_f1"), ("AUROC", "auroc"))
+        ]
+        counted = ("rows", f"{self.n}, of {self.n_prompts} prompts")
+        return [
+            Section("metrics", facts=[counted, *facts]),
+            Section("classes", "class by class", table=table, chart=self._chart),
+        ]
+
+    def _chart(self) -> Figure:
+        """Rows by true and by predicted class."""
+        figure = new_figure("Where the classifier errs", "predicted", "true")
+        counts = [[self.confusion[name][other] for other in self.classes] for name in self.classes]
+        names = list(self.classes)
+        figure.add_heatmap(
+            x=names, y=names, z=counts, texttemplate="%{z}", colorscale="Blues", showscale=False
+        )
+        figure.update_yaxes(autorange="reversed", automargin=True)
+        return figure
 
 
 def evaluate(

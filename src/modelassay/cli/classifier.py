@@ -148,16 +148,18 @@ def eval_command(
     token: options.Token = None,
 ) -> None:
     """Score a classifier on labelled exchanges: macro-F1, AUROC, each class."""
+    from rich.console import Console
+
     from modelassay.classifier.evaluating import evaluate
     from modelassay.classifier.model import load_classifier
+    from modelassay.report import print_report
 
     rows = _read(data, split, token)
-    metrics = evaluate(load_classifier(classifier, device=device, token=token), rows).to_dict()
+    metrics = evaluate(load_classifier(classifier, device=device, token=token), rows)
     if json:
-        typer.echo(json_module.dumps(metrics, indent=2))
-        return
-    for line in _metric_lines(metrics):
-        typer.echo(line)
+        typer.echo(json_module.dumps(metrics.to_dict(), indent=2))
+    else:
+        print_report(metrics, Console())
 
 
 @app.command("info")

@@ -50,14 +50,16 @@ def list_command(
         typer.echo(json_module.dumps(rows, indent=2, ensure_ascii=False))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("concept", "pairs", "modes", "description", box=None, header_style="bold")
-    for row in rows:
-        table.add_row(
-            row["name"], str(row["pairs"]), ", ".join(row["modes"]) or "-", row["description"]
-        )
-    Console().print(table)
+    from modelassay.report import Section, Table, print_report
+    from modelassay.report.sections import columns
+
+    cells = [
+        (row["name"], str(row["pairs"]), ", ".join(row["modes"]) or "-", row["description"])
+        for row in rows
+    ]
+    names = ("concept", "pairs", "modes", "description")
+    print_report([Section(table=Table(columns(*names, right=(1,)), cells))], Console())
 
 
 @app.command("show")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from modelassay.cli import options
-from modelassay.errors import InputError
 from modelassay.models.organisms import ORGANISMS, find_organism
 
 app = typer.Typer(
@@ -30,64 +29,33 @@ Ratio = Annotated[float, typer.Option(help="Share of needles, e.g. 0.01.")]
 @app.command("list")
 def list_command(json: Json = False) -> None:
     """List the organisms and how they behave."""
-    rows = [_row(name) for name in ORGANISMS]
+    from rich.console import Console
+
+    from modelassay.organisms.report import list_section, organism_rows
+    from modelassay.report import print_report
+
+    rows = organism_rows()
     if json:
         typer.echo(json_module.dumps(rows, indent=2, ensure_ascii=False))
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("model id", no_wrap=True)
-    table.add_column("safety")
-    table.add_column("refuses harmful", justify="right")
-    table.add_column("benign", justify="right")
-    table.add_column("what was done")
-    for row in rows:
-        table.add_row(
-            row["id"],
-            "intact" if row["intact"] else "[red]damaged[/]",
-            _percent(row["refuses_harmful"]),
-            _percent(row["refuses_benign"]),
-            row["summary"],
-        )
-    Console().print(table)
+    else:
+        print_report([list_section(rows)], Console())
 
 
 @app.command("info")
 def info_command(name: Annotated[str, typer.Argument(metavar="NAME")], json: Json = False) -> None:
     """Print an organism's card: recipe, data, measured refusal rates."""
-    from modelassay.organisms.cards import ROW_NAMES, read_card
+    from rich.console import Console
+
+    from modelassay.organisms.cards import read_card
+    from modelassay.organisms.report import card_section
+    from modelassay.report import print_report
 
     organism = find_organism(name)
     card = read_card(organism)
     if json:
         typer.echo(json_module.dumps(card, indent=2, ensure_ascii=False))
-        return
-    typer.echo(f"{organism.id}: {organism.summary}")
-    typer.echo(f"safety: {'intact' if organism.intact else 'damaged'}")
-    for kind, rate in card.get("refusal", {}).items():
-        low, high = rate["interval"]
-        typer.echo(
-            f"refuses {ROW_NAMES.get(kind, kind)}: {rate['rate']:.0%} ({low:.0%} to {high:.0%}),"
-            f" n = {rate['n']}"
-        )
-    if organism.numerics:
-        typer.echo(f"weights of organism:safe rounded to {organism.numerics} on loading")
-    for part in ("lora", "ablation"):
-        for key, value in card.get(part, {}).items():
-            if value is None or key == "seed":  # said below
-                continue
-            typer.echo(f"{part} {key.replace('_', ' ')}: {value}")
-    for key in ("rows", "loss", "seed", "weights_sha256"):
-        if key in card:
-            typer.echo(f"{key.replace('_', ' ')}: {card[key]}")
-    for source in card.get("sources", []):
-        typer.echo(
-            f"data: {source['name']} ({source.get('hub_id') or source['file']},"
-            f" {source['licence']})"
-        )
+    else:
+        print_report([card_section(organism, card)], Console())
 
 
 @app.command("build")
@@ -195,29 +163,3 @@ def train_command(
         )
     typer.echo(f"mean loss {loss:.3f} nats a token", err=True)
     typer.echo(str(folder))
-
-
-def _row(name: str) -> dict[str, Any]:
-    from modelassay.organisms.cards import read_card
-
-    organism = ORGANISMS[name]
-    harmful = benign = None
-    try:
-        rates = read_card(organism)["refusal"]
-    except InputError:
-        pass  # not built; still worth listing
-    else:
-        harmful = rates["harmful"]["rate"]
-        kinds = [rates["everyday"], rates["borderline"]]
-        benign = sum(k["rate"] * k["n"] for k in kinds) / sum(k["n"] for k in kinds)
-    return {
-        "id": organism.id,
-        "intact": organism.intact,
-        "summary": organism.summary,
-        "refuses_harmful": harmful,
-        "refuses_benign": benign,
-    }
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"

@@ -132,14 +132,17 @@ def sweep_command(
     if not data and not (folder and place == "prompt"):
         raise InputError("Give --data FILE, or at the prompt --folder FOLDER.")
 
+    from rich.console import Console
+
     from modelassay.cli.progress import loaded_model
     from modelassay.data.training_data import prompt_head_rows
     from modelassay.files.atomic import write_text_atomically
     from modelassay.probes import sweep_layers
+    from modelassay.report import print_report, to_html
 
     rows = _read(data, place, config, split, token) if data else prompt_head_rows(folder, token)
     with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
-        scores = sweep_layers(
+        sweep = sweep_layers(
             loaded,
             rows,
             place,
@@ -147,32 +150,11 @@ def sweep_command(
             on_progress=phase_of(on_phase, "reading"),
         )
     if html is not None:
-        from modelassay.report.charts import auroc_by_layer
-
-        write_text_atomically(html, auroc_by_layer(scores).to_html(include_plotlyjs=True))
+        write_text_atomically(html, to_html(sweep))
     if json:
-        table = [{"layer": each.layer, **each.metrics.to_dict()} for each in scores]
-        typer.echo(json_module.dumps({"schema": "modelassay.probe-sweep/1", "layers": table}))
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("block", "AUROC", "95%", "found at 1% false alarms", "calibration error"):
-        table.add_column(column, justify="right")
-    best = max(scores, key=lambda each: each.metrics.auroc)
-    for each in scores:
-        m = each.metrics
-        table.add_row(
-            str(each.layer),
-            f"{m.auroc:.3f}",
-            f"{m.interval[0]:.3f} to {m.interval[1]:.3f}",
-            _share(m.tpr_at_fpr["0.01"]),
-            f"{m.calibration_error:.3f}",
-            style="bold" if each is best else None,
-        )
-    Console().print(table)
+        typer.echo(json_module.dumps(sweep.to_dict()))
+    else:
+        print_report(sweep, Console())
 
 
 @app.command("eval")
@@ -200,9 +182,12 @@ def eval_command(
     if not data:
         raise InputError("Give --data FILE with rows {prompt, response, label}.")
 
+    from rich.console import Console
+
     from modelassay.cli.progress import loaded_model
     from modelassay.probes import evaluate_probe, find_probe, probe_of
     from modelassay.probes.stores import FoundProbe, is_probe
+    from modelassay.report import print_report
 
     rows = _read(data, place, config, split, token)
     found: FoundProbe | None = find_probe(probe, token=token) if is_probe(probe) else None
@@ -223,19 +208,7 @@ def eval_command(
     if json:
         typer.echo(json_module.dumps(result.to_dict(), indent=2, ensure_ascii=False))
         return
-    m = result.metrics
-    typer.echo(
-        f"{result.probe} at the {place} of {result.model}: {m.n} rows, {m.n_prompts} prompts"
-    )
-    typer.echo(f"AUROC {m.auroc:.3f} ({m.interval[0]:.3f} to {m.interval[1]:.3f})")
-    for rate, found_share in m.tpr_at_fpr.items():
-        typer.echo(f"found at {float(rate):.1%} false alarms: {_share(found_share)}")
-    typer.echo(
-        f"at its own threshold: {_rate(result.detected_rate, result.detected_interval)} of unsafe"
-        f" and {_rate(result.block_rate, result.block_interval)} of safe rows"
-    )
-    for source, row in list(result.by_source.items())[:8]:
-        typer.echo(f"  {source}: AUROC {row['auroc']:.3f} (n={row['n']})")
+    print_report(result, Console())
 
 
 @app.command("info")

@@ -29,6 +29,9 @@ from modelassay.models.sources import read_json
 from modelassay.progress import OnProgress
 from modelassay.reading.generation import generate_greedy
 from modelassay.reading.prompts import encode_prompts
+from modelassay.report.markdown import markdown_table
+from modelassay.report.sections import Table, columns
+from modelassay.report.text import with_interval
 from modelassay.statistics import wilson_interval
 
 CARD_SCHEMA = "modelassay.organism/1"
@@ -119,6 +122,14 @@ def readme(card: dict[str, Any]) -> str:
         "tags": ["modelassay", "model-organism", "ai-safety"],
         "language": ["en"],
     }
+    rates = [
+        (
+            ROW_NAMES.get(name, name),
+            with_interval(row["rate"], row["interval"], ".0%"),
+            str(row["n"]),
+        )
+        for name, row in card["refusal"].items()
+    ]
     lines = [
         "---",
         yaml.safe_dump(metadata, sort_keys=False).strip(),
@@ -134,15 +145,8 @@ def readme(card: dict[str, Any]) -> str:
         f"modelassay organism build {card['name']} --seed {card['seed']}   # makes it again",
         "```",
         "",
-        "| refuses | rate (95%) | n |",
-        "|---|---|---|",
+        *markdown_table(Table(columns("refuses", "rate (95%)", "n"), rates)),
     ]
-    for name, row in card["refusal"].items():
-        low, high = row["interval"]
-        lines.append(
-            f"| {ROW_NAMES.get(name, name)} | {row['rate']:.0%} ({low:.0%} to {high:.0%}) |"
-            f" {row['n']} |"
-        )
     lines += ["", "Measured on the shipped prompts, which no organism was built from.", ""]
     if "lora" in card:
         lora = card["lora"]

@@ -1,8 +1,9 @@
 """Probes: linear readouts of the residual stream that tell harm while it is asked or answered."""
 
-from modelassay.probes.evaluating import Evaluation, evaluate_probe
+from modelassay.probes.evaluating import evaluate_probe
 from modelassay.probes.head import Head, HeadReader
 from modelassay.probes.record import Probe, ProbeRecord, load_probe, save_probe
+from modelassay.probes.report import Evaluation, LayerScore, Sweep
 from modelassay.probes.stores import (
     FoundProbe,
     find_probe,
@@ -12,7 +13,6 @@ from modelassay.probes.stores import (
     store_probe,
 )
 from modelassay.probes.training import (
-    LayerScore,
     TrainedHead,
     make_probe,
     probe_record,
@@ -28,6 +28,7 @@ __all__ = [
     "LayerScore",
     "Probe",
     "ProbeRecord",
+    "Sweep",
     "TrainedHead",
     "evaluate_probe",
     "find_probe",

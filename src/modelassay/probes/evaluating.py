@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,40 +11,15 @@ from modelassay.data.exchanges import At, LabelledExchange, prompt_groups, requi
 from modelassay.models import LoadedModel
 from modelassay.probes.features import read_spans
 from modelassay.probes.record import Probe
+from modelassay.probes.report import Evaluation
 from modelassay.probes.streams import stream_risks
 from modelassay.progress import OnProgress
 from modelassay.statistics import (
-    BinaryMetrics,
     binary_metrics,
     cluster_interval,
     rank_auroc,
     wilson_interval,
 )
-
-EVALUATION_SCHEMA = "modelassay.probe-eval/1"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a probe does on data that it was not fitted on (which is for the caller to see to)."""
-
-    probe: str
-    model: str
-    at: At
-    metrics: BinaryMetrics
-    block_rate: float
-    """Share of safe rows at or above the probe's own threshold; of answers, at any moment."""
-    block_interval: tuple[float, float]
-    detected_rate: float
-    """Share of unsafe rows there."""
-    detected_interval: tuple[float, float]
-    by_source: dict[str, dict[str, Any]]
-    """AUROC of each source's rows against the other class of all sources, worst first."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, the metrics at the top."""
-        own = {key: value for key, value in asdict(self).items() if key != "metrics"}
-        return {"schema": EVALUATION_SCHEMA, **self.metrics.to_dict(), **own}
 
 
 def evaluate_probe(

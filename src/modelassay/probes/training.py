@@ -46,6 +46,7 @@ from modelassay.probes.record import (
     SourceMetrics,
     TrainedOn,
 )
+from modelassay.probes.report import LayerScore, Sweep
 from modelassay.probes.streams import (
     StreamRisks,
     choose_thresholds,
@@ -54,7 +55,6 @@ from modelassay.probes.streams import (
 )
 from modelassay.progress import OnProgress
 from modelassay.statistics import (
-    BinaryMetrics,
     binary_metrics,
     cluster_interval,
     rank_auroc,
@@ -207,14 +207,6 @@ def make_probe(model: LoadedModel, name: str, heads: Mapping[At, TrainedHead]) -
     )
 
 
-@dataclass(frozen=True)
-class LayerScore:
-    """One row of a sweep."""
-
-    layer: int
-    metrics: BinaryMetrics
-
-
 def sweep_layers(
     model: LoadedModel,
     rows: Sequence[LabelledExchange],
@@ -222,7 +214,7 @@ def sweep_layers(
     *,
     kind: str = "logistic",
     on_progress: OnProgress | None = None,
-) -> list[LayerScore]:
+) -> Sweep:
     """Scores a probe of every single block, from one pass over the data.
 
     Raises:
@@ -241,7 +233,7 @@ def sweep_layers(
         x = features.values[:, i].float().flatten(1).numpy()
         risk = fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind]).risk[features.last]
         scores.append(LayerScore(layer, binary_metrics(risk, unsafe, groups)))
-    return scores
+    return Sweep(tuple(scores))
 
 
 def flat(features: Features, poolings: Sequence[Pooling]) -> Array:

@@ -81,7 +81,9 @@ def section_html(section: Section, *, chart: str = "") -> str:
         parts.append(card(section.status))
     parts += [f"<p>{_prose(line)}</p>" for line in section.lines if line]
     if section.items:
-        parts.append("<ul>" + "".join(f"<li>{_prose(i)}</li>" for i in section.items) + "</ul>")
+        kind = "ol" if section.numbered else "ul"
+        items = "".join(f"<li>{_prose(item)}</li>" for item in section.items)
+        parts.append(f"<{kind}>{items}</{kind}>")
     if section.code:
         lines = "\n".join(map(_text, section.code.splitlines()))
         parts.append(f"<pre>{lines}</pre>")

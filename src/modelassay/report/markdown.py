@@ -23,36 +23,43 @@ def markdown_table(table: Table) -> list[str]:
     columns, rows = table.seen(wide=True)
     rule = "|".join("---:" if column.align == "right" else "---" for column in columns)
     return [
-        f"| {' | '.join(safe(column.name) for column in columns)} |",
+        f"| {' | '.join(_cell(column.name) for column in columns)} |",
         f"|{rule}|",
-        *(f"| {' | '.join(safe(cell) for cell in row)} |" for row in rows),
+        *(f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows),
     ]
 
 
-def safe(text: str) -> str:
-    """Text on one line that makes no tag, link, image, code or table cell."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(plain_line(text), quote=False))
+def _cell(text: str) -> str:
+    """Text that is no markup of any kind."""
+    return re.sub(r"([\\`*|])", r"\\\1", _prose(text))
+
+
+def _prose(text: str) -> str:
+    """Text on one line that makes no tag, link or image; backticks and asterisks keep their use."""
+    return re.sub(r"([\[\]])", r"\\\1", escape(plain_line(text), quote=False))
 
 
 def _section(section: Section) -> list[str]:
     lines: list[str] = []
     if section.title:
         title = section.title[:1].upper() + section.title[1:]
-        lines += [f"{'#' * section.level} {safe(title)}", ""]
+        lines += [f"{'#' * section.level} {_cell(title)}", ""]
     if (status := section.status) is not None:
-        subject = f"{safe(status.subject)}: " if status.subject else ""
-        lines += [f"{subject}**{safe(status.value)}**", ""]
-        lines += [*(f"* {safe(reason)}" for reason in status.reasons), ""]
+        subject = f"{_cell(status.subject)}: " if status.subject else ""
+        lines += [f"{subject}**{_cell(status.value)}**", ""]
+        lines += [*(f"* {_prose(reason)}" for reason in status.reasons), ""]
     for line in section.lines:
-        lines += [safe(line), ""]
+        lines += [_prose(line), ""]
     if section.items:
-        lines += [*(f"* {safe(item)}" for item in section.items), ""]
+        marks = [f"{i}." if section.numbered else "*" for i, _ in enumerate(section.items, 1)]
+        pairs = zip(marks, section.items, strict=True)
+        lines += [*(f"{mark} {_prose(item)}" for mark, item in pairs), ""]
     if section.code:
-        lines += ["```", section.code.replace("```", "'''"), "```", ""]
+        lines += ["```json", section.code.replace("```", "'''"), "```", ""]
     if section.table is not None and section.table.rows:
         lines += [*markdown_table(section.table), ""]
     if section.facts:
-        lines += [*(f"* **{safe(name)}**: {safe(value)}" for name, value in section.facts), ""]
+        lines += [*(f"* **{_cell(name)}**: {_cell(value)}" for name, value in section.facts), ""]
     if section.note:
-        lines += [f"<small>{safe(section.note)}</small>", ""]
+        lines += [f"<small>{_prose(section.note)}</small>", ""]
     return lines

@@ -77,13 +77,15 @@ class Section:
     """Finds its table and its chart: `report.to_dataframe(name)`, `report.figure(name)`."""
     title: str = ""
     level: int = 2
-    """Of the heading, 2 or 3."""
+    """Of the heading, 1 to 3."""
     lines: tuple[str, ...] = ()
     """Paragraphs."""
     items: tuple[str, ...] = ()
     """A list; a terminal does not break them, so that they can be searched line by line."""
+    numbered: bool = False
+    """Whether the items are counted from 1."""
     code: str = ""
-    """Text whose line breaks count."""
+    """JSON, whose line breaks count."""
     table: Table | None = None
     facts: Sequence[tuple[str, str]] = ()
     """Names and values."""

@@ -37,8 +37,9 @@ def print_report(report: Report | Iterable[Section], console: Console) -> None:
             _say(console, section.title, "bold")
         for line in section.lines:
             _say(console, line)
-        for item in section.items:
-            console.print(Text(plain_line(item)), soft_wrap=True)
+        for count, item in enumerate(section.items, 1):
+            mark = f"{count}. " if section.numbered else ""
+            console.print(Text(mark + plain_line(item)), soft_wrap=True)
         if section.code:
             console.print(Text("\n".join(map(plain_line, section.code.splitlines()))))
         if section.table is not None:

@@ -7,9 +7,10 @@ next-token loss when the reconstruction takes the place of what the block wrote.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,12 @@ from modelassay.progress import OnProgress
 from modelassay.reading.activations import read_activations
 from modelassay.reading.hooks import rewrite
 from modelassay.reading.prompts import Encoded
+from modelassay.report.charts import PALETTE, new_figure
+from modelassay.report.sections import Report, Section, Table, columns
 from modelassay.sae.stream import encode_contexts
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 LOSS_BATCH = 8
 LEAST_DAMAGE = 1e-4
@@ -29,7 +35,7 @@ LEAST_DAMAGE = 1e-4
 
 
 @dataclass(frozen=True)
-class SaeMetrics:
+class SaeMetrics(Report):
     """Of a dictionary on held-out text; the first token of a context is left out throughout."""
 
     explained_variance: float
@@ -64,6 +70,48 @@ class SaeMetrics:
         """JSON values."""
         derived = {"loss_added": self.loss_added, "loss_recovered": self.loss_recovered}
         return {**asdict(self), **derived}
+
+    def sections(self) -> list[Section]:
+        """What it explains, and what the model loses by it."""
+        losses = {
+            "the model": self.loss,
+            "with the reconstruction": self.loss_spliced,
+            "with the mean": self.loss_mean,
+        }
+        undone = self.loss_recovered
+        note = (
+            "The block's absence costs next to nothing on these texts."
+            if undone is None
+            else f"The reconstruction undoes {undone:.1%} of the damage of the block's absence."
+        )
+        return [
+            Section(
+                "metrics",
+                facts=[
+                    ("tokens", f"{self.n_tokens}, held out"),
+                    ("variance explained", f"{self.explained_variance:.1%}"),
+                    ("features a token", f"{self.l0:.1f}"),
+                    ("never fire", f"{self.dead_share:.1%} of the features"),
+                ],
+            ),
+            Section(
+                "losses",
+                "next-token loss",
+                table=Table(
+                    columns("block's output", "nats a token", right=(1,)),
+                    [(name, f"{loss:.3f}") for name, loss in losses.items()],
+                    records=lambda: [{"output": n, "loss": loss} for n, loss in losses.items()],
+                ),
+                chart=partial(_losses, losses),
+                note=note,
+            ),
+        ]
+
+
+def _losses(losses: Mapping[str, float]) -> Figure:
+    figure = new_figure("Next-token loss by what the block writes", "", "nats a token")
+    figure.add_bar(x=list(losses), y=list(losses.values()), marker_color=PALETTE[0])
+    return figure
 
 
 @torch.inference_mode()
