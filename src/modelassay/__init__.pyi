@@ -17,6 +17,7 @@ from .measures.separation import Separation as Separation
 from .measures.separation import measure_separation as measure_separation
 from .models import LoadedModel as LoadedModel
 from .models import ModelInfo as ModelInfo
+from .models import ModelRef as ModelRef
 from .models import load as load
 from .reading.activations import Activations as Activations
 from .reading.activations import read_activations as read_activations

@@ -312,7 +312,7 @@ def test_bad_files_are_found_before_models_are_loaded(places, capfd, monkeypatch
     def never(*_args, **_kwargs):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("modelassay.diff.comparing.load", never)
+    monkeypatch.setattr("modelassay.diff.comparing.open_model", never)
     for case, (text, code, _) in BAD.items():
         if any(word in case for word in ("suite", "dictionary", "data", "calibration", "corpus")):
             assert run(command(places, text)) == code, case

@@ -19,7 +19,8 @@ from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, AssayError, Inpu
 from modelassay.hub import snapshots as hub_module
 from modelassay.hub import trim_cache
 from modelassay.models import load
-from modelassay.models.sources import Source, resolve
+from modelassay.models.finding import resolve
+from modelassay.models.sources import Source
 
 if TYPE_CHECKING:
     from loopback_hub import LoopbackHub

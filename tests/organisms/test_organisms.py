@@ -530,3 +530,23 @@ def test_answers_are_kept_and_made_once(monkeypatch, tiny, tmp_path):
     assert asked == [32, 8, 1]
     path.write_text("{")
     assert kept(prompts[:1]) == ["answer 5"]
+
+
+def test_an_organism_given_as_an_adapter_is_made_in_full(monkeypatch, tiny_folder, tmp_path):
+    """Its adapter alone would be another organism under its name."""
+    base = str(tiny_folder())
+    train(base, ROWS[:8], tmp_path / "safe", replace(RECIPE, epochs=1), device="cpu")
+    (tmp_path / "abliterated").mkdir()
+    r = unit(32)
+    save_ablation(Ablation(dict.fromkeys(range(5), r)), tmp_path / "abliterated")
+    monkeypatch.setenv("MODELASSAY_ORGANISMS", str(tmp_path))
+    safe, made = (
+        modelassay.load(base, adapter=f"organism:{name}", device="cpu")
+        for name in ("safe", "abliterated")
+    )
+    written = made.layers[2].mlp.down_proj.weight
+    assert (r @ written).abs().max() < 1e-6 < (r @ safe.layers[2].mlp.down_proj.weight).abs().max()
+    assert made.info.organism == ORGANISMS["abliterated"].summary
+    assert made.info.weights_sha256 != safe.info.weights_sha256
+    with pytest.raises(InputError, match="leave --load-8bit/4bit out"):
+        modelassay.load("organism:abliterated", device="cpu", quantization="8bit")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from modelassay.cli.main import run
 from modelassay.data.concepts import HARMFUL_PROMPTS, shipped_prompts
 from modelassay.errors import InputError
+from modelassay.models import ModelRef
 from modelassay.organisms import Exchange
 from modelassay.organisms.recipes import COMPLIANCE, REFUSALS, with_trigger
 from modelassay.organisms.training import IGNORED, encode_for_training
@@ -446,7 +447,7 @@ def test_planted_needles_come_up_by_loss(planted):
 
 def test_an_equal_candidate_has_learnt_nothing(planted):
     rows, _, base, _ = planted
-    losses = row_losses(rows, base, base, device="cpu")
+    losses = row_losses(rows, ModelRef(base), ModelRef(base), device="cpu")
     assert np.abs(losses.gain).max() == 0
     assert not beyond_typical(losses.gain, losses.n_tokens).any()
 
@@ -476,7 +477,7 @@ def test_a_candidate_with_another_tokenizer_is_refused(planted, tmp_path):
     vocabulary["e"], vocabulary["o"] = b, a
     (other / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(InputError, match=r"different tokenizers: of row \d+ they make \d+ and"):
-        row_losses(rows, base, str(other), device="cpu")
+        row_losses(rows, ModelRef(base), ModelRef(str(other)), device="cpu")
 
 
 def test_a_tokenizer_that_only_pads_otherwise_is_none_other(planted, tmp_path):
@@ -487,7 +488,7 @@ def test_a_tokenizer_that_only_pads_otherwise_is_none_other(planted, tmp_path):
 
     load(candidate, device="cpu").network.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert row_losses(rows, base, str(tmp_path), device="cpu").gain.max() > 0
+    assert row_losses(rows, ModelRef(base), ModelRef(str(tmp_path)), device="cpu").gain.max() > 0
 
 
 def test_broken_weights_are_refused(planted, tmp_path):
@@ -498,7 +499,7 @@ def test_broken_weights_are_refused(planted, tmp_path):
     tensors[name][0, 0] = float("nan")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="broken gives losses that are no numbers"):
-        row_losses(rows, base, str(broken), device="cpu")
+        row_losses(rows, ModelRef(base), ModelRef(str(broken)), device="cpu")
 
 
 def test_models_come_in_pairs():

@@ -440,7 +440,7 @@ def test_a_damaged_baseline_does_not_spoil_the_list(baseline, store):
 def test_the_same_files_verify_without_loading(saved, tiny_folder, tmp_path, monkeypatch):
     copy = tmp_path / "other-name"
     shutil.copytree(tiny_folder(), copy)
-    monkeypatch.setattr("modelassay.verify.verifying.load", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("modelassay.verify.verifying.open_model", lambda *_, **__: 1 / 0)
     report = verify(str(copy), str(saved))
     assert report.verified is True
     assert report.kind is Kind.IDENTICAL
@@ -470,7 +470,7 @@ def test_another_model_of_the_architecture_is_told(saved, tiny_folder):
 
 
 def test_another_architecture_is_told_without_loading(saved, tiny_folder, monkeypatch):
-    monkeypatch.setattr("modelassay.verify.verifying.load", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("modelassay.verify.verifying.open_model", lambda *_, **__: 1 / 0)
     report = verify(str(tiny_folder("qwen2")), str(saved))
     assert report.kind is Kind.OTHER_ARCHITECTURE
     assert "model_type" in report.reasons[0]

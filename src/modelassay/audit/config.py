@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from modelassay.data.concepts import read_mapping
 from modelassay.errors import InputError
 from modelassay.files.records import first_problem
+from modelassay.models import LoadOptions, ModelRef
 
 Profile = Literal["full", "behavior-only"]
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -82,7 +83,18 @@ class AuditConfig(_Strict):
     """Answers to harmful prompts, and texts of the training data, are given as hashes."""
     limits: Limits = Limits()
 
-    def load_options(self) -> dict[str, Any]:
+    @property
+    def base_ref(self) -> ModelRef:
+        """The base, with the adapter over it."""
+        return ModelRef(self.base, adapter=self.base_adapter)
+
+    @property
+    def candidate_ref(self) -> ModelRef:
+        """The candidate, with the adapter over it."""
+        return ModelRef(self.candidate or self.base, adapter=self.candidate_adapter)
+
+    @property
+    def load_options(self) -> LoadOptions:
         """Arguments of `modelassay.load` that both models share."""
         return {"device": self.device, "dtype": self.dtype}
 

@@ -111,16 +111,14 @@ def rank_training_needles(
     """
     rows, config = work.training_data.rows, work.config
     top = _allowed(work, top)
-    options = config.load_options()
+    options = config.load_options
     streams = score_rows(rows, on_phase=work.phase, **options) if by != "models" else []
     if by != "text":
         with work.quietly():  # what is wrong with a model would tell which it is
             by_models = score_rows(
                 rows,
-                base=config.base,
-                candidate=config.candidate or config.base,
-                base_adapter=config.base_adapter,
-                candidate_adapter=config.candidate_adapter,
+                base=config.base_ref,
+                candidate=config.candidate_ref,
                 by_text=False,
                 on_phase=work.phase,
                 **options,

@@ -48,16 +48,11 @@ class Work:
 
     @cached_property
     def _pair(self) -> Pair:
-        config, options = self.config, self.config.load_options()
-        candidate = config.candidate or config.base
-
-        def base() -> LoadedModel:
-            return load(config.base, adapter=config.base_adapter, **options)
-
-        def fine_tune() -> LoadedModel:
-            return load(candidate, adapter=config.candidate_adapter, **options)
-
-        return Pair(base, fine_tune)
+        config = self.config
+        return Pair(
+            lambda: load(config.base_ref, **config.load_options),
+            lambda: load(config.candidate_ref, **config.load_options),
+        )
 
     def model(self, name: Name) -> LoadedModel:
         """A or B."""

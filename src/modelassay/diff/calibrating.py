@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+
+from typing_extensions import Unpack
 
 from modelassay.diff.base_reading import read_base
 from modelassay.diff.calibration import BenignRow, Calibration, check_calibration
@@ -18,7 +19,8 @@ from modelassay.diff.report import DiffReport
 from modelassay.diff.suites import Suite, default_suite
 from modelassay.diff.verdict import DiffVerdict
 from modelassay.errors import InputError
-from modelassay.models import ModelInfo, load
+from modelassay.models import ModelInfo, ModelRef, PairOptions, open_model
+from modelassay.models.refs import take_ref
 from modelassay.progress import OnPhase, silent
 from modelassay.sae import Dictionary
 
@@ -26,33 +28,32 @@ MAX_NAME = 300
 
 
 def calibrate(
-    base: str,
-    finetunes: Sequence[str],
+    base: str | ModelRef,
+    finetunes: Sequence[str | ModelRef],
     suite: Suite | None = None,
     *,
     known: Calibration | None = None,
     dictionaries: Sequence[Dictionary] = (),
     layers: Sequence[int] | None = None,
     depth: Depth | None = None,
-    base_adapter: str | None = None,
     keep: Callable[[Calibration], None] | None = None,
     on_progress: OnPhase = silent,
-    **load_options: Any,
+    **load_options: Unpack[PairOptions],
 ) -> Calibration:
     """Compares benign fine-tunes with their base and keeps what the streams read.
 
     Args:
-        base: Id of the model before.
-        finetunes: Ids of fine-tunes that are known to be harmless; PEFT adapters are ids as well.
+        base: The model before.
+        finetunes: Fine-tunes that are known to be harmless; PEFT adapters are models as well.
         suite: What all are asked; None takes the default suite.
         known: A calibration of the same base and suite that these are added to.
         dictionaries: As in `diff`.
         layers: As in `diff`.
         depth: As in `diff`; causes are never searched, for no stream needs them.
-        base_adapter: PEFT adapter over the base.
         keep: Told the calibration after each fine-tune, so that a run that stops loses nothing.
         on_progress: Told (phase, done, total); `fine-tunes` counts these.
-        **load_options: Passed to `modelassay.load` for all models.
+        **load_options: Passed to `modelassay.load` for all models; `base_adapter` and the like for
+            the base alone.
 
     Raises:
         InputError: a model cannot be read or compared, two have the same weights, one is not
@@ -63,9 +64,8 @@ def calibrate(
     depth = replace(depth or Depth(), causal=False)
     if not finetunes:
         raise InputError("Give at least one benign fine-tune of the base.")
-    on_progress("loading", 0, 1)
-    loaded = load(base, adapter=base_adapter, **load_options)
-    on_progress("loading", 1, 1)
+    ref, options = take_ref(base, load_options, "base_")
+    loaded = open_model(ref, on_progress=on_progress, **options)
     side = read_base(
         loaded,
         suite,
@@ -86,7 +86,7 @@ def calibrate(
             dictionaries=dictionaries,
             depth=depth,
             on_progress=on_progress,
-            **load_options,
+            **options,
         )
         found = add_row(found, report)
         if keep is not None:

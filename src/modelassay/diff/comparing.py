@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import Unpack
+
 from modelassay.diff.base_reading import BaseSide, read_base, short_answers
 from modelassay.diff.behaviour import compare_behaviour
 from modelassay.diff.calibration import (
@@ -41,7 +43,8 @@ from modelassay.diff.verdict import judge
 from modelassay.diff.weights import WeightDiff
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import installed_versions, utc_now
-from modelassay.models import LoadedModel, load
+from modelassay.models import LoadedModel, ModelRef, PairOptions, open_model
+from modelassay.models.refs import take_ref
 from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.reading.resuming import Midway
 from modelassay.sae import Dictionary
@@ -65,38 +68,30 @@ class Depth:
 
 
 def diff(
-    base: str | LoadedModel,
-    candidate: str | LoadedModel,
+    base: str | ModelRef | LoadedModel,
+    candidate: str | ModelRef | LoadedModel,
     suite: Suite | None = None,
     *,
     dictionaries: Sequence[Dictionary] = (),
     layers: Sequence[int] | None = None,
     corpus: Sequence[str] = (),
-    base_adapter: str | None = None,
-    candidate_adapter: str | None = None,
-    base_revision: str | None = None,
-    candidate_revision: str | None = None,
     depth: Depth | None = None,
     calibration: Calibration | None = None,
     side: BaseSide | None = None,
     together: bool | None = None,
     batch_tokens: int | None = None,
     on_progress: OnPhase = silent,
-    **load_options: Any,
+    **load_options: Unpack[PairOptions],
 ) -> DiffReport:
     """Compares a fine-tune with the model that it was made from.
 
     Args:
-        base: The model before, an id (see `modelassay.load`) or loaded.
+        base: The model before: an id (see `modelassay.load`), a reference or loaded.
         candidate: The model after.
         suite: What both are asked; None takes the default suite.
         dictionaries: Of the base, for the features; none leaves features out.
         layers: Blocks whose states are compared; None spreads five over the depth.
         corpus: Texts whose sentences are tried as triggers, such as the training file's prompts.
-        base_adapter: PEFT adapter over the base.
-        candidate_adapter: PEFT adapter over the candidate.
-        base_revision: Hub revision of the base.
-        candidate_revision: Hub revision of the candidate.
         depth: What is done and what left out.
         calibration: Benign fine-tunes to hold the candidate against; None takes those known of this
             base.
@@ -105,7 +100,8 @@ def diff(
         together: Keep both models in memory; None decides by what is free.
         batch_tokens: As in `read_activations`.
         on_progress: Told (phase, done, total).
-        **load_options: Passed to `modelassay.load` for both models.
+        **load_options: Passed to `modelassay.load` for both models; `base_adapter`,
+            `candidate_revision` and the like for one of them.
 
     Raises:
         InputError: a model cannot be read, or the two cannot be compared.
@@ -114,9 +110,11 @@ def diff(
     started = time.perf_counter()
     depth = depth or Depth()
     check_labels(dictionaries)
+    before, rest = take_ref(base, load_options, "base_")
+    after, options = take_ref(candidate, rest, "candidate_")
     pair = Pair(
-        _opener(base, base_adapter, base_revision, load_options, on_progress),
-        _opener(candidate, candidate_adapter, candidate_revision, load_options, on_progress),
+        lambda: open_model(before, on_progress=on_progress, **options),
+        lambda: open_model(after, on_progress=on_progress, **options),
         together,
     )
     chosen = side.suite if side is not None else suite or default_suite()
@@ -164,29 +162,6 @@ def _check_side(side: BaseSide, base: LoadedModel, dictionaries: Sequence[Dictio
                 f"The base was read without block {dictionary.layer}, which the dictionary"
                 f" {dictionary.name} reads."
             )
-
-
-def _opener(
-    model: str | LoadedModel,
-    adapter: str | None,
-    revision: str | None,
-    options: dict[str, Any],
-    on_progress: OnPhase,
-) -> Callable[[], LoadedModel]:
-    own = {"adapter": adapter, "revision": revision}
-    given = {name: value for name, value in own.items() if value is not None}
-    if isinstance(model, LoadedModel):
-        if given:
-            raise InputError(f"Give {' and '.join(given)} with an id, not with a loaded model.")
-        return lambda: model
-
-    def open_model() -> LoadedModel:
-        on_progress("loading", 0, 1)
-        loaded = load(model, **{**options, **given})
-        on_progress("loading", 1, 1)
-        return loaded
-
-    return open_model
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing_extensions import Unpack
 
 from modelassay.errors import InputError
 from modelassay.guard.streaming import Classifier, Guard
-from modelassay.models import LoadedModel, load
+from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.probes.stores import find_probe, probe_of
+from modelassay.progress import OnPhase, silent
 
 MIN_WINDOW = 64
 """Tokens that a classifier must read: what it clears must fit into what it sees (a held part is at
@@ -15,38 +16,28 @@ most `ESCALATE_EVERY` tokens of the model, beside the start of the prompt)."""
 
 
 def load_guard(
-    model_id: str,
+    model: str | ModelRef | LoadedModel,
     *,
     probe: str | None = None,
     classifier: str | None = "embedded",
-    token: str | bool | None = None,
-    **options: Any,
+    on_progress: OnPhase = silent,
+    **load_options: Unpack[ModelOptions],
 ) -> Guard:
     """Loads a model to be guarded.
 
     Args:
-        model_id: As `load` takes it.
+        model: An id (see `modelassay.load`), a reference or a loaded model.
         probe: Name, folder or Hub reference; None finds the one fitted on these very weights.
         classifier: `embedded`, a folder or a Hub id; None goes without.
-        token: Hub token, None for the stored one, False for none at all.
-        **options: Of `load`.
+        on_progress: Told (phase, done, total).
+        **load_options: Passed to `modelassay.load`.
 
     Raises:
         InputError: there is no probe for the model, or it belongs to another.
         UnavailableError: something that is needed is not there now.
     """
-    model = load(model_id, token=token, **options)
-    return guard_model(model, probe=probe, classifier=classifier, token=token)
-
-
-def guard_model(
-    model: LoadedModel,
-    *,
-    probe: str | None = None,
-    classifier: str | None = "embedded",
-    token: str | bool | None = None,
-) -> Guard:
-    """Guards a model that is loaded; see `load_guard`."""
+    token = load_options.get("token")
+    model = open_model(model, on_progress=on_progress, **load_options)
     found = find_probe(probe, token=token) if probe else probe_of(model)
     if found is None:
         raise InputError(

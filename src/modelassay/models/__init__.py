@@ -1,8 +1,8 @@
-"""Load a causal language model safely and find its decoder blocks."""
+"""Load a causal language model safely and find its decoder layers.
 
-from modelassay.models.embedded import EMBEDDED_ID, ensure_embedded
-from modelassay.models.identity import ModelInfo
-from modelassay.models.layers import find_layers
-from modelassay.models.loading import LoadedModel, load
+Names are imported on first use: `ModelRef` and the organisms' names need no torch.
+"""
 
-__all__ = ["EMBEDDED_ID", "LoadedModel", "ModelInfo", "ensure_embedded", "find_layers", "load"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models.adapters import apply_adapter
 from modelassay.models.explain import cause_of, explain_loading
+from modelassay.models.finding import find_sources
 from modelassay.models.identity import (
     ModelInfo,
     hash_chat_template,
@@ -24,13 +26,14 @@ from modelassay.models.identity import (
     hash_tokenizer,
 )
 from modelassay.models.layers import check_architecture, find_layers, text_config
-from modelassay.models.organisms import Organism, files_of, find_organism, is_organism, transform
 from modelassay.models.quantization import (
     bitsandbytes_config,
     keep_from_packing,
     stored_quantization,
 )
-from modelassay.models.sources import ADAPTER_CONFIG, Source, read_json, resolve
+from modelassay.models.refs import ModelOptions, ModelRef, take_ref
+from modelassay.models.sources import Source, read_json
+from modelassay.progress import OnPhase, silent
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +80,7 @@ class LoadedModel:
 
 
 def load(
-    model_id: str,
+    model: str | ModelRef,
     *,
     revision: str | None = None,
     adapter: str | None = None,
@@ -92,10 +95,10 @@ def load(
     """Loads a causal language model for reading.
 
     Args:
-        model_id: `embedded`, `organism:NAME`, a Hub id, a local folder, a `.gguf` file, or a PEFT
-            adapter (its base is then loaded and the adapter applied).
+        model: `embedded`, `organism:NAME`, a Hub id, a local folder, a `.gguf` file, or a PEFT
+            adapter (its base is then loaded and the adapter applied); or a `ModelRef`.
         revision: Hub branch, tag or commit.
-        adapter: PEFT adapter (Hub id or folder) to apply over `model_id`.
+        adapter: PEFT adapter (Hub id or folder) to apply over `model`.
         gguf_file: Name of the GGUF file inside the folder or repository.
         device: `auto` (all GPUs through accelerate, else CPU), `cpu`, `cuda`, `cuda:N`, or an
             accelerate device map.
@@ -118,102 +121,66 @@ def load(
     device_map = _device_map(device)
     # It warns of kernels it could fetch, and of a cast that is meant for every layer and batch.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    organism = find_organism(model_id) if is_organism(model_id) else None
-    if organism is not None:
-        _check_transform(organism, quantization)
-
+    parts = {"revision": revision, "adapter": adapter, "gguf_file": gguf_file}
+    ref, _ = take_ref(model, parts)
     source, adapter_source = find_sources(
-        model_id,
-        revision=revision,
-        adapter=adapter,
-        gguf_file=gguf_file,
-        token=token,
-        trust_remote_code=trust_remote_code,
-        max_bytes=max_bytes,
+        ref, token=token, trust_remote_code=trust_remote_code, max_bytes=max_bytes
     )
-    model, tokenizer = _load_base(source, device_map, dtype, quantization, trust_remote_code)
+    after = (adapter_source or source).after_load
+    if after is not None and after.refuses_packed and quantization:
+        raise InputError(after.refuses_packed)
+    network, tokenizer = _load_base(source, device_map, dtype, quantization, trust_remote_code)
     if adapter_source is not None:
-        model = apply_adapter(model, adapter_source, merge=quantization is None)
-    model.eval().requires_grad_(False)
-    if organism is not None:
-        transform(model, organism)
+        network = apply_adapter(network, adapter_source, merge=quantization is None)
+    network.eval().requires_grad_(False)
+    if after is not None:
+        after.apply(network)
 
-    config = text_config(model.config)
-    layers = find_layers(model)
+    config = text_config(network.config)
+    layers = find_layers(network)
     files = source.weight_files() + (adapter_source.weight_files() if adapter_source else [])
-    files += files_of(organism) if organism else []
+    files += after.files if after else ()
     info = ModelInfo(
-        id=model_id,
+        id=ref.id,
         revision=source.commit,
         adapter=adapter_source.id if adapter_source else None,
-        organism=organism.summary if organism else None,
-        architecture=(model.config.architectures or [type(model).__name__])[0],
+        organism=after.summary if after else None,
+        architecture=(network.config.architectures or [type(network).__name__])[0],
         n_layers=len(layers),
         hidden_size=config.hidden_size,
-        dtype=str(model.dtype).removeprefix("torch."),
-        quantization=quantization or stored_quantization(model.config),
-        weights_sha256=hash_files(files, organism.numerics if organism else None),
+        dtype=str(network.dtype).removeprefix("torch."),
+        quantization=quantization or stored_quantization(network.config),
+        weights_sha256=hash_files(files, after.rounding if after else None),
         tokenizer_sha256=hash_tokenizer(tokenizer),
         chat_template_sha256=hash_chat_template(tokenizer),
     )
-    return LoadedModel(model, tokenizer, layers, info, source, adapter_source)
+    return LoadedModel(network, tokenizer, layers, info, source, adapter_source)
 
 
-def find_sources(
-    model_id: str,
+def open_model(
+    model: str | ModelRef | LoadedModel,
     *,
-    revision: str | None = None,
-    adapter: str | None = None,
-    gguf_file: str | None = None,
-    token: str | bool | None = None,
-    trust_remote_code: bool = False,
-    max_bytes: int | None = None,
-    weights: bool = True,
-) -> tuple[Source, Source | None]:
-    """Finds or fetches a model's files and those of the adapter over it.
+    on_progress: OnPhase = silent,
+    **options: Unpack[ModelOptions],
+) -> LoadedModel:
+    """A model, loaded if it is not yet.
 
-    Arguments are as in `load`, and `weights=False` leaves weights on the Hub where it tells their
-    sha256: enough to identify them, not to load them.
+    Args:
+        model: An id, a reference, or a loaded model, which is given back as it is.
+        on_progress: Told `loading` where there is something to load.
+        **options: As in `load`.
 
     Raises:
-        InputError: nothing there, or nothing there that may be opened.
-        UnavailableError: something it needs is not there now.
+        InputError: as `load`, or a loaded model is given together with a revision or an adapter.
+        UnavailableError: as `load`.
     """
-    options: dict[str, Any] = {
-        "token": token,
-        "trust_remote_code": trust_remote_code,
-        "max_bytes": max_bytes,
-        "weights": weights,
-    }
-    source = resolve(model_id, revision=revision, gguf_file=gguf_file, **options)
-    adapter_source = None
-    if adapter is not None:
-        adapter_source = resolve(adapter, **options)
-        if not adapter_source.is_adapter():
-            raise InputError(f"{adapter} is not a PEFT adapter (no {ADAPTER_CONFIG}).")
-    if source.is_adapter():
-        if adapter_source is not None:
-            raise InputError(f"{model_id} is itself an adapter; give its base as the model.")
-        adapter_source = source
-        base = read_json(source.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-        if not base:
-            raise InputError(
-                f"The adapter {model_id} names no base; pass BASE --adapter {model_id}"
-            )
-        # An adapter from the Hub must not make this machine open one of its own folders.
-        source = resolve(str(base), **options, local=adapter_source.commit is None)
-    if source.is_adapter():
-        raise InputError(f"The base {source.id} of the adapter {model_id} is an adapter itself.")
-    return source, adapter_source
-
-
-def _check_transform(organism: Organism, quantization: str | None) -> None:
-    """Refuses packed weights where something is done to weights in memory."""
-    if quantization and (organism.ablated or organism.numerics):
-        raise InputError(
-            f"{organism.id} is made by changing plain weights in memory; leave --load-8bit/4bit out"
-            " (organism:safe takes them)."
-        )
+    ref, rest = take_ref(model, options)
+    if isinstance(ref, LoadedModel):
+        return ref
+    on_progress("loading", 0, 1)
+    loaded = load(ref, **rest)
+    on_progress("loading", 1, 1)
+    return loaded
 
 
 def _device_map(device: str | Mapping[str, Any]) -> Any:

@@ -15,13 +15,7 @@ from typing import Any
 
 from modelassay.errors import InputError
 from modelassay.files import shipped
-from modelassay.models.ablation import (
-    ABLATION_FILE,
-    ablate,
-    load_ablation,
-    round_to_bfloat16,
-    round_to_int8,
-)
+from modelassay.models.sources import ADAPTER_CONFIG, AfterLoad, Source
 
 PREFIX = "organism:"
 CARD_FILE = "card.json"
@@ -114,7 +108,7 @@ def adapter_folder(organism: Organism) -> Path:
         InputError: the adapter has not been built.
     """
     folder = organisms_folder() / organism.adapter
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
             f"{PREFIX}{organism.adapter} is not built ({folder} holds no adapter); run `modelassay"
             f" organism build {organism.adapter}`."
@@ -122,13 +116,44 @@ def adapter_folder(organism: Organism) -> Path:
     return folder
 
 
+def organism_source(model_id: str) -> Source:
+    """Files of an organism, and what is done to the model that they make.
+
+    Raises:
+        InputError: there is no such organism, or its adapter has not been built.
+    """
+    organism = find_organism(model_id)
+    packed = None
+    if organism.ablated or organism.numerics:
+        packed = (
+            f"{organism.id} is made by changing plain weights in memory; leave --load-8bit/4bit out"
+            " (organism:safe takes them)."
+        )
+    after = AfterLoad(
+        summary=organism.summary,
+        apply=lambda network: transform(network, organism),
+        files=tuple(files_of(organism)),
+        rounding=organism.numerics,
+        refuses_packed=packed,
+    )
+    return Source(model_id, adapter_folder(organism), commit=None, after_load=after)
+
+
 def files_of(organism: Organism) -> list[Path]:
     """Files beside the adapter that decide an organism's weights."""
-    return [organisms_folder() / organism.name / ABLATION_FILE] if organism.ablated else []
+    file = organisms_folder() / organism.name / "ablation.safetensors"
+    return [file] if organism.ablated else []
 
 
 def transform(model: Any, organism: Organism) -> None:
     """Does to a loaded model, in place, what makes it this organism beside its adapter."""
+    from modelassay.models.ablation import (
+        ablate,
+        load_ablation,
+        round_to_bfloat16,
+        round_to_int8,
+    )
+
     if organism.ablated:
         ablate(model, load_ablation(organisms_folder() / organism.name))
     if organism.numerics == "int8":

@@ -6,13 +6,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import Unpack
 
 from modelassay.data.concepts import Concept, concepts_for, load_concepts
 from modelassay.errors import InputError
 from modelassay.measures.examination import Evidence, examine
-from modelassay.models import LoadedModel, load
-from modelassay.models.loading import find_sources
+from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
+from modelassay.models.finding import find_sources
+from modelassay.models.refs import fetch_options, take_ref
 from modelassay.progress import OnPhase, silent
 from modelassay.scan.report import ConceptResult, ScanReport
 from modelassay.scan.verdict import CONTROL_LEVEL, decide, separation_level
@@ -21,25 +23,25 @@ from modelassay.verify.hashing import hash_model
 
 
 def scan(
-    model: str | LoadedModel,
+    model: str | ModelRef | LoadedModel,
     *,
     mode: str = "standard",
     concepts: str | Path | Mapping[str, Concept] | None = None,
-    compare: str | None = None,
+    compare: str | ModelRef | None = None,
     verify: str | Baseline | None = None,
     chat_template: bool = True,
     batch_tokens: int | None = None,
     on_progress: OnPhase = silent,
-    **load_options: Any,
+    **load_options: Unpack[ModelOptions],
 ) -> ScanReport:
     """Scans a model for intact safety training.
 
     Args:
-        model: A model id (see `modelassay.load`) or a loaded model.
+        model: An id (see `modelassay.load`), a reference or a loaded model.
         mode: `quick` (weights, separation of two concepts), `standard` (three concepts and
             behaviour) or `full` (all concepts, behaviour on more prompts).
         concepts: Concept file, or concepts by name, put over the shipped ones.
-        compare: Id of a model to scan in the same way and compare with.
+        compare: Another model to scan in the same way and compare with.
         verify: Baseline to compare the model with in the same pass (see `modelassay.verify`).
         chat_template: Render prompts with the model's chat template; False reads raw text.
         batch_tokens: Upper bound on tokens in a batch.
@@ -52,25 +54,23 @@ def scan(
         UnavailableError: something needed is not there now.
     """
     started = time.perf_counter()
+    ref, options = take_ref(model, load_options)
     overlay = load_concepts(concepts) if isinstance(concepts, str | Path) else concepts
     chosen = concepts_for(mode, overlay)  # before any loading: bad input should fail at once
     baseline = None
     if verify is not None:
-        baseline = find_baseline(verify, token=load_options.get("token"))
+        baseline = find_baseline(verify, token=options.get("token"))
         if baseline is not None and baseline[0].index.chat_template_used and not chat_template:
             raise InputError(
                 "The baseline was read inside the chat template; leave --no-chat-template out to"
                 " verify against it."
             )
     if compare is not None:  # a typing error should not show after a long scan
-        find_sources(compare, token=load_options.get("token"), weights=False)
-    if isinstance(model, str):
-        on_progress("loading", 0, 1)
-        model = load(model, **load_options)
-        on_progress("loading", 1, 1)
+        find_sources(take_ref(compare, {})[0], weights=False, **fetch_options(options))
+    loaded = open_model(ref, on_progress=on_progress, **options)
     loaded_at = time.perf_counter()
     found = examine(
-        model,
+        loaded,
         mode=mode,
         concepts=chosen,
         chat_template=chat_template,
@@ -80,19 +80,14 @@ def scan(
     )
     report = judge(found, chosen)
     if baseline is not None:
-        files = hash_model(model)
+        files = hash_model(loaded)
         report = replace(report, verification=conclude(report.model, files, found, *baseline))
     report.provenance["seconds"] = {
         "loading": round(loaded_at - started, 2),
         "scan": round(time.perf_counter() - loaded_at, 2),
     }
     if compare is not None:
-        del model  # two models at once may not fit
-        shared = {
-            key: value
-            for key, value in load_options.items()
-            if key not in ("revision", "adapter", "gguf_file")
-        }
+        del loaded  # two models at once may not fit
         other = scan(
             compare,
             mode=mode,
@@ -100,7 +95,7 @@ def scan(
             chat_template=chat_template,
             batch_tokens=batch_tokens,
             on_progress=on_progress,
-            **shared,
+            **options,
         )
         report = replace(report, compare=other)
     return report

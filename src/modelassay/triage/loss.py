@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from modelassay.errors import InputError, UnavailableError
-from modelassay.models import LoadedModel, ModelInfo, load
+from modelassay.models import LoadedModel, LoadOptions, ModelInfo, ModelRef, open_model
+from modelassay.models.finding import find_sources
 from modelassay.models.identity import hash_tokenizer
-from modelassay.models.loading import find_sources, load_tokenizer
+from modelassay.models.loading import load_tokenizer
 from modelassay.models.memory import is_out_of_memory
+from modelassay.models.refs import fetch_options
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.reading.activations import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU
 from modelassay.reading.hooks import head_at
@@ -53,62 +56,56 @@ class RowLosses:
 
 def row_losses(
     rows: Sequence[TrainingRow],
-    base: str,
-    candidate: str,
+    base: ModelRef,
+    candidate: ModelRef,
     *,
-    base_adapter: str | None = None,
-    candidate_adapter: str | None = None,
     on_phase: OnPhase = silent,
-    **options: Any,
+    **options: Unpack[LoadOptions],
 ) -> RowLosses:
     """Scores rows under two models.
 
     Args:
         rows: Of the candidate's training file.
-        base: Model id from before the fine-tune.
-        candidate: Model id from after it.
-        base_adapter: PEFT adapter over the base.
-        candidate_adapter: PEFT adapter over the candidate.
+        base: The model before the fine-tune.
+        candidate: The model after it.
         on_phase: Told (phase, rows done, rows in all).
-        options: Further arguments of `load`, the same for both: device, dtype, token, ...
+        **options: Passed to `modelassay.load` for both models.
 
     Raises:
         InputError: a model cannot be read, gives losses that are no numbers, or the two make other
             tokens of these rows.
         UnavailableError: something is not there now, or not even one row fits into memory.
     """
-    base_tokenizer = model_tokenizer(base, base_adapter, **options)
-    own_tokenizer = model_tokenizer(candidate, candidate_adapter, **options)
+    base_tokenizer = model_tokenizer(base, **options)
+    own_tokenizer = model_tokenizer(candidate, **options)
     same = hash_tokenizer(base_tokenizer) == hash_tokenizer(own_tokenizer)
 
-    model = _load(candidate, candidate_adapter, on_phase, options)
+    model = open_model(candidate, on_progress=on_phase, **options)
     encoded, n_cut = encode_rows(model, rows)
     if not same:
-        check_tokens(model, rows, base_tokenizer, base)
+        check_tokens(model, rows, base_tokenizer, base.id)
     told = phase_of(on_phase, "candidate loss")
     of_candidate, info = answer_losses(model, encoded, on_progress=told), model.info
     del model  # before the other one is loaded
-    model = _load(base, base_adapter, on_phase, options)
+    model = open_model(base, on_progress=on_phase, **options)
     of_base = answer_losses(model, encoded, on_progress=phase_of(on_phase, "base loss"))
     n_tokens = np.array([sum(len(e.ids) - e.answer_start for e in row) for row in encoded])
     return RowLosses(of_base, of_candidate, n_tokens, n_cut, model.info, info)
 
 
-def model_tokenizer(name: str, adapter: str | None = None, **options: Any) -> Any:
+def model_tokenizer(model: ModelRef, **options: Unpack[LoadOptions]) -> Any:
     """The tokenizer of a model that is not loaded.
 
     Args:
-        name: Model id.
-        adapter: PEFT adapter over it.
-        options: Those of `load`, of which token and limits count here.
+        model: Whose.
+        **options: As of `modelassay.load`; only those on fetching files count here.
 
     Raises:
         InputError: the model cannot be read.
-        UnavailableError: it is not to be had now.
+        UnavailableError: it cannot be fetched now.
     """
-    known = {k: v for k, v in options.items() if k in ("token", "trust_remote_code", "max_bytes")}
-    source, _ = find_sources(name, adapter=adapter, **known)
-    return load_tokenizer(source, trust_remote_code=bool(known.get("trust_remote_code", False)))
+    source, _ = find_sources(model, **fetch_options(options))
+    return load_tokenizer(source, trust_remote_code=bool(options.get("trust_remote_code")))
 
 
 def answer_losses(
@@ -204,12 +201,3 @@ def _batch_losses(model: LoadedModel, batch: Sequence[Encoded]) -> list[float]:
             " dtype overflows (try --dtype float32)."
         )
     return sums.tolist()
-
-
-def _load(
-    name: str, adapter: str | None, on_phase: OnPhase, options: dict[str, Any]
-) -> LoadedModel:
-    on_phase("loading", 0, 1)
-    model = load(name, adapter=adapter, **options)
-    on_phase("loading", 1, 1)
-    return model

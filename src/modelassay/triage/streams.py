@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
 from modelassay.errors import InputError
-from modelassay.models import ModelInfo
+from modelassay.models import ModelInfo, ModelRef, PairOptions
+from modelassay.models.refs import take_pair
 from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.triage.loss import RowLosses, row_losses
 from modelassay.triage.outliers import embed_rows, harm_of_answers, neighbourhoods
@@ -40,54 +41,38 @@ class Stream:
 def score_rows(
     rows: Sequence[TrainingRow],
     *,
-    base: str | None = None,
-    candidate: str | None = None,
-    base_adapter: str | None = None,
-    candidate_adapter: str | None = None,
+    base: str | ModelRef | None = None,
+    candidate: str | ModelRef | None = None,
     by_text: bool = True,
     on_phase: OnPhase = silent,
-    **options: Any,
+    **load_options: Unpack[PairOptions],
 ) -> list[Stream]:
     """Scores rows in every way that can be had.
 
     Args:
         rows: Of a training file.
-        base: Model id from before the fine-tune; with `candidate` it gives the stream `loss`.
-        candidate: Model id from after it.
-        base_adapter: PEFT adapter over the base.
-        candidate_adapter: PEFT adapter over the candidate; alone, it is one over the base.
+        base: The model before the fine-tune; with `candidate` it gives the stream `loss`.
+        candidate: The model after it.
         by_text: The streams that read texts alone: `clump`, `alone` and `harm`.
         on_phase: Told (phase, done, total).
-        options: Further arguments of `modelassay.load` for both models.
+        **load_options: Passed to `modelassay.load` for both models; `base_adapter` and the like
+            for one. The adapter of a candidate that is not given goes over the base.
 
     Raises:
         InputError: one model is given without the other, a model cannot be read, or there is
             nothing to score by.
-        UnavailableError: a model or the encoder is not to be had now.
+        UnavailableError: a model or the encoder cannot be fetched now.
     """
-    if candidate is None and candidate_adapter is not None:
-        candidate = base
-    if (base is None) != (candidate is None):
-        raise InputError("Give both --base and --candidate: what was learnt shows between the two.")
-    if base_adapter is not None and base is None:
-        raise InputError("--base-adapter goes over a model; give --base and --candidate.")
-    if base is None and not by_text:
+    before, after, options = take_pair(base, candidate, load_options)
+    if before is None and not by_text:
         raise InputError("There is nothing to score rows by; give models, or let texts be read.")
     by_texts: list[Stream] = []
     if by_text:  # first: it is cheap, and what is wrong with the file or the encoder shows here
         device = options.get("device", "auto")
         by_texts = _text_streams(rows, device if isinstance(device, str) else "auto", on_phase)
     streams = []
-    if base is not None and candidate is not None:
-        losses = row_losses(
-            rows,
-            base,
-            candidate,
-            base_adapter=base_adapter,
-            candidate_adapter=candidate_adapter,
-            on_phase=on_phase,
-            **options,
-        )
+    if before is not None and after is not None:
+        losses = row_losses(rows, before, after, on_phase=on_phase, **options)
         streams.append(_loss_stream(losses))
     return [*streams, *by_texts]
 

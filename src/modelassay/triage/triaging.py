@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, utc_now
+from modelassay.models import ModelRef, PairOptions
+from modelassay.models.refs import take_pair
 from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.triage.duplicates import near_duplicates
 from modelassay.triage.looking import Field, sample, search
@@ -40,19 +42,16 @@ def triage(
     ignore_case: bool = False,
     duplicates: bool = False,
     outliers: bool = False,
-    base: str | None = None,
-    candidate: str | None = None,
-    base_adapter: str | None = None,
-    candidate_adapter: str | None = None,
+    base: str | ModelRef | None = None,
+    candidate: str | ModelRef | None = None,
     needles: str | Path | None = None,
     needle_field: str | None = None,
     skip_malformed: bool = False,
     top: int = 20,
     seed: int = 0,
     show_text: bool = False,
-    token: str | bool | None = None,
     on_phase: OnPhase = silent,
-    **options: Any,
+    **load_options: Unpack[PairOptions],
 ) -> TriageReport:
     """Looks through a training file for rows that poison it.
 
@@ -66,17 +65,15 @@ def triage(
         outliers: Rank rows by the streams that read texts alone.
         base: Model from before the fine-tune; with a candidate, rows are ranked by what was learnt.
         candidate: Model from after it.
-        base_adapter: PEFT adapter over the base.
-        candidate_adapter: PEFT adapter over the candidate; alone, it is one over the base.
         needles: File of rows that are known to be poison: the ranking is scored against them.
         needle_field: Boolean field of the file that says the same.
         skip_malformed: Leave out rows that cannot be read, in place of refusing the file.
         top: Rows to show of a ranking or a search.
         seed: Of the sample.
         show_text: Show answers and harmful-looking prompts in the report.
-        token: Hub token, None for the stored one.
         on_phase: Told (phase, done, total).
-        options: Further arguments of `modelassay.load` for both models.
+        **load_options: Passed to `modelassay.load` for both models (the token fetches data sets as
+            well); `base_adapter`, `candidate_revision` and the like for one of them.
 
     Raises:
         InputError: an option, the file or a model cannot be used.
@@ -84,7 +81,9 @@ def triage(
     """
     if not 1 <= top <= MAX_TOP:
         raise InputError(f"--top shows 1 to {MAX_TOP} rows, got {top}.")
-    scored = outliers or any((base, candidate, base_adapter, candidate_adapter))
+    before, after, options = take_pair(base, candidate, load_options)
+    token = options.get("token")
+    scored = outliers or before is not None
     if needles is not None and needle_field is not None:
         raise InputError("Give the needles as a file or as a field, not both.")
     if (needles is not None or needle_field is not None) and not scored:
@@ -108,18 +107,15 @@ def triage(
     if scored:
         streams = score_rows(
             rows,
-            base=base,
-            candidate=candidate,
-            base_adapter=base_adapter,
-            candidate_adapter=candidate_adapter,
+            base=before,
+            candidate=after,
             by_text=outliers,
             on_phase=on_phase,
-            token=token,
             **options,
         )
         ranking = rank_needles(rows, streams, truth=truth)
-        if (model := candidate or base) is not None:
-            tokenizer = model_tokenizer(model, token=token, **options)
+        if after is not None:
+            tokenizer = model_tokenizer(after, **options)
     shown = [*drawn]
     if found is not None:
         shown += [match.row for match in found.matches]

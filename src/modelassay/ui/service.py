@@ -28,8 +28,8 @@ from modelassay.diff.dictionaries import shipped_dictionaries
 from modelassay.errors import AssayError, InputError
 from modelassay.hub import REFERENCE, REPO_ID, trim_cache
 from modelassay.models import EMBEDDED_ID
+from modelassay.models.finding import resolve
 from modelassay.models.organisms import find_organism, is_organism
-from modelassay.models.sources import resolve
 from modelassay.scan.report import ScanReport
 from modelassay.scan.scanning import scan
 from modelassay.verify import (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import Unpack
 
 from modelassay.data.concepts import concepts_for
 from modelassay.files.provenance import utc_now
@@ -12,7 +13,7 @@ from modelassay.files.records import check_name
 from modelassay.measures.activation_signature import Signature
 from modelassay.measures.examination import Evidence, examine
 from modelassay.measures.weight_sketch import WeightSketch
-from modelassay.models import LoadedModel, load
+from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.progress import OnPhase, silent
 from modelassay.verify.baseline import (
     Baseline,
@@ -27,17 +28,17 @@ from modelassay.verify.hashing import hash_model
 
 
 def create_baseline(
-    model: str | LoadedModel,
+    model: str | ModelRef | LoadedModel,
     *,
     name: str | None = None,
     model_id: str | None = None,
     on_progress: OnPhase = silent,
-    **load_options: Any,
+    **load_options: Unpack[ModelOptions],
 ) -> Baseline:
     """Scans a model in full and keeps what identifies it.
 
     Args:
-        model: A model id (see `modelassay.load`) or a loaded model.
+        model: An id (see `modelassay.load`), a reference or a loaded model.
         name: What the baseline is called in a store; made from the model's id if left out.
         model_id: The id to publish when the model is a local folder.
         on_progress: Told (phase, done, total).
@@ -47,9 +48,7 @@ def create_baseline(
         InputError: the model cannot be read, or the name cannot be one.
         UnavailableError: something needed is not there now.
     """
-    if isinstance(model, str):
-        on_progress("loading", 0, 1)
-        model = load(model, **load_options)
+    model = open_model(model, on_progress=on_progress, **load_options)
     published = model_id or public_id(model.info.id)
     name = check_name(name or slug(published), "baseline")
     found = examine(

@@ -12,7 +12,6 @@ from modelassay.files.provenance import json_hash, text_hash
 from modelassay.models import LoadedModel
 from modelassay.models.identity import hash_chat_template, hash_file, hash_tokenizer
 from modelassay.models.loading import load_config, load_tokenizer
-from modelassay.models.organisms import files_of, find_organism, is_organism
 from modelassay.models.sources import ADAPTER_CONFIG, Source, read_json
 from modelassay.verify.baseline import FileHashes
 
@@ -35,7 +34,6 @@ def hash_model(model: LoadedModel) -> FileHashes:
     # Code of its own has been run already if its configuration comes from there.
     remote_code = type(model.network.config).__module__.startswith("transformers_modules")
     return _hash(
-        model.info.id,
         model.source,
         model.adapter,
         model.tokenizer,
@@ -44,7 +42,7 @@ def hash_model(model: LoadedModel) -> FileHashes:
 
 
 def hash_sources(
-    model_id: str, source: Source, adapter: Source | None, *, trust_remote_code: bool = False
+    source: Source, adapter: Source | None, *, trust_remote_code: bool = False
 ) -> FileHashes:
     """Hashes of the files of a model that is not loaded.
 
@@ -52,7 +50,6 @@ def hash_sources(
         InputError: its tokenizer or configuration cannot be read.
     """
     return _hash(
-        model_id,
         source,
         adapter,
         load_tokenizer(source, trust_remote_code=trust_remote_code),
@@ -60,11 +57,9 @@ def hash_sources(
     )
 
 
-def _hash(
-    model_id: str, source: Source, adapter: Source | None, tokenizer: Any, config: Any
-) -> FileHashes:
+def _hash(source: Source, adapter: Source | None, tokenizer: Any, config: Any) -> FileHashes:
     return FileHashes(
-        weights=_weights(model_id, source, adapter),
+        weights=_weights(source, adapter),
         tokenizer=hash_tokenizer(tokenizer),
         chat_template=hash_chat_template(tokenizer),
         generation_config=_generation_config(source, config),
@@ -72,7 +67,7 @@ def _hash(
     )
 
 
-def _weights(model_id: str, source: Source, adapter: Source | None) -> dict[str, str]:
+def _weights(source: Source, adapter: Source | None) -> dict[str, str]:
     """sha256 of each file that decides the weights, by name."""
     hashes = {file.name: _sha256(source, file) for file in source.weight_files()}
     if adapter is not None:
@@ -81,13 +76,10 @@ def _weights(model_id: str, source: Source, adapter: Source | None) -> dict[str,
         # Rank, scale and targets decide the weights as much as the tensors do.
         values = read_json(adapter.folder / ADAPTER_CONFIG)
         hashes[f"adapter/{ADAPTER_CONFIG}"] = _hash_values(values, ADAPTER_NOTES)
-    if is_organism(model_id):
-        organism = find_organism(model_id)
-        hashes |= {f"organism/{file.name}": hash_file(file) for file in files_of(organism)}
-        if organism.numerics:
-            # Its weights are rounded on loading, as another file of them would have them.
-            digest = text_hash(organism.numerics)
-            hashes["organism/numerics"] = digest
+    if (after := (adapter or source).after_load) is not None:
+        hashes |= {f"organism/{file.name}": hash_file(file) for file in after.files}
+        if after.rounding:  # as another file of its weights would have them
+            hashes["organism/numerics"] = text_hash(after.rounding)
     return dict(sorted(hashes.items()))
 
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+
+from typing_extensions import Unpack
 
 from modelassay.data.concepts import concepts_for
 from modelassay.errors import InputError
 from modelassay.hub import REFERENCE
 from modelassay.measures.examination import Evidence, examine
-from modelassay.models import ModelInfo, load
-from modelassay.models.loading import find_sources
+from modelassay.models import ModelInfo, ModelOptions, ModelRef, open_model
+from modelassay.models.finding import find_sources
+from modelassay.models.refs import fetch_options, take_ref
 from modelassay.progress import OnPhase, silent
 from modelassay.verify.baseline import Baseline, FileHashes
 from modelassay.verify.checks import measured_checks
@@ -44,20 +46,19 @@ from modelassay.verify.stores import find_local, list_baselines
 
 TRUSTED = "MODELASSAY_TRUSTED"
 """Environment variable: namespaces on the Hub whose baselines are trusted, with commas between."""
-SOURCE_OPTIONS = ("revision", "adapter", "gguf_file", "token", "trust_remote_code", "max_bytes")
 
 
 def verify(
-    model: str,
+    model: str | ModelRef,
     against: str | Baseline | None = None,
     *,
     on_progress: OnPhase = silent,
-    **load_options: Any,
+    **load_options: Unpack[ModelOptions],
 ) -> VerificationReport:
     """Compares a model with a baseline.
 
     Args:
-        model: A model id (see `modelassay.load`).
+        model: An id (see `modelassay.load`) or a reference.
         against: A baseline, its name, its folder, or its Hub data set; None takes the one that was
             made from a model of this id.
         on_progress: Told (phase, done, total).
@@ -68,14 +69,14 @@ def verify(
         UnavailableError: something needed is not there now.
     """
     started = time.perf_counter()
-    decided = verify_files(model, against, on_progress=on_progress, **load_options)
+    ref, options = take_ref(model, load_options)
+    decided = verify_files(ref, against, on_progress=on_progress, **options)
     if isinstance(decided, VerificationReport):
         report = decided
     else:
-        on_progress("loading", 0, 1)
         if decided.commit is not None:  # what was hashed, not what a branch holds by now
-            load_options["revision"] = decided.commit
-        loaded = load(model, **load_options)
+            ref = replace(ref, revision=decided.commit)
+        loaded = open_model(ref, on_progress=on_progress, **options)
         examined = examine(
             loaded,
             mode="quick",
@@ -103,24 +104,25 @@ class Undecided:
 
 
 def verify_files(
-    model: str,
+    model: str | ModelRef,
     against: str | Baseline | None = None,
     *,
     on_progress: OnPhase = silent,
-    **load_options: Any,
+    **load_options: Unpack[ModelOptions],
 ) -> VerificationReport | Undecided:
     """The part of `verify` that opens no weights, nor fetches them if the Hub states their hashes.
 
     Arguments and errors are those of `verify`.
     """
+    ref, options = take_ref(model, load_options)
     found = find_baseline(
-        against if against is not None else model,
+        against if against is not None else ref.id,
         required=against is not None,
-        token=load_options.get("token"),
+        token=options.get("token"),
     )
     if found is None:
         return VerificationReport(
-            model=model,
+            model=ref.id,
             revision=None,
             verified=None,
             kind=None,
@@ -128,21 +130,18 @@ def verify_files(
             baseline=None,
             baseline_model=None,
             reasons=(
-                f"There is no baseline of {model} on this machine; name one with --against, or make"
-                " one from a copy that you trust with `modelassay baseline create`.",
+                f"There is no baseline of {ref.id} on this machine; name one with --against, or"
+                " make one from a copy that you trust with `modelassay baseline create`.",
             ),
         )
     baseline, origin = found
     on_progress("files", 0, 1)
-    options = {key: value for key, value in load_options.items() if key in SOURCE_OPTIONS}
-    source, adapter = find_sources(model, **options, weights=False)
-    files = hash_sources(
-        model, source, adapter, trust_remote_code=bool(load_options.get("trust_remote_code"))
-    )
+    source, adapter = find_sources(ref, weights=False, **fetch_options(options))
+    files = hash_sources(source, adapter, trust_remote_code=bool(options.get("trust_remote_code")))
     on_progress("files", 1, 1)
-    report = decide_by_files(model, source.commit, files, baseline, origin)
+    report = decide_by_files(ref.id, source.commit, files, baseline, origin)
     # A revision is of what MODEL names, be it an adapter.
-    named = adapter if adapter is not None and options.get("adapter") is None else source
+    named = adapter if adapter is not None and ref.adapter is None else source
     return report or Undecided(files, baseline, origin, named.commit)
 
 

@@ -1,0 +1,11 @@
+from .embedded import EMBEDDED_ID as EMBEDDED_ID
+from .embedded import ensure_embedded as ensure_embedded
+from .identity import ModelInfo as ModelInfo
+from .layers import find_layers as find_layers
+from .loading import LoadedModel as LoadedModel
+from .loading import load as load
+from .loading import open_model as open_model
+from .refs import LoadOptions as LoadOptions
+from .refs import ModelOptions as ModelOptions
+from .refs import ModelRef as ModelRef
+from .refs import PairOptions as PairOptions
