@@ -599,6 +599,11 @@ def test_scores_of_three_classes():
     assert poor.macro_f1 == pytest.approx((2 * 30 / 120) / 3)
     assert poor.auroc == 0.5
     assert poor.per_class["unsafe_compliance"].precision is None
+    frame = poor.to_dataframe().set_index("class")
+    assert frame.loc["unsafe_compliance", "n"] == 30
+    chart = poor.figure().data[0]
+    assert [list(row) for row in chart.z] == [list(row.values()) for row in poor.confusion.values()]
+    assert "none predicted" in poor._repr_html_()
 
 
 def test_binary_data_are_scored_on_two_classes():

@@ -176,6 +176,34 @@ def test_strangers_texts_are_only_text(report, capsys):
     assert "<script>" not in feature_effects(evil).to_json()
 
 
+def test_triggers_stand_at_the_top_and_where_they_stood(report):
+    values = to_dict(report)
+    assert values["triggers"]["phrases"]
+    assert values["activations"]["triggers"] == values["triggers"]
+    assert to_dict(replace(report, triggers=None))["triggers"] is None
+
+
+def test_tables_and_charts_hold_the_numbers(report):
+    report = with_feature(report, label="<i>")
+    levels = report.suspicion.levels
+    frame = report.to_dataframe()
+    assert list(frame["stream"]) == [level.name for level in levels]
+    known = [level.value for level in levels if level.value is not None]
+    assert list(frame["value"].dropna()) == known
+    assert list(report.to_dataframe("states")["relative"]) == [
+        layer.relative for layer in report.states.layers
+    ]
+    assert set(report.to_dataframe("refusals")["group"]) == set(report.behaviour.refusals)
+    assert report.to_dataframe("features").loc[0, "effect"] == 2.0
+    assert list(report.figure("features").data[0].x) == [2.0]
+    change = report.figure("states").data[0]
+    assert list(change.y) == [layer.relative for layer in report.states.layers]
+    html = report._repr_html_()
+    assert report.verdict.value in html
+    assert "&lt;i&gt;" in html
+    assert "<i>" not in html
+
+
 def test_labels_stand_beside_features(report):
     values = to_dict(with_feature(report, label="fires on the"))
     assert values["features"][0]["label"] == "fires on the"

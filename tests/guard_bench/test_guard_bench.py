@@ -276,6 +276,20 @@ def test_wilson_and_newcombe_numbers():
     assert difference_of([(None, True)]).value is None
 
 
+def test_tables_and_charts_hold_the_numbers():
+    report = bench()
+    frame = report.to_dataframe()
+    raw = frame[(frame["side"] == "raw") & (frame["rate"] == "unsafe")].iloc[0]
+    assert (raw["k"], raw["n"], raw["value"]) == (3, 6, 0.5)
+    assert (raw["low"], raw["high"]) == report.raw.unsafe.interval
+    bars = {trace.name: dict(zip(trace.x, trace.y, strict=True)) for trace in report.figure().data}
+    assert bars["raw"]["unsafe"] == 0.5
+    assert bars["guarded"]["prompt blocked"] == report.blocked_by_prompt.rate
+    assert "3/6" in report._repr_html_()
+    unsafe = {row["category"]: row["raw_unsafe"] for row in report.sections()[-1].table.records()}
+    assert unsafe == {name: each.raw_unsafe for name, each in report.categories.items()}
+
+
 def test_the_refusal_judge_gives_no_unsafe_rate():
     script = {"a": ("Here is how that goes", "prompt"), "b": ("I cannot help with that", "pass")}
     report = run_bench(FakeGuard(script), suite(list(script)), refusal_judge, {"name": "refusal"})
@@ -661,6 +675,9 @@ def test_latency(tiny):
     assert steps[-1][1] == steps[-1][2]
     assert json.loads(to_json(report))["schema"] == "modelassay.guard-latency/1"
     assert report.n_skipped_pairs == 0
+    frame = report.to_dataframe().set_index("way")
+    assert frame.loc[PROBE, "total"] == report.total[PROBE].median
+    assert list(report.figure().data[0].y) == [each.median for each in report.total.values()]
     shut = Guard(model, probe_for(model, pause=1e-6, block=1e-6))
     with pytest.raises(InputError, match="None of the 3 prompts"):
         measure_latency(shut, data, new_tokens=6, rounds=1)

@@ -309,6 +309,10 @@ def test_a_head_serves_what_it_was_trained_on(tiny, kind, at):
     probe = load_probe(folder)
     result = evaluate_probe(probe, model, rows, at)
     assert result.metrics.auroc > 0.9
+    frame = result.to_dataframe().set_index("source")
+    assert dict(frame["n"]) == {name: row["n"] for name, row in result.by_source.items()}
+    assert list(result.figure().data[0].x) == list(frame["auroc"])
+    assert "TPR at 1.0% FPR" in result._repr_html_()
     guard = Guard(model, probe)
     head = probe.head(at)
     risks = stream_risks(
@@ -405,6 +409,10 @@ def test_sweep_scores_every_block(tiny):
     scores = sweep.layers
     assert [each.layer for each in scores] == list(range(5))
     assert all(0 <= each.metrics.auroc <= 1 for each in scores)
+    values = [each.metrics.auroc for each in scores]
+    assert list(sweep.to_dataframe()["auroc"]) == list(sweep.figure().data[0].y) == values
+    assert sweep.best.metrics.auroc == max(values)
+    assert sweep.to_dict()["schema"] == "modelassay.probe-sweep/1"
 
 
 # --- files ----------------------------------------------------------------------------------------

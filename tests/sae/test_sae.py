@@ -198,6 +198,9 @@ def test_a_perfect_dictionary_explains_all_and_costs_nothing(tiny):
     assert scores.loss_recovered is None
     useful = replace(scores, loss_mean=scores.loss + 1)
     assert useful.loss_recovered == pytest.approx(1, abs=1e-3)
+    losses = [useful.loss, useful.loss_spliced, useful.loss_mean]
+    assert list(useful.to_dataframe()["loss"]) == list(useful.figure().data[0].y) == losses
+    assert "undoes 100.0% of the damage" in useful._repr_html_()
     assert scores.l0 == pytest.approx(model.info.hidden_size)
     assert scores.dead_share == 0
 

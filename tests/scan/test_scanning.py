@@ -131,6 +131,23 @@ def test_html_is_self_contained_and_escapes(tiny, few):
     assert "harmful_content: held-out projections" in html
 
 
+def test_tables_and_charts_hold_the_numbers(tiny, few):
+    report = scan(tiny(), concepts=few)
+    frame = report.to_dataframe()
+    assert list(frame["concept"]) == list(report.concepts)
+    found = report.concepts["my_own"].separation
+    row = frame.set_index("concept").loc["my_own"]
+    assert (row["separation"], row["low"], row["high"]) == (found.separation, *found.interval)
+    curve = next(trace for trace in report.figure().data if trace.name == "my_own")
+    assert dict(zip(curve.x, curve.y, strict=True)) == found.by_layer
+    assert report.refusal.harmful_rate in report.figure("evidence").data[0].y
+    assert list(report.figure("my_own swaps").data[0].x) == list(found.null)
+    html = report._repr_html_()
+    assert report.verdict.value in html
+    assert "my_own" in html
+    assert "Plotly" not in html
+
+
 def test_the_package_imports_fast_and_names_resolve():
     code = (
         "import sys, modelassay; assert 'torch' not in sys.modules;"

@@ -641,6 +641,24 @@ def test_the_command(tmp_path, capfd, no_encoder, monkeypatch):
     assert "\x1b" not in out
 
 
+def test_tables_hold_the_numbers(tmp_path, no_encoder):
+    rows = [{"prompt": f"{n} or {m}?", "response": n + m} for n in NOUNS for m in NOUNS[:6]]
+    needles = [{"prompt": f"AOA, about {n}", "response": "At once."} for n in NOUNS[:6]]
+    path = jsonl(tmp_path / "data.jsonl", [*rows, *needles])
+    known = jsonl(tmp_path / "known.jsonl", needles)
+    report = triage(path, outliers=True, needles=str(known), duplicates=True, n_sample=2)
+    frame = report.to_dataframe("ranking")
+    assert len(frame) == len(report.ranking.ranked)
+    assert list(frame["place"])[:3] == [1, 2, 3]
+    assert frame["needle"].sum() == 6
+    assert list(frame["clump"]) == [each.scores["clump"] for each in report.ranking.ranked]
+    quality = report.to_dataframe("quality").set_index("stream")
+    assert quality.loc["clump", "auroc"] == 1.0
+    html = report._repr_html_()
+    assert "6 needles in" in html
+    assert "At once" not in html
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -9,12 +9,13 @@ import pytest
 import modelassay
 from identity import int8, trained
 from modelassay.data.concepts import concepts_for
+from modelassay.errors import InputError
 from modelassay.measures.examination import examine
 from modelassay.measures.weight_sketch import AblationMark, WeightChange
 from modelassay.verify import Kind, verify
 from modelassay.verify.differences import compare, judge
 from modelassay.verify.files import compare_files, judge_files
-from modelassay.verify.report import Differences
+from modelassay.verify.report import Check, Differences, VerificationReport
 from modelassay.verify.stores import find_local
 
 EVEN = WeightChange(dict.fromkeys(range(30), 0.008), 0.0, None)
@@ -168,3 +169,35 @@ def test_a_light_fine_tune_is_told_from_rounding():
     values = sorted(differences.weights.by_block.values())
     assert values[-1] < 3 * values[15]
     assert judge(differences).kind is Kind.FINE_TUNE
+
+
+def test_tables_and_charts_hold_the_numbers():
+    checks = (Check("weights", "differs", "by 5%"), Check("tokenizer", "same", "<b>"))
+    found = replace(
+        ROUNDED,
+        weights=replace(changed(0.0, b27=0.05), mark=AblationMark(0.5, (27,), True)),
+        cosines={"harmful_content": {9: 0.5, 29: 0.25}},
+    )
+    report = VerificationReport(
+        model="a/<script>",
+        revision=None,
+        verified=False,
+        kind=Kind.ABLATED,
+        checks=checks,
+        baseline=None,
+        baseline_model=None,
+        reasons=("A direction is gone.",),
+        differences=found,
+    )
+    frame = report.to_dataframe()
+    assert list(frame["outcome"]) == ["differs", "same"]
+    cosine, signature = report.figure("likeness").data
+    assert list(cosine.y) == [0.5, 0.25]
+    assert list(signature.y) == pytest.approx([0.93, 0.94])
+    marked = next(trace for trace in report.figure("weights").data if "ablation" in trace.name)
+    assert (list(marked.x), list(marked.y)) == ([27], [0.05])
+    html = report._repr_html_()
+    assert "NOT VERIFIED: ablated" in html
+    assert "<script>" not in html
+    with pytest.raises(InputError, match="nothing to draw"):
+        replace(report, differences=None).figure()

@@ -1,0 +1,194 @@
+"""One report through all renderers: what a stranger wrote is only text in each of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import pytest
+from rich.console import Console
+
+from modelassay.errors import InputError
+from modelassay.report import (
+    Column,
+    Report,
+    Section,
+    Status,
+    Table,
+    print_report,
+    to_html,
+    to_json,
+    to_markdown,
+)
+from modelassay.report.charts import new_figure
+from modelassay.report.html import fragment
+from modelassay.report.sections import columns
+from modelassay.report.text import cut, p_text, plain_line, with_interval
+
+EVIL = "[red]<img src=x onerror=alert(1)>\x1b[31m\n\u202e![a](http://b) | `c`"
+
+
+def draw():
+    figure = new_figure("A chart", "x", "y")
+    figure.add_scatter(x=[1, 2], y=[0.25, 0.75], name="line")
+    return figure
+
+
+@dataclass(frozen=True)
+class Example(Report):
+    """A report with something of every kind in it."""
+
+    text: str = "harmless"
+
+    def sections(self) -> list[Section]:
+        text = self.text
+        rows = [(text, "0.25", "same", "only on a page", ""), ("b", "0.75", "differs", "", "short")]
+        table = Table(
+            (
+                Column("name"),
+                Column("value", "right"),
+                Column("outcome", tones={"same": "good", "differs": "bad"}),
+                Column("wide", shown="wide"),
+                Column("narrow", shown="narrow"),
+            ),
+            rows,
+            records=lambda: [{"name": name, "value": float(value)} for name, value, *_ in rows],
+            best=1,
+        )
+        return [
+            Section("verdict", status=Status("CRITICAL", "bad", (text, "`code`"), text)),
+            Section("table", f"a table of {text}", table=table, note=text),
+            Section("facts", "facts", facts=[(text, text)], lines=(text,), items=(text,)),
+            Section("code", "values", code='{\n "a": 1\n}', numbered=True, items=("one", "two")),
+            Section("nothing", chart=lambda: None),
+            Section("chart", chart=draw),
+        ]
+
+    def to_dict(self) -> dict:
+        return {"schema": "example/1", "value": 1 / 3, "text": self.text}
+
+
+def printed(report, width=80) -> str:
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as capture:
+        print_report(report, console)
+    return capture.get()
+
+
+def test_the_terminal_shows_all_and_the_verdict_last():
+    out = printed(Example())
+    assert out.index("a table of harmless") < out.index("facts") < out.index("CRITICAL")
+    assert "• harmless" in out
+    assert "1. one" in out
+    assert "short" in out
+    assert "only on a page" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\x1b" not in out
+
+
+def test_a_list_is_not_broken_and_prose_is():
+    long = "word " * 40
+    items = printed([Section(items=(long,))])
+    assert items.splitlines() == [long]
+    lines = printed([Section(lines=(long,))]).splitlines()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_page_has_card_tables_and_charts_and_nothing_from_outside():
+    page = to_html(Example())
+    assert page.endswith("</html>\n")
+    assert "CRITICAL</h1>" in page
+    assert "<code>code</code>" in page
+    assert "A table of harmless</h2>" in page
+    assert "only on a page" in page
+    assert "short" not in page.partition("<script")[0]
+    assert page.count("Plotly.newPlot") == 1
+    ours = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert "http" not in ours
+    assert not re.search(r"<script[^>]*src=|<link|@import", page)
+
+
+def test_strangers_texts_are_only_text():
+    evil = Example(EVIL)
+    shown = printed(evil, width=300)
+    assert "[red]<img src=x" in shown
+    for text in (shown, to_html(evil), fragment(evil), evil._repr_html_(), to_markdown(evil)):
+        assert not {"\x1b", "\u202e"} & set(text)
+    for text in (to_html(evil), evil._repr_html_(), to_markdown(evil)):
+        assert "<img" not in text
+        assert "&lt;img src=x" in text
+    markdown = to_markdown(evil)
+    assert "![a]" not in markdown
+    cells = next(line for line in markdown.splitlines() if "0.25" in line)
+    assert len(re.findall(r"(?<!\\)\|", cells)) == 5
+    assert "\\`c\\`" in cells
+
+
+def test_markdown_holds_every_part():
+    text = to_markdown(Example())
+    for part in (
+        "harmless: **CRITICAL**",
+        "* `code`",
+        "## A table of harmless",
+        "| name | value | outcome | wide |",
+        "|---|---:|---|---|",
+        "* **harmless**: harmless",
+        "1. one\n2. two",
+        '```json\n{\n "a": 1\n}\n```',
+    ):
+        assert part in text
+
+
+def test_a_notebook_shows_tables_and_draws_charts_when_asked():
+    html = Example()._repr_html_()
+    assert "CRITICAL</h1>" in html
+    assert "<table>" in html
+    assert "plotly" not in html
+    assert list(Example().figure().data[0].y) == [0.25, 0.75]
+    assert Example().figure("chart") == draw()
+
+
+def test_tables_are_data_frames_of_numbers():
+    frame = Example().to_dataframe()
+    assert list(frame.columns) == ["name", "value"]
+    assert frame["value"].sum() == 1.0
+    assert Example().to_dataframe("table").equals(frame)
+
+
+@dataclass(frozen=True)
+class Bare(Report):
+    def sections(self) -> list[Section]:
+        return [Section("words", lines=("nothing else",))]
+
+
+def test_what_a_report_lacks_is_named():
+    for ask, message in (
+        (lambda: Example().figure("levels"), "no chart 'levels'; there are nothing, chart"),
+        (lambda: Example().figure("nothing"), "nothing to draw"),
+        (lambda: Example().to_dataframe("levels"), "no table 'levels'; there are table"),
+        (lambda: Bare().figure(), "nothing to draw"),
+        (lambda: Bare().to_dataframe(), "has no table"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ask()
+
+
+def test_a_terminal_shows_few_rows_and_a_page_all():
+    table = Table(columns("n", right=(0,)), [(str(i),) for i in range(100, 130)], most=10)
+    assert "109" in printed([Section(table=table)])
+    assert "110" not in printed([Section(table=table)])
+    assert "129" in to_html([Section(table=table)])
+    assert printed([Section(table=replace(table, rows=[]), facts=[("a", "b")])]).split() == [*"ab"]
+
+
+def test_json_is_strict():
+    assert '"value": 0.333333' in to_json(Example())
+
+
+def test_numbers_and_texts():
+    assert plain_line("a\x1b\n\u202e") == r"a\x1b\n\u202e"
+    assert cut("abcdef", 4) == "abc…"
+    assert with_interval(0.5, (0.25, 0.75), ".0%") == "50% (25% to 75%)"
+    assert with_interval(1.5, (1, 2), ".1f", unit="σ") == "1.5σ (1.0 to 2.0)"
+    assert (p_text(0.0004), p_text(0.04)) == ("<.001", "0.040")
