@@ -19,24 +19,27 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from modelassay.classifier import (
     augmenting,
-    calibrating,
     evaluate,
-    fitting,
+    evaluating,
     load_classifier,
     model,
     recipe,
     train_classifier,
     training,
 )
-from modelassay.classifier.augmenting import stream_prefixes, with_prefixes, word_prefix
-from modelassay.classifier.calibrating import calibrate, find_threshold, recalibrate
+from modelassay.classifier.augmenting import (
+    dressed,
+    listed,
+    stream_prefixes,
+    undressed,
+    with_prefixes,
+    word_prefix,
+)
 from modelassay.classifier.card import CARD_FILE, read_card
-from modelassay.classifier.encoding import collate, encode_exchanges, room
-from modelassay.classifier.evaluating import score
-from modelassay.classifier.fitting import TrainingRecipe, class_weights
+from modelassay.classifier.encoding import collate, encode_pairs, room
+from modelassay.classifier.evaluating import find_threshold, fit_threshold, recalibrate, score
 from modelassay.classifier.network import WEIGHTS_FILE
-from modelassay.classifier.splitting import split_rows
-from modelassay.classifier.styling import dressed, listed, undressed
+from modelassay.classifier.training import TrainingRecipe, class_weights, split_rows
 from modelassay.cli.main import run
 from modelassay.data.exchanges import LABELS, LabelledExchange
 from modelassay.errors import AssayError, InputError
@@ -142,7 +145,7 @@ def tokenizer(bert):
 
 
 def test_short_exchanges_are_read_whole(tokenizer):
-    (row,) = encode_exchanges(tokenizer, [("w1 w2", "w3 w4 w5 w6 w7 w8 w9")], 32)
+    (row,) = encode_pairs(tokenizer, [("w1 w2", "w3 w4 w5 w6 w7 w8 w9")], 32)
     assert tokenizer.convert_ids_to_tokens(list(row.ids)) == (
         ["[CLS]", "w1", "w2", "[SEP]", *(f"w{i}" for i in range(3, 10)), "[SEP]"]
     )
@@ -152,7 +155,7 @@ def test_short_exchanges_are_read_whole(tokenizer):
 def test_long_ones_keep_the_start_of_the_prompt_and_the_newest_of_the_response(tokenizer):
     prompt = " ".join(f"w{i}" for i in range(50))
     response = " ".join(f"w{i}" for i in range(50, 100))
-    (row,) = encode_exchanges(tokenizer, [(prompt, response)], 33)
+    (row,) = encode_pairs(tokenizer, [(prompt, response)], 33)
     tokens = tokenizer.convert_ids_to_tokens(list(row.ids))
     assert tokens[1:11] == [f"w{i}" for i in range(10)]
     assert tokens[12:-1] == [f"w{i}" for i in range(80, 100)]
@@ -160,7 +163,7 @@ def test_long_ones_keep_the_start_of_the_prompt_and_the_newest_of_the_response(t
 
 
 def test_texts_of_any_length_take_bounded_time(tokenizer):
-    (row,) = encode_exchanges(tokenizer, [("w1 " * 10**6, "w2 " * 10**6 + "w3")], 32)
+    (row,) = encode_pairs(tokenizer, [("w1 " * 10**6, "w2 " * 10**6 + "w3")], 32)
     assert len(row.ids) == 32
     assert tokenizer.convert_ids_to_tokens(list(row.ids))[-2] == "w3"
 
@@ -168,7 +171,7 @@ def test_texts_of_any_length_take_bounded_time(tokenizer):
 def test_the_beginning_of_a_long_response_can_be_read_instead(tokenizer):
     response = " ".join(f"w{i}" for i in range(50))
     newest, first, short = (
-        encode_exchanges(tokenizer, [("w1", text)], 24, newest=newest)[0]
+        encode_pairs(tokenizer, [("w1", text)], 24, newest=newest)[0]
         for text, newest in ((response, True), (response, False), ("w2 w3", False))
     )
     words = tokenizer.convert_ids_to_tokens(list(first.ids))[first.response_start : -1]
@@ -213,7 +216,7 @@ def test_prompt_and_response_may_be_empty(trained):
 
 
 def test_segments_and_padding(tokenizer):
-    rows = encode_exchanges(tokenizer, [("w1", "w2"), ("", "w1 w2 w3 w4")], 32)
+    rows = encode_pairs(tokenizer, [("w1", "w2"), ("", "w1 w2 w3 w4")], 32)
     batch = collate(rows, 0, types=True)
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1]]
     assert batch["attention_mask"].sum(1).tolist() == [5, 7]
@@ -223,7 +226,7 @@ def test_segments_and_padding(tokenizer):
 def test_a_tokenizer_without_separators_is_refused():
     bare = SimpleNamespace(cls_token_id=None, bos_token_id=None, sep_token_id=1, eos_token_id=1)
     with pytest.raises(InputError, match="choose an encoder such as"):
-        encode_exchanges(bare, [("a", "b")], 32)
+        encode_pairs(bare, [("a", "b")], 32)
 
 
 # Prefixes
@@ -295,13 +298,13 @@ def test_the_parts_share_no_prompt_and_only_the_training_part_grows(bert, tmp_pa
         seen["grown"] = list(rows)
         return with_prefixes(rows, seed, prefixes)
 
-    class Spy(fitting._Best):
+    class Spy(training._Best):
         def __init__(self, trainee, watched, n_examples):
             seen["n_watched"] = len(watched)
             super().__init__(trainee, watched, n_examples)
 
-    monkeypatch.setattr(fitting, "with_prefixes", spy)
-    monkeypatch.setattr(fitting, "_Best", Spy)
+    monkeypatch.setattr(training, "with_prefixes", spy)
+    monkeypatch.setattr(training, "_Best", Spy)
     rows = synthetic(120)
     train_classifier(
         rows, encoder=str(bert), out=tmp_path / "out", recipe=replace(RECIPE, epochs=0.5)
@@ -373,7 +376,7 @@ def test_an_adapter_is_small_and_reads_as_it_was_trained(embedded_is_tiny, tmp_p
     save = training._save
 
     def spy(trainee, folder):
-        rows = encode_exchanges(trainee.tokenizer, [(r.prompt, r.response) for r in judged], 48)
+        rows = encode_pairs(trainee.tokenizer, [(r.prompt, r.response) for r in judged], 48)
         with torch.no_grad():
             kept["live"] = torch.softmax(
                 trainee.network(**collate(rows, 0, types=True)).float(), -1
@@ -539,7 +542,7 @@ def stream(numbers, unsafe) -> LabelledExchange:
 
 def test_a_stream_counts_by_its_highest_risk():
     numbers = [0] * 7 + [90] + [0] * 12
-    (risk,) = calibrating.stream_risks(Judge(), [("p", stream(numbers, False).response)])
+    (risk,) = evaluating.growing_risks(Judge(), [("p", stream(numbers, False).response)])
     assert risk == pytest.approx(0.9)
 
 
@@ -548,12 +551,12 @@ def test_calibration_holds_the_rate_of_benign_streams(rate):
     draw = random.Random(0)  # noqa: S311
     rows = [stream([draw.randrange(60) for _ in range(40)], False) for _ in range(300)]
     rows += [stream([draw.randrange(40, 100) for _ in range(40)], True) for _ in range(100)]
-    found = calibrate(Judge(), rows, rate)
+    found = fit_threshold(Judge(), rows, rate)
     assert found.block_rate <= rate
     assert found.interval[0] <= found.block_rate <= found.interval[1]
     assert (found.n, found.n_unsafe) == (300, 100)
     assert found.tpr > 0.8
-    again = calibrate(Judge(), rows, rate, threshold=found.threshold)
+    again = fit_threshold(Judge(), rows, rate, threshold=found.threshold)
     assert again == found
 
 
@@ -567,7 +570,7 @@ def test_ties_and_certainty_do_not_break_the_rate():
 
 def test_calibration_needs_benign_rows():
     with pytest.raises(InputError, match="needs safe exchanges"):
-        calibrate(Judge(), [stream([1], True)])
+        fit_threshold(Judge(), [stream([1], True)])
 
 
 def test_recalibrating_writes_a_copy_or_the_own_folder(copy, tmp_path):

@@ -18,7 +18,7 @@ from modelassay.cli.main import run
 from modelassay.data.concepts import load_concepts, load_prompts
 from modelassay.data.exchanges import (
     LabelledExchange,
-    held_out,
+    hold_out,
     prompt_groups,
     read_labelled,
     require_classes,
@@ -173,7 +173,7 @@ def test_near_duplicates_stay_together():
     assert groups[3] == groups[5] != groups[4]
     rows = [row for i in range(40) for row in (f"{WORDS[i % 14]} number {i * 7919}",) * 3]
     groups = prompt_groups(rows)
-    test = held_out(groups, 0.25)
+    test = hold_out(groups, 0.25)
     assert not set(groups[test]) & set(groups[~test])
     assert 0.1 < test.mean() < 0.4
     unsafe = np.arange(len(rows)) % 2 == 0

@@ -47,7 +47,7 @@ class Lora(_Part):
 
 
 class CardCalibration(_Part):
-    """How the threshold was chosen, and what it costs; see `calibrating`."""
+    """How the threshold was chosen, and what it costs; see `evaluating`."""
 
     target_block_rate: Share
     block_rate: Share

@@ -41,7 +41,7 @@ def room(n_prompt: int, n_response: int, max_length: int) -> tuple[int, int]:
     return min(n_prompt, free - kept), kept
 
 
-def encode_exchanges(
+def encode_pairs(
     tokenizer: Any,
     exchanges: Sequence[tuple[str, str]],
     max_length: int,

@@ -15,7 +15,7 @@ from modelassay.classifier.card import CARD_FILE, Card, read_card
 from modelassay.classifier.encoding import (
     EncodedExchange,
     collate,
-    encode_exchanges,
+    encode_pairs,
     special_ids,
 )
 from modelassay.classifier.network import WEIGHTS_FILE, PairNetwork, load_encoder, read_adapter
@@ -77,9 +77,9 @@ class ExchangeClassifier:
             beyond rounding.
         """
         with self._lock:  # fast tokenizers cannot be used from two threads at once
-            newest = encode_exchanges(self.tokenizer, exchanges, self.max_length)
+            newest = encode_pairs(self.tokenizer, exchanges, self.max_length)
             long = [i for i, row in enumerate(newest) if row.cut] if whole else []
-            first = encode_exchanges(
+            first = encode_pairs(
                 self.tokenizer, [exchanges[i] for i in long], self.max_length, newest=False
             )
         probabilities = self._probabilities([*newest, *first], batch)

@@ -2,7 +2,7 @@
 
 Public sets read from a folder, never copied, and the embedded model's own answers. What matters is
 what they do not let a classifier get away with: harmful prompts meet refusals, harmless answers and
-unsafe ones; refusals meet harmless prompts too; forms are mixed (`styling`); some rows have no
+unsafe ones; refusals meet harmless prompts too; forms are mixed (`augmenting`); some rows have no
 prompt or an adversarial one, whatever their class.
 """
 
@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modelassay.classifier.augmenting import word_prefix
-from modelassay.classifier.styling import dressed, undressed
+from modelassay.classifier.augmenting import dressed, undressed, word_prefix
 from modelassay.data.exchanges import Label, LabelledExchange
 from modelassay.data.public_sets import SEED_TASKS, USER_TASKS, DataSource
 from modelassay.data.training_data import JUDGED, prompt_rows
@@ -159,7 +158,8 @@ def _judged(folder: Path) -> Iterator[_Row]:
         if now == before and not row.unsafe:  # evenly thinned
             continue
         if re.fullmatch(r"\S+ \d+", row.prompt):
-            yield replace(row, prompt=""), _digest(row.prompt)
+            # A number stands for its prompt; near-equal numbers must look unlike.
+            yield replace(row, prompt=""), text_hash(row.prompt)
         else:
             yield row, row.prompt
 
@@ -304,11 +304,6 @@ def _row(prompt: str, response: str, label: Label, source: str) -> LabelledExcha
 
 def _some(rows: list[Any], most: int, draw: random.Random) -> list[Any]:
     return draw.sample(rows, min(most, len(rows)))
-
-
-def _digest(text: str) -> str:
-    """Stands for a prompt of which only a number is known; near-equal numbers look unlike."""
-    return text_hash(text)
 
 
 def judged_rows(folder: Path, *, most_per_source: int = 900) -> list[LabelledExchange]:

@@ -64,8 +64,7 @@ def train_command(
     """Fine-tune an encoder on labelled exchanges; calibrates and scores it on other prompts."""
     from rich.console import Console
 
-    from modelassay.classifier.fitting import TrainingRecipe
-    from modelassay.classifier.training import check_free, train_classifier
+    from modelassay.classifier.training import TrainingRecipe, check_free, train_classifier
     from modelassay.cli.progress import show_progress
 
     if data and folder:
@@ -119,7 +118,7 @@ def calibrate_command(
     token: options.Token = None,
 ) -> None:
     """Choose the threshold that blocks at most a share of benign answers while they grow."""
-    from modelassay.classifier.calibrating import recalibrate
+    from modelassay.classifier.evaluating import recalibrate
     from modelassay.classifier.model import load_classifier
 
     _check_rate(rate)

@@ -224,7 +224,7 @@ def prompt_groups(prompts: Sequence[str]) -> np.ndarray:
     return np.array([of_distinct[distinct[prompt]] for prompt in prompts])
 
 
-def held_out(groups: np.ndarray, share: float) -> np.ndarray:
+def hold_out(groups: np.ndarray, share: float) -> np.ndarray:
     """Which rows are held out: whole groups, about this share of them, always the same ones."""
     names = np.unique(groups)
     order = sorted(names, key=lambda g: text_hash(f"{int(g)}"))
