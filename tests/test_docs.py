@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 import architecture
+import docs_site
 
 ROOT = architecture.ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -45,3 +47,49 @@ def test_links_and_names_lead_to_files(page: Path):
             assert path.exists() or path in WRITTEN_BY_THE_SITE, f"{page.name}: {target}"
     for name in NAMES_OF_FILES.findall(text):
         assert (ROOT / name).exists() or "NAME" in name, f"{page.name}: {name}"
+
+
+def page_of_the_site(uri: str) -> SimpleNamespace:
+    return SimpleNamespace(file=SimpleNamespace(src_uri=uri))
+
+
+@pytest.mark.parametrize(
+    ("html", "warns"),
+    [
+        ('<script src="https://cdn.example/x.js"></script>', True),
+        ('<img alt="" src=//cdn.example/x.png>', True),
+        ('<link rel="stylesheet" href="https://fonts.example/x.css">', True),
+        ('<a href="https://example.org">a link</a><img src="../assets/page.png">', False),
+        ('<link rel="canonical" href="https://example.org/">', False),
+    ],
+)
+def test_the_site_may_load_nothing_from_another_host(html, warns, caplog):
+    docs_site.on_post_page(html, page=page_of_the_site("x.md"), config=None)
+    assert bool(caplog.records) == warns
+
+
+def test_links_that_leave_the_docs_need_a_repository(monkeypatch):
+    def rewritten(text: str) -> str:
+        page = page_of_the_site("how-to/x.md")
+        return docs_site.on_page_markdown(text, page=page, config=None, files=None)
+
+    monkeypatch.delenv("DOCS_REPOSITORY", raising=False)
+    assert rewritten("[see](../guard.md#limits)") == "[see](../guard.md#limits)"
+    assert rewritten("[see](../../examples/ci)") == "see (`examples/ci`)"
+    assert rewritten("[see](../../CONTRIBUTING.md)") == "[see](../contributing.md)"
+    monkeypatch.setenv("DOCS_REPOSITORY", "https://example.org/r/blob/main/")
+    assert rewritten("[a](../../app.py)") == "[a](https://example.org/r/blob/main/app.py)"
+
+
+def test_the_command_line_reference_names_every_command():
+    text = docs_site.cli_reference()
+    for command in (
+        "scan",
+        "verify",
+        "baseline push",
+        "diff calibrate",
+        "guard bench",
+        "sae label",
+    ):
+        assert f"# `modelassay {command}`" in text
+    assert "..." not in re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
