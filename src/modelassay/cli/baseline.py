@@ -14,7 +14,6 @@ app = typer.Typer(
     help="Baselines: measured models that others are verified against.", no_args_is_help=True
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace one of the same name.")]
 Reference = Annotated[
     str, typer.Argument(metavar="BASELINE", help="A name, a folder, or a model's id.")
@@ -22,8 +21,11 @@ Reference = Annotated[
 
 
 @app.command("create")
+@options.grouped
 def create_command(
-    model: options.ModelArg,
+    model: options.Model,
+    loading: options.Loading,
+    progress: options.Progress,
     name: Annotated[
         str | None, typer.Option(help="Its name; made from the model's id if left out.")
     ] = None,
@@ -34,50 +36,26 @@ def create_command(
         Path | None, typer.Option(metavar="FOLDER", help="A new folder in place of your store.")
     ] = None,
     force: Force = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    adapter: options.Adapter = None,
-    gguf_file: options.GgufFile = None,
-    load_8bit: options.Load8bit = False,
-    load_4bit: options.Load4bit = False,
-    token: options.Token = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Measure MODEL and keep a baseline of it."""
-    quantization = options.quantization(load_8bit, load_4bit)
-
-    from rich.console import Console
-
-    from modelassay.cli.progress import show_progress
     from modelassay.verify import create_baseline, store_baseline
     from modelassay.verify.stores import check_free
 
-    check_free(model_id or model, name, force=force, out=out)
-    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+    check_free(model_id or model.id, name, force=force, out=out)
+    with progress() as on_progress:
         baseline = create_baseline(
             model,
             name=name,
             model_id=model_id,
             on_progress=on_progress,
-            device=device,
-            dtype=dtype,
-            **options.load_options(
-                revision=revision,
-                adapter=adapter,
-                gguf_file=gguf_file,
-                quantization=quantization,
-                token=token,
-                trust_remote_code=trust_remote_code,
-            ),
+            **loading,
         )
         folder = store_baseline(baseline, force=force, out=out)
     typer.echo(str(folder))
 
 
 @app.command("list")
-def list_command(json: Json = False) -> None:
+def list_command(json: options.Json = False) -> None:
     """List the baselines on this machine."""
     from modelassay.verify import list_baselines
 
@@ -110,7 +88,7 @@ def list_command(json: Json = False) -> None:
 
 
 @app.command("show")
-def show_command(reference: Reference, json: Json = False) -> None:
+def show_command(reference: Reference, json: options.Json = False) -> None:
     """Print what a baseline holds."""
     from modelassay.verify import find_baseline
 
@@ -158,7 +136,9 @@ def delete_command(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None
 
 
 @app.command("push")
+@options.grouped
 def push_command(
+    progress: options.Progress,
     reference: Annotated[
         str,
         typer.Argument(metavar="MODEL_OR_BASELINE", help="A baseline, or a model to measure now."),
@@ -171,12 +151,8 @@ def push_command(
         bool, typer.Option("--private", help="Make a new data set private.")
     ] = False,
     token: options.Token = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Publish a baseline as a Hub data set, or propose it to one."""
-    from rich.console import Console
-
-    from modelassay.cli.progress import show_progress
     from modelassay.hub import check_repo_id
     from modelassay.verify import create_baseline, find_local, push_baseline
 
@@ -185,10 +161,8 @@ def push_command(
     if found is not None:
         baseline = found[0]
     else:
-        with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
-            baseline = create_baseline(
-                reference, on_progress=on_progress, **options.load_options(token=token)
-            )
+        with progress() as on_progress:
+            baseline = create_baseline(reference, on_progress=on_progress, token=token)
     pushed = push_baseline(baseline, repo, create_pr=create_pr, private=private, token=token)
     typer.echo(pushed.pull_request or f"{pushed.repo_id}:{baseline.name}@{pushed.commit}")
 
@@ -216,7 +190,7 @@ def search_command(
     ] = None,
     author: Annotated[str | None, typer.Option(help="Only those of this namespace.")] = None,
     token: options.Token = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Find baselines on the Hub."""
     from modelassay.verify import search_baselines

@@ -18,24 +18,7 @@ if TYPE_CHECKING:
 Prompt = Annotated[str | None, typer.Option(help="What to say; `-` reads it from standard input.")]
 System = Annotated[str | None, typer.Option(help="System prompt.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length at which an answer is cut.")]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
-TopP = Annotated[float, typer.Option(help="Share of probability to sample from.")]
-Seed = Annotated[int | None, typer.Option(help="Of the sampling.")]
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer.")]
-ProbeOption = Annotated[
-    str | None, typer.Option("--probe", help="A probe; the one fitted on MODEL if left out.")
-]
-ClassifierOption = Annotated[
-    str, typer.Option("--classifier", help="`embedded`, a folder, a Hub id, or `none`.")
-]
-Pause = Annotated[float | None, typer.Option(help="Risk of the answer from which it is held back.")]
-Block = Annotated[float | None, typer.Option(help="Risk of the answer from which it is refused.")]
-PromptPause = Annotated[
-    float | None, typer.Option(help="Risk of the prompt from which the answer begins held back.")
-]
-PromptBlock = Annotated[
-    float | None, typer.Option(help="Risk of the prompt from which it is refused.")
-]
 RefusalText = Annotated[str | None, typer.Option("--refusal", help="What a refusal says.")]
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 32
@@ -45,53 +28,33 @@ LEAVE = "/exit"
 MAX_PROMPT_BYTES = 1_000_000
 
 
+@options.grouped
 def chat_command(
-    model: options.ModelArg,
+    model: options.Model,
+    sampling: options.SamplingOptions,
+    parts: options.GuardParts,
+    limits: options.AnswerLimits,
+    prompt_limits: options.PromptLimits,
+    loading: options.Loading,
     prompt: Prompt = None,
     system: System = None,
     json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")] = False,
     max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: Seed = None,
     stop: Stop = None,
-    probe: ProbeOption = None,
-    classifier: ClassifierOption = "embedded",
-    pause: Pause = None,
-    block: Block = None,
-    prompt_pause: PromptPause = None,
-    prompt_block: PromptBlock = None,
     refusal: RefusalText = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    load_8bit: options.Load8bit = False,
-    load_4bit: options.Load4bit = False,
-    token: options.Token = None,
 ) -> None:
     """Chat with MODEL; answers are watched from inside and held back where that is due."""
     if json and prompt is None:
         raise InputError("--json needs a --prompt.")
-    quantization = options.quantization(load_8bit, load_4bit)
 
-    from modelassay.guard import REFUSAL, Sampling, load_guard
+    from modelassay.guard import REFUSAL, load_guard
 
     said = read_prompt(prompt) if prompt is not None else None
-    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     check_stops(stop)
-    _check_thresholds(pause, block)
-    _check_thresholds(prompt_pause, prompt_block)
     _silence()
-    guard = load_guard(
-        model,
-        probe=probe,
-        classifier=None if classifier == "none" else classifier,
-        device=device,
-        dtype=dtype,
-        **options.load_options(revision=revision, quantization=quantization, token=token),
-    )
-    thresholds = _thresholds(guard, "answer", pause, block)
-    prompt_thresholds = _thresholds(guard, "prompt", prompt_pause, prompt_block)
+    guard = load_guard(model, **parts, **loading)
+    thresholds = limits.over(guard.probe.head("answer"))
+    prompt_thresholds = prompt_limits.over(guard.probe.head("prompt"))
     history = [{"role": "system", "content": system}] if system else []
     if said is None and sys.stdin.isatty():
         typer.echo(f"{LEAVE} or Ctrl-D ends the chat.", err=True)
@@ -129,61 +92,47 @@ def chat_command(
         history = [*turns, {"role": "assistant", "content": answer}]
 
 
+@options.grouped
 def generate_command(
-    model: options.ModelArg,
+    model: options.Model,
+    sampling: options.SamplingOptions,
+    parts: options.GuardParts,
+    limits: options.AnswerLimits,
+    prompt_limits: options.PromptLimits,
+    loading: options.Loading,
     prompt: Annotated[str, typer.Option(help="What to say; `-` reads it from standard input.")],
     guarded: Annotated[bool, typer.Option("--guarded", help="Watch the answer.")] = False,
     system: System = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
     max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: Seed = None,
     stop: Stop = None,
-    probe: ProbeOption = None,
-    classifier: ClassifierOption = "embedded",
-    pause: Pause = None,
-    block: Block = None,
-    prompt_pause: PromptPause = None,
-    prompt_block: PromptBlock = None,
     refusal: RefusalText = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    token: options.Token = None,
 ) -> None:
     """Answer one prompt; with --guarded, show only what the guard clears."""
-    from modelassay.guard import REFUSAL, Sampling, load_guard, stream_unguarded
+    from modelassay.guard import REFUSAL, load_guard, stream_unguarded
     from modelassay.models import load
 
-    bounds = (pause, block, prompt_pause, prompt_block, refusal)
-    if not guarded and any(value is not None for value in bounds):
+    if not guarded and (limits or prompt_limits or refusal is not None):
         raise InputError("Thresholds and the refusal are the guard's; pass --guarded as well.")
 
     said = read_prompt(prompt)
-    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     turns = [{"role": "system", "content": system}] if system else []
     turns += [{"role": "user", "content": said}]
-    given: dict[str, Any] = {"device": device, "dtype": dtype}
-    given |= options.load_options(revision=revision, token=token)
     settings: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens}
     check_stops(stop)
-    _check_thresholds(pause, block)
-    _check_thresholds(prompt_pause, prompt_block)
     settings["stop"] = stop or ()
     _silence()
     if guarded:
-        chosen = None if classifier == "none" else classifier
-        guard = load_guard(model, probe=probe, classifier=chosen, **given)
+        guard = load_guard(model, **parts, **loading)
         events = guard.stream(
             turns,
-            thresholds=_thresholds(guard, "answer", pause, block),
-            prompt_thresholds=_thresholds(guard, "prompt", prompt_pause, prompt_block),
+            thresholds=limits.over(guard.probe.head("answer")),
+            prompt_thresholds=prompt_limits.over(guard.probe.head("prompt")),
             refusal=refusal or REFUSAL,
             **settings,
         )
     else:
-        events = stream_unguarded(load(model, **given), turns, **settings)
+        events = stream_unguarded(load(model, **loading), turns, **settings)
     seen: list[GuardEvent] = []
     for event in events:
         seen.append(event)
@@ -299,23 +248,6 @@ def check_stops(stop: Sequence[str] | None) -> None:
     """
     if "" in (stop or ()):
         raise InputError("--stop needs some text.")
-
-
-def _check_thresholds(pause: float | None, block: float | None) -> None:
-    """Refuses, before a model is loaded, what no probe's own thresholds could make right."""
-    from modelassay.guard import Thresholds
-
-    highest = 1.0 if block is None else block
-    Thresholds(highest if pause is None else pause, highest)
-
-
-def _thresholds(guard: Any, at: Any, pause: float | None, block: float | None) -> Any:
-    """The probe's thresholds there, those that were given in their place."""
-    from modelassay.guard import Thresholds
-    from modelassay.guard.streaming import of_head
-
-    own = of_head(guard.probe.head(at))
-    return Thresholds(own.pause if pause is None else pause, own.block if block is None else block)
 
 
 def _silence() -> None:

@@ -27,12 +27,13 @@ Data = Annotated[
     str,
     typer.Option(metavar="DATA", help="Rows with prompt, response, label: a file or a Hub id."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
 
 
 @app.command("train")
+@options.grouped
 def train_command(
+    progress: options.Progress,
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="DATA", help="Labelled rows; may be repeated. Else the recipe."),
@@ -59,13 +60,9 @@ def train_command(
     device: options.Device = "auto",
     token: options.Token = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Fine-tune an encoder on labelled exchanges; calibrates and scores it on other prompts."""
-    from rich.console import Console
-
     from modelassay.classifier.training import TrainingRecipe, check_free, train_classifier
-    from modelassay.cli.progress import show_progress
 
     if data and folder:
         raise InputError("Give rows with --data or the recipe's sets with --folder, not both.")
@@ -75,7 +72,7 @@ def train_command(
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
         max_length=max_length, prefixes=prefixes, seed=seed,
     )  # fmt: skip
-    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+    with progress() as on_progress:
         group_by = None
         if data:
             rows = [row for where in data for row in _read(where, "train", token)]
@@ -112,7 +109,7 @@ def calibrate_command(
         Path | None,
         typer.Option(metavar="FOLDER", help="Write a copy; without it the folder is changed."),
     ] = None,
-    json: Json = False,
+    json: options.Json = False,
     split: Split = "train",
     device: options.Device = "auto",
     token: options.Token = None,
@@ -141,7 +138,7 @@ def calibrate_command(
 def eval_command(
     classifier: ClassifierArg,
     data: Data,
-    json: Json = False,
+    json: options.Json = False,
     split: Split = "train",
     device: options.Device = "auto",
     token: options.Token = None,
@@ -163,7 +160,7 @@ def eval_command(
 
 @app.command("info")
 def info_command(
-    classifier: ClassifierArg, json: Json = False, token: options.Token = None
+    classifier: ClassifierArg, json: options.Json = False, token: options.Token = None
 ) -> None:
     """Print what a classifier is, what it learnt from and how well it does."""
     from modelassay.classifier.card import read_card

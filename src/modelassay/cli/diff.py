@@ -16,6 +16,7 @@ from modelassay.errors import (
     EXIT_SCAN_FAILED,
     InputError,
 )
+from modelassay.models.refs import LoadOptions, ModelRef
 
 COMPARE = "compare"
 HELP_OPTIONS = ("--help", "-h")
@@ -39,10 +40,32 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Base = Annotated[str, typer.Argument(metavar="BASE", help="The model before, as for `scan`.")]
-BaseAdapter = Annotated[
-    str | None, typer.Option(metavar="ADAPTER", help="PEFT adapter over the base.")
-]
+
+def _base(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model before, as for `scan`.")],
+    base_adapter: Annotated[
+        str | None, typer.Option(metavar="ADAPTER", help="PEFT adapter over the base.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of BASE.")] = None,
+) -> ModelRef:
+    return ModelRef(base, revision, base_adapter)
+
+
+def _candidate(
+    candidate: Annotated[
+        str, typer.Argument(metavar="CANDIDATE", help="The model after; a PEFT adapter will do.")
+    ],
+    candidate_adapter: Annotated[
+        str | None, typer.Option(metavar="ADAPTER", help="PEFT adapter over the candidate.")
+    ] = None,
+    candidate_revision: Annotated[
+        str | None, typer.Option(help="Hub revision of CANDIDATE.")
+    ] = None,
+) -> ModelRef:
+    return ModelRef(candidate, candidate_revision, candidate_adapter)
+
+
+Base = Annotated[ModelRef, options.From(_base)]
 NoWeights = Annotated[bool, typer.Option("--no-weights", help="Leave the weights' spectra out.")]
 NoTriggers = Annotated[
     bool, typer.Option("--no-triggers", help="Leave the search for triggers out.")
@@ -50,15 +73,12 @@ NoTriggers = Annotated[
 
 
 @app.command(COMPARE)
+@options.grouped
 def compare_command(
     base: Base,
-    candidate: Annotated[
-        str, typer.Argument(metavar="CANDIDATE", help="The model after; a PEFT adapter will do.")
-    ],
-    base_adapter: BaseAdapter = None,
-    candidate_adapter: Annotated[
-        str | None, typer.Option(metavar="ADAPTER", help="PEFT adapter over the candidate.")
-    ] = None,
+    candidate: Annotated[ModelRef, options.From(_candidate)],
+    loading: options.Loading,
+    progress: options.Progress,
     sae: diff_inputs.Sae = None,
     layers: diff_inputs.Layers = None,
     suite: diff_inputs.SuiteOption = None,
@@ -77,18 +97,10 @@ def compare_command(
         Path | None,
         typer.Option(metavar="FILE", help="Benign fine-tunes, from `modelassay diff calibrate`."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON only.")] = False,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML report.")
-    ] = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    revision: Annotated[str | None, typer.Option(help="Hub revision of BASE.")] = None,
-    candidate_revision: Annotated[
-        str | None, typer.Option(help="Hub revision of CANDIDATE.")
-    ] = None,
+    json: options.JsonReport = False,
+    html: options.HtmlReport = None,
     token: options.Token = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: options.Quiet = False,
 ) -> int:
     """Compare CANDIDATE, a fine-tune, with BASE, the model it was made from.
 
@@ -100,7 +112,6 @@ def compare_command(
 
     from rich.console import Console
 
-    from modelassay.cli.progress import show_progress
     from modelassay.diff import Depth, diff
     from modelassay.files.atomic import write_text_atomically
     from modelassay.report import print_report, to_html, to_json
@@ -108,8 +119,8 @@ def compare_command(
     asked = diff_inputs.read_suites(suite, data, token)
     tried = diff_inputs.read_corpus(corpus, token)
     benign = diff_inputs.read_calibration(calibration, asked, answers)
-    dictionaries = _dictionaries(sae, base, device, token, quiet)
-    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+    dictionaries = _dictionaries(sae, base.id, loading, quiet)
+    with progress() as on_progress:
         report = diff(
             base,
             candidate,
@@ -117,10 +128,6 @@ def compare_command(
             dictionaries=dictionaries,
             layers=blocks,
             corpus=tried,
-            base_adapter=base_adapter,
-            candidate_adapter=candidate_adapter,
-            base_revision=revision,
-            candidate_revision=candidate_revision,
             depth=Depth(
                 answer_tokens=answers,
                 weights=not no_weights,
@@ -129,7 +136,7 @@ def compare_command(
             ),
             calibration=benign,
             on_progress=on_progress,
-            **options.load_options(device=device, dtype=dtype, token=token),
+            **loading,
         )
     if json:
         sys.stdout.write(to_json(report, show_answers=show_answers))
@@ -144,14 +151,16 @@ def compare_command(
 
 
 @app.command("calibrate")
+@options.grouped
 def calibrate_command(
     base: Base,
+    loading: options.Loading,
+    progress: options.Progress,
     finetunes: Annotated[
         list[str],
         typer.Argument(metavar="FINETUNE...", help="Fine-tunes of it, known to be harmless."),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the calibration.")],
-    base_adapter: BaseAdapter = None,
     sae: diff_inputs.Sae = None,
     suite: diff_inputs.SuiteOption = None,
     data: diff_inputs.Data = None,
@@ -160,10 +169,8 @@ def calibrate_command(
     no_triggers: NoTriggers = False,
     add: Annotated[bool, typer.Option("--add", help="Add to a FILE that is there.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a FILE that is there.")] = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
     token: options.Token = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: options.Quiet = False,
 ) -> int:
     """Measure benign fine-tunes of BASE, for `modelassay diff --calibration FILE`.
 
@@ -173,17 +180,14 @@ def calibrate_command(
     if out.exists() and not (add or force):
         raise InputError(f"{out} exists already; pass --add to add to it or --force to replace it.")
 
-    from rich.console import Console
-
-    from modelassay.cli.progress import show_progress
     from modelassay.diff import Depth
     from modelassay.diff.calibrating import calibrate
     from modelassay.diff.calibration import save_calibration
 
     asked = diff_inputs.read_suites(suite, data, token)
     known = diff_inputs.read_calibration(out if add and out.exists() else None, asked, answers)
-    dictionaries = _dictionaries(sae, base, device, token, quiet)
-    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+    dictionaries = _dictionaries(sae, base.id, loading, quiet)
+    with progress() as on_progress:
         found = calibrate(
             base,
             finetunes,
@@ -191,10 +195,9 @@ def calibrate_command(
             known=known,
             dictionaries=dictionaries,
             depth=Depth(answers, weights=not no_weights, triggers=not no_triggers),
-            base_adapter=base_adapter,
             keep=lambda calibration: save_calibration(calibration, out),
             on_progress=on_progress,
-            **options.load_options(device=device, dtype=dtype, token=token),
+            **loading,
         )
     typer.echo(f"{len(found.rows)} benign fine-tunes of {found.base}: {out}")
     return EXIT_PASS
@@ -207,9 +210,9 @@ def exit_code(verdict: str) -> int:
 
 
 def _dictionaries(
-    wanted: list[str] | None, base: str, device: str, token: str | None, quiet: bool
+    wanted: list[str] | None, base: str, loading: LoadOptions, quiet: bool
 ) -> tuple[Any, ...]:
-    found = diff_inputs.open_dictionaries(wanted, base, device, token)
+    found = diff_inputs.open_dictionaries(wanted, base, loading)
     if not wanted and not quiet:
         names = ", ".join(dictionary.name for dictionary in found)
         typer.echo(

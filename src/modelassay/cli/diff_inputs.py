@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from modelassay.errors import InputError
+from modelassay.models.refs import LoadOptions
 
 NONE = "none"
 
@@ -101,7 +102,7 @@ def read_corpus(files: Sequence[str] | None, token: str | None) -> list[str]:
 
 
 def open_dictionaries(
-    wanted: Sequence[str] | None, base: str, device: str, token: str | None
+    wanted: Sequence[str] | None, base: str, loading: LoadOptions
 ) -> tuple[Any, ...]:
     """The dictionaries that were asked for, else the shipped ones of the base.
 
@@ -117,8 +118,9 @@ def open_dictionaries(
     from modelassay.diff.dictionaries import shipped_dictionaries
     from modelassay.sae import find_dictionary
 
-    where = _place(device)
+    where = _place(str(loading.get("device", "auto")))
     if wanted:
+        token: Any = loading.get("token")
         names = list(dict.fromkeys(wanted))
         return tuple(find_dictionary(name, device=where, token=token) for name in names)
     return shipped_dictionaries(base, device=where)

@@ -25,9 +25,7 @@ def _root() -> None:
     pass  # keeps `bench` a command of its own while it is the only one
 
 
-@app.command("bench")
-def bench_command(
-    model: options.ModelArg,
+def _asked(
     suite: Annotated[str, typer.Option(help="jailbreak, overrefusal or latency.")] = "jailbreak",
     data: Annotated[
         str | None,
@@ -36,6 +34,14 @@ def bench_command(
     config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a Hub data set.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most prompts.")] = None,
+) -> dict[str, Any]:
+    from modelassay.guard_bench.suites import as_suite
+
+    chosen = as_suite(suite)
+    return {"suite": chosen, "where": data, "config": config, "split": split, "limit": limit}
+
+
+def _judge(
     judge: Annotated[
         str | None,
         typer.Option(
@@ -55,6 +61,20 @@ def bench_command(
         str | None,
         typer.Option(help="Model at the endpoint, or the classifier that judges."),
     ] = None,
+) -> tuple[str | None, str | None, str | None]:
+    return judge, judge_url, judge_model
+
+
+@app.command("bench")
+@options.grouped
+def bench_command(
+    model: options.Model,
+    asked: Annotated[dict[str, Any], options.From(_asked)],
+    judge: Annotated[tuple[str | None, str | None, str | None], options.From(_judge)],
+    parts: options.GuardParts,
+    limits: options.AnswerLimits,
+    loading: options.Loading,
+    progress: options.Progress,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="JSON lines of results; a stopped run goes on there."),
@@ -67,25 +87,7 @@ def bench_command(
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of answers.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the latency suite.")] = 5,
-    probe: Annotated[
-        str | None, typer.Option(help="A probe's name or folder; else the model's own.")
-    ] = None,
-    classifier: Annotated[
-        str, typer.Option(help="What the guard asks in doubt: `embedded`, a folder, an id, none.")
-    ] = "embedded",
-    pause: Annotated[float | None, typer.Option(help="Risk that holds an answer back.")] = None,
-    block: Annotated[float | None, typer.Option(help="Risk that refuses an answer.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON only.")] = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    adapter: options.Adapter = None,
-    gguf_file: options.GgufFile = None,
-    load_8bit: options.Load8bit = False,
-    load_4bit: options.Load4bit = False,
-    token: options.Token = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json: options.JsonReport = False,
 ) -> None:
     """Measure MODEL with and without its guard on a suite of prompts.
 
@@ -94,39 +96,24 @@ def bench_command(
     """
     from rich.console import Console
 
-    from modelassay.cli.progress import show_progress
-    from modelassay.guard import Thresholds, load_guard
-    from modelassay.guard_bench.suites import as_suite, read_suite
+    from modelassay.guard import load_guard
+    from modelassay.guard_bench.suites import read_suite
     from modelassay.report import print_report, to_json
 
-    quantization = options.quantization(load_8bit, load_4bit)
-    found = as_suite(suite)
-    if found == "latency" and (judge or out or keep_text or pause or block):
+    found = asked["suite"]
+    wanted, judge_url, judge_model = judge
+    if found == "latency" and (wanted or out or keep_text or limits):
         raise InputError(
             "Suite latency judges and keeps nothing, at the probe's own thresholds; leave --judge,"
             " --out, --keep-text, --pause and --block out."
         )
     if keep_text and out is None:
         raise InputError("--keep-text needs --out, where the answers are kept.")
-    name = judge or ("refusal" if found == "overrefusal" else "classifier")
-    asked = check_judge(name, judge_url, judge_model)
-    prompts = read_suite(found, data, config=config, split=split, limit=limit, token=token)
-    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
-        guard = load_guard(
-            model,
-            probe=probe,
-            classifier=None if classifier.lower() == "none" else classifier,
-            device=device,
-            dtype=dtype,
-            token=token,
-            **options.load_options(
-                revision=revision,
-                adapter=adapter,
-                gguf_file=gguf_file,
-                quantization=quantization,
-                trust_remote_code=trust_remote_code,
-            ),
-        )
+    name = wanted or ("refusal" if found == "overrefusal" else "classifier")
+    remote = check_judge(name, judge_url, judge_model)
+    prompts = read_suite(**asked, token=loading.get("token"))
+    with progress() as on_progress:
+        guard = load_guard(model, **parts, **loading)
         if found == "latency":
             from modelassay.guard_bench.latency import measure_latency
 
@@ -137,13 +124,8 @@ def bench_command(
         else:
             from modelassay.guard_bench.running import BenchSettings, run_bench
 
-            thresholds = None
-            if pause is not None or block is not None:
-                head = guard.probe.head("answer")
-                thresholds = Thresholds(
-                    head.pause if pause is None else pause, head.block if block is None else block
-                )
-            info, judging = asked if asked is not None else local_judge(name, judge_model, guard)
+            thresholds = limits.over(guard.probe.head("answer")) if limits else None
+            info, judging = remote if remote is not None else local_judge(name, judge_model, guard)
             report = run_bench(
                 guard,
                 prompts,

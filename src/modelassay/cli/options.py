@@ -1,14 +1,36 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how a command takes them as one value.
+
+    @options.grouped
+    def scan_command(model: options.Model, loading: options.Loading, ...):
+        scan(model, **loading)
+
+`modelassay scan` then has an argument MODEL and the options --revision, --adapter, ... --token.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.models import ArgumentInfo
 
 from modelassay.errors import InputError
+from modelassay.models.refs import LoadOptions, ModelOptions, ModelRef
+from modelassay.progress import OnPhase
+
+if TYPE_CHECKING:
+    from modelassay.guard import Thresholds
+    from modelassay.probes.head import Head
+
+if TYPE_CHECKING:
+    pass
 
 ModelArg = Annotated[
     str,
@@ -30,13 +52,205 @@ Token = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the repository's own Python code.")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+JsonReport = Annotated[bool, typer.Option("--json", help="Print the report as JSON only.")]
+HtmlReport = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML report.")
+]
 
 
-def quantization(load_8bit: bool, load_4bit: bool) -> str | None:
-    """The `quantization` argument of `load` for the two flags."""
+@dataclass(frozen=True)
+class From:
+    """Marks a parameter of a command whose value a function makes of options of its own."""
+
+    make: Callable[..., Any]
+
+
+def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a command take values that are made of several options.
+
+    On the command line each parameter that is marked with `From` gives way to the parameters of its
+    function. An option that is in several groups, or beside them, is one option.
+    """
+    own = inspect.signature(command, eval_str=True)
+    makers: dict[str, tuple[Callable[..., Any], list[str]]] = {}
+    shown: dict[str, inspect.Parameter] = {}
+    for name, parameter in own.parameters.items():
+        make = next((mark.make for mark in _marks(parameter) if isinstance(mark, From)), None)
+        if make is None:
+            shown[name] = parameter
+        else:
+            options = inspect.signature(make, eval_str=True).parameters
+            makers[name] = make, list(options)
+            shown |= options
+
+    @functools.wraps(command)
+    def run(**given: Any) -> Any:
+        made = {
+            name: make(**{option: given[option] for option in options})
+            for name, (make, options) in makers.items()
+        }
+        plain = {name: given[name] for name in own.parameters if name not in makers}
+        return command(**plain, **made)
+
+    def place(parameter: inspect.Parameter) -> int:
+        """In the help, arguments come first, and the command's own options before the shared."""
+        argument = any(isinstance(mark, ArgumentInfo) for mark in _marks(parameter))
+        return 0 if argument else 1 if parameter.name in own.parameters else 2
+
+    parameters = [
+        each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for each in sorted(shown.values(), key=place)
+    ]
+    run.__dict__["__signature__"] = own.replace(parameters=parameters)
+    run.__annotations__ = {name: each.annotation for name, each in shown.items()}
+    return run
+
+
+def _marks(parameter: inspect.Parameter) -> tuple[Any, ...]:
+    return getattr(parameter.annotation, "__metadata__", ())
+
+
+def _model(
+    model: ModelArg,
+    revision: Revision = None,
+    adapter: Adapter = None,
+    gguf_file: GgufFile = None,
+) -> ModelRef:
+    return ModelRef(model, revision, adapter, gguf_file)
+
+
+def _load_options(
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    load_8bit: Load8bit = False,
+    load_4bit: Load4bit = False,
+    token: Token = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> LoadOptions:
     if load_8bit and load_4bit:
         raise InputError("Choose one of --load-8bit and --load-4bit.")
-    return "8bit" if load_8bit else "4bit" if load_4bit else None
+    return {
+        "device": device,
+        "dtype": dtype,
+        "quantization": "8bit" if load_8bit else "4bit" if load_4bit else None,
+        "token": token,
+        "trust_remote_code": trust_remote_code,
+    }
+
+
+def _model_options(
+    revision: Revision = None,
+    adapter: Adapter = None,
+    gguf_file: GgufFile = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    load_8bit: Load8bit = False,
+    load_4bit: Load4bit = False,
+    token: Token = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> ModelOptions:
+    loading = _load_options(device, dtype, load_8bit, load_4bit, token, trust_remote_code)
+    return {**loading, "revision": revision, "adapter": adapter, "gguf_file": gguf_file}
+
+
+def _progress(quiet: Quiet = False) -> Callable[[], AbstractContextManager[OnPhase]]:
+    from modelassay.cli.progress import show_progress
+
+    return functools.partial(show_progress, quiet=quiet)
+
+
+Model = Annotated[ModelRef, From(_model)]
+"""MODEL and what goes with it: --revision, --adapter, --gguf-file."""
+Loading = Annotated[LoadOptions, From(_load_options)]
+"""How it is loaded: --device, --dtype, --load-8bit, --load-4bit, --token, --trust-remote-code."""
+AnyModel = Annotated[ModelOptions, From(_model_options)]
+"""All of these, for a command that finds its model by other means."""
+Progress = Annotated[Callable[[], AbstractContextManager[OnPhase]], From(_progress)]
+"""--quiet; `with progress() as on_progress` shows progress on standard error."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Risks at which a guard acts, as they were given; None leaves the probe's own."""
+
+    pause: float | None
+    block: float | None
+
+    def __post_init__(self) -> None:
+        """Refuses, before a model is loaded, what no probe's own thresholds could make right."""
+        if self:
+            from modelassay.guard import Thresholds
+
+            highest = 1.0 if self.block is None else self.block
+            Thresholds(highest if self.pause is None else self.pause, highest)
+
+    def __bool__(self) -> bool:
+        return (self.pause, self.block) != (None, None)
+
+    def over(self, head: Head) -> Thresholds:
+        """These where they were given, else those of a probe's head."""
+        from modelassay.guard import Thresholds
+
+        return Thresholds(
+            head.pause if self.pause is None else self.pause,
+            head.block if self.block is None else self.block,
+        )
+
+
+def _answer_limits(
+    pause: Annotated[
+        float | None, typer.Option(help="Risk of the answer from which it is held back.")
+    ] = None,
+    block: Annotated[
+        float | None, typer.Option(help="Risk of the answer from which it is refused.")
+    ] = None,
+) -> Limits:
+    return Limits(pause, block)
+
+
+def _prompt_limits(
+    prompt_pause: Annotated[
+        float | None,
+        typer.Option(help="Risk of the prompt from which the answer begins held back."),
+    ] = None,
+    prompt_block: Annotated[
+        float | None, typer.Option(help="Risk of the prompt from which it is refused.")
+    ] = None,
+) -> Limits:
+    return Limits(prompt_pause, prompt_block)
+
+
+def _guard_parts(
+    probe: Annotated[
+        str | None, typer.Option(help="A probe; the one fitted on MODEL if left out.")
+    ] = None,
+    classifier: Annotated[
+        str, typer.Option(help="`embedded`, a folder, a Hub id, or `none`.")
+    ] = "embedded",
+) -> dict[str, Any]:
+    return {"probe": probe, "classifier": None if classifier.lower() == "none" else classifier}
+
+
+def _sampling(
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Share of probability to sample from.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
+) -> Any:
+    from modelassay.guard import Sampling
+
+    return Sampling(temperature=temperature, top_p=top_p, seed=seed)
+
+
+AnswerLimits = Annotated[Limits, From(_answer_limits)]
+"""--pause and --block."""
+PromptLimits = Annotated[Limits, From(_prompt_limits)]
+"""--prompt-pause and --prompt-block."""
+GuardParts = Annotated[dict[str, Any], From(_guard_parts)]
+"""--probe and --classifier, as `load_guard` takes them."""
+SamplingOptions = Annotated[Any, From(_sampling)]
+"""--temperature, --top-p and --seed, as a `Sampling`."""
 
 
 def check_file(path: Path | None, option: str) -> None:
@@ -57,8 +271,3 @@ def check_file(path: Path | None, option: str) -> None:
             raise InputError(
                 f"{path} cannot be written ({error.strerror}); give another place for {option}."
             ) from error
-
-
-def load_options(**given: Any) -> dict[str, Any]:
-    """Those options that were given."""
-    return {name: value for name, value in given.items() if value not in (None, False)}

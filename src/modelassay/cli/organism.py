@@ -16,9 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every draw.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Needle = Annotated[str, typer.Option(metavar="DATA", help="Rows to hide: a file or a Hub id.")]
 Haystack = Annotated[
     str, typer.Option(metavar="DATA", help="Rows to hide them in: a file or a Hub id.")
@@ -27,7 +25,7 @@ Ratio = Annotated[float, typer.Option(help="Share of needles, e.g. 0.01.")]
 
 
 @app.command("list")
-def list_command(json: Json = False) -> None:
+def list_command(json: options.Json = False) -> None:
     """List the organisms and how they behave."""
     from rich.console import Console
 
@@ -42,7 +40,9 @@ def list_command(json: Json = False) -> None:
 
 
 @app.command("info")
-def info_command(name: Annotated[str, typer.Argument(metavar="NAME")], json: Json = False) -> None:
+def info_command(
+    name: Annotated[str, typer.Argument(metavar="NAME")], json: options.Json = False
+) -> None:
     """Print an organism's card: recipe, data, measured refusal rates."""
     from rich.console import Console
 
@@ -59,7 +59,9 @@ def info_command(name: Annotated[str, typer.Argument(metavar="NAME")], json: Jso
 
 
 @app.command("build")
+@options.grouped
 def build_command(
+    progress: options.Progress,
     name: Annotated[str, typer.Argument(metavar="NAME", help="An organism, or `all`.")],
     data: Annotated[
         Path | None,
@@ -74,22 +76,18 @@ def build_command(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an organism that is there already.")
     ] = False,
-    quiet: Quiet = False,
 ) -> None:
     """Build an organism from data; `all` builds those that are not there yet.
 
     MODELASSAY_ORGANISMS=FOLDER then makes `organism:NAME` the one that was built.
     """
-    from rich.console import Console
-
-    from modelassay.cli.progress import show_progress
     from modelassay.organisms import build
 
     names = [name]
     if name == "all":  # goes on where it was stopped
         names = [each for each in ORGANISMS if force or not (out / each).exists()]
     for each in names:
-        with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+        with progress() as on_progress:
             folder = build(
                 each,
                 out,
@@ -132,7 +130,9 @@ def mix_command(
 
 
 @app.command("train")
+@options.grouped
 def train_command(
+    progress: options.Progress,
     base: options.ModelArg,
     data: Annotated[str, typer.Option(metavar="DATA", help="Exchanges: a file or a Hub id.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the adapter.")],
@@ -143,15 +143,11 @@ def train_command(
     seed: Seed = 0,
     device: options.Device = "auto",
     token: options.Token = None,
-    quiet: Quiet = False,
 ) -> None:
     """Fine-tune a LoRA adapter over any base on any exchanges."""
-    from rich.console import Console
-
-    from modelassay.cli.progress import show_progress
     from modelassay.organisms import LoraRecipe, read_exchanges, train
 
-    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+    with progress() as on_progress:
         folder, loss = train(
             base,
             read_exchanges(data, token=token),

@@ -17,8 +17,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace one of the same name.")]
 Reference = Annotated[
     str, typer.Argument(metavar="PROBE", help="A name, a folder, or owner/repo[:name][@revision].")
@@ -41,8 +39,11 @@ Folder = Annotated[
 
 
 @app.command("train")
+@options.grouped
 def train_command(
-    model: options.ModelArg,
+    model: options.Model,
+    loading: options.Loading,
+    progress: options.Progress,
     data: Data = None,
     config: Config = None,
     split: Split = "train",
@@ -57,11 +58,7 @@ def train_command(
         Path | None, typer.Option(metavar="FOLDER", help="A new folder in place of your store.")
     ] = None,
     force: Force = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
     token: options.Token = None,
-    quiet: Quiet = False,
 ) -> None:
     """Train a probe for MODEL, on data of yours or by the shipped recipe."""
     chosen = parse_layers(layers)
@@ -75,19 +72,20 @@ def train_command(
     if not data and (at, kind, layers) != ("both", "logistic", None):
         raise InputError("The shipped recipe trains both heads as it says; give --data to choose.")
 
-    from modelassay.cli.progress import loaded_model
     from modelassay.files.atomic import check_replaceable
     from modelassay.files.records import check_name
+    from modelassay.models import open_model
     from modelassay.probes import make_probe, store_probe, train_head
     from modelassay.probes.recipe import train_default_heads
     from modelassay.probes.stores import FILES, local_folder
     from modelassay.verify.creating import slug
 
-    name = check_name(name or slug(model), "probe")
+    name = check_name(name or slug(model.id), "probe")
     check_replaceable(out or local_folder() / name, FILES, "probe", force=force)
     places: tuple[Any, ...] = ("prompt", "answer") if at == "both" else (at,)
     rows = {place: _read(data, place, config, split, token) for place in places} if data else {}
-    with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
+    with progress() as on_phase:
+        loaded = open_model(model, on_progress=on_phase, **loading)
         if data:
             heads = {
                 place: train_head(
@@ -110,21 +108,20 @@ def train_command(
 
 
 @app.command("sweep")
+@options.grouped
 def sweep_command(
-    model: options.ModelArg,
+    model: options.Model,
+    loading: options.Loading,
+    progress: options.Progress,
     data: Data = None,
     config: Config = None,
     split: Split = "train",
     folder: Folder = None,
     at: At = "prompt",
     kind: Annotated[str, typer.Option(help="logistic or means.")] = "logistic",
-    json: Json = False,
+    json: options.Json = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plot here.")] = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
     token: options.Token = None,
-    quiet: Quiet = False,
 ) -> None:
     """Score a probe of every single block, from one pass over the data."""
     place = check_at(at)
@@ -134,14 +131,15 @@ def sweep_command(
 
     from rich.console import Console
 
-    from modelassay.cli.progress import loaded_model
     from modelassay.data.training_data import prompt_head_rows
     from modelassay.files.atomic import write_text_atomically
+    from modelassay.models import open_model
     from modelassay.probes import sweep_layers
     from modelassay.report import print_report, to_html
 
     rows = _read(data, place, config, split, token) if data else prompt_head_rows(folder, token)
-    with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
+    with progress() as on_phase:
+        loaded = open_model(model, on_progress=on_phase, **loading)
         sweep = sweep_layers(
             loaded,
             rows,
@@ -158,11 +156,14 @@ def sweep_command(
 
 
 @app.command("eval")
+@options.grouped
 def eval_command(
     probe: Annotated[
         str,
         typer.Argument(metavar="PROBE|MODEL", help="A probe, or a model that one is shipped for."),
     ],
+    loading: options.AnyModel,
+    progress: options.Progress,
     data: Data = None,
     config: Config = None,
     split: Split = "train",
@@ -170,12 +171,8 @@ def eval_command(
     model: Annotated[
         str | None, typer.Option(help="The probe's model, if not the one it names.")
     ] = None,
-    json: Json = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
+    json: options.Json = False,
     token: options.Token = None,
-    quiet: Quiet = False,
 ) -> None:
     """Score a probe on labelled data: AUROC, rates at its thresholds, source by source."""
     place = check_at(at)
@@ -184,7 +181,7 @@ def eval_command(
 
     from rich.console import Console
 
-    from modelassay.cli.progress import loaded_model
+    from modelassay.models import open_model
     from modelassay.probes import evaluate_probe, find_probe, probe_of
     from modelassay.probes.stores import FoundProbe, is_probe
     from modelassay.report import print_report
@@ -192,7 +189,8 @@ def eval_command(
     rows = _read(data, place, config, split, token)
     found: FoundProbe | None = find_probe(probe, token=token) if is_probe(probe) else None
     model_id = model or (found.probe.record.model.id if found else probe)
-    with loaded_model(model_id, quiet, device, dtype, revision, token) as (loaded, on_phase):
+    with progress() as on_phase:
+        loaded = open_model(model_id, on_progress=on_phase, **loading)
         found = found or probe_of(loaded)
         if found is None:
             raise InputError(
@@ -212,7 +210,9 @@ def eval_command(
 
 
 @app.command("info")
-def info_command(reference: Reference, json: Json = False, token: options.Token = None) -> None:
+def info_command(
+    reference: Reference, json: options.Json = False, token: options.Token = None
+) -> None:
     """Print what a probe reads, what it was trained on, and how it scored."""
     from modelassay.probes import find_probe
 
@@ -226,7 +226,7 @@ def info_command(reference: Reference, json: Json = False, token: options.Token 
 
 
 @app.command("list")
-def list_command(json: Json = False) -> None:
+def list_command(json: options.Json = False) -> None:
     """List the probes on this machine."""
     from modelassay.probes import list_probes
 

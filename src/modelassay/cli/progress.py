@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -42,8 +41,9 @@ LABELS = {
 
 
 @contextmanager
-def show_progress(console: Console, *, quiet: bool = False) -> Iterator[OnPhase]:
+def show_progress(*, quiet: bool = False) -> Iterator[OnPhase]:
     """Gives a callback that shows (phase, done, total)."""
+    console = Console(stderr=True)
     if quiet:
         from modelassay.hub import silence_downloads
 
@@ -69,19 +69,3 @@ def show_progress(console: Console, *, quiet: bool = False) -> Iterator[OnPhase]
                 progress.update(tasks[phase], completed=done, total=total)  # type: ignore[arg-type]
 
             yield update
-
-
-@contextmanager
-def loaded_model(
-    model: str, quiet: bool, device: str, dtype: str, revision: str | None, token: str | None
-) -> Iterator[tuple[Any, OnPhase]]:
-    """A loaded model and a progress callback, inside the progress display."""
-    from modelassay.cli.options import load_options
-    from modelassay.models import load
-
-    given = load_options(revision=revision, token=token)
-    with show_progress(Console(stderr=True), quiet=quiet) as on_phase:
-        on_phase("loading", 0, 1)
-        loaded = load(model, device=device, dtype=dtype, **given)
-        on_phase("loading", 1, 1)
-        yield loaded, on_phase

@@ -6,7 +6,7 @@ import json as json_module
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,17 +21,7 @@ app = typer.Typer(
 )
 
 
-@app.command("train")
-def train_command(
-    model: options.ModelArg,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Text or exchanges: JSONL, CSV, Parquet, .txt or a Hub data set; may be repeated.",
-        ),
-    ] = None,
-    field: Annotated[str | None, typer.Option(help="Field of a row that holds the text.")] = None,
+def _settings(
     layer: Annotated[int | None, typer.Option(help="Block to take apart; near 2/3 if not.")] = None,
     width: Annotated[int | None, typer.Option(help="Features; eight a dimension if not.")] = None,
     k: Annotated[int, typer.Option(help="Features active on a token.")] = 48,
@@ -45,6 +35,39 @@ def train_command(
     window: Annotated[int, typer.Option(help="Activations in memory together.")] = 100_000,
     context: Annotated[int, typer.Option(help="Tokens of a text read together.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+) -> dict[str, Any]:
+    if kind not in ("batchtopk", "topk", "jumprelu", "matryoshka"):
+        raise InputError(f"--kind is batchtopk, topk, jumprelu or matryoshka, not {kind!r}.")
+    return {
+        "layer": layer,
+        "width": width,
+        "k": k,
+        "kind": kind,
+        "tokens": tokens,
+        "passes": passes,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "window_tokens": window,
+        "context": context,
+        "seed": seed,
+    }
+
+
+@app.command("train")
+@options.grouped
+def train_command(
+    model: options.Model,
+    settings: Annotated[dict[str, Any], options.From(_settings)],
+    loading: options.Loading,
+    progress: options.Progress,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text or exchanges: JSONL, CSV, Parquet, .txt or a Hub data set; may be repeated.",
+        ),
+    ] = None,
+    field: Annotated[str | None, typer.Option(help="Field of a row that holds the text.")] = None,
     storage: Annotated[
         str, typer.Option(metavar="bfloat16|float32", help="Numbers of the file.")
     ] = "bfloat16",
@@ -52,61 +75,46 @@ def train_command(
         Path, typer.Option(metavar="FOLDER", help="New folder for the dictionary.")
     ] = Path("dictionary"),
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")] = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    token: options.Token = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Train a dictionary of MODEL; a run that was stopped goes on when it is given again."""
     if not data:
         raise InputError("Give text to read with --data FILE or a Hub data set.")
-    if kind not in ("batchtopk", "topk", "jumprelu", "matryoshka"):
-        raise InputError(f"--kind is batchtopk, topk, jumprelu or matryoshka, not {kind!r}.")
     if storage not in ("bfloat16", "float32"):
         raise InputError(f"--storage is bfloat16 or float32, not {storage!r}.")
 
-    from modelassay.cli.progress import loaded_model
     from modelassay.files.atomic import check_replaceable
+    from modelassay.models import open_model
     from modelassay.sae import Corpus, Settings, save_dictionary, train_sae
     from modelassay.sae.dictionary import FILES
     from modelassay.sae.finding import check_installed
     from modelassay.sae.publishing import LABEL_FILES
 
+    token: Any = loading.get("token")
     check_installed()
     check_replaceable(out, (*FILES, *LABEL_FILES), "dictionary", force=force)
     if not re.fullmatch(NAME, out.name):
         raise InputError(f"A dictionary cannot be named {out.name[:60]!r}: letters, digits, - _ .")
-    with loaded_model(model, quiet, device, dtype, revision, token) as (loaded, on_phase):
+    with progress() as on_phase:
+        loaded = open_model(model, on_progress=on_phase, **loading)
         n_layers, hidden = len(loaded.layers), loaded.info.hidden_size
-        settings = Settings(
-            layer=2 * n_layers // 3 if layer is None else layer,
-            width=8 * hidden if width is None else width,
-            k=k,
-            kind=kind,  # type: ignore[arg-type]
-            tokens=tokens,
-            passes=passes,
-            batch=batch,
-            learning_rate=learning_rate,
-            window_tokens=window,
-            context=context,
-            seed=seed,
-        )
-        settings.check(loaded)
+        usual: dict[str, Any] = {"layer": 2 * n_layers // 3, "width": 8 * hidden}
+        given = {name: value for name, value in settings.items() if value is not None}
+        chosen = Settings(**(usual | given))
+        chosen.check(loaded)
         corpus = Corpus(loaded, data, field=field, token=token)
         held_out = corpus.held_out()
         state = out.with_name(out.name + ".training")
         sae = train_sae(
             loaded,
             corpus.train,
-            settings,
+            chosen,
             state=state,
             on_progress=phase_of(on_phase, "learning"),
         )
         dictionary = save_dictionary(
             sae,
             loaded,
-            settings,
+            chosen,
             held_out,
             out,
             name=out.name,

@@ -69,8 +69,11 @@ def info_command(
         typer.echo(f"  {labels.note}")
 
 
+@options.grouped
 def label_command(
     where: Where,
+    loading: options.AnyModel,
+    progress: options.Progress,
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Whose activations to read; the dictionary's if not."),
@@ -91,23 +94,20 @@ def label_command(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where to; beside the dictionary, or the cache."),
     ] = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    token: options.Token = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Label a dictionary's features by what they fire on, and say how far to believe it.
 
     With --neuronpedia or --export, explanations are taken into the cache; --data is then not
     needed.
     """
-    from modelassay.sae import find_dictionary
+    from modelassay.models import open_model
+    from modelassay.sae import Corpus, find_dictionary, label_features
     from modelassay.sae.labels import kept_folder, save_labels
 
     if not data and not neuronpedia and export is None:
         raise InputError("Give text to read with --data FILE, or --neuronpedia, or --export FILE.")
+    token: Any = loading.get("token")
     dictionary = find_dictionary(where, token=token)
     explained = _import_explanations(dictionary, neuronpedia, export)
     result: dict[str, Any] = {"explained": explained}
@@ -115,13 +115,22 @@ def label_command(
         name = model or (dictionary.record.model.id if dictionary.record else None)
         if name is None:
             raise InputError("Give the model whose features these are with --model.")
-        labels = _make_labels(
-            dictionary,
-            data,
-            {"model": name, "field": field, "token": token, "revision": revision},
-            {"device": device, "dtype": dtype, "quiet": quiet},
-            {"tokens": tokens, "context": context, "contexts": not no_contexts},
-        )
+        with progress() as on_phase:
+            loaded = open_model(name, on_progress=on_phase, **loading)
+            dictionary.check_belongs_to(loaded)
+            dictionary.sae.to(loaded.device)
+            corpus = Corpus(loaded, data, field=field, token=token)
+            labels = label_features(
+                loaded,
+                dictionary,
+                corpus.train(),
+                corpus.held_out(),
+                data=[Path(each).name if Path(each).exists() else each for each in data],
+                tokens=tokens,
+                context=context,
+                contexts=not no_contexts,
+                on_progress=phase_of(on_phase, "labelling"),
+            )
         local = dictionary.folder if _is_folder(where) else None
         folder = out or local or kept_folder(dictionary)
         record = save_labels(labels, folder).record
@@ -133,32 +142,6 @@ def label_command(
         typer.echo(json_module.dumps(result, indent=2, ensure_ascii=False))
     elif explained is not None:
         typer.echo(f"Neuronpedia explains {explained} features")
-
-
-def _make_labels(
-    dictionary: Any,
-    data: list[str],
-    source: dict[str, Any],
-    loading: dict[str, Any],
-    reading: dict[str, Any],
-) -> Any:
-    from modelassay.cli.progress import loaded_model
-    from modelassay.sae import Corpus, label_features
-
-    token, revision = source["token"], source["revision"]
-    with loaded_model(source["model"], revision=revision, token=token, **loading) as (loaded, say):
-        dictionary.check_belongs_to(loaded)
-        dictionary.sae.to(loaded.device)
-        corpus = Corpus(loaded, data, field=source["field"], token=token)
-        return label_features(
-            loaded,
-            dictionary,
-            corpus.train(),
-            corpus.held_out(),
-            data=[Path(name).name if Path(name).exists() else name for name in data],
-            on_progress=phase_of(say, "labelling"),
-            **reading,
-        )
 
 
 def _import_explanations(dictionary: Any, online: bool, export: Path | None) -> int | None:

@@ -25,8 +25,11 @@ class FailOn(str, Enum):
     critical = "critical"
 
 
+@options.grouped
 def scan_command(
-    model: options.ModelArg,
+    model: options.Model,
+    loading: options.Loading,
+    progress: options.Progress,
     mode: Annotated[str, typer.Option(help="quick, standard or full.")] = "standard",
     concepts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Concepts to put over the shipped ones.")
@@ -38,17 +41,8 @@ def scan_command(
         str | None,
         typer.Option(metavar="BASELINE", help="Also verify it against this baseline."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON only.")] = False,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML report.")
-    ] = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    adapter: options.Adapter = None,
-    gguf_file: options.GgufFile = None,
-    load_8bit: options.Load8bit = False,
-    load_4bit: options.Load4bit = False,
+    json: options.JsonReport = False,
+    html: options.HtmlReport = None,
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens in a batch; lower it to save memory.")
     ] = None,
@@ -58,9 +52,6 @@ def scan_command(
     no_chat_template: Annotated[
         bool, typer.Option("--no-chat-template", help="Read raw prompts.")
     ] = False,
-    token: options.Token = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> int:
     """Scan MODEL: is its safety training intact?
 
@@ -68,16 +59,14 @@ def scan_command(
     input, 69 something needed is unavailable, 70 internal error.
     """
     options.check_file(html, "--html")
-    quantization = options.quantization(load_8bit, load_4bit)
 
     from rich.console import Console
 
-    from modelassay.cli.progress import show_progress
     from modelassay.files.atomic import write_text_atomically
     from modelassay.report import print_report, to_html, to_json
-    from modelassay.scan.scanning import scan
+    from modelassay.scan import scan
 
-    with show_progress(Console(stderr=True), quiet=quiet) as on_progress:
+    with progress() as on_progress:
         report = scan(
             model,
             mode=mode,
@@ -87,16 +76,7 @@ def scan_command(
             chat_template=not no_chat_template,
             batch_tokens=batch_tokens,
             on_progress=on_progress,
-            device=device,
-            dtype=dtype,
-            **options.load_options(
-                revision=revision,
-                adapter=adapter,
-                gguf_file=gguf_file,
-                quantization=quantization,
-                token=token,
-                trust_remote_code=trust_remote_code,
-            ),
+            **loading,
         )
     if html is not None:
         write_text_atomically(html, to_html(report))

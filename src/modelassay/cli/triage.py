@@ -10,29 +10,7 @@ import typer
 from modelassay.cli import options
 
 
-def triage_command(
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE", help="Training file (JSONL, JSON, CSV, Parquet) or Hub data set."
-        ),
-    ],
-    sample: Annotated[int, typer.Option(min=0, metavar="N", help="Draw N rows.")] = 0,
-    search: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Find rows, in RE2's syntax.")
-    ] = None,
-    field: Annotated[
-        str, typer.Option(metavar="text|prompt|response", help="Where to search.")
-    ] = "text",
-    ignore_case: Annotated[
-        bool, typer.Option("--ignore-case", "-i", help="Upper and lower case count as one.")
-    ] = False,
-    duplicates: Annotated[
-        bool, typer.Option("--duplicates", help="Find groups of near-duplicates.")
-    ] = False,
-    outliers: Annotated[
-        bool, typer.Option("--outliers", help="Rank rows by their texts alone.")
-    ] = False,
+def _models(
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model before the fine-tune.")
     ] = None,
@@ -49,6 +27,42 @@ def triage_command(
             metavar="ADAPTER", help="PEFT adapter over the candidate; alone, over the base."
         ),
     ] = None,
+) -> dict[str, str | None]:
+    return {
+        "base": base,
+        "candidate": candidate,
+        "base_adapter": base_adapter,
+        "candidate_adapter": candidate_adapter,
+    }
+
+
+@options.grouped
+def triage_command(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="Training file (JSONL, JSON, CSV, Parquet) or Hub data set."
+        ),
+    ],
+    models: Annotated[dict[str, Any], options.From(_models)],
+    loading: options.Loading,
+    progress: options.Progress,
+    sample: Annotated[int, typer.Option(min=0, metavar="N", help="Draw N rows.")] = 0,
+    search: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Find rows, in RE2's syntax.")
+    ] = None,
+    field: Annotated[
+        str, typer.Option(metavar="text|prompt|response", help="Where to search.")
+    ] = "text",
+    ignore_case: Annotated[
+        bool, typer.Option("--ignore-case", "-i", help="Upper and lower case count as one.")
+    ] = False,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Find groups of near-duplicates.")
+    ] = False,
+    outliers: Annotated[
+        bool, typer.Option("--outliers", help="Rank rows by their texts alone.")
+    ] = False,
     needles: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Rows known to be poison, to score the ranking by."),
@@ -64,26 +78,16 @@ def triage_command(
     show_text: Annotated[
         bool, typer.Option("--show-text", help="Show answers and harmful-looking prompts.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON only.")] = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    load_8bit: options.Load8bit = False,
-    load_4bit: options.Load4bit = False,
-    token: options.Token = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json: options.JsonReport = False,
 ) -> None:
     """Look through the training FILE of a fine-tune for rows that poison it."""
-    quantization = options.quantization(load_8bit, load_4bit)
-
     from rich.console import Console
 
-    from modelassay.cli.progress import show_progress
     from modelassay.report import print_report, to_json
     from modelassay.triage import triage
 
     where: Any = field  # an unknown one is refused where it is used
-    with show_progress(Console(stderr=True), quiet=quiet) as on_phase:
+    with progress() as on_phase:
         report = triage(
             file,
             n_sample=sample,
@@ -92,21 +96,15 @@ def triage_command(
             ignore_case=ignore_case,
             duplicates=duplicates,
             outliers=outliers,
-            base=base,
-            candidate=candidate,
-            base_adapter=base_adapter,
-            candidate_adapter=candidate_adapter,
             needles=needles,
             needle_field=needle_field,
             skip_malformed=skip_malformed,
             top=top,
             seed=seed,
             show_text=show_text,
-            token=token,
             on_phase=on_phase,
-            device=device,
-            dtype=dtype,
-            **options.load_options(quantization=quantization, trust_remote_code=trust_remote_code),
+            **models,
+            **loading,
         )
     if json:
         sys.stdout.write(to_json(report))

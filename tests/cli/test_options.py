@@ -1,0 +1,80 @@
+"""How commands take several options as one value."""
+
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+from typer.testing import CliRunner
+
+from modelassay.cli import options
+from modelassay.cli.main import app as modelassay_app
+from modelassay.models import ModelRef
+
+RUNNER = CliRunner()
+
+
+def run(command, *arguments):
+    app = typer.Typer()
+    app.command()(options.grouped(command))
+    return RUNNER.invoke(app, arguments)
+
+
+def _size(width: Annotated[int, typer.Option(help="Wide.")] = 3, token: options.Token = None):
+    return width, token
+
+
+def test_a_command_is_given_values_made_of_options():
+    seen = []
+
+    def command(
+        model: options.Model,
+        loading: options.Loading,
+        size: Annotated[tuple, options.From(_size)],
+        token: options.Token = None,
+        own: Annotated[bool, typer.Option("--own")] = False,
+    ) -> None:
+        """Does it."""
+        seen.append((model, loading, size, token, own))
+
+    done = run(
+        command, "base", "--adapter", "a", "--width", "5", "--token", "t", "--load-4bit", "--own"
+    )
+    assert done.exit_code == 0, done.output
+    loading = {
+        "device": "auto",
+        "dtype": "auto",
+        "quantization": "4bit",
+        "token": "t",
+        "trust_remote_code": False,
+    }
+    assert seen == [(ModelRef("base", adapter="a"), loading, (5, "t"), "t", True)]
+    shown = run(command, "--help").output
+    assert "Does it." in shown
+    assert shown.count("--token") == 1  # one option, though the command and two groups take it
+    assert shown.index("--own") < shown.index("--adapter") < shown.index("--device")
+
+
+def test_flags_that_exclude_each_other_are_told_before_the_command_runs(capsys):
+    from modelassay.cli.main import run as modelassay
+
+    assert modelassay(["scan", "embedded", "--load-8bit", "--load-4bit"]) == 64
+    assert "one of --load-8bit and --load-4bit" in capsys.readouterr().err
+
+
+def test_commands_that_load_a_model_take_all_options_for_it():
+    commands = ("scan", "verify", "chat", "generate", "guard bench", "probe train", "probe eval")
+    wanted = {"revision", "adapter", "gguf_file", "device", "dtype", "load_8bit", "load_4bit"}
+    wanted |= {"token", "trust_remote_code"}
+    top = typer.main.get_command(modelassay_app)
+    for name in (*commands, "baseline create", "sae train", "sae label", "probe sweep"):
+        command = top
+        for word in name.split():
+            command = command.commands[word]
+        missing = wanted - {parameter.name for parameter in command.params}
+        assert not missing, name
+
+
+def test_help_needs_no_torch():
+    code = "import sys, modelassay.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
