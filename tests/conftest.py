@@ -19,6 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 
+from modelassay import statistics
 from modelassay.models import LoadedModel, load
 from tiny import save_tiny
 
@@ -58,6 +59,13 @@ def tiny(tiny_folder: Callable[..., Path]) -> Callable[..., LoadedModel]:
 def embedded() -> LoadedModel:
     """The real embedded model."""
     return load("embedded", device="cpu")
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bootstraps of few draws, for tests that are about something other than intervals."""
+    monkeypatch.setattr(statistics, "N_RESAMPLES", 20)
+    monkeypatch.setattr(statistics, "N_CLUSTER_RESAMPLES", 20)
 
 
 @pytest.fixture

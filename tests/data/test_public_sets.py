@@ -37,12 +37,12 @@ def parquet(rows: list[dict]) -> bytes:
     return buffer.getvalue()
 
 
-def run_python(code: str, hub: LoopbackHub, home: Path, **more: str) -> subprocess.CompletedProcess:
+def run_python(code: str, hub: LoopbackHub, home: Path, *args: str) -> subprocess.CompletedProcess:
     """In a process of its own: the datasets client reads its settings on import."""
     env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home)}
     return subprocess.run(
-        [sys.executable, "-c", code],
-        env=env | more, capture_output=True, text=True, check=False, timeout=300,
+        [sys.executable, "-c", code, *args],
+        env=env, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
 
@@ -110,38 +110,43 @@ def test_every_source_is_read_from_the_hub(filled, tmp_path):
     }
 
 
-CLI = "from modelassay.cli import main; main(['organism', 'mix', '--needle', {data!r}, '--haystack'"
-CLI += ", {data!r}, '--ratio', '0.5', '--out', {out!r}])"
+CLI = """
+import json, sys
+from modelassay.cli.main import run
+for data, out in json.loads(sys.argv[1]):
+    code = run(["organism", "mix", "--needle", data, "--haystack", data, "--ratio", "0.5", "--out",
+                out])
+    print(code, end="\\0", file=sys.stderr, flush=True)
+"""
 
 
-@pytest.mark.parametrize(
-    ("data", "fault", "code", "words"),
-    [
-        ("some/rows", None, 0, "1 rows"),
-        ("some/none", None, 64, "No data set 'some/none'"),
-        ("some/secret", None, 64, "No data set 'some/secret'"),
-        ("some/broken", None, 64, "Cannot read the data set"),
-        ("some/rows", {"status": 500}, 69, "answered with an error"),
-    ],
-    ids=["there", "unknown", "private", "broken", "server error"],
-)
-def test_a_mixture_from_the_hub(data, fault, code, words, tmp_path):
+def test_mixtures_from_the_hub(tmp_path):
     rows = lines([{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}])
-    out = tmp_path / "mixed.jsonl"
+    wanted = {
+        "some/rows": (0, None),
+        "some/none": (64, "No data set 'some/none'"),
+        "some/secret": (64, "No data set 'some/secret'"),
+        "some/broken": (64, "Cannot read the data set"),
+        "some/faulty": (69, "answered with an error"),
+    }
+    outs = {data: tmp_path / f"{data[5:]}.jsonl" for data in wanted}
     with LoopbackHub() as hub:
         hub.add_repo("datasets", "some/rows", {"train.jsonl": rows})
+        hub.add_repo("datasets", "some/faulty", {"train.jsonl": rows})
         hub.add_repo(
             "datasets", "some/secret", {"train.jsonl": rows}, private=True, token="hf_owner"
         )
         hub.add_repo("datasets", "some/broken", {"train.jsonl": b"{not json"})
-        if fault:
-            hub.add_fault("some/rows", **fault)
-        run = run_python(CLI.format(data=data, out=str(out)), hub, tmp_path / "home")
-    if code == 0:
-        assert out.is_file(), run.stderr
-        return
-    assert run.returncode == code, run.stderr[-2000:]
-    told = [line for line in run.stderr.splitlines() if line.startswith("modelassay: ")]
-    assert len(told) == 1
-    assert words in told[0]
-    assert not out.exists()
+        hub.add_fault("some/faulty", status=500)
+        runs = json.dumps([(data, str(out)) for data, out in outs.items()])
+        done = run_python(CLI, hub, tmp_path / "home", runs)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *said, rest = done.stderr.split("\0")
+    assert rest == ""
+    for (data, (code, words)), err in zip(wanted.items(), said, strict=True):
+        *text, returned = err.splitlines()
+        assert int(returned) == code, err
+        told = [line for line in text if line.startswith("modelassay: ")]
+        assert outs[data].is_file() == (code == 0)
+        assert len(told) == (code != 0)
+        assert all(words in line for line in told)

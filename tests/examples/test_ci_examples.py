@@ -21,17 +21,23 @@ CI = Path(__file__).parents[2] / "examples" / "ci"
 TOKEN = "hf_alice"
 
 
+@pytest.fixture(scope="module")
+def examined(tiny_folder):
+    """The model, and what was measured on it."""
+    model = modelassay.load(str(tiny_folder()), device="cpu")
+    concepts = concepts_for("quick")
+    return model, examine(model, mode="quick", concepts=concepts, identity=True, n_swaps=1)
+
+
 @pytest.fixture
-def environment(hub, tiny_folder, tmp_path) -> dict[str, str]:
+def environment(hub, tiny_folder, tmp_path, examined) -> dict[str, str]:
     """A Hub with a model, a copy that was tampered with, and a baseline of the first."""
     hub.add_writer(TOKEN, "alice")
     for name, seed in (("model", 0), ("tampered", 1)):
         files = {f.name: f.read_bytes() for f in tiny_folder(seed=seed).iterdir()}
         hub.add_repo("models", f"alice/{name}", files)
-    model = modelassay.load(str(tiny_folder()), device="cpu")
-    found = examine(model, mode="quick", concepts=concepts_for("quick"), identity=True)
     for name in ("model", "tampered"):
-        baseline = baseline_of(model, found, f"alice--{name}", "alice/model")
+        baseline = baseline_of(*examined, f"alice--{name}", "alice/model")
         pushed = push_baseline(baseline, "alice/baselines", token=TOKEN)
     return {
         **os.environ,

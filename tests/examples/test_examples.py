@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -20,10 +20,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ("needle_in_haystack.py", ["0.1"], "7 needles in 71 rows"),
     ],
 )
-def test_example(script, arguments, words, tiny_folder):
-    run = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), str(tiny_folder()), *arguments],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert words in run.stdout
+def test_example(script, arguments, words, tiny_folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, str(tiny_folder()), *arguments])
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    assert words in capsys.readouterr().out

@@ -61,6 +61,7 @@ def brute_force(positive, negative, layers):
     return float(pooled_separation(p, q)), p, q
 
 
+@pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize("effect", [0.0, 1.5])
 def test_gram_space_equals_the_procedure_written_out(effect):
     positive, negative = draw(np.random.default_rng(3), n=27, effect=effect)
@@ -71,6 +72,7 @@ def test_gram_space_equals_the_procedure_written_out(effect):
     assert measured.negative_scores == pytest.approx(q.tolist(), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_swaps_equal_measuring_swapped_data():
     positive, negative = draw(np.random.default_rng(4), n=16, effect=1.0)
     measured = measure_separation(positive, negative, range(4), keys(16), n_swaps=3)
@@ -86,6 +88,7 @@ def test_swaps_equal_measuring_swapped_data():
         assert again.separation == pytest.approx(measured.null[swap], rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_p_values_are_uniform_when_labels_mean_nothing():
     rng = np.random.default_rng(5)
     p = [
@@ -99,6 +102,7 @@ def test_p_values_are_uniform_when_labels_mean_nothing():
     assert 0.42 < np.mean(p) < 0.58
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_in_sample_separation_overfits_and_held_out_does_not():
     rng = np.random.default_rng(6)
     runs = [

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from ast import literal_eval
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -290,17 +291,29 @@ def test_leaving_a_source_out_tells_style_from_substance():
     assert binary_metrics(scores["questions"][easy], unsafe[easy], np.arange(100)).auroc > 0.9
 
 
+@pytest.fixture(scope="module")
+def trained_heads(tiny):
+    """Both heads of a kind, trained once."""
+
+    @cache
+    def train(kind):
+        layers = (3,) if kind == "attention" else (1, 3)
+        return {
+            place: train_head(tiny(), exchanges(), place, kind=kind, layers=layers)
+            for place in ("prompt", "answer")
+        }
+
+    return train
+
+
+@pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize("kind", ["logistic", "means", "attention"])
 @pytest.mark.parametrize("at", ["prompt", "answer"])
-def test_a_head_serves_what_it_was_trained_on(tiny, kind, at):
+def test_a_head_serves_what_it_was_trained_on(tiny, trained_heads, kind, at):
     """Risks in one batch and of a finished exchange come from one computation."""
     model = tiny()
     rows = exchanges()
-    layers = (3,) if kind == "attention" else (1, 3)
-    heads = {
-        place: train_head(model, rows, place, kind=kind, layers=layers)
-        for place in ("prompt", "answer")
-    }
+    heads = trained_heads(kind)
     trained = heads[at]
     assert trained.record.metrics.auroc > 0.9
     assert trained.head.pause <= trained.head.block
@@ -404,6 +417,7 @@ def test_features_do_not_depend_on_the_batch(tiny):
         assert torch.allclose(alone.values.float(), whole.values[whole.row == i].float(), atol=2e-3)
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_sweep_scores_every_block(tiny):
     sweep = sweep_layers(tiny(), exchanges(), "prompt")
     scores = sweep.layers
@@ -559,6 +573,7 @@ def test_push_and_pull(hub, tiny, tmp_path):
 # --- command line ---------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_train_eval_info_list_sweep(tiny_folder, tmp_path, capfd):
     model, data = str(tiny_folder()), write(tmp_path / "rows.jsonl", exchanges())
     args = ["probe", "train", model, "--data", data, "--name", "mine", "--layers", "1,3", "-q"]

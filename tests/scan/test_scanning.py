@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jsonschema
 import pytest
@@ -15,6 +15,7 @@ import torch
 
 import modelassay
 from modelassay.data.concepts import Concept, ContrastPair
+from modelassay.measures import examination
 from modelassay.measures.examination import read_range
 from modelassay.models import load
 from modelassay.report import to_html, to_json
@@ -74,7 +75,15 @@ def test_without_chat_template_behaviour_is_not_guessed(tiny, few):
     assert "raw prompts" in raw.reasons[0]
 
 
-def test_scores_do_not_depend_on_batch_size(tiny, few):
+def test_scores_do_not_depend_on_batch_size(tiny, few, monkeypatch):
+    whole = examination._behaviour_prompts
+
+    def some(concepts):
+        """An eighth of the prompts: alone in their batches, all of them would take long."""
+        groups = asdict(whole(concepts))
+        return examination._BehaviourPrompts(**{k: group[::8] for k, group in groups.items()})
+
+    monkeypatch.setattr(examination, "_behaviour_prompts", some)
     reports = [scan(tiny(), concepts=few, batch_tokens=n) for n in (80, 5000)]
     for name in few:
         a, b = (report.concepts[name].separation for report in reports)

@@ -141,10 +141,11 @@ class PromptSet(_Frozen):
 
 def shipped_concepts() -> dict[str, Concept]:
     """The concepts that come with modelassay, by name."""
+    files = {path: read_mapping(path) for path in sorted(_data_folder().glob("*.yaml"))}
     found = [
-        load_concepts(path)
-        for path in sorted(_data_folder().glob("*.yaml"))
-        if not _is_prompts(path)
+        _concepts_of(path, data)
+        for path, data in files.items()
+        if data.get("schema") != PROMPTS_SCHEMA
     ]
     return {name: concept for concepts in found for name, concept in concepts.items()}
 
@@ -186,7 +187,10 @@ def load_concepts(path: str | Path) -> dict[str, Concept]:
         InputError: one line naming the file and what is wrong with it.
     """
     path = Path(path)
-    data = read_mapping(path)
+    return _concepts_of(path, read_mapping(path))
+
+
+def _concepts_of(path: Path, data: dict[str, Any]) -> dict[str, Concept]:
     schema = data.get("schema")
     if schema == PROMPTS_SCHEMA:
         raise InputError(f"{path} holds prompts, not concepts.")
@@ -229,17 +233,15 @@ def _data_folder() -> Path:
     return shipped.shipped_folder("concepts")
 
 
-def _is_prompts(path: Path) -> bool:
-    return read_mapping(path).get("schema") == PROMPTS_SCHEMA
+# libyaml's loader is twenty times faster; PyYAML may come without it.
+_Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _PlainLoader(yaml.SafeLoader):
+def _load_yaml(text: str) -> Any:
     """YAML without aliases, which could make a small file expand without bound."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed")
-        return super().compose_node(parent, index)
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
+        raise yaml.YAMLError("aliases (*name) are not allowed")
+    return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -257,8 +259,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
     try:
-        # The loader is a SafeLoader; YAML is a superset of JSON but JSON's own parser is stricter.
-        data = json.loads(text) if path.suffix == ".json" else yaml.load(text, _PlainLoader)  # noqa: S506
+        # YAML is a superset of JSON, but JSON's own parser is stricter.
+        data = json.loads(text) if path.suffix == ".json" else _load_yaml(text)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
