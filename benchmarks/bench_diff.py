@@ -22,9 +22,9 @@ from modelassay.data.concepts import concepts_for
 from modelassay.diff.base_reading import spread_layers
 from modelassay.diff.features import compare_features
 from modelassay.diff.pair import Pair, traits_of
-from modelassay.diff.paired_weights import count_alike, diff_pair
 from modelassay.diff.reading import Matched, Reading, encode_suite, match_tokens, read_model
 from modelassay.diff.suites import SuitePrompt
+from modelassay.diff.weights import count_alike, diff_pair
 from modelassay.files.atomic import write_text_atomically
 from modelassay.models import LoadedModel, load
 from modelassay.reading.activations import Activations, read_activations

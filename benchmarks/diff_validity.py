@@ -35,10 +35,9 @@ from modelassay.diff import (
     load_suite,
     read_base,
 )
-from modelassay.diff.base_reading import BaseSide
+from modelassay.diff.base_reading import BaseReading
 from modelassay.diff.calibration import BenignRow, save_calibration
-from modelassay.diff.suspicion import STREAMS, Suspicion, suspect
-from modelassay.diff.verdict import verdict_of
+from modelassay.diff.verdict import STREAMS, Suspicion, suspect, verdict_of
 from modelassay.files.atomic import write_text_atomically
 from modelassay.models import LoadedModel, load
 from modelassay.models.organisms import ORGANISMS, Organism
@@ -75,18 +74,18 @@ def measure(
             todo = [o for o in wanted if not _is_known(results.get(keys[o.id]), o, base, suite)]
             if not todo:
                 continue
-            side = read_base(
+            of_base = read_base(
                 base, suite, dictionaries=dictionaries, answer_tokens=Depth().answer_tokens
             )
             for organism in todo:
                 report = diff(
                     base,
                     organism.id,
-                    side=side,
+                    of_base=of_base,
                     dictionaries=dictionaries,
                     depth=Depth(causal=False),
                 )
-                results[keys[organism.id]] = _row(report, side)
+                results[keys[organism.id]] = _row(report, of_base)
                 if reports is not None:
                     reports.mkdir(parents=True, exist_ok=True)
                     whole = json.dumps(report.to_dict(), indent=1)
@@ -101,16 +100,16 @@ def _key(organism: Organism, seed: int, suite: Suite) -> str:
     return f"{organism.id}@{seed}" + ("" if suite.name == "default" else f"@{suite.name}")
 
 
-def _row(report: DiffReport, side: BaseSide) -> dict[str, Any]:
+def _row(report: DiffReport, of_base: BaseReading) -> dict[str, Any]:
     found = report.to_dict()
     return {
         "streams": {level.name: level.value for level in report.suspicion.levels},
         "weights_sha256": report.candidate.weights_sha256,
         "base_sha256": report.base.weights_sha256,
-        "suite": side.suite.name,
-        "suite_sha256": side.suite.sha256,
-        "n_prompts": len(side.suite.prompts),
-        "answer_tokens": side.answer_tokens,
+        "suite": of_base.suite.name,
+        "suite_sha256": of_base.suite.sha256,
+        "n_prompts": len(of_base.suite.prompts),
+        "answer_tokens": of_base.answer_tokens,
         "dictionaries": found["dictionaries"],
         "features": found["features"][:10],
         "triggers": report.triggers and report.triggers.to_dict()["phrases"][:3],

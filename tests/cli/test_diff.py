@@ -279,7 +279,7 @@ def test_levels_of_benign_ones_are_in_the_candidates_units(report):
         )
         moved = replace(report, candidate=info, suspicion=replace(report.suspicion, levels=levels))
         known = add_row(known, moved)
-    from modelassay.diff.suspicion import suspect
+    from modelassay.diff.verdict import suspect
 
     values = {level.name: level.value for level in report.suspicion.levels}
     found = suspect(values, known)

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from modelassay.diff import Depth, DiffVerdict, diff
 from modelassay.diff.calibration import BenignRow, Calibration
 from modelassay.diff.suites import Contrast, Suite, SuitePrompt
-from modelassay.diff.suspicion import suspect
-from modelassay.diff.verdict import verdict_of
+from modelassay.diff.verdict import suspect, verdict_of
 from modelassay.errors import InputError
 from modelassay.measures.erased_directions import plain_files, search_ablation
 from modelassay.models import load

@@ -21,7 +21,6 @@ from modelassay.diff.calibration import (
 )
 from modelassay.diff.features import Q_LEVEL, compare_features
 from modelassay.diff.pair import Pair, check_comparable, traits_of
-from modelassay.diff.paired_weights import diff_pair
 from modelassay.diff.reading import (
     encode_contrasts,
     encode_suite,
@@ -30,9 +29,9 @@ from modelassay.diff.reading import (
     read_model,
 )
 from modelassay.diff.suites import Contrast, Suite, SuitePrompt, default_suite, load_suite
-from modelassay.diff.suspicion import levels_of, measure_streams, suspect
 from modelassay.diff.triggers import search_triggers
-from modelassay.diff.verdict import judge
+from modelassay.diff.verdict import judge, levels_of, measure_streams, suspect
+from modelassay.diff.weights import diff_pair
 from modelassay.errors import InputError, UnavailableError
 from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import load
@@ -283,11 +282,11 @@ def test_files_are_compared_with_one_model_in_memory(gpt2, tmp_path):
 
 def test_what_was_read_of_another_base_is_refused(gpt2, tmp_path):
     other = load(str(save_tiny(tmp_path / "other", "gpt2", seed=1)))
-    side = read_base(other, SUITE, layers=[1], answer_tokens=0)
+    of_base = read_base(other, SUITE, layers=[1], answer_tokens=0)
     with pytest.raises(InputError, match="not of"):
-        diff(str(gpt2), str(gpt2), side=side)
+        diff(str(gpt2), str(gpt2), of_base=of_base)
     with pytest.raises(InputError, match="without block 2"):
-        diff(other, str(gpt2), side=side, dictionaries=[dictionary(32)])
+        diff(other, str(gpt2), of_base=of_base, dictionaries=[dictionary(32)])
 
 
 def test_a_pair_holds_one_model_where_two_do_not_fit(gpt2):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from modelassay.diff.pair import Pair, traits_of
-from modelassay.diff.paired_weights import count_alike, diff_pair
 from modelassay.diff.reading import encode_suite, match_tokens, read_model
 from modelassay.diff.suites import SuitePrompt
+from modelassay.diff.weights import count_alike, diff_pair
 from modelassay.errors import InputError
 from modelassay.models import load
 from modelassay.reading.activations import read_activations

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modelassay.audit.config import AuditConfig, is_there
-from modelassay.diff.pair import Side
+from modelassay.diff.pair import Role
 
 Name = Literal["A", "B"]
 WITHHELD = "[withheld]"
@@ -30,24 +30,24 @@ TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "NEURONPEDIA_A
 class Blinding:
     """The two names, and what must not be said."""
 
-    a: Side
-    """The side that is called A."""
+    a: Role
+    """The role that is called A."""
     blind: bool
     pattern: re.Pattern[str] | None
     """Finds what is withheld; None where nothing is."""
 
-    def side(self, name: Name) -> Side:
+    def role(self, name: Name) -> Role:
         """Base or candidate."""
         return self.a if name == "A" else self.other
 
     @property
-    def other(self) -> Side:
-        """The side that is called B."""
+    def other(self) -> Role:
+        """The role that is called B."""
         return "candidate" if self.a == "base" else "base"
 
     @property
-    def names(self) -> dict[Side, Name]:
-        """What each side is called."""
+    def names(self) -> dict[Role, Name]:
+        """What each role is called."""
         return {self.a: "A", self.other: "B"}
 
     def text(self, text: str) -> str:

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from modelassay.audit.work import Work
-from modelassay.diff.paired_weights import diff_pair
-from modelassay.diff.weights import WeightDiff
+from modelassay.diff.weights import WeightDiff, diff_pair
 
 NAMED = 5
 """Weights that only one model has, by name."""

@@ -13,7 +13,7 @@ from typing import Any
 from modelassay.audit.blinding import Blinding, Name
 from modelassay.audit.config import AuditConfig
 from modelassay.audit.places import inside
-from modelassay.diff.pair import Pair, Side, Traits, check_comparable, traits_of
+from modelassay.diff.pair import Pair, Role, Traits, check_comparable, traits_of
 from modelassay.diff.suites import Suite, SuitePrompt, default_suite, load_suite, suites_folder
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import text_hash
@@ -41,9 +41,9 @@ class Work:
     """Hash of the log's last line."""
     end: float = float("inf")
     """When the call that runs has to be done, by the monotonic clock."""
-    infos: dict[Side, dict[str, Any]] = field(default_factory=dict)
+    infos: dict[Role, dict[str, Any]] = field(default_factory=dict)
     """What was loaded; never shown in a blind audit."""
-    _traits: dict[Side, Traits] = field(default_factory=dict)
+    _traits: dict[Role, Traits] = field(default_factory=dict)
     _comparable: bool = False
 
     @cached_property
@@ -56,36 +56,36 @@ class Work:
 
     def model(self, name: Name) -> LoadedModel:
         """A or B."""
-        return self._side(self.blinding.side(name))
+        return self._load(self.blinding.role(name))
 
     @property
     def base(self) -> LoadedModel:
         """The base, whose tokens both models read and whose dictionary is used."""
-        return self._side("base")
+        return self._load("base")
 
     @property
     def candidate(self) -> LoadedModel:
         """The fine-tune."""
-        return self._side("candidate")
+        return self._load("candidate")
 
     @property
     def pair(self) -> Pair:
         """Both models, found comparable."""
         if not self._comparable:
-            for side in ("base", "candidate"):
-                if side not in self._traits:
-                    self._side(side)
+            for role in ("base", "candidate"):
+                if role not in self._traits:
+                    self._load(role)
             with self.quietly():
                 check_comparable(self._traits["base"], self._traits["candidate"])
             self._comparable = True
         return self._pair
 
-    def _side(self, side: Side) -> LoadedModel:
+    def _load(self, role: Role) -> LoadedModel:
         with self.quietly():
-            model = self._pair.base if side == "base" else self._pair.candidate
-        if side not in self._traits:
-            self.infos[side] = model.info.to_dict()
-            self._traits[side] = traits_of(model)
+            model = self._pair.base if role == "base" else self._pair.candidate
+        if role not in self._traits:
+            self.infos[role] = model.info.to_dict()
+            self._traits[role] = traits_of(model)
         return model
 
     @contextmanager

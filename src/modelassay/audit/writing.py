@@ -148,8 +148,8 @@ def _models(work: Work) -> dict[str, Any]:
         "candidate": {"id": config.candidate, "adapter": config.candidate_adapter},
     }
     return {
-        work.blinding.names[side]: {"role": side, **given[side], **work.infos.get(side, {})}
-        for side in (work.blinding.a, work.blinding.other)
+        work.blinding.names[role]: {"role": role, **given[role], **work.infos.get(role, {})}
+        for role in (work.blinding.a, work.blinding.other)
     }
 
 

@@ -80,8 +80,7 @@ def read_suites(suites: Sequence[str] | None, data: Sequence[str] | None, token:
         InputError: a suite or a data file cannot be read.
         UnavailableError: the Hub cannot be reached.
     """
-    from modelassay.diff.own_prompts import read_prompts
-    from modelassay.diff.suites import join_suites, load_suite
+    from modelassay.diff.suites import join_suites, load_suite, read_prompts
 
     found = [load_suite(where) for where in suites or ["default"]]
     found += [read_prompts(where, token=token) for where in data or ()]
@@ -115,7 +114,7 @@ def open_dictionaries(
         if len(wanted) > 1:
             raise InputError(f"Give dictionaries with --sae or leave them out with {NONE}.")
         return ()
-    from modelassay.diff.dictionaries import shipped_dictionaries
+    from modelassay.diff.features import shipped_dictionaries
     from modelassay.sae import find_dictionary
 
     where = _place(str(loading.get("device", "auto")))

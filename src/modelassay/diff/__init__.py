@@ -1,6 +1,6 @@
 """What a fine-tune changed, and whether a benign one would have."""
 
-from modelassay.diff.base_reading import BaseSide, read_base
+from modelassay.diff.base_reading import BaseReading, read_base
 from modelassay.diff.calibration import Calibration
 from modelassay.diff.comparing import Depth, diff
 from modelassay.diff.report import DiffReport
@@ -9,7 +9,7 @@ from modelassay.diff.verdict import DiffVerdict
 from modelassay.diff.weights import MatrixChange, WeightDiff, diff_weights
 
 __all__ = [
-    "BaseSide",
+    "BaseReading",
     "Calibration",
     "Depth",
     "DiffReport",

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from modelassay.diff.pair import Traits, traits_of
-from modelassay.diff.phrases import PhraseEffects
 from modelassay.diff.reading import (
     Matched,
     Reading,
@@ -20,6 +19,7 @@ from modelassay.diff.reading import (
 )
 from modelassay.diff.states import read_unrelated
 from modelassay.diff.suites import Suite
+from modelassay.diff.triggers import PhraseEffects
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel, ModelInfo
 from modelassay.progress import OnPhase, phase_of, silent
@@ -32,7 +32,7 @@ N_DEPTHS = 5
 
 
 @dataclass(frozen=True)
-class BaseSide:
+class BaseReading:
     """The base, read once."""
 
     suite: Suite
@@ -66,7 +66,7 @@ def read_base(
     answer_tokens: int,
     batch_tokens: int | None = None,
     on_progress: OnPhase = silent,
-) -> BaseSide:
+) -> BaseReading:
     """Reads all that comparisons need of a base.
 
     Args:
@@ -90,7 +90,7 @@ def read_base(
     contrast_rows = encode_contrasts(model, suite.contrasts)
     answers = short_answers(model, prompts, answer_tokens, on_progress)
     matched = match_tokens(model, prompts, answers)
-    return BaseSide(
+    return BaseReading(
         suite=suite,
         info=model.info,
         traits=traits_of(model),

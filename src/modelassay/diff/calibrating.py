@@ -66,7 +66,7 @@ def calibrate(
         raise InputError("Give at least one benign fine-tune of the base.")
     ref, options = take_ref(base, load_options, "base_")
     loaded = open_model(ref, on_progress=on_progress, **options)
-    side = read_base(
+    of_base = read_base(
         loaded,
         suite,
         dictionaries=dictionaries,
@@ -75,14 +75,14 @@ def calibrate(
         on_progress=on_progress,
     )
     if known is not None:
-        check_calibration(known, side.info, side.suite, side.answer_tokens)
+        check_calibration(known, of_base.info, of_base.suite, of_base.answer_tokens)
     found = known
     for done, finetune in enumerate(finetunes):
         on_progress("fine-tunes", done, len(finetunes))
         report = diff(
             loaded,
             finetune,
-            side=side,
+            of_base=of_base,
             dictionaries=dictionaries,
             depth=depth,
             on_progress=on_progress,

@@ -67,7 +67,7 @@ def known_calibration(base: ModelInfo, suite: Suite, answer_tokens: int) -> Cali
     return None
 
 
-def held_out(known: Calibration | None, candidate: ModelInfo) -> Calibration | None:
+def without_candidate(known: Calibration | None, candidate: ModelInfo) -> Calibration | None:
     """The benign fine-tunes without the candidate, which is no measure of itself; None if none."""
     rows = known.rows if known else ()
     others = tuple(row for row in rows if row.weights_sha256 != candidate.weights_sha256)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modelassay.diff.features import Q_LEVEL
-from modelassay.diff.suspicion import BY_NAME, Level
+from modelassay.diff.verdict import BY_NAME, Level
 from modelassay.report.charts import NEGATIVE, NULL, PALETTE, POSITIVE, error_bars, new_figure
 from modelassay.report.text import cut, plain_line
 

@@ -14,19 +14,17 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from modelassay.diff.base_reading import BaseSide, read_base, short_answers
+from modelassay.diff.base_reading import BaseReading, read_base, short_answers
 from modelassay.diff.behaviour import compare_behaviour
 from modelassay.diff.calibration import (
     Calibration,
     check_calibration,
-    held_out,
     known_calibration,
+    without_candidate,
 )
 from modelassay.diff.causal import Intervention, difference_directions, intervene
-from modelassay.diff.dictionaries import check_labels, label_changes
-from modelassay.diff.features import DictionaryDiff, compare_features
+from modelassay.diff.features import DictionaryDiff, check_labels, compare_features, label_changes
 from modelassay.diff.pair import Pair, check_comparable, config_changes, traits_of
-from modelassay.diff.paired_weights import count_alike, diff_pair
 from modelassay.diff.reading import Reading, read_contrasts, read_model
 from modelassay.diff.report import DiffReport
 from modelassay.diff.states import (
@@ -37,10 +35,9 @@ from modelassay.diff.states import (
     same_states,
 )
 from modelassay.diff.suites import Suite, default_suite
-from modelassay.diff.suspicion import measure_streams
 from modelassay.diff.triggers import TriggerSearch, search_triggers
-from modelassay.diff.verdict import judge
-from modelassay.diff.weights import WeightDiff
+from modelassay.diff.verdict import judge, measure_streams
+from modelassay.diff.weights import WeightDiff, count_alike, diff_pair
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel, ModelRef, PairOptions, open_model
@@ -77,7 +74,7 @@ def diff(
     corpus: Sequence[str] = (),
     depth: Depth | None = None,
     calibration: Calibration | None = None,
-    side: BaseSide | None = None,
+    of_base: BaseReading | None = None,
     together: bool | None = None,
     batch_tokens: int | None = None,
     on_progress: OnPhase = silent,
@@ -95,8 +92,8 @@ def diff(
         depth: What is done and what left out.
         calibration: Benign fine-tunes to hold the candidate against; None takes those known of this
             base.
-        side: The base as `read_base` gives it, where many candidates are compared with one; suite,
-            layers and answers are then those that it was read with.
+        of_base: The base as `read_base` gives it, where many candidates are compared with one;
+            suite, layers and answers are then those that it was read with.
         together: Keep both models in memory; None decides by what is free.
         batch_tokens: As in `read_activations`.
         on_progress: Told (phase, done, total).
@@ -117,12 +114,12 @@ def diff(
         lambda: open_model(after, on_progress=on_progress, **options),
         together,
     )
-    chosen = side.suite if side is not None else suite or default_suite()
+    chosen = of_base.suite if of_base is not None else suite or default_suite()
     if calibration is not None:
-        answer_tokens = depth.answer_tokens if side is None else side.answer_tokens
+        answer_tokens = depth.answer_tokens if of_base is None else of_base.answer_tokens
         check_calibration(calibration, pair.base.info, chosen, answer_tokens)
-    if side is None:
-        side = read_base(
+    if of_base is None:
+        of_base = read_base(
             pair.base,
             chosen,
             dictionaries=dictionaries,
@@ -132,10 +129,10 @@ def diff(
             on_progress=on_progress,
         )
     else:
-        _check_side(side, pair.base, dictionaries)
+        _check_reading(of_base, pair.base, dictionaries)
     work = _Work(
         pair=pair,
-        side=side,
+        of_base=of_base,
         dictionaries=tuple(dictionaries),
         corpus=tuple(corpus),
         given=(isinstance(base, LoadedModel), isinstance(candidate, LoadedModel)),
@@ -149,15 +146,17 @@ def diff(
     return report
 
 
-def _check_side(side: BaseSide, base: LoadedModel, dictionaries: Sequence[Dictionary]) -> None:
+def _check_reading(
+    of_base: BaseReading, base: LoadedModel, dictionaries: Sequence[Dictionary]
+) -> None:
     """Refuses what was read of another base, or without a dictionary's block."""
-    if side.info != base.info:
+    if of_base.info != base.info:
         raise InputError(
-            f"What was read is of {side.info.id}, not of {base.info.id} as it is here."
+            f"What was read is of {of_base.info.id}, not of {base.info.id} as it is here."
         )
     for dictionary in dictionaries:
         dictionary.check_belongs_to(base)
-        if dictionary.layer not in side.layers:
+        if dictionary.layer not in of_base.layers:
             raise InputError(
                 f"The base was read without block {dictionary.layer}, which the dictionary"
                 f" {dictionary.name} reads."
@@ -169,7 +168,7 @@ class _Work:
     """One comparison; its methods are the steps, in their order."""
 
     pair: Pair
-    side: BaseSide
+    of_base: BaseReading
     dictionaries: tuple[Dictionary, ...]
     corpus: tuple[str, ...]
     given: tuple[bool, bool]
@@ -180,59 +179,63 @@ class _Work:
     on_progress: OnPhase
 
     def run(self) -> DiffReport:
-        side, candidate = self.side, self.pair.candidate
+        of_base, candidate = self.of_base, self.pair.candidate
         traits = traits_of(candidate)
-        notes = check_comparable(side.traits, traits)
+        notes = check_comparable(of_base.traits, traits)
         info = candidate.info
         del candidate  # the weights may need its room
         weights, unscored = self._weights()
         candidate = self.pair.candidate
-        alike = count_alike(weights, side.traits, traits)
-        unrelated = read_unrelated(candidate, side.layers)
-        odd = alike > 0 and not same_states(side.unrelated, unrelated, side.layers, alike)
+        alike = count_alike(weights, of_base.traits, traits)
+        unrelated = read_unrelated(candidate, of_base.layers)
+        odd = alike > 0 and not same_states(of_base.unrelated, unrelated, of_base.layers, alike)
         if odd:
             notes = (*notes, ODD)
-        if odd or side.traits.hooked or traits.hooked:
+        if odd or of_base.traits.hooked or traits.hooked:
             alike = 0
-        answers = short_answers(candidate, side.prompts, side.answer_tokens, self.on_progress)
+        answers = short_answers(candidate, of_base.prompts, of_base.answer_tokens, self.on_progress)
         after = read_model(
             candidate,
-            side.matched,
-            side.layers,
-            base=side.reading,
+            of_base.matched,
+            of_base.layers,
+            base=of_base.reading,
             alike=alike,
             batch_tokens=self.batch_tokens,
             on_progress=phase_of(self.on_progress, "reading the candidate"),
         )
-        contrasts = read_contrasts(candidate, side.contrast_rows)
-        lens = read_lens(candidate, side.unrelated, unrelated, side.layers)
+        contrasts = read_contrasts(candidate, of_base.contrast_rows)
+        lens = read_lens(candidate, of_base.unrelated, unrelated, of_base.layers)
         del candidate
 
         behaviour = compare_behaviour(
-            side.reading,
+            of_base.reading,
             after,
-            side.matched,
-            side.suite,
-            side.tokens,
-            answers=None if side.answers is None or answers is None else (side.answers, answers),
-            contrasts=(side.contrasts, contrasts),
+            of_base.matched,
+            of_base.suite,
+            of_base.tokens,
+            answers=None
+            if of_base.answers is None or answers is None
+            else (of_base.answers, answers),
+            contrasts=(of_base.contrasts, contrasts),
         )
-        states = StateDiff(compare_states(side.reading, after), lens, len(side.tokens))
+        states = StateDiff(compare_states(of_base.reading, after), lens, len(of_base.tokens))
         features = self._features(after)
         triggers = self._triggers(alike)
         causal = self._causal(after, features)
-        known = self.calibration or known_calibration(side.info, side.suite, side.answer_tokens)
+        known = self.calibration or known_calibration(
+            of_base.info, of_base.suite, of_base.answer_tokens
+        )
         suspicion, verdict, reasons = judge(
             measure_streams(weights, behaviour, triggers, features),
-            held_out(known, info),
+            without_candidate(known, info),
             weights,
             behaviour,
             features,
             causal,
-            computes_alike=not odd and not config_changes(side.traits, traits),
+            computes_alike=not odd and not config_changes(of_base.traits, traits),
         )
         return DiffReport(
-            base=side.info,
+            base=of_base.info,
             candidate=info,
             verdict=verdict,
             suspicion=suspicion,
@@ -244,15 +247,17 @@ class _Work:
             triggers=triggers,
             dictionaries=features,
             causal=causal,
-            suite=side.suite,
+            suite=of_base.suite,
             provenance=self._provenance(),
         )
 
     def _features(self, after: Reading) -> tuple[DictionaryDiff, ...]:
-        side, found = self.side, []
+        of_base, found = self.of_base, []
         for done, dictionary in enumerate(self.dictionaries):
             self.on_progress("features", done, len(self.dictionaries))
-            changes = compare_features(side.reading, after, side.matched, dictionary, side.tokens)
+            changes = compare_features(
+                of_base.reading, after, of_base.matched, dictionary, of_base.tokens
+            )
             found.append(label_changes(changes, dictionary))
             self.on_progress("features", done + 1, len(self.dictionaries))
         return tuple(found)
@@ -267,7 +272,7 @@ class _Work:
             return None, str(error)
 
     def _triggers(self, alike: int) -> TriggerSearch | None:
-        suite = self.side.suite
+        suite = self.of_base.suite
         harmful = suite.indices("harmful")
         if not self.depth.triggers or not harmful:
             return None
@@ -275,9 +280,9 @@ class _Work:
         return search_triggers(
             self.pair,
             [suite.prompts[i] for i in harmful],
-            self.side.reading.log_odds[harmful],
+            self.of_base.reading.log_odds[harmful],
             [*self.corpus, *suite.endings, *harmless],
-            base_effects=self.side.phrase_effects,
+            base_effects=self.of_base.phrase_effects,
             alike=alike,
             on_progress=phase_of(self.on_progress, "searching triggers"),
         )
@@ -285,20 +290,20 @@ class _Work:
     def _causal(
         self, after: Reading, features: Sequence[DictionaryDiff]
     ) -> tuple[Intervention, ...]:
-        side = self.side
-        harmful = side.suite.indices("harmful")
+        of_base = self.of_base
+        harmful = of_base.suite.indices("harmful")
         # A direction is tried on prompts that it was not taken from.
         fitted, tried = harmful[::2], harmful[1::2]
         if not self.depth.causal or not tried:
             return ()
         directions = difference_directions(
-            side.reading, after, side.matched, fitted, features, self.dictionaries
+            of_base.reading, after, of_base.matched, fitted, features, self.dictionaries
         )
-        encoded = [side.prompts[i] for i in tried]
-        x, y = side.reading.log_odds[tried], after.log_odds[tried]
+        encoded = [of_base.prompts[i] for i in tried]
+        x, y = of_base.reading.log_odds[tried], after.log_odds[tried]
 
         def begin(reading: Reading) -> Callable[[int], Midway]:
-            return lambda layer: reading.midway(side.matched, layer, answers=False)
+            return lambda layer: reading.midway(of_base.matched, layer, answers=False)
 
         self.on_progress("trying directions", 0, 2)
         out = intervene(
@@ -306,23 +311,29 @@ class _Work:
         )
         self.on_progress("trying directions", 1, 2)
         into = intervene(
-            self.pair.base, encoded, directions, begin(side.reading), sign=1, before=x, target=y
+            self.pair.base,
+            encoded,
+            directions,
+            begin(of_base.reading),
+            sign=1,
+            before=x,
+            target=y,
         )
         self.on_progress("trying directions", 2, 2)
         return (*into, *out)
 
     def _provenance(self) -> dict[str, Any]:
-        side = self.side
+        of_base = self.of_base
         return {
             "versions": installed_versions(),
-            "suite": side.suite.name,
-            "suite_sha256": side.suite.sha256,
-            "n_prompts": len(side.suite.prompts),
-            "n_contrasts": len(side.suite.contrasts),
-            "n_endings": len(side.suite.endings),
+            "suite": of_base.suite.name,
+            "suite_sha256": of_base.suite.sha256,
+            "n_prompts": len(of_base.suite.prompts),
+            "n_contrasts": len(of_base.suite.contrasts),
+            "n_endings": len(of_base.suite.endings),
             "n_corpus": len(self.corpus),
-            "n_tokens": len(side.tokens),
-            "answer_tokens": side.answer_tokens,
+            "n_tokens": len(of_base.tokens),
+            "answer_tokens": of_base.answer_tokens,
             "dictionaries": [dictionary.name for dictionary in self.dictionaries],
             "time": utc_now(),
         }

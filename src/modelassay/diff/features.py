@@ -22,7 +22,7 @@ from torch import Tensor
 
 from modelassay.diff.reading import Matched, Reading
 from modelassay.errors import InputError
-from modelassay.sae import Dictionary
+from modelassay.sae import Dictionary, find_dictionary, list_dictionaries, open_labels
 from modelassay.statistics import benjamini_hochberg, sign_flip_p_values
 
 Part = Literal["prompt", "answer"]
@@ -274,11 +274,11 @@ def _with_tokens(
     in_answer: np.ndarray,
     tokens: Sequence[str],
 ) -> FeatureChange:
-    side = after if change.difference > 0 else before
-    rows = np.flatnonzero(side.feature == change.feature)
-    rows = rows[in_answer[side.token[rows]] == (change.part == "answer")]
-    order = rows[np.argsort(-side.value[rows], kind="stable")]
-    found = dict.fromkeys(tokens[int(side.token[row])] for row in order)
+    fired = after if change.difference > 0 else before
+    rows = np.flatnonzero(fired.feature == change.feature)
+    rows = rows[in_answer[fired.token[rows]] == (change.part == "answer")]
+    order = rows[np.argsort(-fired.value[rows], kind="stable")]
+    found = dict.fromkeys(tokens[int(fired.token[row])] for row in order)
     return replace(change, tokens=tuple(found)[:TOP_TOKENS])
 
 
@@ -289,8 +289,8 @@ def _explained_of_change(
     """1 - ‖mean Δ - Σ_f mean Δ_f · d_f‖² / ‖mean Δ‖², over all tokens."""
     change = (y - x).mean(dim=0)
     means = np.zeros(dictionary.width)
-    for side, sign in ((before, -1.0), (after, 1.0)):
-        means += sign * np.bincount(side.feature, side.value, minlength=dictionary.width) / len(x)
+    for fired, sign in ((before, -1.0), (after, 1.0)):
+        means += sign * np.bincount(fired.feature, fired.value, minlength=dictionary.width) / len(x)
     sae = dictionary.sae
     decoder = sae.W_dec.detach().float().cpu()
     told = torch.from_numpy(means).float() @ decoder
@@ -299,3 +299,48 @@ def _explained_of_change(
 
 def _row_norms(dictionary: Dictionary) -> np.ndarray:
     return dictionary.sae.W_dec.detach().float().norm(dim=1).cpu().numpy()
+
+
+def shipped_dictionaries(base: str, *, device: str = "cpu") -> tuple[Dictionary, ...]:
+    """The dictionaries of a model that come with modelassay; often there are none.
+
+    Args:
+        base: Id of the model.
+        device: Where their weights are put.
+
+    Raises:
+        InputError: one is damaged.
+        UnavailableError: there are some, and sae-lens is not installed.
+    """
+    names = [record.name for record in list_dictionaries() if record.model.id == base]
+    return tuple(find_dictionary(name, device=device) for name in names)
+
+
+def check_labels(dictionaries: Sequence[Dictionary]) -> None:
+    """Refuses labels that could not be read once the comparison is done.
+
+    Raises:
+        InputError: labels lie beside a dictionary and are damaged or another one's.
+    """
+    for dictionary in dictionaries:
+        open_labels(dictionary)
+
+
+def label_changes(found: DictionaryDiff, dictionary: Dictionary) -> DictionaryDiff:
+    """The same with what is known of the features that are listed.
+
+    Args:
+        found: What changed.
+        dictionary: The dictionary that it was found with.
+
+    Raises:
+        InputError: labels lie beside the dictionary and are damaged or another one's.
+    """
+    features = list(dict.fromkeys(change.feature for change in found.features))
+    known = {
+        label.feature: label.text
+        for label in open_labels(dictionary, features).of_many(features)
+        if label.source != "none"
+    }
+    labelled = tuple(replace(c, label=known.get(c.feature)) for c in found.features)
+    return replace(found, features=labelled)

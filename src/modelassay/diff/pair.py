@@ -13,7 +13,7 @@ from modelassay.errors import InputError
 from modelassay.models import LoadedModel
 from modelassay.models.layers import text_config
 
-Side = Literal["base", "candidate"]
+Role = Literal["base", "candidate"]
 SPARE = 1.3
 """Times its weights that a second model needs of the free memory, with room to work in."""
 IDLE_CONFIG = {
@@ -38,7 +38,7 @@ class Pair:
     open_candidate: Callable[[], LoadedModel]
     together: bool | None = None
     """Whether both are kept in memory; None decides by what is free once one is there."""
-    _held: dict[Side, LoadedModel] = field(default_factory=dict)
+    _held: dict[Role, LoadedModel] = field(default_factory=dict)
 
     @property
     def base(self) -> LoadedModel:
@@ -51,20 +51,20 @@ class Pair:
         return self.get("candidate")
 
     @property
-    def in_turn(self) -> tuple[Side, Side]:
+    def in_turn(self) -> tuple[Role, Role]:
         """Both sides, beginning with one that is in memory: the order that loads least."""
         return ("base", "candidate") if "base" in self._held else ("candidate", "base")
 
-    def get(self, side: Side) -> LoadedModel:
+    def get(self, role: Role) -> LoadedModel:
         """A model, loaded if it is not there."""
-        if side not in self._held:
+        if role not in self._held:
             if self._held and not self.fits():
                 self._held.clear()
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-            self._held[side] = self.open_base() if side == "base" else self.open_candidate()
-        return self._held[side]
+            self._held[role] = self.open_base() if role == "base" else self.open_candidate()
+        return self._held[role]
 
     def fits(self) -> bool:
         """Whether a second model of this size finds room beside the one in memory."""

@@ -10,9 +10,8 @@ from modelassay.diff.causal import Intervention
 from modelassay.diff.features import Q_LEVEL, DictionaryDiff, FeatureChange
 from modelassay.diff.states import StateDiff
 from modelassay.diff.suites import Suite
-from modelassay.diff.suspicion import Suspicion
 from modelassay.diff.triggers import TriggerSearch
-from modelassay.diff.verdict import DiffVerdict
+from modelassay.diff.verdict import DiffVerdict, Suspicion
 from modelassay.diff.weights import WeightDiff
 from modelassay.files.redaction import redact
 from modelassay.models import ModelInfo

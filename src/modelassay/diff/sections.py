@@ -8,8 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from modelassay.diff import charts
-from modelassay.diff.suspicion import BY_NAME, Level
-from modelassay.diff.verdict import DiffVerdict
+from modelassay.diff.verdict import BY_NAME, DiffVerdict, Level
 from modelassay.diff.weights import WeightDiff
 from modelassay.report.sections import Column, Section, Status, Table, Tone, columns
 from modelassay.report.text import p_text, quoted, with_interval

@@ -16,17 +16,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from modelassay.errors import InputError
-from modelassay.measures.erased_directions import Tensors, plain_name
+from modelassay.diff.pair import Pair, Role, Traits
+from modelassay.errors import InputError, UnavailableError
+from modelassay.measures.erased_directions import (
+    Tensors,
+    memory_tensors,
+    open_shards,
+    plain_files,
+    plain_name,
+)
 from modelassay.measures.weight_sketch import AblationMark, block_of
+from modelassay.models.layers import text_config
 from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_block
+from modelassay.progress import OnProgress
 
 LEADING = 80
 """Singular values computed of a matrix: an adapter of rank 64 shows whole, with room to see that
@@ -340,3 +351,59 @@ def _untie(weights: _Named, other: _Named) -> None:
         embeddings = next((name for name in EMBEDDINGS if name in weights), None)
         if embeddings is not None:
             weights[OUTPUT] = weights[embeddings]
+
+
+def diff_pair(
+    pair: Pair, *, given: tuple[bool, bool] = (False, False), on_progress: OnProgress | None = None
+) -> WeightDiff:
+    """Compares the weights of base and candidate.
+
+    Plain files are streamed, and their model need not be in memory then.
+
+    Args:
+        pair: The models.
+        given: Whether base and candidate were given loaded: such a model may have been changed
+            since, so its weights in memory count.
+        on_progress: Told (weights done, weights in all).
+
+    Raises:
+        InputError: as `diff_weights`.
+        UnavailableError: both would have to be in memory, and there is no room.
+    """
+    config = text_config(pair.get(pair.in_turn[0]).network.config)  # the same in both
+    files: dict[Role, list[Path] | None] = {
+        "base": None if given[0] else plain_files(pair.base),
+        "candidate": None if given[1] else plain_files(pair.candidate),
+    }
+    in_memory = [role for role, found in files.items() if found is None]
+    if len(in_memory) == 2 and not pair.fits():
+        raise UnavailableError(
+            "Both models would have to be in memory to compare their weights, and there is no room."
+        )
+    with ExitStack() as stack:
+
+        def tensors(role: Role) -> Tensors:
+            found = files[role]
+            return memory_tensors(pair.get(role)) if found is None else open_shards(found, stack)
+
+        return diff_weights(
+            tensors("base"),
+            tensors("candidate"),
+            config.hidden_size,
+            config.model_type,
+            on_progress=on_progress,
+        )
+
+
+def count_alike(weights: WeightDiff | None, base: Traits, candidate: Traits) -> int:
+    """How many first blocks of two models, with the embeddings, make the same of the same tokens.
+
+    Args:
+        weights: How the weights differ; None, where that is not known, makes it none.
+        base: Of one model.
+        candidate: Of the other.
+    """
+    same = (base.config, base.precision) == (candidate.config, candidate.precision)
+    if weights is None or not same:
+        return 0
+    return base.n_layers if weights.first_change is None else weights.first_change

@@ -24,7 +24,7 @@ import spaces
 
 from modelassay.data.concepts import MODES
 from modelassay.diff import Depth, DiffReport, diff
-from modelassay.diff.dictionaries import shipped_dictionaries
+from modelassay.diff.features import shipped_dictionaries
 from modelassay.errors import AssayError, InputError
 from modelassay.hub import REFERENCE, REPO_ID, trim_cache
 from modelassay.models import EMBEDDED_ID
