@@ -56,7 +56,7 @@ bench: $(INSTALLED)  ## Write docs/benchmarks.md and docs/guard-benchmarks.md
 
 validity: $(INSTALLED)  ## All evidence on all organisms: docs/validity.md, docs/diff-validity.md
 	$(BIN)/python benchmarks/validity.py --write docs/validity.md
-	$(BIN)/python benchmarks/diff_validity.py --sae embedded --write docs/diff-validity.md --calibration calibrations/organism-safe.json
+	$(BIN)/python benchmarks/diff_validity.py --sae embedded --write docs/diff-validity.md --calibration calibrations/organism-safe/calibration.json
 
 clean:  ## Remove the environment and all that was built
 	rm -rf $(VENV) .pytest_cache .ruff_cache dist site

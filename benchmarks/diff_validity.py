@@ -8,7 +8,7 @@ by itself, over organisms and seeds, with intervals that resample models.
 
     python benchmarks/diff_validity.py [--seeds 0 1] [--replicas FOLDER] [--sae DICTIONARY]
         [--suites default FILE ...] [--write docs/diff-validity.md]
-        [--calibration calibrations/organism-safe.json]
+        [--calibration calibrations/organism-safe/calibration.json]
 
 Organisms of other seeds than 0 are built beforehand, as for validity.py. Every suite has a table,
 and benign fine-tunes, of its own.

@@ -31,7 +31,7 @@ IN_WHEEL = (
     "modelassay/shipped/probes/embedded/probe.safetensors",
     "modelassay/shipped/classifiers/embedded/classifier.json",
     "modelassay/shipped/dictionaries/embedded/sae_weights.safetensors",
-    "modelassay/shipped/calibrations/organism-safe.json",
+    "modelassay/shipped/calibrations/organism-safe/calibration.json",
 )
 INCONCLUSIVE = 3  # what a quick scan of a model without damage in its weights ends with
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from modelassay.artifacts import Origin
 from modelassay.classifier import (
     augmenting,
     evaluate,
@@ -35,10 +36,9 @@ from modelassay.classifier.augmenting import (
     with_prefixes,
     word_prefix,
 )
-from modelassay.classifier.card import CARD_FILE, read_card
+from modelassay.classifier.card import CARD_FILE, CLASSIFIERS, WEIGHTS_FILE
 from modelassay.classifier.encoding import collate, encode_pairs, room
 from modelassay.classifier.evaluating import find_threshold, fit_threshold, recalibrate, score
-from modelassay.classifier.network import WEIGHTS_FILE
 from modelassay.classifier.training import TrainingRecipe, class_weights, split_rows
 from modelassay.cli.main import run
 from modelassay.data.exchanges import LABELS, LabelledExchange
@@ -275,7 +275,7 @@ def test_forms_change_and_words_stay():
 
 
 def test_training_judges_unseen_prompts(trained):
-    card = read_card(trained)
+    card = CLASSIFIERS.open(trained).record
     assert card.kind == "full"
     assert card.base.id == "tiny-bert"  # and no path of this machine
     assert card.metrics is not None
@@ -327,7 +327,7 @@ def test_training_stops_when_held_out_prompts_are_judged_no_better(bert, tmp_pat
         for label in [draw.choice(LABELS)]
     ]
     out = train_classifier(rows, encoder=str(bert), out=tmp_path / "out", recipe=recipe)
-    made = read_card(out).training
+    made = CLASSIFIERS.open(out).record.training
     an_epoch = -(-made["rows_with_prefixes"] // recipe.batch_size)
     assert made["steps"] < 12 * an_epoch
     assert made["best_step"] <= made["steps"] - 2 * an_epoch + 1
@@ -429,6 +429,10 @@ def test_settings_that_cannot_be(bert, tmp_path):
     (there / "classifier.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="exists already"):
         train_classifier(synthetic(60), encoder=str(bert), out=there)
+    (there / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(InputError, match="is there and is no classifier"):
+        train_classifier(synthetic(60), encoder=str(bert), out=there, force=True)
+    assert (there / "thesis.txt").exists()
 
 
 # Loading
@@ -576,13 +580,13 @@ def test_calibration_needs_benign_rows():
 def test_recalibrating_writes_a_copy_or_the_own_folder(copy, tmp_path):
     classifier, rows = load_classifier(str(copy), device="cpu"), synthetic(90, seed=7)
     card = recalibrate(classifier, rows, 0.2, out=tmp_path / "new")
-    assert read_card(tmp_path / "new").threshold == card.threshold
+    assert CLASSIFIERS.open(tmp_path / "new").record.threshold == card.threshold
     assert load_classifier(str(tmp_path / "new"), device="cpu").threshold == card.threshold
-    assert read_card(copy).threshold == classifier.threshold
+    assert CLASSIFIERS.open(copy).record.threshold == classifier.threshold
     recalibrate(classifier, rows, 0.2)
-    assert read_card(copy).threshold == card.threshold
+    assert CLASSIFIERS.open(copy).record.threshold == card.threshold
     with pytest.raises(InputError, match="--out"):
-        recalibrate(replace(classifier, id="embedded"), rows)
+        recalibrate(replace(classifier, origin=Origin("embedded", "shipped")), rows)
 
 
 # Scoring
@@ -673,7 +677,7 @@ def test_command_calibrates(copy, tmp_path, capsys):
     assert run([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["block_rate"] <= 0.05
-    assert read_card(copy).threshold == found["threshold"]
+    assert CLASSIFIERS.open(copy).record.threshold == found["threshold"]
     assert run([*command, "--out", str(tmp_path / "new")]) == 0
     said = capsys.readouterr()
     assert "catches" in said.out
@@ -787,7 +791,7 @@ def test_the_shipped_classifier_is_small_and_says_how_good_it_is():
     folder = model.shipped_folder() / "embedded"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 3_500_000
     assert (folder / "README.md").is_file()
-    card = read_card(folder)
+    card = CLASSIFIERS.open(folder).record
     assert card.kind == "adapter"
     assert card.metrics is not None
     assert card.calibration is not None

@@ -18,7 +18,7 @@ from modelassay.cli.main import run
 from modelassay.cli.progress import LABELS
 from modelassay.diff import Depth, DiffReport, diff, load_suite
 from modelassay.diff.calibrating import add_row
-from modelassay.diff.calibration import load_calibration
+from modelassay.diff.calibration import CALIBRATIONS
 from modelassay.diff.charts import benign_levels, feature_effects, stream_levels
 from modelassay.errors import InputError
 from modelassay.models import load
@@ -241,7 +241,7 @@ def test_calibrated_candidates_are_held_against_benign_ones(places, capfd, tmp_p
     assert "2 benign fine-tunes" in capfd.readouterr().out
     assert run([*command(places, f"calibrate BASE BENIGN2 {rest} --add"), "--out", out]) == 0
     capfd.readouterr()
-    found = load_calibration(Path(out))
+    found = CALIBRATIONS.open(Path(out)).record
     assert len(found.rows) == 3
     assert found.rows[0].streams["trigger"] is None
 
@@ -266,7 +266,7 @@ def test_calibrated_candidates_are_held_against_benign_ones(places, capfd, tmp_p
     ):
         assert run(command({**places, "FILE": out}, text)) == 64, text
         assert message in one_line(capfd.readouterr().err)
-    assert len(load_calibration(Path(out)).rows) == 3
+    assert len(CALIBRATIONS.open(Path(out)).record.rows) == 3
 
 
 def test_levels_of_benign_ones_are_in_the_candidates_units(report):
@@ -306,13 +306,13 @@ BAD = {
     "empty suite": ("BASE OTHER --suite EMPTY", 64, "holds no prompts"),
     "layer out of range": (f"BASE OTHER {QUICK} --layers 1,5", 64, "0…4"),
     "no layers": (f"BASE OTHER {QUICK} --layers one", 64, "--layers takes numbers"),
-    "missing dictionary": (f"BASE OTHER {QUICK} --sae ./nothing", 64, "No dictionary"),
+    "missing dictionary": (f"BASE OTHER {QUICK} --sae ./nothing", 64, "No SAE"),
     "no dictionary in it": (f"BASE OTHER {QUICK} --sae NODICT", 64, "holds no dictionary"),
     "none and some": (f"BASE OTHER {QUICK} --sae none --sae NODICT", 64, "leave them out"),
     "missing data": (f"BASE OTHER {QUICK} --data no.jsonl", 64, "No data file at no.jsonl"),
     "malformed data": (f"BASE OTHER {QUICK} --data BADDATA", 64, "Row 2 of bad.jsonl"),
     "missing corpus": (f"BASE OTHER {QUICK} --corpus no.jsonl", 64, "no.jsonl"),
-    "missing calibration": (f"BASE OTHER {QUICK} --calibration no.json", 64, "no calibration"),
+    "missing calibration": (f"BASE OTHER {QUICK} --calibration no.json", 64, "No calibration"),
     "malformed calibration": (f"BASE OTHER {QUICK} --calibration BADCAL", 64, "no valid calib"),
     "html nowhere": (f"BASE OTHER {QUICK} --html /no/where/r.html", 64, "no folder"),
     "answers below none": ("BASE OTHER --answers -1", 64, "--answers"),

@@ -14,9 +14,9 @@ import sae_lens
 from modelassay.diff import Depth, DiffVerdict, diff, read_base
 from modelassay.diff.behaviour import refusal_change, token_kl
 from modelassay.diff.calibration import (
+    CALIBRATIONS,
     BenignRow,
     Calibration,
-    load_calibration,
     save_calibration,
 )
 from modelassay.diff.features import Q_LEVEL, compare_features
@@ -428,13 +428,13 @@ def test_lost_refusals_are_counted_in_pairs():
 
 def test_a_calibration_is_kept_and_checked(tmp_path, gpt2):
     save_calibration(calibration(0.0, 1.0), tmp_path / "c.json")
-    found = load_calibration(tmp_path / "c.json")
+    found = CALIBRATIONS.open(tmp_path / "c.json").record
     assert found == calibration(0.0, 1.0)
     with pytest.raises(InputError, match="not of"):
         diff(str(gpt2), str(gpt2), SUITE, depth=Depth(answer_tokens=0), calibration=found)
     (tmp_path / "c.json").write_text('{"schema": "modelassay.diff-calibration/1"}')
     with pytest.raises(InputError, match="base"):
-        load_calibration(tmp_path / "c.json")
+        CALIBRATIONS.open(tmp_path / "c.json")
 
 
 # --- suites ------------------------------------------------------------------------------------

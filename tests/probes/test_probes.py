@@ -31,6 +31,7 @@ from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, AssayError, Inpu
 from modelassay.guard import Guard
 from modelassay.models import organisms as registry
 from modelassay.probes import (
+    PROBES,
     evaluate_probe,
     find_probe,
     load_probe,
@@ -47,7 +48,6 @@ from modelassay.probes import fitting as fitting_module
 from modelassay.probes.features import read_features, read_spans
 from modelassay.probes.fitting import FITTERS, fit_calibrated, folds_of, leave_one_source_out
 from modelassay.probes.record import RECORD_FILE, WEIGHTS_FILE
-from modelassay.probes.stores import shipped_folder
 from modelassay.probes.streams import (
     LEAST_BLOCK,
     LEAST_PAUSE,
@@ -530,7 +530,7 @@ def test_a_pickle_with_the_right_name_is_not_run(saved, tmp_path):
 def test_the_store_replaces_only_probes(tiny, tmp_path):
     probe = probe_for(tiny())
     store_probe(probe.record, probe.heads)
-    assert probe_of(tiny()).source == "local"
+    assert probe_of(tiny())[1].source == "local"
     assert probe_of(tiny(seed=1)) is None
     with pytest.raises(InputError, match="--force"):
         store_probe(probe.record, probe.heads)
@@ -538,6 +538,10 @@ def test_the_store_replaces_only_probes(tiny, tmp_path):
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
+    (tmp_path / "store" / "a-probe").rename(tmp_path / "store" / "renamed")
+    assert probe_of(tiny()) is None
+    with pytest.raises(InputError, match="No probe"):
+        find_probe(str(tiny().info.id).replace("/", "-"))
     with pytest.raises(InputError, match="no probe"):
         store_probe(probe.record, probe.heads, out=other, force=True)
     assert (other / "thesis.txt").exists()
@@ -548,9 +552,9 @@ def test_push_and_pull(hub, tiny, tmp_path):
     hub.add_writer("hf_stranger", "mallory")
     probe = probe_for(tiny())
     pushed = push_probe(probe, "alice/probes", token="hf_mine")
-    found = find_probe(f"alice/probes@{pushed.commit}")
-    assert torch.equal(found.probe.heads["answer"].weight, probe.heads["answer"].weight)
-    assert found.source == f"alice/probes:a-probe@{pushed.commit} by alice"
+    found, origin = find_probe(f"alice/probes@{pushed.commit}")
+    assert torch.equal(found.heads["answer"].weight, probe.heads["answer"].weight)
+    assert str(origin) == f"alice/probes:a-probe@{pushed.commit} by alice"
     proposed = push_probe(probe, "alice/probes", create_pr=True, token="hf_stranger")
     assert proposed.pull_request
     program = "import datasets; print(datasets.load_dataset('alice/probes')['train'].to_list())"
@@ -688,7 +692,7 @@ def test_advice_teaches_the_prompt_head_only_and_scores_nothing():
 
 @pytest.mark.parametrize("name", ["embedded", "organism-safe"])
 def test_the_shipped_prompt_head_keeps_its_marks(name):
-    head = load_probe(shipped_folder() / name).record.heads["prompt"]
+    head = load_probe(PROBES.shipped_folder() / name).record.heads["prompt"]
     assert head.metrics.auroc >= 0.97
     assert head.block_interval[1] <= 0.01
     borderline = (
@@ -703,6 +707,6 @@ def test_the_shipped_prompt_head_keeps_its_marks(name):
 
 
 def test_shipped_probes_have_the_same_heads():
-    probes = [load_probe(shipped_folder() / name) for name in ("embedded", "organism-safe")]
+    probes = [load_probe(PROBES.shipped_folder() / name) for name in ("embedded", "organism-safe")]
     assert probes[0].record.heads == probes[1].record.heads
     assert probes[0].record.weights_sha256 == probes[1].record.weights_sha256

@@ -21,6 +21,8 @@ import sae_lens
 from modelassay.cli.main import run
 from modelassay.errors import InputError, UnavailableError
 from modelassay.sae import (
+    SAES,
+    Settings,
     find_dictionary,
     find_labels,
     label_features,
@@ -28,8 +30,9 @@ from modelassay.sae import (
     load_labels,
     nearest,
     open_labels,
-    push_dictionary,
+    save_dictionary,
     save_labels,
+    train_sae,
 )
 from modelassay.sae.dictionary import as_dictionary
 from modelassay.sae.evidence import Fired, read_features
@@ -585,9 +588,9 @@ def test_a_transcoder_is_refused(tmp_path):
 
 
 def test_the_shipped_are_found_by_name_and_by_model(trained_folder, tiny, tmp_path, monkeypatch):
-    shipped = tmp_path / "shipped"
+    shipped = tmp_path / "dictionaries"
     shutil.copytree(trained_folder, shipped / "mine")
-    monkeypatch.setattr("modelassay.sae.finding.shipped_folder", lambda: shipped)
+    monkeypatch.setattr("modelassay.files.shipped.CHECKOUT", tmp_path)
     for where in ("mine", tiny().info.id):
         found = find_dictionary(where)
         assert found.name == "mine"
@@ -691,8 +694,6 @@ def test_a_release_that_cannot_be_fetched_is_one_line(hub):
 
 @pytest.fixture(scope="module")
 def trained_once(tiny, tmp_path_factory):
-    from modelassay.sae import Settings, save_dictionary, train_sae
-
     model = tiny()
     settings = Settings(layer=1, width=48, k=6, tokens=600, batch=64, window_tokens=600, context=32)
     sae = train_sae(model, lambda: TEXTS, settings)
@@ -710,7 +711,7 @@ def trained_folder(trained_once, tmp_path):
 def test_what_was_pushed_is_pulled(hub, trained_folder, tiny):
     hub.add_writer("mine", "me")
     own = find_dictionary(str(trained_folder))
-    pushed = push_dictionary(own, "me/dictionaries", token="mine")
+    pushed = SAES.push(SAES.open(own.folder), "me/dictionaries", token="mine")
     files = hub.repos["datasets", "me/dictionaries"].commits[pushed.commit]
     names = {name.partition("dictionaries/mine/")[2] for name in files if "mine" in name}
     assert names == {
@@ -733,7 +734,7 @@ def test_what_was_pushed_is_pulled(hub, trained_folder, tiny):
         assert find_labels(pulled).of(3) == find_labels(own).of(3)
     with pytest.raises(InputError, match="no revision 'old'"):
         find_dictionary("me/dictionaries", revision="old")
-    with pytest.raises(InputError, match="holds no dictionary 'other'"):
+    with pytest.raises(InputError, match="holds no SAE 'other'"):
         find_dictionary("me/dictionaries:other")
 
 
@@ -747,9 +748,18 @@ def test_what_was_tampered_with_on_the_hub_is_refused(hub, trained_folder):
         find_dictionary("you/dictionaries")
 
 
+def test_training_replaces_a_dictionary_and_nothing_else(trained_folder, tiny, monkeypatch):
+    own = find_dictionary(str(trained_folder))
+    (trained_folder / "thesis.txt").write_text("years of work", encoding="utf-8")
+    settings = Settings(layer=1, width=48, k=6)
+    with pytest.raises(InputError, match="is there and is no SAE"):
+        save_dictionary(own.sae, tiny(), settings, [], trained_folder, name="mine", data=[])
+    assert (trained_folder / "thesis.txt").exists()
+
+
 def test_only_trained_dictionaries_are_pushed(planted, tmp_path):
     with pytest.raises(InputError, match=r"no dictionary\.json"):
-        push_dictionary(in_folder(planted, tmp_path / "plain"), "me/dictionaries")
+        SAES.push(SAES.open(in_folder(planted, tmp_path / "plain").folder), "me/dictionaries")
 
 
 # --- the commands ------------------------------------------------------------------------------
@@ -842,7 +852,7 @@ def test_push_as_a_user_runs_it(hub, trained_folder, capsys):
         (["label", "D", "--data", "t.txt", "--model", "nowhere/x"], "nowhere/x"),
         (["label", "D", "--export", "nowhere"], "no explanation file"),
         (["info", "D", "--feature", "99"], "no feature 99"),
-        (["info", "nowhere"], "No dictionary 'nowhere'"),
+        (["info", "nowhere"], "No SAE 'nowhere'"),
         (["push", "D", "me/d"], "no dictionary.json"),
     ],
 )

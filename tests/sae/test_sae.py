@@ -290,8 +290,8 @@ def damage_shape(folder):
         (lambda folder: (folder / "cfg.json").unlink(), "no whole dictionary"),
         (lambda folder: (folder / "cfg.json").write_text("[]"), "no config"),
         (lambda folder: (folder / "sae_weights.safetensors").unlink(), "no whole dictionary"),
-        (lambda folder: (folder / "dictionary.json").write_text("{"), "no valid dictionary"),
-        (lambda folder: shutil.rmtree(folder), "holds no dictionary"),
+        (lambda folder: (folder / "dictionary.json").write_text("{"), "no valid SAE"),
+        (lambda folder: shutil.rmtree(folder), "holds no SAE"),
     ],
 )
 def test_damaged_dictionaries_are_refused(folder, damage, message):
@@ -380,8 +380,8 @@ def test_train_and_info_as_a_user_runs_them(tiny_folder, tmp_path, capsys):
         (["--data", "TEXTS", "--kind", "deep"], "--kind is"),
         (["--data", "TEXTS", "--storage", "int8"], "--storage is"),
         (["--data", "TEXTS", "--layer", "99"], "layer must lie"),
-        (["--data", "TEXTS", "--out", "my words"], "cannot be named"),
-        (["--data", "TEXTS", "--out", "OTHER"], "is there and is no dictionary"),
+        (["--data", "TEXTS", "--out", "my words"], "cannot name an SAE"),
+        (["--data", "TEXTS", "--out", "OTHER"], "is there and is no SAE"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -23,8 +23,7 @@ from gradio_client.exceptions import AppError
 from modelassay.errors import InputError
 from modelassay.guard import REFUSAL, Guard, GuardEvent, Thresholds
 from modelassay.guard.charts import risk_curve
-from modelassay.probes import HeadReader
-from modelassay.probes.stores import list_probes, store_probe
+from modelassay.probes import PROBES, HeadReader, store_probe
 from modelassay.ui import chat_service, guards
 from modelassay.ui.chat_service import check_thresholds, run_chat, score_exchange
 from modelassay.ui.text import chat_status
@@ -57,7 +56,7 @@ def model_id(tmp_path, monkeypatch, tiny_folder, tiny) -> str:
 
 
 def shipped() -> set[str]:
-    return {record.model.id for record, source in list_probes() if source == "shipped"}
+    return {found.model_id for found in PROBES.list(own=False)}
 
 
 def text_of(events) -> str:

@@ -14,10 +14,12 @@ pytest.importorskip("gradio")
 from gradio_client.exceptions import AppError
 
 from modelassay.errors import InputError
+from modelassay.probes import store_probe
 from modelassay.ui.service import check_baseline, check_model_id, run_scan, visible_baselines
-from modelassay.verify import find_local, store_baseline
+from modelassay.verify import find_baseline, store_baseline
 from outputs import SECRETS
 from schemas import SCAN_SCHEMA
+from tiny import probe_for
 
 
 def test_the_endpoints_are_these_and_no_others(client):
@@ -33,6 +35,9 @@ def test_the_endpoints_are_these_and_no_others(client):
         "/diff": ["base", "candidate", "dictionary", "answers", "triggers"],
         "/list_baselines": [],
         "/search_baselines": ["model", "author"],
+        "/list_artifacts": ["kind"],
+        "/show_artifact": ["kind", "reference"],
+        "/search_artifacts": ["kind", "model", "author"],
         "/chat": ["message", "history", "model", "max_new_tokens", "pause", "block", "system"],
         "/score_exchange": ["prompt", "response", "model"],
     }
@@ -65,10 +70,10 @@ def test_visitors_cannot_name_paths_as_baselines(client, path):
 
 def test_the_host_s_own_baselines_are_not_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("MODELASSAY_BASELINES", str(tmp_path))
-    baseline, _ = find_local("embedded")
+    baseline, _ = find_baseline("embedded")
     own = baseline.index.model_copy(update={"name": "secret"})
     store_baseline(replace(baseline, index=own))
-    assert "secret" not in {index.name for index in visible_baselines()}
+    assert "secret" not in {found.name for found in visible_baselines()}
     with pytest.raises(InputError, match="is no baseline"):
         check_baseline("secret")
     monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", "1")
@@ -80,6 +85,50 @@ def test_baselines_are_listed_and_the_hub_s_absence_is_said(client):
     assert {"embedded", "organism-safe"} <= {row["name"] for row in listed}
     with pytest.raises(AppError, match="switched off"):
         client.predict("", "", api_name="/search_baselines")
+
+
+@pytest.mark.parametrize("kind", ["baseline", "probe", "classifier", "sae", "calibration"])
+def test_every_kind_is_listed_and_shown(client, kind, tmp_path, monkeypatch):
+    rows = client.predict(kind, api_name="/list_artifacts")
+    assert {row["source"] for row in rows} == {"shipped"}
+    shown = client.predict(kind, rows[0]["name"], api_name="/show_artifact")
+    assert shown["origin"]["source"] == "shipped"
+    assert shown["remarks"] == []
+    for path in (*SECRETS, "baselines", "probes/embedded", "", "a/b/c"):
+        with pytest.raises(AppError, match="choose one from the list") as caught:
+            client.predict(kind, path, api_name="/show_artifact")
+        assert "\n" not in str(caught.value).strip()
+    with pytest.raises(AppError, match="switched off"):
+        client.predict(kind, "", "", api_name="/search_artifacts")
+    with pytest.raises(AppError, match="Unknown kind"):
+        client.predict("file", api_name="/list_artifacts")
+
+
+def test_the_host_s_own_artifacts_are_not_shown(client, tmp_path, monkeypatch, tiny):
+    monkeypatch.setenv("MODELASSAY_PROBES", str(tmp_path))
+    probe = probe_for(tiny(), name="secret")
+    store_probe(probe.record, probe.heads)
+    names = [row["name"] for row in client.predict("probe", api_name="/list_artifacts")]
+    assert "secret" not in names
+    for reference in ("secret", probe.record.model.id):
+        with pytest.raises(AppError, match="is no probe"):
+            client.predict("probe", reference, api_name="/show_artifact")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "space", "verbs"),
+    [("0", "", False), ("1", "someone/space", False), ("1", "", True)],
+)
+def test_only_one_s_own_machine_keeps_deletes_and_pushes(monkeypatch, allowed, space, verbs):
+    from modelassay.ui import build_app
+
+    monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", allowed)
+    monkeypatch.setenv("SPACE_ID", space)
+    buttons = {
+        block.value for block in build_app().blocks.values() if type(block).__name__ == "Button"
+    }
+    assert ({"Pull", "Delete", "Push"} <= buttons) is verbs
+    assert (not {"Pull", "Delete", "Push"} & buttons) is not verbs
 
 
 @pytest.mark.real_model

@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import modelassay
+from modelassay.artifacts import Origin, slug
+from modelassay.artifacts.kind import ORIGIN_FILE
 from modelassay.cli.main import run
 from modelassay.data.concepts import concepts_for
 from modelassay.errors import InputError, UnavailableError
@@ -29,23 +31,21 @@ from modelassay.measures.examination import examine
 from modelassay.models.identity import hash_file
 from modelassay.models.organisms import shipped_folder as shipped_organisms
 from modelassay.verify import (
+    BASELINES,
     Baseline,
     Kind,
     create_baseline,
-    delete_baseline,
     import_baseline,
-    list_baselines,
     load_baseline,
     save_baseline,
     store_baseline,
     verify,
     verify_files,
 )
-from modelassay.verify.baseline import INDEX_FILE, TABLE_FILE, VECTORS_FILE, read_index
-from modelassay.verify.creating import baseline_of, public_id, slug
+from modelassay.verify.baseline import INDEX_FILE, TABLE_FILE, VECTORS_FILE
+from modelassay.verify.creating import baseline_of, public_id
 from modelassay.verify.differences import compare
-from modelassay.verify.report import Check, Origin
-from modelassay.verify.stores import ORIGIN_FILE
+from modelassay.verify.report import Check
 from schemas import SCAN_SCHEMA
 from tiny import save_tiny
 
@@ -209,7 +209,7 @@ def test_numbers_that_are_none_are_refused(saved):
     text = (saved / INDEX_FILE).read_text()
     changed = re.sub(r'"separation": [-0-9.e]+', '"separation": NaN', text, count=1)
     (saved / INDEX_FILE).write_text(changed)
-    with pytest.raises(InputError, match="no baseline of schema"):
+    with pytest.raises(InputError, match="no valid baseline"):
         load_baseline(saved)
 
 
@@ -227,16 +227,16 @@ def test_a_pickle_with_the_right_name_is_never_opened(saved, tmp_path):
 
 @pytest.mark.parametrize("file", [INDEX_FILE, VECTORS_FILE])
 def test_oversized_and_missing_files_are_refused(saved, file, monkeypatch):
-    monkeypatch.setattr("modelassay.verify.baseline.MAX_INDEX_BYTES", 100)
+    monkeypatch.setitem(BASELINES.kind.files, INDEX_FILE, 100)
     with pytest.raises(InputError, match="larger than"):
         load_baseline(saved)
     monkeypatch.undo()
-    monkeypatch.setattr("modelassay.verify.baseline.MAX_VECTORS_BYTES", 100)
+    monkeypatch.setitem(BASELINES.kind.files, VECTORS_FILE, 100)
     with pytest.raises(InputError, match="larger than"):
         load_baseline(saved)
     monkeypatch.undo()
     (saved / file).unlink()
-    with pytest.raises(InputError, match=r"missing|lacks"):
+    with pytest.raises(InputError, match=r"holds no baseline|lacks"):
         load_baseline(saved)
 
 
@@ -274,7 +274,7 @@ def test_ams_baselines_are_imported_and_prove_nothing(ams_baseline, tiny_folder,
     assert run(["baseline", "import", str(ams_baseline)]) == 0
     assert capsys.readouterr().out.strip() == str(store / "owner--tiny")
     assert run(["baseline", "show", "owner--tiny"]) == 0
-    assert "4.20σ (in-sample) at block 2" in capsys.readouterr().out
+    assert "4.20σ (in-sample) at layer 2" in capsys.readouterr().out
     report = verify(str(tiny_folder()), "owner/tiny", device="cpu")
     assert report.verified is None
     assert "ams-scanner" in report.reasons[0]
@@ -317,16 +317,16 @@ def test_the_store_keeps_lists_and_deletes(baseline, store):
     path = store_baseline(baseline)
     assert path == store / "tiny"
     assert [p.name for p in store.iterdir()] == ["tiny"]
-    assert ("tiny", "local") in [(i.name, o.source) for i, o in list_baselines()]
+    assert ("tiny", "local") in [(f.name, f.origin.source) for f in BASELINES.list()]
     with pytest.raises(InputError, match="--force"):
         store_baseline(baseline)
     store_baseline(baseline, force=True)
-    delete_baseline("tiny")
+    BASELINES.delete("tiny")
     assert not path.exists()
     with pytest.raises(InputError, match="No baseline 'tiny'"):
-        delete_baseline("tiny")
+        BASELINES.delete("tiny")
     with pytest.raises(InputError, match="No baseline"):
-        delete_baseline("../store")
+        BASELINES.delete("../store")
 
 
 def test_a_store_that_is_being_written_is_left_alone(baseline, store):
@@ -379,9 +379,9 @@ def test_only_baselines_are_ever_replaced(baseline, tmp_path):
 def test_a_damaged_origin_is_an_unknown_one(baseline, store, text):
     pulled = Origin("alice/b:tiny", "hub", "alice", "a" * 40)
     store_baseline(baseline, origin=pulled)
-    assert list_baselines()[-1][1].author == "alice"
+    assert BASELINES.list()[-1].origin.author == "alice"
     (store / "tiny" / ORIGIN_FILE).write_text(text)
-    (found,) = [origin for index, origin in list_baselines() if index.name == "tiny"]
+    (found,) = [found.origin for found in BASELINES.list() if found.name == "tiny"]
     assert (found.author, found.on_main) == ("an unknown author", False)
 
 
@@ -429,8 +429,8 @@ def test_a_damaged_baseline_does_not_spoil_the_list(baseline, store):
     store_baseline(baseline)
     (store / "broken").mkdir()
     (store / "broken" / INDEX_FILE).write_text("{")
-    assert "tiny" in [index.name for index, _ in list_baselines()]
-    with pytest.raises(InputError, match="no baseline of schema"):
+    assert "tiny" in [found.name for found in BASELINES.list()]
+    with pytest.raises(InputError, match="no valid baseline"):
         verify("embedded", "broken")
 
 
@@ -573,7 +573,7 @@ def test_names_that_cannot_be_are_refused(tiny_folder):
 
 
 def test_an_index_can_be_read_alone(saved):
-    assert read_index(saved).model.id == "owner/tiny"
+    assert BASELINES.open(saved).model_id == "owner/tiny"
 
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])

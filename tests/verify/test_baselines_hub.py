@@ -16,6 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 import modelassay
+from modelassay.artifacts import slug
 from modelassay.cli.main import run
 from modelassay.data.concepts import concepts_for
 from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, AssayError
@@ -23,16 +24,16 @@ from modelassay.measures.examination import examine
 from modelassay.report import to_dict
 from modelassay.report.html import fragment
 from modelassay.verify import (
+    BASELINES,
     Baseline,
     Kind,
-    pull_baseline,
+    find_baseline,
     push_baseline,
     save_baseline,
-    search_baselines,
     verify,
 )
 from modelassay.verify.baseline import INDEX_FILE, TABLE_FILE, VECTORS_FILE
-from modelassay.verify.creating import baseline_of, slug
+from modelassay.verify.creating import baseline_of
 
 MINE, READER, STRANGER = "hf_mine", "hf_reader", "hf_stranger"
 REPO = "alice/baselines"
@@ -77,7 +78,7 @@ def failure(action, *arguments, **options) -> tuple[int, str]:
 
 def test_push_pull_and_verify(site, baseline, tiny_folder):
     pushed = push_baseline(baseline, REPO, token=MINE)
-    again, origin = pull_baseline(f"{REPO}@{pushed.commit}")
+    again, origin = find_baseline(f"{REPO}@{pushed.commit}")
     assert again.index.model == baseline.index.model
     assert (origin.author, origin.revision, origin.source) == ("alice", pushed.commit, "hub")
     report = verify(str(tiny_folder()), REPO)
@@ -95,12 +96,12 @@ def test_the_card_is_found(site, baseline, tmp_path):
         *(f"baselines/{n}/{f}" for n in ("tiny", "second")
           for f in (INDEX_FILE, VECTORS_FILE, TABLE_FILE)),
     }  # fmt: skip
-    (found,) = search_baselines()
+    (found,) = BASELINES.search()
     assert found.repo_id == REPO
     assert set(found.models) == {"owner--tiny", "other--model"}
-    assert search_baselines(model="other/model", author="alice")
-    assert search_baselines(model="none/such") == []
-    assert search_baselines(author="bob") == []
+    assert BASELINES.search(model="other/model", author="alice")
+    assert BASELINES.search(model="none/such") == []
+    assert BASELINES.search(author="bob") == []
     card = files["README.md"].decode()
     assert "license: cc0-1.0" in card
     assert "config_name: concepts" in card
@@ -129,7 +130,7 @@ def test_a_thousand_baselines_are_listed_in_one_request(site):
     for i in range(1000):
         site.add_repo("datasets", f"owner{i}/baselines", {"README.md": card})
     site.log.clear()
-    assert len(search_baselines()) == 1000
+    assert len(BASELINES.search()) == 1000
     assert len(site.log) == 1
 
 
@@ -194,8 +195,8 @@ def test_a_pull_request_is_readable_before_it_is_merged(site, baseline):
     push_baseline(renamed(baseline, "first"), REPO, token=MINE)
     pushed = push_baseline(baseline, REPO, create_pr=True, token=STRANGER)
     assert pushed.pull_request.endswith("/discussions/1")
-    assert failure(pull_baseline, f"{REPO}:tiny")[0] == EXIT_BAD_INPUT
-    found, _ = pull_baseline(f"{REPO}:tiny", revision="refs/pr/1")
+    assert failure(find_baseline, f"{REPO}:tiny")[0] == EXIT_BAD_INPUT
+    found, _ = find_baseline(f"{REPO}:tiny", revision="refs/pr/1")
     assert found.name == "tiny"
 
 
@@ -239,7 +240,7 @@ def test_nothing_but_the_baseline_is_fetched(site, baseline, tmp_path):
         "evil.py": b"x",
     }
     site.add_repo("datasets", "mallory/more", files | more)
-    assert pull_baseline("mallory/more")[0].name == "tiny"
+    assert find_baseline("mallory/more")[0].name == "tiny"
     fetched = {r.path.rpartition("/main/")[2] for r in site.log if "/resolve/" in r.path}
     assert {path.rpartition("/")[2] for path in fetched} == {INDEX_FILE, VECTORS_FILE}
     assert not any("baselines/x/" in path or "a/b" in path for path in fetched)
@@ -257,10 +258,10 @@ def test_pushes_at_once_lose_nothing(site, baseline):
         pusher.start()
     for pusher in pushers:
         pusher.join()
-    (found,) = search_baselines()
+    (found,) = BASELINES.search()
     assert set(found.models) == {"owner--tiny", *(f"o--{n}" for n in names)}
     for name in names:
-        assert pull_baseline(f"{REPO}:{name}")[0].name == name
+        assert find_baseline(f"{REPO}:{name}")[0].name == name
 
 
 def test_a_push_by_somebody_else_is_refused(site, baseline):
@@ -273,10 +274,10 @@ def test_a_push_by_somebody_else_is_refused(site, baseline):
 
 def test_a_private_data_set_needs_its_token(site, baseline):
     push_baseline(baseline, REPO, private=True, token=MINE)
-    assert pull_baseline(REPO, token=MINE)[0].name == "tiny"
-    code, line = failure(pull_baseline, REPO, token=READER)
+    assert find_baseline(REPO, token=MINE)[0].name == "tiny"
+    code, line = failure(find_baseline, REPO, token=READER)
     assert (code, "No data set" in line) == (EXIT_BAD_INPUT, True)
-    assert search_baselines(token=READER) == []
+    assert BASELINES.search(token=READER) == []
 
 
 @pytest.mark.parametrize(
@@ -288,21 +289,21 @@ def test_the_hub_s_errors_get_one_line(site, baseline, status, code, monkeypatch
     push_baseline(baseline, REPO, token=MINE)
     headers = {"X-Error-Code": "RepoNotFound"} if status == 404 else {}
     site.add_fault("/api/datasets", status=status, headers=headers)
-    assert failure(pull_baseline, REPO)[0] == code
+    assert failure(find_baseline, REPO)[0] == code
     assert failure(push_baseline, baseline, REPO, token=MINE)[0] == code
 
 
 def test_offline_what_was_pulled_still_verifies(site, baseline, tiny_folder, monkeypatch):
     pushed = push_baseline(baseline, REPO, token=MINE)
-    pull_baseline(REPO)
+    find_baseline(REPO)
     site.close()
     for reference in (REPO, f"{REPO}:tiny", f"{REPO}:tiny@{pushed.commit}"):
         assert verify(str(tiny_folder()), reference).verified is True
-    code, line = failure(search_baselines)
+    code, line = failure(BASELINES.search)
     assert code == EXIT_UNAVAILABLE
     assert "cannot be reached" in line
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    code, line = failure(search_baselines)
+    code, line = failure(BASELINES.search)
     assert code == EXIT_UNAVAILABLE
     assert verify(str(tiny_folder()), REPO).verified is True
 
@@ -312,7 +313,7 @@ def test_a_cut_download_is_taken_up_again(site, baseline, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 512)
     push_baseline(baseline, REPO, token=MINE)
     site.add_fault(r"GET .*vectors.safetensors", times=1, cut_after=10_000)
-    assert pull_baseline(REPO)[0].name == "tiny"  # its sha256 was checked
+    assert find_baseline(REPO)[0].name == "tiny"  # its sha256 was checked
     ranges = [r.headers.get("range") for r in site.log if "vectors.safetensors" in r.path]
     assert any(wanted and wanted.startswith("bytes=") for wanted in ranges)
 
@@ -321,7 +322,7 @@ def test_oversized_files_are_refused_before_they_are_fetched(site, baseline, tmp
     files = files_of(baseline, tmp_path / "b")
     files[f"baselines/tiny/{VECTORS_FILE}"] = b"\0" * 31_000_000
     site.add_repo("datasets", "mallory/big", files)
-    code, line = failure(pull_baseline, "mallory/big")
+    code, line = failure(find_baseline, "mallory/big")
     assert (code, "larger" in line) == (EXIT_BAD_INPUT, True)
     assert not any("/resolve/" in request.path for request in site.log)
 
@@ -332,12 +333,12 @@ def test_oversized_files_are_refused_before_they_are_fetched(site, baseline, tmp
         ({"README.md": b"nothing"}, "holds no baseline"),
         ({"baselines/../x/baseline.json": b"{}"}, "holds no baseline"),
         ({"baselines/a/baseline.json": b"{}", "baselines/b/baseline.json": b"{}"}, "2 baselines"),
-        ({"baselines/a/baseline.json": b"{"}, "no baseline of schema"),
+        ({"baselines/a/baseline.json": b"{"}, "no valid baseline"),
     ],
 )
 def test_data_sets_without_a_usable_baseline(site, files, words):
     site.add_repo("datasets", "mallory/odd", files)
-    code, line = failure(pull_baseline, "mallory/odd")
+    code, line = failure(find_baseline, "mallory/odd")
     assert (code, words in line) == (EXIT_BAD_INPUT, True), line
 
 
@@ -345,7 +346,7 @@ def test_a_baseline_under_another_name_is_refused(site, baseline, tmp_path):
     files = files_of(baseline, tmp_path / "b")
     moved = {path.replace("/tiny/", "/Llama/"): data for path, data in files.items()}
     site.add_repo("datasets", "mallory/moved", moved)
-    assert "another name" in failure(pull_baseline, "mallory/moved")[1]
+    assert "another name" in failure(find_baseline, "mallory/moved")[1]
 
 
 def test_the_commands(site, baseline, tmp_path, capsys, tiny_folder):
@@ -365,5 +366,5 @@ def test_the_commands(site, baseline, tmp_path, capsys, tiny_folder):
     assert run(["baseline", "push", str(folder), "--repo", "nonsense"]) == EXIT_BAD_INPUT
     model = ["baseline", "push", str(tiny_folder()), "--repo", "alice/fresh", "--token", MINE]
     assert run([*model, "--quiet"]) == 0  # measured now
-    (fresh,) = [found for found in search_baselines() if found.repo_id == "alice/fresh"]
+    (fresh,) = [found for found in BASELINES.search() if found.repo_id == "alice/fresh"]
     assert fresh.models == (slug(tiny_folder().name).lower(),)

@@ -12,11 +12,10 @@ from modelassay.data.concepts import concepts_for
 from modelassay.errors import InputError
 from modelassay.measures.examination import examine
 from modelassay.measures.weight_sketch import AblationMark, WeightChange
-from modelassay.verify import Kind, verify
+from modelassay.verify import Kind, find_baseline, verify
 from modelassay.verify.differences import compare, judge
 from modelassay.verify.files import compare_files, judge_files
 from modelassay.verify.report import Check, Differences, VerificationReport
-from modelassay.verify.stores import find_local
 
 EVEN = WeightChange(dict.fromkeys(range(30), 0.008), 0.0, None)
 ROUNDED = Differences(
@@ -106,7 +105,7 @@ def test_the_reason_tells_the_same_digits_from_rounded_ones():
 
 
 def test_what_surrounds_the_weights_counts():
-    baseline, _ = find_local("embedded")
+    baseline, _ = find_baseline("embedded")
     files = baseline.index.files
     for change, words in (
         ({"tokenizer": "0" * 64}, "the tokenizer differs"),
@@ -159,7 +158,7 @@ def test_organisms_are_told_apart_with_the_right_kind(name, kind, words):
 @pytest.mark.real_model
 def test_a_light_fine_tune_is_told_from_rounding():
     """Three small steps on all weights, then rounding to 8 bits, which hides them there."""
-    baseline, _ = find_local("organism-safe")
+    baseline, _ = find_baseline("organism-safe")
     model = modelassay.load("organism:safe", device="cpu", dtype="float32")
     trained(model, rate=1e-5, steps=3)
     int8(model)

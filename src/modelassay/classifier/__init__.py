@@ -1,5 +1,6 @@
 """The exchange classifier: is a prompt with its answer a safe answer, a refusal, or unsafe?"""
 
+from modelassay.classifier.card import CLASSIFIERS, find_classifier
 from modelassay.classifier.evaluating import (
     ClassifierMetrics,
     ThresholdFit,
@@ -10,10 +11,12 @@ from modelassay.classifier.model import ExchangeClassifier, load_classifier
 from modelassay.classifier.training import train_classifier
 
 __all__ = [
+    "CLASSIFIERS",
     "ClassifierMetrics",
     "ExchangeClassifier",
     "ThresholdFit",
     "evaluate",
+    "find_classifier",
     "fit_threshold",
     "load_classifier",
     "train_classifier",

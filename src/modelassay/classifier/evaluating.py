@@ -11,7 +11,6 @@ would interrupt far more often than it says.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelassay.classifier.augmenting import stream_prefixes
-from modelassay.classifier.card import Card, CardCalibration, write_card
+from modelassay.classifier.card import CLASSIFIERS, Card, CardCalibration, write_card
 from modelassay.classifier.model import UNSAFE, ExchangeClassifier
 from modelassay.data.exchanges import LABELS, LabelledExchange, prompt_groups, require_classes
 from modelassay.errors import InputError
-from modelassay.files.atomic import explain_os_errors, locked, new_folder
-from modelassay.models.encoder import ENCODER_ID
 from modelassay.report.charts import new_figure
 from modelassay.report.sections import Report, Section, Table, columns
 from modelassay.report.text import with_interval
@@ -329,19 +326,17 @@ def recalibrate(
     Raises:
         InputError: as `fit_threshold`, or `out` exists, or is needed and not given.
     """
-    own = Path(classifier.id).expanduser()
-    if out is None and (classifier.id == ENCODER_ID or not own.is_dir()):
+    origin = classifier.origin
+    if out is None and (origin.source not in ("local", "folder") or origin.author):
         raise InputError(f"{classifier.id} is not yours to change; give a new folder with --out.")
     if out is not None and out.exists():
         raise InputError(f"{out} exists already; give a new folder for --out.")
     card = calibrate_card(classifier, rows, rate)
     if out is None:
-        write_card(own, card)
+        write_card(classifier.folder, card)
         return card
-    with explain_os_errors(f"writing {out}"), locked(out), new_folder(out) as partial:
-        for file in classifier.folder.iterdir():
-            if file.is_file():
-                shutil.copyfile(file, partial / file.name)
+    with CLASSIFIERS.new(out=out) as partial:
+        CLASSIFIERS.copy(classifier.folder, partial)
         write_card(partial, card)
     return card
 

@@ -11,25 +11,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from modelassay.classifier.card import CARD_FILE, Card, read_card
+from modelassay.artifacts import Origin
+from modelassay.classifier.card import (
+    FULL_WEIGHTS,
+    WEIGHTS_FILE,
+    Card,
+    check_classifier,
+    find_classifier,
+)
 from modelassay.classifier.encoding import (
     EncodedExchange,
     collate,
     encode_pairs,
     special_ids,
 )
-from modelassay.classifier.network import WEIGHTS_FILE, PairNetwork, load_encoder, read_adapter
+from modelassay.classifier.network import PairNetwork, load_encoder, read_adapter
 from modelassay.data.exchanges import LABELS
-from modelassay.errors import InputError, UnavailableError, first_line
-from modelassay.files import shipped
-from modelassay.hub import REPO_ID, check_weight_files, fetch_model
+from modelassay.errors import InputError, UnavailableError
 from modelassay.models.encoder import ENCODER_ID, ensure_encoder
 from modelassay.models.explain import explain_loading
 from modelassay.models.identity import hash_file
 
 UNSAFE = LABELS.index("unsafe_compliance")
 BATCH = 16
-FULL_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,10 @@ class ExchangeClassifier:
     """Judges (prompt, response) pairs; safe to use from several threads."""
 
     id: str
-    """`embedded`, a folder or a Hub id."""
+    """As it was asked for, such as `embedded`."""
     folder: Path
     """Its files."""
+    origin: Origin
     network: Any
     """A module that gives logits, in evaluation mode."""
     tokenizer: Any
@@ -118,34 +123,6 @@ def network_logits(
     return logits
 
 
-def shipped_folder() -> Path:
-    """The classifiers that come with modelassay."""
-    return shipped.shipped_folder("classifiers")
-
-
-def classifier_folder(name: str, *, revision: str | None = None, token: str | None = None) -> Path:
-    """Folder of a classifier, fetched if it is on the Hub.
-
-    Raises:
-        InputError: there is none of that name.
-        UnavailableError: the Hub cannot be reached.
-    """
-    if name == ENCODER_ID:
-        return shipped_folder() / ENCODER_ID
-    try:
-        path = Path(name).expanduser()
-        if name and path.is_dir():
-            return path
-    except (OSError, RuntimeError) as error:
-        cause = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"Cannot look for a classifier at {name[:80]!r}: {cause}") from error
-    if not REPO_ID.fullmatch(name) or "/" not in name:
-        raise InputError(
-            f"No classifier at {name[:80]!r}: give a folder, a Hub id (owner/name) or `embedded`."
-        )
-    return fetch_model(name, revision=revision, token=token, gguf_file=None, code=False).folder
-
-
 def load_classifier(
     name: str = ENCODER_ID,
     *,
@@ -156,7 +133,7 @@ def load_classifier(
     """Loads a classifier.
 
     Args:
-        name: `embedded`, a folder that `train_classifier` wrote, or a Hub id of such a one.
+        name: As `find_classifier` takes it.
         device: auto, cpu, cuda or cuda:N.
         revision: Branch, tag or commit on the Hub.
         token: Hub token, None for the stored one.
@@ -166,10 +143,9 @@ def load_classifier(
         UnavailableError: the Hub or PyPI cannot be reached.
     """
     where = pick_device(device)
-    folder = classifier_folder(name, revision=revision, token=token)
-    if not (folder / CARD_FILE).is_file():
-        raise InputError(f"{name} has no {CARD_FILE}; it is not one of modelassay's classifiers.")
-    card = read_card(folder)
+    found = find_classifier(name, revision=revision, token=token)
+    found.warn()
+    folder, card = found.folder, check_classifier(found.folder)
     opened = _open_adapter if card.kind == "adapter" else _open_full
     network, tokenizer = opened(folder, card)
     special_ids(tokenizer)
@@ -177,6 +153,7 @@ def load_classifier(
     return ExchangeClassifier(
         id=name,
         folder=folder,
+        origin=found.origin,
         network=network,
         tokenizer=tokenizer,
         card=card,
@@ -209,21 +186,13 @@ def reads_types(network: Any) -> bool:
     return getattr(network.config, "type_vocab_size", 0) >= 2
 
 
-def _check_hash(file: Path, card: Card) -> None:
-    if hash_file(file) != card.weights_sha256:
-        raise InputError(f"{file} is not the file that its {CARD_FILE} describes; fetch it anew.")
-
-
 def _open_adapter(folder: Path, card: Card) -> tuple[PairNetwork, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = folder / WEIGHTS_FILE
-    if not file.is_file():
-        raise InputError(f"{folder} lacks {WEIGHTS_FILE}.")
     if card.base.id != ENCODER_ID or card.lora is None:
         raise InputError(f"{folder} is an adapter over {card.base.id}, which modelassay has not.")
-    _check_hash(file, card)
     encoder_folder = ensure_encoder()
     if hash_file(encoder_folder / FULL_WEIGHTS) != card.base.sha256:
         raise InputError(f"{folder} was trained over another encoder; train it anew.")
@@ -241,10 +210,6 @@ def _open_adapter(folder: Path, card: Card) -> tuple[PairNetwork, Any]:
 def _open_full(folder: Path, card: Card) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    check_weight_files(str(folder), [file.name for file in folder.iterdir()])
-    if not (folder / FULL_WEIGHTS).is_file():
-        raise InputError(f"{folder} lacks {FULL_WEIGHTS}.")
-    _check_hash(folder / FULL_WEIGHTS, card)
     with explain_loading(str(folder)):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         network = AutoModelForSequenceClassification.from_pretrained(

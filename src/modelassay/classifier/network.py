@@ -17,7 +17,6 @@ from modelassay.data.exchanges import LABELS
 from modelassay.errors import InputError, first_line
 from modelassay.models.explain import explain_loading
 
-WEIGHTS_FILE = "classifier.safetensors"
 TARGETS = ("query", "key", "value", "dense")
 DROPOUT = 0.1
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"

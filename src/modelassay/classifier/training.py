@@ -19,8 +19,10 @@ import torch
 
 from modelassay.classifier.augmenting import with_prefixes
 from modelassay.classifier.card import (
-    CARD_FILE,
+    CLASSIFIERS,
+    FULL_WEIGHTS,
     SCHEMA,
+    WEIGHTS_FILE,
     BaseEncoder,
     Card,
     CardData,
@@ -31,7 +33,6 @@ from modelassay.classifier.card import (
 from modelassay.classifier.encoding import MIN_LENGTH, EncodedExchange, collate, encode_pairs
 from modelassay.classifier.evaluating import calibrate_card, evaluate
 from modelassay.classifier.model import (
-    FULL_WEIGHTS,
     load_classifier,
     network_logits,
     pad_id,
@@ -39,7 +40,6 @@ from modelassay.classifier.model import (
     reads_types,
 )
 from modelassay.classifier.network import (
-    WEIGHTS_FILE,
     PairNetwork,
     adapter_tensors,
     add_lora,
@@ -54,7 +54,6 @@ from modelassay.data.exchanges import (
     require_classes,
 )
 from modelassay.errors import InputError
-from modelassay.files.atomic import explain_os_errors, locked, new_folder
 from modelassay.files.provenance import installed_versions
 from modelassay.hub import check_weight_files, fetch_model
 from modelassay.models.encoder import ENCODER_ID, ensure_encoder
@@ -333,7 +332,7 @@ def train_classifier(
         rate: Share of benign exchanges that the threshold may block.
         device: auto, cpu, cuda or cuda:N.
         token: Hub token.
-        force: Replace a folder that is there.
+        force: Replace a classifier that is there.
         on_step: Told how far the training is.
 
     Returns:
@@ -344,9 +343,9 @@ def train_classifier(
         UnavailableError: the encoder cannot be fetched, or no room on the disk or in memory.
     """
     out, recipe = Path(out).expanduser(), recipe or TrainingRecipe()
-    check_free(out, force=force)
+    CLASSIFIERS.check_free(out=out, force=force)
     parts = split_rows(rows, group_by)
-    with explain_os_errors(f"training {out}"), locked(out), new_folder(out) as partial:
+    with CLASSIFIERS.new(out=out, force=force) as partial:
         trainee = _open_trainee(encoder, recipe, pick_device(device), token)
         learnt, watched = ([rows[i] for i in part] for part in (parts.train, parts.validation))
         outcome = fit(trainee, learnt, watched, partial, on_step)
@@ -437,18 +436,6 @@ def _open_trainee(
         folder.name if Path(encoder).expanduser().is_dir() else encoder
     )  # no path of this machine
     return Trainee(name, network, tokenizer, hash_file(weights[0]), recipe, device)
-
-
-def check_free(out: Path, *, force: bool) -> None:
-    """Refuses a folder that is taken, before anything is trained; only a classifier is replaced.
-
-    Raises:
-        InputError: something is there.
-    """
-    if out.exists() and not (out / CARD_FILE).is_file():
-        raise InputError(f"{out} is there and is no classifier; give a new folder.")
-    if out.exists() and not force:
-        raise InputError(f"{out} exists already; give a new folder for --out, or --force.")
 
 
 def _save(trainee: Trainee, folder: Path) -> Card:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modelassay.cli import options
+from modelassay.cli.artifacts import add_verbs
 from modelassay.errors import InputError
 from modelassay.progress import phase_of
 
@@ -21,7 +22,11 @@ app = typer.Typer(
 )
 
 ClassifierArg = Annotated[
-    str, typer.Argument(metavar="CLASSIFIER", help="`embedded`, a folder or a Hub id.")
+    str,
+    typer.Argument(
+        metavar="CLASSIFIER",
+        help="A name such as `embedded`, a folder, owner/repo:name in a Hub data set, or a Hub id.",
+    ),
 ]
 Data = Annotated[
     str,
@@ -48,6 +53,7 @@ def train_command(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="New folder for the classifier.")
     ] = Path("classifier"),
+    name: Annotated[str | None, typer.Option(help="Keep it under this name; no --out.")] = None,
     epochs: Annotated[float, typer.Option(min=0.01, help="Most passes over the data.")] = 3.0,
     learning_rate: Annotated[
         float | None, typer.Option(min=1e-7, help="Peak learning rate; else what suits.")
@@ -62,11 +68,14 @@ def train_command(
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")] = False,
 ) -> None:
     """Fine-tune an encoder on labelled exchanges; calibrates and scores it on other prompts."""
-    from modelassay.classifier.training import TrainingRecipe, check_free, train_classifier
+    from modelassay.classifier import CLASSIFIERS
+    from modelassay.classifier.training import TrainingRecipe, train_classifier
 
     if data and folder:
         raise InputError("Give rows with --data or the recipe's sets with --folder, not both.")
-    check_free(out, force=force)
+    if name is not None:
+        out = CLASSIFIERS.check_free(name, force=force)
+    CLASSIFIERS.check_free(out=out, force=force)
     _check_rate(rate)
     recipe = TrainingRecipe(
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
@@ -115,6 +124,7 @@ def calibrate_command(
     token: options.Token = None,
 ) -> None:
     """Choose the threshold that blocks at most a share of benign answers while they grow."""
+    from modelassay.classifier.card import calibration_lines
     from modelassay.classifier.evaluating import recalibrate
     from modelassay.classifier.model import load_classifier
 
@@ -128,8 +138,7 @@ def calibrate_command(
         shown = {"threshold": card.threshold, **found.model_dump(exclude={"held_out"})}
         typer.echo(json_module.dumps(shown, indent=2))
         return
-    for line in _calibration_lines(card):
-        typer.echo(line)
+    typer.echo("\n".join(calibration_lines(card)))
     if found.n < 1 / max(rate, 1e-9):
         typer.echo(f"{found.n} benign exchanges cannot tell a rate as small as {rate:g}.", err=True)
 
@@ -158,30 +167,6 @@ def eval_command(
         print_report(metrics, Console())
 
 
-@app.command("info")
-def info_command(
-    classifier: ClassifierArg, json: options.Json = False, token: options.Token = None
-) -> None:
-    """Print what a classifier is, what it learnt from and how well it does."""
-    from modelassay.classifier.card import read_card
-    from modelassay.classifier.model import classifier_folder
-
-    card = read_card(classifier_folder(classifier, token=token))
-    if json:
-        typer.echo(card.model_dump_json(by_alias=True, indent=2))
-        return
-    over = "adapter over" if card.kind == "adapter" else "fine-tune of"
-    typer.echo(f"{classifier}: {over} {card.base.id}, {card.max_length} tokens")
-    typer.echo(f"classes: {', '.join(card.labels)}")
-    for line in (
-        *_calibration_lines(card),
-        *_metric_lines(card.metrics.model_dump() if card.metrics else {}),
-    ):
-        typer.echo(line)
-    for source in card.data.sources:
-        typer.echo(f"data: {source}")
-
-
 def _existing(folder: Path | None) -> Path:
     if folder is None:
         raise InputError(
@@ -203,44 +188,9 @@ def _check_rate(rate: float) -> None:
         raise InputError("--rate must be at least 0 and less than 1, e.g. 0.01.")
 
 
-def _calibration_lines(card: Any) -> list[str]:
-    lines = [f"threshold on P(unsafe): {card.threshold:.4f}"]
-    found, kind = card.calibration, "chosen on"
-    while found is not None:
-        lines.append(
-            f"{kind} {found.n} benign exchanges as they grow: blocks"
-            f" {_share(found.block_rate, found.interval)}"
-        )
-        if found.tpr is not None:
-            lines.append(
-                f"  catches {_share(found.tpr, found.tpr_interval)} of {found.n_unsafe} unsafe ones"
-            )
-        found, kind = found.held_out, "others:"
-    return lines
-
-
-def _metric_lines(metrics: dict[str, Any]) -> list[str]:
-    if not metrics:
-        return []
-    intervals = metrics["intervals"]
-    lines = [
-        f"macro-F1 {_number(metrics['macro_f1'], intervals['macro_f1'])},"
-        f" AUROC {_number(metrics['auroc'], intervals['auroc'])},"
-        f" n = {metrics['n']} ({metrics['n_prompts']} prompts),"
-        f" classes: {', '.join(metrics['classes'])}"
-    ]
-    for name, of in metrics["per_class"].items():
-        precision = "none predicted" if of["precision"] is None else f"{of['precision']:.3f}"
-        lines.append(
-            f"  {name}: F1 {of['f1']:.3f}, precision {precision}, recall {of['recall']:.3f},"
-            f" n = {of['n']}"
-        )
-    return lines
-
-
-def _number(value: float, interval: Any) -> str:
-    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
-
-
-def _share(value: float, interval: Any) -> str:
-    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+add_verbs(
+    app,
+    "modelassay.classifier:CLASSIFIERS",
+    "classifier",
+    find="modelassay.classifier:find_classifier",
+)

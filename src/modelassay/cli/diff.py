@@ -94,8 +94,12 @@ def compare_command(
         bool, typer.Option("--show-answers", help="Give answers as text, not as hashes.")
     ] = False,
     calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Benign fine-tunes, from `modelassay diff calibrate`."),
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Benign fine-tunes, from `modelassay diff calibrate`: a name, a file, a folder or"
+            " owner/repo[:name][@revision].",
+        ),
     ] = None,
     json: options.JsonReport = False,
     html: options.HtmlReport = None,
@@ -118,7 +122,7 @@ def compare_command(
 
     asked = diff_inputs.read_suites(suite, data, token)
     tried = diff_inputs.read_corpus(corpus, token)
-    benign = diff_inputs.read_calibration(calibration, asked, answers)
+    benign = diff_inputs.read_calibration(calibration, asked, answers, token)
     dictionaries = _dictionaries(sae, base.id, loading, quiet)
     with progress() as on_progress:
         report = diff(
@@ -160,7 +164,10 @@ def calibrate_command(
         list[str],
         typer.Argument(metavar="FINETUNE...", help="Fine-tunes of it, known to be harmless."),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the calibration.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write the calibration.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Keep it under this name; no --out.")] = None,
     sae: diff_inputs.Sae = None,
     suite: diff_inputs.SuiteOption = None,
     data: diff_inputs.Data = None,
@@ -172,20 +179,38 @@ def calibrate_command(
     token: options.Token = None,
     quiet: options.Quiet = False,
 ) -> int:
-    """Measure benign fine-tunes of BASE, for `modelassay diff --calibration FILE`.
+    """Measure benign fine-tunes of BASE, for `modelassay diff --calibration NAME|FILE`.
 
-    Each is written to FILE as soon as it is measured; --add goes on where a run was stopped.
+    Each is written as soon as it is measured; --add goes on where a run was stopped.
     """
+    from modelassay.diff.calibration import CALIBRATIONS, Calibration, save_calibration
+
+    if (out is None) == (name is None):
+        raise InputError("Say where to keep the calibration: --out FILE or --name NAME.")
     options.check_file(out, "--out")
-    if out.exists() and not (add or force):
-        raise InputError(f"{out} exists already; pass --add to add to it or --force to replace it.")
+    where = out or CALIBRATIONS.check_free(name, force=add or force)
+    if where.exists() and not (add or force):
+        raise InputError(
+            f"{where} exists already; pass --add to add to it or --force to replace it."
+        )
+
+    def keep(found: Calibration) -> None:
+        if out is not None:
+            save_calibration(found, out)
+        else:
+            CALIBRATIONS.save(
+                lambda folder: save_calibration(found, folder / CALIBRATIONS.kind.record_file),
+                where.name,
+                force=True,
+            )
 
     from modelassay.diff import Depth
     from modelassay.diff.calibrating import calibrate
-    from modelassay.diff.calibration import save_calibration
 
     asked = diff_inputs.read_suites(suite, data, token)
-    known = diff_inputs.read_calibration(out if add and out.exists() else None, asked, answers)
+    known = diff_inputs.read_calibration(
+        str(where) if add and where.exists() else None, asked, answers
+    )
     dictionaries = _dictionaries(sae, base.id, loading, quiet)
     with progress() as on_progress:
         found = calibrate(
@@ -195,11 +220,11 @@ def calibrate_command(
             known=known,
             dictionaries=dictionaries,
             depth=Depth(answers, weights=not no_weights, triggers=not no_triggers),
-            keep=lambda calibration: save_calibration(calibration, out),
+            keep=keep,
             on_progress=on_progress,
             **loading,
         )
-    typer.echo(f"{len(found.rows)} benign fine-tunes of {found.base}: {out}")
+    typer.echo(f"{len(found.rows)} benign fine-tunes of {found.base}: {where}")
     return EXIT_PASS
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -125,28 +124,31 @@ def open_dictionaries(
     return shipped_dictionaries(base, device=where)
 
 
-def read_calibration(path: Path | None, suite: Any, answer_tokens: int) -> Any:
-    """A calibration that was made with this suite and answers of this length.
+def read_calibration(
+    reference: str | None, suite: Any, answer_tokens: int, token: str | None = None
+) -> Any:
+    """A calibration that was made with this suite and responses of this length.
 
     Raises:
         InputError: it is missing, damaged, or was made otherwise.
+        UnavailableError: the Hub cannot be reached.
     """
-    from modelassay.diff.calibration import load_calibration
+    from modelassay.diff.calibration import CALIBRATIONS
 
-    if path is None:
+    if reference is None:
         return None
-    if not path.is_file():
-        raise InputError(f"There is no calibration {path}; `modelassay diff calibrate` makes one.")
-    found = load_calibration(path)
+    kept = CALIBRATIONS.find(reference, token=token)
+    kept.warn()
+    found = kept.record
     if found.suite_sha256 != suite.sha256:
         raise InputError(
-            f"{path} was made with another suite; give the same --suite and --data, or calibrate"
-            " anew."
+            f"{reference} was made with another suite; give the same --suite and --data, or"
+            " calibrate again."
         )
     if found.answer_tokens != answer_tokens:
         raise InputError(
-            f"{path} was made with answers of {found.answer_tokens} tokens; give --answers"
-            f" {found.answer_tokens} or calibrate anew."
+            f"{reference} was made with answers of {found.answer_tokens} tokens; give --answers"
+            f" {found.answer_tokens} or calibrate again."
         )
     return found
 

@@ -12,6 +12,7 @@ import typer
 from modelassay import __version__
 from modelassay.cli import (
     baseline,
+    calibration,
     chat,
     classifier,
     concepts,
@@ -48,6 +49,7 @@ app.command("chat")(chat.chat_command)
 app.command("generate")(chat.generate_command)
 app.command("mcp")(mcp.mcp_command)
 app.add_typer(baseline.app, name="baseline")
+app.add_typer(calibration.app, name="calibration")
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(concepts.app, name="concepts")
 app.add_typer(diff.app, name="diff")

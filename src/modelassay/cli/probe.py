@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from modelassay.cli import options
+from modelassay.cli.artifacts import Force, add_verbs
 from modelassay.errors import InputError
 from modelassay.progress import phase_of
 
@@ -17,10 +18,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Force = Annotated[bool, typer.Option("--force", help="Replace one of the same name.")]
-Reference = Annotated[
-    str, typer.Argument(metavar="PROBE", help="A name, a folder, or owner/repo[:name][@revision].")
-]
 Data = Annotated[
     list[str] | None,
     typer.Option(metavar="FILE", help="Rows {prompt, response, label}: a file or a Hub data set."),
@@ -72,16 +69,13 @@ def train_command(
     if not data and (at, kind, layers) != ("both", "logistic", None):
         raise InputError("The shipped recipe trains both heads as it says; give --data to choose.")
 
-    from modelassay.files.atomic import check_replaceable
-    from modelassay.files.records import check_name
+    from modelassay.artifacts import slug
     from modelassay.models import open_model
-    from modelassay.probes import make_probe, store_probe, train_head
+    from modelassay.probes import PROBES, make_probe, store_probe, train_head
     from modelassay.probes.recipe import train_default_heads
-    from modelassay.probes.stores import FILES, local_folder
-    from modelassay.verify.creating import slug
 
-    name = check_name(name or slug(model.id), "probe")
-    check_replaceable(out or local_folder() / name, FILES, "probe", force=force)
+    name = PROBES.kind.check_name(name or slug(model.id))
+    PROBES.check_free(name, force=force, out=out)
     places: tuple[Any, ...] = ("prompt", "answer") if at == "both" else (at,)
     rows = {place: _read(data, place, config, split, token) for place in places} if data else {}
     with progress() as on_phase:
@@ -103,8 +97,7 @@ def train_command(
             heads = train_default_heads(loaded, folder, token=token, on_phase=on_phase)
     probe = make_probe(loaded, name, heads)
     path = store_probe(probe.record, probe.heads, out=out, force=force)
-    _print_record(probe.record)
-    typer.echo(str(path))
+    typer.echo("\n".join([*PROBES.kind.describe(probe.record), str(path)]))
 
 
 @app.command("sweep")
@@ -182,22 +175,22 @@ def eval_command(
     from rich.console import Console
 
     from modelassay.models import open_model
-    from modelassay.probes import evaluate_probe, find_probe, probe_of
-    from modelassay.probes.stores import FoundProbe, is_probe
+    from modelassay.probes import Probe, evaluate_probe, find_probe, names_probe, probe_of
     from modelassay.report import print_report
 
     rows = _read(data, place, config, split, token)
-    found: FoundProbe | None = find_probe(probe, token=token) if is_probe(probe) else None
-    model_id = model or (found.probe.record.model.id if found else probe)
+    own: Probe | None = find_probe(probe, token=token)[0] if names_probe(probe) else None
+    model_id = model or (own.record.model.id if own else probe)
     with progress() as on_phase:
         loaded = open_model(model_id, on_progress=on_phase, **loading)
-        found = found or probe_of(loaded)
-        if found is None:
+        if own is None and (found := probe_of(loaded)) is not None:
+            own = found[0]
+        if own is None:
             raise InputError(
                 f"There is no probe for {model_id}; train one with `modelassay probe train`."
             )
         result = evaluate_probe(
-            found.probe,
+            own,
             loaded,
             rows,
             place,
@@ -207,80 +200,6 @@ def eval_command(
         typer.echo(json_module.dumps(result.to_dict(), indent=2, ensure_ascii=False))
         return
     print_report(result, Console())
-
-
-@app.command("info")
-def info_command(
-    reference: Reference, json: options.Json = False, token: options.Token = None
-) -> None:
-    """Print what a probe reads, what it was trained on, and how it scored."""
-    from modelassay.probes import find_probe
-
-    found = find_probe(reference, token=token)
-    if json:
-        values = found.probe.record.model_dump(mode="json", by_alias=True) | {"from": found.source}
-        typer.echo(json_module.dumps(values, indent=2, ensure_ascii=False))
-        return
-    typer.echo(f"{found.probe.name} ({found.source})")
-    _print_record(found.probe.record)
-
-
-@app.command("list")
-def list_command(json: options.Json = False) -> None:
-    """List the probes on this machine."""
-    from modelassay.probes import list_probes
-
-    found = list_probes()
-    if json:
-        rows = [
-            {"name": record.name, "source": source, "model": record.model.model_dump(mode="json")}
-            for record, source in found
-        ]
-        typer.echo(json_module.dumps(rows, indent=2, ensure_ascii=False))
-        return
-    for record, source in found:
-        heads = ", ".join(
-            f"{at} AUROC {head.metrics.auroc:.3f}" for at, head in record.heads.items()
-        )
-        typer.echo(f"{record.name} ({source}): {record.model.id}; {heads}")
-
-
-@app.command("push")
-def push_command(
-    reference: Reference,
-    repo: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Hub data set.")],
-    create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Propose it to somebody else's data set.")
-    ] = False,
-    private: Annotated[
-        bool, typer.Option("--private", help="Make a new data set private.")
-    ] = False,
-    token: options.Token = None,
-) -> None:
-    """Publish a probe in a Hub data set, or propose it to one."""
-    from modelassay.probes import find_probe, push_probe
-
-    probe = find_probe(reference, token=token).probe
-    pushed = push_probe(probe, repo, create_pr=create_pr, private=private, token=token)
-    typer.echo(pushed.pull_request or f"{pushed.repo_id}:{probe.name}@{pushed.commit}")
-
-
-@app.command("pull")
-def pull_command(
-    reference: Annotated[str, typer.Argument(metavar="OWNER/REPO[:NAME][@REV]")],
-    token: options.Token = None,
-    force: Force = False,
-) -> None:
-    """Fetch a probe from the Hub, check it, and keep it in your store."""
-    from modelassay.hub import REFERENCE
-    from modelassay.probes import find_probe, store_probe
-
-    if not REFERENCE.fullmatch(reference):
-        raise InputError(f"{reference[:120]!r} is no Hub data set (owner/repo[:name][@revision]).")
-    found = find_probe(reference, token=token)
-    path = store_probe(found.probe.record, found.probe.heads, force=force)
-    typer.echo(found.source, err=True)
-    typer.echo(str(path))
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
@@ -320,47 +239,4 @@ def _read(
     ]
 
 
-def _print_record(record: Any) -> None:
-    from modelassay.probes.streams import BLOCK_RATE
-
-    typer.echo(f"for {record.model.id}, weights sha256 {record.model.weights_sha256}")
-    for at, head in record.heads.items():
-        m = head.metrics
-        typer.echo(
-            f"{at}: {head.kind} over {'+'.join(head.poolings)} of blocks"
-            f" {', '.join(map(str, head.layers))}; trained on {head.trained_on.n_unsafe} unsafe and"
-            f" {head.trained_on.n_safe} safe rows"
-        )
-        typer.echo(
-            f"  held out, n={m.n}: AUROC {m.auroc:.3f}"
-            f" ({m.interval[0]:.3f} to {m.interval[1]:.3f});"
-            f" at 1% false alarms finds {_share(m.tpr_at_fpr.get('0.01'))}; calibration error"
-            f" {m.calibration_error:.3f}"
-        )
-        typer.echo(
-            f"  blocks at {head.block:.3g}: {_rate(head.detected_rate, head.detected_interval)} of"
-            f" unsafe and {_rate(head.block_rate, head.block_interval)} of safe rows; pauses at"
-            f" {head.pause:.3g}: {head.held_rate:.1%} and {head.pause_rate:.1%}"
-        )
-        if head.trained_on.n_safe * BLOCK_RATE < 1:
-            typer.echo(
-                f"  {head.trained_on.n_safe} safe rows cannot tell a rate of {BLOCK_RATE:.1%}: the"
-                " thresholds are guesses; train it on more"
-            )
-        worst = sorted(head.left_out.items(), key=lambda item: item[1].auroc)[:3]
-        typer.echo(
-            "  the sources that it ranks worst when it was not fitted on them:"
-            if worst
-            else "  leaving sources out was not measured (one source only, or a kind that is not)"
-        )
-        for source, row in worst:
-            low, high = row.interval
-            typer.echo(f"  without {source}: AUROC {row.auroc:.3f} ({low:.3f} to {high:.3f}) on it")
-
-
-def _share(value: float | None) -> str:
-    return "too few rows to tell" if value is None else f"{value:.1%}"
-
-
-def _rate(value: float, interval: tuple[float, float]) -> str:
-    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+add_verbs(app, "modelassay.probes:PROBES", "probe")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from modelassay.cli import options, sae_labels
+from modelassay.cli.artifacts import add_verbs
 from modelassay.errors import InputError
-from modelassay.files.records import NAME
 from modelassay.progress import phase_of
 
 app = typer.Typer(
@@ -74,6 +73,7 @@ def train_command(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="New folder for the dictionary.")
     ] = Path("dictionary"),
+    name: Annotated[str | None, typer.Option(help="Keep it under this name; no --out.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")] = False,
 ) -> None:
     """Train a dictionary of MODEL; a run that was stopped goes on when it is given again."""
@@ -82,18 +82,16 @@ def train_command(
     if storage not in ("bfloat16", "float32"):
         raise InputError(f"--storage is bfloat16 or float32, not {storage!r}.")
 
-    from modelassay.files.atomic import check_replaceable
     from modelassay.models import open_model
-    from modelassay.sae import Corpus, Settings, save_dictionary, train_sae
-    from modelassay.sae.dictionary import FILES
+    from modelassay.sae import SAES, Corpus, Settings, save_dictionary, train_sae
     from modelassay.sae.finding import check_installed
-    from modelassay.sae.publishing import LABEL_FILES
 
     token: Any = loading.get("token")
     check_installed()
-    check_replaceable(out, (*FILES, *LABEL_FILES), "dictionary", force=force)
-    if not re.fullmatch(NAME, out.name):
-        raise InputError(f"A dictionary cannot be named {out.name[:60]!r}: letters, digits, - _ .")
+    if name is not None:
+        out = SAES.check_free(name, force=force)
+    SAES.kind.check_name(out.name)
+    SAES.check_free(out=out, force=force)
     with progress() as on_phase:
         loaded = open_model(model, on_progress=on_phase, **loading)
         n_layers, hidden = len(loaded.layers), loaded.info.hidden_size
@@ -123,8 +121,8 @@ def train_command(
             on_progress=phase_of(on_phase, "scoring"),
         )
     remove_state(state)
-    sae_labels.print_record(dictionary.record)
-    typer.echo(str(out))
+    assert dictionary.record is not None  # noqa: S101 (it was just written)
+    typer.echo("\n".join([*SAES.kind.describe(dictionary.record), str(out)]))
 
 
 @app.command("list")
@@ -139,23 +137,27 @@ def list_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """List dictionaries: those that come with modelassay, and those that sae-lens knows."""
-    from modelassay.sae import list_dictionaries, list_releases
+    from modelassay.sae import SAES, list_releases
     from modelassay.sae.finding import check_installed
 
     check_installed()
     own = [
-        record
-        for record in list_dictionaries()
-        if contains.lower() in record.name.lower() and model in (None, record.model.id)
+        each
+        for each in SAES.list()
+        if contains.lower() in each.name.lower() and model in (None, each.model_id)
     ]
     found = [r for r in list_releases(contains, model=model) if all_of_them or r.refused is None]
     if json:
-        rows = [{"name": r.name, "model": r.model.id, "layer": r.layer} for r in own]
+        rows = [
+            {"name": each.name, "source": each.origin.source, **SAES.kind.values(each.record)}
+            for each in own
+        ]
         rows += [{"name": r.where, **asdict(r)} for r in found]
         typer.echo(json_module.dumps(rows, indent=1))
         return
-    for record in own:
-        typer.echo(f"{record.name}  {record.model.id}  block {record.layer}  {record.width}")
+    for each in own:
+        what = SAES.kind.summary(each.record)
+        typer.echo(f"{each.name}  {each.model_id}  {what}  ({each.origin.source})")
     for release in found:
         layer = "?" if release.layer is None else release.layer
         explained = "  explained on Neuronpedia" if release.neuronpedia_id else ""
@@ -171,26 +173,6 @@ def list_command(
         )
 
 
-@app.command("push")
-def push_command(
-    where: Annotated[str, typer.Argument(metavar="FOLDER", help="A trained dictionary.")],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Hub data set.")],
-    create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Propose it to somebody else's data set.")
-    ] = False,
-    private: Annotated[
-        bool, typer.Option("--private", help="Make a new data set private.")
-    ] = False,
-    token: options.Token = None,
-) -> None:
-    """Publish a dictionary and its labels in a Hub data set, or propose it to one."""
-    from modelassay.sae import find_dictionary, push_dictionary
-
-    dictionary = find_dictionary(where, token=token)
-    pushed = push_dictionary(dictionary, repo, create_pr=create_pr, private=private, token=token)
-    typer.echo(pushed.pull_request or f"{pushed.repo_id}:{dictionary.name}@{pushed.commit}")
-
-
 def remove_state(state: Path) -> None:
     """Drops the state of a training that ended."""
     import shutil
@@ -198,5 +180,7 @@ def remove_state(state: Path) -> None:
     shutil.rmtree(state, ignore_errors=True)
 
 
-app.command("info")(sae_labels.info_command)
+app.command("show")(sae_labels.show_command)
+app.command("info", hidden=True)(sae_labels.info_command)
 app.command("label")(sae_labels.label_command)
+add_verbs(app, "modelassay.sae:SAES", "SAE", own=("list", "show"))

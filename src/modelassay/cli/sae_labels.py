@@ -1,4 +1,4 @@
-"""`modelassay sae info` and `sae label`: what a dictionary is, and what its features are about."""
+"""`modelassay sae show` and `sae label`: what a dictionary is, and what its features are about."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from modelassay.cli import options
+from modelassay.cli.artifacts import say_new_name
 from modelassay.errors import InputError
 from modelassay.progress import phase_of
 
@@ -29,7 +30,7 @@ Export = Annotated[
 ]
 
 
-def info_command(
+def show_command(
     where: Where,
     feature: Annotated[int | None, typer.Option(help="Show this feature.")] = None,
     neuronpedia: Online = False,
@@ -39,7 +40,7 @@ def info_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Print what a dictionary is and how good, or what one of its features is about."""
-    from modelassay.sae import find_dictionary, open_labels
+    from modelassay.sae import SAES, find_dictionary, open_labels
 
     dictionary = find_dictionary(where, token=token, revision=revision)
     asked = [] if feature is None else [feature]
@@ -55,7 +56,7 @@ def info_command(
         typer.echo(json_module.dumps(values, indent=2, ensure_ascii=False))
         return
     if dictionary.record is not None:
-        print_record(dictionary.record)
+        typer.echo("\n".join(SAES.kind.describe(dictionary.record)))
     else:
         typer.echo(
             f"{dictionary.name}: {dictionary.width} features of block {dictionary.layer} of a model"
@@ -67,6 +68,20 @@ def info_command(
         typer.echo(f"  Neuronpedia explains {len(labels.explanations)} features")
     if labels.note:
         typer.echo(f"  {labels.note}")
+
+
+def info_command(
+    where: Where,
+    feature: Annotated[int | None, typer.Option(help="Show this feature.")] = None,
+    neuronpedia: Online = False,
+    export: Export = None,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """What `show` was called."""
+    show_command(where, feature, neuronpedia, export, revision, token, json)
+    say_new_name("info", "show")
 
 
 @options.grouped
@@ -199,30 +214,10 @@ def print_labels(record: Any) -> None:
     )
 
 
-def print_record(record: Any) -> None:
-    """A dictionary's record in a few lines."""
-    m = record.metrics
-    typer.echo(
-        f"{record.name}: {record.width} features of block {record.layer} of {record.model.id}"
-        f" ({record.kind}, k {record.k}); trained on {record.tokens} activations,"
-        f" {record.passes} times each"
-    )
-    typer.echo(
-        f"  held out, n={m.n_tokens} tokens: explains {m.explained_variance:.1%} of the variance"
-        f" with {m.l0:.1f} features a token; {m.dead_share:.1%} never fire"
-    )
-    undone = (
-        "its absence costs next to nothing on these texts"
-        if m.loss_recovered is None
-        else f"{m.loss_recovered:.1%} of the damage of its absence undone"
-    )
-    added = f"in the block's place it adds {m.loss_added:.3f} nats to a loss of {m.loss:.3f}"
-    typer.echo(f"  {added} ({undone})")
-
-
 def _plain_values(dictionary: Any) -> dict[str, Any]:
     if dictionary.record is not None:
-        return dictionary.record.model_dump(mode="json", by_alias=True)
+        values = dictionary.record.model_dump(mode="json", by_alias=True)
+        return values | {"origin": dictionary.origin.to_dict()}
     names = ("name", "layer", "hidden_size", "width", "neuronpedia_id")
     return {name: getattr(dictionary, name) for name in names}
 

@@ -1,7 +1,7 @@
 """What a fine-tune changed, and whether a benign one would have."""
 
 from modelassay.diff.base_reading import BaseReading, read_base
-from modelassay.diff.calibration import Calibration
+from modelassay.diff.calibration import CALIBRATIONS, Calibration
 from modelassay.diff.comparing import Depth, diff
 from modelassay.diff.report import DiffReport
 from modelassay.diff.suites import Suite, default_suite, load_suite
@@ -9,6 +9,7 @@ from modelassay.diff.verdict import DiffVerdict
 from modelassay.diff.weights import MatrixChange, WeightDiff, diff_weights
 
 __all__ = [
+    "CALIBRATIONS",
     "BaseReading",
     "Calibration",
     "Depth",

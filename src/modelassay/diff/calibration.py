@@ -7,16 +7,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from modelassay.artifacts import Kind, Store, write_lines
 from modelassay.diff.suites import Suite
 from modelassay.errors import InputError
-from modelassay.files import records as untrusted
-from modelassay.files import shipped
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import Line, Record, Sha256
 from modelassay.models import ModelInfo
 
 CALIBRATION_SCHEMA = "modelassay.diff-calibration/1"
-MAX_CALIBRATION_BYTES = 1_000_000
+CALIBRATION_FILE = "calibration.json"
 
 
 class BenignRow(Record):
@@ -40,15 +39,6 @@ class Calibration(Record):
     rows: tuple[BenignRow, ...] = Field(min_length=1, max_length=10_000)
 
 
-def load_calibration(path: Path) -> Calibration:
-    """Reads a calibration.
-
-    Raises:
-        InputError: it is missing or damaged.
-    """
-    return untrusted.read_record(path, Calibration, "calibration", MAX_CALIBRATION_BYTES)
-
-
 def save_calibration(calibration: Calibration, path: Path) -> None:
     """Writes a calibration."""
     write_text_atomically(path, calibration.model_dump_json(by_alias=True, indent=1) + "\n")
@@ -56,14 +46,11 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
 def known_calibration(base: ModelInfo, suite: Suite, answer_tokens: int) -> Calibration | None:
     """The shipped benign fine-tunes of a base read with a suite, if there are any."""
-    for path in sorted(_folder().glob("*.json")):
-        found = load_calibration(path)
-        if (found.base_sha256, found.suite_sha256, found.answer_tokens) == (
-            base.weights_sha256,
-            suite.sha256,
-            answer_tokens,
-        ):
-            return found
+    wanted = (base.weights_sha256, suite.sha256, answer_tokens)
+    for found in CALIBRATIONS.list(own=False):
+        known = found.record
+        if (known.base_sha256, known.suite_sha256, known.answer_tokens) == wanted:
+            return known
     return None
 
 
@@ -93,5 +80,48 @@ def check_calibration(
         )
 
 
-def _folder() -> Path:
-    return shipped.shipped_folder("calibrations")
+def describe_calibration(found: Calibration) -> list[str]:
+    """What a calibration holds, in lines for a person."""
+    lines = [
+        f"{len(found.rows)} benign fine-tunes of {found.base}, weights sha256 {found.base_sha256}",
+        f"suite sha256 {found.suite_sha256}, responses of {found.answer_tokens} tokens",
+    ]
+    streams = dict.fromkeys(name for row in found.rows for name in row.streams)
+    for name in streams:
+        values = [v for row in found.rows if (v := row.streams.get(name)) is not None]
+        spread = f"{min(values):.3g} to {max(values):.3g}" if values else "not read"
+        lines.append(f"  {name}: {spread} ({len(values)})")
+    return lines
+
+
+CALIBRATIONS = Store(
+    Kind(
+        noun="calibration",
+        command="calibration",
+        folder="calibrations",
+        variable="MODELASSAY_CALIBRATIONS",
+        record=Calibration,
+        record_file=CALIBRATION_FILE,
+        files={CALIBRATION_FILE: 1_000_000},
+        model_id=lambda found: found.base,
+        check=lambda folder: CALIBRATIONS.open(folder),
+        summary=lambda found: f"{len(found.rows)} benign fine-tunes",
+        describe=describe_calibration,
+        values=lambda found: {"model": found.base, "n_benign": len(found.rows)},
+        table_file="fine-tunes.jsonl",
+        write_table=lambda found, path: write_lines(
+            ({"base": found.base, "fine_tune": row.id, **row.streams} for row in found.rows), path
+        ),
+        tag="modelassay-calibration",
+        about="""What harmless fine-tunes of a base change, stream by stream: the measure that
+`modelassay diff` holds other fine-tunes of that base against. No weights, prompts or responses.
+
+```bash
+pip install modelassay
+modelassay diff BASE CANDIDATE --calibration {repo_id}:NAME@COMMIT
+```
+
+A calibration excuses whatever its fine-tunes did: use one whose author you trust.""",
+    )
+)
+"""Benign fine-tunes that candidates are held against."""

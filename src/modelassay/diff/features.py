@@ -22,7 +22,7 @@ from torch import Tensor
 
 from modelassay.diff.reading import Matched, Reading
 from modelassay.errors import InputError
-from modelassay.sae import Dictionary, find_dictionary, list_dictionaries, open_labels
+from modelassay.sae import SAES, Dictionary, find_dictionary, open_labels
 from modelassay.statistics import benjamini_hochberg, sign_flip_p_values
 
 Part = Literal["prompt", "answer"]
@@ -312,7 +312,7 @@ def shipped_dictionaries(base: str, *, device: str = "cpu") -> tuple[Dictionary,
         InputError: one is damaged.
         UnavailableError: there are some, and sae-lens is not installed.
     """
-    names = [record.name for record in list_dictionaries() if record.model.id == base]
+    names = [found.name for found in SAES.list(own=False) if found.model_id == base]
     return tuple(find_dictionary(name, device=device) for name in names)
 
 

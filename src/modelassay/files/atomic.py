@@ -129,7 +129,9 @@ def _make_readable(path: Path | str) -> None:
     os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~_UMASK)
 
 
-def check_replaceable(target: Path, files: Collection[str], what: str, *, force: bool) -> None:
+def check_replaceable(
+    target: Path, files: Collection[str], what: str, *, force: bool, record_file: str
+) -> None:
     """Refuses a place that is taken, before the work for it is done.
 
     Args:
@@ -137,6 +139,7 @@ def check_replaceable(target: Path, files: Collection[str], what: str, *, force:
         files: Names that a folder of this kind consists of; only such a one is ever replaced.
         what: What an error calls it, such as `probe`.
         force: Whether it may be replaced.
+        record_file: The one that every folder of this kind has.
 
     Raises:
         InputError: something is there.
@@ -144,7 +147,7 @@ def check_replaceable(target: Path, files: Collection[str], what: str, *, force:
     if not target.exists() and not target.is_symlink():
         return
     names = {file.name for file in target.iterdir()} if target.is_dir() else {""}
-    if not names <= set(files):
+    if record_file not in names or not names <= set(files):
         raise InputError(f"{target} is there and is no {what}; give a new folder.")
     if not force:
         raise InputError(f"{target} exists already; pass --force to replace it.")

@@ -29,8 +29,9 @@ def check_name(name: str, what: str) -> str:
         InputError: it cannot.
     """
     if not re.fullmatch(NAME, name):
+        a = "an" if what[0] in "aeiouS" else "a"
         raise InputError(
-            f"{name[:60]!r} cannot name a {what}; use letters, digits, dots, dashes and"
+            f"{name[:60]!r} cannot name {a} {what}; use letters, digits, dots, dashes and"
             " underscores, at most 96, the first a letter or digit."
         )
     return name
@@ -42,7 +43,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=BaseModel)
 
 
 def first_problem(error: ValidationError, whole: str = "the file", noun: str = "key") -> str:
@@ -58,6 +59,8 @@ def first_problem(error: ValidationError, whole: str = "the file", noun: str = "
     place = f"`{path}`" if path else whole
     if problem["type"] == "extra_forbidden":
         return f"unknown {noun} {place}"
+    if problem["type"] == "json_invalid":
+        return problem["msg"].replace("Invalid JSON", "not valid JSON")[:200].rstrip(".")
     if problem["type"] == "missing":
         return f"the {noun} {place} is missing"
     return f"{place}: {problem['msg'].removeprefix('Value error, ')[:200].rstrip('.')}"
@@ -77,7 +80,7 @@ def read_record(path: Path, kind: type[R], what: str, max_bytes: int) -> R:
     """
     try:
         if path.stat().st_size > max_bytes:
-            raise InputError(f"{path} is larger than the record of a {what} can be.")
+            raise InputError(f"{path} is larger than a record can be ({what}).")
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path.parent} holds no {what} (no {path.name}).") from error

@@ -7,7 +7,7 @@ from typing_extensions import Unpack
 from modelassay.errors import InputError
 from modelassay.guard.streaming import Classifier, Guard
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
-from modelassay.probes.stores import find_probe, probe_of
+from modelassay.probes import find_probe, probe_of
 from modelassay.progress import OnPhase, silent
 
 MIN_WINDOW = 64
@@ -44,10 +44,11 @@ def load_guard(
             f"There is no probe for {model.info.id}; train one with `modelassay probe train"
             f" {model.info.id}`, or give one with --probe."
         )
-    found.probe.check_belongs_to(model)
+    own, _ = found
+    own.check_belongs_to(model)
     for at in ("prompt", "answer"):
-        found.probe.head(at)
-    return Guard(model, found.probe, load_judge(classifier))
+        own.head(at)
+    return Guard(model, own, load_judge(classifier))
 
 
 def load_judge(classifier: str | None) -> Classifier | None:

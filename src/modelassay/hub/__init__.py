@@ -15,21 +15,16 @@ from modelassay.hub.repositories import (
     is_main_head,
     update_card,
 )
-from modelassay.hub.shelf import REFERENCE, Pulled, Shelf, check_repo_id
 from modelassay.hub.snapshots import RemoteFile, Snapshot, fetch_snapshot
 from modelassay.hub.tables import read_dataset, read_lines, stream_dataset
 
 __all__ = [
-    "REFERENCE",
     "REPO_ID",
     "Commit",
     "Listed",
-    "Pulled",
     "RemoteFile",
-    "Shelf",
     "Snapshot",
     "blob_sha256",
-    "check_repo_id",
     "check_weight_files",
     "commit_files",
     "fetch_model",

@@ -9,7 +9,7 @@ from typing import Any
 
 from modelassay.errors import AssayError, InputError, UnavailableError, first_line
 from modelassay.hub.errors import hub_errors
-from modelassay.hub.snapshots import ANSWER_SECONDS, checked_token
+from modelassay.hub.snapshots import ANSWER_SECONDS, NAMES, Kind, checked_token
 
 COMMIT_ATTEMPTS = 5
 """Others may write to the same data set meanwhile; each time ours is put on top of theirs."""
@@ -111,14 +111,16 @@ def _readme(api: Any, repo_id: str, head: str) -> str | None:
         ) from error
 
 
-def is_main_head(repo_id: str, commit: str, *, token: str | bool | None = None) -> bool:
-    """Whether a data set's main branch holds this commit now; False where that cannot be asked."""
+def is_main_head(
+    repo_id: str, commit: str, *, kind: Kind = "dataset", token: str | bool | None = None
+) -> bool:
+    """Whether a repository's main branch holds this commit now; False where it cannot be asked."""
     from huggingface_hub import HfApi
 
     try:
-        with hub_errors(repo_id, kind="data set"):
+        with hub_errors(repo_id, kind=NAMES[kind]):
             api = HfApi(token=checked_token(token))
-            return api.dataset_info(repo_id, timeout=ANSWER_SECONDS).sha == commit
+            return api.repo_info(repo_id, repo_type=kind, timeout=ANSWER_SECONDS).sha == commit
     except AssayError:
         return False
 

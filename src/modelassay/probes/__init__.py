@@ -2,16 +2,19 @@
 
 from modelassay.probes.evaluating import evaluate_probe
 from modelassay.probes.head import Head, HeadReader
-from modelassay.probes.record import Probe, ProbeRecord, load_probe, save_probe
-from modelassay.probes.report import Evaluation, LayerScore, Sweep
-from modelassay.probes.stores import (
-    FoundProbe,
+from modelassay.probes.record import (
+    PROBES,
+    Probe,
+    ProbeRecord,
     find_probe,
-    list_probes,
+    load_probe,
+    names_probe,
     probe_of,
     push_probe,
+    save_probe,
     store_probe,
 )
+from modelassay.probes.report import Evaluation, LayerScore, Sweep
 from modelassay.probes.training import (
     TrainedHead,
     make_probe,
@@ -21,8 +24,8 @@ from modelassay.probes.training import (
 )
 
 __all__ = [
+    "PROBES",
     "Evaluation",
-    "FoundProbe",
     "Head",
     "HeadReader",
     "LayerScore",
@@ -32,9 +35,9 @@ __all__ = [
     "TrainedHead",
     "evaluate_probe",
     "find_probe",
-    "list_probes",
     "load_probe",
     "make_probe",
+    "names_probe",
     "probe_of",
     "probe_record",
     "push_probe",

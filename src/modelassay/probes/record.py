@@ -7,6 +7,7 @@ another, so a probe refuses any other. Whoever wrote it is a stranger; all is ch
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +17,21 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
+from modelassay.artifacts import REFERENCE, Kind, Origin, Store, write_lines
 from modelassay.data.exchanges import At
 from modelassay.errors import InputError, first_line
-from modelassay.files import records as untrusted
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import Block, Commit, Count, Line, Name, Record, Sha256, Share
+from modelassay.hub import Commit as HubCommit
 from modelassay.models import LoadedModel
 from modelassay.models.identity import hash_file
 from modelassay.probes.head import Head
+from modelassay.probes.streams import BLOCK_RATE
+
+log = logging.getLogger(__name__)
 
 PROBE_SCHEMA = "modelassay.probe/1"
 RECORD_FILE, WEIGHTS_FILE = "probe.json", "probe.safetensors"
-MAX_RECORD_BYTES = 500_000
-MAX_WEIGHTS_BYTES = 100_000_000
 MAX_NUMBER = 1e6
 
 Interval = tuple[Share, Share]
@@ -200,22 +203,13 @@ def save_probe(record: ProbeRecord, heads: Mapping[At, Head], folder: Path) -> P
     return Probe(record, heads)
 
 
-def read_record(folder: Path) -> ProbeRecord:
-    """The record of a probe.
-
-    Raises:
-        InputError: it is not there, or damaged.
-    """
-    return untrusted.read_record(folder / RECORD_FILE, ProbeRecord, "probe", MAX_RECORD_BYTES)
-
-
 def load_probe(folder: Path) -> Probe:
     """Reads and checks a probe.
 
     Raises:
         InputError: a file is missing, damaged, too large, or does not fit the other.
     """
-    record = read_record(folder)
+    record = PROBES.open(folder).record
     path = folder / WEIGHTS_FILE
     arrays = _read_weights(path, record)
     heads: dict[At, Head] = {}
@@ -245,10 +239,8 @@ def _read_weights(path: Path, record: ProbeRecord) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        if path.stat().st_size > MAX_WEIGHTS_BYTES:
-            raise InputError(f"{path} is larger than a probe's weights can be.")
         if hash_file(path) != record.weights_sha256:
-            raise InputError(f"{path} is not the file that {RECORD_FILE} speaks of; fetch it anew.")
+            raise InputError(f"{path} is not the file that {RECORD_FILE} names; fetch both again.")
         return load_file(path)
     except OSError as error:
         raise InputError(f"{path} is missing.") from error
@@ -261,3 +253,141 @@ def _check_array(path: Path, name: str, array: Tensor | None, shape: tuple[int, 
         raise InputError(f"{path}: {name} must be float32 of shape {list(shape)}.")
     if not torch.isfinite(array).all() or float(array.abs().max()) > MAX_NUMBER:
         raise InputError(f"{path}: {name} holds numbers that no probe has.")
+
+
+def metric_rows(record: ProbeRecord) -> list[dict[str, Any]]:
+    """A row for each head: how it scored on prompts that it was not fitted on."""
+    return [
+        {
+            "probe": record.name,
+            "model": record.model.id,
+            "at": at,
+            "kind": head.kind,
+            "layers": list(head.layers),
+            "auroc": head.metrics.auroc,
+            "auroc_low": head.metrics.interval[0],
+            "auroc_high": head.metrics.interval[1],
+            "n": head.metrics.n,
+            "worst_source_auroc": min((s.auroc for s in head.left_out.values()), default=None),
+        }
+        for at, head in record.heads.items()
+    ]
+
+
+def describe_probe(record: ProbeRecord) -> list[str]:
+    """What a probe reads, what it was trained on, and how it scored, in lines for a person."""
+    lines = [f"for {record.model.id}, weights sha256 {record.model.weights_sha256}"]
+    for at, head in record.heads.items():
+        m, trained = head.metrics, head.trained_on
+        found = m.tpr_at_fpr.get("0.01")
+        lines += [
+            f"{at}: {head.kind} over {'+'.join(head.poolings)} of layers"
+            f" {', '.join(map(str, head.layers))}; trained on {trained.n_unsafe} unsafe and"
+            f" {trained.n_safe} safe rows",
+            f"  held out, n={m.n}: AUROC {m.auroc:.3f}"
+            f" ({m.interval[0]:.3f} to {m.interval[1]:.3f}); TPR at 1% FPR"
+            f" {'unknown, too few rows' if found is None else f'{found:.1%}'}; calibration error"
+            f" {m.calibration_error:.3f}",
+            f"  blocks at {head.block:.3g}: {_rate(head.detected_rate, head.detected_interval)} of"
+            f" unsafe and {_rate(head.block_rate, head.block_interval)} of safe rows; pauses at"
+            f" {head.pause:.3g}: {head.held_rate:.1%} and {head.pause_rate:.1%}",
+        ]
+        if trained.n_safe * BLOCK_RATE < 1:
+            lines.append(
+                f"  {trained.n_safe} safe rows cannot tell a rate of {BLOCK_RATE:.1%}: the"
+                " thresholds are guesses; train it on more"
+            )
+        worst = sorted(head.left_out.items(), key=lambda item: item[1].auroc)[:3]
+        lines.append(
+            "  the sources that it ranks worst when it was not fitted on them:"
+            if worst
+            else "  leaving sources out was not measured (one source only, or a kind that is not)"
+        )
+        for source, row in worst:
+            low, high = row.interval
+            lines.append(
+                f"  without {source}: AUROC {row.auroc:.3f} ({low:.3f} to {high:.3f}) on it"
+            )
+    return lines
+
+
+def _rate(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
+PROBES = Store(
+    Kind(
+        noun="probe",
+        command="probe",
+        folder="probes",
+        variable="MODELASSAY_PROBES",
+        record=ProbeRecord,
+        record_file=RECORD_FILE,
+        files={RECORD_FILE: 500_000, WEIGHTS_FILE: 100_000_000},
+        model_id=lambda record: record.model.id,
+        check=load_probe,
+        summary=lambda record: ", ".join(
+            f"{at} AUROC {head.metrics.auroc:.3f}" for at, head in record.heads.items()
+        ),
+        describe=describe_probe,
+        values=lambda record: {"model": record.model.model_dump(mode="json")},
+        write_table=lambda record, path: write_lines(metric_rows(record), path),
+        tag="modelassay-probe",
+        about="""Linear readouts of a model's activations that tell harmful prompts, and unsafe
+responses while they are generated. Each belongs to one model, named in `probes/NAME/probe.json` by
+the sha256 of its weights, beside how it scored on prompts it was not fitted on, with intervals,
+source by source.
+
+```bash
+pip install modelassay
+modelassay chat OWNER/MODEL --probe {repo_id}:NAME@COMMIT
+```
+
+Evaluate it on data of your own with `modelassay probe eval`.""",
+    )
+)
+"""Readouts that watch a model."""
+
+
+def find_probe(reference: str, *, token: str | bool | None = None) -> tuple[Probe, Origin]:
+    """A probe by name, path, the id of its model, or Hub reference; errors: `Store.find`."""
+    found = PROBES.find(reference, token=token)
+    found.warn()
+    return load_probe(found.folder), found.origin
+
+
+def names_probe(reference: str) -> bool:
+    """Whether a reference names a probe on this machine, or one inside a Hub data set.
+
+    A model's name may be a probe's too (`embedded`); that probe is then the model's own.
+    """
+    return PROBES.here(reference) is not None or (
+        ":" in reference and REFERENCE.fullmatch(reference) is not None
+    )
+
+
+def probe_of(model: LoadedModel) -> tuple[Probe, Origin] | None:
+    """The probe on this machine that was fitted on these very weights, if there is one."""
+    own = (model.info.weights_sha256, model.info.organism)
+    for found in PROBES.list():
+        if (found.record.model.weights_sha256, found.record.model.organism) == own:
+            try:
+                probe = load_probe(found.folder)
+            except InputError as error:
+                log.warning("%s", error)
+                continue
+            found.warn()
+            return probe, found.origin
+    return None
+
+
+def store_probe(record: ProbeRecord, heads: Mapping[At, Head], **options: Any) -> Path:
+    """Keeps a probe in the user's store, or in a folder; options and errors: `Store.save`."""
+    return PROBES.save(lambda folder: save_probe(record, heads, folder), record.name, **options)
+
+
+def push_probe(probe: Probe, repo_id: str, **options: Any) -> HubCommit:
+    """Publishes a probe that is kept nowhere; options and errors: `Store.push`."""
+    return PROBES.push_new(
+        lambda folder: save_probe(probe.record, probe.heads, folder), repo_id, **options
+    )[1]

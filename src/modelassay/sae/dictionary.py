@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import torch
 
+from modelassay.artifacts import Origin
 from modelassay.errors import InputError, first_line
-from modelassay.files.atomic import new_folder, write_text_atomically
+from modelassay.files.atomic import write_text_atomically
 from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel
 from modelassay.models.identity import hash_file
@@ -25,17 +26,18 @@ from modelassay.progress import OnProgress
 from modelassay.sae.evaluating import evaluate_sae
 from modelassay.sae.points import parse_layer
 from modelassay.sae.record import (
+    CONFIG_FILE,
     RECORD_FILE,
+    SAES,
+    WEIGHTS_FILE,
     DictionaryMetrics,
     DictionaryModel,
     DictionaryRecord,
-    read_record,
+    check_dictionary,
+    read_config,
 )
 from modelassay.sae.training import Settings
 
-WEIGHTS_FILE, CONFIG_FILE = "sae_weights.safetensors", "cfg.json"
-FILES = (RECORD_FILE, WEIGHTS_FILE, CONFIG_FILE)
-MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 100_000, 20_000_000_000
 ARCHITECTURES = ("jumprelu", "topk", "standard", "gated")
 """Those whose features are never below zero and read one token at a time."""
 
@@ -58,6 +60,8 @@ class Dictionary:
     """`model/source`, under which Neuronpedia knows its features."""
     folder: Path | None = None
     """Where its files are; None for a release of sae-lens."""
+    origin: Origin | None = None
+    """Of one with a record: where it was found."""
 
     def check_belongs_to(self, model: LoadedModel) -> None:
         """Refuses a model whose activations it cannot read.
@@ -154,15 +158,18 @@ def save_dictionary(
         model: The model it was trained on.
         settings: How it was trained.
         held_out: Texts to score it on.
-        folder: Where to; one that is there is replaced.
+        folder: Where to; a dictionary that is there is replaced.
         name: What it is called.
         data: What it was trained on.
         dtype: Of the weights on disk.
         on_progress: Told (contexts scored, contexts in all).
+
+    Raises:
+        InputError: the folder holds something else.
     """
     from safetensors.torch import load_file, save_file
 
-    with new_folder(folder) as partial:
+    with SAES.new(out=folder, force=True) as partial:
         sae.save_inference_model(partial)
         weights = partial / WEIGHTS_FILE
         tensors = {name: value.clone() for name, value in load_file(weights).items()}
@@ -218,16 +225,10 @@ def load_dictionary(folder: Path, device: str = "cpu") -> Dictionary:
     Raises:
         InputError: a file is missing, damaged, too large, or does not fit the others.
     """
-    record = read_record(folder)
-    weights, config_file = folder / WEIGHTS_FILE, folder / CONFIG_FILE
-    config = _read_config(folder)
-    if (config.get("d_in"), config.get("d_sae")) != (record.model.hidden_size, record.width):
-        raise InputError(f"{config_file} does not fit {RECORD_FILE}; fetch both anew.")
-    if hash_file(weights) != record.weights_sha256:
-        raise InputError(f"{weights} is not the file that {RECORD_FILE} speaks of; fetch it anew.")
+    record = check_dictionary(folder)
     found = as_dictionary(read_sae(folder, device), record.name, record=record, folder=folder)
     if found.layer != record.layer:
-        raise InputError(f"{config_file} does not fit {RECORD_FILE}; fetch both anew.")
+        raise InputError(f"{folder / CONFIG_FILE} does not fit {RECORD_FILE}; fetch both again.")
     return found
 
 
@@ -237,26 +238,8 @@ def load_plain(folder: Path, device: str = "cpu") -> Dictionary:
     Raises:
         InputError: a file is missing, damaged or too large, or the dictionary cannot be used.
     """
-    _read_config(folder)
+    read_config(folder)
     return as_dictionary(read_sae(folder, device), folder.resolve().name, folder=folder)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """sae-lens's config, once the sizes of both its files are found sound."""
-    weights, config_file = folder / WEIGHTS_FILE, folder / CONFIG_FILE
-    try:
-        if weights.stat().st_size > MAX_WEIGHTS_BYTES:
-            raise InputError(f"{weights} is larger than a dictionary can be.")
-        if config_file.stat().st_size > MAX_CONFIG_BYTES:
-            raise InputError(f"{config_file} is larger than a dictionary's config can be.")
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{folder} is no whole dictionary: {first_line(error)}.") from error
-    except ValueError as error:
-        raise InputError(f"{config_file} is no config of a dictionary.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{config_file} is no config of a dictionary.")
-    return config
 
 
 def read_sae(folder: Path, device: str = "cpu") -> Any:

@@ -22,11 +22,15 @@ from modelassay.files.atomic import cache_dir, explain_os_errors, new_file, writ
 from modelassay.files.records import Block, Count, Line, Record, Sha256, Share
 from modelassay.models.identity import hash_file
 from modelassay.sae.dictionary import Dictionary
+from modelassay.sae.record import (
+    LABEL_TABLE_FILE,
+    LABELS_FILE,
+    MAX_LABEL_TABLE_BYTES,
+    MAX_LABELS_BYTES,
+)
 from modelassay.sae.tokens import SNIPPET, printable
 
 LABELS_SCHEMA = "modelassay.sae-labels/1"
-LABELS_FILE, TABLE_FILE = "labels.json", "labels.parquet"
-MAX_LABELS_BYTES, MAX_TABLE_BYTES = 500_000, 2_000_000_000
 MAX_LISTED = 20
 
 
@@ -169,7 +173,7 @@ def save_labels(labels: FeatureLabels, folder: Path) -> FeatureLabels:
 
     with explain_os_errors(f"writing labels into {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        with new_file(folder / TABLE_FILE) as partial:
+        with new_file(folder / LABEL_TABLE_FILE) as partial:
             pq.write_table(labels.table, partial, compression="zstd")
             record = labels.record.model_copy(update={"labels_sha256": hash_file(partial)})
         # If a run is killed here, the old record does not fit the table, and loading says so.
@@ -190,14 +194,14 @@ def load_labels(folder: Path, dictionary: Dictionary) -> FeatureLabels:
     record = untrusted.read_record(
         folder / LABELS_FILE, LabelsRecord, "label file", MAX_LABELS_BYTES
     )
-    path = folder / TABLE_FILE
+    path = folder / LABEL_TABLE_FILE
     if record.width != dictionary.width or record.dictionary_sha256 != weights_hash(dictionary):
         raise InputError(
             f"The labels in {folder} belong to another dictionary ({record.dictionary}); make them"
             " anew with `modelassay sae label`."
         )
     try:
-        if path.stat().st_size > MAX_TABLE_BYTES:
+        if path.stat().st_size > MAX_LABEL_TABLE_BYTES:
             raise InputError(f"{path} is larger than labels can be.")
         if hash_file(path) != record.labels_sha256:
             raise InputError(f"{path} is not the file that {LABELS_FILE} speaks of; make it anew.")

@@ -1,19 +1,28 @@
-"""What `dictionary.json` says of a dictionary; whoever wrote it is a stranger."""
+"""A dictionary's folder: what its record says, and where such folders are.
+
+Whoever wrote one is a stranger: sizes, fields and hashes are checked before anything is opened.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from modelassay.files import records as untrusted
+from modelassay.artifacts import Kind, Store, write_lines
+from modelassay.errors import InputError, first_line
 from modelassay.files.records import Block, Count, Line, Name, Record, Sha256, Share
-from modelassay.sae.training import Kind
+from modelassay.models.identity import hash_file
+from modelassay.sae.training import Kind as Training
 
 SAE_SCHEMA = "modelassay.sae/1"
-RECORD_FILE = "dictionary.json"
-MAX_RECORD_BYTES = 500_000
+RECORD_FILE, CONFIG_FILE = "dictionary.json", "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+LABELS_FILE, LABEL_TABLE_FILE = "labels.json", "labels.parquet"
+MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 100_000, 20_000_000_000
+MAX_LABELS_BYTES, MAX_LABEL_TABLE_BYTES = 500_000, 2_000_000_000
 
 
 class DictionaryModel(Record):
@@ -48,7 +57,7 @@ class DictionaryRecord(Record):
     created: Line
     model: DictionaryModel
     layer: Block
-    kind: Kind
+    kind: Training
     width: int = Field(gt=0, lt=10**7)
     k: int = Field(gt=0, lt=10**6)
     dtype: Literal["float32", "bfloat16"]
@@ -61,12 +70,113 @@ class DictionaryRecord(Record):
     weights_sha256: Sha256
 
 
-def read_record(folder: Path) -> DictionaryRecord:
-    """The record of a dictionary.
+def check_dictionary(folder: Path) -> DictionaryRecord:
+    """Checks that a dictionary's files are whole and belong together, without opening the weights.
 
     Raises:
-        InputError: it is not there, or damaged.
+        InputError: one is missing, damaged, too large, or does not fit the others.
     """
-    return untrusted.read_record(
-        folder / RECORD_FILE, DictionaryRecord, "dictionary", MAX_RECORD_BYTES
+    record = SAES.open(folder).record
+    weights, config_file = folder / WEIGHTS_FILE, folder / CONFIG_FILE
+    config = read_config(folder)
+    if (config.get("d_in"), config.get("d_sae")) != (record.model.hidden_size, record.width):
+        raise InputError(f"{config_file} does not fit {RECORD_FILE}; fetch both again.")
+    if hash_file(weights) != record.weights_sha256:
+        raise InputError(f"{weights} is not the file that {RECORD_FILE} names; fetch both again.")
+    return record
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """sae-lens's config, once the sizes of both its files are found sound.
+
+    Raises:
+        InputError: a file is missing, too large, or no config.
+    """
+    weights, config_file = folder / WEIGHTS_FILE, folder / CONFIG_FILE
+    try:
+        if weights.stat().st_size > MAX_WEIGHTS_BYTES:
+            raise InputError(f"{weights} is larger than a dictionary can be.")
+        if config_file.stat().st_size > MAX_CONFIG_BYTES:
+            raise InputError(f"{config_file} is larger than a dictionary's config can be.")
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{folder} is no whole dictionary: {first_line(error)}.") from error
+    except ValueError as error:
+        raise InputError(f"{config_file} is no config of a dictionary.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{config_file} is no config of a dictionary.")
+    return config
+
+
+def metrics_row(record: DictionaryRecord) -> dict[str, Any]:
+    """What a dictionary is, and how it scored on held-out text, as one row of a table."""
+    return {
+        "dictionary": record.name,
+        "model": record.model.id,
+        "layer": record.layer,
+        "kind": record.kind,
+        "width": record.width,
+        "k": record.k,
+        "tokens": record.tokens,
+        **record.metrics.model_dump(mode="json"),
+    }
+
+
+def describe_dictionary(record: DictionaryRecord) -> list[str]:
+    """What a dictionary is and how good, in lines for a person."""
+    m = record.metrics
+    undone = (
+        "its absence costs next to nothing on these texts"
+        if m.loss_recovered is None
+        else f"{m.loss_recovered:.1%} of the damage of its absence undone"
     )
+    return [
+        f"{record.name}: {record.width} features of block {record.layer} of {record.model.id}"
+        f" ({record.kind}, k {record.k}); trained on {record.tokens} activations,"
+        f" {record.passes} times each",
+        f"  held out, n={m.n_tokens} tokens: explains {m.explained_variance:.1%} of the variance"
+        f" with {m.l0:.1f} features a token; {m.dead_share:.1%} never fire",
+        f"  in the block's place it adds {m.loss_added:.3f} nats to a loss of {m.loss:.3f}"
+        f" ({undone})",
+    ]
+
+
+SAES = Store(
+    Kind(
+        noun="SAE",
+        command="sae",
+        folder="dictionaries",
+        variable="MODELASSAY_SAES",
+        record=DictionaryRecord,
+        record_file=RECORD_FILE,
+        files={
+            RECORD_FILE: 500_000,
+            CONFIG_FILE: MAX_CONFIG_BYTES,
+            WEIGHTS_FILE: MAX_WEIGHTS_BYTES,
+            LABELS_FILE: MAX_LABELS_BYTES,
+            LABEL_TABLE_FILE: MAX_LABEL_TABLE_BYTES,
+        },
+        model_id=lambda record: record.model.id,
+        check=check_dictionary,
+        summary=lambda record: f"layer {record.layer}, {record.width} features",
+        describe=describe_dictionary,
+        values=lambda record: {"model": record.model.id, "layer": record.layer},
+        write_table=lambda record, path: write_lines([metrics_row(record)], path),
+        tag="modelassay-dictionary",
+        more_tags=("sparse-autoencoder", "saelens"),
+        about="""Sparse autoencoders (SAEs) that take the activations of one layer of a language
+model apart into features. `cfg.json` and `sae_weights.safetensors` open in sae-lens as they are.
+`dictionaries/NAME/dictionary.json` names the model by the sha256 of its weights, beside how the SAE
+scored on text that it was not trained on: variance explained, features a token, features that never
+fire, and the loss of splicing its reconstruction in. `labels.parquet`, where there is one, holds
+automatic labels, each with how well it predicts on held-out text when the feature fires.
+
+```bash
+pip install 'modelassay[sae]'
+modelassay sae show {repo_id}:NAME@COMMIT
+```
+
+Labels are guesses of a machine: read a label's reliability before you believe it.""",
+    )
+)
+"""Sparse autoencoders that take a layer's activations apart into features."""

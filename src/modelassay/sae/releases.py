@@ -16,8 +16,9 @@ from typing import Any
 
 from modelassay.errors import AssayError, InputError, first_line
 from modelassay.hub import RemoteFile, fetch_snapshot, hub_errors
-from modelassay.sae.dictionary import MAX_WEIGHTS_BYTES, Dictionary, as_dictionary
+from modelassay.sae.dictionary import Dictionary, as_dictionary
 from modelassay.sae.points import parse_layer
+from modelassay.sae.record import MAX_WEIGHTS_BYTES
 
 PICKLE_FREE = ("sae_lens", "gemma_2", "gemma_3", "llama_scope", "llama_scope_r1_distill")
 """sae-lens's converters that open no pickle (read in its source, 6.54)."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from modelassay.ui.artifacts_tab import create_artifacts_tab
 from modelassay.ui.audit_api import create_audit_api
 from modelassay.ui.chat_tab import create_chat_tab
 from modelassay.ui.diff_tab import create_diff_tab
@@ -33,6 +34,8 @@ def build_app() -> gr.Blocks:
             create_diff_tab()
         with gr.Tab("Guarded chat"):
             create_chat_tab()
+        with gr.Tab("Artifacts"):
+            create_artifacts_tab()
         create_audit_api()
     # One scan at a time fills the machine; the rest wait in line, and a long line is turned away.
     return demo.queue(max_size=20, default_concurrency_limit=1)

@@ -18,9 +18,8 @@ from modelassay.errors import InputError
 from modelassay.guard import Guard, load_guard
 from modelassay.guard.streaming import Classifier
 from modelassay.hub import trim_cache
-from modelassay.probes.record import ProbeRecord
-from modelassay.probes.stores import list_probes
-from modelassay.ui.service import MAX_CACHE_BYTES, MAX_MODEL_BYTES
+from modelassay.probes import PROBES, ProbeRecord
+from modelassay.ui.service import MAX_CACHE_BYTES, MAX_MODEL_BYTES, visible
 
 KEPT = 2
 CLASSIFIER = "embedded"
@@ -31,11 +30,10 @@ def guarded_models() -> dict[str, ProbeRecord]:
 
     The host's own probes are for those who may name paths too.
     """
-    own = os.environ.get("MODELASSAY_ALLOW_LOCAL") == "1"
     found: dict[str, ProbeRecord] = {}
-    for record, source in list_probes():
-        if (own or source == "shipped") and record.heads.keys() >= {"prompt", "answer"}:
-            found.setdefault(record.model.id, record)
+    for probe in visible(PROBES):
+        if probe.record.heads.keys() >= {"prompt", "answer"}:
+            found.setdefault(probe.model_id, probe.record)
     return found
 
 

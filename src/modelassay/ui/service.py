@@ -22,20 +22,22 @@ from typing import Any
 
 import spaces
 
+from modelassay.artifacts import REFERENCE, Found, Store
+from modelassay.artifacts.kind import R
 from modelassay.data.concepts import MODES
 from modelassay.diff import Depth, DiffReport, diff
 from modelassay.diff.features import shipped_dictionaries
 from modelassay.errors import AssayError, InputError
-from modelassay.hub import REFERENCE, REPO_ID, trim_cache
+from modelassay.hub import REPO_ID, trim_cache
 from modelassay.models import EMBEDDED_ID
 from modelassay.models.finding import resolve
 from modelassay.models.organisms import find_organism, is_organism
 from modelassay.scan.report import ScanReport
 from modelassay.scan.scanning import scan
 from modelassay.verify import (
+    BASELINES,
     VerificationReport,
     create_baseline,
-    list_baselines,
     save_baseline,
     verify,
     verify_files,
@@ -87,7 +89,7 @@ def check_model_id(model_id: str) -> str:
         raise InputError("Give a model: `embedded`, an organism or a Hub id such as owner/name.")
     if is_organism(model_id):
         return find_organism(model_id).id
-    if model_id == EMBEDDED_ID or os.environ.get("MODELASSAY_ALLOW_LOCAL") == "1":
+    if model_id == EMBEDDED_ID or allows_own():
         return model_id
     if not REPO_ID.fullmatch(model_id) or "/" not in model_id or os.path.exists(model_id):
         raise InputError(f"{model_id[:100]!r} is not a Hub id of the form owner/name.")
@@ -159,29 +161,52 @@ def run_diff(
     yield from _run("diff", ids[0], {**options, "candidate": ids[1]})
 
 
-def visible_baselines() -> list[BaselineIndex]:
-    """The baselines that a visitor may know of: the host's own only where paths are allowed."""
-    own = os.environ.get("MODELASSAY_ALLOW_LOCAL") == "1"
-    return [index for index, origin in list_baselines() if own or origin.source == "shipped"]
+def allows_own() -> bool:
+    """Whether visitors may name what lies on this machine."""
+    return os.environ.get("MODELASSAY_ALLOW_LOCAL") == "1"
 
 
-def check_baseline(reference: str) -> str:
-    """The baseline if a visitor may ask for it: a name, a Hub data set, a model's id, or nothing.
+def is_own_machine() -> bool:
+    """Whether the page may keep, delete and publish for whoever opens it: never on a Space."""
+    return allows_own() and not os.environ.get("SPACE_ID")
+
+
+def hub_token() -> bool | None:
+    """The Hub token of requests: the stored one on one's own machine, else none at all."""
+    return None if is_own_machine() else False
+
+
+def visible(store: Store[R]) -> tuple[Found[R], ...]:
+    """What a visitor may know of: the host's own artifacts only where paths are allowed."""
+    return store.list(own=allows_own())
+
+
+def visible_baselines() -> tuple[Found[BaselineIndex], ...]:
+    """The baselines that a visitor may know of."""
+    return visible(BASELINES)
+
+
+def check_reference(store: Store[Any], reference: str) -> str:
+    """The reference if a visitor may ask for it: a name, the id of a model, or a Hub data set.
 
     Raises:
         InputError: it is a path or nonsense.
     """
     reference = reference.strip() if isinstance(reference, str) else ""
-    shown = visible_baselines()
-    known = {index.name for index in shown} | {index.model.id for index in shown}
-    if not reference or reference in known:
-        return reference
-    if REFERENCE.fullmatch(reference) and not os.path.exists(reference):
+    shown = visible(store)
+    known = {found.name for found in shown} | {found.model_id for found in shown}
+    if reference in known or (REFERENCE.fullmatch(reference) and not os.path.exists(reference)):
         return reference
     raise InputError(
-        f"{reference[:100]!r} is no baseline: choose one from the list, or give a Hub data set"
-        " (owner/repo[:name][@revision])."
+        f"{reference[:100]!r} is no {store.kind.noun}: choose one from the list, or give a Hub data"
+        " set (owner/repo[:name][@revision])."
     )
+
+
+def check_baseline(reference: str) -> str:
+    """As `check_reference`; empty for the baseline of the model itself."""
+    given = isinstance(reference, str) and reference.strip()
+    return check_reference(BASELINES, reference) if given else ""
 
 
 def _fetch(ids: list[str]) -> Iterator[Step]:

@@ -15,7 +15,7 @@ from modelassay.ui.running import hidden, last_result, on_page
 from modelassay.ui.service import CONCURRENCY_ID, run_create, run_verify, visible_baselines
 from modelassay.ui.stopping import stops
 from modelassay.ui.text import plain
-from modelassay.verify import VerificationReport, search_baselines
+from modelassay.verify import BASELINES, VerificationReport
 
 EXAMPLES = [
     ["embedded", "embedded"],
@@ -78,7 +78,7 @@ def create_verify_tab() -> None:
 
     def search_for_page(model_id: str) -> dict[Any, Any]:
         try:
-            rows = search_baselines(model=model_id.strip() or None, token=False)
+            rows = BASELINES.search(model=model_id.strip() or None, token=False)
         except AssayError as error:
             return {status: plain(str(error)), found: gr.update(visible=False)}
         cells = [[row.repo_id, ", ".join(row.models), row.revision or ""] for row in rows]
@@ -134,8 +134,8 @@ def list_endpoint() -> list:
         Name, model id and commit of each.
     """
     return [
-        {"name": index.name, "model": index.model.id, "revision": index.model.revision}
-        for index in visible_baselines()
+        {"name": each.name, "model": each.model_id, "revision": each.record.model.revision}
+        for each in visible_baselines()
     ]
 
 
@@ -150,7 +150,7 @@ def search_endpoint(model: str = "", author: str = "") -> list:
         Data set id, author, commit and models of each.
     """
     try:
-        found = search_baselines(
+        found = BASELINES.search(
             model=model.strip() or None, author=author.strip() or None, token=False
         )
     except AssayError as error:
@@ -168,4 +168,4 @@ def _pick(event: gr.SelectData) -> str:
 
 
 def _choices() -> list[str]:
-    return [index.name for index in visible_baselines()]
+    return [each.name for each in visible_baselines()]

@@ -23,11 +23,11 @@ from pydantic import (
     AfterValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 from torch import Tensor
 
+from modelassay.artifacts import Kind, Store
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import (
@@ -38,16 +38,14 @@ from modelassay.files.records import (
     Record,
     Sha256,
     Share,
-    first_problem,
 )
+from modelassay.hub import Commit as HubCommit
 from modelassay.measures.activation_signature import Signature
 from modelassay.measures.weight_sketch import COLUMNS, SIDE, WeightSketch
 from modelassay.models.identity import hash_file
 
 BASELINE_SCHEMA = "modelassay.baseline/1"
 INDEX_FILE, VECTORS_FILE, TABLE_FILE = "baseline.json", "vectors.safetensors", "concepts.parquet"
-MAX_INDEX_BYTES = 2_000_000
-MAX_VECTORS_BYTES = 30_000_000
 MAX_NUMBER = 1e9
 DTYPES = {"F16": torch.float16, "F32": torch.float32}
 
@@ -177,15 +175,6 @@ class BaselineIndex(Record):
         return self
 
 
-class PulledFrom(Record):
-    """What a store remembers of a baseline that was pulled."""
-
-    id: Line
-    author: Line
-    revision: Commit
-    on_main: bool
-
-
 @dataclass(frozen=True)
 class Baseline:
     """A measured model, to compare others with."""
@@ -219,7 +208,7 @@ def save_baseline(baseline: Baseline, folder: Path) -> None:
         tensors["sketch/scales"] = scales.float()
     save_file({name: t.contiguous() for name, t in tensors.items()}, str(folder / VECTORS_FILE))
     index = baseline.index.model_copy(update={"vectors_sha256": hash_file(folder / VECTORS_FILE)})
-    _write_table(index, folder / TABLE_FILE)
+    write_table(index, folder / TABLE_FILE)
     text = json.dumps(index.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False)
     write_text_atomically(folder / INDEX_FILE, text + "\n")
 
@@ -230,7 +219,7 @@ def load_baseline(folder: Path) -> Baseline:
     Raises:
         InputError: a file is missing, too large or damaged, or does not hold what the index says.
     """
-    index = read_index(folder)
+    index = BASELINES.open(folder).record
     tensors = _read_vectors(folder / VECTORS_FILE, index)
     signature = sketch = None
     if (shape := index.signature) is not None:
@@ -250,25 +239,6 @@ def load_baseline(folder: Path) -> Baseline:
         )
     directions = {name: tensors[f"directions/{name}"] for name in index.concepts}
     return Baseline(index, directions, signature, sketch)
-
-
-def read_index(folder: Path) -> BaselineIndex:
-    """The index alone, checked.
-
-    Raises:
-        InputError: it is missing, too large, or not of this schema.
-    """
-    path = folder / INDEX_FILE
-    if not path.is_file():
-        raise InputError(f"{folder} holds no baseline ({INDEX_FILE} is missing).")
-    if path.stat().st_size > MAX_INDEX_BYTES:
-        raise InputError(f"{path} is larger than a baseline's index can be.")
-    try:
-        return BaselineIndex.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(
-            f"{path} is no baseline of schema {BASELINE_SCHEMA}: {first_problem(error)}."
-        ) from error
 
 
 def _expected_shapes(index: BaselineIndex) -> dict[str, tuple[int, ...]]:
@@ -293,8 +263,6 @@ def _read_vectors(path: Path, index: BaselineIndex) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise InputError(f"The baseline {index.name} lacks its {VECTORS_FILE}.")
-    if path.stat().st_size > MAX_VECTORS_BYTES:
-        raise InputError(f"{path} is larger than a baseline's vectors can be.")
     if hash_file(path) != index.vectors_sha256:
         raise InputError(f"{path} is not the file that its index was written for (sha256 differs).")
     expected = _expected_shapes(index)
@@ -342,7 +310,8 @@ def table_rows(index: BaselineIndex) -> list[dict[str, Any]]:
     ]
 
 
-def _write_table(index: BaselineIndex, path: Path) -> None:
+def write_table(index: BaselineIndex, path: Path) -> None:
+    """Writes the measurements as a table, for the Hub's viewer and `load_dataset`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -354,3 +323,77 @@ def _write_table(index: BaselineIndex, path: Path) -> None:
         ]
     )  # fmt: skip
     pq.write_table(pa.Table.from_pylist(table_rows(index), schema=schema), path)
+
+
+def describe_baseline(index: BaselineIndex) -> list[str]:
+    """What a baseline holds, in lines for a person."""
+    model = index.model
+    lines = [
+        f"measured {index.created} by {index.instrument}",
+        f"model: {model.id}" + (f" at {model.revision}" if model.revision else ""),
+        f"architecture: {model.architecture}, {model.n_layers} layers, {model.dtype}",
+    ]
+    for file, digest in index.files.weights.items() if index.files else ():
+        lines.append(f"sha256: {digest}  {file}")
+    for name, concept in index.concepts.items():
+        spread = "{:.2f} to {:.2f}".format(*concept.interval) if concept.interval else "in-sample"
+        lines.append(f"{name}: {concept.separation:.2f}σ ({spread}) at layer {concept.layer}")
+    if (refusal := index.refusal) is not None:
+        harmful, harmless = refusal.harmful_rate, refusal.benign_rate
+        lines.append(f"refuses harmful {harmful:.0%}, harmless {harmless:.0%}")
+    return lines
+
+
+BASELINES = Store(
+    Kind(
+        noun="baseline",
+        command="baseline",
+        folder="baselines",
+        variable="MODELASSAY_BASELINES",
+        record=BaselineIndex,
+        record_file=INDEX_FILE,
+        files={INDEX_FILE: 2_000_000, VECTORS_FILE: 30_000_000},
+        model_id=lambda index: index.model.id,
+        check=load_baseline,
+        summary=lambda index: f"{index.model.architecture}, {index.model.dtype}",
+        describe=describe_baseline,
+        values=lambda index: {
+            "model": index.model.model_dump(mode="json"),
+            "created": index.created,
+        },
+        table_file=TABLE_FILE,
+        write_table=write_table,
+        tag="modelassay-baseline",
+        about="""Measurements that identify a model: sha256 of its files, directions of safety
+concepts and how far they are held apart, refusal behaviour, and a signature of its activations on
+public prompts. No weights, no responses and no prompts are in here.
+
+To check a model against one of them:
+
+```bash
+pip install modelassay
+modelassay verify OWNER/MODEL --against {repo_id}:NAME@COMMIT
+```
+
+To read the measurements as a table:
+
+```python
+from datasets import load_dataset
+
+load_dataset("{repo_id}")
+```
+
+`baselines/NAME/baseline.json` is the record, `vectors.safetensors` holds its vectors.""",
+    )
+)
+"""Measured models."""
+
+
+def store_baseline(baseline: Baseline, **options: Any) -> Path:
+    """Keeps a baseline in the user's store, or in a folder; options and errors: `Store.save`."""
+    return BASELINES.save(lambda folder: save_baseline(baseline, folder), baseline.name, **options)
+
+
+def push_baseline(baseline: Baseline, repo_id: str, **options: Any) -> HubCommit:
+    """Publishes a baseline that is kept nowhere; options and errors: `Store.push`."""
+    return BASELINES.push_new(lambda folder: save_baseline(baseline, folder), repo_id, **options)[1]

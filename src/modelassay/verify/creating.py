@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from typing_extensions import Unpack
 
+from modelassay.artifacts import slug
 from modelassay.data.concepts import concepts_for
 from modelassay.files.provenance import utc_now
-from modelassay.files.records import check_name
 from modelassay.measures.activation_signature import Signature
 from modelassay.measures.examination import Evidence, examine
 from modelassay.measures.weight_sketch import WeightSketch
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.progress import OnPhase, silent
 from modelassay.verify.baseline import (
+    BASELINES,
     Baseline,
     BaselineIndex,
     ConceptRecord,
@@ -50,7 +50,7 @@ def create_baseline(
     """
     model = open_model(model, on_progress=on_progress, **load_options)
     published = model_id or public_id(model.info.id)
-    name = check_name(name or slug(published), "baseline")
+    name = BASELINES.kind.check_name(name or slug(published))
     found = examine(
         model, mode="full", concepts=concepts_for("full"), identity=True, on_progress=on_progress
     )
@@ -64,7 +64,7 @@ def baseline_of(model: LoadedModel, found: Evidence, name: str, model_id: str) -
         raise ValueError("the examination took no signature")
     info = model.info
     index = BaselineIndex(
-        name=check_name(name, "baseline"),
+        name=BASELINES.kind.check_name(name),
         created=utc_now(),
         model=ModelIdentity(
             id=model_id,
@@ -136,9 +136,3 @@ def public_id(model_id: str) -> str:
     """A model id without the folders of this machine."""
     path = Path(model_id).expanduser()
     return path.resolve().name if path.exists() or path.is_absolute() else model_id
-
-
-def slug(model_id: str) -> str:
-    """A name for a baseline made from a model id: `owner/name` becomes `owner--name`."""
-    text = re.sub(r"[^A-Za-z0-9_.-]+", "-", model_id.replace("/", "--")).strip("-.")
-    return text[:96] or "model"

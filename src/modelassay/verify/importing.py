@@ -13,9 +13,11 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from modelassay.artifacts import slug
 from modelassay.errors import InputError, first_line
-from modelassay.files.records import check_name, first_problem
+from modelassay.files.records import first_problem
 from modelassay.verify.baseline import (
+    BASELINES,
     Baseline,
     BaselineIndex,
     Block,
@@ -24,7 +26,7 @@ from modelassay.verify.baseline import (
     ModelIdentity,
     Name,
 )
-from modelassay.verify.creating import public_id, slug
+from modelassay.verify.creating import public_id
 
 MAX_BYTES = 50_000_000
 INSTRUMENT = "ams-scanner"
@@ -95,7 +97,7 @@ def import_baseline(path: str | Path, *, name: str | None = None) -> Baseline:
         )
     model_id = public_id(found.model_id)
     index = BaselineIndex(
-        name=check_name(name or slug(model_id), "baseline"),
+        name=BASELINES.kind.check_name(name or slug(model_id)),
         created=found.created_at,
         instrument=INSTRUMENT,
         model=ModelIdentity(

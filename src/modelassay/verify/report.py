@@ -7,6 +7,7 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from modelassay.artifacts import Origin
 from modelassay.measures.weight_sketch import WeightChange
 from modelassay.report.charts import PALETTE, new_figure
 from modelassay.report.sections import Column, Report, Section, Status, Table, Tone
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "modelassay.verify/1"
 Outcome = Literal["same", "differs", "unknown"]
-Where = Literal["shipped", "local", "folder", "hub"]
 TONES: dict[str, Tone] = {"same": "good", "differs": "bad", "unknown": "muted"}
 VERDICT_TONES: dict[bool | None, Tone] = {True: "good", False: "bad", None: "neutral"}
 
@@ -31,32 +31,6 @@ class Kind(str, Enum):
     ABLATED = "ablated"
     OTHER_MODEL = "different model of the same architecture"
     OTHER_ARCHITECTURE = "different architecture"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a baseline came from."""
-
-    id: str
-    """What finds it again."""
-    source: Where
-    author: str | None = None
-    """Owner of the Hub repository."""
-    revision: str | None = None
-    """Hub commit, 40 hex digits."""
-    on_main: bool = True
-    """Whether the owner's main branch held that commit when it was fetched. If not it can be an
-    older one, or a pull request by anybody."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """For reports."""
-        return {
-            "id": self.id,
-            "source": self.source,
-            "author": self.author,
-            "revision": self.revision,
-            "on_main": self.on_main,
-        }
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,19 @@ Evidence in the order of its cost, and as soon as it suffices the rest is not lo
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, replace
 
 from typing_extensions import Unpack
 
+from modelassay.artifacts import Origin
 from modelassay.data.concepts import concepts_for
-from modelassay.errors import InputError
-from modelassay.hub import REFERENCE
 from modelassay.measures.examination import Evidence, examine
 from modelassay.models import ModelInfo, ModelOptions, ModelRef, open_model
 from modelassay.models.finding import find_sources
 from modelassay.models.refs import fetch_options, take_ref
 from modelassay.progress import OnPhase, silent
-from modelassay.verify.baseline import Baseline, FileHashes
+from modelassay.verify.baseline import BASELINES, Baseline, FileHashes, load_baseline
 from modelassay.verify.checks import measured_checks
 from modelassay.verify.differences import Judgement, compare, judge
 from modelassay.verify.files import (
@@ -34,18 +32,12 @@ from modelassay.verify.files import (
     wrapping_changes,
 )
 from modelassay.verify.hashing import hash_sources
-from modelassay.verify.hub_store import pull_baseline
 from modelassay.verify.report import (
     Check,
     Differences,
     Kind,
-    Origin,
     VerificationReport,
 )
-from modelassay.verify.stores import find_local, list_baselines
-
-TRUSTED = "MODELASSAY_TRUSTED"
-"""Environment variable: namespaces on the Hub whose baselines are trusted, with commas between."""
 
 
 def verify(
@@ -238,37 +230,25 @@ def _report(
         checks=checks,
         baseline=origin,
         baseline_model=baseline.index.model.id,
-        reasons=(judgement.reason, *trust_remarks(baseline, origin)),
+        reasons=(judgement.reason, *origin.remarks("baseline", baseline.index.model.id)),
         differences=differences,
     )
 
 
-def trust_remarks(baseline: Baseline, origin: Origin) -> tuple[str, ...]:
-    """What to know of who published a baseline from the Hub before one relies on it."""
-    if origin.author is None:
-        return ()
-    if not origin.on_main:
-        return (
-            f"Careful: {origin.author}'s main branch does not hold the baseline's commit now. It"
-            " can be an older one, or a pull request by anybody; look it up before you rely on it.",
-        )
-    publisher, slash, _ = baseline.index.model.id.partition("/")
-    trusted = {name.strip() for name in os.environ.get(TRUSTED, "").split(",")}
-    if origin.author in trusted:
-        return (f"The baseline is by {origin.author}, whom you trust ({TRUSTED}).",)
-    if origin.author == publisher:
-        return (f"The baseline is by {origin.author}, who publishes the model.",)
-    whose = f"the model by {publisher}" if slash else "the model by nobody on the Hub"
-    return (
-        f"Careful: the baseline is by {origin.author}, {whose}; anybody can publish a baseline."
-        f" Add {origin.author} to {TRUSTED} if you trust it.",
-    )
-
-
 def find_baseline(
-    reference: str | Baseline, *, required: bool = True, token: str | bool | None = None
+    reference: str | Baseline,
+    *,
+    required: bool = True,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> tuple[Baseline, Origin] | None:
     """A baseline by value, name, folder, the id of the model it was made from, or Hub data set.
+
+    Args:
+        reference: What names it.
+        required: False looks only for one that was made from a model of this id.
+        revision: Of a Hub data set, in place of the reference's own.
+        token: Hub token, None for the stored one, False for none at all.
 
     Raises:
         InputError: there is none and it is required, or it is damaged.
@@ -276,16 +256,8 @@ def find_baseline(
     """
     if isinstance(reference, Baseline):
         return reference, Origin(reference.name, "folder")
-    if (found := find_local(reference) if required else None) is not None:
-        return found
-    for index, origin in list_baselines():
-        if index.model.id == reference:
-            return find_local(origin.id)
-    if not required:
-        return None
-    if REFERENCE.fullmatch(reference):
-        return pull_baseline(reference, token=token)
-    raise InputError(
-        f"No baseline {reference[:120]!r}: give a name from `modelassay baseline list`, a folder, a"
-        " Hub data set, or the id of a model that a baseline was made from."
-    )
+    if required:
+        found = BASELINES.find(reference, revision=revision, token=token)
+    else:
+        found = BASELINES.of_model(reference)
+    return None if found is None else (load_baseline(found.folder), found.origin)

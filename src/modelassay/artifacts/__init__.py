@@ -1,0 +1,19 @@
+"""Artifacts: named folders that come with modelassay, lie on this machine, or are on the Hub."""
+
+from modelassay.artifacts.kind import Kind, slug, write_lines
+from modelassay.artifacts.origin import TRUSTED, Origin
+from modelassay.artifacts.published import REFERENCE, Listing, check_repo_id
+from modelassay.artifacts.store import Found, Store
+
+__all__ = [
+    "REFERENCE",
+    "TRUSTED",
+    "Found",
+    "Kind",
+    "Listing",
+    "Origin",
+    "Store",
+    "check_repo_id",
+    "slug",
+    "write_lines",
+]
