@@ -23,6 +23,7 @@ from modelassay.report import (
 from modelassay.report.charts import new_figure
 from modelassay.report.html import fragment
 from modelassay.report.sections import columns
+from modelassay.report.terminal import to_text
 from modelassay.report.text import cut, p_text, plain_line, with_interval
 
 EVIL = "[red]<img src=x onerror=alert(1)>\x1b[31m\n\u202e![a](http://b) | `c`"
@@ -147,6 +148,15 @@ def test_a_notebook_shows_tables_and_draws_charts_when_asked():
     assert "plotly" not in html
     assert list(Example().figure().data[0].y) == [0.25, 0.75]
     assert Example().figure("chart") == draw()
+
+
+def test_a_notebook_gives_text_without_the_fields_values():
+    bundle = Example(EVIL)._repr_mimebundle_()
+    assert set(bundle) == {"text/html", "text/plain"}
+    assert "CRITICAL" in bundle["text/plain"]
+    assert "Example(" not in bundle["text/plain"]
+    assert "\x1b" not in bundle["text/plain"]
+    assert max(map(len, to_text(Example()).splitlines())) <= 80
 
 
 def test_tables_are_data_frames_of_numbers():

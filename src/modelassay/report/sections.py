@@ -152,6 +152,12 @@ class Report:
 
         return fragment(self)
 
+    def _repr_mimebundle_(self, **_options: Any) -> dict[str, str]:
+        """The same beside plain text as a terminal shows it, in place of the fields' values."""
+        from modelassay.report.terminal import to_text
+
+        return {"text/html": self._repr_html_(), "text/plain": to_text(self)}
+
 
 def columns(*names: str, right: Sequence[int] = ()) -> tuple[Column, ...]:
     """Columns of these names; those at the indices `right` hold numbers."""

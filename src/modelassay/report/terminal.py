@@ -54,6 +54,14 @@ def print_report(report: Report | Iterable[Section], console: Console) -> None:
         _print_status(sections[0].status, console)
 
 
+def to_text(report: Report | Iterable[Section], *, width: int = 80) -> str:
+    """The same as plain text, without colours."""
+    console = Console(width=width, color_system=None, force_terminal=False, force_jupyter=False)
+    with console.capture() as captured:
+        print_report(report, console)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+
+
 def _say(console: Console, line: str, style: str = "") -> None:
     console.print(Text(plain_line(line), style=style))
 
