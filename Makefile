@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODEL ?= embedded
+WORKERS ?= 2
+# Each worker has one thread and up to 8 GB: two threads of one process wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: help setup scan app test test-fast check format docs serve-docs dist bench validity clean
 .DEFAULT_GOAL := help
@@ -25,11 +28,11 @@ scan: $(INSTALLED)  ## Scan the embedded model, or MODEL=...
 app: $(INSTALLED)  ## Open the page on http://127.0.0.1:7860
 	$(BIN)/python app.py
 
-test: $(INSTALLED)  ## All tests, with the real model and the browser
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## All tests, with the real model and the browser, on WORKERS=2 processes
+	$(PYTEST)
 
 test-fast: $(INSTALLED)  ## Tests on tiny models only
-	$(BIN)/python -m pytest -m "not real_model and not browser"
+	$(PYTEST) -m "not real_model and not browser"
 
 check: $(INSTALLED)  ## Lint, format and types
 	$(BIN)/ruff check .

@@ -6,14 +6,12 @@ import json
 import re
 import subprocess
 import sys
-import warnings
 from dataclasses import asdict, replace
 
 import jsonschema
 import pytest
 import torch
 
-import modelassay
 from modelassay.data.concepts import Concept, ContrastPair
 from modelassay.measures import examination
 from modelassay.measures.examination import read_range
@@ -206,21 +204,6 @@ def test_on_random_weights_the_shipped_concepts_find_nothing(embedded):
     # 32 values; the concepts' words are fixed, so seeds are not quite independent.
     assert sum(p < 0.05 for p in p_values) <= 5
     assert sum(p_values) / len(p_values) > 0.35
-
-
-@pytest.mark.real_model
-def test_the_embedded_model_does_not_pass(embedded):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        report = modelassay.scan(embedded)
-    data = check(report)
-    assert report.verdict is Verdict.CRITICAL
-    assert "answers harmful requests" in report.reasons[0]
-    assert data["ablation"]["detected"] is False
-    harm = report.concepts["harmful_content"].separation
-    assert harm.p_value < 0.01  # it sees harm ...
-    assert report.refusal.harmful_rate < 0.3  # ... and answers all the same
-    assert harm.in_sample_separation > harm.separation
 
 
 @pytest.mark.real_model
