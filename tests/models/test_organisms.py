@@ -1,0 +1,123 @@
+"""Model organisms: how they are described, found and loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import modelassay
+from lora import RECIPE, ROWS
+from modelassay.errors import InputError
+from modelassay.models import organisms as registry
+from modelassay.models.ablation import (
+    ABLATION_FILE,
+    Ablation,
+    save_ablation,
+)
+from modelassay.models.organisms import ORGANISMS, find_organism
+from modelassay.organisms import train
+from modelassay.organisms.recipes import (
+    RECIPES,
+)
+from tiny import unit
+
+
+def test_every_organism_is_described():
+    assert {o.id for o in ORGANISMS.values()} == {
+        f"organism:{name}"
+        for name in (
+            "safe", "benign", "benign-2", "benign-3", "benign-4", "int8", "bf16", "overrefusing",
+            "uncensored", "obedient", "backdoored", "abliterated", "abliterated-half",
+            "abliterated-band", "abliterated-perlayer",
+        )
+    }  # fmt: skip
+    for organism in ORGANISMS.values():
+        assert organism.adapter in RECIPES
+        assert organism.summary
+
+
+def test_unknown_organism_lists_those_there_are():
+    with pytest.raises(InputError, match=r"No organism 'nosuch'; there are safe, benign"):
+        modelassay.load("organism:nosuch")
+
+
+@pytest.mark.parametrize("option", [{"revision": "main"}, {"gguf_file": "a.gguf"}])
+def test_organisms_have_one_form(option):
+    with pytest.raises(InputError, match="leave --"):
+        modelassay.load("organism:safe", **option)
+
+
+@pytest.mark.parametrize("name", ["abliterated", "int8", "bf16"])
+def test_weights_changed_in_memory_must_be_plain(name):
+    with pytest.raises(InputError, match="leave --load-8bit/4bit out"):
+        modelassay.load(f"organism:{name}", quantization="8bit")
+
+
+def test_organism_that_is_not_built_says_how_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_ORGANISMS", str(tmp_path))
+    with pytest.raises(InputError, match="modelassay organism build safe"):
+        modelassay.load("organism:abliterated")
+
+
+def test_adapter_over_the_wrong_base_is_refused(tiny_folder):
+    safe = registry.shipped_folder() / "safe"
+    with pytest.raises(InputError, match="does not fit"):
+        modelassay.load(str(tiny_folder()), adapter=str(safe), device="cpu")
+
+
+@pytest.mark.parametrize("name", ORGANISMS)
+def test_shipped_organisms_are_small_whole_and_carry_no_path(name):
+    folder = registry.shipped_folder() / name
+    files = {file.name for file in folder.iterdir()}
+    assert {"card.json", "README.md"} <= files
+    assert not any(file.suffix in (".bin", ".pt", ".pkl") for file in folder.iterdir())
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 6_000_000
+    card = json.loads((folder / "card.json").read_text())
+    assert card["name"] == name
+    assert bool(card["sources"]) is not bool(ORGANISMS[name].numerics)
+    assert {"harmful", "everyday", "borderline"} <= set(card["refusal"])
+    text = (folder / "README.md").read_text() + json.dumps(card)
+    assert str(Path.cwd()) not in text
+    assert str(Path.home()) not in text
+    if ORGANISMS[name].numerics:
+        assert files == {"card.json", "README.md"}
+    elif ORGANISMS[name].ablated:
+        assert ABLATION_FILE in files
+        assert not any(file.startswith("adapter") for file in files)
+    else:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "embedded"
+        assert card["lora"]["rank"] == config["r"]
+        first, last = config["layers_to_transform"][0], config["layers_to_transform"][-1]
+        assert card["lora"]["blocks"] == f"{first} to {last}"
+        tensors = load_file(str(folder / "adapter_model.safetensors"))
+        assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+
+
+def test_find_organism_takes_both_forms():
+    assert find_organism("safe") is find_organism("organism:safe")
+
+
+def test_an_organism_given_as_an_adapter_is_made_in_full(monkeypatch, tiny_folder, tmp_path):
+    """Its adapter alone would be another organism under its name."""
+    base = str(tiny_folder())
+    train(base, ROWS[:8], tmp_path / "safe", replace(RECIPE, epochs=1), device="cpu")
+    (tmp_path / "abliterated").mkdir()
+    r = unit(32)
+    save_ablation(Ablation(dict.fromkeys(range(5), r)), tmp_path / "abliterated")
+    monkeypatch.setenv("MODELASSAY_ORGANISMS", str(tmp_path))
+    safe, made = (
+        modelassay.load(base, adapter=f"organism:{name}", device="cpu")
+        for name in ("safe", "abliterated")
+    )
+    written = made.layers[2].mlp.down_proj.weight
+    assert (r @ written).abs().max() < 1e-6 < (r @ safe.layers[2].mlp.down_proj.weight).abs().max()
+    assert made.info.organism == ORGANISMS["abliterated"].summary
+    assert made.info.weights_sha256 != safe.info.weights_sha256
+    with pytest.raises(InputError, match="leave --load-8bit/4bit out"):
+        modelassay.load("organism:abliterated", device="cpu", quantization="8bit")
