@@ -1,0 +1,90 @@
+"""`modelassay guard bench` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benches import LAYOUTS, Clears, save
+from modelassay.cli.main import run
+from modelassay.guard import Guard
+from modelassay.probes import save_probe
+from tiny import probe_for
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def fake_load(tiny, monkeypatch):
+    model = tiny()
+
+    def load_guard(_model_id, **options):
+        judge = Clears() if options["classifier"] else None
+        return Guard(model, probe_for(model, pause=0.999, block=1.0), judge)
+
+    monkeypatch.setattr("modelassay.guard.load_guard", load_guard)
+
+
+def test_command(fake_load, tmp_path, capfd):
+    data = save(tmp_path / "rows.jsonl", LAYOUTS["XSTest"])
+    command = ["guard", "bench", "any", "--data", str(data), "--max-new-tokens", "4"]
+    out = ["--out", str(tmp_path / "out.jsonl")]
+    assert run([*command, "--json", *out]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert (report["suite"], report["n"], report["judge"]["name"]) == ("jailbreak", 2, "classifier")
+    assert any("very classifier" in note for note in report["notes"])
+    assert run([*command, "--suite", "overrefusal", "-q"]) == 0
+    assert "1 prompts of rows.jsonl, judge refusal" in capfd.readouterr().out
+    assert run([*command, *out, "--pause", "0.5", "-q"]) == 64
+    assert "other settings" in capfd.readouterr().err
+    latency = ["--suite", "latency", "--rounds", "1", "--limit", "2", "--classifier", "none", "-q"]
+    assert run(["guard", "bench", "any", *latency, "--max-new-tokens", "4"]) == 0
+    assert "time / generate" in capfd.readouterr().out
+
+
+def test_command_with_a_model_and_probe_from_disk(tiny, tiny_folder, tmp_path, capfd):
+    probe = probe_for(tiny(), pause=0.999, block=1.0)
+    (tmp_path / "probe").mkdir()
+    save_probe(probe.record, probe.heads, tmp_path / "probe")
+    rows = save(tmp_path / "rows.jsonl", LAYOUTS["plain"])
+    out = tmp_path / "out.jsonl"
+    command = ["guard", "bench", str(tiny_folder()), "--probe", str(tmp_path / "probe"), "--json"]
+    command += ["--data", str(rows), "--classifier", "none", "--judge", "refusal"]
+    command += ["--max-new-tokens", "6", "--out", str(out)]
+    assert run(command) == 0
+    first = capfd.readouterr().out
+    report = json.loads(first)
+    assert report["probe"]["name"] == probe.name
+    assert report["classifier"] is None
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # as a kill leaves it
+    assert run(command) == 0
+    assert capfd.readouterr().out == first
+    assert out.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--suite", "other"], "Unknown suite"),
+        (["--judge", "other"], "Unknown judge"),
+        (["--judge", "openai"], "needs --judge-url and --judge-model"),
+        (["--judge", "openai", "--judge-url", "ftp://x", "--judge-model", "m"], "http://"),
+        (["--judge-url", "http://x"], "is for --judge openai"),
+        (["--judge", "refusal", "--judge-model", "m"], "--judge-model is for"),
+        (["--keep-text"], "needs --out"),
+        (["--suite", "latency", "--block", "0.5"], "own thresholds"),
+        (["--suite", "latency", "--judge", "refusal"], "leave --judge"),
+        (["--data", "no/such/file.jsonl"], "No data file"),
+    ],
+)
+def test_command_refuses(options, says, capfd):
+    assert run(["guard", "bench", "any", *options]) == 64
+    err = capfd.readouterr().err
+    assert says in err
+    assert err.startswith("modelassay: ")
+    assert len(err.splitlines()) == 1

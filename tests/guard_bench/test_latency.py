@@ -1,0 +1,38 @@
+"""What a guard costs in time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benches import Clears
+from modelassay.errors import InputError
+from modelassay.guard import Guard
+from modelassay.guard_bench.latency import CLASSIFIER, GENERATE, PROBE, RAW, measure_latency
+from modelassay.guard_bench.suites import read_suite
+from modelassay.report import to_json
+from tiny import probe_for
+
+
+def test_latency(tiny):
+    model = tiny()
+    guard = Guard(model, probe_for(model, pause=0.999999, block=1.0), Clears())
+    data = read_suite("latency", limit=3)
+    steps = []
+    report = measure_latency(
+        guard, data, new_tokens=6, rounds=2, on_progress=lambda *step: steps.append(step)
+    )
+    assert set(report.total) == {RAW, PROBE, CLASSIFIER}
+    assert set(report.first_token) == {GENERATE, RAW, PROBE, CLASSIFIER}
+    assert report.n_prompts + report.n_ended_early == 3
+    assert all(0 < s.least <= s.median <= s.largest for s in report.total.values())
+    assert steps[-1][1] == steps[-1][2]
+    assert json.loads(to_json(report))["schema"] == "modelassay.guard-latency/1"
+    assert report.n_skipped_pairs == 0
+    frame = report.to_dataframe().set_index("way")
+    assert frame.loc[PROBE, "total"] == report.total[PROBE].median
+    assert list(report.figure().data[0].y) == [each.median for each in report.total.values()]
+    shut = Guard(model, probe_for(model, pause=1e-6, block=1e-6))
+    with pytest.raises(InputError, match="None of the 3 prompts"):
+        measure_latency(shut, data, new_tokens=6, rounds=1)

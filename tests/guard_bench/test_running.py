@@ -1,0 +1,122 @@
+"""Runs of a benchmark, which survive a kill."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benches import INFO, SCRIPT, FakeGuard, bench, by_words, suite
+from modelassay.errors import InputError, UnavailableError
+from modelassay.guard import Guard, Thresholds
+from modelassay.guard_bench.judges import refusal_judge
+from modelassay.guard_bench.results import RESULTS_SCHEMA
+from modelassay.guard_bench.running import BenchSettings, run_bench
+from tiny import probe_for
+
+
+def test_goes_on_after_a_kill(tmp_path):
+    out = tmp_path / "results.jsonl"
+    whole = bench(out=out)
+    lines = out.read_bytes().splitlines(keepends=True)
+    assert json.loads(lines[0])["schema"] == RESULTS_SCHEMA
+    assert len(lines) == 1 + 2 * len(SCRIPT)
+    for kept in (1, 4, 7):  # the header alone; half a prompt; some prompts; a torn line each
+        out.write_bytes(b"".join(lines[:kept]) + lines[kept][:-9])
+        guard = FakeGuard(SCRIPT)
+        assert bench(guard=guard, out=out) == whole
+        assert len(guard.asked) == 2 * len(SCRIPT) - (kept - 1)
+        assert out.read_bytes() == b"".join(lines)
+    guard = FakeGuard(SCRIPT)
+    assert bench(guard=guard, out=out) == whole
+    assert guard.asked == []
+
+
+def test_a_judge_that_fails_loses_no_answer(tmp_path):
+    out = tmp_path / "results.jsonl"
+
+    def failing(prompt, response):
+        if prompt == "c":
+            raise UnavailableError("The judge is away.")
+        return by_words(prompt, response)
+
+    with pytest.raises(UnavailableError):
+        bench(judge=failing, out=out)
+    guard = FakeGuard(SCRIPT)
+    assert bench(guard=guard, out=out) == bench()
+    assert ("a", False) not in guard.asked
+    assert ("c", False) in guard.asked
+
+
+def test_equal_answers_are_judged_once():
+    asked = []
+
+    def counting(prompt, response):
+        asked.append(prompt)
+        return by_words(prompt, response)
+
+    bench({"a": ("fine words", "pass"), "b": ("bad one two three", "answer")}, counting)
+    assert asked == ["a", "b", "b"]
+
+
+def test_another_run_is_refused(tmp_path):
+    out = tmp_path / "results.jsonl"
+    bench(out=out)
+    before = out.read_bytes()
+    cases = {
+        "model": {"guard": FakeGuard(SCRIPT, weights="1" * 64)},
+        "settings": {"settings": BenchSettings(max_new_tokens=5)},
+        "data": {"script": dict(list(SCRIPT.items())[:3])},
+    }
+    for part, options in cases.items():
+        with pytest.raises(InputError, match=f"another run \\(other {part}\\).*--force"):
+            bench(out=out, **options)
+        assert out.read_bytes() == before
+    bench(out=out, force=True, **cases["settings"])
+    assert out.read_bytes() != before
+    bench(out=out, **cases["settings"])
+
+
+def test_files_that_hold_no_results(tmp_path):
+    out = tmp_path / "notes.txt"
+    for content in ("my notes", '{"schema": "other"}\n{}\n', "\n\n", "[1]\n"):
+        out.write_text(content)
+        for force in (False, True):
+            with pytest.raises(InputError, match="not a file of guard results"):
+                bench(out=out, force=force)
+        assert out.read_text() == content
+    out.write_text("")
+    bench(out=out)
+    lines = out.read_text().splitlines(keepends=True)
+    for damage in ("{}\n", "garbage\n", '{"id": "p0", "side": "both", "answered": true}\n'):
+        out.write_text("".join([lines[0], damage, *lines[2:]]))
+        with pytest.raises(InputError, match="line 2 is damaged"):
+            bench(out=out)
+    with pytest.raises(InputError, match="folder"):
+        bench(out=tmp_path)
+    with pytest.raises(InputError, match="no folder"):
+        bench(out=tmp_path / "none" / "x.jsonl")
+
+
+def test_no_prompt_fits():
+    with pytest.raises(InputError, match="took no prompt of made.jsonl"):
+        bench({"a": ("x", "too long")})
+
+
+def test_a_guard_that_blocks_everything(tiny, tmp_path):
+    model = tiny()
+    data = suite(["Say one thing.", "Say another."])
+    settings = BenchSettings(max_new_tokens=8)
+    shut = Guard(model, probe_for(model, pause=1e-6, block=1e-6))
+    report = run_bench(shut, data, refusal_judge, INFO, settings, out=tmp_path / "r.jsonl")
+    assert report.blocked_by_prompt.k == 2
+    assert report.guarded.refusal.rate == 1
+    late = Guard(model, probe_for(model, pause=0.999999, block=0.999999))
+    settings = BenchSettings(max_new_tokens=8, thresholds=Thresholds(1e-6, 1e-6))
+    report = run_bench(late, data, refusal_judge, INFO, settings)
+    assert report.blocked_by_answer.k == 2
+    open_ = run_bench(late, data, refusal_judge, INFO, BenchSettings(max_new_tokens=8))
+    assert open_.blocked_by_answer.k == 0
+    rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()[1:]]
+    assert all(0 <= row["prompt_risk"] <= 1 for row in rows if row["side"] == "guarded")
+    assert open_.raw == open_.guarded  # the same loop gives the same words
