@@ -13,7 +13,9 @@ import posixpath
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -73,17 +75,10 @@ def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
 
 
 def cli_reference() -> str:
-    """All commands with their arguments and options, as typer writes them."""
+    """All commands with their arguments and options, as typer writes them, but hidden ones."""
+    typer = [sys.executable, "-m", "typer", "modelassay.cli.main"]
     written = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "typer",
-            "modelassay.cli.main",
-            "utils",
-            "docs",
-            "--name=modelassay",
-        ],
+        [*typer, "utils", "docs", "--name=modelassay"],
         check=True,
         capture_output=True,
         text=True,
@@ -91,12 +86,30 @@ def cli_reference() -> str:
     ).stdout
     heading = re.compile(r"^#+ `([^`]+)`\n\n(.+)$", re.MULTILINE)
     summaries = dict(heading.findall(written))  # typer cuts them where it lists commands
+    hidden = _hidden_commands()
     lines, current = [], "modelassay"
     for line in written.splitlines():
         if found := re.fullmatch(r"#+ `(.+)`", line):
             current = found[1]
-        elif found := re.fullmatch(r"\* `([a-z]+)`: .*", line):
-            line = f"* `{found[1]}`: {summaries[f'{current} {found[1]}']}"
-        if not line.startswith(("* `--help`", "# `")):
+        elif found := re.fullmatch(r"\* `([a-z]+)`(: .*)?", line):
+            name = f"{current} {found[1]}"
+            line = "" if name in hidden else f"* `{found[1]}`: {summaries[name]}"
+        if current not in hidden and not line.startswith(("* `--help`", "# `")):
+            line = line.replace(" [old_repo]", "")
             lines.append(line.replace("[:", r"\[:").replace("[@", r"\[@"))
     return "\n".join([CLI_HEAD, *lines]) + "\n"
+
+
+def _hidden_commands() -> set[str]:
+    """Old names that still work: typer would write them into the reference as well."""
+    import typer
+
+    from modelassay.cli.main import app
+
+    def walk(command: Any, name: str) -> Iterator[str]:
+        for child, each in getattr(command, "commands", {}).items():
+            if each.hidden:
+                yield f"{name} {child}"
+            yield from walk(each, f"{name} {child}")
+
+    return set(walk(typer.main.get_command(app), "modelassay"))
