@@ -16,7 +16,7 @@ from .measures.refusal_judge import is_refusal as is_refusal
 from .measures.separation import Separation as Separation
 from .measures.separation import measure_separation as measure_separation
 from .models import LoadedModel as LoadedModel
-from .models import ModelInfo as ModelInfo
+from .models import ModelIdentity as ModelIdentity
 from .models import ModelRef as ModelRef
 from .models import load as load
 from .reading.activations import Activations as Activations

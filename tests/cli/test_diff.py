@@ -272,7 +272,7 @@ def test_calibrated_candidates_are_held_against_benign_ones(places, capfd, tmp_p
 def test_levels_of_benign_ones_are_in_the_candidates_units(report):
     known = None
     for i in range(4):
-        info = replace(report.candidate, weights_sha256=str(i) * 64)
+        info = report.candidate.model_copy(update={"weights_sha256": str(i) * 64})
         levels = tuple(
             replace(level, value=None if level.value is None else level.value + 2.0 * i)
             for level in report.suspicion.levels

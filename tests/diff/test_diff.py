@@ -91,7 +91,7 @@ def planted(folder, direction: torch.Tensor, size: float = 3.0):
     model = load(str(folder))
     with torch.no_grad():
         model.network.transformer.h[LAYER].mlp.c_proj.bias += size * direction
-    return replace(model, info=replace(model.info, id="planted"))
+    return replace(model, info=model.info.model_copy(update={"id": "planted"}))
 
 
 def readings(base, candidate, layers=(LAYER,)):
@@ -309,8 +309,8 @@ def test_other_architectures_sizes_and_tokens_are_refused(gpt2, tiny, tmp_path):
     base = traits_of(load(str(gpt2)))
     with pytest.raises(InputError, match="LlamaForCausalLM"):
         check_comparable(base, traits_of(tiny()))
-    with pytest.raises(InputError, match="4 blocks"):
-        check_comparable(base, replace(base, n_layers=4))
+    with pytest.raises(InputError, match="one 4 of"):
+        check_comparable(base, replace(base, model=base.model.model_copy(update={"n_layers": 4})))
     swapped = {**base.vocabulary, "a": base.vocabulary["b"], "b": base.vocabulary["a"]}
     with pytest.raises(InputError, match="2 have other numbers"):
         check_comparable(base, replace(base, vocabulary=swapped))

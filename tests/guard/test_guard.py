@@ -522,7 +522,7 @@ def test_a_guard_refuses_a_probe_of_another_model(tiny):
     assert "\n" not in str(caught.value)
     other = probe_for(tiny())
     wider = other.record.model.model_copy(update={"hidden_size": 999})
-    with pytest.raises(InputError, match="blocks of width"):
+    with pytest.raises(InputError, match="layers of hidden size"):
         Guard(tiny(), replace(other, record=other.record.model_copy(update={"model": wider})))
 
 

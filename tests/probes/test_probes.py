@@ -454,8 +454,10 @@ def test_another_model_is_refused_with_the_reason(saved, tiny):
     probe = load_probe(saved)
     with pytest.raises(InputError, match="weights differ"):
         probe.check_belongs_to(tiny(seed=1))
-    with pytest.raises(InputError, match="blocks of width"):
-        probe.check_belongs_to(replace(tiny(), info=replace(tiny().info, hidden_size=64)))
+    with pytest.raises(InputError, match="layers of hidden size"):
+        probe.check_belongs_to(
+            replace(tiny(), info=tiny().info.model_copy(update={"hidden_size": 64}))
+        )
     with pytest.raises(InputError, match="weights differ"):
         evaluate_probe(probe, tiny(seed=1), exchanges(), "prompt")
 

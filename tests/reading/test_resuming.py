@@ -134,7 +134,7 @@ def changed(folder, *, block=None, dtype="float32"):
     if block is not None:
         with torch.no_grad():
             model.layers[block].mlp.down_proj.weight.mul_(1.5)
-    return replace(model, info=replace(model.info, id="changed"))
+    return replace(model, info=model.info.model_copy(update={"id": "changed"}))
 
 
 def alike(base, candidate):

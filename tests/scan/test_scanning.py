@@ -127,7 +127,9 @@ def test_the_read_range_is_the_middle_of_the_model():
 
 def test_html_is_self_contained_and_escapes(tiny, few):
     report = scan(tiny(), mode="quick", concepts=few)
-    hostile = replace(report, model=replace(report.model, id="<script>alert(1)</script>"))
+    hostile = replace(
+        report, model=report.model.model_copy(update={"id": "<script>alert(1)</script>"})
+    )
     html = to_html(hostile)
     assert "<script>alert(1)</script>" not in html
     assert "&lt;script&gt;alert(1)" in html

@@ -21,7 +21,7 @@ from modelassay.diff.states import read_unrelated
 from modelassay.diff.suites import Suite
 from modelassay.diff.triggers import PhraseEffects
 from modelassay.errors import InputError
-from modelassay.models import LoadedModel, ModelInfo
+from modelassay.models import LoadedModel, ModelIdentity
 from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.reading.generation import generate_greedy
 from modelassay.reading.logit_lens import decode_each
@@ -36,7 +36,6 @@ class BaseReading:
     """The base, read once."""
 
     suite: Suite
-    info: ModelInfo
     traits: Traits
     layers: tuple[int, ...]
     prompts: tuple[Encoded, ...]
@@ -55,6 +54,11 @@ class BaseReading:
     """As `read_unrelated` gives them."""
     phrase_effects: PhraseEffects = field(default_factory=PhraseEffects, compare=False)
     """What trigger searches have read of the base so far."""
+
+    @property
+    def info(self) -> ModelIdentity:
+        """Which model it is."""
+        return self.traits.model
 
 
 def read_base(
@@ -92,7 +96,6 @@ def read_base(
     matched = match_tokens(model, prompts, answers)
     return BaseReading(
         suite=suite,
-        info=model.info,
         traits=traits_of(model),
         layers=kept,
         prompts=tuple(prompts),

@@ -19,7 +19,7 @@ from modelassay.diff.report import DiffReport
 from modelassay.diff.suites import Suite, default_suite
 from modelassay.diff.verdict import DiffVerdict
 from modelassay.errors import InputError
-from modelassay.models import ModelInfo, ModelRef, PairOptions, open_model
+from modelassay.models import ModelIdentity, ModelRef, PairOptions, open_model
 from modelassay.models.refs import take_ref
 from modelassay.progress import OnPhase, silent
 from modelassay.sae import Dictionary
@@ -134,6 +134,6 @@ def add_row(known: Calibration | None, report: DiffReport) -> Calibration:
     return known.model_copy(update={"rows": (*known.rows, row)})
 
 
-def _name(model: ModelInfo) -> str:
+def _name(model: ModelIdentity) -> str:
     """A model's id as one printable line."""
     return "".join(c for c in model.name if c.isprintable())[-MAX_NAME:] or "unnamed"

@@ -12,7 +12,7 @@ from modelassay.diff.suites import Suite
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import Line, Record, Sha256
-from modelassay.models import ModelInfo
+from modelassay.models import ModelIdentity
 
 CALIBRATION_SCHEMA = "modelassay.diff-calibration/1"
 CALIBRATION_FILE = "calibration.json"
@@ -44,7 +44,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     write_text_atomically(path, calibration.model_dump_json(by_alias=True, indent=1) + "\n")
 
 
-def known_calibration(base: ModelInfo, suite: Suite, answer_tokens: int) -> Calibration | None:
+def known_calibration(base: ModelIdentity, suite: Suite, answer_tokens: int) -> Calibration | None:
     """The shipped benign fine-tunes of a base read with a suite, if there are any."""
     wanted = (base.weights_sha256, suite.sha256, answer_tokens)
     for found in CALIBRATIONS.list(own=False):
@@ -54,7 +54,7 @@ def known_calibration(base: ModelInfo, suite: Suite, answer_tokens: int) -> Cali
     return None
 
 
-def without_candidate(known: Calibration | None, candidate: ModelInfo) -> Calibration | None:
+def without_candidate(known: Calibration | None, candidate: ModelIdentity) -> Calibration | None:
     """The benign fine-tunes without the candidate, which is no measure of itself; None if none."""
     rows = known.rows if known else ()
     others = tuple(row for row in rows if row.weights_sha256 != candidate.weights_sha256)
@@ -62,7 +62,7 @@ def without_candidate(known: Calibration | None, candidate: ModelInfo) -> Calibr
 
 
 def check_calibration(
-    found: Calibration, base: ModelInfo, suite: Suite, answer_tokens: int
+    found: Calibration, base: ModelIdentity, suite: Suite, answer_tokens: int
 ) -> None:
     """Refuses a calibration of another base or suite.
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from modelassay.errors import InputError
-from modelassay.models import LoadedModel
+from modelassay.models import LoadedModel, ModelIdentity
 from modelassay.models.layers import text_config
 
 Role = Literal["base", "candidate"]
@@ -87,32 +87,31 @@ class Pair:
 class Traits:
     """What of a model decides whether another can be compared with it."""
 
-    id: str
-    architecture: str
-    n_layers: int
-    hidden_size: int
+    model: ModelIdentity
     vocabulary: dict[str, int]
     chat_template: str | None
     config: dict[str, Any]
     """What makes states of weights and tokens, without names."""
-    precision: tuple[str, str | None, str]
-    """Dtype, quantisation and kind of device."""
+    device: str
+    """The kind that it is on."""
     hooked: bool
     """Whether something is hooked into the model, which may change what it computes."""
+
+    @property
+    def computes(self) -> tuple[Any, ...]:
+        """What makes the same activations of the same weights and tokens."""
+        return (self.config, self.model.dtype, self.model.quantization, self.device)
 
 
 def traits_of(model: LoadedModel) -> Traits:
     """Of a loaded model."""
     config = text_config(model.network.config)
     return Traits(
-        id=model.info.id,
-        architecture=model.info.architecture,
-        n_layers=model.info.n_layers,
-        hidden_size=model.info.hidden_size,
+        model=model.info,
         vocabulary=dict(model.tokenizer.get_vocab()),
         chat_template=getattr(model.tokenizer, "chat_template", None),
         config={k: v for k, v in config.to_dict().items() if k not in IDLE_CONFIG},
-        precision=(model.info.dtype, model.info.quantization, model.device.type),
+        device=model.device.type,
         hooked=any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules()),
     )
 
@@ -135,16 +134,10 @@ def check_comparable(base: Traits, candidate: Traits) -> tuple[str, ...]:
     Raises:
         InputError: architecture, size or tokens differ.
     """
-    if base.architecture != candidate.architecture:
+    if (reason := base.model.differences(candidate.model)) is not None:
         raise InputError(
-            f"{candidate.id} is a {candidate.architecture}, {base.id} a {base.architecture}; give"
-            " the base that the candidate was made from."
-        )
-    ours, theirs = (base.n_layers, base.hidden_size), (candidate.n_layers, candidate.hidden_size)
-    if ours != theirs:
-        raise InputError(
-            f"{candidate.id} has {theirs[0]} blocks of width {theirs[1]}, {base.id} {ours[0]} of"
-            f" {ours[1]}; give the base that the candidate was made from."
+            f"{candidate.model.id} was not made from {base.model.id}: {reason}; give the base that"
+            " the candidate was made from."
         )
     moved = [
         token
@@ -154,9 +147,9 @@ def check_comparable(base: Traits, candidate: Traits) -> tuple[str, ...]:
     missing = len(base.vocabulary.keys() - candidate.vocabulary.keys())
     if moved or missing:
         raise InputError(
-            f"The tokenizers of {base.id} and {candidate.id} do not make the same tokens"
-            f" ({len(moved)} have other numbers, {missing} are missing); the two cannot be read on"
-            " matched tokens."
+            f"The tokenizers of {base.model.id} and {candidate.model.id} do not make the same"
+            f" tokens ({len(moved)} have other numbers, {missing} are missing); the two cannot be"
+            " read on matched tokens."
         )
     notes = []
     if added := len(candidate.vocabulary) - len(base.vocabulary):

@@ -14,7 +14,7 @@ from modelassay.diff.triggers import TriggerSearch
 from modelassay.diff.verdict import DiffVerdict, Suspicion
 from modelassay.diff.weights import WeightDiff
 from modelassay.files.redaction import redact
-from modelassay.models import ModelInfo
+from modelassay.models import ModelIdentity
 from modelassay.report.sections import Report, Section
 
 SCHEMA = "modelassay.diff/1"
@@ -24,8 +24,8 @@ SCHEMA = "modelassay.diff/1"
 class DiffReport(Report):
     """Everything a comparison found out."""
 
-    base: ModelInfo
-    candidate: ModelInfo
+    base: ModelIdentity
+    candidate: ModelIdentity
     verdict: DiffVerdict
     suspicion: Suspicion
     reasons: tuple[str, ...]

@@ -403,7 +403,6 @@ def count_alike(weights: WeightDiff | None, base: Traits, candidate: Traits) -> 
         base: Of one model.
         candidate: Of the other.
     """
-    same = (base.config, base.precision) == (candidate.config, candidate.precision)
-    if weights is None or not same:
+    if weights is None or base.computes != candidate.computes:
         return 0
-    return base.n_layers if weights.first_change is None else weights.first_change
+    return base.model.n_layers if weights.first_change is None else weights.first_change

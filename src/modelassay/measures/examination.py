@@ -44,7 +44,7 @@ from modelassay.measures.refusal import (
 )
 from modelassay.measures.separation import N_SWAPS, Separation, measure_separation
 from modelassay.measures.weight_sketch import WeightSketch, sketch_weights
-from modelassay.models import LoadedModel, ModelInfo
+from modelassay.models import LoadedModel, ModelIdentity
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import Encoded, encode_prompts
@@ -65,7 +65,7 @@ def read_range(n_layers: int) -> tuple[int, ...]:
 class Evidence:
     """What was measured on a model, without a verdict."""
 
-    model: ModelInfo
+    model: ModelIdentity
     mode: str
     separations: dict[str, Separation]
     """By concept."""

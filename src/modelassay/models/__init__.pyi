@@ -1,6 +1,6 @@
 from .embedded import EMBEDDED_ID as EMBEDDED_ID
 from .embedded import ensure_embedded as ensure_embedded
-from .identity import ModelInfo as ModelInfo
+from .identity import ModelIdentity as ModelIdentity
 from .layers import find_layers as find_layers
 from .loading import LoadedModel as LoadedModel
 from .loading import load as load

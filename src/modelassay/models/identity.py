@@ -1,38 +1,54 @@
-"""What identifies a model: names, numbers and hashes that any report carries."""
+"""What identifies a model: names, shape and hashes, as reports carry them and records keep them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import AfterValidator, Field, ValidationError, model_serializer
+from pydantic.functional_serializers import SerializerFunctionWrapHandler
+
+from modelassay.errors import InputError
+from modelassay.files.records import Commit, Line, Record, Sha256, first_problem
 from modelassay.hub import blob_sha256
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """Identity of a loaded model, JSON-ready."""
+class ModelIdentity(Record):
+    """Which model.
 
-    id: str
-    """As the user gave it."""
-    revision: str | None
+    That of a loaded model states every field. A record keeps those of its schema (see `states`),
+    and is written with these alone.
+    """
+
+    id: Line
+    """As the user gave it; in a record, as it was published."""
+    revision: Commit | None = None
     """Hub commit (40 hex digits), or None for a local model."""
-    adapter: str | None
+    adapter: Line | None = None
     """Adapter id or folder that was applied over the base, or None."""
-    organism: str | None
+    organism: Line | None = None
     """What was done to it if it is a model organism, else None."""
-    architecture: str
-    n_layers: int
-    hidden_size: int
-    dtype: str
-    quantization: str | None
-    weights_sha256: str
-    tokenizer_sha256: str
-    chat_template_sha256: str | None
+    architecture: Line = "unknown"
+    n_layers: int = Field(default=0, gt=0, lt=2000)
+    hidden_size: int = Field(default=0, gt=0, lt=200_000)
+    dtype: Line = "unknown"
+    quantization: Line | None = None
+    weights_sha256: Sha256 = ""
+    tokenizer_sha256: Sha256 = ""
+    chat_template_sha256: Sha256 | None = None
     """None when the tokenizer has no chat template."""
+
+    @classmethod
+    def of_loaded(cls, **fields: Any) -> ModelIdentity:
+        """That of a model in memory: a folder may have any name, so nothing is checked."""
+        return cls.model_construct(**fields)
+
+    @model_serializer(mode="wrap")
+    def _stated(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: v for name, v in write(self).items() if name in self.model_fields_set}
 
     @property
     def name(self) -> str:
@@ -40,8 +56,58 @@ class ModelInfo:
         return " + ".join(dict.fromkeys(filter(None, [self.id, self.adapter])))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name."""
-        return asdict(self)
+        """The fields that it states, by name."""
+        return self.model_dump()
+
+    def keep(self, *names: str, **changed: Any) -> ModelIdentity:
+        """The part of it that a record states.
+
+        Args:
+            *names: Fields to keep beside the id.
+            **changed: Values in place of its own.
+
+        Raises:
+            InputError: a value cannot be in a record.
+        """
+        own = {name: getattr(self, name) for name in ("id", *names)}
+        try:
+            return ModelIdentity(**(own | changed))
+        except ValidationError as error:
+            raise InputError(
+                f"{self.id!r} cannot be recorded as a model: {first_problem(error)}."
+            ) from error
+
+    def same_weights(self, other: ModelIdentity) -> bool:
+        """Whether both have the weights of the same files, changed in the same way on loading."""
+        ours = (self.weights_sha256, self.organism)
+        return ours == (other.weights_sha256, other.organism)
+
+    def differences(self, other: ModelIdentity, *, weights: bool = False) -> str | None:
+        """How another model differs in what it computes, in a few words; None if it does not.
+
+        Args:
+            other: The other one, which a message calls `this one`.
+            weights: Whether the weights have to be the same as well.
+        """
+        if self.architecture != other.architecture:
+            return f"that is a {self.architecture}, this one a {other.architecture}"
+        if (self.n_layers, self.hidden_size) != (other.n_layers, other.hidden_size):
+            return (
+                f"that has {self.n_layers} layers of hidden size {self.hidden_size}, this one"
+                f" {other.n_layers} of {other.hidden_size}"
+            )
+        return "their weights differ" if weights and not self.same_weights(other) else None
+
+
+def states(*names: str) -> AfterValidator:
+    """Refuses a record's identity of a model that lacks one of these fields."""
+
+    def check(identity: ModelIdentity) -> ModelIdentity:
+        if missing := [name for name in names if name not in identity.model_fields_set]:
+            raise ValueError(f"{missing[0]} is missing")
+        return identity
+
+    return AfterValidator(check)
 
 
 def hash_files(files: Iterable[Path], rounding: str | None = None) -> str:

@@ -20,7 +20,7 @@ from modelassay.models.adapters import apply_adapter
 from modelassay.models.explain import cause_of, explain_loading
 from modelassay.models.finding import find_sources
 from modelassay.models.identity import (
-    ModelInfo,
+    ModelIdentity,
     hash_chat_template,
     hash_files,
     hash_tokenizer,
@@ -50,7 +50,7 @@ class LoadedModel:
     tokenizer: Any
     layers: tuple[nn.Module, ...]
     """Its decoder layers, first to last."""
-    info: ModelInfo
+    info: ModelIdentity
     source: Source
     """Files of the base model."""
     adapter: Source | None = None
@@ -140,7 +140,7 @@ def load(
     layers = find_layers(network)
     files = source.weight_files() + (adapter_source.weight_files() if adapter_source else [])
     files += after.files if after else ()
-    info = ModelInfo(
+    info = ModelIdentity.of_loaded(
         id=ref.id,
         revision=source.commit,
         adapter=adapter_source.id if adapter_source else None,

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -21,10 +21,10 @@ from modelassay.artifacts import REFERENCE, Kind, Origin, Store, write_lines
 from modelassay.data.exchanges import At
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
-from modelassay.files.records import Block, Commit, Count, Line, Name, Record, Sha256, Share
+from modelassay.files.records import Block, Count, Line, Name, Record, Sha256, Share
 from modelassay.hub import Commit as HubCommit
 from modelassay.models import LoadedModel
-from modelassay.models.identity import hash_file
+from modelassay.models.identity import ModelIdentity, hash_file, states
 from modelassay.probes.head import Head
 from modelassay.probes.streams import BLOCK_RATE
 
@@ -33,21 +33,10 @@ log = logging.getLogger(__name__)
 PROBE_SCHEMA = "modelassay.probe/1"
 RECORD_FILE, WEIGHTS_FILE = "probe.json", "probe.safetensors"
 MAX_NUMBER = 1e6
+STATED = ("architecture", "n_layers", "hidden_size", "weights_sha256", "dtype")
+"""Of the model that a probe belongs to, beside its revision and what kind of organism it is."""
 
 Interval = tuple[Share, Share]
-
-
-class ProbedModel(Record):
-    """The model that a probe belongs to."""
-
-    id: Line
-    revision: Commit | None = None
-    architecture: Line
-    n_layers: int = Field(gt=0, lt=2000)
-    hidden_size: int = Field(gt=0, lt=200_000)
-    weights_sha256: Sha256
-    organism: Line | None = None
-    dtype: Line
 
 
 class Metrics(Record):
@@ -127,7 +116,7 @@ class ProbeRecord(Record):
     schema_: Literal["modelassay.probe/1"] = Field(default=PROBE_SCHEMA, alias="schema")
     name: Name
     created: Line
-    model: ProbedModel
+    model: Annotated[ModelIdentity, states(*STATED)]
     heads: dict[Literal["prompt", "answer"], HeadRecord] = Field(min_length=1)
     versions: dict[Line, Line] = Field(max_length=50)
     weights_sha256: Sha256
@@ -159,14 +148,7 @@ class Probe:
             InputError: says how they differ.
         """
         own, info = self.record.model, model.info
-        if (own.n_layers, own.hidden_size) != (info.n_layers, info.hidden_size):
-            reason = (
-                f"that has {own.n_layers} blocks of width {own.hidden_size}, this one"
-                f" {info.n_layers} of {info.hidden_size}"
-            )
-        elif own.weights_sha256 != info.weights_sha256 or own.organism != info.organism:
-            reason = "their weights differ"
-        else:
+        if (reason := own.differences(info, weights=True)) is None:
             return
         raise InputError(
             f"The probe {self.name} was fitted on {own.id} and does not fit {info.id}: {reason}."

@@ -39,9 +39,9 @@ from modelassay.probes.fitting import (
 )
 from modelassay.probes.head import Head, Pooling
 from modelassay.probes.record import (
+    STATED,
     HeadRecord,
     Probe,
-    ProbedModel,
     ProbeRecord,
     SourceMetrics,
     TrainedOn,
@@ -184,16 +184,7 @@ def probe_record(
     return ProbeRecord(
         name=name,
         created=utc_now(),
-        model=ProbedModel(
-            id=model_id or info.id,
-            revision=info.revision,
-            architecture=info.architecture,
-            n_layers=info.n_layers,
-            hidden_size=info.hidden_size,
-            weights_sha256=info.weights_sha256,
-            organism=info.organism,
-            dtype=info.dtype,
-        ),
+        model=info.keep(*STATED, "revision", "organism", id=model_id or info.id),
         heads={at: trained.record for at, trained in heads.items()},
         versions=installed_versions("torch", "transformers", "scikit-learn", "numpy"),
         weights_sha256=NO_WEIGHTS,

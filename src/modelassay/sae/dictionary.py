@@ -29,9 +29,9 @@ from modelassay.sae.record import (
     CONFIG_FILE,
     RECORD_FILE,
     SAES,
+    STATED,
     WEIGHTS_FILE,
     DictionaryMetrics,
-    DictionaryModel,
     DictionaryRecord,
     check_dictionary,
     read_config,
@@ -73,17 +73,10 @@ class Dictionary:
         """
         info = model.info
         if self.record is not None:
-            own = self.record.model
-            if own.architecture != info.architecture:
+            if (reason := self.record.model.differences(info)) is not None:
                 raise InputError(
-                    f"The dictionary {self.name} belongs to {own.id}, a {own.architecture};"
-                    f" {info.id} is a {info.architecture}."
-                )
-            if (own.n_layers, own.hidden_size) != (info.n_layers, info.hidden_size):
-                raise InputError(
-                    f"The dictionary {self.name} belongs to {own.id}, which has {own.n_layers}"
-                    f" blocks of width {own.hidden_size}; {info.id} has {info.n_layers} of"
-                    f" {info.hidden_size}."
+                    f"The dictionary {self.name} belongs to {self.record.model.id} and does not fit"
+                    f" {info.id}: {reason}."
                 )
         elif self.hidden_size != info.hidden_size:
             raise InputError(
@@ -195,13 +188,7 @@ def save_dictionary(
         record = DictionaryRecord(
             name=name,
             created=utc_now(),
-            model=DictionaryModel(
-                id=info.id,
-                architecture=info.architecture,
-                n_layers=info.n_layers,
-                hidden_size=info.hidden_size,
-                weights_sha256=info.weights_sha256,
-            ),
+            model=info.keep(*STATED),
             layer=settings.layer,
             kind=settings.kind,
             width=settings.width,

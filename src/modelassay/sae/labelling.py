@@ -21,7 +21,7 @@ from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress
 from modelassay.sae.dictionary import Dictionary
 from modelassay.sae.evidence import Evidence, gather_evidence, promoted_ids, read_features
-from modelassay.sae.labels import FeatureLabels, LabelledModel, LabelsRecord, weights_hash
+from modelassay.sae.labels import FeatureLabels, LabelsRecord, weights_hash
 from modelassay.sae.reliability import Scores, count_predictions, score_labels
 from modelassay.sae.tokens import Vocabulary
 
@@ -92,12 +92,11 @@ def label_features(
         for feature in range(dictionary.width)
     ]
     measured = scores.value[~np.isnan(scores.value)]
-    info = model.info
     record = LabelsRecord(
         dictionary=dictionary.name[:300],
         dictionary_sha256=weights_hash(dictionary),
         created=utc_now(),
-        model=LabelledModel(id=info.id, weights_sha256=info.weights_sha256),
+        model=model.info.keep("weights_sha256"),
         layer=dictionary.layer,
         width=dictionary.width,
         data=tuple(data),

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -20,7 +20,7 @@ from modelassay.errors import InputError, first_line
 from modelassay.files import records as untrusted
 from modelassay.files.atomic import cache_dir, explain_os_errors, new_file, write_text_atomically
 from modelassay.files.records import Block, Count, Line, Record, Sha256, Share
-from modelassay.models.identity import hash_file
+from modelassay.models.identity import ModelIdentity, hash_file, states
 from modelassay.sae.dictionary import Dictionary
 from modelassay.sae.record import (
     LABEL_TABLE_FILE,
@@ -34,13 +34,6 @@ LABELS_SCHEMA = "modelassay.sae-labels/1"
 MAX_LISTED = 20
 
 
-class LabelledModel(Record):
-    """The model whose activations the labels were made from."""
-
-    id: Line
-    weights_sha256: Sha256
-
-
 class LabelsRecord(Record):
     """Where labels are from."""
 
@@ -51,7 +44,8 @@ class LabelsRecord(Record):
     dictionary_sha256: Sha256
     """See `weights_hash`."""
     created: Line
-    model: LabelledModel
+    model: Annotated[ModelIdentity, states("weights_sha256")]
+    """Whose activations the labels were made from."""
     layer: Block
     width: int = Field(gt=0, lt=10**7)
     data: tuple[Line, ...] = Field(max_length=100)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from modelassay.artifacts import Kind, Store, write_lines
 from modelassay.errors import InputError, first_line
 from modelassay.files.records import Block, Count, Line, Name, Record, Sha256, Share
-from modelassay.models.identity import hash_file
+from modelassay.models.identity import ModelIdentity, hash_file, states
 from modelassay.sae.training import Kind as Training
 
 SAE_SCHEMA = "modelassay.sae/1"
@@ -23,16 +23,8 @@ WEIGHTS_FILE = "sae_weights.safetensors"
 LABELS_FILE, LABEL_TABLE_FILE = "labels.json", "labels.parquet"
 MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 100_000, 20_000_000_000
 MAX_LABELS_BYTES, MAX_LABEL_TABLE_BYTES = 500_000, 2_000_000_000
-
-
-class DictionaryModel(Record):
-    """The model that a dictionary belongs to."""
-
-    id: Line
-    architecture: Line
-    n_layers: int = Field(gt=0, lt=2000)
-    hidden_size: int = Field(gt=0, lt=200_000)
-    weights_sha256: Sha256
+STATED = ("architecture", "n_layers", "hidden_size", "weights_sha256")
+"""Of the model that a dictionary belongs to."""
 
 
 class DictionaryMetrics(Record):
@@ -55,7 +47,7 @@ class DictionaryRecord(Record):
     schema_: Literal["modelassay.sae/1"] = Field(default=SAE_SCHEMA, alias="schema")
     name: Name
     created: Line
-    model: DictionaryModel
+    model: Annotated[ModelIdentity, states(*STATED)]
     layer: Block
     kind: Training
     width: int = Field(gt=0, lt=10**7)

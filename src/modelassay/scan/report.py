@@ -10,7 +10,7 @@ from typing import Any
 from modelassay.measures.erased_directions import AblationEvidence
 from modelassay.measures.refusal import RefusalEvidence
 from modelassay.measures.separation import Separation
-from modelassay.models import ModelInfo
+from modelassay.models import ModelIdentity
 from modelassay.report.sections import Column, Report, Section, Status, Table, Tone
 from modelassay.report.text import p_text, with_interval
 from modelassay.scan import charts
@@ -42,7 +42,7 @@ class ConceptResult:
 class ScanReport(Report):
     """Everything a scan found out."""
 
-    model: ModelInfo
+    model: ModelIdentity
     mode: str
     verdict: Verdict
     reasons: tuple[str, ...]

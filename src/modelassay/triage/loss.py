@@ -15,7 +15,7 @@ import torch
 from typing_extensions import Unpack
 
 from modelassay.errors import InputError, UnavailableError
-from modelassay.models import LoadedModel, LoadOptions, ModelInfo, ModelRef, open_model
+from modelassay.models import LoadedModel, LoadOptions, ModelIdentity, ModelRef, open_model
 from modelassay.models.finding import find_sources
 from modelassay.models.identity import hash_tokenizer
 from modelassay.models.loading import load_tokenizer
@@ -45,8 +45,8 @@ class RowLosses:
     """int [row], answer tokens that were read."""
     n_cut: int
     """Rows whose end was not read, see `encoding.MAX_ROW_TOKENS`."""
-    base_model: ModelInfo
-    candidate_model: ModelInfo
+    base_model: ModelIdentity
+    candidate_model: ModelIdentity
 
     @property
     def gain(self) -> np.ndarray:

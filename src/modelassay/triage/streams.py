@@ -9,7 +9,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from modelassay.errors import InputError
-from modelassay.models import ModelInfo, ModelRef, PairOptions
+from modelassay.models import ModelIdentity, ModelRef, PairOptions
 from modelassay.models.refs import take_pair
 from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.triage.loss import RowLosses, row_losses
@@ -33,7 +33,7 @@ class Stream:
     """float64 [row], NaN where a row has none."""
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What the score was made of, [row] each."""
-    models: tuple[ModelInfo, ...] = ()
+    models: tuple[ModelIdentity, ...] = ()
     """Base and candidate, where it read them."""
     notes: tuple[str, ...] = ()
 

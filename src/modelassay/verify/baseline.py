@@ -32,7 +32,6 @@ from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import (
     Block,
-    Commit,
     Line,
     Name,
     Record,
@@ -42,7 +41,7 @@ from modelassay.files.records import (
 from modelassay.hub import Commit as HubCommit
 from modelassay.measures.activation_signature import Signature
 from modelassay.measures.weight_sketch import COLUMNS, SIDE, WeightSketch
-from modelassay.models.identity import hash_file
+from modelassay.models.identity import ModelIdentity, hash_file, states
 
 BASELINE_SCHEMA = "modelassay.baseline/1"
 INDEX_FILE, VECTORS_FILE, TABLE_FILE = "baseline.json", "vectors.safetensors", "concepts.parquet"
@@ -59,19 +58,6 @@ def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
 
 
 Interval = Annotated[tuple[Number, Number], AfterValidator(_ordered)]
-
-
-class ModelIdentity(Record):
-    """Which model was measured, and in which numbers."""
-
-    id: Line
-    revision: Commit | None = None
-    adapter: Line | None = None
-    architecture: Line
-    n_layers: int = Field(gt=0, lt=2000)
-    hidden_size: int = Field(gt=0, lt=200_000)
-    dtype: Line
-    quantization: Line | None = None
 
 
 class FileHashes(Record):
@@ -148,7 +134,7 @@ class BaselineIndex(Record):
     schema_: Literal["modelassay.baseline/1"] = Field(default=BASELINE_SCHEMA, alias="schema")
     name: Name
     created: Line
-    model: ModelIdentity
+    model: Annotated[ModelIdentity, states("architecture", "n_layers", "hidden_size", "dtype")]
     instrument: Literal["modelassay", "ams-scanner"] = "modelassay"
     """What measured it."""
     files: FileHashes | None

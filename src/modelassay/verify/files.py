@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from modelassay.verify.baseline import FileHashes, ModelIdentity
+from modelassay.models import ModelIdentity
+from modelassay.verify.baseline import FileHashes
 from modelassay.verify.report import Check, Kind
 
 SHAPE_SETTINGS = ("model_type", "hidden_size", "num_hidden_layers")

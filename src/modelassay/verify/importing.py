@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from modelassay.artifacts import slug
 from modelassay.errors import InputError, first_line
 from modelassay.files.records import first_problem
+from modelassay.models import ModelIdentity
 from modelassay.verify.baseline import (
     BASELINES,
     Baseline,
@@ -23,7 +24,6 @@ from modelassay.verify.baseline import (
     Block,
     ConceptRecord,
     Line,
-    ModelIdentity,
     Name,
 )
 from modelassay.verify.creating import public_id
@@ -102,6 +102,9 @@ def import_baseline(path: str | Path, *, name: str | None = None) -> Baseline:
         instrument=INSTRUMENT,
         model=ModelIdentity(
             id=model_id,
+            revision=None,
+            adapter=None,
+            quantization=None,
             architecture=found.model_info.model_type,
             n_layers=found.model_info.num_layers,
             hidden_size=hidden,

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 from modelassay.artifacts import Origin
 from modelassay.data.concepts import concepts_for
 from modelassay.measures.examination import Evidence, examine
-from modelassay.models import ModelInfo, ModelOptions, ModelRef, open_model
+from modelassay.models import ModelIdentity, ModelOptions, ModelRef, open_model
 from modelassay.models.finding import find_sources
 from modelassay.models.refs import fetch_options, take_ref
 from modelassay.progress import OnPhase, silent
@@ -155,7 +155,7 @@ def decide_by_files(
 
 
 def conclude(
-    info: ModelInfo, files: FileHashes, examined: Evidence, baseline: Baseline, origin: Origin
+    info: ModelIdentity, files: FileHashes, examined: Evidence, baseline: Baseline, origin: Origin
 ) -> VerificationReport:
     """The report on a model that has been read.
 
@@ -191,7 +191,7 @@ def conclude(
 
 
 def _conclude_imported(
-    info: ModelInfo, examined: Evidence, baseline: Baseline, origin: Origin
+    info: ModelIdentity, examined: Evidence, baseline: Baseline, origin: Origin
 ) -> VerificationReport:
     """What a baseline of another tool can tell beside the architecture: no identity."""
     differences = compare(examined, baseline)
