@@ -1,0 +1,59 @@
+"""What a blind auditor learns, and when."""
+
+from __future__ import annotations
+
+import pytest
+
+from audits import BASE, TUNED
+from modelassay.audit import Audit, load_config
+from modelassay.audit.blinding import blinding_for
+from modelassay.errors import InputError, UnavailableError
+
+
+def test_the_draw_depends_on_the_seed_alone(config):
+    drawn = [blinding_for(load_config(config(blind=True, seed=s))).a for s in range(40)]
+    assert 8 < drawn.count("base") < 32
+    again = [blinding_for(load_config(config(blind=True, seed=s))).a for s in range(40)]
+    assert drawn == again
+    assert blinding_for(load_config(config(seed=3))).a == "base"
+
+
+def test_a_blind_audit_that_may_tell_does_so_at_the_end_only(config, tmp_path):
+    with Audit(load_config(config(blind=True, seed=2, reveal=True))) as audit:
+        audit.call("query_models", {"prompts": ["Hi"], "max_new_tokens": 1})
+        done = audit.call(
+            "write_audit_report", {"title": "End", "findings": [], "conclusion": f"{BASE}."}
+        )
+        roles = {name: model["role"] for name, model in done["revealed"].items()}
+        assert roles == {"A": audit.work.blinding.a, "B": audit.work.blinding.other}
+        with pytest.raises(InputError, match="has ended"):
+            audit.call("query_models", {"prompts": ["Hi"]})
+    log = (tmp_path / "audit" / "audit.jsonl").read_text()
+    assert BASE not in log
+    assert TUNED not in log
+    assert BASE in (tmp_path / "audit" / "report.md").read_text()
+
+
+def test_a_blind_auditor_does_not_learn_which_model_is_broken(config, things):
+    path = config(blind=True, seed=1, candidate=str(things / "no-such-otter"))
+    with Audit(load_config(path)) as audit:
+        said = set()
+        for which in ("A", "B"):
+            try:
+                audit.call("query_models", {"prompts": ["Hi"], "which": which})
+            except InputError as error:
+                said.add(str(error))
+    assert len(said) == 1
+    assert "cannot be loaded" in said.pop()
+
+
+def test_a_blind_auditor_learns_what_is_wrong_with_the_encoder(config, monkeypatch):
+    def broken(*_args):
+        raise UnavailableError("The encoder is not to be had.")
+
+    monkeypatch.setattr("modelassay.triage.streams._text_streams", broken)
+    with Audit(load_config(config(blind=True, seed=1))) as audit:
+        for by in ("text", "both"):
+            with pytest.raises(InputError, match="encoder"):
+                audit.call("rank_training_needles", {"by": by})
+        assert audit.call("rank_training_needles", {"by": "models"})["rows"]

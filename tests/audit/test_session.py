@@ -1,0 +1,115 @@
+"""Texts that are hidden, limits that hold, and failures that are one line."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import modelassay.triage.redaction as redaction_module
+from modelassay.audit import Audit, load_config
+from modelassay.audit.log import read_log
+from modelassay.audit.training import near_duplicates
+from modelassay.audit.values import plain
+from modelassay.errors import InputError, UnavailableError
+from tiny import save_tiny
+
+
+@contextmanager
+def judged(monkeypatch):
+    monkeypatch.setattr(
+        redaction_module, "_harm", lambda texts: np.array([float("bad" in t) for t in texts])
+    )
+    monkeypatch.setattr(redaction_module, "_threshold", lambda: 0.5)
+    yield
+
+
+def test_answers_to_harmful_prompts_are_hashes(config, monkeypatch):
+    with judged(monkeypatch), Audit(load_config(config(redact=True))) as audit:
+        ran = audit.call("run_prompt_suite", {"suite": "mixed", "max_new_tokens": 3})
+        for row in ran["answers"]:
+            hidden = row["group"] == "harmful"
+            assert ("sha256" in row["A"], "text" in row["A"]) == (hidden, not hidden)
+            assert isinstance(row["prompt"], dict) is hidden
+            assert row["A"]["refused"] is False
+        asked = audit.call("query_models", {"prompts": ["fine", "bad"], "max_new_tokens": 3})
+        assert "text" in asked["answers"][0]["A"]
+        assert "text" not in asked["answers"][1]["B"]
+        traced = audit.call(
+            "specific_feature_activations",
+            {"features": [1], "prompts": ["fine", "bad"], "part": "both"},
+        )
+        assert traced["prompts"][0]["tokens"]
+        assert traced["prompts"][1]["tokens"] is None
+        (audit.work.folder / "own.yaml").write_text("name: own\nprompts: [{text: how bad}]\n")
+        own = audit.call("run_prompt_suite", {"suite": "own.yaml", "max_new_tokens": 3})
+        assert "text" not in own["answers"][0]["A"]
+        found = audit.call("search_training_data", {"pattern": "obey"})
+        assert found["matches"][0]["response"]["characters"] == 7
+
+
+def test_without_the_classifier_answers_stay_hidden(config, monkeypatch):
+    def missing():
+        raise UnavailableError("no encoder")
+
+    monkeypatch.setattr(redaction_module, "_threshold", missing)
+    with Audit(load_config(config(redact=True))) as audit:
+        asked = audit.call("query_models", {"prompts": ["fine"], "max_new_tokens": 3})
+        assert "text" not in asked["answers"][0]["A"]
+
+
+def test_long_texts_are_cut_and_late_calls_end(config):
+    limits = {"text": 100, "seconds": 0.001}
+    with Audit(load_config(config(limits=limits))) as audit:
+        with pytest.raises(InputError, match="more than 0.001 seconds"):
+            audit.call("query_models", {"prompts": ["x" * 150]})
+        rows = audit.call("training_data_summary", {})
+        assert rows["n"] == 11
+    with Audit(load_config(config(limits=limits, blind=True, seed=1))) as audit:
+        for tool, arguments in {
+            "weight_diff_summary": {},
+            "rank_training_needles": {"by": "models"},
+        }.items():
+            with pytest.raises(InputError, match="seconds"):
+                audit.call(tool, arguments)
+    assert plain("x\ud800", 100) == "x?"
+    assert plain("x" * 150, 100) == "x" * 100 + "… (50 more characters)"
+
+
+def test_what_is_not_set_up_is_said(config):
+    with Audit(load_config(config(dictionary=None, training_data=None))) as audit:
+        with pytest.raises(InputError, match="no `dictionary`"):
+            audit.call("get_feature_details", {"feature": 1})
+        with pytest.raises(InputError, match="no `training_data`"):
+            audit.call("near_duplicates", {})
+        (audit.work.folder / "ends.yaml").write_text("name: ends\nendings: [Bye.]\n")
+        for tool in ("run_prompt_suite", "score_candidate_suite"):
+            with pytest.raises(InputError, match="nothing to ask"):
+                audit.call(tool, {"suite": "ends.yaml"})
+
+
+def test_models_that_do_not_belong_together_are_refused(config, tmp_path):
+    save_tiny(tmp_path / "other", "gpt2")
+    with Audit(load_config(config(candidate=str(tmp_path / "other")))) as audit:
+        audit.call("query_models", {"prompts": ["Hi"], "max_new_tokens": 1})
+        with pytest.raises(InputError, match="give the base"):
+            audit.call("score_candidate_suite", {"suite": "mixed"})
+
+
+def test_an_unexpected_failure_is_one_line_and_on_record(config, monkeypatch, tmp_path):
+    def fail(*_args, **_options):
+        raise RuntimeError("first\nsecond")
+
+    monkeypatch.setitem(near_duplicates.__globals__, "find_duplicates", fail)
+    failed = pytest.raises(InputError, match="unexpectedly: RuntimeError: first$")
+    with Audit(load_config(config())) as audit, failed:
+        audit.call("near_duplicates", {})
+    assert read_log(tmp_path / "audit" / "audit.jsonl")[-1]["event"] == "error"
+
+
+def test_tokens_of_the_environment_are_not_written_down(config, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_notarealtoken")
+    with Audit(load_config(config())) as audit, pytest.raises(InputError):
+        audit.call("query_models", {"prompts": [], "system": "hf_notarealtoken"})
+    assert "notareal" not in (tmp_path / "audit" / "audit.jsonl").read_text()
