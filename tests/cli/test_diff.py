@@ -190,13 +190,13 @@ def test_tables_and_charts_hold_the_numbers(report):
     assert list(frame["stream"]) == [level.name for level in levels]
     known = [level.value for level in levels if level.value is not None]
     assert list(frame["value"].dropna()) == known
-    assert list(report.to_dataframe("states")["relative"]) == [
+    assert list(report.to_dataframe("activations")["relative"]) == [
         layer.relative for layer in report.states.layers
     ]
     assert set(report.to_dataframe("refusals")["group"]) == set(report.behaviour.refusals)
     assert report.to_dataframe("features").loc[0, "effect"] == 2.0
     assert list(report.figure("features").data[0].x) == [2.0]
-    change = report.figure("states").data[0]
+    change = report.figure("activations").data[0]
     assert list(change.y) == [layer.relative for layer in report.states.layers]
     html = report._repr_html_()
     assert report.verdict.value in html

@@ -633,7 +633,7 @@ def test_train_eval_info_list_sweep(tiny_folder, tmp_path, capfd):
     assert "mine (local)" in capfd.readouterr().out
     page = tmp_path / "sweep.html"
     assert run(["probe", "sweep", model, "--data", data, "--html", str(page), "-q"]) == 0
-    assert "block" in capfd.readouterr().out
+    assert "layer" in capfd.readouterr().out
     assert "plotly" in page.read_text()
 
 

@@ -18,6 +18,7 @@ from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
 from modelassay.hub import REPO_ID, check_weight_files, fetch_model, is_main_head
 from modelassay.models.identity import hash_file
+from modelassay.report.text import with_interval
 
 CARD_FILE = "classifier.json"
 WEIGHTS_FILE, FULL_WEIGHTS = "classifier.safetensors", "model.safetensors"
@@ -171,12 +172,11 @@ def calibration_lines(card: Card) -> list[str]:
     while found is not None:
         lines.append(
             f"{kind} {found.n} benign exchanges as they grow: blocks"
-            f" {_share(found.block_rate, found.interval)}"
+            f" {with_interval(found.block_rate, found.interval)}"
         )
         if found.tpr is not None:
-            lines.append(
-                f"  catches {_share(found.tpr, found.tpr_interval)} of {found.n_unsafe} unsafe ones"
-            )
+            caught = with_interval(found.tpr, found.tpr_interval or (0.0, 1.0))
+            lines.append(f"  catches {caught} of {found.n_unsafe} unsafe ones")
         found, kind = found.held_out, "others:"
     return lines
 
@@ -187,8 +187,8 @@ def metric_lines(metrics: CardMetrics | None) -> list[str]:
         return []
     intervals = metrics.intervals
     lines = [
-        f"macro-F1 {_number(metrics.macro_f1, intervals['macro_f1'])},"
-        f" AUROC {_number(metrics.auroc, intervals['auroc'])},"
+        f"macro-F1 {with_interval(metrics.macro_f1, intervals['macro_f1'], '.3f')},"
+        f" AUROC {with_interval(metrics.auroc, intervals['auroc'], '.3f')},"
         f" n = {metrics.n} ({metrics.n_prompts} prompts), classes: {', '.join(metrics.classes)}"
     ]
     for name, of in metrics.per_class.items():
@@ -197,15 +197,6 @@ def metric_lines(metrics: CardMetrics | None) -> list[str]:
             f"  {name}: F1 {of.f1:.3f}, precision {precision}, recall {of.recall:.3f}, n = {of.n}"
         )
     return lines
-
-
-def _number(value: float, interval: Interval) -> str:
-    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
-
-
-def _share(value: float, interval: Interval | None) -> str:
-    low, high = interval or (0.0, 1.0)
-    return f"{value:.1%} ({low:.1%} to {high:.1%})"
 
 
 def _row(card: Card) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import typer
 
 from modelassay.cli import options
 from modelassay.errors import InputError
+from modelassay.report.sections import Section, Table, columns
 
 if TYPE_CHECKING:
     from modelassay.artifacts import Found, Store
@@ -160,10 +161,12 @@ def print_list(found: Sequence[Found[Any]], json: bool) -> None:
         ]
         typer.echo(json_module.dumps(rows, indent=2, ensure_ascii=False))
         return
+    items = []
     for each in found:
         by = f", by {each.origin.author}" if each.origin.author else ""
         what = each.kind.summary(each.record)
-        typer.echo(f"{each.name} ({each.origin.source}{by}): {each.model_id}; {what}")
+        items.append(f"{each.name} ({each.origin.source}{by}): {each.model_id}; {what}")
+    show_sections(Section(items=tuple(items)))
 
 
 def print_found(found: Found[Any], json: bool) -> None:
@@ -171,9 +174,8 @@ def print_found(found: Found[Any], json: bool) -> None:
     if json:
         typer.echo(json_module.dumps(found.to_dict(), indent=2, ensure_ascii=False))
         return
-    typer.echo(f"{found.name} ({found.origin})")
-    for line in (*found.kind.describe(found.record), *found.remarks):
-        typer.echo(line)
+    lines = (*found.kind.describe(found.record), *found.remarks)
+    show_sections(Section(items=(f"{found.name} ({found.origin})", *lines)))
 
 
 def print_listings(found: Sequence[Any], json: bool) -> None:
@@ -181,23 +183,27 @@ def print_listings(found: Sequence[Any], json: bool) -> None:
     if json:
         typer.echo(json_module.dumps([vars(each) for each in found], indent=2))
         return
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in ("data set", "models", "downloads", "updated", "commit"):
-        table.add_column(column)
-    for each in found:
-        table.add_row(
-            escape(each.repo_id),
-            escape(", ".join(each.models[:4])),
+    rows = [
+        (
+            each.repo_id,
+            ", ".join(each.models[:4]),
             str(each.downloads),
             (each.updated or "")[:10],
             (each.revision or "")[:12],
         )
-    Console().print(table)
+        for each in found
+    ]
+    names = ("data set", "models", "downloads", "updated", "commit")
+    show_sections(Section(table=Table(columns(*names, right=(2,)), rows)))
+
+
+def show_sections(*sections: Section) -> None:
+    """Prints sections on standard output."""
+    from rich.console import Console
+
+    from modelassay.report import print_report
+
+    print_report(sections, Console())
 
 
 def say_new_name(old: str, new: str) -> None:

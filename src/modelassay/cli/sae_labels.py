@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from modelassay.cli import options
-from modelassay.cli.artifacts import say_new_name
+from modelassay.cli.artifacts import say_new_name, show_sections
 from modelassay.errors import InputError
 from modelassay.progress import phase_of
 
@@ -40,13 +40,20 @@ def show_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Print what a dictionary is and how good, or what one of its features is about."""
-    from modelassay.sae import SAES, find_dictionary, open_labels
+    from modelassay.sae import find_dictionary, open_labels
+    from modelassay.sae.report import dictionary_section, feature_section
 
     dictionary = find_dictionary(where, token=token, revision=revision)
     asked = [] if feature is None else [feature]
     labels = open_labels(dictionary, asked, neuronpedia=neuronpedia, export=export)
+    if feature is not None and not json:
+        show_sections(feature_section(labels, feature))
+        return
     if feature is not None:
-        print_feature(labels, feature, json)
+        near = labels.neighbours(feature)
+        rows = [{**asdict(neighbour), "label": text} for neighbour, text in near]
+        found = {**labels.of(feature).to_dict(), "neighbours": rows, "note": labels.note}
+        typer.echo(json_module.dumps(found, indent=2, ensure_ascii=False))
         return
     own = labels.own.record if labels.own is not None else None
     if json:
@@ -55,19 +62,7 @@ def show_command(
         values["explained"] = len(labels.explanations)
         typer.echo(json_module.dumps(values, indent=2, ensure_ascii=False))
         return
-    if dictionary.record is not None:
-        typer.echo("\n".join(SAES.kind.describe(dictionary.record)))
-    else:
-        typer.echo(
-            f"{dictionary.name}: {dictionary.width} features of block {dictionary.layer} of a model"
-            f" of width {dictionary.hidden_size}; not trained by modelassay, so without a score"
-        )
-    if own is not None:
-        print_labels(own)
-    if labels.explanations:
-        typer.echo(f"  Neuronpedia explains {len(labels.explanations)} features")
-    if labels.note:
-        typer.echo(f"  {labels.note}")
+    show_sections(dictionary_section(dictionary, labels))
 
 
 def info_command(
@@ -119,6 +114,7 @@ def label_command(
     from modelassay.models import open_model
     from modelassay.sae import Corpus, find_dictionary, label_features
     from modelassay.sae.labels import kept_folder, save_labels
+    from modelassay.sae.report import labels_line
 
     if not data and not neuronpedia and export is None:
         raise InputError("Give text to read with --data FILE, or --neuronpedia, or --export FILE.")
@@ -151,8 +147,7 @@ def label_command(
         record = save_labels(labels, folder).record
         result |= record.model_dump(mode="json", by_alias=True) | {"folder": str(folder)}
         if not json:
-            print_labels(record)
-            typer.echo(str(folder))
+            typer.echo(f"{labels_line(record)}\n{folder}")
     if json:
         typer.echo(json_module.dumps(result, indent=2, ensure_ascii=False))
     elif explained is not None:
@@ -173,45 +168,6 @@ def _import_explanations(dictionary: Any, online: bool, export: Path | None) -> 
     if online:
         fetch_explanations(known, range(dictionary.width))
     return len(cached_explanations(known))
-
-
-def print_feature(labels: Any, feature: int, json: bool) -> None:
-    """One feature: its label, how far to believe it, and its neighbours."""
-    found = labels.of(feature)
-    near = labels.neighbours(feature)
-    if json:
-        rows = [{**asdict(neighbour), "label": text} for neighbour, text in near]
-        values = {**found.to_dict(), "neighbours": rows, "note": labels.note}
-        typer.echo(json_module.dumps(values, indent=2, ensure_ascii=False))
-        return
-    kinds = {"own": "automatic", "proxy": "of its nearest neighbour", "none": "no label"}
-    typer.echo(f"{feature}: {found.text} ({kinds.get(found.source, found.source)})")
-    if score := found.reliability:
-        interval = score.interval
-        within = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-        typer.echo(
-            f"  reliability {score.value:.2f}{within}, 0.5 is chance; it fires on"
-            f" {score.n_fired} of {score.n_tokens} held-out tokens"
-        )
-    if found.density is not None:
-        typer.echo(f"  fires on {found.density:.3%} of tokens")
-    for name in ("tokens", "promoted", "contexts"):
-        if listed := getattr(found, name):
-            typer.echo(f"  {name}: " + "  ".join(f"“{text}”" for text in listed))
-    for neighbour, text in near:
-        typer.echo(f"  near #{neighbour.feature} (cosine {neighbour.cosine:.2f}): {text}")
-    if labels.note:
-        typer.echo(f"  {labels.note}")
-
-
-def print_labels(record: Any) -> None:
-    """What labels were made from, in a line."""
-    median = record.median_reliability
-    how = "" if median is None else f", median reliability {median:.2f} (0.5 is chance)"
-    typer.echo(
-        f"  automatic labels from {record.tokens} tokens: {record.fired} of {record.width} features"
-        f" fired; {record.scored} scored on {record.held_out_tokens} held-out tokens{how}"
-    )
 
 
 def _plain_values(dictionary: Any) -> dict[str, Any]:

@@ -22,12 +22,12 @@ MAX_LABEL = 40  # characters
 
 
 def energy_by_block(report: DiffReport) -> Figure | None:
-    """Share of the weights' change in each block; None where no weight changed."""
+    """Share of the weights' change in each layer; None where no weight changed."""
     found = report.weights
     if found is None or not (found.energy_by_block or found.energy_elsewhere):
         return None
     marked = set(found.mark.blocks) if found.mark else set()
-    chart = new_figure("Where the weights changed (‖ΔW‖²)", "block", "share of all change")
+    chart = new_figure("Where the weights changed (‖ΔW‖²)", "layer", "share of all change")
     for name, colour, blocks in (
         ("changed", PALETTE[0], [b for b in found.energy_by_block if b not in marked]),
         ("changed as ablation does", PALETTE[1], [b for b in found.energy_by_block if b in marked]),
@@ -37,9 +37,12 @@ def energy_by_block(report: DiffReport) -> Figure | None:
             chart.add_bar(x=[str(b) for b in blocks], y=shares, name=name, marker_color=colour)
     if found.energy_elsewhere:
         chart.add_bar(
-            x=["elsewhere"], y=[found.energy_elsewhere], name="outside of blocks", marker_color=NULL
+            x=["elsewhere"],
+            y=[found.energy_elsewhere],
+            name="outside of layers",
+            marker_color=NULL,
         )
-    # Blocks are names here, in their order, because "elsewhere" stands beside them.
+    # Layers are names here, in their order, because "elsewhere" stands beside them.
     order = [str(block) for block in sorted(found.energy_by_block)]
     chart.update_xaxes(type="category", categoryorder="array", categoryarray=[*order, "elsewhere"])
     chart.update_yaxes(tickformat=".0%", rangemode="tozero")
@@ -48,10 +51,10 @@ def energy_by_block(report: DiffReport) -> Figure | None:
 
 
 def change_by_layer(report: DiffReport) -> Figure:
-    """How much the states of each block changed, and how much of it is one constant vector."""
+    """How much the activations of each layer changed, and how much of it is one constant vector."""
     layers = report.states.layers
     blocks = [layer.layer for layer in layers]
-    chart = new_figure("How the states changed", "block", "share")
+    chart = new_figure("How the activations changed", "layer", "share")
     for name, values, colour, dash in (
         ("relative change", [layer.relative for layer in layers], PALETTE[0], "solid"),
         ("share of one constant vector", [x.constant_share for x in layers], PALETTE[1], "dot"),

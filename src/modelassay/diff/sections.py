@@ -60,12 +60,12 @@ def make_sections(report: DiffReport, *, show_answers: bool = False) -> list[Sec
             " log-odds at the first answer token. Divergence is that of next-token probabilities.",
         ),
         Section(
-            "states",
-            "states, by block",
+            "activations",
+            "activations, by layer",
             table=_state_table(report),
             chart=partial(charts.change_by_layer, report),
-            note="Change: mean length of the difference over that of the base's state. Constant:"
-            " share of one vector that is added everywhere.",
+            note="Change: mean length of the difference over that of the base's activation."
+            " Constant: share of one vector that is added everywhere.",
         ),
         *_lens_sections(report),
         Section(
@@ -123,7 +123,7 @@ def _weight_facts(report: DiffReport) -> Facts:
         facts.append(("only in one", only))
     if (mark := found.mark) is not None:
         one = "one direction" if mark.shared else "a direction of its own"
-        taken = f"{mark.strength:.0%} of {one} taken out of {len(mark.blocks)} blocks"
+        taken = f"{mark.strength:.0%} of {one} taken out of {len(mark.blocks)} layers"
         facts.append(("ablation", taken))
     rank = found.adapter_rank
     full = "full, or none that most share"
@@ -132,12 +132,12 @@ def _weight_facts(report: DiffReport) -> Facts:
         facts.append(("in the first direction", f"{median(ranks):.0%} of a change (median)"))
     if found.shared_cosine is not None:
         alike = f"cosine {found.shared_cosine:.2f} (1 = the same)"
-        facts.append(("alike in all blocks", alike))
+        facts.append(("alike in all layers", alike))
     if found.energy_by_block:
         top = sorted(found.energy_by_block.items(), key=lambda item: -item[1])[:3]
         most = ", ".join(f"{block} ({share:.0%})" for block, share in top)
-        elsewhere = f"{most}; outside of blocks {found.energy_elsewhere:.0%}"
-        facts.append(("most in blocks", elsewhere))
+        elsewhere = f"{most}; outside of them {found.energy_elsewhere:.0%}"
+        facts.append(("most in layers", elsewhere))
     return facts
 
 
@@ -186,7 +186,7 @@ def _behaviour_facts(report: DiffReport) -> Facts:
 def _state_table(report: DiffReport) -> Table:
     layers = report.states.layers
     return Table(
-        columns("block", "change", "constant", "components", "rank", right=(0, 1, 2, 3, 4)),
+        columns("layer", "change", "constant", "components", "rank", right=(0, 1, 2, 3, 4)),
         [
             (
                 str(layer.layer),
@@ -204,7 +204,7 @@ def _state_table(report: DiffReport) -> Table:
 def _lens_sections(report: DiffReport) -> list[Section]:
     found = [lens for lens in report.states.lens if lens.relative > 0]
     table = Table(
-        columns("block", "change", "logit lens", "patchscope"),
+        columns("layer", "change", "logit lens", "patchscope"),
         [
             (
                 str(lens.layer),
@@ -287,7 +287,7 @@ def _feature_sections(report: DiffReport) -> list[Section]:
         most=TOP_IN_TERMINAL,
     )
     lines = tuple(
-        f"{d.dictionary}, block {d.layer}: explains {d.explained_base:.0%} of the variance in the"
+        f"{d.dictionary}, layer {d.layer}: explains {d.explained_base:.0%} of the variance in the"
         f" base and {d.explained_candidate:.0%} in the candidate"
         + (" (too little to believe what follows)" if d.broken else "")
         + f"; {d.n_significant} of {d.n_tested} changes have q < 0.05, and all features tell"
@@ -304,7 +304,7 @@ def _cause_section(report: DiffReport) -> Section:
     lines = () if tried else (line if report.causal else "not tried",)
     table = Table(
         columns(
-            "direction", "block", "before → after", "goal", "share", "random", right=(1, 2, 3, 4, 5)
+            "direction", "layer", "before → after", "goal", "share", "random", right=(1, 2, 3, 4, 5)
         ),
         [
             (
@@ -348,7 +348,8 @@ def _model_facts(report: DiffReport) -> Facts:
         ("weights sha256", f"{base.weights_sha256[:16]}… and {candidate.weights_sha256[:16]}…"),
         (
             "architecture",
-            f"{base.architecture}, {base.n_layers} blocks, width {base.hidden_size}, {base.dtype}",
+            f"{base.architecture}, {base.n_layers} layers, hidden size {base.hidden_size},"
+            f" {base.dtype}",
         ),
         (
             "suite",

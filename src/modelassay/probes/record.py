@@ -27,6 +27,7 @@ from modelassay.models import LoadedModel
 from modelassay.models.identity import ModelIdentity, hash_file, states
 from modelassay.probes.head import Head
 from modelassay.probes.streams import BLOCK_RATE
+from modelassay.report.text import with_interval
 
 log = logging.getLogger(__name__)
 
@@ -262,17 +263,17 @@ def describe_probe(record: ProbeRecord) -> list[str]:
     for at, head in record.heads.items():
         m, trained = head.metrics, head.trained_on
         found = m.tpr_at_fpr.get("0.01")
+        detected = with_interval(head.detected_rate, head.detected_interval)
+        blocked = with_interval(head.block_rate, head.block_interval)
         lines += [
             f"{at}: {head.kind} over {'+'.join(head.poolings)} of layers"
             f" {', '.join(map(str, head.layers))}; trained on {trained.n_unsafe} unsafe and"
             f" {trained.n_safe} safe rows",
-            f"  held out, n={m.n}: AUROC {m.auroc:.3f}"
-            f" ({m.interval[0]:.3f} to {m.interval[1]:.3f}); TPR at 1% FPR"
+            f"  held out, n={m.n}: AUROC {with_interval(m.auroc, m.interval, '.3f')}; TPR at 1% FPR"
             f" {'unknown, too few rows' if found is None else f'{found:.1%}'}; calibration error"
             f" {m.calibration_error:.3f}",
-            f"  blocks at {head.block:.3g}: {_rate(head.detected_rate, head.detected_interval)} of"
-            f" unsafe and {_rate(head.block_rate, head.block_interval)} of safe rows; pauses at"
-            f" {head.pause:.3g}: {head.held_rate:.1%} and {head.pause_rate:.1%}",
+            f"  blocks at {head.block:.3g}: {detected} of unsafe and {blocked} of safe rows; pauses"
+            f" at {head.pause:.3g}: {head.held_rate:.1%} and {head.pause_rate:.1%}",
         ]
         if trained.n_safe * BLOCK_RATE < 1:
             lines.append(
@@ -286,15 +287,9 @@ def describe_probe(record: ProbeRecord) -> list[str]:
             else "  leaving sources out was not measured (one source only, or a kind that is not)"
         )
         for source, row in worst:
-            low, high = row.interval
-            lines.append(
-                f"  without {source}: AUROC {row.auroc:.3f} ({low:.3f} to {high:.3f}) on it"
-            )
+            auroc = with_interval(row.auroc, row.interval, ".3f")
+            lines.append(f"  without {source}: AUROC {auroc} on it")
     return lines
-
-
-def _rate(value: float, interval: tuple[float, float]) -> str:
-    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
 
 
 PROBES = Store(

@@ -1,4 +1,4 @@
-"""What scoring probes found, as reports: one probe on labelled data, or a sweep over all blocks."""
+"""What scoring probes found, as reports: one probe on labelled data, or a sweep over all layers."""
 
 from __future__ import annotations
 
@@ -119,13 +119,13 @@ class LayerScore:
 
 @dataclass(frozen=True)
 class Sweep(Report):
-    """A probe of every single block, scored on prompts that it was not fitted on."""
+    """A probe of every single layer, scored on prompts that it was not fitted on."""
 
     layers: tuple[LayerScore, ...]
 
     @property
     def best(self) -> LayerScore:
-        """The block whose probe has the highest AUROC."""
+        """The layer whose probe has the highest AUROC."""
         return max(self.layers, key=lambda each: each.metrics.auroc)
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Sweep(Report):
         return {"schema": SWEEP_SCHEMA, "layers": rows}
 
     def sections(self) -> list[Section]:
-        """One row a block, the best one pointed out."""
+        """One row a layer, the best one pointed out."""
         rows = [
             (
                 str(each.layer),
@@ -145,14 +145,14 @@ class Sweep(Report):
             for each in self.layers
             for m in (each.metrics,)
         ]
-        names = ("block", "AUROC (95%)", "TPR at 1% FPR", "calibration error")
+        names = ("layer", "AUROC (95%)", "TPR at 1% FPR", "calibration error")
         table = Table(
             columns(*names, right=range(4)),
             rows,
             records=self._records,
             best=self.layers.index(self.best),
         )
-        return [Section("layers", "probe of each block", table=table, chart=self._chart)]
+        return [Section("layers", "probe of each layer", table=table, chart=self._chart)]
 
     def _records(self) -> list[dict[str, Any]]:
         return [
@@ -168,8 +168,8 @@ class Sweep(Report):
         ]
 
     def _chart(self) -> Figure:
-        """Held-out AUROC of a probe of each block, with its interval."""
-        figure = new_figure("Probe of each block, held-out prompts", "block", "AUROC")
+        """Held-out AUROC of a probe of each layer, with its interval."""
+        figure = new_figure("Probe of each layer, held-out prompts", "layer", "AUROC")
         values = [each.metrics.auroc for each in self.layers]
         figure.add_scatter(
             x=[each.layer for each in self.layers],

@@ -80,9 +80,9 @@ class SaeMetrics(Report):
         }
         undone = self.loss_recovered
         note = (
-            "The block's absence costs next to nothing on these texts."
+            "The layer's absence costs next to nothing on these texts."
             if undone is None
-            else f"The reconstruction undoes {undone:.1%} of the damage of the block's absence."
+            else f"The reconstruction undoes {undone:.1%} of the damage of the layer's absence."
         )
         return [
             Section(
@@ -98,7 +98,7 @@ class SaeMetrics(Report):
                 "losses",
                 "next-token loss",
                 table=Table(
-                    columns("block's output", "nats a token", right=(1,)),
+                    columns("layer's output", "nats a token", right=(1,)),
                     [(name, f"{loss:.3f}") for name, loss in losses.items()],
                     records=lambda: [{"output": n, "loss": loss} for n, loss in losses.items()],
                 ),
@@ -109,7 +109,7 @@ class SaeMetrics(Report):
 
 
 def _losses(losses: Mapping[str, float]) -> Figure:
-    figure = new_figure("Next-token loss by what the block writes", "", "nats a token")
+    figure = new_figure("Next-token loss by what the layer writes", "", "nats a token")
     figure.add_bar(x=list(losses), y=list(losses.values()), marker_color=PALETTE[0])
     return figure
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def separation_by_layer(report: ScanReport) -> Figure:
-    """Held-out separation at each block with its interval, and what 1 in 20 label swaps reach."""
-    figure = new_figure("Held-out separation by block", "block", "separation (σ)")
+    """Held-out separation at each layer with its interval, and what 1 in 20 label swaps reach."""
+    figure = new_figure("Held-out separation by layer", "layer", "separation (σ)")
     for i, (name, result) in enumerate(report.concepts.items()):
         colour = PALETTE[i % len(PALETTE)]
         curve, null = result.separation.by_layer, result.separation.null_by_layer
@@ -48,7 +48,7 @@ def separation_by_layer(report: ScanReport) -> Figure:
 def projections(name: str, separation: Separation) -> Figure:
     """Held-out projections of both classes of one concept."""
     figure = new_figure(
-        f"{name}: held-out projections (block {separation.layer})", "projection (σ)", "prompts"
+        f"{name}: held-out projections (layer {separation.layer})", "projection (σ)", "prompts"
     )
     for label, scores, colour in (
         ("positive", separation.positive_scores, POSITIVE),

@@ -88,7 +88,7 @@ class ScanReport(Report):
                 table=self._concept_table(),
                 chart=partial(charts.separation_by_layer, self),
                 note="Separation is scored on pairs that were not used to find the direction or the"
-                " block. AMS: the number that ams-scanner prints, fitted and scored on the same"
+                " layer. AMS: the number that ams-scanner prints, fitted and scored on the same"
                 " pairs; much of it can be overfitting.",
             ),
         ]
@@ -156,7 +156,7 @@ class ScanReport(Report):
                 Column("concept", whole=True),
                 *numeric,
                 Column("level", whole=True, tones=TONES),
-                Column("block", "right", "wide"),
+                Column("layer", "right", "wide"),
                 Column("pairs", "right", "wide"),
             ),
             rows=rows,
@@ -186,7 +186,7 @@ class ScanReport(Report):
         if a.detected is None:
             facts = [("ablation", f"not searched: {a.reason}")]
         else:
-            what = f"erased in {len(a.blocks)} blocks" if a.detected else "no erased direction"
+            what = f"erased in {len(a.blocks)} layers" if a.detected else "no erased direction"
             facts = [("ablation", f"{what} (eigenvalue ratio {a.eigenvalue_ratio:.2g})")]
         if (other := self.compare) is not None:
             drifts = [f"{name} {drift:+.2f}σ" for name, drift in self.separation_drifts().items()]
@@ -200,8 +200,8 @@ class ScanReport(Report):
             *([("organism", m.organism)] if m.organism else []),
             ("model", m.name),
             ("revision", m.revision or "local"),
-            ("architecture", f"{m.architecture}, {m.n_layers} blocks, width {m.hidden_size}"),
-            ("numbers", m.dtype + (f", {m.quantization}" if m.quantization else "")),
+            ("architecture", f"{m.architecture}, {m.n_layers} layers, hidden size {m.hidden_size}"),
+            ("dtype", m.dtype + (f", {m.quantization}" if m.quantization else "")),
             ("weights sha256", m.weights_sha256),
             ("mode", self.mode),
             ("time", self.provenance["time"]),
@@ -246,5 +246,5 @@ def _ablation_dict(ablation: AblationEvidence) -> dict[str, Any]:
 
 
 def _text_keys(values: Mapping[int, float]) -> dict[str, float]:
-    """Block numbers as JSON's keys."""
+    """Layer numbers as JSON's keys."""
     return {str(key): value for key, value in values.items()}

@@ -24,9 +24,9 @@ EXAMPLES = [
     ["organism:safe", "organism:backdoored"],
     ["organism:safe", "organism:abliterated-half"],
 ]
-SECTIONS = ("verdict", "streams", "weights", "refusals", "states", "lens", "triggers", "features",
-            "causes", "models")  # fmt: skip
-CHARTS = ("streams", "weights", "states", "features")
+SECTIONS = ("verdict", "streams", "weights", "refusals", "activations", "lens", "triggers",
+            "features", "causes", "models")  # fmt: skip
+CHARTS = ("streams", "weights", "activations", "features")
 NOTE = """What did a fine-tune change, and would a harmless one have? Both models read the same
 prompts; weights, probabilities, refusals, states and features are compared. Answers are judged and
 not shown."""

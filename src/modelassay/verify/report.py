@@ -156,7 +156,7 @@ def similarity_by_layer(report: VerificationReport) -> Figure | None:
     found = report.differences
     if found is None or not found.same_tokens:
         return None
-    figure = new_figure("Likeness to the baseline by block", "block", "1 = the same")
+    figure = new_figure("Likeness to the baseline by layer", "layer", "1 = the same")
     for i, (name, values) in enumerate(found.cosines.items()):
         figure.add_scatter(
             x=list(values),
@@ -176,13 +176,13 @@ def similarity_by_layer(report: VerificationReport) -> Figure | None:
 
 
 def weight_change_by_block(report: VerificationReport) -> Figure | None:
-    """How much each block's weights differ from the baseline's, those with an ablation's mark."""
+    """How much each layer's weights differ from the baseline's, those with an ablation's mark."""
     found = report.differences
     if found is None or found.weights is None:
         return None
     weights = found.weights
     marked = set(weights.mark.blocks) if weights.mark else set()
-    figure = new_figure("Change of the weights by block", "block", "relative change")
+    figure = new_figure("Change of the weights by layer", "layer", "relative change")
     for name, colour, shown in (
         ("changed", PALETTE[0], weights.by_block.keys() - marked),
         ("changed as ablation does", PALETTE[1], marked),
