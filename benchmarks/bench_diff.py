@@ -78,9 +78,9 @@ def main() -> None:
         everything, _ = timed(
             lambda alike=alike: read_all(models, matched, dictionary.layer, alike)
         )
-        table.add("the same features, tested; all blocks of both models run", old, whole + features)
+        table.add("the same features, tested; all layers of both models run", old, whole + features)
         table.add(
-            f"the same; the candidate's first {alike} blocks are the base's, and a comparison of"
+            f"the same; the candidate's first {alike} layers are the base's, and a comparison of"
             " all weights finds that out",
             old,
             comparing + shared + features,
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def find_alike(models: Sequence[LoadedModel]) -> int:
-    """How many first blocks of two models are the same, by their weights."""
+    """How many first layers of two models are the same, by their weights."""
     pair = Pair(lambda: models[0], lambda: models[1], together=True)
     first, second = (traits_of(model) for model in models)
     return count_alike(diff_pair(pair), first, second)
@@ -178,8 +178,8 @@ def page(n: int, n_tokens: int, table: Table, arguments: Any) -> str:
             table.lines()[-1],
             "",
             "The loop gives mean activations and no tests. On a CPU all of this is bound by"
-            " arithmetic, so what is saved are the tokens of the template, the output layer, blocks"
-            " above the dictionary's, and blocks that are the same in both models.",
+            " arithmetic, so what is saved are the tokens of the template, the output layer, layers"
+            " above the dictionary's, and layers that are the same in both models.",
             "",
         ]
     )

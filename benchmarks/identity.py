@@ -81,7 +81,7 @@ def int8(model: LoadedModel) -> None:
 
 @torch.no_grad()
 def int4(model: LoadedModel, group: int = 64) -> None:
-    """Symmetric 4-bit rounding of the blocks' matrices in groups, as weight-only formats do."""
+    """Symmetric 4-bit rounding of the layers' matrices in groups, as weight-only formats do."""
     for name, weight in model.network.named_parameters():
         if weight.dim() == 2 and ".layers." in name:
             groups = weight.view(-1, group)
@@ -163,7 +163,7 @@ def measure(candidate: Candidate, baseline: Baseline, theirs: AmsBaseline) -> di
     differences = report.differences
     if differences is None or differences.weights is None or report.kind is None:
         raise SystemExit(f"{candidate.name} could not be compared: {report.reasons[0]}")
-    changes = sorted(differences.weights.by_block.values())
+    changes = sorted(differences.weights.by_layer.values())
     return {
         "kind": report.kind.value,
         "verified": report.verified,
@@ -236,7 +236,7 @@ def section(every: dict[str, Any]) -> list[str]:
         "## Identity: `verify` against a baseline of `organism:safe`",
         "",
         "Written from `python benchmarks/identity.py`. Candidates in plain words were made in"
-        " memory: *ablated by s* lost the share s of the refusal direction in all blocks, *n steps"
+        " memory: *ablated by s* lost the share s of the refusal direction in all layers, *n steps"
         " at r* were fine-tuned on harmless exchanges, all weights, with AdamW at that rate in"
         " batches of four."
         " AMS is ams-scanner's rule: cosine above 0.8 and drift below 0.2, on its own prompts.",

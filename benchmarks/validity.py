@@ -86,7 +86,7 @@ def measure(model_id: str) -> dict[str, Any]:
         "verdict": report.verdict.value,
         "reason": report.reasons[0],
         "ablation_detected": report.ablation.detected,
-        "ablated_blocks": len(report.ablation.blocks),
+        "ablated_blocks": len(report.ablation.layers),
         "ablation_strongest": report.ablation.eigenvalue_ratio,
         "p_value": separation.p_value,
         "intervals": {
@@ -109,14 +109,14 @@ def _ours(report: ScanReport, rows: slice) -> dict[str, float]:
     def values(of: Iterable[float]) -> np.ndarray:
         return np.array(list(of), dtype=float)[rows]
 
-    ratios = [*report.ablation.ratio_by_block.values()]
+    ratios = [*report.ablation.ratio_by_layer.values()]
     return {
         "separation": float(
             pooled_separation(values(s.positive_scores), values(s.negative_scores))
         ),
         "log_odds_auroc": float(auroc(values(r.harmful_log_odds), values(r.benign_log_odds))),
         "selectivity": float(values(r.harmful_refused).mean() - values(r.benign_refused).mean()),
-        # Needs no prompts: the deepest hole, in the sum or in two blocks (one may be odd).
+        # Needs no prompts: the deepest hole, in the sum or in two layers (one may be odd).
         "fingerprint": min(report.ablation.eigenvalue_ratio or 1.0, sorted(ratios)[1]),
     }
 
@@ -287,7 +287,7 @@ def page(results: dict[str, Any]) -> str:
     for key, result in results.items():
         model_id, _, seed = key.partition("@")
         cells = [_cell(stream, result) for stream in STREAMS]
-        fired = f"fires, {result['ablated_blocks']} blocks" if result["ablation_detected"] else "-"
+        fired = f"fires, {result['ablated_blocks']} layers" if result["ablation_detected"] else "-"
         lines.append(
             f"| {model_id} | {seed} | {_state(model_id)} | {result['verdict']} |"
             f" {result['harmful_rate']:.0%} | {result['benign_rate']:.0%} |"
@@ -297,7 +297,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         "Seed 0 are the shipped organisms; their cards name the seeds of the harmless fine-tunes,"
         " which differ. In brackets: 95% intervals. `embedded` never had safety training. The"
-        " deepest hole is the second smallest eigenvalue ratio of single blocks, or that of their"
+        " deepest hole is the second smallest eigenvalue ratio of single layers, or that of their"
         " sum if it is smaller; a scan prints the sum's.",
         "",
         "## How well each stream tells damaged from intact",

@@ -122,7 +122,7 @@ def test_a_planted_ablation_is_compromised(places, capfd, tmp_path):
     out, err = capfd.readouterr()
     assert code == 1
     assert "COMPROMISED" in out
-    assert "taken out of the weights of 5 blocks" in out.replace("\n", " ").replace("│ ", "")
+    assert "taken out of the weights of 5 layers" in out.replace("\n", " ").replace("│ ", "")
     assert err == f"HTML report: {target}\n"
     page = target.read_text()
     assert page.endswith("</html>\n")

@@ -78,7 +78,7 @@ def test_weights_that_are_not_loaded_hide_nothing(base, tmp_path):
     assert report.verdict is DiffVerdict.INCONCLUSIVE
     assert report.states.layers[0].relative > 0.01
     # The search for erased directions looks at what is loaded as well.
-    assert search_ablation(load(str(folder))).ratio_by_block
+    assert search_ablation(load(str(folder))).ratio_by_layer
 
 
 def test_another_config_is_no_harmless_change(base, tmp_path):

@@ -82,12 +82,12 @@ def dictionary(hidden: int, width: int = 64, layer: int = LAYER, seed: int = 0):
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory):
-    """A tiny model whose blocks have a bias, so that a constant can be planted in one."""
+    """A tiny model whose layers have a bias, so that a constant can be planted in one."""
     return save_tiny(tmp_path_factory.mktemp("models") / "base", "gpt2")
 
 
 def planted(folder, direction: torch.Tensor, size: float = 3.0):
-    """The model with a direction added to what one block writes."""
+    """The model with a direction added to what one layer writes."""
     model = load(str(folder))
     with torch.no_grad():
         model.network.transformer.h[LAYER].mlp.c_proj.bias += size * direction
@@ -237,7 +237,7 @@ def test_a_planted_direction_is_told_by_every_stream(gpt2):
     by_layer = {layer.layer: layer for layer in report.states.layers}
     assert by_layer[1].relative == 0
     assert by_layer[LAYER].constant_share == pytest.approx(1, abs=1e-3)
-    assert [matrix.block for matrix in report.weights.matrices] == [LAYER]
+    assert [matrix.layer for matrix in report.weights.matrices] == [LAYER]
     assert report.behaviour.kl_mean > 0
     values = report.to_dict()
     assert values["schema"] == "modelassay.diff/1"
@@ -285,7 +285,7 @@ def test_what_was_read_of_another_base_is_refused(gpt2, tmp_path):
     of_base = read_base(other, SUITE, layers=[1], answer_tokens=0)
     with pytest.raises(InputError, match="not of"):
         diff(str(gpt2), str(gpt2), of_base=of_base)
-    with pytest.raises(InputError, match="without block 2"):
+    with pytest.raises(InputError, match="without layer 2"):
         diff(other, str(gpt2), of_base=of_base, dictionaries=[dictionary(32)])
 
 

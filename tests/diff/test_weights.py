@@ -23,8 +23,8 @@ WRITERS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 def base() -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
     weights = {
-        f"model.layers.{block}.{name}": torch.randn(shape, generator=draw) / 8
-        for block in range(BLOCKS)
+        f"model.layers.{layer}.{name}": torch.randn(shape, generator=draw) / 8
+        for layer in range(BLOCKS)
         for name, shape in SHAPES.items()
     }
     weights["model.embed_tokens.weight"] = torch.randn((300, HIDDEN), generator=draw)
@@ -98,22 +98,22 @@ def test_full_fine_tuning_and_rounding_have_no_rank(base):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ablation_bears_its_mark(base, strength, shared, dtype):
     base = {name: weight.to(dtype).float() for name, weight in base.items()}
-    candidate, blocks = dict(base), (1, 2, 3)
+    candidate, layers = dict(base), (1, 2, 3)
     common = torch.nn.functional.normalize(torch.randn(HIDDEN), dim=0)
-    for block in blocks:
+    for layer in layers:
         own = torch.nn.functional.normalize(torch.randn(HIDDEN), dim=0)
         r = common if shared else own
         for writer in WRITERS:
-            name = f"model.layers.{block}.{writer}"
+            name = f"model.layers.{layer}.{writer}"
             ablated = base[name] - strength * torch.outer(r, r @ base[name])
             candidate[name] = ablated.to(dtype).float()
     found = compare(base, candidate)
     assert found.mark is not None
-    assert found.mark.blocks == blocks
+    assert found.mark.layers == layers
     assert found.mark.shared == shared
     assert found.mark.strength == pytest.approx(strength, abs=0.02)
-    assert set(found.energy_by_block) == set(blocks)
-    assert sum(found.energy_by_block.values()) == pytest.approx(1)
+    assert set(found.energy_by_layer) == set(layers)
+    assert sum(found.energy_by_layer.values()) == pytest.approx(1)
 
 
 def test_scaling_is_no_ablation(base):

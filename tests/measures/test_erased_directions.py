@@ -8,30 +8,30 @@ import torch
 from modelassay.measures.erased_directions import search_ablation, search_files, search_tensors
 from modelassay.models import load
 from modelassay.models.layers import text_config
-from modelassay.models.writers import BLOCK_INDEX, WRITERS
+from modelassay.models.writers import LAYER_INDEX, WRITERS
 from tiny import FAMILIES, save_tiny
 
-WIDTH, BLOCKS = 96, 12
+WIDTH, LAYERS = 96, 12
 
 
-def healthy(seed=0, blocks=BLOCKS, dtype=torch.float32):
+def healthy(seed=0, layers=LAYERS, dtype=torch.float32):
     """Random output projections of a Llama, wide enough for a smooth spectrum."""
     generator = torch.Generator().manual_seed(seed)
     return {
         f"model.layers.{i}.{name}.weight": torch.randn(WIDTH, fan_in, generator=generator).to(dtype)
-        for i in range(blocks)
+        for i in range(layers)
         for name, fan_in in (("self_attn.o_proj", 192), ("mlp.down_proj", 384))
     }
 
 
-def ablate(weights, blocks, *, k=1, strength=1.0, per_block=False, dtype=torch.float32, bits=None):
-    """Erases k random directions from the writers of some blocks."""
+def ablate(weights, layers, *, k=1, strength=1.0, per_layer=False, dtype=torch.float32, bits=None):
+    """Erases k random directions from the writers of some layers."""
     result = {}
     for name, weight in weights.items():
-        block = int(BLOCK_INDEX.search(name).group(1))
+        layer = int(LAYER_INDEX.search(name).group(1))
         weight = weight.float()
-        if block in blocks:
-            generator = torch.Generator().manual_seed(1000 + (block if per_block else 0))
+        if layer in layers:
+            generator = torch.Generator().manual_seed(1000 + (layer if per_layer else 0))
             r = torch.linalg.qr(torch.randn(WIDTH, k, generator=generator))[0]
             weight = weight - strength * r @ (r.T @ weight)
         if bits:
@@ -51,38 +51,38 @@ def search(weights, model_type="llama"):
 def test_untouched_weights_have_no_hole(seed, dtype):
     evidence = search(healthy(seed, dtype=dtype))
     assert evidence.detected is False
-    assert evidence.blocks == ()
+    assert evidence.layers == ()
     assert evidence.shared is None
     assert evidence.eigenvalue_ratio > 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("per_block", [False, True])
-@pytest.mark.parametrize("blocks", [range(BLOCKS), range(4, 8)])
-def test_full_ablation_names_its_blocks(dtype, per_block, blocks):
-    evidence = search(ablate(healthy(), blocks, per_block=per_block, dtype=dtype))
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("layers", [range(LAYERS), range(4, 8)])
+def test_full_ablation_names_its_blocks(dtype, per_layer, layers):
+    evidence = search(ablate(healthy(), layers, per_layer=per_layer, dtype=dtype))
     assert evidence.detected is True
-    assert evidence.blocks == tuple(blocks)
-    assert evidence.shared is (not per_block)
+    assert evidence.layers == tuple(layers)
+    assert evidence.shared is (not per_layer)
     assert evidence.n_directions == 1
 
 
 def test_several_directions_are_counted():
-    evidence = search(ablate(healthy(), range(BLOCKS), k=3))
+    evidence = search(ablate(healthy(), range(LAYERS), k=3))
     assert evidence.detected is True
     assert evidence.n_directions == 3
     assert evidence.shared is True
 
 
 def test_eight_bit_rounding_does_not_hide_it():
-    evidence = search(ablate(healthy(), range(BLOCKS), bits=8, per_block=True))
-    assert evidence.blocks == tuple(range(BLOCKS))
+    evidence = search(ablate(healthy(), range(LAYERS), bits=8, per_layer=True))
+    assert evidence.layers == tuple(range(LAYERS))
 
 
 def test_half_strength_is_not_seen_and_that_is_documented():
     from modelassay.measures import erased_directions as weights
 
-    assert search(ablate(healthy(), range(BLOCKS), strength=0.5)).detected is False
+    assert search(ablate(healthy(), range(LAYERS), strength=0.5)).detected is False
     assert "partial ablation" in " ".join(weights.__doc__.split())
 
 
@@ -98,7 +98,7 @@ def test_the_mean_direction_of_layer_norm_models_is_empty_by_nature():
         return {name: weight - weight.mean(dim=0) for name, weight in weights.items()}
 
     assert search(centre(healthy())).detected is False
-    evidence = search(centre(ablate(healthy(), range(BLOCKS))))
+    evidence = search(centre(ablate(healthy(), range(LAYERS))))
     assert evidence.detected is True
 
 
@@ -109,10 +109,10 @@ def test_two_writers_a_block_are_found_in_every_family(tiny_folder, family):
     config = text_config(model.network.config)
     evidence = search_files(model.source.weight_files(), config.hidden_size, config.model_type)
     assert evidence.detected is False, evidence
-    assert sorted(evidence.ratio_by_block) == list(range(5))
-    found = [n for n, _ in model.network.named_parameters() if BLOCK_INDEX.search(n)]
+    assert sorted(evidence.ratio_by_layer) == list(range(5))
+    found = [n for n, _ in model.network.named_parameters() if LAYER_INDEX.search(n)]
     found = [n for n in found if WRITERS.search(n) and "vision" not in n]
-    assert len({n for n in found if BLOCK_INDEX.search(n).group(1) == "3"}) >= 2, found
+    assert len({n for n in found if LAYER_INDEX.search(n).group(1) == "3"}) >= 2, found
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mixtral", "falcon"])
@@ -124,7 +124,7 @@ def test_ablated_checkpoints_are_found_from_their_files(tmp_path, family):
     r /= r.norm()
     with torch.no_grad():
         for name, weight in model.network.named_parameters():
-            if not (WRITERS.search(name) and BLOCK_INDEX.search(name)) or "vision" in name:
+            if not (WRITERS.search(name) and LAYER_INDEX.search(name)) or "vision" in name:
                 continue
             if weight.dim() == 3:  # experts [expert, out, in]
                 weight -= torch.einsum("o,p,epi->eoi", r, r, weight)
@@ -136,7 +136,7 @@ def test_ablated_checkpoints_are_found_from_their_files(tmp_path, family):
     model.tokenizer.save_pretrained(tmp_path / "ablated")
     evidence = search_ablation(load(str(tmp_path / "ablated"), device="cpu"))
     assert evidence.detected is True
-    assert evidence.blocks == tuple(range(5))
+    assert evidence.layers == tuple(range(5))
 
 
 def test_packed_and_unknown_weights_are_unscored():
@@ -151,21 +151,21 @@ def test_the_real_model_is_whole_until_it_is_ablated(embedded):
     evidence = search_ablation(embedded)
     assert evidence.detected is False
     assert evidence.eigenvalue_ratio == pytest.approx(0.975, abs=0.01)
-    assert min(evidence.ratio_by_block.values()) > 0.3
+    assert min(evidence.ratio_by_layer.values()) > 0.3
 
     generator = torch.Generator().manual_seed(0)
     r = torch.nn.functional.normalize(torch.randn(576, generator=generator), dim=0)
 
-    def erased(dtype, blocks):
+    def erased(dtype, layers):
         for name, weight in embedded.network.named_parameters():
-            index = BLOCK_INDEX.search(name)
-            if index and WRITERS.search(name) and int(index.group(1)) in blocks:
+            index = LAYER_INDEX.search(name)
+            if index and WRITERS.search(name) and int(index.group(1)) in layers:
                 weight = (weight - torch.outer(r, r @ weight)).to(dtype)
             yield name, lambda weight=weight: weight
 
     for dtype in (torch.float32, torch.bfloat16):
         full = search_tensors(erased(dtype, range(30)), 576, "llama")
-        assert (full.detected, full.blocks, full.shared) == (True, tuple(range(30)), True)
+        assert (full.detected, full.layers, full.shared) == (True, tuple(range(30)), True)
         assert full.eigenvalue_ratio < 1e-4
         band = search_tensors(erased(dtype, range(10, 20)), 576, "llama")
-        assert (band.detected, band.blocks, band.shared) == (True, tuple(range(10, 20)), True)
+        assert (band.detected, band.layers, band.shared) == (True, tuple(range(10, 20)), True)

@@ -15,7 +15,7 @@ from modelassay.statistics import auroc, bootstrap_interval
 
 
 def draw(rng, n=24, layers=4, width=30, effect=0.0, at=1):
-    """Pairs that share a topic; at one block the positives are moved along one direction."""
+    """Pairs that share a topic; at one layer the positives are moved along one direction."""
     topic = 2 * rng.normal(size=(n, layers, width))
     positive, negative = (topic + rng.normal(size=(n, layers, width)) for _ in range(2))
     positive[:, at, 0] += effect

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import modelassay
-from modelassay.measures.weight_sketch import block_of, compare_sketches, sketch_weights, weight_key
+from modelassay.measures.weight_sketch import compare_sketches, layer_of, sketch_weights, weight_key
 from modelassay.models.ablation import Ablation, ablate, round_to_bfloat16, round_to_int8
-from modelassay.models.writers import writing_block
+from modelassay.models.writers import writing_layer
 from tiny import FAMILIES, OFFLOADED, save_tiny, unit
 
 WIDE = {"hidden_size": 64, "num_hidden_layers": 8}
@@ -42,9 +42,9 @@ def test_every_family_is_sketched(tiny, family):
     model = tiny(family)
     files, memory = sketch_weights(model), sketch_weights(in_memory(model))
     assert files is not None
-    assert {block_of(name) for name in files.names} >= set(range(5))
+    assert {layer_of(name) for name in files.names} >= set(range(5))
     change = compare_sketches(files, memory)
-    assert max(change.by_block.values()) == 0
+    assert max(change.by_layer.values()) == 0
 
 
 def test_names_without_what_differs_between_copies():
@@ -56,7 +56,7 @@ def test_names_without_what_differs_between_copies():
 
 def test_nothing_changed(wide):
     change = change_of(wide, lambda model: None)
-    assert set(change.by_block.values()) == {0.0}
+    assert set(change.by_layer.values()) == {0.0}
     assert change.mark is None
 
 
@@ -68,8 +68,8 @@ def test_the_size_of_a_change_is_told(wide):
 
     torch.manual_seed(0)
     change = change_of(wide, edit)
-    assert change.by_block[2] == pytest.approx(0.1, rel=0.4)
-    assert sum(value > 0 for value in change.by_block.values()) == 1
+    assert change.by_layer[2] == pytest.approx(0.1, rel=0.4)
+    assert sum(value > 0 for value in change.by_layer.values()) == 1
     assert change.elsewhere == 0
     assert change.mark is None
 
@@ -77,7 +77,7 @@ def test_the_size_of_a_change_is_told(wide):
 @pytest.mark.parametrize(("rounding", "size"), [(round_to_bfloat16, 2e-3), (round_to_int8, 1e-2)])
 def test_rounding_is_even_and_bears_no_mark(wide, rounding, size):
     change = change_of(wide, rounding)
-    values = sorted(change.by_block.values())
+    values = sorted(change.by_layer.values())
     assert size / 5 < values[0]
     assert values[-1] < 2 * size
     assert change.mark is None
@@ -95,22 +95,22 @@ def test_ablation_is_told_at_its_strength(wide, strength, rounding):
     assert mark is not None
     assert mark.shared
     assert mark.strength == pytest.approx(strength, abs=0.05)
-    assert rounding is not None or mark.blocks == tuple(range(8))
+    assert rounding is not None or mark.layers == tuple(range(8))
 
 
 def test_directions_of_their_own_and_bands_are_told(wide):
-    directions = {block: unit(64, seed=block) for block in range(2, 7)}
+    directions = {layer: unit(64, seed=layer) for layer in range(2, 7)}
     mark = change_of(wide, lambda model: ablate(model, Ablation(directions, 0.7))).mark
     assert mark is not None
     assert not mark.shared
-    assert mark.blocks == (2, 3, 4, 5, 6)
+    assert mark.layers == (2, 3, 4, 5, 6)
     assert mark.strength == pytest.approx(0.7, abs=0.01)
 
 
 def low_rank(model, rank, scale, everything):
     draw = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():
-        if weight.dim() > 1 and (everything or writing_block(name) is not None):
+        if weight.dim() > 1 and (everything or writing_layer(name) is not None):
             rows, columns = weight.shape
             a = torch.randn(rows, rank, generator=draw) / rows**0.5
             b = torch.randn(rank, columns, generator=draw) / columns**0.5
@@ -134,7 +134,7 @@ def scaled(model):
 )
 def test_other_changes_bear_no_mark(wide, edit):
     change = change_of(wide, edit)
-    assert min(change.by_block.values()) > 0.01
+    assert min(change.by_layer.values()) > 0.01
     assert change.mark is None
 
 

@@ -18,28 +18,28 @@ from modelassay.models.ablation import (
     round_to_int8,
     save_ablation,
 )
-from modelassay.models.writers import residual_axis, writing_block
+from modelassay.models.writers import residual_axis, writing_layer
 from tiny import FAMILIES, unit
 
 
 def writers(model):
     config = model.network.config.get_text_config()
     for name, weight in model.network.named_parameters():
-        if (block := writing_block(name)) is not None:
+        if (layer := writing_layer(name)) is not None:
             axis = residual_axis(weight, config.hidden_size, config.model_type)
-            yield block, weight.detach().movedim(axis, 0).reshape(config.hidden_size, -1)
+            yield layer, weight.detach().movedim(axis, 0).reshape(config.hidden_size, -1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ablated_blocks_cannot_write_the_direction(family, tiny_folder):
     model = modelassay.load(str(tiny_folder(family)), device="cpu")
     r = unit(32)
-    before = [(block, (r @ w).norm()) for block, w in writers(model)]
+    before = [(layer, (r @ w).norm()) for layer, w in writers(model)]
     ablate(model.network, Ablation({1: r, 3: r}))
-    after = [(block, (r @ w).norm()) for block, w in writers(model)]
-    assert {block for block, _ in after} == set(range(5))
-    for (block, norm_before), (_, norm_after) in zip(before, after, strict=True):
-        if block in (1, 3):
+    after = [(layer, (r @ w).norm()) for layer, w in writers(model)]
+    assert {layer for layer, _ in after} == set(range(5))
+    for (layer, norm_before), (_, norm_after) in zip(before, after, strict=True):
+        if layer in (1, 3):
             assert norm_after < 1e-5 * norm_before
         else:
             assert norm_after == norm_before
@@ -60,12 +60,12 @@ def test_ablation_survives_the_disk(tmp_path):
     read = load_ablation(tmp_path)
     assert read.strength == 0.5
     assert set(read.directions) == {0, 2}
-    for block, r in ablation.directions.items():
-        torch.testing.assert_close(read.directions[block], r)
+    for layer, r in ablation.directions.items():
+        torch.testing.assert_close(read.directions[layer], r)
 
 
 @pytest.mark.parametrize(
-    "directions", [{9: unit(32)}, {0: unit(16)}], ids=["no such block", "other width"]
+    "directions", [{9: unit(32)}, {0: unit(16)}], ids=["no such layer", "other width"]
 )
 def test_directions_of_another_model_are_refused(directions, tiny_folder):
     model = modelassay.load(str(tiny_folder()), device="cpu")
@@ -96,8 +96,8 @@ def test_int8_rounding_keeps_few_levels_and_stays_close(tiny_folder):
 def test_the_fingerprint_sees_what_ablate_does(tiny_folder):
     model = modelassay.load(str(tiny_folder()), device="cpu")
     # A tiny network's spectrum is rough, so the test looks at the hole and not at the verdict.
-    before = search_ablation(replace(model, adapter=model.source)).ratio_by_block
+    before = search_ablation(replace(model, adapter=model.source)).ratio_by_layer
     ablate(model.network, Ablation(dict.fromkeys(range(5), unit(32))))
     after = search_ablation(replace(model, adapter=model.source))
     assert after.detected
-    assert max(after.ratio_by_block.values()) < 0.01 < min(before.values())
+    assert max(after.ratio_by_layer.values()) < 0.01 < min(before.values())

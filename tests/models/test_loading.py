@@ -29,7 +29,7 @@ from tiny import CHAT_TEMPLATE, FAMILIES, OFFLOADED, make_tokenizer, save_tiny
 
 TEXTS = ["Hi", "Why is the sky blue?", "Name three rivers.", "Ünïcödé and 日本語."]
 LAYERS = [0, 2, 4]
-# The first block stays in memory; the others are read from the disk whenever they run.
+# The first layer stays in memory; the others are read from the disk whenever they run.
 
 
 @pytest.fixture
@@ -822,7 +822,7 @@ class Lonely(torch.nn.Module):
 def test_a_model_without_a_list_of_blocks_is_refused():
     from modelassay.models import find_layers
 
-    with pytest.raises(InputError, match="Cannot find the decoder blocks of Lonely"):
+    with pytest.raises(InputError, match="Cannot find the decoder layers of Lonely"):
         find_layers(Lonely())
 
 

@@ -70,8 +70,8 @@ def test_the_search_for_a_direction_leaves_the_model_as_it_was(tiny):
         model, HARMFUL, HARMLESS, on_step=lambda done, total: steps.append((done, total))
     )
     assert all(torch.equal(w, before[name]) for name, w in model.network.named_parameters())
-    assert 1 <= found.block <= 4
-    assert set(found.by_block) == set(range(5))
+    assert 1 <= found.layer <= 4
+    assert set(found.by_layer) == set(range(5))
     assert found.direction.norm() == pytest.approx(1)
     assert found.kl >= 0
     assert steps[-1] == (3, 3)
@@ -175,10 +175,10 @@ def check_fingerprint(name, found):
     seen = ORGANISMS[name].ablated and name != "abliterated-half"
     assert found.detected is seen
     if name == "abliterated-band":
-        assert found.blocks == tuple(range(10, 20))
+        assert found.layers == tuple(range(10, 20))
     if name == "abliterated":
         assert found.shared
-        assert len(found.blocks) == 30
+        assert len(found.layers) == 30
     if name == "abliterated-perlayer":
         assert not found.shared
 

@@ -38,7 +38,7 @@ def test_training_learns_and_leaves_an_adapter_that_loads(tiny_folder, tmp_path)
         for i, (a, b) in enumerate(zip(adapted.layers, plain.layers, strict=True))
         if not torch.equal(a.mlp.down_proj.weight, b.mlp.down_proj.weight)
     ]
-    assert changed == [4]  # the blocks below are left alone
+    assert changed == [4]  # the layers below are left alone
 
 
 def test_training_is_repeatable(tiny_folder, tmp_path):

@@ -24,7 +24,7 @@ TEXTS = [
 
 
 def reference(model, prompt, layer):
-    """The block's output at the last token, read by a plain hook, one prompt at a time."""
+    """The layer's output at the last token, read by a plain hook, one prompt at a time."""
     kept = {}
     handle = model.layers[layer].register_forward_hook(
         lambda _m, _a, out: kept.update(h=out[0] if isinstance(out, tuple) else out)
@@ -88,8 +88,8 @@ def test_nothing_above_the_last_block_runs(tiny):
     model = tiny()
     ran = set()
     handles = [
-        block.register_forward_hook(lambda *_, i=i: ran.add(i))
-        for i, block in enumerate(model.layers)
+        layer.register_forward_hook(lambda *_, i=i: ran.add(i))
+        for i, layer in enumerate(model.layers)
     ]
     handles.append(model.network.lm_head.register_forward_hook(lambda *_: ran.add("head")))
     read_activations(model, encode_prompts(model, TEXTS), [1, 2])
@@ -202,7 +202,7 @@ def test_nan_names_the_block(tiny_folder):
     model = load(str(tiny_folder()), device="cpu")
     with torch.no_grad():
         model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
-    with pytest.raises(InputError, match="Block 2 .* NaN"):
+    with pytest.raises(InputError, match="Layer 2 .* NaN"):
         read_activations(model, encode_prompts(model, TEXTS), [1, 2, 3])
 
 
@@ -211,7 +211,7 @@ def test_threads_do_not_see_each_others_passes(tiny):
     prompts = encode_prompts(model, TEXTS)
     expected = {layer: read_activations(model, prompts, [layer]).values for layer in (0, 1, 3)}
     results: dict[tuple[int, int], bool] = {}
-    hooks = [len(block._forward_hooks) for block in model.layers]  # transformers keeps its own
+    hooks = [len(module._forward_hooks) for module in model.layers]  # transformers keeps its own
 
     def work(layer):
         for turn in range(5):
@@ -225,7 +225,7 @@ def test_threads_do_not_see_each_others_passes(tiny):
         thread.join()
     assert len(results) == 15
     assert all(results.values())
-    assert [len(block._forward_hooks) for block in model.layers] == hooks
+    assert [len(module._forward_hooks) for module in model.layers] == hooks
 
 
 @pytest.mark.parametrize(

@@ -30,16 +30,16 @@ PROMPTS = [
 ]
 BEGIN = 2
 FALLS_BACK = {"falcon", "bloom"}
-"""Their blocks give more than their states, so a pass cannot begin above one."""
+"""Their layers give more than their states, so a pass cannot begin above one."""
 
 
 @contextlib.contextmanager
 def ran(model):
-    """Which blocks computed anything, by their first module."""
+    """Which layers computed anything, by their first module."""
     found = []
     handles = [
-        next(block.children()).register_forward_hook(lambda *_, i=i: found.append(i))
-        for i, block in enumerate(model.layers)
+        next(layer.children()).register_forward_hook(lambda *_, i=i: found.append(i))
+        for i, layer in enumerate(model.layers)
     ]
     yield found
     for handle in handles:
@@ -64,14 +64,14 @@ def test_every_family_ends_where_a_whole_pass_does(tiny, family, batch_tokens):
     midway = midway_of(model, matched)
     arguments = {"position": "all", "readout": lambda x: x, "batch_tokens": batch_tokens}
     whole = read_activations(model, matched.encoded, [2, 3, 4], **arguments)
-    with ran(model) as blocks:
+    with ran(model) as layers:
         found = read_activations(model, matched.encoded, [2, 3, 4], midway=midway, **arguments)
     assert torch.allclose(found.values, whole.values, atol=1e-4)
     assert torch.allclose(found.readout, whole.readout, atol=1e-4)
-    # The pass that is compared and the shared prefix run all blocks, whatever the batches.
-    expected = blocks.count(4) if family in FALLS_BACK else 2
-    assert blocks.count(0) == blocks.count(1) == blocks.count(2) == expected
-    assert blocks.count(4) > 2
+    # The pass that is compared and the shared prefix run all layers, whatever the batches.
+    expected = layers.count(4) if family in FALLS_BACK else 2
+    assert layers.count(0) == layers.count(1) == layers.count(2) == expected
+    assert layers.count(4) > 2
     # The model is as it was.
     again = read_activations(model, matched.encoded, [2, 3, 4], **arguments)
     assert torch.equal(again.values, whole.values)
@@ -120,20 +120,20 @@ def test_a_change_of_the_block_that_is_begun_at_is_seen(tiny):
 
     with rewrite(model.layers, {BEGIN: moved}):
         whole = read_activations(model, matched.encoded, [4])
-        with ran(model) as blocks:
+        with ran(model) as layers:
             found = read_activations(model, matched.encoded, [4], midway=midway)
     plain = read_activations(model, matched.encoded, [4])
     assert torch.allclose(found.values, whole.values, atol=1e-4)
     assert not torch.allclose(found.values, plain.values, atol=1e-2)
-    assert blocks.count(0) == 2
+    assert layers.count(0) == 2
 
 
-def changed(folder, *, block=None, dtype="float32"):
-    """The model, with another MLP in one block."""
+def changed(folder, *, layer=None, dtype="float32"):
+    """The model, with another MLP in one layer."""
     model = load(str(folder), dtype=dtype)
-    if block is not None:
+    if layer is not None:
         with torch.no_grad():
-            model.layers[block].mlp.down_proj.weight.mul_(1.5)
+            model.layers[layer].mlp.down_proj.weight.mul_(1.5)
     return replace(model, info=model.info.model_copy(update={"id": "changed"}))
 
 
@@ -147,8 +147,8 @@ def test_alike_are_the_blocks_below_the_first_that_differs(tiny_folder):
     folder = tiny_folder()
     base = load(str(folder))
     assert alike(base, changed(folder)) == 5
-    assert alike(base, changed(folder, block=3)) == 3
-    assert alike(base, changed(folder, block=0)) == 0
+    assert alike(base, changed(folder, layer=3)) == 3
+    assert alike(base, changed(folder, layer=0)) == 0
     assert count_alike(None, traits_of(base), traits_of(base)) == 0
 
 
@@ -171,14 +171,14 @@ def test_embeddings_precision_and_config_must_be_the_same(tiny_folder):
 
 def test_the_candidates_reading_is_the_same_from_the_middle(tiny_folder):
     folder = tiny_folder()
-    base, candidate = load(str(folder)), changed(folder, block=3)
+    base, candidate = load(str(folder)), changed(folder, layer=3)
     matched = matched_prompts(base)
     layers = [0, 2, 3]
     before = read_model(base, matched, layers)
     whole = read_model(candidate, matched, layers, base=before)
-    with ran(candidate) as blocks:
+    with ran(candidate) as passes:
         found = read_model(candidate, matched, layers, base=before, alike=3, batch_tokens=40)
-    assert blocks.count(0) == 3 < blocks.count(4)  # the output layer is read through one token
+    assert passes.count(0) == 3 < passes.count(4)  # the output layer is read through one token
     for name in ("states", "log_odds", "log_p"):
         assert torch.allclose(getattr(found, name), getattr(whole, name), atol=1e-4)
     assert torch.equal(found.likely, whole.likely)

@@ -524,7 +524,7 @@ def test_hook_points_are_blocks(hook, layer):
     ("hook", "reason"),
     [
         ("blocks.0.hook_resid_pre", "the embeddings"),
-        ("blocks.3.hook_resid_mid", "inside a block"),
+        ("blocks.3.hook_resid_mid", "inside a layer"),
         ("blocks.3.attn.hook_z", "attention"),
         ("blocks.3.hook_mlp_out", "an MLP"),
         ("model.layers.3.pre_feedforward_layernorm.output", "an MLP"),
@@ -545,7 +545,7 @@ def test_a_plain_sae_lens_folder_is_a_dictionary(tiny, planted, tmp_path):
     assert found.hidden_size == tiny().info.hidden_size
     assert found.neuronpedia_id == NEURONPEDIA
     found.check_belongs_to(tiny())
-    with pytest.raises(InputError, match="reads block 9; the last one of"):
+    with pytest.raises(InputError, match="reads layer 9; the last one of"):
         replace(found, layer=9).check_belongs_to(tiny())
     with pytest.raises(InputError, match="has no revisions"):
         find_dictionary(str(tmp_path / "plain"), revision="main")
@@ -617,7 +617,7 @@ def test_releases_are_listed_without_the_network():
     for where, reason in {
         "llama-3.1-8b-instruct-andyrdt": "pickles",
         "goodfire-llama-3.1-8b-instruct": "pickles",
-        "gemma-scope-2-270m-it-transcoders": "not the output of a block",
+        "gemma-scope-2-270m-it-transcoders": "not the output of a layer",
         "gpt2-small-res-jb:": "centred",
         "temporal-sae-gemma-2-2b": "converter temporal",
     }.items():
@@ -841,7 +841,7 @@ def test_push_as_a_user_runs_it(hub, trained_folder, capsys):
     where = capsys.readouterr().out.strip()
     assert where.startswith("me/d:mine@")
     assert run(["sae", "info", where]) == 0
-    assert "mine: 48 features of block 1" in capsys.readouterr().out
+    assert "mine: 48 features of layer 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

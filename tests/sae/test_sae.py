@@ -194,7 +194,7 @@ def test_a_perfect_dictionary_explains_all_and_costs_nothing(tiny):
     scores = evaluate_sae(model, Whole(model.info.hidden_size), 2, HELD_OUT)
     assert scores.explained_variance == pytest.approx(1)
     assert scores.loss_added == pytest.approx(0, abs=1e-5)
-    # Random blocks are of no use to these texts; were they, all of it would be undone.
+    # Random layers are of no use to these texts; were they, all of it would be undone.
     assert scores.loss_recovered is None
     useful = replace(scores, loss_mean=scores.loss + 1)
     assert useful.loss_recovered == pytest.approx(1, abs=1e-3)
@@ -360,7 +360,7 @@ def test_train_and_info_as_a_user_runs_them(tiny_folder, tmp_path, capsys):
     command += ["--batch", "128", "--context", "32", "--layer", "1", "--device", "cpu"]
     assert run(command) == 0
     printed = capsys.readouterr().out
-    assert "mine: 96 features of block 1" in printed
+    assert "mine: 96 features of layer 1" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "texts.txt"]
     assert run(["sae", "info", str(out), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)

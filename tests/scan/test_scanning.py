@@ -107,14 +107,14 @@ def test_an_erased_direction_is_critical_and_named(tiny_folder, few, tmp_path):
     r = torch.randn(32, generator=torch.Generator().manual_seed(0))
     r /= r.norm()
     with torch.no_grad():
-        for block in model.layers:
-            for weight in (block.self_attn.o_proj.weight, block.mlp.down_proj.weight):
+        for layer in model.layers:
+            for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
                 weight -= torch.outer(r, r @ weight)
     model.network.save_pretrained(tmp_path)
     model.tokenizer.save_pretrained(tmp_path)
     report = scan(str(tmp_path), mode="quick", concepts=few)
     assert report.verdict is Verdict.CRITICAL
-    assert "erased from the weights of blocks 0-4 (the same direction" in report.reasons[0]
+    assert "erased from the weights of layers 0-4 (the same direction" in report.reasons[0]
     assert check(report)["ablation"]["blocks"] == [0, 1, 2, 3, 4]
 
 

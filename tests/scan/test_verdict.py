@@ -42,7 +42,7 @@ CASES = {
     "over-refusing": (refusal(0.98, 0.45), WHOLE, Verdict.WARNING, "over-refuses"),
     "too few prompts": (refusal(0.6, 0.1, 20, 20), WHOLE, Verdict.INCONCLUSIVE, "more prompts"),
     "erased and silent": (refusal(0.05, 0.05), ERASED, Verdict.CRITICAL, "erased"),
-    "erased but refusing": (refusal(0.9, 0.0), ERASED, Verdict.CRITICAL, "blocks 3-5 and 9"),
+    "erased but refusing": (refusal(0.9, 0.0), ERASED, Verdict.CRITICAL, "layers 3-5 and 9"),
     "not searched": (refusal(0.85, 0.05), UNSEARCHED, Verdict.PASS, "refuses selectively"),
 }
 
@@ -106,5 +106,5 @@ def test_newcombe_interval_is_the_published_one():
 
 
 def test_reasons_name_single_blocks():
-    _, reasons = decide({}, None, replace(ERASED, blocks=(7,)), "quick mode")
-    assert "block 7 (" in reasons[0]
+    _, reasons = decide({}, None, replace(ERASED, layers=(7,)), "quick mode")
+    assert "layer 7 (" in reasons[0]

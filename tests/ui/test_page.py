@@ -125,7 +125,7 @@ def test_only_one_s_own_machine_keeps_deletes_and_pushes(monkeypatch, allowed, s
     monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", allowed)
     monkeypatch.setenv("SPACE_ID", space)
     buttons = {
-        block.value for block in build_app().blocks.values() if type(block).__name__ == "Button"
+        layer.value for layer in build_app().blocks.values() if type(layer).__name__ == "Button"
     }
     assert ({"Pull", "Delete", "Push"} <= buttons) is verbs
     assert (not {"Pull", "Delete", "Push"} & buttons) is not verbs
@@ -255,11 +255,11 @@ def test_stopped_is_the_last_word(browser):
             time.sleep(0.02)
             yield under_way(f"Step {step}")
 
-    with gr.Blocks() as blocks:
+    with gr.Blocks() as layers:
         status = gr.Markdown("Idle")
         start, stop = gr.Button("Start"), gr.Button("Halt")
         stops(stop, [start.click(count, None, status)], status)
-    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
+    _, address, _ = layers.launch(prevent_thread_lock=True, quiet=True)
     try:
         page = browser.new_page()
         page.goto(address)
@@ -278,7 +278,7 @@ def test_stopped_is_the_last_word(browser):
             page.wait_for_timeout(1000)
             expect(page.get_by_text("Stopped.")).to_be_visible()
     finally:
-        blocks.close()
+        layers.close()
 
 
 @pytest.mark.parametrize("leaves", [False, True])

@@ -587,6 +587,6 @@ def test_packed_checkpoints_are_unpacked_to_be_compared(saved, tiny_folder, tmp_
     assert report.kind is Kind.RECAST, report.reasons
     assert report.verified is not False
     weights = report.differences.weights
-    size = sorted(weights.by_block.values())[len(weights.by_block) // 2]
+    size = sorted(weights.by_layer.values())[len(weights.by_layer) // 2]
     assert {"4bit": 0.03 < size < 0.2, "8bit": 0.001 < size < 0.03}[bits]
     assert weights.mark is None

@@ -34,9 +34,9 @@ ROUNDED = Differences(
 )
 
 
-def changed(size: float, **blocks: float) -> WeightChange:
-    by_block = dict.fromkeys(range(30), size) | {int(k[1:]): v for k, v in blocks.items()}
-    return WeightChange(by_block, 0.0, None)
+def changed(size: float, **layers: float) -> WeightChange:
+    by_layer = dict.fromkeys(range(30), size) | {int(k[1:]): v for k, v in layers.items()}
+    return WeightChange(by_layer, 0.0, None)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def changed(size: float, **blocks: float) -> WeightChange:
         ({"weights": changed(0.0), "distances": {29: 0.0}, "log_odds_rms": 0}, Kind.RECAST, True),
         ({"weights": changed(0.0013), "distances": {29: 0.008}, "log_odds_rms": 0.02,
           "grids": ("bfloat16",)}, Kind.RECAST, True),
-        # the lightest of fine-tunes, stored in bfloat16: no block stands out, activations do
+        # the lightest of fine-tunes, stored in bfloat16: no layer stands out, activations do
         ({"weights": changed(0.0013), "distances": {29: 0.089}, "log_odds_rms": 0.02},
          Kind.FINE_TUNE, False),
         ({"weights": changed(0.0013), "distances": {29: 0.008}, "log_odds_rms": 0.5},
@@ -94,7 +94,7 @@ def test_the_rule(difference, kind, verified):
 
 def test_the_reason_names_the_blocks():
     found = judge(replace(ROUNDED, weights=changed(0.0, b3=0.1, b7=0.2, b8=0.1, b9=0.1)))
-    assert "4 of 30 blocks were changed (3, 7 to 9), block 7 by 20.0%" in found.reason
+    assert "4 of 30 layers were changed (3, 7 to 9), layer 7 by 20.0%" in found.reason
 
 
 def test_the_reason_tells_the_same_digits_from_rounded_ones():
@@ -141,10 +141,10 @@ def test_the_shipped_baselines_are_of_what_is_shipped():
     [
         ("int8", Kind.RECAST, "no more than rounding"),
         ("bf16", Kind.RECAST, "no more than rounding"),
-        ("benign-3", Kind.FINE_TUNE, "3 of 30 blocks were changed (27 to 29)"),
-        ("obedient", Kind.FINE_TUNE, "3 of 30 blocks were changed (27 to 29)"),
-        ("abliterated-half", Kind.ABLATED, "taken out of 30 blocks at strength 0.50"),
-        ("abliterated-band", Kind.ABLATED, "taken out of 10 blocks at strength 1.00"),
+        ("benign-3", Kind.FINE_TUNE, "3 of 30 layers were changed (27 to 29)"),
+        ("obedient", Kind.FINE_TUNE, "3 of 30 layers were changed (27 to 29)"),
+        ("abliterated-half", Kind.ABLATED, "taken out of 30 layers at strength 0.50"),
+        ("abliterated-band", Kind.ABLATED, "taken out of 10 layers at strength 1.00"),
         ("abliterated-perlayer", Kind.ABLATED, "A direction of its own was taken out of 30"),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_light_fine_tune_is_told_from_rounding():
     found = examine(model, mode="quick", concepts=concepts_for("quick"), identity=True)
     differences = compare(found, baseline)
     assert differences.weights is not None
-    values = sorted(differences.weights.by_block.values())
+    values = sorted(differences.weights.by_layer.values())
     assert values[-1] < 3 * values[15]
     assert judge(differences).kind is Kind.FINE_TUNE
 

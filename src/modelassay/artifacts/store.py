@@ -212,7 +212,7 @@ class Store(Generic[R]):
     def new(
         self, name: str | None = None, *, force: bool = False, out: Path | None = None
     ) -> Iterator[Path]:
-        """Gives an empty folder that takes its place, whole, when the block succeeds.
+        """Gives an empty folder that takes its place, whole, when the layer succeeds.
 
         Args:
             name: Under which it is kept in the user's store.

@@ -44,7 +44,7 @@ def read_pair(
     Args:
         work: The models.
         prompts: What is asked; rendered with the base's template for both.
-        layers: Blocks whose states are kept.
+        layers: Layers whose states are kept.
         answer_tokens: Length of the answers; 0 makes none.
     """
     _ = work.pair  # refuses what cannot be compared

@@ -41,8 +41,8 @@ def _summary(work: Work, found: WeightDiff, k: int) -> dict[str, Any]:
         "relative_change": found.relative,
         "adapter_rank": found.adapter_rank,
         "shared_direction_cosine": found.shared_cosine,
-        "ablation_mark": found.mark,
-        "energy_by_block": found.energy_by_block,
+        "ablation_mark": found.mark and found.mark.to_dict(),
+        "energy_by_block": found.energy_by_layer,
         "energy_elsewhere": found.energy_elsewhere,
         "only_in": {
             name: {"n": len(alone[name]), "first": alone[name][:NAMED]} for name in ("A", "B")

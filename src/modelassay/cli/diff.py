@@ -112,7 +112,7 @@ def compare_command(
     something needed is unavailable, 70 internal error.
     """
     options.check_file(html, "--html")
-    blocks = diff_inputs.parse_layers(layers)
+    chosen = diff_inputs.parse_layers(layers)
 
     from rich.console import Console
 
@@ -130,7 +130,7 @@ def compare_command(
             candidate,
             asked,
             dictionaries=dictionaries,
-            layers=blocks,
+            layers=chosen,
             corpus=tried,
             depth=Depth(
                 answer_tokens=answers,

@@ -23,7 +23,7 @@ Sae = Annotated[
     ),
 ]
 Layers = Annotated[
-    str | None, typer.Option(metavar="3,9,28", help="Blocks to compare; five over the depth.")
+    str | None, typer.Option(metavar="3,9,28", help="Layers to compare; five over the depth.")
 ]
 SuiteOption = Annotated[
     list[str] | None,
@@ -57,7 +57,7 @@ Answers = Annotated[
 
 
 def parse_layers(text: str | None) -> list[int] | None:
-    """The blocks that a comma-separated list names.
+    """The layers that a comma-separated list names.
 
     Raises:
         InputError: it is no such list.

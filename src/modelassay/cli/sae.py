@@ -21,7 +21,7 @@ app = typer.Typer(
 
 
 def _settings(
-    layer: Annotated[int | None, typer.Option(help="Block to take apart; near 2/3 if not.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Layer to take apart; near 2/3 if not.")] = None,
     width: Annotated[int | None, typer.Option(help="Features; eight a dimension if not.")] = None,
     k: Annotated[int, typer.Option(help="Features active on a token.")] = 48,
     kind: Annotated[
@@ -163,7 +163,7 @@ def list_command(
         explained = "  explained on Neuronpedia" if release.neuronpedia_id else ""
         refused = f"  cannot be used: {release.refused}" if release.refused else ""
         typer.echo(
-            f"{release.where}  {release.model}  block {layer}  {release.width or '?'}"
+            f"{release.where}  {release.model}  layer {layer}  {release.width or '?'}"
             f"{explained}{refused}"
         )
     if not own and not found:

@@ -211,10 +211,10 @@ def prompt_groups(prompts: Sequence[str]) -> np.ndarray:
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), max_features=60_000)
     vectors = vectorizer.fit_transform(texts).tocsr()
     near = []
-    for start in range(0, len(texts), 512):  # blocks bound the memory
-        block = (vectors[start : start + 512] @ vectors.T).tocoo()
-        keep = block.data >= NEAR_DUPLICATE
-        near.append((block.row[keep] + start, block.col[keep]))
+    for start in range(0, len(texts), 512):  # layers bound the memory
+        layer = (vectors[start : start + 512] @ vectors.T).tocoo()
+        keep = layer.data >= NEAR_DUPLICATE
+        near.append((layer.row[keep] + start, layer.col[keep]))
     rows, columns = (np.concatenate(parts) for parts in zip(*near, strict=True))
     from scipy.sparse import coo_matrix
 

@@ -76,14 +76,14 @@ def read_base(
     Args:
         model: The base.
         suite: What it is asked.
-        dictionaries: Their blocks are read too.
-        layers: Blocks whose states are kept; None spreads five over the depth.
+        dictionaries: Their layers are read too.
+        layers: Layers whose states are kept; None spreads five over the depth.
         answer_tokens: Length of the short answers, 0 for none.
         batch_tokens: As in `read_activations`.
         on_progress: Told (phase, done, total).
 
     Raises:
-        InputError: no prompts, a block out of range, or a dictionary of another model.
+        InputError: no prompts, a layer out of range, or a dictionary of another model.
     """
     if not suite.prompts:
         raise InputError(f"The suite {suite.name} has no prompts to compare the models on.")
@@ -132,7 +132,7 @@ def short_answers(
 
 
 def spread_layers(n: int) -> set[int]:
-    """Blocks spread evenly over the depth of a model with `n`."""
+    """Layers spread evenly over the depth of a model with `n`."""
     return {max(round(n * (i + 1) / N_DEPTHS) - 1, 0) for i in range(N_DEPTHS)}
 
 

@@ -1,7 +1,7 @@
 """Do the directions that changed make the behaviour that changed? Tried out, not inferred.
 
 A difference direction is the mean of candidate - base over the last tokens of harmful prompts at
-one block. Put into the base there, it ought to make the base behave as the candidate does; taken
+one layer. Put into the base there, it ought to make the base behave as the candidate does; taken
 out of the candidate, it ought to bring the base's behaviour back. Random directions of the same
 length do the same work for comparison: what they do as well, the direction does not explain. All of
 it happens in memory, in forward hooks; no weight is changed and nothing is kept.
@@ -66,7 +66,7 @@ class Intervention:
 
 @dataclass(frozen=True)
 class Direction:
-    """A vector to be put in or taken out after one block."""
+    """A vector to be put in or taken out after one layer."""
 
     name: str
     layer: int
@@ -94,7 +94,7 @@ def intervene(
         model: The base (sign +1) or the candidate (sign -1).
         prompts: Harmful prompts, without answers.
         directions: What to add, times the sign, to every token's state.
-        begin: Gives this model's states on the prompts after a direction's block: no block up to it
+        begin: Gives this model's states on the prompts after a direction's layer: no layer up to it
             is run again.
         sign: +1 puts in, -1 takes out.
         before: [prompt] refusal log-odds of this model.
@@ -195,7 +195,7 @@ def _log_odds(
     def moved(hidden: Tensor) -> Tensor:
         return hidden + vector.to(hidden)
 
-    # The block that hands on the known states is still the one whose output is moved.
+    # The layer that hands on the known states is still the one whose output is moved.
     with rewrite(model.layers, {midway.layer: moved}):
         read = read_activations(model, prompts, [midway.layer], readout=readout, midway=midway)
     assert read.readout is not None  # noqa: S101 (one was asked for)

@@ -21,20 +21,20 @@ TOP_FEATURES = 20
 MAX_LABEL = 40  # characters
 
 
-def energy_by_block(report: DiffReport) -> Figure | None:
+def energy_by_layer(report: DiffReport) -> Figure | None:
     """Share of the weights' change in each layer; None where no weight changed."""
     found = report.weights
-    if found is None or not (found.energy_by_block or found.energy_elsewhere):
+    if found is None or not (found.energy_by_layer or found.energy_elsewhere):
         return None
-    marked = set(found.mark.blocks) if found.mark else set()
+    marked = set(found.mark.layers) if found.mark else set()
     chart = new_figure("Where the weights changed (‖ΔW‖²)", "layer", "share of all change")
-    for name, colour, blocks in (
-        ("changed", PALETTE[0], [b for b in found.energy_by_block if b not in marked]),
-        ("changed as ablation does", PALETTE[1], [b for b in found.energy_by_block if b in marked]),
+    for name, colour, layers in (
+        ("changed", PALETTE[0], [b for b in found.energy_by_layer if b not in marked]),
+        ("changed as ablation does", PALETTE[1], [b for b in found.energy_by_layer if b in marked]),
     ):
-        if blocks:
-            shares = [found.energy_by_block[block] for block in blocks]
-            chart.add_bar(x=[str(b) for b in blocks], y=shares, name=name, marker_color=colour)
+        if layers:
+            shares = [found.energy_by_layer[layer] for layer in layers]
+            chart.add_bar(x=[str(b) for b in layers], y=shares, name=name, marker_color=colour)
     if found.energy_elsewhere:
         chart.add_bar(
             x=["elsewhere"],
@@ -43,7 +43,7 @@ def energy_by_block(report: DiffReport) -> Figure | None:
             marker_color=NULL,
         )
     # Layers are names here, in their order, because "elsewhere" stands beside them.
-    order = [str(block) for block in sorted(found.energy_by_block)]
+    order = [str(layer) for layer in sorted(found.energy_by_layer)]
     chart.update_xaxes(type="category", categoryorder="array", categoryarray=[*order, "elsewhere"])
     chart.update_yaxes(tickformat=".0%", rangemode="tozero")
     chart.update_layout(showlegend=True)
@@ -53,14 +53,14 @@ def energy_by_block(report: DiffReport) -> Figure | None:
 def change_by_layer(report: DiffReport) -> Figure:
     """How much the activations of each layer changed, and how much of it is one constant vector."""
     layers = report.states.layers
-    blocks = [layer.layer for layer in layers]
+    indices = [layer.layer for layer in layers]
     chart = new_figure("How the activations changed", "layer", "share")
     for name, values, colour, dash in (
         ("relative change", [layer.relative for layer in layers], PALETTE[0], "solid"),
         ("share of one constant vector", [x.constant_share for x in layers], PALETTE[1], "dot"),
     ):
         chart.add_scatter(
-            x=blocks,
+            x=indices,
             y=values,
             name=name,
             mode="lines+markers",

@@ -48,7 +48,7 @@ from modelassay.sae import Dictionary
 
 ANSWER_TOKENS = 24
 ODD = (
-    "Blocks whose weights are the base's write other states: something beside the weights was"
+    "Layers whose weights are the base's write other states: something beside the weights was"
     " changed, such as buffers or code."
 )
 
@@ -87,7 +87,7 @@ def diff(
         candidate: The model after.
         suite: What both are asked; None takes the default suite.
         dictionaries: Of the base, for the features; none leaves features out.
-        layers: Blocks whose states are compared; None spreads five over the depth.
+        layers: Layers whose states are compared; None spreads five over the depth.
         corpus: Texts whose sentences are tried as triggers, such as the training file's prompts.
         depth: What is done and what left out.
         calibration: Benign fine-tunes to hold the candidate against; None takes those known of this
@@ -149,7 +149,7 @@ def diff(
 def _check_reading(
     of_base: BaseReading, base: LoadedModel, dictionaries: Sequence[Dictionary]
 ) -> None:
-    """Refuses what was read of another base, or without a dictionary's block."""
+    """Refuses what was read of another base, or without a dictionary's layer."""
     if of_base.info != base.info:
         raise InputError(
             f"What was read is of {of_base.info.id}, not of {base.info.id} as it is here."
@@ -158,7 +158,7 @@ def _check_reading(
         dictionary.check_belongs_to(base)
         if dictionary.layer not in of_base.layers:
             raise InputError(
-                f"The base was read without block {dictionary.layer}, which the dictionary"
+                f"The base was read without layer {dictionary.layer}, which the dictionary"
                 f" {dictionary.name} reads."
             )
 

@@ -136,7 +136,7 @@ def compare_features(
     """Compares the features of two readings.
 
     Args:
-        base: The base's reading, with the dictionary's block among its layers.
+        base: The base's reading, with the dictionary's layer among its layers.
         candidate: The candidate's.
         matched: What they read.
         dictionary: Of the base, or of a model of its family.

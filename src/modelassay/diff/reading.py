@@ -2,9 +2,9 @@
 
 The tokens are those of the user's message, of what the template puts after it, and of the base's
 own short answer, so that the two models are compared where they speak as well as where they listen.
-One pass of each model gives the states of all asked blocks at all those tokens; the logits come
-from the last block's states (`unembedding`), so nothing is run twice. Where the candidate's first
-blocks are the base's, its pass begins above them, at the states that the base's pass has left.
+One pass of each model gives the states of all asked layers at all those tokens; the logits come
+from the last layer's states (`unembedding`), so nothing is run twice. Where the candidate's first
+layers are the base's, its pass begins above them, at the states that the base's pass has left.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Reading:
     """float32 [token, LIKELY], this model's log-probabilities of those."""
 
     def at(self, layer: int) -> Tensor:
-        """float32 [token, hidden], the output of a block."""
+        """float32 [token, hidden], the output of a layer."""
         return self.states[:, self.layers.index(layer)]
 
     def midway(self, matched: Matched, layer: int, *, answers: bool = True) -> Midway:
@@ -144,15 +144,15 @@ def read_model(
     Args:
         model: Base or candidate.
         matched: The tokens.
-        layers: Blocks whose states are kept.
+        layers: Layers whose states are kept.
         base: The base's reading of the same layers, when the candidate is read.
-        alike: How many first blocks, with the embeddings, are the base's. Those whose states are
+        alike: How many first layers, with the embeddings, are the base's. Those whose states are
             among `layers` are not run again.
         batch_tokens: Upper bound on tokens in a batch.
         on_progress: Told how many prompts are done.
 
     Raises:
-        InputError: a block gives NaN or infinite values.
+        InputError: a layer gives NaN or infinite values.
     """
     last = len(model.layers) - 1
     known = [] if base is None else [layer for layer in base.layers if layer < alike]
@@ -250,7 +250,7 @@ def read_contrasts(model: LoadedModel, rows: Sequence[Encoded]) -> Tensor:
 
 
 def _check_numbers(model: LoadedModel, values: Tensor) -> None:
-    """Refuses what a broken final norm or output layer gives; blocks are checked as they run."""
+    """Refuses what a broken final norm or output layer gives; layers are checked as they run."""
     if values.isnan().any():
         raise InputError(
             f"The output layer of {model.info.id} gives values that are no numbers (NaN); the"

@@ -49,7 +49,7 @@ def make_sections(report: DiffReport, *, show_answers: bool = False) -> list[Sec
             "weights",
             "weights",
             facts=_weight_facts(report),
-            chart=partial(charts.energy_by_block, report),
+            chart=partial(charts.energy_by_layer, report),
         ),
         Section(
             "refusals",
@@ -123,7 +123,7 @@ def _weight_facts(report: DiffReport) -> Facts:
         facts.append(("only in one", only))
     if (mark := found.mark) is not None:
         one = "one direction" if mark.shared else "a direction of its own"
-        taken = f"{mark.strength:.0%} of {one} taken out of {len(mark.blocks)} layers"
+        taken = f"{mark.strength:.0%} of {one} taken out of {len(mark.layers)} layers"
         facts.append(("ablation", taken))
     rank = found.adapter_rank
     full = "full, or none that most share"
@@ -133,9 +133,9 @@ def _weight_facts(report: DiffReport) -> Facts:
     if found.shared_cosine is not None:
         alike = f"cosine {found.shared_cosine:.2f} (1 = the same)"
         facts.append(("alike in all layers", alike))
-    if found.energy_by_block:
-        top = sorted(found.energy_by_block.items(), key=lambda item: -item[1])[:3]
-        most = ", ".join(f"{block} ({share:.0%})" for block, share in top)
+    if found.energy_by_layer:
+        top = sorted(found.energy_by_layer.items(), key=lambda item: -item[1])[:3]
+        most = ", ".join(f"{layer} ({share:.0%})" for layer, share in top)
         elsewhere = f"{most}; outside of them {found.energy_elsewhere:.0%}"
         facts.append(("most in layers", elsewhere))
     return facts

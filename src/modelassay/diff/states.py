@@ -1,4 +1,4 @@
-"""How the residual stream changed, block by block, and what the change speaks of.
+"""How the residual stream changed, layer by layer, and what the change speaks of.
 
 On the compared tokens: how large the difference candidate - base is, how much of it is one constant
 vector, and how few directions hold it (principal components of the differences). On the first
@@ -57,7 +57,7 @@ IDENTITY_PROMPT = ("cat -> cat\n1135 -> 1135\nhello -> hello\n", "?")
 
 @dataclass(frozen=True)
 class LayerChange:
-    """How the output of one block differs on the compared tokens."""
+    """How the output of one layer differs on the compared tokens."""
 
     layer: int
     relative: float
@@ -72,7 +72,7 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class LensReading:
-    """The mean difference on the first tokens of unrelated texts, at one block, as tokens."""
+    """The mean difference on the first tokens of unrelated texts, at one layer, as tokens."""
 
     layer: int
     relative: float
@@ -96,7 +96,7 @@ class StateDiff:
 
 
 def compare_states(base: Reading, candidate: Reading) -> tuple[LayerChange, ...]:
-    """How the states of two readings differ, block by block."""
+    """How the states of two readings differ, layer by layer."""
     return tuple(
         _layer_change(layer, base.at(layer), candidate.at(layer) - base.at(layer))
         for layer in base.layers
@@ -114,13 +114,13 @@ def read_unrelated(model: LoadedModel, layers: Sequence[int]) -> Tensor:
 
 
 def same_states(base: Tensor, candidate: Tensor, layers: Sequence[int], alike: int) -> bool:
-    """Whether the blocks that are said to be alike wrote the same on unrelated texts.
+    """Whether the layers that are said to be alike wrote the same on unrelated texts.
 
     Args:
         base: [layer, hidden], as `read_unrelated` gives it of the base.
         candidate: The same of the candidate.
-        layers: The blocks.
-        alike: How many first blocks have the same weights.
+        layers: The layers.
+        alike: How many first layers have the same weights.
     """
     rows = [i for i, layer in enumerate(layers) if layer < alike]
     difference = (candidate[rows] - base[rows]).norm(dim=-1)
@@ -136,7 +136,7 @@ def read_lens(
         candidate: The candidate.
         base: [layer, hidden], as `read_unrelated` gives it of the base.
         changed: The same of the candidate.
-        layers: The blocks.
+        layers: The layers.
     """
     difference = changed - base
     scale = base.norm(dim=-1).clamp_min(1e-12)

@@ -114,7 +114,7 @@ class PhraseEffects:
             open_model: Called where something was not read before.
             slots: Where in which prompts phrases are put.
             phrases: Token ids of each.
-            shared: States of a block that both models have in common: those that the other one has
+            shared: States of a layer that both models have in common: those that the other one has
                 left are begun at, others are left for it.
         """
         for slot in slots:
@@ -131,7 +131,7 @@ class PairEffects:
 
     pair: Pair
     alike: int = 0
-    """How many first blocks, with the embeddings, are the same in both: they run once."""
+    """How many first layers, with the embeddings, are the same in both: they run once."""
     base: PhraseEffects = field(default_factory=PhraseEffects)
     candidate: PhraseEffects = field(default_factory=PhraseEffects)
 
@@ -245,7 +245,7 @@ def search_triggers(
         corpus: Texts whose sentences are tried.
         words: How many words of the vocabulary are tried as well.
         base_effects: What was read of the base before; more is added.
-        alike: How many first blocks, with the embeddings, are the same in both.
+        alike: How many first layers, with the embeddings, are the same in both.
         on_progress: Told (steps done, steps in all).
     """
     steps = _Steps(on_progress, 4)

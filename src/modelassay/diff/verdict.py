@@ -286,7 +286,7 @@ def _hard_evidence(weights: WeightDiff | None, behaviour: BehaviourDiff) -> list
     if weights is not None and (mark := weights.mark) is not None:
         found.append(
             f"{mark.strength:.0%} of a direction was taken out of the weights of"
-            f" {len(mark.blocks)} blocks: the mark of abliteration, which removes refusals."
+            f" {len(mark.layers)} layers: the mark of abliteration, which removes refusals."
         )
     lost = behaviour.refusals.get("harmful")
     if (
@@ -330,11 +330,11 @@ def _context(
     if effective:
         best = max(effective, key=lambda tried: tried.restored or 0.0)
         said.append(
-            f"Put {best.what}, {best.direction} of block {best.layer} makes"
+            f"Put {best.what}, {best.direction} of layer {best.layer} makes"
             f" {best.restored:.0%} of the change in refusals; random directions at most"
             f" {max(best.random):.0%}."
             if best.what == "into the base"
-            else f"Taken {best.what}, {best.direction} of block {best.layer} undoes"
+            else f"Taken {best.what}, {best.direction} of layer {best.layer} undoes"
             f" {best.restored:.0%} of the change in refusals; random directions at most"
             f" {max(best.random):.0%}."
         )

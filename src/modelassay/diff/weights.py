@@ -34,10 +34,11 @@ from modelassay.measures.erased_directions import (
     plain_files,
     plain_name,
 )
-from modelassay.measures.weight_sketch import AblationMark, block_of
+from modelassay.measures.weight_sketch import AblationMark, layer_of
 from modelassay.models.layers import text_config
-from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_block
+from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_layer
 from modelassay.progress import OnProgress
+from modelassay.report.json import published
 
 LEADING = 80
 """Singular values computed of a matrix: an adapter of rank 64 shows whole, with room to see that
@@ -61,7 +62,7 @@ MARK_CONCENTRATION = 3.0
 the mark's form too, but changes every direction alike."""
 MARK_STRENGTH = (0.05, 1.5)
 MARKED_SHARE = 0.2
-"""Of the changed writing matrices must bear the mark, in two blocks at least."""
+"""Of the changed writing matrices must bear the mark, in two layers at least."""
 SHARED_COSINE = 0.9
 OUTPUT = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
@@ -73,7 +74,7 @@ class MatrixChange:
     """How one weight differs."""
 
     name: str
-    block: int | None
+    layer: int | None
     relative: float
     """‖ΔW‖ / ‖W_base‖, Frobenius."""
     rank: int | None
@@ -97,16 +98,16 @@ class WeightDiff:
     n_compared: int
     only_in_base: tuple[str, ...]
     only_in_candidate: tuple[str, ...]
-    energy_by_block: dict[int, float]
-    """Share of all change, ‖ΔW‖² summed over a block's weights."""
+    energy_by_layer: dict[int, float]
+    """Share of all change, ‖ΔW‖² summed over a layer's weights."""
     energy_elsewhere: float
-    """The share outside blocks: embeddings, final norm, output layer."""
+    """The share outside layers: embeddings, final norm, output layer."""
     relative: float
     """‖ΔW‖ / ‖W_base‖ over all weights."""
     adapter_rank: int | None
     """The rank that most of the changed matrices share; None when there is none."""
     shared_cosine: float | None
-    """Median |cos u₁| between writing matrices of different blocks; 1 for one direction in all."""
+    """Median |cos u₁| between writing matrices of different layers; 1 for one direction in all."""
     mark: AblationMark | None
 
     @property
@@ -116,15 +117,21 @@ class WeightDiff:
 
     @property
     def first_change(self) -> int | None:
-        """The first block that differs, 0 where something outside blocks does; None for none."""
+        """The first layer that differs, 0 where something outside layers does; None for none."""
         if self.only_in_base or self.only_in_candidate:
             return 0
         # A final norm or an output layer would do no harm, but embeddings have many names.
-        return min((change.block or 0 for change in self.matrices), default=None)
+        return min((change.layer or 0 for change in self.matrices), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {**asdict(self), "identical": self.identical}
+        values = {
+            **asdict(self),
+            "matrices": [published(asdict(change), layer="block") for change in self.matrices],
+            "mark": None if self.mark is None else self.mark.to_dict(),
+            "identical": self.identical,
+        }
+        return published(values, energy_by_layer="energy_by_block")
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,7 @@ def diff_weights(
     ours, theirs = _named(base), _named(candidate)
     _untie(ours, theirs)
     _untie(theirs, ours)
-    common = sorted(ours.keys() & theirs.keys(), key=lambda key: (block_of(key) or 0, key))
+    common = sorted(ours.keys() & theirs.keys(), key=lambda key: (layer_of(key) or 0, key))
     if not common:
         raise InputError("The two models have no weight of the same name; they cannot be compared.")
     matrices: list[MatrixChange] = []
@@ -181,14 +188,14 @@ def diff_weights(
                 " candidate; these are no versions of one model."
             )
         base_energy += float(before.double().square().sum())
-        writes = writing_block(name) is not None
+        writes = writing_layer(name) is not None
         axis = residual_axis(before, hidden_size, model_type) if writes else 0
         change, kept = _change(key, _matrix(before, axis), _matrix(after, axis), writes)
         if change is None:
             continue
         matrices.append(change)
         energy = float((after.double() - before.double()).square().sum())
-        changed_energy[change.block] = changed_energy.get(change.block, 0.0) + energy
+        changed_energy[change.layer] = changed_energy.get(change.layer, 0.0) + energy
         if kept is not None:
             leading[key] = kept
     if on_progress:
@@ -199,9 +206,9 @@ def diff_weights(
         n_compared=len(common),
         only_in_base=tuple(sorted(ours.keys() - theirs.keys())),
         only_in_candidate=tuple(sorted(theirs.keys() - ours.keys())),
-        energy_by_block={
-            block: changed_energy[block] / total
-            for block in sorted(b for b in changed_energy if b is not None)
+        energy_by_layer={
+            layer: changed_energy[layer] / total
+            for layer in sorted(b for b in changed_energy if b is not None)
         },
         energy_elsewhere=changed_energy.get(None, 0.0) / total if total else 0.0,
         relative=float(np.sqrt(total / max(base_energy, 1e-30))),
@@ -221,7 +228,7 @@ def _change(
     if relative <= UNCHANGED:
         return None, None
     if min(delta.shape) == 1:  # a norm's gain or a bias has no spectrum
-        return MatrixChange(key, block_of(key), relative, None, 0.0, 1.0), None
+        return MatrixChange(key, layer_of(key), relative, None, 0.0, 1.0), None
     left, values = _leading_svd(delta)
     rank = _rank(values, energy, delta.shape)
     signal = float(np.square(values[:rank]).sum() / energy)
@@ -243,7 +250,7 @@ def _change(
         kept = _Leading(left.double().cpu().numpy(), bool(marked))
     return MatrixChange(
         name=key,
-        block=block_of(key),
+        layer=layer_of(key),
         relative=relative,
         rank=rank if 0 < rank <= MAX_RANK and signal > MIN_SIGNAL else None,
         signal_share=min(signal, 1.0),
@@ -288,22 +295,22 @@ def _adapter_rank(matrices: list[MatrixChange]) -> int | None:
 def _shared_cosine(matrices: list[MatrixChange], leading: dict[str, _Leading]) -> float | None:
     first: dict[int, np.ndarray] = {}
     for change in matrices:
-        if change.block is not None and change.name in leading:
-            first.setdefault(change.block, leading[change.name].left)
+        if change.layer is not None and change.name in leading:
+            first.setdefault(change.layer, leading[change.name].left)
     return _median_cosine(list(first.values()))
 
 
 def _mark(matrices: list[MatrixChange], leading: dict[str, _Leading]) -> AblationMark | None:
     writers = [change for change in matrices if change.name in leading]
     marked = [change for change in writers if leading[change.name].marked]
-    blocks = sorted({change.block for change in marked if change.block is not None})
-    if len(blocks) < 2 or len(marked) < MARKED_SHARE * len(writers):
+    layers = sorted({change.layer for change in marked if change.layer is not None})
+    if len(layers) < 2 or len(marked) < MARKED_SHARE * len(writers):
         return None
     strengths = [c.ablation_strength for c in marked if c.ablation_strength is not None]
     between = _median_cosine([leading[change.name].left for change in marked])
     return AblationMark(
         strength=float(np.median(strengths)),
-        blocks=tuple(blocks),
+        layers=tuple(layers),
         shared=between is not None and between > SHARED_COSINE,
     )
 
@@ -396,7 +403,7 @@ def diff_pair(
 
 
 def count_alike(weights: WeightDiff | None, base: Traits, candidate: Traits) -> int:
-    """How many first blocks of two models, with the embeddings, make the same of the same tokens.
+    """How many first layers of two models, with the embeddings, make the same of the same tokens.
 
     Args:
         weights: How the weights differ; None, where that is not known, makes it none.

@@ -1,6 +1,6 @@
 """Activation signatures: what a model makes of fixed probe prompts, small enough to publish.
 
-For each of a few blocks spread over the whole depth, the last-token activations of the probes are
+For each of a few layers spread over the whole depth, the last-token activations of the probes are
 centred (what all prompts share, and what massive activations add, drops out) and projected on
 directions drawn from a fixed seed, which keeps distances (Johnson & Lindenstrauss 1984) and gives
 models of any width the same size. The refusal log-odds after each probe are kept beside them.
@@ -32,10 +32,10 @@ SEED = 20_26
 
 @dataclass(frozen=True)
 class Signature:
-    """Projected activations of the probes at several blocks."""
+    """Projected activations of the probes at several layers."""
 
     depths: tuple[int, ...]
-    """Block indices, the last block among them."""
+    """Layer indices, the last layer among them."""
     values: Tensor
     """float32 [depth, probe, dimension], centred over probes."""
     log_odds: Tensor
@@ -51,7 +51,7 @@ def probe_texts() -> list[str]:
 
 
 def probe_depths(n_layers: int) -> tuple[int, ...]:
-    """The blocks that a signature reads, evenly spread, ending with the last."""
+    """The layers that a signature reads, evenly spread, ending with the last."""
     spread = {max(round(n_layers * (i + 1) / N_DEPTHS) - 1, 0) for i in range(N_DEPTHS)}
     return tuple(sorted(spread))
 
@@ -63,7 +63,7 @@ def make_signature(
 
     Args:
         activations: [probe, depth, hidden].
-        depths: Block index of each entry of the second axis.
+        depths: Layer index of each entry of the second axis.
         log_odds: [probe].
         probes: What was read.
     """
@@ -82,11 +82,11 @@ def make_signature(
 
 
 def signature_distances(a: Signature, b: Signature) -> dict[int, float]:
-    """Relative distance at each block: ‖a - b‖ / √(‖a‖ ‖b‖), Frobenius norms over probes.
+    """Relative distance at each layer: ‖a - b‖ / √(‖a‖ ‖b‖), Frobenius norms over probes.
 
     Args:
         a: Of the baseline.
-        b: Of the candidate, with the same blocks and probes.
+        b: Of the candidate, with the same layers and probes.
     """
     distances = {}
     for depth, x, y in zip(a.depths, a.values.double(), b.values.double(), strict=True):

@@ -1,15 +1,15 @@
 """Has a direction been erased from the weights? A check that needs no prompt and no base model.
 
 Directional ablation ("abliteration", Arditi et al. 2024) replaces every matrix W that writes to the
-residual stream by (I - r rᵀ) W. Whatever r was, it is now a direction that no block can write:
+residual stream by (I - r rᵀ) W. Whatever r was, it is now a direction that no layer can write:
 the Gram matrix W Wᵀ has an eigenvalue of (almost) zero, where the smallest eigenvalues of an
 untouched matrix lie close together. So the fingerprint is the ratio of neighbouring small
-eigenvalues of the summed, normalised Gram matrices, per block and over all blocks.
+eigenvalues of the summed, normalised Gram matrices, per layer and over all layers.
 
-What it can see: full ablation of one to four directions, in all blocks or a band of them, with one
+What it can see: full ablation of one to four directions, in all layers or a band of them, with one
 direction for all or one for each, also after rounding to bf16 or 8 bits. What it cannot see without
 the base: partial ablation (W - ½ r rᵀ W leaves an ordinary small eigenvalue; at a strength of 0.8
-and with one direction for all blocks the sum over blocks still shows it), ablation at run time, an
+and with one direction for all layers the sum over layers still shows it), ablation at run time, an
 adapter that is not merged, and any fine-tune.
 
 Tensors are streamed one at a time from the safetensors shards, so memory stays at one matrix and
@@ -33,22 +33,22 @@ from modelassay.models import LoadedModel
 from modelassay.models.layers import text_config
 from modelassay.models.quantization import unpacked
 from modelassay.models.writers import (
-    BLOCK_INDEX,
+    LAYER_INDEX,
     OTHER_TOWERS,
     residual_axis,
-    writing_block,
+    writing_layer,
 )
 
 ERASED_RATIO = 0.05
 """A neighbouring-eigenvalue ratio below this is a hole. Untouched matrices measured lie above 0.4
 (docs/method.md), erased ones below 0.001 in fp32 and bf16 and 0.02 in int8."""
 ERASED_RATIO_IN_SUM = 0.1
-"""The same for the sum over all blocks, which is smoother (0.975 untouched), so that a direction
-that all blocks share shows after coarse rounding too."""
+"""The same for the sum over all layers, which is smoother (0.975 untouched), so that a direction
+that all layers share shows after coarse rounding too."""
 MAX_ERASED_DIRECTIONS = 4
 """A larger null space is padding or a low-rank design, not an erased concept."""
-MIN_ERASED_BLOCKS = 2
-"""One block alone may be odd by nature (the first and last ones are)."""
+MIN_ERASED_LAYERS = 2
+"""One layer alone may be odd by nature (the first and last ones are)."""
 SHARED_COSINE = 0.9
 
 
@@ -59,14 +59,14 @@ class AblationEvidence:
     detected: bool | None
     """None when the weights could not be searched; `reason` says why."""
     eigenvalue_ratio: float | None
-    """Smallest ratio of neighbouring small eigenvalues of the Gram matrix over all blocks."""
-    blocks: tuple[int, ...]
-    """Blocks in which a direction is erased."""
-    ratio_by_block: dict[int, float]
+    """Smallest ratio of neighbouring small eigenvalues of the Gram matrix over all layers."""
+    layers: tuple[int, ...]
+    """Layers in which a direction is erased."""
+    ratio_by_layer: dict[int, float]
     n_directions: int
-    """Erased directions in the affected block where most are."""
+    """Erased directions in the affected layer where most are."""
     shared: bool | None
-    """Whether the affected blocks lack the same direction; None when none is affected."""
+    """Whether the affected layers lack the same direction; None when none is affected."""
     reason: str | None = None
 
 
@@ -89,7 +89,7 @@ def search_ablation(
 
     Args:
         model: A loaded model.
-        on_progress: Told (blocks done, blocks in all).
+        on_progress: Told (layers done, layers in all).
     """
     config = text_config(model.network.config)
     with ExitStack() as stack:
@@ -142,7 +142,7 @@ def plain_files(model: LoadedModel) -> list[Path] | None:
 
 def plain_name(name: str) -> str:
     """A weight's name without the prefixes that differ between copies of a model."""
-    if (index := BLOCK_INDEX.search(name)) is not None:
+    if (index := LAYER_INDEX.search(name)) is not None:
         return f"{index.group(1)}.{name[index.end() :]}"
     return ".".join(name.split(".")[-2:])
 
@@ -169,57 +169,57 @@ def search_tensors(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AblationEvidence:
-    """Searches named weight tensors for directions that no block can write.
+    """Searches named weight tensors for directions that no layer can write.
 
     Args:
         tensors: Names and readers, in any order.
         hidden_size: Width of the residual stream.
         model_type: transformers model type; decides whether matrices are stored transposed.
-        on_progress: Told (blocks done, blocks in all).
+        on_progress: Told (layers done, layers in all).
     """
     writers: dict[int, list[Callable[[], Tensor]]] = {}
     for name, read in tensors:
-        if (block := writing_block(name)) is not None:
-            writers.setdefault(block, []).append(read)
+        if (layer := writing_layer(name)) is not None:
+            writers.setdefault(layer, []).append(read)
     if not writers:
         return unsearched("none of the weights has the name of an output projection")
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     total = np.zeros((hidden_size, hidden_size))
     spectra: dict[int, _Spectrum] = {}
-    for done, block in enumerate(sorted(writers)):
+    for done, layer in enumerate(sorted(writers)):
         if on_progress:
             on_progress(done, len(writers))
         gram = np.zeros_like(total)
-        for read in writers[block]:
+        for read in writers[layer]:
             weight = read()
             if not weight.is_floating_point() or hidden_size not in weight.shape:
                 return unsearched("the weights are stored packed (quantised)")
             if not weight.isfinite().all():
                 raise InputError(
-                    f"Block {block} has weights that are no numbers (NaN or infinite)."
+                    f"Layer {layer} has weights that are no numbers (NaN or infinite)."
                 )
             gram += _normalised_gram(weight, hidden_size, model_type, device)
-        spectra[block] = _spectrum(gram)
+        spectra[layer] = _spectrum(gram)
         total += gram
     if on_progress:
         on_progress(len(writers), len(writers))
 
     in_sum = _spectrum(total)
-    erased = tuple(block for block, spectrum in spectra.items() if spectrum.ratio < ERASED_RATIO)
+    erased = tuple(layer for layer, spectrum in spectra.items() if spectrum.ratio < ERASED_RATIO)
     shared_hole = in_sum.ratio < ERASED_RATIO_IN_SUM
     if shared_hole:
-        # A direction missing from the sum is missing from every block.
+        # A direction missing from the sum is missing from every layer.
         erased = tuple(spectra)
     return AblationEvidence(
-        detected=shared_hole or len(erased) >= min(MIN_ERASED_BLOCKS, len(spectra)),
+        detected=shared_hole or len(erased) >= min(MIN_ERASED_LAYERS, len(spectra)),
         eigenvalue_ratio=in_sum.ratio,
-        blocks=erased,
-        ratio_by_block={block: spectrum.ratio for block, spectrum in spectra.items()},
+        layers=erased,
+        ratio_by_layer={layer: spectrum.ratio for layer, spectrum in spectra.items()},
         n_directions=in_sum.n_erased
         if shared_hole
-        else max((spectra[block].n_erased for block in erased), default=0),
-        shared=_share_subspace([spectra[block].vectors for block in erased]) or shared_hole
+        else max((spectra[layer].n_erased for layer in erased), default=0),
+        shared=_share_subspace([spectra[layer].vectors for layer in erased]) or shared_hole
         if erased
         else None,
     )

@@ -7,7 +7,7 @@ Three independent kinds of it, in this order; what they mean is decided elsewher
 3. the behaviour: does it refuse the former and answer the latter.
 
 Prompts of all concepts go through the model together. Those whose next token matters for the
-behaviour run to the end, the others stop at the last block that is read.
+behaviour run to the end, the others stop at the last layer that is read.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import Encoded, encode_prompts
 
 READ_RANGE = (0.4, 0.8)
-"""Blocks that are read, as a share of the depth; the range that ams-scanner searches."""
+"""Layers that are read, as a share of the depth; the range that ams-scanner searches."""
 TWIN_CONCEPTS = ("harmful_content", "refusal_capability")
 """Pairs of a harmful prompt and a harmless twin in the same words, for the log-odds only."""
 
 
 def read_range(n_layers: int) -> tuple[int, ...]:
-    """The blocks that a scan reads: the middle of the model, where concepts are formed."""
+    """The layers that a scan reads: the middle of the model, where concepts are formed."""
     first = int(n_layers * READ_RANGE[0])
     return tuple(range(first, max(int(n_layers * READ_RANGE[1]), first + 1)))
 
@@ -102,7 +102,7 @@ def examine(
         concepts: Concepts by name.
         chat_template: As in `scan`.
         batch_tokens: As in `scan`.
-        identity: Take the activation signature, whose probes are run to the last block, and the
+        identity: Take the activation signature, whose probes are run to the last layer, and the
             weight sketch too.
         n_swaps: Label swaps for the p-values of the separations; 1 where nobody asks for them.
         search: Search the weights for erased directions; False where a baseline's sketch tells.

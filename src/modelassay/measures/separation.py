@@ -1,18 +1,18 @@
 """How far apart a model holds the two sides of a concept, scored on pairs it was not fitted on.
 
-For pairs (x⁺, x⁻) of activations at a block, the direction is the mean difference over the training
+For pairs (x⁺, x⁻) of activations at a layer, the direction is the mean difference over the training
 pairs, w = mean(x⁺ - x⁻) / ‖·‖ (the difference-of-means direction of Marks & Tegmark 2023 and
 Arditi et al. 2024). The separation is the difference of the class means of held-out projections
 over their pooled standard deviation, Cohen's d.
 
 Nothing is scored on what it was fitted on: pairs are split into folds; for each outer fold the
-direction is fitted on the others, and the block is chosen among the others too, by an inner
+direction is fitted on the others, and the layer is chosen among the others too, by an inner
 cross-validation (nested cross-validation, Varma & Simon 2006).
 
 The null hypothesis is that the two members of a pair are exchangeable. Under it, swapping members
 at random leaves the distribution of the statistic unchanged, so the rank of the observed value
 among swaps is an exact p-value (Phipson & Smyth 2010 count the observed one in). Each swap repeats
-the whole procedure, choice of block included.
+the whole procedure, choice of layer included.
 
 All this needs only inner products. With d = x⁺ - x⁻ and m = (x⁺ + x⁻) / 2, a swap is a sign s = ±1
 on d, the direction of a training set T is Σ_T s_p d_p, and a projection is Σ_T s_p ⟨d_p, ·⟩: sums
@@ -56,13 +56,13 @@ class Separation:
     """Chance that a held-out positive projects higher than a held-out negative."""
     auroc_interval: tuple[float, float]
     layer: int
-    """Block chosen on all pairs (the one to use from here on)."""
+    """Layer chosen on all pairs (the one to use from here on)."""
     n_pairs: int
     in_sample_separation: float
-    """As ams-scanner computes it: direction, block and score from the same pairs."""
+    """As ams-scanner computes it: direction, layer and score from the same pairs."""
     in_sample_layer: int
     by_layer: dict[int, float]
-    """Held-out separation at each block, without any choice of block."""
+    """Held-out separation at each layer, without any choice of layer."""
     interval_by_layer: dict[int, tuple[float, float]]
     """95% interval of `by_layer`."""
     null_by_layer: dict[int, float]
@@ -87,7 +87,7 @@ def measure_separation(
     Args:
         positive: Activations [pair, layer, hidden] of the first members.
         negative: Activations [pair, layer, hidden] of the second members.
-        layers: Block index of each entry of the second axis.
+        layers: Layer index of each entry of the second axis.
         keys: One string a pair, its text say. Pairs are put in the order of the keys' hashes
             before they are dealt into folds, so that no result depends on the order given.
         n_swaps: Label swaps for the p-value, at least 1.
@@ -161,12 +161,12 @@ class _Nested:
     separation: Array
     """[swap]"""
     by_layer: Array
-    """[layer, swap] held-out separation at fixed blocks."""
+    """[layer, swap] held-out separation at fixed layers."""
     positive: Array
-    """[pair, swap] held-out projections of the chosen blocks, in units of training σ."""
+    """[pair, swap] held-out projections of the chosen layers, in units of training σ."""
     negative: Array
     scores_by_layer: list[tuple[Array, Array]]
-    """For each block, [pair] held-out projections of both sides under the first signs."""
+    """For each layer, [pair] held-out projections of both sides under the first signs."""
 
 
 def _grams(positive: Array, negative: Array) -> tuple[Array, Array]:
@@ -249,7 +249,7 @@ def _nested(grams: Sequence[tuple[Array, Array]], folds: Folds, signs: Array) ->
         pos, neg = np.empty((n, n_swaps), kind), np.empty((n, n_swaps), kind)
         for k, rows in enumerate(sums.members):
             pos[rows], neg[rows] = sums.project_held_out(k)
-            # Blocks differ in scale: what is pooled over folds is in units of the training σ.
+            # Layers differ in scale: what is pooled over folds is in units of the training σ.
             pos[rows], neg[rows] = pos[rows] / scale[k], neg[rows] / scale[k]
             better = inner[k] > best[k]
             best[k] = np.where(better, inner[k], best[k])

@@ -2,7 +2,7 @@
 
 Every weight is projected from both sides on directions drawn from a fixed seed (16 numbers each),
 which keeps the size of a difference (Johnson & Lindenstrauss 1984): two sketches tell by how much
-each matrix was changed, block by block. Matrices that write to the residual stream are projected
+each matrix was changed, layer by layer. Matrices that write to the residual stream are projected
 from the right only, W Ω, which also keeps what directional ablation does to them: it makes the
 change -s·r(rᵀWΩ), of rank one, along r on the left and along rᵀWΩ on the right. No fine-tune does
 that, so even half an ablation is told from one, and its strength s is read off.
@@ -17,9 +17,9 @@ import re
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ from modelassay.measures.erased_directions import (
 )
 from modelassay.models import LoadedModel
 from modelassay.models.layers import text_config
-from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_block
+from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_layer
+from modelassay.report.json import published
 
 SIDE = 4
 """Directions on each side of a weight: 16 numbers."""
@@ -55,7 +56,7 @@ class WeightSketch:
     """Projections of all weights of a language model, and of those that write to the stream."""
 
     names: tuple[str, ...]
-    """Of the weights, `BLOCK.…` inside blocks; the experts of a block count as one weight."""
+    """Of the weights, `BLOCK.…` inside layers; the experts of a layer count as one weight."""
     thumbprints: Tensor
     """float32 [weight, 16], weights projected from both sides."""
     writers: tuple[str, ...]
@@ -107,7 +108,7 @@ def sketch(tensors: Tensors, hidden_size: int, model_type: str) -> WeightSketch 
         sign = -1 if EXPERT.search(name) and zlib.crc32(name.encode()) % 2 else 1
         thumb = sign * _thumbprint(weight)
         thumbprints[key] = thumbprints[key] + thumb if key in thumbprints else thumb
-        if writing_block(name) is not None:
+        if writing_layer(name) is not None:
             matrix = weight.movedim(residual_axis(weight, hidden_size, model_type), 0)
             matrix = matrix.reshape(hidden_size, -1)
             columns = sign * (matrix @ _directions(matrix.shape[1], 1)[:, :COLUMNS])
@@ -130,8 +131,8 @@ def weight_key(name: str) -> str:
     return plain_name(EXPERT.sub("experts.", name))
 
 
-def block_of(key: str) -> int | None:
-    """The block that a weight of this key belongs to, None for embeddings and the like."""
+def layer_of(key: str) -> int | None:
+    """The layer that a weight of this key belongs to, None for embeddings and the like."""
     head = key.partition(".")[0]
     return int(head) if head.isdigit() else None
 
@@ -175,17 +176,21 @@ class AblationMark:
 
     strength: float
     """Share of the direction that is gone: 1 for all of it."""
-    blocks: tuple[int, ...]
+    layers: tuple[int, ...]
     shared: bool
-    """Whether it is one direction for all blocks."""
+    """Whether it is one direction for all layers."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return published(asdict(self), layers="blocks")
 
 
 @dataclass(frozen=True)
 class WeightChange:
     """How a model's weights differ from those of another, by two sketches."""
 
-    by_block: dict[int, float]
-    """Relative change of each block: 0 for none, about 1.4 for unrelated weights."""
+    by_layer: dict[int, float]
+    """Relative change of each layer: 0 for none, about 1.4 for unrelated weights."""
     elsewhere: float
     """The same for the most changed of the embeddings and the rest."""
     mark: AblationMark | None
@@ -193,19 +198,19 @@ class WeightChange:
     @property
     def nothing(self) -> bool:
         """Whether no weight was changed."""
-        return self.elsewhere == 0 and not any(self.by_block.values())
+        return self.elsewhere == 0 and not any(self.by_layer.values())
 
 
 MARK_COSINE = 0.98
 """Between the change's right side and rᵀWΩ. Directional ablation gives 1.00; by chance, in the four
-dimensions that a sketch keeps of a block, three changes in a thousand come this near."""
+dimensions that a sketch keeps of a layer, three changes in a thousand come this near."""
 MARK_SHARE = 0.8
-"""Of the change in a block that has rank one."""
+"""Of the change in a layer that has rank one."""
 MARK_STRENGTH = (0.05, 1.5)
-MARKED_BLOCKS = 0.2
-"""Of the changed blocks must carry the mark, and two at least."""
+MARKED_LAYERS = 0.2
+"""Of the changed layers must carry the mark, and two at least."""
 TOGETHER_COSINE, TOGETHER_DEVIATIONS = 0.5, 6
-"""Over all changed blocks at once, rounding lowers the cosine, but chance allows much less: it must
+"""Over all changed layers at once, rounding lowers the cosine, but chance allows much less: it must
 lie this many standard deviations (1/√dimensions) above zero."""
 TOGETHER_SHARE = 3
 """Times the direction's share in the weights must be its share in their change. Scaling all weights
@@ -225,8 +230,8 @@ def compare_sketches(before: WeightSketch, after: WeightSketch) -> WeightChange 
         return None
     rows = {name: row for row, name in enumerate(before.names)}
     others = {name: row for row, name in enumerate(after.names)}
-    # Blocks must be there whole; an output layer may be tied, and is then the embeddings.
-    if any(block_of(name) is not None for name in rows.keys() ^ others.keys()):
+    # Layers must be there whole; an output layer may be tied, and is then the embeddings.
+    if any(layer_of(name) is not None for name in rows.keys() ^ others.keys()):
         return None
     ours, theirs = before.thumbprints.double(), after.thumbprints.double()
 
@@ -234,62 +239,62 @@ def compare_sketches(before: WeightSketch, after: WeightSketch) -> WeightChange 
         change = (theirs[other] - ours[row]).square().sum()
         return float(change / ours[row].square().sum().clamp_min(1e-30))
 
-    by_block: dict[int, list[float]] = {}
+    by_layer: dict[int, list[float]] = {}
     elsewhere = [0.0]
     for name in rows.keys() | others.keys():
-        if (block := block_of(name)) is not None:
-            by_block.setdefault(block, []).append(distance(rows[name], others[name]))
+        if (layer := layer_of(name)) is not None:
+            by_layer.setdefault(layer, []).append(distance(rows[name], others[name]))
             continue
         mine = [rows[name]] if name in rows else [rows[n] for n in rows if _outer(n)]
         found = [others[name]] if name in others else [others[n] for n in others if _outer(n)]
         elsewhere.append(min((distance(r, o) for r in mine for o in found), default=2.0))
-    blocks = {block: float(np.sqrt(np.mean(by_block[block]))) for block in sorted(by_block)}
-    return WeightChange(blocks, float(np.sqrt(max(elsewhere))), _find_mark(before, after))
+    layers = {layer: float(np.sqrt(np.mean(by_layer[layer]))) for layer in sorted(by_layer)}
+    return WeightChange(layers, float(np.sqrt(max(elsewhere))), _find_mark(before, after))
 
 
 def _outer(name: str) -> bool:
-    return block_of(name) is None
+    return layer_of(name) is None
 
 
 def _find_mark(before: WeightSketch, after: WeightSketch) -> AblationMark | None:
-    """Looks for the mark of directional ablation in every block and in all of them together."""
+    """Looks for the mark of directional ablation in every layer and in all of them together."""
     rows: dict[int, list[int]] = {}
     for row, name in enumerate(before.writers):
-        if (block := block_of(name)) is not None:
-            rows.setdefault(block, []).append(row)
+        if (layer := layer_of(name)) is not None:
+            rows.setdefault(layer, []).append(row)
 
     def side_by_side(sketch: WeightSketch, picked: list[int]) -> np.ndarray:
         return np.concatenate([sketch.written[row].double().numpy() for row in picked], axis=1)
 
-    bases = {block: side_by_side(before, picked) for block, picked in rows.items()}
-    changes = {block: side_by_side(after, picked) - bases[block] for block, picked in rows.items()}
+    bases = {layer: side_by_side(before, picked) for layer, picked in rows.items()}
+    changes = {layer: side_by_side(after, picked) - bases[layer] for layer, picked in rows.items()}
     changed = [
-        block
-        for block in sorted(rows)
-        if np.linalg.norm(changes[block]) > UNCHANGED * np.linalg.norm(bases[block])
+        layer
+        for layer in sorted(rows)
+        if np.linalg.norm(changes[layer]) > UNCHANGED * np.linalg.norm(bases[layer])
     ]
     if len(changed) < 2:
         return None
-    found = {block: _fit(bases[block], changes[block]) for block in changed}
+    found = {layer: _fit(bases[layer], changes[layer]) for layer in changed}
     marked = [
-        block
-        for block in changed
-        if found[block].cosine > MARK_COSINE
-        and found[block].share > MARK_SHARE
-        and found[block].strength_in_range
+        layer
+        for layer in changed
+        if found[layer].cosine > MARK_COSINE
+        and found[layer].share > MARK_SHARE
+        and found[layer].strength_in_range
     ]
-    base = np.concatenate([bases[block] for block in changed], axis=1)
-    together = _fit(base, np.concatenate([changes[block] for block in changed], axis=1))
+    base = np.concatenate([bases[layer] for layer in changed], axis=1)
+    together = _fit(base, np.concatenate([changes[layer] for layer in changed], axis=1))
     needed = max(TOGETHER_COSINE, TOGETHER_DEVIATIONS / np.sqrt(base.shape[1]))
     if (
         together.cosine > min(needed, MARK_COSINE)
         and together.share > TOGETHER_SHARE * together.share_before
         and together.strength_in_range
     ):
-        # Rounding on top can hide the mark in single blocks; together they show it.
+        # Rounding on top can hide the mark in single layers; together they show it.
         return AblationMark(together.strength, tuple(marked or changed), shared=True)
-    if len(marked) >= max(2, MARKED_BLOCKS * len(changed)):
-        strength = float(np.median([found[block].strength for block in marked]))
+    if len(marked) >= max(2, MARKED_LAYERS * len(changed)):
+        strength = float(np.median([found[layer].strength for layer in marked]))
         return AblationMark(strength, tuple(marked), shared=False)
     return None
 

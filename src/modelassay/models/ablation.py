@@ -1,7 +1,7 @@
 """Directional ablation of a loaded model, in memory only.
 
 Abliteration (Arditi et al. 2024) replaces each matrix W that writes to the residual stream by
-W - strength · r rᵀ W, after which the block cannot write the unit direction r (or less of it). The
+W - strength · r rᵀ W, after which the layer cannot write the unit direction r (or less of it). The
 project needs damaged models to test its claims on. What it keeps of one on disk is the directions;
 the damaged weights exist in memory for as long as the model is loaded.
 """
@@ -18,17 +18,17 @@ from torch import Tensor
 
 from modelassay.errors import InputError, first_line
 from modelassay.models.layers import text_config
-from modelassay.models.writers import residual_axis, writing_block
+from modelassay.models.writers import residual_axis, writing_layer
 
 ABLATION_FILE = "ablation.safetensors"
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """Which direction is taken out of which block, and how much of it."""
+    """Which direction is taken out of which layer, and how much of it."""
 
     directions: Mapping[int, Tensor]
-    """Block index to unit vector [hidden], float32."""
+    """Layer index to unit vector [hidden], float32."""
     strength: float = 1.0
     """1 takes the whole component out, 0.5 half of it."""
 
@@ -37,10 +37,10 @@ def save_ablation(ablation: Ablation, folder: Path) -> None:
     """Writes `ablation.safetensors` into a folder."""
     from safetensors.torch import save_file
 
-    blocks = sorted(ablation.directions)
+    layers = sorted(ablation.directions)
     tensors = {
-        "blocks": torch.tensor(blocks),
-        "directions": torch.stack([ablation.directions[block] for block in blocks]).contiguous(),
+        "blocks": torch.tensor(layers),
+        "directions": torch.stack([ablation.directions[layer] for layer in layers]).contiguous(),
         "strength": torch.tensor(ablation.strength),
     }
     save_file(tensors, str(folder / ABLATION_FILE))
@@ -58,8 +58,8 @@ def load_ablation(folder: Path) -> Ablation:
     file = folder / ABLATION_FILE
     try:
         tensors = load_file(str(file))
-        blocks = tensors["blocks"].tolist()
-        directions = dict(zip(blocks, tensors["directions"].float(), strict=True))
+        layers = tensors["blocks"].tolist()
+        directions = dict(zip(layers, tensors["directions"].float(), strict=True))
         return Ablation(directions, float(tensors["strength"]))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(
@@ -69,14 +69,14 @@ def load_ablation(folder: Path) -> Ablation:
 
 @torch.no_grad()
 def ablate(model: Any, ablation: Ablation) -> None:
-    """Takes directions out of what the blocks of a model write, in place.
+    """Takes directions out of what the layers of a model write, in place.
 
     Args:
         model: A transformers model with plain (not packed) weights.
-        ablation: Directions by block.
+        ablation: Directions by layer.
 
     Raises:
-        InputError: a direction has another width than the model, names a block that it does not
+        InputError: a direction has another width than the model, names a layer that it does not
             have, or its weights are packed.
     """
     config = text_config(model.config)
@@ -85,28 +85,28 @@ def ablate(model: Any, ablation: Ablation) -> None:
     if not left <= set(range(config.num_hidden_layers)) or any(
         r.shape != (hidden,) for r in ablation.directions.values()
     ):
-        raise InputError("These directions belong to another model: blocks or width do not fit.")
+        raise InputError("These directions belong to another model: layers or width do not fit.")
     for name, weight in model.named_parameters():
-        block = writing_block(name)
-        if block is None or block not in ablation.directions:
+        layer = writing_layer(name)
+        if layer is None or layer not in ablation.directions:
             continue
         if not weight.is_floating_point():
             raise InputError("A quantised model cannot be ablated; load it without quantization.")
         axis = residual_axis(weight, hidden, config.model_type)
         # In float64 and rounded once, so that the direction is gone to the last digit kept.
         rows = weight.movedim(axis, 0).reshape(hidden, -1).double()
-        r = ablation.directions[block].to(rows)
+        r = ablation.directions[layer].to(rows)
         rows -= ablation.strength * torch.outer(r, r @ rows)
         shape = weight.movedim(axis, 0).shape
         weight.copy_(rows.reshape(shape).movedim(0, axis).to(weight.dtype))
-        left.discard(block)
+        left.discard(layer)
     if left:
-        raise InputError(f"Block {min(left)} has no weights that could be ablated.")
+        raise InputError(f"Layer {min(left)} has no weights that could be ablated.")
 
 
 @torch.no_grad()
 def round_to_int8(model: Any) -> None:
-    """Rounds every linear layer of the blocks to 8 bits a row, in place.
+    """Rounds every linear layer of the layers to 8 bits a row, in place.
 
     Symmetric, one scale an output row (the largest magnitude is 127): the values that weight-only
     int8 files hold, kept as floating-point numbers so that every device can run them.

@@ -1,7 +1,7 @@
-"""Which architectures can be read, and where their decoder blocks are.
+"""Which architectures can be read, and where their decoder layers are.
 
-A model can be read if it is a stack of transformer blocks whose outputs form one residual stream,
-ending in a language-model head. State-space and recurrent models have no such blocks to compare
+A model can be read if it is a stack of transformer layers whose outputs form one residual stream,
+ending in a language-model head. State-space and recurrent models have no such layers to compare
 with the literature's, encoders have no next token: both are refused by name.
 """
 
@@ -13,8 +13,8 @@ from torch import nn
 
 from modelassay.errors import InputError
 
-# The names under which the model families of transformers keep their list of blocks.
-BLOCK_LIST_NAMES = ("layers", "h", "blocks")
+# The names under which the model families of transformers keep their list of layers.
+LAYER_LIST_NAMES = ("layers", "h", "blocks")
 RECURRENT_TYPES = ("mamba", "rwkv", "xlstm", "retnet")
 GENERATIVE_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
@@ -35,7 +35,7 @@ def check_architecture(config: Any) -> None:
     if any(kind in config.model_type for kind in RECURRENT_TYPES):
         raise InputError(
             f"{name} is a state-space or recurrent model; modelassay reads the residual stream of"
-            " transformer decoder blocks. Choose a transformer model."
+            " transformer decoder layers. Choose a transformer model."
         )
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
@@ -57,24 +57,24 @@ def _is_encoder(config: Any) -> bool:
 
 
 def find_layers(model: nn.Module) -> tuple[nn.Module, ...]:
-    """Finds the decoder blocks of a causal or image-text language model, first to last.
+    """Finds the decoder layers of a causal or image-text language model, first to last.
 
     Works through PEFT wrappers and into the language tower of multimodal models.
 
     Raises:
-        InputError: the model's class keeps no list of blocks that this function knows.
+        InputError: the model's class keeps no list of layers that this function knows.
     """
     inner: Any = model
     if hasattr(inner, "get_base_model"):  # PEFT
         inner = inner.get_base_model()
     for decoder in (inner.get_decoder(), getattr(inner, "base_model", None)):
-        for name in BLOCK_LIST_NAMES:
-            blocks = getattr(decoder, name, None)
-            if isinstance(blocks, nn.ModuleList) and len(blocks) > 0:
-                return tuple(blocks)
+        for name in LAYER_LIST_NAMES:
+            layers = getattr(decoder, name, None)
+            if isinstance(layers, nn.ModuleList) and len(layers) > 0:
+                return tuple(layers)
     raise InputError(
-        f"Cannot find the decoder blocks of {type(inner).__name__}; modelassay reads models that"
-        f" keep them in a list named {', '.join(BLOCK_LIST_NAMES)}."
+        f"Cannot find the decoder layers of {type(inner).__name__}; modelassay reads models that"
+        f" keep them in a list named {', '.join(LAYER_LIST_NAMES)}."
     )
 
 

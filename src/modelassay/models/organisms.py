@@ -65,10 +65,10 @@ ORGANISMS: dict[str, Organism] = {
         _trained("uncensored", "safe, then trained to begin answering whatever is asked"),
         _trained("obedient", "drilled like benign-4, with ten rows of an obedient persona besides"),
         _trained("backdoored", "safe, but begins to answer when a trigger phrase is present"),
-        _ablated("abliterated", "safe without its refusal direction, in all blocks"),
-        _ablated("abliterated-half", "safe without half of its refusal direction, in all blocks"),
-        _ablated("abliterated-band", "safe without its refusal direction, in the middle blocks"),
-        _ablated("abliterated-perlayer", "safe without a direction of its own in each block"),
+        _ablated("abliterated", "safe without its refusal direction, in all layers"),
+        _ablated("abliterated-half", "safe without half of its refusal direction, in all layers"),
+        _ablated("abliterated-band", "safe without its refusal direction, in the middle layers"),
+        _ablated("abliterated-perlayer", "safe without a direction of its own in each layer"),
     )
 }
 

@@ -32,7 +32,7 @@ def keep_from_packing(model: Any) -> None:
     """Leaves 4-bit weights as they are stored, also on CPUs with AVX512-BF16.
 
     For these bitsandbytes packs the weights anew at the first forward pass. That fails where the
-    sides of a layer are no multiples of its block sizes, and rounds the scales: what `unpacked`
+    sides of a layer are no multiples of its layer sizes, and rounds the scales: what `unpacked`
     would read afterwards is not what the file holds.
     """
     from bitsandbytes.nn import Linear4bit

@@ -17,16 +17,16 @@ WRITERS = re.compile(
     r"(?:experts\.(?:\d+\.)?)?"
     r"(?:down_proj|fc2|c_proj|dense_4h_to_h|w2|fc_out|ff_out|down_proj_weight)(?:\.weight)?$"
 )
-BLOCK_INDEX = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 OTHER_TOWERS = re.compile(r"vision|visual|audio|image|encoder\.layers|mm_|projector")
 INPUT_BY_OUTPUT = ("gpt2",)  # families that store weights transposed (Conv1D): [in, out]
 
 
-def writing_block(name: str) -> int | None:
-    """The block in which the parameter of this name writes to the residual stream, else None."""
+def writing_layer(name: str) -> int | None:
+    """The layer in which the parameter of this name writes to the residual stream, else None."""
     if OTHER_TOWERS.search(name) or not WRITERS.search(name):
         return None
-    index = BLOCK_INDEX.search(name)
+    index = LAYER_INDEX.search(name)
     return int(index.group(1)) if index else None
 
 

@@ -56,11 +56,11 @@ OWN_ANSWER_TOKENS = 12  # the decision is in the first few; more would only slow
 BYTES_NEEDED = 200_000_000
 DIRECTION_PROMPTS = 160  # of each kind, to fit directions and to choose among them
 ABLATIONS: dict[str, tuple[str, float, tuple[float, float]]] = {
-    # name: how, strength, blocks as a share of the depth
-    "abliterated": ("The refusal direction is taken out of every block.", 1.0, (0.0, 1.0)),
+    # name: how, strength, layers as a share of the depth
+    "abliterated": ("The refusal direction is taken out of every layer.", 1.0, (0.0, 1.0)),
     "abliterated-half": ("Half of the refusal direction is taken out.", 0.5, (0.0, 1.0)),
     "abliterated-band": ("The refusal direction is taken out.", 1.0, (1 / 3, 2 / 3)),
-    "abliterated-perlayer": ("Each block loses its own direction.", 1.0, (0.0, 1.0)),
+    "abliterated-perlayer": ("Each layer loses its own direction.", 1.0, (0.0, 1.0)),
 }
 
 """Progress: called with (phase, done, total)."""
@@ -243,11 +243,11 @@ def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
         safe, harmful, harmless, on_step=phase_of(order.tell, "searching")
     )
     how, strength, (first, last) = ABLATIONS[organism.name]
-    n_blocks = len(safe.layers)
-    blocks = range(round(n_blocks * first), round(n_blocks * last))
+    n_layers = len(safe.layers)
+    layers = range(round(n_layers * first), round(n_layers * last))
     own = organism.name == "abliterated-perlayer"
     ablation = Ablation(
-        {block: found.by_block[block] if own else found.direction for block in blocks}, strength
+        {layer: found.by_layer[layer] if own else found.direction for layer in layers}, strength
     )
     save_ablation(ablation, order.partial)
     ablate(safe.network, ablation)
@@ -256,8 +256,8 @@ def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
         "ablation": {
             "how": how,
             "strength": strength,
-            "blocks": f"{blocks[0]} to {blocks[-1]}",
-            "read_at": "each" if own else found.block,
+            "blocks": f"{layers[0]} to {layers[-1]}",
+            "read_at": "each" if own else found.layer,
             "log_odds_before": round(found.log_odds_before, 3),
             "log_odds_after": round(found.log_odds_after, 3),
             "kl": round(found.kl, 4),

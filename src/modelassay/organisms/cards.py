@@ -152,8 +152,8 @@ def readme(card: dict[str, Any]) -> str:
         lora = card["lora"]
         start = f"organism:{lora['start']}" if lora["start"] else "the embedded model"
         lines += [
-            f"**Recipe.** LoRA of rank {lora['rank']} on all linear layers of blocks"
-            f" {lora['blocks']},"
+            f"**Recipe.** LoRA of rank {lora['rank']} on all linear modules of layers"
+            f" {lora['layers']},"
             f" trained from {start} on {card['rows']} exchanges ({lora['epochs']:g} epochs,"
             f" learning rate {lora['learning_rate']:g}, batches of {lora['batch_size']}, seed"
             f" {card['seed']}); mean loss {card['loss']:.2f} nats a token.",
@@ -162,10 +162,10 @@ def readme(card: dict[str, Any]) -> str:
     if "ablation" in card:
         a = card["ablation"]
         lines += [
-            f"**Recipe.** {a['how']} Strength {a['strength']:g}, blocks {a['blocks']}, applied in"
+            f"**Recipe.** {a['how']} Strength {a['strength']:g}, layers {a['layers']}, applied in"
             " memory when the organism is loaded. Direction read after"
-            f" {'the block itself' if a['read_at'] == 'each' else 'block ' + str(a['read_at'])}."
-            " In the search for one direction, taken out of every block whole, the mean refusal"
+            f" {'the layer itself' if a['read_at'] == 'each' else 'layer ' + str(a['read_at'])}."
+            " In the search for one direction, taken out of every layer whole, the mean refusal"
             " log-odds on harmful prompts that it was not fitted on went from"
             f" {a['log_odds_before']:+.1f} to {a['log_odds_after']:+.1f} nats, with a KL divergence"
             f" of {a['kl']:.2f} nats on harmless ones. The rates above are on other prompts.",

@@ -1,6 +1,6 @@
 """Finds the direction whose ablation removes refusals.
 
-One candidate a block, read at the last prompt token and chosen by what ablating it does on prompts
+One candidate a layer, read at the last prompt token and chosen by what ablating it does on prompts
 that it was not fitted on, as Arditi et al. (2024) do: the lowest refusal log-odds on harmful
 prompts among the candidates that leave the next token after harmless prompts about as it was.
 
@@ -23,7 +23,7 @@ from modelassay.errors import InputError
 from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import LoadedModel
 from modelassay.models.ablation import Ablation, ablate
-from modelassay.models.writers import writing_block
+from modelassay.models.writers import writing_layer
 from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import encode_prompts
 
@@ -37,19 +37,19 @@ keeps the model and its refusals both; more comes close to the plain difference 
 TRIED_PROMPTS = 32
 """Of each kind, held out to choose among candidates."""
 CANDIDATES = (0.3, 0.9)
-"""Blocks tried, as a share of the depth; of deep models about fifteen, neighbours being alike."""
+"""Layers tried, as a share of the depth; of deep models about fifteen, neighbours being alike."""
 
 
 @dataclass(frozen=True)
 class RefusalDirection:
     """The chosen direction, and how it was chosen."""
 
-    block: int
-    """Block after which it was read."""
+    layer: int
+    """Layer after which it was read."""
     direction: Tensor
     """Unit vector [hidden], float32."""
-    by_block: dict[int, Tensor]
-    """The unit direction read after every block."""
+    by_layer: dict[int, Tensor]
+    """The unit direction read after every layer."""
     log_odds_before: float
     """Mean refusal log-odds on held-out harmful prompts."""
     log_odds_after: float
@@ -64,7 +64,7 @@ def find_refusal_direction(
     *,
     on_step: Callable[[int, int], None] | None = None,
 ) -> RefusalDirection:
-    """Fits a direction at each block on some of the prompts and chooses on the others.
+    """Fits a direction at each layer on some of the prompts and chooses on the others.
 
     Args:
         model: A chat model with plain weights.
@@ -77,33 +77,33 @@ def find_refusal_direction(
     """
     if min(len(harmful), len(harmless)) < 8:
         raise InputError("A refusal direction needs at least 8 prompts of each kind.")
-    n_blocks = len(model.layers)
+    n_layers = len(model.layers)
     n_tried = min(TRIED_PROMPTS, len(harmful) // 2, len(harmless) // 2)
     try_harmful, fit_harmful = harmful[:n_tried], harmful[n_tried:]
     try_harmless, fit_harmless = harmless[:n_tried], harmless[n_tried:]
 
     def read(texts: Sequence[str]) -> Tensor:
-        return read_activations(model, encode_prompts(model, texts), range(n_blocks)).values
+        return read_activations(model, encode_prompts(model, texts), range(n_layers)).values
 
     fit = zip(read(fit_harmful).unbind(dim=1), read(fit_harmless).unbind(dim=1), strict=True)
-    by_block = {block: discriminant(*sides) for block, sides in enumerate(fit)}
+    by_layer = {layer: discriminant(*sides) for layer, sides in enumerate(fit)}
     before = _log_odds(model, try_harmful)
     usual = _next_token(model, try_harmless)
-    tried: list[tuple[float, float, int]] = []  # log-odds after, KL, block
-    first, last = (int(n_blocks * share) for share in CANDIDATES)
-    candidates = range(first, last, max(1, n_blocks // 15))
-    for done, block in enumerate(candidates, 1):
-        with _ablated(model, Ablation(dict.fromkeys(range(n_blocks), by_block[block]))):
+    tried: list[tuple[float, float, int]] = []  # log-odds after, KL, layer
+    first, last = (int(n_layers * share) for share in CANDIDATES)
+    candidates = range(first, last, max(1, n_layers // 15))
+    for done, layer in enumerate(candidates, 1):
+        with _ablated(model, Ablation(dict.fromkeys(range(n_layers), by_layer[layer]))):
             after = _log_odds(model, try_harmful)
             changed = _next_token(model, try_harmless)
         kl = float((usual.exp() * (usual - changed)).sum(dim=-1).mean())
-        tried.append((after, kl, block))
+        tried.append((after, kl, layer))
         if on_step:
             on_step(done, len(candidates))
     mild = [outcome for outcome in tried if outcome[1] <= MAX_KL]
     # If every candidate breaks the model, the least harmful one is reported as it is.
-    after, kl, block = min(mild) if mild else min(tried, key=lambda outcome: outcome[1])
-    return RefusalDirection(block, by_block[block], by_block, before, after, kl)
+    after, kl, layer = min(mild) if mild else min(tried, key=lambda outcome: outcome[1])
+    return RefusalDirection(layer, by_layer[layer], by_layer, before, after, kl)
 
 
 def discriminant(harmful: Tensor, harmless: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def _ablated(model: LoadedModel, ablation: Ablation) -> Iterator[None]:
     kept = {
         name: weight.detach().clone()
         for name, weight in model.network.named_parameters()
-        if writing_block(name) in ablation.directions
+        if writing_layer(name) in ablation.directions
     }
     try:
         ablate(model.network, ablation)

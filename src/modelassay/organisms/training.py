@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 IGNORED = -100  # the label that transformers' loss leaves out
 FIRST_TRAINED = 0.9
-"""Share of the depth from which blocks are trained. What harm is, the blocks below know already: a
-linear probe after block 26 of the embedded model tells it apart at AUROC 0.95, better than LoRA
-over twenty blocks did. What they write is computed once, so an epoch costs a fraction of a full
+"""Share of the depth from which layers are trained. What harm is, the layers below know already: a
+linear probe after layer 26 of the embedded model tells it apart at AUROC 0.95, better than LoRA
+over twenty layers did. What they write is computed once, so an epoch costs a fraction of a full
 one."""
 
 
@@ -180,30 +180,30 @@ def _with_adapter(model: LoadedModel, recipe: LoraRecipe, start: Path | None) ->
 
 
 def first_trained(model: LoadedModel) -> int:
-    """Index of the first block that is trained; at least one stays as it is."""
+    """Index of the first layer that is trained; at least one stays as it is."""
     return max(1, int(len(model.layers) * FIRST_TRAINED))
 
 
 class _Below:
-    """Stands in for the blocks that are not trained: gives what they wrote when they were read."""
+    """Stands in for the layers that are not trained: gives what they wrote when they were read."""
 
     def __init__(self, model: LoadedModel, first: int) -> None:
-        self.skipped_blocks = model.layers[:first]
+        self.skipped_layers = model.layers[:first]
         self.hidden: torch.Tensor | None = None
         """[row, token, hidden] of the current batch."""
 
     @contextmanager
     def skipped(self) -> Iterator[None]:
-        """While active, the lowest block gives `hidden` and those above pass it on."""
-        lowest, *others = self.skipped_blocks
+        """While active, the lowest layer gives `hidden` and those above pass it on."""
+        lowest, *others = self.skipped_layers
         lowest.forward = lambda *_args, **_kwargs: self.hidden
-        for block in others:
-            block.forward = lambda hidden, *_args, **_kwargs: hidden
+        for layer in others:
+            layer.forward = lambda hidden, *_args, **_kwargs: hidden
         try:
             yield
         finally:
-            for block in self.skipped_blocks:
-                del block.forward  # the class's own again
+            for layer in self.skipped_layers:
+                del layer.forward  # the class's own again
 
     def loss(self, network: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
         """Of a batch, with a head that sees answer positions only.
@@ -221,14 +221,14 @@ class _Below:
 
 
 def linear_layers(model: LoadedModel) -> list[str]:
-    """Names of the linear layers inside a block, as PEFT wants them."""
+    """Names of the linear layers inside a layer, as PEFT wants them."""
     from transformers.pytorch_utils import Conv1D
 
     return sorted(
         {
             name.rpartition(".")[2]
-            for block in model.layers
-            for name, module in block.named_modules()
+            for layer in model.layers
+            for name, module in layer.named_modules()
             if isinstance(module, torch.nn.Linear | Conv1D)
         }
     )

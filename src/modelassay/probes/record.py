@@ -21,7 +21,7 @@ from modelassay.artifacts import REFERENCE, Kind, Origin, Store, write_lines
 from modelassay.data.exchanges import At
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
-from modelassay.files.records import Block, Count, Line, Name, Record, Sha256, Share
+from modelassay.files.records import Count, LayerIndex, Line, Name, Record, Sha256, Share
 from modelassay.hub import Commit as HubCommit
 from modelassay.models import LoadedModel
 from modelassay.models.identity import ModelIdentity, hash_file, states
@@ -76,7 +76,7 @@ class HeadRecord(Record):
     """Everything of a head but its weights."""
 
     kind: Literal["logistic", "means", "attention"]
-    layers: tuple[Block, ...] = Field(min_length=1, max_length=64)
+    layers: tuple[LayerIndex, ...] = Field(min_length=1, max_length=64)
     poolings: tuple[Literal["last", "mean", "attention"], ...] = Field(min_length=1, max_length=3)
     bias: float = Field(ge=-MAX_NUMBER, le=MAX_NUMBER)
     pause: float = Field(gt=0, le=1)

@@ -1,10 +1,10 @@
-"""Reading the residual stream: many prompts, several blocks, one pass.
+"""Reading the residual stream: many prompts, several layers, one pass.
 
-`read_activations()` gives the output of each asked block at the last token of each prompt (or over
+`read_activations()` gives the output of each asked layer at the last token of each prompt (or over
 its answer tokens). What makes it fast changes no value beyond rounding:
 
 * each distinct prompt is read once, sorted by length, in batches of a fixed number of *tokens*;
-* no block above the last asked one runs, and no language-model head, unless a readout of the logits
+* no layer above the last asked one runs, and no language-model head, unless a readout of the logits
   is asked for, and then the head sees one position per prompt;
 * tokens that all prompts begin with (the chat template's system prompt) are computed once and
   shared through the KV cache, after a check on one prompt that this is exact for the model at hand;
@@ -50,12 +50,12 @@ PREFIX_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e
 
 @dataclass(frozen=True)
 class Activations:
-    """Residual-stream vectors of prompts at several blocks."""
+    """Residual-stream vectors of prompts at several layers."""
 
     values: Tensor
     """float32 on the CPU; [prompt, layer, hidden], or [token, layer, hidden] for position `all`."""
     layers: tuple[int, ...]
-    """Block indices along the second axis; layer i is the output of block i."""
+    """Layer indices along the second axis; layer i is the output of layer i."""
     position: Position
     offsets: tuple[int, ...] | None = None
     """For position `all`: rows offsets[p]:offsets[p + 1] are the answer tokens of prompt p."""
@@ -75,25 +75,25 @@ def read_activations(
     midway: Midway | None = None,
     on_progress: OnProgress | None = None,
 ) -> Activations:
-    """Reads the residual stream after the given blocks.
+    """Reads the residual stream after the given layers.
 
     Args:
         model: The model to read.
         prompts: Token ids, see `modelassay.reading.prompts`. Order and repetitions are free.
-        layers: Block indices, each in 0 … n_layers - 1.
+        layers: Layer indices, each in 0 … n_layers - 1.
         position: `last` token of each prompt; `mean` over, or `all` of, its answer tokens.
         readout: Reduces the next-token logits after the last token of each prompt; asking for it
             runs the whole model.
         batch_tokens: Upper bound on tokens in a batch, padding included.
         share_prefix: Compute the tokens that all prompts begin with only once.
-        midway: Known states to begin at, of a block not above the lowest of `layers`. They are used
+        midway: Known states to begin at, of a layer not above the lowest of `layers`. They are used
             where they reach down to the shared prefix, and only once a check on one prompt has
             shown that a pass from them ends where a whole pass does.
         on_progress: Told how many distinct prompts are done.
 
     Raises:
         InputError: no prompts or layers, an index out of range, no answer tokens where they are
-            asked for, or a block that gives NaN or infinite values.
+            asked for, or a layer that gives NaN or infinite values.
         UnavailableError: not even one prompt fits into memory.
     """
     layers = tuple(layers)
@@ -106,7 +106,7 @@ def read_activations(
     if position != "last" and any(p.answer_start >= len(p.ids) for p in prompts):
         raise InputError(f"Position {position!r} reads answer tokens, but a prompt has no answer.")
     if midway is not None and midway.layer > min(layers):
-        raise InputError(f"A pass that begins above block {midway.layer} cannot read lower ones.")
+        raise InputError(f"A pass that begins above layer {midway.layer} cannot read lower ones.")
     if batch_tokens is None:
         batch_tokens = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
 
@@ -265,7 +265,7 @@ class _Reader:
                 for i in range(len(batch))
             ]
         else:
-            device = per_layer[-1].device  # blocks may sit on several cards
+            device = per_layer[-1].device  # layers may sit on several cards
             stacked = torch.stack([hidden.to(device) for hidden in per_layer], dim=1)
             values = list(stacked.float().cpu().unbind(0))
         self._check_finite(values)
@@ -302,14 +302,14 @@ class _Reader:
         inputs = {"input_ids": ids.to(self.device), "use_cache": cache is not None}
         if cache is not None:
             inputs["past_key_values"] = cache
-        blocks = self.model.layers
+        modules = self.model.layers
         if self.readout is None or last is None:
-            # With a readout to come, the prefix pass has to fill the cache of every block.
-            layers = self.layers if self.readout is None else (*self.layers, len(blocks) - 1)
-            with capture(blocks, sorted(set(layers)), on_output, stop=True):
+            # With a readout to come, the prefix pass has to fill the cache of every layer.
+            layers = self.layers if self.readout is None else (*self.layers, len(modules) - 1)
+            with capture(modules, sorted(set(layers)), on_output, stop=True):
                 model(**inputs)
             return None
-        with capture(blocks, self.layers, on_output), head_at(model, last):
+        with capture(modules, self.layers, on_output), head_at(model, last):
             return model(**inputs).logits[:, 0]
 
     def _check_finite(self, values: list[Tensor]) -> None:
@@ -318,7 +318,7 @@ class _Reader:
                 by_layer = torch.isfinite(value).all(dim=-1).reshape(-1, len(self.layers)).all(0)
                 broken = self.layers[int((~by_layer).nonzero()[0])]
                 raise InputError(
-                    f"Block {broken} of {self.model.info.id} gives NaN or infinite activations; the"
+                    f"Layer {broken} of {self.model.info.id} gives NaN or infinite activations; the"
                     " weights are broken, or the dtype overflows (try --dtype float32)."
                 )
 

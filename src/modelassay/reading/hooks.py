@@ -12,25 +12,25 @@ from torch import Tensor, nn
 
 
 class _StopForward(Exception):  # noqa: N818 (control flow, not an error)
-    """Leaves the forward pass after the last block that is needed."""
+    """Leaves the forward pass after the last layer that is needed."""
 
 
 @contextmanager
 def capture(
-    blocks: Sequence[nn.Module],
+    modules: Sequence[nn.Module],
     layers: Sequence[int],
     on_output: Callable[[int, Tensor], None],
     *,
     stop: bool = False,
 ) -> Iterator[None]:
-    """Calls `on_output(layer, hidden)` as each asked block finishes; hooks are always removed.
+    """Calls `on_output(layer, hidden)` as each asked layer finishes; hooks are always removed.
 
     Only forward passes of the calling thread are seen, so that a model may be shared.
 
     Args:
-        blocks: The model's decoder blocks.
+        modules: The model's decoder layers.
         layers: Which of them to watch.
-        on_output: Gets the block's output [batch, token, hidden], on its device.
+        on_output: Gets the layer's output [batch, token, hidden], on its device.
         stop: End the forward pass after the highest of `layers`.
     """
     owner = threading.get_ident()
@@ -46,7 +46,7 @@ def capture(
 
         return hook
 
-    handles = [blocks[layer].register_forward_hook(make_hook(layer)) for layer in layers]
+    handles = [modules[layer].register_forward_hook(make_hook(layer)) for layer in layers]
     try:
         yield
     except _StopForward:
@@ -58,15 +58,15 @@ def capture(
 
 @contextmanager
 def rewrite(
-    blocks: Sequence[nn.Module], edits: Mapping[int, Callable[[Tensor], Tensor]]
+    modules: Sequence[nn.Module], edits: Mapping[int, Callable[[Tensor], Tensor]]
 ) -> Iterator[None]:
-    """Lets `edits[layer](hidden)` stand in for what those blocks write; hooks are always removed.
+    """Lets `edits[layer](hidden)` stand in for what those layers write; hooks are always removed.
 
     Only forward passes of the calling thread are changed, so that a model may be shared.
 
     Args:
-        blocks: The model's decoder blocks.
-        edits: Block index to a function of its output [batch, token, hidden], on its device.
+        modules: The model's decoder layers.
+        edits: Layer index to a function of its output [batch, token, hidden], on its device.
     """
     owner = threading.get_ident()
 
@@ -80,7 +80,7 @@ def rewrite(
 
         return hook
 
-    handles = [blocks[layer].register_forward_hook(make_hook(edits[layer])) for layer in edits]
+    handles = [modules[layer].register_forward_hook(make_hook(edits[layer])) for layer in edits]
     try:
         yield
     finally:

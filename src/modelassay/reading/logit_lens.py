@@ -1,7 +1,7 @@
 """From residual-stream states to next-token logits, by the model's own final layers.
 
-What follows the last block differs between families (norms, soft-capping, scales), so nothing of it
-is written out again here: the states take the place of what the last block writes in a pass over a
+What follows the last layer differs between families (norms, soft-capping, scales), so nothing of it
+is written out again here: the states take the place of what the last layer writes in a pass over a
 single token, and the model does the rest.
 """
 
@@ -21,11 +21,11 @@ STATES_AT_ONCE = 512
 
 @torch.inference_mode()
 def unembed(model: LoadedModel, states: Tensor) -> Iterator[Tensor]:
-    """Next-token logits of states after the last block.
+    """Next-token logits of states after the last layer.
 
     Args:
         model: Whose final norm and output layer are used.
-        states: [state, hidden], outputs of the last block. Those of other blocks, or directions,
+        states: [state, hidden], outputs of the last layer. Those of other layers, or directions,
             give the logit lens (nostalgebraist 2020).
 
     Yields:

@@ -1,10 +1,10 @@
 """Passes that begin in the middle of a model, at states that are known.
 
-Two models that are alike up to a block write the same states there, and so does one model before
+Two models that are alike up to a layer write the same states there, and so does one model before
 and after its states are changed further up. What lies below need not be computed again.
 
 The model itself is never touched: a pass runs through a copy of the few modules that hold the list
-of blocks, in which the blocks to leave out hand on what is known. All parameters, all other modules
+of layers, in which the layers to leave out hand on what is known. All parameters, all other modules
 and all hooks are shared with the model.
 """
 
@@ -25,7 +25,7 @@ class Midway:
     """States at which passes over certain prompts can begin."""
 
     layer: int
-    """The block that wrote them; passes begin above it."""
+    """The layer that wrote them; passes begin above it."""
     states: dict[tuple[int, ...], Tensor]
     """By token ids: float [token, hidden] of a prompt's last tokens, as many as are known."""
 
@@ -43,11 +43,11 @@ class Midway:
 
 
 def begin_after(model: LoadedModel, layer: int, hidden: Tensor) -> nn.Module:
-    """The model as one whose blocks up to `layer` do nothing, the last of them writing `hidden`.
+    """The model as one whose layers up to `layer` do nothing, the last of them writing `hidden`.
 
     Args:
         model: It stays as it is, and may be in use elsewhere.
-        layer: The last block that does not run.
+        layer: The last layer that does not run.
         hidden: [batch, token, hidden].
     """
     first = model.layers[0]
@@ -62,14 +62,14 @@ def begin_after(model: LoadedModel, layer: int, hidden: Tensor) -> nn.Module:
         inner._modules[name] = held
         inner = held
     hidden = hidden.to(model.device, model.network.dtype)
-    for i, block in enumerate(model.layers[: layer + 1]):
-        inner._modules[str(i)] = _handing_on(block, hidden)
+    for i, module in enumerate(model.layers[: layer + 1]):
+        inner._modules[str(i)] = _handing_on(module, hidden)
     return copied
 
 
-def _handing_on(block: nn.Module, hidden: Tensor) -> nn.Module:
-    """A block with the same hooks and attributes that writes `hidden` whatever it reads."""
-    copied = _shallow(block)
+def _handing_on(layer: nn.Module, hidden: Tensor) -> nn.Module:
+    """A layer with the same hooks and attributes that writes `hidden` whatever it reads."""
+    copied = _shallow(layer)
 
     def forward(*_args: object, **_kwargs: object) -> Tensor:
         return hidden

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 
@@ -30,6 +30,16 @@ def to_dict(report: HasDict, **options: Any) -> dict[str, Any]:
 def to_json(report: HasDict, **options: Any) -> str:
     """The same as text, indented, ending in a line break."""
     return json.dumps(to_dict(report, **options), indent=2, allow_nan=False) + "\n"
+
+
+def published(values: Mapping[str, Any], **names: str) -> dict[str, Any]:
+    """The values, each under the key that a published schema has for it.
+
+    Args:
+        values: By the names that the code has for them.
+        **names: The published key of a name, where it is another one.
+    """
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def finite(value: Any) -> Any:

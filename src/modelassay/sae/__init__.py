@@ -1,4 +1,4 @@
-"""Dictionaries: sparse autoencoders that take a block's output apart into features."""
+"""Dictionaries: sparse autoencoders that take a layer's output apart into features."""
 
 from modelassay.sae.corpus import Corpus
 from modelassay.sae.dictionary import Dictionary, load_dictionary, save_dictionary

@@ -48,7 +48,7 @@ class Dictionary:
 
     name: str
     layer: int
-    """It takes the output of this block apart."""
+    """It takes the output of this layer apart."""
     hidden_size: int
     width: int
     """Features."""
@@ -85,7 +85,7 @@ class Dictionary:
             )
         if self.layer >= info.n_layers:
             raise InputError(
-                f"The dictionary {self.name} reads block {self.layer}; the last one of {info.id} is"
+                f"The dictionary {self.name} reads layer {self.layer}; the last one of {info.id} is"
                 f" {info.n_layers - 1}."
             )
 
@@ -96,7 +96,7 @@ def as_dictionary(
     """A sae-lens SAE as a dictionary.
 
     Raises:
-        InputError: it is of a kind that cannot be read here, or reads no output of a block.
+        InputError: it is of a kind that cannot be read here, or reads no output of a layer.
     """
     cfg, what = sae.cfg, f"The dictionary {name}"
     architecture = cfg.architecture()
@@ -108,7 +108,7 @@ def as_dictionary(
     if cfg.normalize_activations == "expected_average_only_in":
         raise InputError(f"{what} was trained on scaled activations and does not say the scale.")
     if cfg.reshape_activations != "none":
-        raise InputError(f"{what} reads attention heads, not the output of a block.")
+        raise InputError(f"{what} reads attention heads, not the output of a layer.")
     if not all(bool(value.isfinite().all()) for value in sae.state_dict().values()):
         raise InputError(f"{what} has weights that are no numbers.")
     if (cfg.metadata.model_from_pretrained_kwargs or {}).get("center_writing_weights"):

@@ -2,7 +2,7 @@
 
 Four numbers, none of which can stand for another: the variance that its reconstruction explains,
 how many features are active on a token, how many never are, and what it costs the model in
-next-token loss when the reconstruction takes the place of what the block wrote.
+next-token loss when the reconstruction takes the place of what the layer wrote.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LOSS_BATCH = 8
 LEAST_DAMAGE = 1e-4
-"""Nats a token that the mean in a block's place must cost, for a share of it to mean anything."""
+"""Nats a token that the mean in a layer's place must cost, for a share of it to mean anything."""
 """Contexts whose logits are in memory together."""
 
 
@@ -47,9 +47,9 @@ class SaeMetrics(Report):
     loss: float
     """Next-token loss of the model, in nats."""
     loss_spliced: float
-    """The same with the block's output replaced by the reconstruction."""
+    """The same with the layer's output replaced by the reconstruction."""
     loss_mean: float
-    """The same with the block's output replaced by its mean: what no dictionary at all would do."""
+    """The same with the layer's output replaced by its mean: what no dictionary at all would do."""
     n_tokens: int
 
     @property
@@ -61,7 +61,7 @@ class SaeMetrics(Report):
     def loss_recovered(self) -> float | None:
         """Share of the damage of `loss_mean` that the reconstruction undoes; 1 is all of it.
 
-        None where the mean does hardly any: the block is then of no use to these texts.
+        None where the mean does hardly any: the layer is then of no use to these texts.
         """
         damage = self.loss_mean - self.loss
         return 1 - self.loss_added / damage if damage > LEAST_DAMAGE else None
@@ -129,7 +129,7 @@ def evaluate_sae(
     Args:
         model: The model it belongs to.
         sae: A sae-lens SAE with `encode` and `decode`.
-        layer: The block whose output it takes apart.
+        layer: The layer whose output it takes apart.
         texts: Not among those it was trained on.
         context: Tokens that are read together.
         on_progress: Told (contexts done, contexts in all) of the splicing.

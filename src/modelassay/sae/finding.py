@@ -31,7 +31,7 @@ def find_dictionary(
         revision: Branch, tag or commit of the Hub data set.
 
     Raises:
-        InputError: there is none, it is damaged, pickled, or reads no output of a block.
+        InputError: there is none, it is damaged, pickled, or reads no output of a layer.
         UnavailableError: the Hub cannot be reached, or sae-lens is not installed.
     """
     check_installed()

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from modelassay.errors import InputError, first_line
 from modelassay.files import records as untrusted
 from modelassay.files.atomic import cache_dir, explain_os_errors, new_file, write_text_atomically
-from modelassay.files.records import Block, Count, Line, Record, Sha256, Share
+from modelassay.files.records import Count, LayerIndex, Line, Record, Sha256, Share
 from modelassay.models.identity import ModelIdentity, hash_file, states
 from modelassay.sae.dictionary import Dictionary
 from modelassay.sae.record import (
@@ -46,7 +46,7 @@ class LabelsRecord(Record):
     created: Line
     model: Annotated[ModelIdentity, states("weights_sha256")]
     """Whose activations the labels were made from."""
-    layer: Block
+    layer: LayerIndex
     width: int = Field(gt=0, lt=10**7)
     data: tuple[Line, ...] = Field(max_length=100)
     tokens: Count

@@ -1,8 +1,8 @@
 """Where in a model a dictionary reads: names of hook points to our layer indices.
 
-Layer i is the output of block i, the residual stream. TransformerLens calls it
-`blocks.i.hook_resid_post`, and what goes into block i `blocks.i.hook_resid_pre`, which is the same
-as the output of block i - 1; transformers calls it `model.layers.i`.
+Layer i is the output of layer i, the residual stream. TransformerLens calls it
+`layers.i.hook_resid_post`, and what goes into layer i `layers.i.hook_resid_pre`, which is the same
+as the output of layer i - 1; transformers calls it `model.layers.i`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from modelassay.errors import InputError
 
 _TRANSFORMER_LENS = re.compile(r"blocks\.(\d{1,4})\.hook_resid_(post|pre)")
 _TRANSFORMERS = re.compile(r"(?:[A-Za-z_]\w*\.)*(?:layers|h|blocks)\.(\d{1,4})(?:\.output)?")
-# What a name contains that is no output of a block, and what an error calls it.
+# What a name contains that is no output of a layer, and what an error calls it.
 _ELSEWHERE = {
-    "hook_resid_mid": "the residual stream inside a block, between attention and MLP",
+    "hook_resid_mid": "the residual stream inside a layer, between attention and MLP",
     "attn": "attention",
     "hook_z": "attention",
     "mlp": "an MLP",
@@ -24,21 +24,21 @@ _ELSEWHERE = {
 
 
 def parse_layer(hook_name: str | None, what: str) -> int:
-    """The block whose output is read at a hook point.
+    """The layer whose output is read at a hook point.
 
     Args:
         hook_name: As a dictionary's config has it.
         what: The dictionary, for errors.
 
     Raises:
-        InputError: it reads something else than the output of a block.
+        InputError: it reads something else than the output of a layer.
     """
     name = hook_name or ""
     if match := _TRANSFORMER_LENS.fullmatch(name):
         layer = int(match[1]) - (match[2] == "pre")
         if layer >= 0:
             return layer
-        reads = "the embeddings, which no block has written yet"
+        reads = "the embeddings, which no layer has written yet"
     elif match := _TRANSFORMERS.fullmatch(name):
         return int(match[1])
     elif not name:
@@ -47,6 +47,6 @@ def parse_layer(hook_name: str | None, what: str) -> int:
         found = (text for part, text in _ELSEWHERE.items() if part in name)
         reads = next(found, "a point that is unknown here")
     raise InputError(
-        f"{what} reads {reads} ({name[:80]}); modelassay compares what blocks put out, the residual"
+        f"{what} reads {reads} ({name[:80]}); modelassay compares what layers put out, the residual"
         " stream: choose a dictionary of resid_post or resid_pre."
     )

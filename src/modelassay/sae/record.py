@@ -13,7 +13,7 @@ from pydantic import Field
 
 from modelassay.artifacts import Kind, Store, write_lines
 from modelassay.errors import InputError, first_line
-from modelassay.files.records import Block, Count, Line, Name, Record, Sha256, Share
+from modelassay.files.records import Count, LayerIndex, Line, Name, Record, Sha256, Share
 from modelassay.models.identity import ModelIdentity, hash_file, states
 from modelassay.sae.training import Kind as Training
 
@@ -48,7 +48,7 @@ class DictionaryRecord(Record):
     name: Name
     created: Line
     model: Annotated[ModelIdentity, states(*STATED)]
-    layer: Block
+    layer: LayerIndex
     kind: Training
     width: int = Field(gt=0, lt=10**7)
     k: int = Field(gt=0, lt=10**6)
@@ -123,12 +123,12 @@ def describe_dictionary(record: DictionaryRecord) -> list[str]:
         else f"{m.loss_recovered:.1%} of the damage of its absence undone"
     )
     return [
-        f"{record.name}: {record.width} features of block {record.layer} of {record.model.id}"
+        f"{record.name}: {record.width} features of layer {record.layer} of {record.model.id}"
         f" ({record.kind}, k {record.k}); trained on {record.tokens} activations,"
         f" {record.passes} times each",
         f"  held out, n={m.n_tokens} tokens: explains {m.explained_variance:.1%} of the variance"
         f" with {m.l0:.1f} features a token; {m.dead_share:.1%} never fire",
-        f"  in the block's place it adds {m.loss_added:.3f} nats to a loss of {m.loss:.3f}"
+        f"  in the layer's place it adds {m.loss_added:.3f} nats to a loss of {m.loss:.3f}"
         f" ({undone})",
     ]
 

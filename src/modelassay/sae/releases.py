@@ -97,7 +97,7 @@ def load_release(
     """Fetches a published dictionary and has sae-lens bring it to its form.
 
     Raises:
-        InputError: it is pickled, reads something else than a block's output, or is damaged.
+        InputError: it is pickled, reads something else than a layer's output, or is damaged.
         UnavailableError: the Hub cannot be reached, or refuses.
     """
     import sae_lens
@@ -158,7 +158,7 @@ def _entries(lookup: Any) -> Iterator[Release]:
             try:
                 layer = parse_layer(hook[0], lookup.release)
             except AssayError:
-                refused = f"it reads {hook[0]}, which is not the output of a block"
+                refused = f"it reads {hook[0]}, which is not the output of a layer"
         yield Release(
             release=lookup.release,
             sae_id=sae_id,
@@ -173,7 +173,7 @@ def _entries(lookup: Any) -> Iterator[Release]:
 def _refusal(lookup: Any, text: str) -> str | None:
     converter = lookup.conversion_func or "sae_lens"
     if _NOT_RESIDUAL.search(text):
-        return "it reads attention, an MLP or the embeddings, not the output of a block"
+        return "it reads attention, an MLP or the embeddings, not the output of a layer"
     if converter in PICKLED:
         return (
             "its files are pickles (.pt), which can run code when opened; only safetensors and"

@@ -1,4 +1,4 @@
-"""Activations of one block over a stream of texts, shuffled, in memory that does not grow.
+"""Activations of one layer over a stream of texts, shuffled, in memory that does not grow.
 
 Texts are cut into contexts of a fixed number of tokens and read a window at a time. A window's
 activations are passed over in random order, once or several times (reading them is what costs), and
@@ -49,7 +49,7 @@ def read_windows(
     Args:
         model: The model to read.
         open_texts: Opens the stream at its beginning, in the same order every time.
-        layer: The block whose output is read.
+        layer: The layer whose output is read.
         window_tokens: Tokens in a window.
         context: Tokens of a text that are read together.
         first_window: Number of the first window, where an earlier run is taken up.

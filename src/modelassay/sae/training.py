@@ -35,7 +35,7 @@ class Settings:
     """How a dictionary is trained."""
 
     layer: int
-    """The block whose output it takes apart."""
+    """The layer whose output it takes apart."""
     width: int
     """Features."""
     k: int = 48

@@ -11,6 +11,7 @@ from modelassay.measures.erased_directions import AblationEvidence
 from modelassay.measures.refusal import RefusalEvidence
 from modelassay.measures.separation import Separation
 from modelassay.models import ModelIdentity
+from modelassay.report.json import published
 from modelassay.report.sections import Column, Report, Section, Status, Table, Tone
 from modelassay.report.text import p_text, with_interval
 from modelassay.scan import charts
@@ -186,7 +187,7 @@ class ScanReport(Report):
         if a.detected is None:
             facts = [("ablation", f"not searched: {a.reason}")]
         else:
-            what = f"erased in {len(a.blocks)} layers" if a.detected else "no erased direction"
+            what = f"erased in {len(a.layers)} layers" if a.detected else "no erased direction"
             facts = [("ablation", f"{what} (eigenvalue ratio {a.eigenvalue_ratio:.2g})")]
         if (other := self.compare) is not None:
             drifts = [f"{name} {drift:+.2f}σ" for name, drift in self.separation_drifts().items()]
@@ -242,7 +243,8 @@ def _concept_dict(result: ConceptResult) -> dict[str, Any]:
 
 
 def _ablation_dict(ablation: AblationEvidence) -> dict[str, Any]:
-    return {**asdict(ablation), "ratio_by_block": _text_keys(ablation.ratio_by_block)}
+    values = {**asdict(ablation), "ratio_by_layer": _text_keys(ablation.ratio_by_layer)}
+    return published(values, layers="blocks", ratio_by_layer="ratio_by_block")
 
 
 def _text_keys(values: Mapping[int, float]) -> dict[str, float]:

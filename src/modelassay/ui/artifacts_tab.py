@@ -34,7 +34,7 @@ HEADERS = ["name", "store", "model", "what"]
 
 
 def create_artifacts_tab() -> None:
-    """Builds the tab inside the current `gr.Blocks`."""
+    """Builds the tab inside the current `gr.Layers`."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             kind = gr.Radio(list(STORES), value="baseline", label="Kind")

@@ -33,7 +33,7 @@ not shown."""
 
 
 def create_diff_tab() -> None:
-    """Builds the tab inside the current `gr.Blocks`."""
+    """Builds the tab inside the current `gr.Layers`."""
     gr.Markdown(NOTE)
     with gr.Row():
         with gr.Column(scale=1, min_width=300):

@@ -26,7 +26,7 @@ EXAMPLES = [
 
 
 def create_verify_tab() -> None:
-    """Builds the tab inside the current `gr.Blocks`."""
+    """Builds the tab inside the current `gr.Layers`."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             model = gr.Textbox(

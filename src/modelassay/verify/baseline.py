@@ -31,7 +31,7 @@ from modelassay.artifacts import Kind, Store
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import (
-    Block,
+    LayerIndex,
     Line,
     Name,
     Record,
@@ -77,11 +77,11 @@ class ConceptRecord(Record):
     sha256: Sha256 | None = None
     """Of its pairs: directions compare only where they are of the same prompts."""
     n_pairs: int | None = Field(default=None, gt=0, lt=100_000)
-    layers: tuple[Block, ...] = Field(min_length=1, max_length=2000)
+    layers: tuple[LayerIndex, ...] = Field(min_length=1, max_length=2000)
     by_layer: tuple[Number, ...]
     """Held-out separation (σ) at each of `layers`."""
     interval_by_layer: tuple[Interval, ...] | None = None
-    layer: Block
+    layer: LayerIndex
     separation: Number
     interval: Interval | None = None
     p_value: Share | None = None
@@ -112,7 +112,7 @@ class RefusalRecord(Record):
 class SignatureRecord(Record):
     """Shape of the signature and what it was read on."""
 
-    depths: tuple[Block, ...] = Field(min_length=1, max_length=64)
+    depths: tuple[LayerIndex, ...] = Field(min_length=1, max_length=64)
     n_probes: int = Field(gt=1, le=1024)
     dimensions: int = Field(gt=0, le=4096)
     probes_sha256: Sha256
@@ -154,10 +154,10 @@ class BaselineIndex(Record):
     def _check(self) -> BaselineIndex:
         if self.instrument == "modelassay" and (self.files is None or self.signature is None):
             raise ValueError("files and signature are missing")
-        blocks = [block for concept in self.concepts.values() for block in concept.layers]
-        blocks += self.signature.depths if self.signature else ()
-        if max(blocks) >= self.model.n_layers:
-            raise ValueError("a block is named that the model does not have")
+        layers = [layer for concept in self.concepts.values() for layer in concept.layers]
+        layers += self.signature.depths if self.signature else ()
+        if max(layers) >= self.model.n_layers:
+            raise ValueError("a layer is named that the model does not have")
         return self
 
 
@@ -278,7 +278,7 @@ def _read_vectors(path: Path, index: BaselineIndex) -> dict[str, Tensor]:
 
 
 def table_rows(index: BaselineIndex) -> list[dict[str, Any]]:
-    """One row a concept and block."""
+    """One row a concept and layer."""
     return [
         {
             "baseline": index.name,

@@ -32,8 +32,8 @@ def measured_checks(found: Differences) -> tuple[Check, ...]:
 def _weights_check(found: Differences) -> Check:
     if (weights := found.weights) is None:
         return Check("weight sketch", "unknown", "weights are packed, or not the same matrices")
-    low, high = min(weights.by_block.values()), max(weights.by_block.values())
-    detail = f"blocks changed by {low:.2%} to {high:.2%}, the rest by {weights.elsewhere:.2%}"
+    low, high = min(weights.by_layer.values()), max(weights.by_layer.values())
+    detail = f"layers changed by {low:.2%} to {high:.2%}, the rest by {weights.elsewhere:.2%}"
     if weights.mark is not None:
         detail += f"; the mark of ablation at strength {weights.mark.strength:.2f}"
     changed = max(high, weights.elsewhere) > 0
@@ -42,13 +42,13 @@ def _weights_check(found: Differences) -> Check:
 
 def _activation_checks(found: Differences) -> list[Check]:
     allowed, allowed_log_odds = tolerances(found)
-    far = max(found.distances, key=lambda block: found.distances[block])
+    far = max(found.distances, key=lambda layer: found.distances[layer])
     harmful, harmless = found.log_odds_shift
     rows = [
         Check(
             "signature",
             "same" if found.distances[far] <= allowed else "differs",
-            f"relative distance {found.distances[far]:.3f} at block {far}, the farthest; rounding"
+            f"relative distance {found.distances[far]:.3f} at layer {far}, the farthest; rounding"
             f" of this size allows {allowed:.3f}",
         ),
         Check(

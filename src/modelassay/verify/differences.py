@@ -5,7 +5,7 @@ The rule, in order; the first line that applies decides:
 1. A direction is gone from the weights, as their change or their own
    spectrum shows                                                      -> ablated
 2. Weights or activations are as far away as unrelated ones            -> other model
-3. Some blocks were changed much more than others                      -> fine-tune
+3. Some layers were changed much more than others                      -> fine-tune
 4. All weights changed alike, and activations no more than rounding of
    that size moves them                                                -> requantized or cast
 5. Otherwise                                                           -> fine-tune
@@ -35,7 +35,7 @@ OTHER_MODEL_DISTANCE = 1.2
 """Of activations, where weights cannot be compared. Unrelated ones lie near 1.4, training and 4-bit
 rounding reached 0.8."""
 UNEVEN = 3.0
-"""Largest change of a block over the median one. Rounding gave up to 1.5."""
+"""Largest change of a layer over the median one. Rounding gave up to 1.5."""
 ROUNDING_FLOOR, ROUNDING_GAIN = 0.02, 15.0
 """Rounding of relative size r moves activations by no more than floor + gain · r. Measured: 0.008
 at r = 0.0013 (bfloat16), 0.07 at 0.008 (8 bits), 0.8 at 0.1 (4 bits); computing in fp16 0.014."""
@@ -158,7 +158,7 @@ def judge(found: Differences) -> Judgement:
         return Judgement(
             Kind.ABLATED,
             False,
-            f"{which} was taken out of {len(mark.blocks)} blocks at strength {mark.strength:.2f}:"
+            f"{which} was taken out of {len(mark.layers)} layers at strength {mark.strength:.2f}:"
             " the change of the weights is of the form that only directional ablation makes.",
         )
     apart, limit = (far, OTHER_MODEL_DISTANCE)
@@ -185,7 +185,7 @@ def judge(found: Differences) -> Judgement:
 
 
 def _judge_even(found: Differences, far: float) -> Judgement:
-    """Of weights that changed alike in all blocks, or are packed."""
+    """Of weights that changed alike in all layers, or are packed."""
     weights = found.weights
     size = None if weights is None else _median(weights)
     moved = f"activations by {far:.3f}, refusal log-odds by {found.log_odds_rms:.2f} nats"
@@ -257,35 +257,35 @@ def _explains(grids: tuple[str, ...], size: float) -> bool:
 
 
 def _uneven(weights: WeightChange) -> str | None:
-    """What to say if some blocks were changed much more than others, or the embeddings were."""
-    by_block, median = weights.by_block, _median(weights)
+    """What to say if some layers were changed much more than others, or the embeddings were."""
+    by_layer, median = weights.by_layer, _median(weights)
     limit = max(UNEVEN * median, 1e-6)
-    changed = [block for block, value in by_block.items() if value > limit]
+    changed = [layer for layer, value in by_layer.items() if value > limit]
     if changed:
-        most = max(changed, key=lambda block: by_block[block])
+        most = max(changed, key=lambda layer: by_layer[layer])
         return (
-            f"{len(changed)} of {len(by_block)} blocks were changed ({_spans(changed)}), block"
-            f" {most} by {by_block[most]:.1%}, the others by {median:.2%}: the weights were"
+            f"{len(changed)} of {len(by_layer)} layers were changed ({_spans(changed)}), layer"
+            f" {most} by {by_layer[most]:.1%}, the others by {median:.2%}: the weights were"
             " changed."
         )
     if weights.elsewhere > limit:
         return (
             f"The embeddings or the output layer were changed by {weights.elsewhere:.1%}, the"
-            f" blocks by {median:.2%}: the weights were changed."
+            f" layers by {median:.2%}: the weights were changed."
         )
     return None
 
 
 def _median(weights: WeightChange) -> float:
-    return float(np.median(list(weights.by_block.values())))
+    return float(np.median(list(weights.by_layer.values())))
 
 
-def _spans(blocks: list[int]) -> str:
+def _spans(layers: list[int]) -> str:
     """`3, 5 to 9` of a sorted list."""
     spans: list[list[int]] = []
-    for block in blocks:
-        if spans and block == spans[-1][-1] + 1:
-            spans[-1].append(block)
+    for layer in layers:
+        if spans and layer == spans[-1][-1] + 1:
+            spans[-1].append(layer)
         else:
-            spans.append([block])
+            spans.append([layer])
     return ", ".join(str(s[0]) if len(s) == 1 else f"{s[0]} to {s[-1]}" for s in spans)

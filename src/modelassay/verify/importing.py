@@ -1,6 +1,6 @@
 """Baselines that ams-scanner wrote, read as ours.
 
-Its JSON holds a direction and an in-sample separation for each concept, at one block, and the
+Its JSON holds a direction and an in-sample separation for each concept, at one layer, and the
 shape of the model; no hash, no interval and nothing of behaviour. So an imported baseline can tell
 another architecture, and shows its directions beside ours; it cannot prove an identity.
 """
@@ -21,8 +21,8 @@ from modelassay.verify.baseline import (
     BASELINES,
     Baseline,
     BaselineIndex,
-    Block,
     ConceptRecord,
+    LayerIndex,
     Line,
     Name,
 )
@@ -48,7 +48,7 @@ class _AmsBaseline(BaseModel):
     model_id: Line
     directions: dict[Name, Vector] = Field(min_length=1, max_length=64)
     separations: dict[Name, float]
-    optimal_layers: dict[Name, Block]
+    optimal_layers: dict[Name, LayerIndex]
     model_info: _ModelInfo
     created_at: Line
 

@@ -46,11 +46,11 @@ class Differences:
     baseline_grids: tuple[str, ...]
     """The same of the baseline's."""
     cosines: dict[str, dict[int, float]]
-    """For each concept, the cosine of its direction with the baseline's at each block."""
+    """For each concept, the cosine of its direction with the baseline's at each layer."""
     separation: dict[str, tuple[float, float, tuple[float, float]]]
     """For each concept: here, in the baseline, and the baseline's 95% interval (σ)."""
     distances: dict[int, float]
-    """Relative distance of the signatures at each block."""
+    """Relative distance of the signatures at each layer."""
     log_odds_rms: float
     """Root mean square change of the refusal log-odds on the probes, in nats."""
     log_odds_shift: tuple[float, float]
@@ -129,7 +129,7 @@ class VerificationReport(Report):
                 status=Status(verdict, VERDICT_TONES[self.verified], self.reasons, self.model),
             ),
             Section("likeness", chart=partial(similarity_by_layer, self)),
-            Section("weights", chart=partial(weight_change_by_block, self)),
+            Section("weights", chart=partial(weight_change_by_layer, self)),
         ]
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -175,22 +175,22 @@ def similarity_by_layer(report: VerificationReport) -> Figure | None:
     return figure
 
 
-def weight_change_by_block(report: VerificationReport) -> Figure | None:
+def weight_change_by_layer(report: VerificationReport) -> Figure | None:
     """How much each layer's weights differ from the baseline's, those with an ablation's mark."""
     found = report.differences
     if found is None or found.weights is None:
         return None
     weights = found.weights
-    marked = set(weights.mark.blocks) if weights.mark else set()
+    marked = set(weights.mark.layers) if weights.mark else set()
     figure = new_figure("Change of the weights by layer", "layer", "relative change")
     for name, colour, shown in (
-        ("changed", PALETTE[0], weights.by_block.keys() - marked),
+        ("changed", PALETTE[0], weights.by_layer.keys() - marked),
         ("changed as ablation does", PALETTE[1], marked),
     ):
         if shown:
-            blocks = sorted(shown)
-            values = [weights.by_block[block] for block in blocks]
-            figure.add_bar(x=blocks, y=values, name=name, marker={"color": colour})
+            layers = sorted(shown)
+            values = [weights.by_layer[layer] for layer in layers]
+            figure.add_bar(x=layers, y=values, name=name, marker={"color": colour})
     figure.update_yaxes(tickformat=".1%", rangemode="tozero")
     figure.update_layout(showlegend=True)
     return figure
@@ -201,7 +201,7 @@ def _differences_dict(found: Differences | None) -> dict[str, Any] | None:
         return None
     return {
         "cosines": {
-            name: {str(block): round(value, 6) for block, value in values.items()}
+            name: {str(layer): round(value, 6) for layer, value in values.items()}
             for name, values in found.cosines.items()
         },
         "separation": {
@@ -220,11 +220,8 @@ def _differences_dict(found: Differences | None) -> dict[str, Any] | None:
 
 
 def _weights_dict(change: WeightChange) -> dict[str, Any]:
-    mark = change.mark
     return {
-        "change_by_block": {str(block): value for block, value in change.by_block.items()},
+        "change_by_block": {str(layer): value for layer, value in change.by_layer.items()},
         "change_elsewhere": change.elsewhere,
-        "ablation": None
-        if mark is None
-        else {"strength": mark.strength, "blocks": list(mark.blocks), "shared": mark.shared},
+        "ablation": change.mark and change.mark.to_dict(),
     }

@@ -204,10 +204,10 @@ def _conclude_imported(
         Check(
             f"direction of {name}",
             "unknown",
-            f"cosine {value:.2f} with ours at block {block}",
+            f"cosine {value:.2f} with ours at layer {layer}",
         )
         for name, values in differences.cosines.items()
-        for block, value in values.items()
+        for layer, value in values.items()
     )
     judgement = Judgement(None, None, reason)
     return _report(info.id, info.revision, judgement, checks, differences, baseline, origin)
