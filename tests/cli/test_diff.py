@@ -162,7 +162,7 @@ def test_strangers_texts_are_only_text(report, capsys):
     evil = replace(
         evil,
         reasons=(EVIL, *evil.reasons),
-        candidate=replace(evil.candidate, id=EVIL),
+        candidate=evil.candidate.model_copy(update={"id": EVIL}),
         provenance={**evil.provenance, "suite": EVIL},
     )
     print_report(evil.sections(show_answers=True), Console(width=200))

@@ -148,7 +148,8 @@ def rich_pair(pair, tmp_path, monkeypatch) -> tuple[str, str]:
             for level in plain.suspicion.levels
         )
         benign = replace(plain, suspicion=replace(plain.suspicion, levels=levels))
-        benign = replace(benign, candidate=replace(plain.candidate, weights_sha256=str(i) * 64))
+        candidate = plain.candidate.model_copy(update={"weights_sha256": str(i) * 64})
+        benign = replace(benign, candidate=candidate)
         known = add_row(known, benign)
     without = service.diff
     monkeypatch.setattr(service, "shipped_dictionaries", lambda _: (dictionary,))
