@@ -91,7 +91,7 @@ CHROMIUM_FLAGS = (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def url() -> Iterator[str]:
     """Where the page is served."""
     pytest.importorskip("gradio")
@@ -103,7 +103,7 @@ def url() -> Iterator[str]:
     demo.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(url: str) -> Any:
     """A program that uses the page's endpoints."""
     from gradio_client import Client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ TEST_FILES = sorted(TESTS.rglob("test_*.py"))
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Dotted names of all modules that a file imports, at the top or inside functions."""
     found = set()
