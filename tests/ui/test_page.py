@@ -14,12 +14,10 @@ pytest.importorskip("gradio")
 from gradio_client.exceptions import AppError
 
 from modelassay.errors import InputError
-from modelassay.probes import store_probe
 from modelassay.ui.service import check_baseline, check_model_id, run_scan, visible_baselines
 from modelassay.verify import find_baseline, store_baseline
 from outputs import SECRETS
 from schemas import SCAN_SCHEMA
-from tiny import probe_for
 
 
 def test_the_endpoints_are_these_and_no_others(client):
@@ -85,50 +83,6 @@ def test_baselines_are_listed_and_the_hub_s_absence_is_said(client):
     assert {"embedded", "organism-safe"} <= {row["name"] for row in listed}
     with pytest.raises(AppError, match="switched off"):
         client.predict("", "", api_name="/search_baselines")
-
-
-@pytest.mark.parametrize("kind", ["baseline", "probe", "classifier", "sae", "calibration"])
-def test_every_kind_is_listed_and_shown(client, kind, tmp_path, monkeypatch):
-    rows = client.predict(kind, api_name="/list_artifacts")
-    assert {row["source"] for row in rows} == {"shipped"}
-    shown = client.predict(kind, rows[0]["name"], api_name="/show_artifact")
-    assert shown["origin"]["source"] == "shipped"
-    assert shown["remarks"] == []
-    for path in (*SECRETS, "baselines", "probes/embedded", "", "a/b/c"):
-        with pytest.raises(AppError, match="choose one from the list") as caught:
-            client.predict(kind, path, api_name="/show_artifact")
-        assert "\n" not in str(caught.value).strip()
-    with pytest.raises(AppError, match="switched off"):
-        client.predict(kind, "", "", api_name="/search_artifacts")
-    with pytest.raises(AppError, match="Unknown kind"):
-        client.predict("file", api_name="/list_artifacts")
-
-
-def test_the_host_s_own_artifacts_are_not_shown(client, tmp_path, monkeypatch, tiny):
-    monkeypatch.setenv("MODELASSAY_PROBES", str(tmp_path))
-    probe = probe_for(tiny(), name="secret")
-    store_probe(probe.record, probe.heads)
-    names = [row["name"] for row in client.predict("probe", api_name="/list_artifacts")]
-    assert "secret" not in names
-    for reference in ("secret", probe.record.model.id):
-        with pytest.raises(AppError, match="is no probe"):
-            client.predict("probe", reference, api_name="/show_artifact")
-
-
-@pytest.mark.parametrize(
-    ("allowed", "space", "verbs"),
-    [("0", "", False), ("1", "someone/space", False), ("1", "", True)],
-)
-def test_only_one_s_own_machine_keeps_deletes_and_pushes(monkeypatch, allowed, space, verbs):
-    from modelassay.ui import build_app
-
-    monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", allowed)
-    monkeypatch.setenv("SPACE_ID", space)
-    buttons = {
-        layer.value for layer in build_app().blocks.values() if type(layer).__name__ == "Button"
-    }
-    assert ({"Pull", "Delete", "Push"} <= buttons) is verbs
-    assert (not {"Pull", "Delete", "Push"} & buttons) is not verbs
 
 
 @pytest.mark.real_model

@@ -20,7 +20,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from modelassay.files.records import check_name
+from modelassay.errors import InputError
+from modelassay.files.records import NAME
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -83,7 +84,13 @@ class Kind(Generic[R]):
         Raises:
             InputError: it cannot.
         """
-        return check_name(name, self.noun)
+        if re.fullmatch(NAME, name):
+            return name
+        a = "an" if self.noun[0] in "aeiouS" else "a"
+        raise InputError(
+            f"{name[:60]!r} cannot name {a} {self.noun}; use letters, digits, dots, dashes and"
+            " underscores, at most 96, the first a letter or digit."
+        )
 
     def model_tag(self, model_id: str) -> str:
         """The tag of a data set that holds one of this model."""

@@ -65,6 +65,14 @@ class Found(Generic[R]):
         for remark in self.remarks:
             log.warning("%s", remark)
 
+    def row(self) -> dict[str, Any]:
+        """JSON values for a list."""
+        return {
+            "name": self.name,
+            "source": self.origin.source,
+            **self.kind.values(self.record),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """The record's JSON values, and `from`, `origin` and `remarks`."""
         values = self.record.model_dump(mode="json", by_alias=True)
@@ -212,7 +220,7 @@ class Store(Generic[R]):
     def new(
         self, name: str | None = None, *, force: bool = False, out: Path | None = None
     ) -> Iterator[Path]:
-        """Gives an empty folder that takes its place, whole, when the layer succeeds.
+        """Gives an empty folder that takes its place, whole, when the work in it succeeds.
 
         Args:
             name: Under which it is kept in the user's store.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,9 +33,8 @@ CreatePr = Annotated[
 Private = Annotated[bool, typer.Option("--private", help="Make a new data set private.")]
 OldRepo = Annotated[str | None, typer.Argument(hidden=True)]
 Repo = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Hub data set.")]
-Make = Callable[[str, Path, bool, str | None], object]
-"""Makes one of a model: told the model, an empty folder, whether to be quiet, and the token."""
-Find = Callable[..., Any]
+Make = Callable[[str, bool, str | None, Path], object]
+"""Makes one of a model: told the model, whether to be quiet, the token, and an empty folder."""
 
 
 def add_verbs(
@@ -74,15 +74,6 @@ def add_verbs(
     ) -> None:
         print_found(shown(reference, revision=revision, token=token), json)
 
-    def info_command(
-        reference: Reference,
-        revision: options.Revision = None,
-        token: options.Token = None,
-        json: options.Json = False,
-    ) -> None:
-        show_command(reference, revision, token, json)
-        say_new_name("info", "show")
-
     def pull_command(
         reference: Published,
         revision: options.Revision = None,
@@ -112,9 +103,8 @@ def add_verbs(
         how: dict[str, Any] = {"create_pr": create_pr, "private": private, "token": token}
         found = kept().here(reference)
         if found is None and make is not None:
-            found, pushed = kept().push_new(
-                lambda folder: make(reference, folder, quiet, token), where, **how
-            )
+            write = partial(make, reference, quiet, token)
+            found, pushed = kept().push_new(write, where, **how)
         else:
             find_whole = _load(find) if find else kept().find
             found = found or find_whole(reference, token=token)
@@ -149,16 +139,13 @@ def add_verbs(
         if name not in own:
             app.command(name, help=text)(command)
     if "show" not in own:
-        app.command("info", hidden=True)(info_command)
+        app.command("info", hidden=True)(renamed("info", "show", show_command))
 
 
 def print_list(found: Sequence[Found[Any]], json: bool) -> None:
     """What is on this machine."""
     if json:
-        rows = [
-            {"name": each.name, "source": each.origin.source, **each.kind.values(each.record)}
-            for each in found
-        ]
+        rows = [each.row() for each in found]
         typer.echo(json_module.dumps(rows, indent=2, ensure_ascii=False))
         return
     items = []
@@ -204,6 +191,17 @@ def show_sections(*sections: Section) -> None:
     from modelassay.report import print_report
 
     print_report(sections, Console())
+
+
+def renamed(old: str, new: str, command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command under the name that it had, which says at last what it is called now."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        command(*args, **options)
+        say_new_name(old, new)
+
+    return run
 
 
 def say_new_name(old: str, new: str) -> None:

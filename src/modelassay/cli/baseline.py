@@ -64,7 +64,7 @@ def import_command(
     typer.echo(str(store_baseline(import_baseline(file, name=name), force=force)))
 
 
-def _measure(model: str, folder: Path, quiet: bool, token: str | None) -> None:
+def _measure(model: str, quiet: bool, token: str | None, folder: Path) -> None:
     """Measures a model for `push`, where there is no baseline of that name."""
     from modelassay.cli.progress import show_progress
     from modelassay.verify import create_baseline, save_baseline

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from modelassay.cli import options, sae_labels
-from modelassay.cli.artifacts import add_verbs
+from modelassay.cli.artifacts import add_verbs, renamed
 from modelassay.errors import InputError
 from modelassay.progress import phase_of
 
@@ -148,10 +148,7 @@ def list_command(
     ]
     found = [r for r in list_releases(contains, model=model) if all_of_them or r.refused is None]
     if json:
-        rows = [
-            {"name": each.name, "source": each.origin.source, **SAES.kind.values(each.record)}
-            for each in own
-        ]
+        rows = [each.row() for each in own]
         rows += [{"name": r.where, **asdict(r)} for r in found]
         typer.echo(json_module.dumps(rows, indent=1))
         return
@@ -181,6 +178,6 @@ def remove_state(state: Path) -> None:
 
 
 app.command("show")(sae_labels.show_command)
-app.command("info", hidden=True)(sae_labels.info_command)
+app.command("info", hidden=True)(renamed("info", "show", sae_labels.show_command))
 app.command("label")(sae_labels.label_command)
 add_verbs(app, "modelassay.sae:SAES", "SAE", own=("list", "show"))

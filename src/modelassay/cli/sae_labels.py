@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from modelassay.cli import options
-from modelassay.cli.artifacts import say_new_name, show_sections
+from modelassay.cli.artifacts import show_sections
 from modelassay.errors import InputError
 from modelassay.progress import phase_of
 
@@ -63,20 +63,6 @@ def show_command(
         typer.echo(json_module.dumps(values, indent=2, ensure_ascii=False))
         return
     show_sections(dictionary_section(dictionary, labels))
-
-
-def info_command(
-    where: Where,
-    feature: Annotated[int | None, typer.Option(help="Show this feature.")] = None,
-    neuronpedia: Online = False,
-    export: Export = None,
-    revision: options.Revision = None,
-    token: options.Token = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
-) -> None:
-    """What `show` was called."""
-    show_command(where, feature, neuronpedia, export, revision, token, json)
-    say_new_name("info", "show")
 
 
 @options.grouped

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -20,21 +19,6 @@ Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 LayerIndex = Annotated[int, Field(ge=0, lt=2000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, lt=10**9)]
-
-
-def check_name(name: str, what: str) -> str:
-    """The name, if something of the kind `what` can have it.
-
-    Raises:
-        InputError: it cannot.
-    """
-    if not re.fullmatch(NAME, name):
-        a = "an" if what[0] in "aeiouS" else "a"
-        raise InputError(
-            f"{name[:60]!r} cannot name {a} {what}; use letters, digits, dots, dashes and"
-            " underscores, at most 96, the first a letter or digit."
-        )
-    return name
 
 
 class Record(BaseModel):

@@ -7,7 +7,6 @@ page that runs on the user's own machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -18,19 +17,15 @@ from modelassay.diff import CALIBRATIONS
 from modelassay.errors import AssayError, InputError
 from modelassay.probes import PROBES
 from modelassay.sae import SAES
-from modelassay.ui.service import (
-    check_reference,
-    hub_token,
-    is_own_machine,
-    visible,
-)
+from modelassay.ui.running import errors_for_caller
+from modelassay.ui.service import check_reference, is_own_machine, visible
 from modelassay.ui.text import plain
 from modelassay.verify import BASELINES
 
 STORES: dict[str, Store[Any]] = {
     store.kind.command: store for store in (BASELINES, PROBES, CLASSIFIERS, SAES, CALIBRATIONS)
 }
-HEADERS = ["name", "store", "model", "what"]
+HEADERS = ["name", "where", "model", "what"]
 
 
 def create_artifacts_tab() -> None:
@@ -44,7 +39,7 @@ def create_artifacts_tab() -> None:
                 max_length=300,
             )
             show = gr.Button("Show", variant="primary")
-            wanted = gr.Textbox(label="On the Hub, of the model", max_length=200)
+            model = gr.Textbox(label="On the Hub, of the model", max_length=200)
             search = gr.Button("Search")
             status = gr.Markdown()
         with gr.Column(scale=3):
@@ -52,80 +47,54 @@ def create_artifacts_tab() -> None:
             shown = gr.Textbox(visible=False, show_label=False, lines=4, max_lines=40)
             found = gr.Dataframe(visible=False, show_label=False, wrap=True)
 
-    page: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-
-    def on_page(action: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
+    def show_for_page(kind: str, reference: str) -> tuple[str, Any]:
         try:
-            return {status: "", **action()}
+            one = _show(kind, reference)
         except AssayError as error:
-            return {status: plain(str(error))}
+            return plain(str(error)), gr.update(visible=False)
+        lines = [f"{one.name} ({one.origin})", *one.kind.describe(one.record), *one.remarks]
+        return "", gr.update(value="\n".join(lines), visible=True)
 
-    def list_for_page(kind: str) -> dict[Any, Any]:
-        return on_page(lambda: {listed: gr.update(value=_rows(kind))})
+    def search_for_page(kind: str, model: str) -> tuple[str, Any]:
+        return search_for_table(STORES[kind], model)
 
-    def show_for_page(kind: str, reference: str) -> dict[Any, Any]:
-        return on_page(
-            lambda: {shown: gr.update(value=_text(_show(kind, reference)), visible=True)}
-        )
-
-    def search_for_page(kind: str, model: str) -> dict[Any, Any]:
-        def action() -> dict[Any, Any]:
-            rows = _store(kind).search(model=model.strip() or None, token=hub_token())
-            cells = [[row.repo_id, ", ".join(row.models), row.revision or ""] for row in rows]
-            table = {"headers": ["data set", "models", "commit"], "data": cells}
-            return {
-                status: f"{len(rows)} data sets.",
-                found: gr.update(value=table, visible=True),
-            }
-
-        return on_page(action)
-
-    kind.change(list_for_page, [kind], [status, listed], **page)
+    page: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    kind.change(_rows, [kind], [listed], **page)
     show.click(show_for_page, [kind, reference], [status, shown], **page)
-    search.click(search_for_page, [kind, wanted], [status, found], **page)
+    search.click(search_for_page, [kind, model], [status, found], **page)
     gr.api(list_endpoint, api_name="list_artifacts")
     gr.api(show_endpoint, api_name="show_artifact")
     gr.api(search_endpoint, api_name="search_artifacts")
-    if not is_own_machine():
-        return
+    if is_own_machine():
+        _add_own_verbs(kind, reference, status, listed, page)
+
+
+def _add_own_verbs(kind: Any, reference: Any, status: Any, listed: Any, page: Any) -> None:
+    """Buttons that keep, delete and publish."""
     with gr.Row():
-        pull = gr.Button("Pull")
-        delete = gr.Button("Delete", variant="stop")
         repo = gr.Textbox(label="Hub data set to push to", max_length=200)
         proposed = gr.Checkbox(label="As a pull request")
-        push = gr.Button("Push")
+        buttons = {verb: gr.Button(verb) for verb in ("Pull", "Delete", "Push")}
 
-    def pull_for_page(kind: str, reference: str) -> dict[Any, Any]:
-        def action() -> dict[Any, Any]:
-            pulled = _store(kind).pull(reference.strip())
-            return {
-                status: plain(" ".join([f"Kept {pulled.name}.", *pulled.remarks])),
-                listed: gr.update(value=_rows(kind)),
-            }
+    def act(
+        verb: str, kind: str, reference: str, repo: str, proposed: bool
+    ) -> tuple[str, list[list[str]]]:
+        store, name = STORES[kind], reference.strip()
+        try:
+            if verb == "Pull":
+                kept = store.pull(name)
+                said = " ".join([f"Kept {kept.name}.", *kept.remarks])
+            elif verb == "Delete":
+                said = f"Deleted {store.delete(name).name}."
+            else:
+                done = store.push(store.find(name), repo.strip(), create_pr=proposed)
+                said = done.pull_request or f"{done.repo_id}@{done.commit}"
+        except AssayError as error:
+            said = str(error)
+        return plain(said), _rows(kind)
 
-        return on_page(action)
-
-    def delete_for_page(kind: str, name: str) -> dict[Any, Any]:
-        def action() -> dict[Any, Any]:
-            deleted = _store(kind).delete(name.strip())
-            return {
-                status: plain(f"Deleted {deleted.name}."),
-                listed: gr.update(value=_rows(kind)),
-            }
-
-        return on_page(action)
-
-    def push_for_page(kind: str, reference: str, repo: str, proposed: bool) -> dict[Any, Any]:
-        def action() -> dict[Any, Any]:
-            store = _store(kind)
-            done = store.push(store.find(reference.strip()), repo.strip(), create_pr=proposed)
-            return {status: plain(done.pull_request or f"{done.repo_id}@{done.commit}")}
-
-        return on_page(action)
-
-    pull.click(pull_for_page, [kind, reference], [status, listed], **page)
-    delete.click(delete_for_page, [kind, reference], [status, listed], **page)
-    push.click(push_for_page, [kind, reference, repo, proposed], [status], **page)
+    for button in buttons.values():
+        button.click(act, [button, kind, reference, repo, proposed], [status, listed], **page)
 
 
 def list_endpoint(kind: str) -> list:
@@ -137,13 +106,8 @@ def list_endpoint(kind: str) -> list:
     Returns:
         Name, source and model of each, and what else the kind says of one.
     """
-    try:
-        return [
-            {"name": f.name, "source": f.origin.source, **f.kind.values(f.record)}
-            for f in visible(_store(kind))
-        ]
-    except AssayError as error:
-        raise gr.Error(str(error)) from error
+    with errors_for_caller():
+        return [each.row() for each in visible(_store(kind))]
 
 
 def show_endpoint(kind: str, reference: str) -> dict:
@@ -156,10 +120,8 @@ def show_endpoint(kind: str, reference: str) -> dict:
     Returns:
         The record, and "origin" and "remarks": where it is from, and whom one trusts by using it.
     """
-    try:
+    with errors_for_caller():
         return _show(kind, reference).to_dict()
-    except AssayError as error:
-        raise gr.Error(str(error)) from error
 
 
 def search_endpoint(kind: str, model: str = "", author: str = "") -> list:
@@ -173,13 +135,29 @@ def search_endpoint(kind: str, model: str = "", author: str = "") -> list:
     Returns:
         Data set id, author, commit, models, downloads and time of each.
     """
-    try:
-        found = _store(kind).search(
-            model=model.strip() or None, author=author.strip() or None, token=hub_token()
+    with errors_for_caller():
+        store = _store(kind)
+    return search_rows(store, model, author)
+
+
+def search_rows(store: Store[Any], model: str, author: str) -> list[dict[str, Any]]:
+    """Data sets on the Hub as JSON values; for a caller, errors are `gr.Error`."""
+    with errors_for_caller():
+        found = store.search(
+            model=model.strip() or None, author=author.strip() or None, token=False
         )
-    except AssayError as error:
-        raise gr.Error(str(error)) from error
     return [vars(each) | {"models": list(each.models)} for each in found]
+
+
+def search_for_table(store: Store[Any], model: str) -> tuple[str, Any]:
+    """A line for the visitor, and the update of a table of data sets."""
+    try:
+        rows = store.search(model=model.strip() or None, token=False)
+    except AssayError as error:
+        return plain(str(error)), gr.update(visible=False)
+    cells = [[row.repo_id, ", ".join(row.models), row.revision or ""] for row in rows]
+    table = {"headers": ["data set", "models", "commit"], "data": cells}
+    return f"{len(rows)} data sets.", gr.update(value=table, visible=True)
 
 
 def _store(kind: str) -> Store[Any]:
@@ -190,15 +168,11 @@ def _store(kind: str) -> Store[Any]:
 
 def _show(kind: str, reference: str) -> Found[Any]:
     store = _store(kind)
-    return store.show(check_reference(store, reference), token=hub_token())
-
-
-def _text(found: Found[Any]) -> str:
-    lines = [f"{found.name} ({found.origin})", *found.kind.describe(found.record), *found.remarks]
-    return "\n".join(lines)
+    return store.show(check_reference(store, reference), token=False)
 
 
 def _rows(kind: str) -> list[list[str]]:
     return [
-        [f.name, str(f.origin), f.model_id, f.kind.summary(f.record)] for f in visible(_store(kind))
+        [each.name, str(each.origin), each.model_id, each.kind.summary(each.record)]
+        for each in visible(STORES[kind])
     ]

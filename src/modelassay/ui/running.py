@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,20 @@ def last_result(results: Iterable[Any]) -> Any:
     Raises:
         gr.Error: it failed; the message is for the caller.
     """
-    try:
+    with errors_for_caller():
         for result in results:
             if not isinstance(result, Step):
                 return result
+    raise gr.Error("It ended without a result.")
+
+
+@contextmanager
+def errors_for_caller() -> Iterator[None]:
+    """Gives an endpoint's caller the one line of an error."""
+    try:
+        yield
     except AssayError as error:
         raise gr.Error(str(error)) from error
-    raise gr.Error("It ended without a result.")
 
 
 def hidden(outputs: Sequence[Any]) -> dict[Any, Any]:

@@ -171,11 +171,6 @@ def is_own_machine() -> bool:
     return allows_own() and not os.environ.get("SPACE_ID")
 
 
-def hub_token() -> bool | None:
-    """The Hub token of requests: the stored one on one's own machine, else none at all."""
-    return None if is_own_machine() else False
-
-
 def visible(store: Store[R]) -> tuple[Found[R], ...]:
     """What a visitor may know of: the host's own artifacts only where paths are allowed."""
     return store.list(own=allows_own())

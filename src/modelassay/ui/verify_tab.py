@@ -8,13 +8,12 @@ from typing import Any
 
 import gradio as gr
 
-from modelassay.errors import AssayError
 from modelassay.report import to_dict
+from modelassay.ui.artifacts_tab import search_for_table, search_rows
 from modelassay.ui.report_view import ReportView
 from modelassay.ui.running import hidden, last_result, on_page
 from modelassay.ui.service import CONCURRENCY_ID, run_create, run_verify, visible_baselines
 from modelassay.ui.stopping import stops
-from modelassay.ui.text import plain
 from modelassay.verify import BASELINES, VerificationReport
 
 EXAMPLES = [
@@ -77,13 +76,8 @@ def create_verify_tab() -> None:
         yield from on_page(run_create(model_id), status, hidden([archive]), "Not measured.", show)
 
     def search_for_page(model_id: str) -> dict[Any, Any]:
-        try:
-            rows = BASELINES.search(model=model_id.strip() or None, token=False)
-        except AssayError as error:
-            return {status: plain(str(error)), found: gr.update(visible=False)}
-        cells = [[row.repo_id, ", ".join(row.models), row.revision or ""] for row in rows]
-        table = {"headers": ["data set", "models", "commit"], "data": cells}
-        return {status: f"{len(rows)} data sets.", found: gr.update(value=table, visible=True)}
+        said, table = search_for_table(BASELINES, model_id)
+        return {status: said, found: table}
 
     queue: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 1}
     page: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -149,16 +143,8 @@ def search_endpoint(model: str = "", author: str = "") -> list:
     Returns:
         Data set id, author, commit and models of each.
     """
-    try:
-        found = BASELINES.search(
-            model=model.strip() or None, author=author.strip() or None, token=False
-        )
-    except AssayError as error:
-        raise gr.Error(str(error)) from error
-    return [
-        {"repo_id": e.repo_id, "author": e.author, "revision": e.revision, "models": list(e.models)}
-        for e in found
-    ]
+    keys = ("repo_id", "author", "revision", "models")
+    return [{key: row[key] for key in keys} for row in search_rows(BASELINES, model, author)]
 
 
 def _pick(event: gr.SelectData) -> str:

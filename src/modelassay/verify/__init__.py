@@ -1,5 +1,6 @@
 """Is this the model it claims to be? Comparison of a model with a baseline, a measured model."""
 
+from modelassay.artifacts import slug
 from modelassay.verify.baseline import (
     BASELINES,
     Baseline,
@@ -25,6 +26,7 @@ __all__ = [
     "load_baseline",
     "push_baseline",
     "save_baseline",
+    "slug",
     "store_baseline",
     "verify",
     "verify_files",
