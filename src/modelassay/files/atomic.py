@@ -94,7 +94,7 @@ def locked(target: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Gives a temporary folder beside `target` that becomes `target` if the layer succeeds.
+    """Gives a temporary folder beside `target` that becomes `target` if the work in it succeeds.
 
     A folder that has that name already is there, whole, until the new one is complete. The caller
     holds a lock on `target`, so partial folders of killed runs are removed here.
@@ -155,7 +155,7 @@ def check_replaceable(
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary name beside `path` that becomes `path` if the layer succeeds."""
+    """Gives a temporary name beside `path` that becomes `path` if the work in it succeeds."""
     handle, name = tempfile.mkstemp(prefix=f"{PARTIAL_PREFIX}{path.name}-", dir=path.parent)
     os.close(handle)
     try:

@@ -29,7 +29,7 @@ HEADERS = ["name", "where", "model", "what"]
 
 
 def create_artifacts_tab() -> None:
-    """Builds the tab inside the current `gr.Layers`."""
+    """Builds the tab inside the current `gr.Blocks`."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             kind = gr.Radio(list(STORES), value="baseline", label="Kind")

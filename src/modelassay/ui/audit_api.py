@@ -26,7 +26,7 @@ VARIABLE = "MODELASSAY_AUDIT_CONFIG"
 
 
 def create_audit_api() -> None:
-    """Adds the endpoints inside the current `gr.Layers`, where an audit is asked for.
+    """Adds the endpoints inside the current `gr.Blocks`, where an audit is asked for.
 
     Raises:
         InputError: the config cannot be used.

@@ -33,7 +33,7 @@ not shown."""
 
 
 def create_diff_tab() -> None:
-    """Builds the tab inside the current `gr.Layers`."""
+    """Builds the tab inside the current `gr.Blocks`."""
     gr.Markdown(NOTE)
     with gr.Row():
         with gr.Column(scale=1, min_width=300):

@@ -15,7 +15,7 @@ class ReportView:
     """Components for some sections of a report, hidden until there is something in them."""
 
     def __init__(self, *names: str, charts: Collection[str] = ()) -> None:
-        """Makes the components inside the current `gr.Layers`.
+        """Makes the components inside the current `gr.Blocks`.
 
         Args:
             names: Of the sections, in the order in which they are shown.

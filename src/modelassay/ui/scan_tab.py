@@ -31,7 +31,7 @@ CHARTS = ("concepts", "evidence")
 
 
 def create_scan_tab() -> None:
-    """Builds the tab inside the current `gr.Layers`."""
+    """Builds the tab inside the current `gr.Blocks`."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             model = gr.Textbox(

@@ -25,7 +25,7 @@ EXAMPLES = [
 
 
 def create_verify_tab() -> None:
-    """Builds the tab inside the current `gr.Layers`."""
+    """Builds the tab inside the current `gr.Blocks`."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             model = gr.Textbox(
