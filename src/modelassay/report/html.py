@@ -27,17 +27,20 @@ COLOURS: dict[Tone, str] = {
 PAGE_STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;
 color:#1f2328}
+.assay .wide{max-height:none}
 """
 STYLE = """
 .assay .card{background:#f6f8fa;border-radius:6px;color:#1f2328}
 .assay .card h1{font-size:1.8rem} .assay .card ul{margin:.4rem 0;padding-left:1.2rem}
-.assay table{border-collapse:collapse;width:100%;margin:1rem 0;font-size:.93rem}
-.assay th,.assay td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #d8dee4;
-vertical-align:top;white-space:normal}
-.assay td{overflow-wrap:anywhere} .assay .right{text-align:right}
+.assay table{border:0 !important;border-collapse:collapse;width:100%;margin:1rem 0;font-size:.93rem}
+.assay th,.assay td{text-align:left;vertical-align:top;white-space:normal}
+.assay table :is(th,td){padding:.35rem .6rem !important;border:0 !important;
+border-bottom:1px solid #d8dee4 !important}
+.assay td{overflow-wrap:anywhere} .assay .right{text-align:right !important}
 .assay .best{font-weight:bold} .assay .name{color:#57606a;width:12rem}
 .assay h2{margin-top:2rem} .assay .small{color:#57606a;font-size:.85rem}
-.assay .wide{overflow-x:auto}
+.assay .wide{overflow:auto;max-height:900px} .assay .wide table{min-width:42rem}
+.assay .wide td{overflow-wrap:break-word}
 """
 
 
@@ -55,7 +58,7 @@ def to_html(report: Report | Iterable[Section]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>modelassay: {_text(title)}</title><style>{PAGE_STYLE}{STYLE}</style></head>"
+        f"<title>modelassay: {_text(title)}</title><style>{STYLE}{PAGE_STYLE}</style></head>"
         f'<body class="assay">{body}</body></html>\n'
     )
 
