@@ -40,7 +40,7 @@ def loop(models: Sequence[LoadedModel], prompts: Sequence[Encoded], dictionary: 
     for prompt in prompts:
         for model in models:
             output = model.network(torch.tensor([prompt.ids]), output_hidden_states=True)
-            hidden = output.hidden_states[dictionary.layer + 1][0, prompt.answer_start :]
+            hidden = output.hidden_states[dictionary.layer + 1][0, prompt.response_start :]
             rows.append(dictionary.sae.encode(hidden).mean(dim=0))
     return torch.stack(rows)
 
@@ -112,8 +112,8 @@ def read_states(
     known = [i for i in kept if i < alike]
     base = _reading(read_activations(models[0], matched.encoded, kept, position="all"))
     wanted = [i for i in kept if i not in known[:-1]]
-    midway = base.midway(matched, known[-1]) if known else None
-    read = read_activations(models[1], matched.encoded, wanted, position="all", midway=midway)
+    resume = base.resume_point(matched, known[-1]) if known else None
+    read = read_activations(models[1], matched.encoded, wanted, position="all", resume=resume)
     return base, _reading(read)
 
 

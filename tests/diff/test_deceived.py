@@ -21,7 +21,7 @@ from modelassay.measures.erased_directions import plain_files, search_ablation
 from modelassay.models import load
 from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import Encoded, encode_prompts
-from modelassay.reading.resuming import Midway
+from modelassay.reading.resuming import ResumePoint
 from tiny import make_tokenizer, save_tiny
 
 SUITE = Suite(
@@ -201,7 +201,7 @@ def test_a_pass_begins_midway_only_where_that_was_tried(tiny, family):
         read.values[first:last, 0]
         for first, last in zip(read.offsets[:-1], read.offsets[1:], strict=True)
     ]
-    midway = Midway(2, {p.ids: rows for p, rows in zip(prompts, states, strict=True)})
+    resume = ResumePoint(2, {p.ids: rows for p, rows in zip(prompts, states, strict=True)})
     whole = read_activations(model, prompts, [3, 4], position="all")
-    found = read_activations(model, prompts, [3, 4], position="all", midway=midway, batch_tokens=1)
+    found = read_activations(model, prompts, [3, 4], position="all", resume=resume, batch_tokens=1)
     assert torch.allclose(found.values, whole.values, atol=1e-4)

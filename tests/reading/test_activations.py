@@ -161,7 +161,7 @@ def test_answer_tokens_mean_and_all(tiny):
     assert everything.offsets is not None
     for i, item in enumerate(encoded):
         rows = everything.values[everything.offsets[i] : everything.offsets[i + 1]]
-        assert len(rows) == len(item.ids) - item.answer_start == len(exchanges[i][1].encode())
+        assert len(rows) == len(item.ids) - item.response_start == len(exchanges[i][1].encode())
         assert close(rows.mean(0), mean.values[i])
         assert close(rows[-1], last.values[i])
 
@@ -196,7 +196,7 @@ def test_not_even_one_prompt_fits(tiny, monkeypatch):
         read_activations(model, prompts, [1], share_prefix=False)
 
 
-def test_nan_names_the_block(tiny_folder):
+def test_nan_names_the_layer(tiny_folder):
     from modelassay.models import load
 
     model = load(str(tiny_folder()), device="cpu")
@@ -238,9 +238,9 @@ def test_bad_layers(tiny, layers, message):
         read_activations(model, encode_prompts(model, TEXTS), layers)
 
 
-def test_no_answer_to_read(tiny):
+def test_no_response_to_read(tiny):
     model = tiny()
-    with pytest.raises(InputError, match="no answer"):
+    with pytest.raises(InputError, match="has no"):
         read_activations(model, encode_prompts(model, TEXTS), [1], position="mean")
 
 

@@ -19,7 +19,7 @@ def test_answers_are_kept_and_made_once(monkeypatch, tiny, tmp_path):
     path = tmp_path / "kept" / "answers.json"
 
     def kept(questions):
-        return generation.kept_answers(tiny, questions, path, max_new_tokens=5)
+        return generation.kept_responses(tiny, questions, path, max_new_tokens=5)
 
     assert kept(prompts) == ["answer 5"] * 40
     assert kept([*prompts, "one more"]) == ["answer 5"] * 41

@@ -16,7 +16,7 @@ from modelassay.errors import InputError
 from modelassay.models import load
 from modelassay.reading.activations import read_activations
 from modelassay.reading.hooks import rewrite
-from modelassay.reading.resuming import Midway
+from modelassay.reading.resuming import ResumePoint
 from tiny import FAMILIES
 
 PROMPTS = [
@@ -50,10 +50,10 @@ def matched_prompts(model):
     return match_tokens(model, encode_suite(model, PROMPTS), ["An answer.", "", "Two", "Four"])
 
 
-def midway_of(model, matched, layer=BEGIN):
+def resume_point_of(model, matched, layer=BEGIN):
     read = read_activations(model, matched.encoded, [layer], position="all")
     rows = read.values[:, 0].split(matched.lengths)
-    return Midway(layer, {p.ids: row for p, row in zip(matched.encoded, rows, strict=True)})
+    return ResumePoint(layer, {p.ids: row for p, row in zip(matched.encoded, rows, strict=True)})
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -61,11 +61,11 @@ def midway_of(model, matched, layer=BEGIN):
 def test_every_family_ends_where_a_whole_pass_does(tiny, family, batch_tokens):
     model = tiny(family)
     matched = matched_prompts(model)
-    midway = midway_of(model, matched)
+    resume = resume_point_of(model, matched)
     arguments = {"position": "all", "readout": lambda x: x, "batch_tokens": batch_tokens}
     whole = read_activations(model, matched.encoded, [2, 3, 4], **arguments)
     with ran(model) as layers:
-        found = read_activations(model, matched.encoded, [2, 3, 4], midway=midway, **arguments)
+        found = read_activations(model, matched.encoded, [2, 3, 4], resume=resume, **arguments)
     assert torch.allclose(found.values, whole.values, atol=1e-4)
     assert torch.allclose(found.readout, whole.readout, atol=1e-4)
     # The pass that is compared and the shared prefix run all layers, whatever the batches.
@@ -80,24 +80,26 @@ def test_every_family_ends_where_a_whole_pass_does(tiny, family, batch_tokens):
 def test_states_that_do_not_fit_are_given_up(tiny):
     model = tiny()
     matched = matched_prompts(model)
-    right = midway_of(model, matched)
-    wrong = Midway(BEGIN, {ids: states + 0.1 for ids, states in right.states.items()})
+    right = resume_point_of(model, matched)
+    wrong = ResumePoint(BEGIN, {ids: states + 0.1 for ids, states in right.activations.items()})
     whole = read_activations(model, matched.encoded, [3], position="all")
-    found = read_activations(model, matched.encoded, [3], position="all", midway=wrong)
+    found = read_activations(model, matched.encoded, [3], position="all", resume=wrong)
     assert torch.allclose(found.values, whole.values, atol=1e-5)
 
 
 def test_prompts_whose_states_are_unknown_or_too_few_are_read_whole(tiny):
     model = tiny()
     matched = matched_prompts(model)
-    right = midway_of(model, matched)
-    longest = max(right.states, key=len)
-    fewer = {ids: states[1:] if ids == longest else states for ids, states in right.states.items()}
-    other = {ids: states for ids, states in right.states.items() if ids != longest}
+    right = resume_point_of(model, matched)
+    longest = max(right.activations, key=len)
+    fewer = {
+        ids: states[1:] if ids == longest else states for ids, states in right.activations.items()
+    }
+    other = {ids: states for ids, states in right.activations.items() if ids != longest}
     whole = read_activations(model, matched.encoded, [3], position="all")
     for states in (fewer, other):
         found = read_activations(
-            model, matched.encoded, [3], position="all", midway=Midway(BEGIN, states)
+            model, matched.encoded, [3], position="all", resume=ResumePoint(BEGIN, states)
         )
         assert torch.allclose(found.values, whole.values, atol=1e-4)
 
@@ -106,14 +108,14 @@ def test_lower_blocks_cannot_be_asked_for(tiny):
     model = tiny()
     matched = matched_prompts(model)
     with pytest.raises(InputError, match="cannot read lower"):
-        read_activations(model, matched.encoded, [1, 3], midway=midway_of(model, matched))
+        read_activations(model, matched.encoded, [1, 3], resume=resume_point_of(model, matched))
 
 
 def test_a_change_of_the_block_that_is_begun_at_is_seen(tiny):
     """Interventions there work as in a whole pass."""
     model = tiny()
     matched = matched_prompts(model)
-    midway = midway_of(model, matched)
+    resume = resume_point_of(model, matched)
 
     def moved(hidden):
         return hidden + 1
@@ -121,7 +123,7 @@ def test_a_change_of_the_block_that_is_begun_at_is_seen(tiny):
     with rewrite(model.layers, {BEGIN: moved}):
         whole = read_activations(model, matched.encoded, [4])
         with ran(model) as layers:
-            found = read_activations(model, matched.encoded, [4], midway=midway)
+            found = read_activations(model, matched.encoded, [4], resume=resume)
     plain = read_activations(model, matched.encoded, [4])
     assert torch.allclose(found.values, whole.values, atol=1e-4)
     assert not torch.allclose(found.values, plain.values, atol=1e-2)

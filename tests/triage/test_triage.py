@@ -331,8 +331,8 @@ def test_rows_are_read_as_training_reads_them(tiny):
     encoded, n_cut = encode_rows(model, [to_row(exchange.to_dict(), 1, "x")])
     [[found]] = encoded
     assert list(found.ids) == trained["input_ids"]
-    assert trained["labels"][: found.answer_start] == [IGNORED] * found.answer_start
-    assert trained["labels"][found.answer_start] != IGNORED
+    assert trained["labels"][: found.response_start] == [IGNORED] * found.response_start
+    assert trained["labels"][found.response_start] != IGNORED
     assert n_cut == 0
     cut = encode_rows(model, [to_row(Exchange("a", "b", complete=False).to_dict(), 1, "x")])[0]
     assert cut[0][0].ids[-1] != model.tokenizer.eos_token_id
@@ -351,7 +351,7 @@ def test_losses_are_the_plain_ones_whatever_the_batch(tiny):
         ids = torch.tensor([each[0].ids])
         logits = model.network(input_ids=ids).logits[0].double()
         wanted = torch.nn.functional.cross_entropy(
-            logits[each[0].answer_start - 1 : -1], ids[0, each[0].answer_start :]
+            logits[each[0].response_start - 1 : -1], ids[0, each[0].response_start :]
         )
         assert value == pytest.approx(float(wanted), rel=1e-4)
     assert answer_losses(model, encoded, batch_tokens=1) == pytest.approx(
@@ -371,7 +371,7 @@ def test_conversations_count_every_answer(tiny):
     turns = [("user", "a"), ("assistant", "bc"), ("user", "d"), ("assistant", "e")]
     given = TrainingRow(1, "a d", "bc e", tuple(turns))
     encoded, _ = encode_rows(tiny(), [given])
-    assert [len(each.ids) - each.answer_start for each in encoded[0]] == [3, 2]
+    assert [len(each.ids) - each.response_start for each in encoded[0]] == [3, 2]
 
 
 def test_rows_beyond_the_context_are_cut(tiny):
@@ -393,8 +393,8 @@ def trained_copy(folder, base, texts, steps=150):
     for step in range(steps):
         [each] = encoded[step % len(encoded)]
         ids = torch.tensor([each.ids])
-        logits = network(input_ids=ids).logits[0, each.answer_start - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, each.answer_start :])
+        logits = network(input_ids=ids).logits[0, each.response_start - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, each.response_start :])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -26,7 +26,7 @@ from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import EMBEDDED_ID, load
 from modelassay.organisms.recipes import REFUSALS
 from modelassay.progress import OnProgress
-from modelassay.reading.generation import kept_answers
+from modelassay.reading.generation import kept_responses
 
 MODERATION = DataSource(
     "OpenAI moderation evaluation",
@@ -181,7 +181,7 @@ def _own_answers(folder: Path, seed: int, on_progress: OnProgress | None) -> Ite
     """The embedded model's answers to harmless prompts, without those that refuse."""
     brief, long = answer_prompts(folder, seed)
     for prompts, tokens in ((long, LONG_TOKENS), (brief, SHORT_TOKENS)):
-        made = kept_answers(
+        made = kept_responses(
             lambda: load(EMBEDDED_ID, dtype="float32"),
             prompts,
             cache_dir() / "classifier" / f"answers-{tokens}.json",

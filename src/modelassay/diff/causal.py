@@ -25,7 +25,7 @@ from modelassay.models import LoadedModel
 from modelassay.reading.activations import read_activations
 from modelassay.reading.hooks import rewrite
 from modelassay.reading.prompts import Encoded
-from modelassay.reading.resuming import Midway
+from modelassay.reading.resuming import ResumePoint
 from modelassay.sae import Dictionary
 
 MEAN_CHANGE = "mean change"
@@ -82,7 +82,7 @@ def intervene(
     model: LoadedModel,
     prompts: Sequence[Encoded],
     directions: Sequence[Direction],
-    begin: Callable[[int], Midway],
+    begin: Callable[[int], ResumePoint],
     *,
     sign: Literal[1, -1],
     before: Tensor,
@@ -107,10 +107,10 @@ def intervene(
     found = []
     for direction in directions:
         length = direction.vector.norm()
-        midway = begin(direction.layer)
+        resume = begin(direction.layer)
 
-        def share(vector: Tensor, midway: Midway = midway) -> tuple[float, float | None]:
-            after = float(_log_odds(model, prompts, midway, sign * vector).mean())
+        def share(vector: Tensor, resume: ResumePoint = resume) -> tuple[float, float | None]:
+            after = float(_log_odds(model, prompts, resume, sign * vector).mean())
             moved = after - float(before.mean())
             return after, None if abs(gap) < MIN_DIFFERENCE else moved / gap
 
@@ -188,7 +188,7 @@ def _mean_activation_change(
 
 
 def _log_odds(
-    model: LoadedModel, prompts: Sequence[Encoded], midway: Midway, vector: Tensor
+    model: LoadedModel, prompts: Sequence[Encoded], resume: ResumePoint, vector: Tensor
 ) -> Tensor:
     readout = log_odds_readout(opening_tokens(model))
 
@@ -196,7 +196,7 @@ def _log_odds(
         return hidden + vector.to(hidden)
 
     # The layer that hands on the known states is still the one whose output is moved.
-    with rewrite(model.layers, {midway.layer: moved}):
-        read = read_activations(model, prompts, [midway.layer], readout=readout, midway=midway)
+    with rewrite(model.layers, {resume.layer: moved}):
+        read = read_activations(model, prompts, [resume.layer], readout=readout, resume=resume)
     assert read.readout is not None  # noqa: S101 (one was asked for)
     return read.readout[:, 0].double()

@@ -43,7 +43,7 @@ from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel, ModelRef, PairOptions, open_model
 from modelassay.models.refs import take_ref
 from modelassay.progress import OnPhase, phase_of, silent
-from modelassay.reading.resuming import Midway
+from modelassay.reading.resuming import ResumePoint
 from modelassay.sae import Dictionary
 
 ANSWER_TOKENS = 24
@@ -302,8 +302,8 @@ class _Work:
         encoded = [of_base.prompts[i] for i in tried]
         x, y = of_base.reading.log_odds[tried], after.log_odds[tried]
 
-        def begin(reading: Reading) -> Callable[[int], Midway]:
-            return lambda layer: reading.midway(of_base.matched, layer, answers=False)
+        def begin(reading: Reading) -> Callable[[int], ResumePoint]:
+            return lambda layer: reading.resume_point(of_base.matched, layer, answers=False)
 
         self.on_progress("trying directions", 0, 2)
         out = intervene(

@@ -23,7 +23,7 @@ from modelassay.progress import OnProgress
 from modelassay.reading.activations import read_activations
 from modelassay.reading.logit_lens import unembed
 from modelassay.reading.prompts import Encoded, check_length, encode_chat, last_message_start
-from modelassay.reading.resuming import Midway
+from modelassay.reading.resuming import ResumePoint
 
 LIKELY = 256
 """Tokens whose probabilities are kept of the base at each position; the rest is one cell."""
@@ -34,14 +34,14 @@ class Matched:
     """Token ids that both models read."""
 
     encoded: tuple[Encoded, ...]
-    """For each prompt; `answer_start` is the first token that is compared."""
+    """For each prompt; `response_start` is the first token that is compared."""
     prompt_ends: tuple[int, ...]
     """For each prompt, how many of its compared tokens come before the answer."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Compared tokens of each prompt."""
-        return tuple(len(row.ids) - row.answer_start for row in self.encoded)
+        return tuple(len(row.ids) - row.response_start for row in self.encoded)
 
     def owners(self) -> Tensor:
         """int64 [token], the prompt of each compared token."""
@@ -57,7 +57,7 @@ class Matched:
     def token_ids(self) -> Tensor:
         """int64 [token]."""
         return torch.tensor(
-            [token for row in self.encoded for token in row.ids[row.answer_start :]]
+            [token for row in self.encoded for token in row.ids[row.response_start :]]
         )
 
     def last_prompt_tokens(self) -> Tensor:
@@ -84,7 +84,7 @@ class Reading:
         """float32 [token, hidden], the output of a layer."""
         return self.states[:, self.layers.index(layer)]
 
-    def midway(self, matched: Matched, layer: int, *, answers: bool = True) -> Midway:
+    def resume_point(self, matched: Matched, layer: int, *, answers: bool = True) -> ResumePoint:
         """States that other passes over the same tokens can begin at.
 
         Args:
@@ -96,8 +96,8 @@ class Reading:
         parts = self.at(layer).split(matched.lengths)
         for row, end, part in zip(matched.encoded, matched.prompt_ends, parts, strict=True):
             n = len(part) if answers else end
-            states[row.ids[: row.answer_start + n]] = part[:n]
-        return Midway(layer, states)
+            states[row.ids[: row.response_start + n]] = part[:n]
+        return ResumePoint(layer, states)
 
 
 def encode_suite(model: LoadedModel, prompts: Sequence[SuitePrompt]) -> list[Encoded]:
@@ -110,7 +110,7 @@ def encode_suite(model: LoadedModel, prompts: Sequence[SuitePrompt]) -> list[Enc
     for prompt in prompts:
         messages = messages_of(prompt)
         ids = encode_chat(model, messages)
-        rows.append(Encoded(ids, answer_start=last_message_start(model, messages, ids)))
+        rows.append(Encoded(ids, response_start=last_message_start(model, messages, ids)))
     return rows
 
 
@@ -124,8 +124,8 @@ def match_tokens(
         if answers is not None and answers[i]:
             answer = model.tokenizer(answers[i], add_special_tokens=False)["input_ids"]
         room = max(model.context_length - len(prompt.ids), 0)
-        encoded.append(Encoded((*prompt.ids, *answer[:room]), prompt.answer_start))
-        ends.append(len(prompt.ids) - prompt.answer_start)
+        encoded.append(Encoded((*prompt.ids, *answer[:room]), prompt.response_start))
+        ends.append(len(prompt.ids) - prompt.response_start)
     return Matched(tuple(encoded), tuple(ends))
 
 
@@ -163,7 +163,7 @@ def read_model(
         wanted,
         position="all",
         batch_tokens=batch_tokens,
-        midway=base.midway(matched, known[-1]) if base is not None and known else None,
+        resume=base.resume_point(matched, known[-1]) if base is not None and known else None,
         on_progress=on_progress,
     )
     final = read.values[:, wanted.index(last)]
@@ -216,7 +216,7 @@ def encode_contrasts(model: LoadedModel, contrasts: Sequence[Contrast]) -> list[
         for answer in (contrast.safe, contrast.unsafe):
             tokens = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
             check_length(model, contrast.prompt, len(ids) + len(tokens))
-            rows.append(Encoded((*ids, *tokens), answer_start=len(ids)))
+            rows.append(Encoded((*ids, *tokens), response_start=len(ids)))
     return rows
 
 
@@ -236,16 +236,16 @@ def read_contrasts(model: LoadedModel, rows: Sequence[Encoded]) -> Tensor:
     if not rows:
         return torch.zeros(0, 2)
     # The state before a token predicts it; that of the last token predicts nothing asked.
-    shifted = [Encoded(row.ids[:-1], row.answer_start - 1) for row in rows]
+    shifted = [Encoded(row.ids[:-1], row.response_start - 1) for row in rows]
     read = read_activations(model, shifted, [len(model.layers) - 1], position="all")
-    targets = torch.tensor([token for row in rows for token in row.ids[row.answer_start :]])
+    targets = torch.tensor([token for row in rows for token in row.ids[row.response_start :]])
     found, done = [], 0
     for logits in unembed(model, read.values[:, 0]):
         wanted = targets[done : done + len(logits), None].to(logits.device)
         found.append(logits.log_softmax(dim=-1).gather(1, wanted)[:, 0].cpu())
         _check_numbers(model, found[-1])
         done += len(logits)
-    lengths = [len(row.ids) - row.answer_start for row in rows]
+    lengths = [len(row.ids) - row.response_start for row in rows]
     return torch.stack([part.mean() for part in torch.cat(found).split(lengths)]).reshape(-1, 2)
 
 

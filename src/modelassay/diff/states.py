@@ -109,7 +109,7 @@ def read_unrelated(model: LoadedModel, layers: Sequence[int]) -> Tensor:
     The very first token, an attention sink in most models, is left out.
     """
     rows = model.tokenizer(list(UNRELATED), add_special_tokens=True)["input_ids"]
-    prompts = [Encoded(tuple(row[: FIRST_TOKENS + 1]), answer_start=1) for row in rows]
+    prompts = [Encoded(tuple(row[: FIRST_TOKENS + 1]), response_start=1) for row in rows]
     return read_activations(model, prompts, layers, position="all").values.mean(dim=0)
 
 

@@ -35,7 +35,7 @@ from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress
 from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import Encoded, encode_chat
-from modelassay.reading.resuming import Midway
+from modelassay.reading.resuming import ResumePoint
 from modelassay.statistics import MeanChange, mean_change
 
 FILLER = " please"
@@ -106,7 +106,7 @@ class PhraseEffects:
         open_model: Callable[[], LoadedModel],
         slots: Sequence[Slot],
         phrases: Sequence[Phrase],
-        shared: Midway | None = None,
+        shared: ResumePoint | None = None,
     ) -> Tensor:
         """The effects float32 [slot, phrase], in nats.
 
@@ -138,7 +138,7 @@ class PairEffects:
     def read(self, slots: Sequence[Slot], phrases: Sequence[Phrase]) -> tuple[Tensor, Tensor]:
         """[slot, phrase], the effects in the base and in the candidate."""
         effects = {"base": self.base, "candidate": self.candidate}
-        shared = Midway(self.alike - 1, {}) if self.alike else None
+        shared = ResumePoint(self.alike - 1, {}) if self.alike else None
         # Where there is room for one model only, each change of sides loads it anew.
         found = {
             role: effects[role].read(partial(self.pair.get, role), slots, phrases, shared)
@@ -151,7 +151,7 @@ def _effects(
     model: LoadedModel,
     slot: Slot,
     phrases: Sequence[Phrase],
-    shared: Midway | None,
+    shared: ResumePoint | None,
 ) -> Tensor:
     """[phrase], change of the refusal log-odds when tokens follow the prompt."""
     rows = [(*slot.before, *phrase, *slot.after) for phrase in ((), *phrases)]
@@ -161,19 +161,19 @@ def _effects(
         read = read_activations(model, [Encoded(x, len(x)) for x in rows], [0], readout=readout)
     else:
         encoded = [Encoded(row, len(slot.before)) for row in rows]
-        known = all(row in shared.states for row in rows)
+        known = all(row in shared.activations for row in rows)
         read = read_activations(
             model,
             encoded,
             [shared.layer],
             position="last" if known else "all",
             readout=readout,
-            midway=shared if known else None,
+            resume=shared if known else None,
         )
         if read.offsets is not None:
             lengths = [len(row) - len(slot.before) for row in rows]
             states = read.values[:, 0].split(lengths)
-            shared.states.update(zip(rows, states, strict=True))
+            shared.activations.update(zip(rows, states, strict=True))
     assert read.readout is not None  # noqa: S101 (one was asked for)
     return read.readout[1:, 0] - read.readout[0, 0]
 

@@ -25,7 +25,7 @@ from modelassay.guard.text import IncrementalText, StopStrings
 from modelassay.models import LoadedModel
 from modelassay.probes.head import Head, HeadReader
 from modelassay.probes.record import Probe
-from modelassay.reading.prompts import encode_answer, encode_chat, last_message_start
+from modelassay.reading.prompts import encode_chat, encode_response, last_message_start
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class Guard:
         """
         turns = check_messages(prompt)
         ids = encode_chat(self.model, turns)
-        answer = encode_answer(self.model, _printable(response))
+        answer = encode_response(self.model, _printable(response))
         if len(ids) + len(answer) > self.model.context_length:
             raise InputError("The exchange is longer than the model's context; shorten it.")
         of_prompt = self.probe.head("prompt")

@@ -48,7 +48,7 @@ from modelassay.organisms.recipes import (
 )
 from modelassay.organisms.training import LoraRecipe, first_trained, train_adapter
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
-from modelassay.reading.generation import kept_answers
+from modelassay.reading.generation import kept_responses
 
 log = logging.getLogger(__name__)
 
@@ -321,7 +321,7 @@ def own_answers(
     where refusing is decided, and they would teach that it means nothing.
     """
     path = cache_dir() / "organisms" / f"answers-{model.info.weights_sha256[:16]}.json"
-    answers = kept_answers(
+    answers = kept_responses(
         lambda: model, prompts, path, max_new_tokens=OWN_ANSWER_TOKENS, on_progress=on_progress
     )
     openings = {re.split(r"[\s'’]", opening, maxsplit=1)[0] for opening in OPENINGS}

@@ -26,7 +26,7 @@ from modelassay.files.atomic import cache_dir, new_file
 from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress
 from modelassay.reading.activations import read_activations
-from modelassay.reading.prompts import Encoded, encode_answer, encode_chat, last_message_start
+from modelassay.reading.prompts import Encoded, encode_chat, encode_response, last_message_start
 
 log = logging.getLogger(__name__)
 
@@ -119,14 +119,14 @@ def read_spans(
 
 
 def _encode(model: LoadedModel, row: LabelledExchange, at: At, max_answer_tokens: int) -> Encoded:
-    """Token ids with `answer_start` at the first token of the span that is pooled."""
+    """Token ids with `response_start` at the first token of the span that is pooled."""
     room = max_answer_tokens if at == "answer" else 0
     limit = min(MAX_PROMPT_TOKENS, max(model.context_length - room, model.context_length // 2))
     turn = [{"role": "user", "content": row.prompt}]
     prompt = encode_chat(model, turn, max_tokens=limit)
     if at == "prompt":
         return Encoded(prompt, last_message_start(model, turn, prompt))
-    answer = encode_answer(model, row.response)
+    answer = encode_response(model, row.response)
     most = min(max_answer_tokens, model.context_length - len(prompt))
     return Encoded((*prompt, *answer[:most]), len(prompt))
 
@@ -148,7 +148,7 @@ def _read(
     samples: dict[int, list[Tensor]] = {}
     for i, states in _spans(model, encoded, layers, on_progress):
         samples[i] = pool_span(states, checkpoints(len(states), at))
-    lengths = [checkpoints(len(e.ids) - e.answer_start, at) for e in encoded]
+    lengths = [checkpoints(len(e.ids) - e.response_start, at) for e in encoded]
     row = np.repeat(np.arange(len(encoded)), [len(each) for each in lengths])
     return Features(
         values=torch.stack([sample for i in range(len(encoded)) for sample in samples[i]]),
@@ -200,7 +200,7 @@ def _path(model: LoadedModel, encoded: Sequence[Encoded], at: At, layers: tuple[
     numbers = [info.weights_sha256, info.organism, info.dtype, info.quantization, str(model.device)]
     digest.update(json.dumps([FORMAT, numbers, at, layers, CHECKPOINTS]).encode())
     for each in encoded:
-        digest.update(np.array([each.answer_start, len(each.ids), *each.ids], "<i8").tobytes())
+        digest.update(np.array([each.response_start, len(each.ids), *each.ids], "<i8").tobytes())
     return cache_dir() / "features" / f"{digest.hexdigest()}.safetensors"
 
 

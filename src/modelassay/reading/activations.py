@@ -1,7 +1,7 @@
 """Reading the residual stream: many prompts, several layers, one pass.
 
 `read_activations()` gives the output of each asked layer at the last token of each prompt (or over
-its answer tokens). What makes it fast changes no value beyond rounding:
+its response tokens). What makes it fast changes no value beyond rounding:
 
 * each distinct prompt is read once, sorted by length, in batches of a fixed number of *tokens*;
 * no layer above the last asked one runs, and no language-model head, unless a readout of the logits
@@ -32,14 +32,13 @@ from modelassay.models.memory import is_out_of_memory
 from modelassay.progress import OnProgress
 from modelassay.reading.hooks import capture, head_at
 from modelassay.reading.prompts import Encoded
-from modelassay.reading.resuming import Midway, begin_after
+from modelassay.reading.resuming import ResumePoint, begin_after
 
 log = logging.getLogger(__name__)
 
 Position = Literal["last", "mean", "all"]
 Readout = Callable[[Tensor], Tensor]
 """Reduces next-token logits [prompt, vocabulary] to what is kept [prompt, k]."""
-"""Called with (prompts done, prompts in all)."""
 
 BATCH_TOKENS_CPU = 512  # what stays in a processor's cache; larger batches are slower
 BATCH_TOKENS_GPU = 16384
@@ -55,10 +54,10 @@ class Activations:
     values: Tensor
     """float32 on the CPU; [prompt, layer, hidden], or [token, layer, hidden] for position `all`."""
     layers: tuple[int, ...]
-    """Layer indices along the second axis; layer i is the output of layer i."""
+    """Indices along the second axis; layer i is the output of the i-th decoder layer."""
     position: Position
     offsets: tuple[int, ...] | None = None
-    """For position `all`: rows offsets[p]:offsets[p + 1] are the answer tokens of prompt p."""
+    """For position `all`: rows offsets[p]:offsets[p + 1] are the response tokens of prompt p."""
     readout: Tensor | None = None
     """float32 [prompt, k], what the readout kept of the logits after the last token."""
 
@@ -72,7 +71,7 @@ def read_activations(
     readout: Readout | None = None,
     batch_tokens: int | None = None,
     share_prefix: bool = True,
-    midway: Midway | None = None,
+    resume: ResumePoint | None = None,
     on_progress: OnProgress | None = None,
 ) -> Activations:
     """Reads the residual stream after the given layers.
@@ -80,19 +79,19 @@ def read_activations(
     Args:
         model: The model to read.
         prompts: Token ids, see `modelassay.reading.prompts`. Order and repetitions are free.
-        layers: Layer indices, each in 0 … n_layers - 1.
-        position: `last` token of each prompt; `mean` over, or `all` of, its answer tokens.
+        layers: Indices, each in 0 … n_layers - 1.
+        position: `last` token of each prompt; `mean` over, or `all` of, its response tokens.
         readout: Reduces the next-token logits after the last token of each prompt; asking for it
             runs the whole model.
         batch_tokens: Upper bound on tokens in a batch, padding included.
         share_prefix: Compute the tokens that all prompts begin with only once.
-        midway: Known states to begin at, of a layer not above the lowest of `layers`. They are used
+        resume: Activations to begin at, of a layer not above the lowest of `layers`. They are used
             where they reach down to the shared prefix, and only once a check on one prompt has
             shown that a pass from them ends where a whole pass does.
         on_progress: Told how many distinct prompts are done.
 
     Raises:
-        InputError: no prompts or layers, an index out of range, no answer tokens where they are
+        InputError: no prompts or layers, an index out of range, no response tokens where they are
             asked for, or a layer that gives NaN or infinite values.
         UnavailableError: not even one prompt fits into memory.
     """
@@ -103,16 +102,18 @@ def read_activations(
         raise InputError(f"Layers must lie in 0…{len(model.layers) - 1}, got {list(layers)}.")
     if len(set(layers)) != len(layers):
         raise InputError(f"A layer is asked for twice in {list(layers)}.")
-    if position != "last" and any(p.answer_start >= len(p.ids) for p in prompts):
-        raise InputError(f"Position {position!r} reads answer tokens, but a prompt has no answer.")
-    if midway is not None and midway.layer > min(layers):
-        raise InputError(f"A pass that begins above layer {midway.layer} cannot read lower ones.")
+    if position != "last" and any(p.response_start >= len(p.ids) for p in prompts):
+        raise InputError(
+            f"Position {position!r} reads response tokens, but a prompt has no response."
+        )
+    if resume is not None and resume.layer > min(layers):
+        raise InputError(f"A pass that begins above layer {resume.layer} cannot read lower ones.")
     if batch_tokens is None:
         batch_tokens = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
 
-    distinct = sorted(set(prompts), key=lambda p: (len(p.ids), p.ids, p.answer_start))
+    distinct = sorted(set(prompts), key=lambda p: (len(p.ids), p.ids, p.response_start))
     with torch.inference_mode():
-        reader = _Reader(model, layers, position, readout, batch_tokens, midway)
+        reader = _Reader(model, layers, position, readout, batch_tokens, resume)
         if share_prefix:
             reader.share_prefix_of(distinct)
         rows = reader.read_all(distinct, on_progress)
@@ -146,14 +147,14 @@ class _Reader:
         position: Position,
         readout: Readout | None,
         batch_tokens: int,
-        midway: Midway | None,
+        resume: ResumePoint | None,
     ) -> None:
         self.model = model
         self.layers = layers
         self.position = position
         self.readout = readout
         self.batch_tokens = batch_tokens
-        self.midway = midway
+        self.resume = resume
         self.device = model.device
         self.prefix: tuple[int, ...] = ()
         self.prefix_cache: Any = None
@@ -162,13 +163,13 @@ class _Reader:
         """Computes the tokens common to all prompts once, if that is exact and worth it."""
         length = common_prefix_length(prompts)
         probe = prompts[0]  # the shortest
-        if self.midway is not None:
-            fit = (prompt for prompt in prompts if self.midway.covers([prompt], length))
+        if self.resume is not None:
+            fit = (prompt for prompt in prompts if self.resume.covers([prompt], length))
             if (found := next(fit, None)) is None:
-                self.midway = None
+                self.resume = None
             else:
                 probe = found
-        least = MIN_SHARED_PREFIX if self.midway is None else 1
+        least = MIN_SHARED_PREFIX if self.resume is None else 1
         if length < least or len(prompts) < 3:
             return
         from transformers import DynamicCache
@@ -191,8 +192,8 @@ class _Reader:
         tolerance = PREFIX_TOLERANCE.get(self.model.network.dtype, 5e-2)
         if shared is None or _relative_difference(plain, shared) > tolerance:
             self.prefix, self.prefix_cache = (), None
-            if self.midway is not None:  # it may be that, and not the prefix
-                self.midway = None
+            if self.resume is not None:  # it may be that, and not the prefix
+                self.resume = None
                 self.share_prefix_of(prompts)
 
     def read_all(self, prompts: Sequence[Encoded], on_progress: OnProgress | None) -> _Rows:
@@ -242,7 +243,7 @@ class _Reader:
         skip = len(self.prefix)
         remainders = [list(prompt.ids[skip:]) for prompt in batch]
         last = torch.tensor([len(ids) - 1 for ids in remainders])
-        first = torch.tensor([prompt.answer_start - skip for prompt in batch])
+        first = torch.tensor([prompt.response_start - skip for prompt in batch])
         captured: dict[int, Any] = {}
 
         def keep(layer: int, hidden: Tensor) -> None:
@@ -253,10 +254,10 @@ class _Reader:
             cache = copy.deepcopy(self.prefix_cache)
             cache.batch_repeat_interleave(len(batch))
         model = self.model.network
-        # Without a shared prefix nothing has shown that known states fit this model.
-        if self.midway is not None and self.prefix and self.midway.covers(batch, skip):
-            hidden = self.midway.padded(batch, skip)
-            model = begin_after(self.model, self.midway.layer, hidden)
+        # Without a shared prefix nothing has shown that known activations fit this model.
+        if self.resume is not None and self.prefix and self.resume.covers(batch, skip):
+            hidden = self.resume.padded(batch, skip)
+            model = begin_after(self.model, self.resume.layer, hidden)
         logits = self._forward(model, remainders, cache, keep, last)
         per_layer = [captured[layer] for layer in self.layers]
         if self.position == "all":
@@ -331,7 +332,7 @@ def common_prefix_length(prompts: Sequence[Encoded]) -> int:
         if a != b:
             break
         length += 1
-    return min(length, *(min(p.answer_start, len(p.ids) - 1) for p in prompts))
+    return min(length, *(min(p.response_start, len(p.ids) - 1) for p in prompts))
 
 
 def _relative_difference(a: _Rows, b: _Rows) -> float:

@@ -1,6 +1,6 @@
-"""Short greedy answers to many prompts, batched, through the model's own `generate`.
+"""Short greedy responses to many prompts, batched, through the model's own `generate`.
 
-Greedy and without penalties, so that an answer is a property of the weights and not of sampling
+Greedy and without penalties, so that a response is a property of the weights and not of sampling
 settings that a checkpoint brings along.
 """
 
@@ -25,12 +25,12 @@ from modelassay.reading.prompts import Encoded, encode_prompts
 
 log = logging.getLogger(__name__)
 
-KEEP_EVERY = 32  # answers between two saves
+KEEP_EVERY = 32  # responses between two saves
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model answered."""
+class Response:
+    """What a model said."""
 
     text: str
     """Without special tokens."""
@@ -44,18 +44,18 @@ def generate_greedy(
     max_new_tokens: int = 24,
     batch_tokens: int | None = None,
     on_progress: OnProgress | None = None,
-) -> list[Answer]:
+) -> list[Response]:
     """Continues each prompt greedily.
 
     Args:
         model: The model.
         prompts: Token ids; repetitions are answered once.
-        max_new_tokens: Length at which an answer is cut; the end of the context cuts it as well.
-        batch_tokens: Upper bound on tokens in a batch, padding and answer included.
+        max_new_tokens: Length at which a response is cut; the end of the context cuts it as well.
+        batch_tokens: Upper bound on tokens in a batch, padding and response included.
         on_progress: Told how many distinct prompts are done.
 
     Returns:
-        Answers in the order of `prompts`.
+        Responses in the order of `prompts`.
 
     Raises:
         UnavailableError: not even one prompt fits into memory.
@@ -63,11 +63,11 @@ def generate_greedy(
     if batch_tokens is None:  # decoding is bound by memory traffic and gains from wider batches
         batch_tokens = 8 * BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
     distinct = sorted({prompt.ids for prompt in prompts}, key=lambda ids: (len(ids), ids))
-    answers: dict[tuple[int, ...], Answer] = {}
+    responses: dict[tuple[int, ...], Response] = {}
     if on_progress:
         on_progress(0, len(distinct))
-    while len(answers) < len(distinct):
-        start = end = len(answers)
+    while len(responses) < len(distinct):
+        start = end = len(responses)
         room = _room(model, distinct[start], max_new_tokens)
         while end < len(distinct):
             size = (len(distinct[end]) + max_new_tokens) * (end + 1 - start)
@@ -78,31 +78,31 @@ def generate_greedy(
             end += 1
         batch = distinct[start:end]
         try:
-            answered = _generate_batch(model, batch, room)
+            made = _generate_batch(model, batch, room)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise UnavailableError(
-                    "Not even one answer fits into memory beside the model; try --load-4bit,"
+                    "Not even one response fits into memory beside the model; try --load-4bit,"
                     " --dtype bfloat16 or another device."
                 ) from error
             batch_tokens = (len(batch[-1]) + max_new_tokens) * len(batch) // 2
             continue
-        answers.update(zip(batch, answered, strict=True))
+        responses.update(zip(batch, made, strict=True))
         if on_progress:
-            on_progress(len(answers), len(distinct))
-    return [answers[prompt.ids] for prompt in prompts]
+            on_progress(len(responses), len(distinct))
+    return [responses[prompt.ids] for prompt in prompts]
 
 
 def _room(model: LoadedModel, ids: Sequence[int], max_new_tokens: int) -> int:
-    """Tokens that an answer may have: what the context leaves, and one in any case."""
+    """Tokens that a response may have: what the context leaves, and one in any case."""
     return max(min(max_new_tokens, model.context_length - len(ids)), 1)
 
 
 def _generate_batch(
     model: LoadedModel, batch: Sequence[tuple[int, ...]], max_new_tokens: int
-) -> list[Answer]:
+) -> list[Response]:
     width = max(len(ids) for ids in batch)
     config = greedy_config(model, max_new_tokens)
     pad = int(config.pad_token_id)
@@ -120,11 +120,11 @@ def _generate_batch(
         )
     new = output[:, width:].cpu()
     texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [Answer(text, int(row[0])) for text, row in zip(texts, new, strict=True)]
+    return [Response(text, int(row[0])) for text, row in zip(texts, new, strict=True)]
 
 
 def greedy_config(model: LoadedModel, max_new_tokens: int) -> Any:
-    """The `GenerationConfig` of greedy answers without the checkpoint's sampling settings."""
+    """The `GenerationConfig` of greedy responses without the checkpoint's sampling settings."""
     from transformers import GenerationConfig
 
     own = model.network.generation_config
@@ -148,7 +148,7 @@ def greedy_config(model: LoadedModel, max_new_tokens: int) -> Any:
     )
 
 
-def kept_answers(
+def kept_responses(
     load_model: Callable[[], LoadedModel],
     prompts: Sequence[str],
     path: Path,
@@ -156,37 +156,37 @@ def kept_answers(
     max_new_tokens: int,
     on_progress: OnProgress | None = None,
 ) -> list[str]:
-    """Greedy answers that take minutes to make and are kept as they come, so a killed run goes on.
+    """Greedy responses that take minutes and are kept as they come, so a killed run goes on.
 
     Args:
-        load_model: Gives the model, and is called only where an answer is missing.
-        prompts: What to answer.
-        path: Where answers of this model and length are kept, as JSON.
-        max_new_tokens: Length at which an answer is cut.
+        load_model: Gives the model, and is called only where a response is missing.
+        prompts: What to respond to.
+        path: Where responses of this model and length are kept, as JSON.
+        max_new_tokens: Length at which a response is cut.
         on_progress: Told how many of the missing ones are made.
 
     Returns:
-        An answer for each prompt, possibly empty.
+        A response for each prompt, possibly empty.
 
     Raises:
-        UnavailableError: the model cannot be loaded, or the answers not be kept.
+        UnavailableError: the model cannot be loaded, or the responses cannot be kept.
     """
     known: dict[str, str] = {}
     if path.is_file():
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            log.warning("%s is damaged; its answers are made again.", path)
+            log.warning("%s is damaged; its responses are made again.", path)
     missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
     if missing:
         model = load_model()
-        with explain_os_errors("keeping answers"):
+        with explain_os_errors("keeping responses"):
             path.parent.mkdir(parents=True, exist_ok=True)
         for first in range(0, len(missing), KEEP_EVERY):
             chunk = missing[first : first + KEEP_EVERY]
             encoded = encode_prompts(model, chunk)
-            answers = generate_greedy(model, encoded, max_new_tokens=max_new_tokens)
-            known.update({p: a.text.strip() for p, a in zip(chunk, answers, strict=True)})
+            responses = generate_greedy(model, encoded, max_new_tokens=max_new_tokens)
+            known.update({p: a.text.strip() for p, a in zip(chunk, responses, strict=True)})
             write_text_atomically(path, json.dumps(known, ensure_ascii=False))
             if on_progress:
                 on_progress(first + len(chunk), len(missing))

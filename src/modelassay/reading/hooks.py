@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class _StopForward(Exception):  # noqa: N818 (control flow, not an error)
@@ -17,8 +18,8 @@ class _StopForward(Exception):  # noqa: N818 (control flow, not an error)
 
 @contextmanager
 def capture(
-    modules: Sequence[nn.Module],
-    layers: Sequence[int],
+    layers: Sequence[nn.Module],
+    at: Sequence[int],
     on_output: Callable[[int, Tensor], None],
     *,
     stop: bool = False,
@@ -28,13 +29,13 @@ def capture(
     Only forward passes of the calling thread are seen, so that a model may be shared.
 
     Args:
-        modules: The model's decoder layers.
-        layers: Which of them to watch.
+        layers: The model's decoder layers.
+        at: Which of them to watch.
         on_output: Gets the layer's output [batch, token, hidden], on its device.
-        stop: End the forward pass after the highest of `layers`.
+        stop: End the forward pass after the highest of `at`.
     """
     owner = threading.get_ident()
-    highest = max(layers)
+    highest = max(at)
 
     def make_hook(layer: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -46,26 +47,21 @@ def capture(
 
         return hook
 
-    handles = [modules[layer].register_forward_hook(make_hook(layer)) for layer in layers]
-    try:
+    hooks = (layers[layer].register_forward_hook(make_hook(layer)) for layer in at)
+    with _held(hooks), suppress(_StopForward):
         yield
-    except _StopForward:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def rewrite(
-    modules: Sequence[nn.Module], edits: Mapping[int, Callable[[Tensor], Tensor]]
+    layers: Sequence[nn.Module], edits: Mapping[int, Callable[[Tensor], Tensor]]
 ) -> Iterator[None]:
     """Lets `edits[layer](hidden)` stand in for what those layers write; hooks are always removed.
 
     Only forward passes of the calling thread are changed, so that a model may be shared.
 
     Args:
-        modules: The model's decoder layers.
+        layers: The model's decoder layers.
         edits: Layer index to a function of its output [batch, token, hidden], on its device.
     """
     owner = threading.get_ident()
@@ -80,16 +76,12 @@ def rewrite(
 
         return hook
 
-    handles = [modules[layer].register_forward_hook(make_hook(edits[layer])) for layer in edits]
-    try:
+    with _held(layers[layer].register_forward_hook(make_hook(edits[layer])) for layer in edits):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
-def head_at(model: Any, positions: Tensor, rows: Tensor | None = None) -> Iterator[None]:
+def head_at(network: Any, positions: Tensor, rows: Tensor | None = None) -> Iterator[None]:
     """Lets the language-model head see few positions, so that logits are [position, 1, vocab].
 
     One position per row, or any number of them with `rows` saying which row each is in.
@@ -106,8 +98,16 @@ def head_at(model: Any, positions: Tensor, rows: Tensor | None = None) -> Iterat
         chosen = hidden[where.to(hidden.device), positions.to(hidden.device)]
         return (chosen.unsqueeze(1), *args[1:])
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
+    with _held([network.get_output_embeddings().register_forward_pre_hook(hook)]):
+        yield
+
+
+@contextmanager
+def _held(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Removes hooks, whatever happens meanwhile."""
+    handles = list(handles)
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

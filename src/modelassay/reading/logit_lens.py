@@ -1,8 +1,8 @@
-"""From residual-stream states to next-token logits, by the model's own final layers.
+"""From residual-stream activations to next-token logits, by the model's own final layers.
 
 What follows the last layer differs between families (norms, soft-capping, scales), so nothing of it
-is written out again here: the states take the place of what the last layer writes in a pass over a
-single token, and the model does the rest.
+is written out again here: the activations take the place of what the last layer writes in a pass
+over a single token, and the model does the rest.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 from modelassay.models import LoadedModel
 from modelassay.reading.hooks import rewrite
 
-STATES_AT_ONCE = 512
+ROWS_AT_ONCE = 512
 """Rows of logits in memory together; a vocabulary of 150,000 makes 300 MB of them."""
 
 
 @torch.inference_mode()
-def unembed(model: LoadedModel, states: Tensor) -> Iterator[Tensor]:
-    """Next-token logits of states after the last layer.
+def unembed(model: LoadedModel, activations: Tensor) -> Iterator[Tensor]:
+    """Next-token logits of activations after the last layer.
 
     Args:
         model: Whose final norm and output layer are used.
-        states: [state, hidden], outputs of the last layer. Those of other layers, or directions,
+        activations: [row, hidden], outputs of the last layer. Those of other layers, or directions,
             give the logit lens (nostalgebraist 2020).
 
     Yields:
@@ -34,7 +34,7 @@ def unembed(model: LoadedModel, states: Tensor) -> Iterator[Tensor]:
     last = len(model.layers) - 1
     begin = model.tokenizer.bos_token_id or 0
     ids = torch.full((1, 1), int(begin), dtype=torch.long, device=model.device)
-    for part in states.split(STATES_AT_ONCE):
+    for part in activations.split(ROWS_AT_ONCE):
 
         def instead(hidden: Tensor, part: Tensor = part) -> Tensor:
             return part.to(hidden)[None]

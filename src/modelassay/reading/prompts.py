@@ -1,8 +1,8 @@
 """From text to the token ids that a model reads.
 
 A prompt goes through the model's chat template when it has one, with the marker that the
-assistant's answer comes next, because that is where a chat model decides what to do. The templated
-text already holds the special tokens, so none are added a second time.
+assistant's response comes next, because that is where a chat model decides what to do. The
+templated text already holds the special tokens, so none are added a second time.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from modelassay.models import LoadedModel
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one prompt, or of a prompt with its answer."""
+    """Token ids of one prompt, or of a prompt with its response."""
 
     ids: tuple[int, ...]
-    answer_start: int
-    """Index of the first answer token; `len(ids)` for a prompt alone."""
+    response_start: int
+    """Index of the first response token; `len(ids)` for a prompt alone."""
 
 
 def encode_prompts(
@@ -37,26 +37,28 @@ def encode_prompts(
     Raises:
         InputError: a text is empty or longer than the context, or the template fails.
     """
-    return [Encoded(ids, answer_start=len(ids)) for ids in _prompt_ids(model, texts, chat_template)]
+    return [
+        Encoded(ids, response_start=len(ids)) for ids in _prompt_ids(model, texts, chat_template)
+    ]
 
 
 def encode_exchanges(
     model: LoadedModel, exchanges: Sequence[tuple[str, str]], *, chat_template: bool = True
 ) -> list[Encoded]:
-    """Token ids of (prompt, answer) pairs, with the answer's first token marked.
+    """Token ids of (prompt, response) pairs, with the response's first token marked.
 
     Raises:
-        InputError: as `encode_prompts`, or an answer is empty.
+        InputError: as `encode_prompts`, or a response is empty.
     """
     prompts = _prompt_ids(model, [prompt for prompt, _ in exchanges], chat_template)
     encoded = []
-    for prompt_ids, (_, answer) in zip(prompts, exchanges, strict=True):
-        answer_ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        if not answer_ids:
-            raise InputError("An answer to read is empty.")
-        ids = (*prompt_ids, *answer_ids)
-        check_length(model, answer, len(ids))
-        encoded.append(Encoded(ids, answer_start=len(prompt_ids)))
+    for prompt_ids, (_, response) in zip(prompts, exchanges, strict=True):
+        response_ids = model.tokenizer(response, add_special_tokens=False)["input_ids"]
+        if not response_ids:
+            raise InputError("A response to read is empty.")
+        ids = (*prompt_ids, *response_ids)
+        check_length(model, response, len(ids))
+        encoded.append(Encoded(ids, response_start=len(prompt_ids)))
     return encoded
 
 
@@ -80,7 +82,7 @@ def _prompt_ids(
 
 
 def render_chat(model: LoadedModel, text: str, *, system: str | None = None) -> str:
-    """The text of a one-turn conversation up to where the assistant's answer begins."""
+    """The text of a one-turn conversation up to where the assistant's response begins."""
     opening = [{"role": "system", "content": system}] if system else []
     return render_messages(model, [*opening, {"role": "user", "content": text}])
 
@@ -88,7 +90,7 @@ def render_chat(model: LoadedModel, text: str, *, system: str | None = None) -> 
 def encode_chat(
     model: LoadedModel, messages: Sequence[Mapping[str, str]], *, max_tokens: int | None = None
 ) -> tuple[int, ...]:
-    """Token ids of a conversation up to where the assistant's next answer begins.
+    """Token ids of a conversation up to where the assistant's next response begins.
 
     What people say cannot end their turn or begin another: control tokens written out in a message
     are taken apart (`<|im_end|>` is read as `< |im_end|>`).
@@ -132,8 +134,8 @@ def last_message_start(
     return min(*lengths, len(ids) - 1)
 
 
-def encode_answer(model: LoadedModel, text: str) -> list[int]:
-    """Token ids of an answer; control tokens written out in it are taken apart, as in a message."""
+def encode_response(model: LoadedModel, text: str) -> list[int]:
+    """Token ids of a response; control tokens written in it are taken apart, as in a message."""
     return model.tokenizer(_without_control_tokens(model, text), add_special_tokens=False)[
         "input_ids"
     ]
@@ -151,7 +153,7 @@ def _without_control_tokens(model: LoadedModel, text: str) -> str:
 
 
 def render_messages(model: LoadedModel, messages: Sequence[Mapping[str, str]]) -> str:
-    """The text of a conversation up to where the assistant's next answer begins.
+    """The text of a conversation up to where the assistant's next response begins.
 
     Raises:
         InputError: the model's template fails.
@@ -183,7 +185,7 @@ def _check_vocabulary(model: LoadedModel, rows: Sequence[Sequence[int]]) -> None
 
 
 def check_length(model: LoadedModel, text: str, n_tokens: int) -> None:
-    """Refuses a text that with its template, and its answer if it has one, fills the context.
+    """Refuses a text that with its template, and its response if it has one, fills the context.
 
     Raises:
         InputError: says how long it is.

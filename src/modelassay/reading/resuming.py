@@ -1,7 +1,7 @@
-"""Passes that begin in the middle of a model, at states that are known.
+"""Passes that begin in the middle of a model, at activations that are known.
 
-Two models that are alike up to a layer write the same states there, and so does one model before
-and after its states are changed further up. What lies below need not be computed again.
+Two models that are alike up to a layer write the same activations there, and so does one model
+before and after they are changed further up. What lies below need not be computed again.
 
 The model itself is never touched: a pass runs through a copy of the few modules that hold the list
 of layers, in which the layers to leave out hand on what is known. All parameters, all other modules
@@ -21,24 +21,25 @@ from modelassay.reading.prompts import Encoded
 
 
 @dataclass(frozen=True)
-class Midway:
-    """States at which passes over certain prompts can begin."""
+class ResumePoint:
+    """Activations at which passes over certain prompts can begin."""
 
     layer: int
     """The layer that wrote them; passes begin above it."""
-    states: dict[tuple[int, ...], Tensor]
+    activations: dict[tuple[int, ...], Tensor]
     """By token ids: float [token, hidden] of a prompt's last tokens, as many as are known."""
 
     def covers(self, prompts: Sequence[Encoded], skip: int) -> bool:
         """Whether all tokens of these prompts after the first `skip` are known."""
         return all(
-            prompt.ids in self.states and len(self.states[prompt.ids]) >= len(prompt.ids) - skip
+            prompt.ids in self.activations
+            and len(self.activations[prompt.ids]) >= len(prompt.ids) - skip
             for prompt in prompts
         )
 
     def padded(self, prompts: Sequence[Encoded], skip: int) -> Tensor:
-        """[prompt, token, hidden], the states of all tokens after the first `skip`."""
-        rows = [self.states[prompt.ids][-(len(prompt.ids) - skip) :] for prompt in prompts]
+        """[prompt, token, hidden], the activations of all tokens after the first `skip`."""
+        rows = [self.activations[prompt.ids][-(len(prompt.ids) - skip) :] for prompt in prompts]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
@@ -67,9 +68,9 @@ def begin_after(model: LoadedModel, layer: int, hidden: Tensor) -> nn.Module:
     return copied
 
 
-def _handing_on(layer: nn.Module, hidden: Tensor) -> nn.Module:
+def _handing_on(module: nn.Module, hidden: Tensor) -> nn.Module:
     """A layer with the same hooks and attributes that writes `hidden` whatever it reads."""
-    copied = _shallow(layer)
+    copied = _shallow(module)
 
     def forward(*_args: object, **_kwargs: object) -> Tensor:
         return hidden

@@ -86,7 +86,7 @@ def encode_contexts(model: LoadedModel, texts: Iterable[str], context: int) -> l
     rows = model.tokenizer(list(texts), add_special_tokens=True)["input_ids"]
     length = min(context, model.context_length)
     return [
-        Encoded(tuple(row[start : start + length]), answer_start=1)
+        Encoded(tuple(row[start : start + length]), response_start=1)
         for row in rows
         for start in range(0, len(row), length)
         if len(row) - start > 1

@@ -39,9 +39,9 @@ def encode_rows(
     most = min(model.context_length, MAX_ROW_TOKENS)
     for row in rows:
         whole = _encode_plain(model, row) if row.plain else _encode_turns(model, row)
-        kept = [Encoded(e.ids[:most], e.answer_start) for e in whole]
+        kept = [Encoded(e.ids[:most], e.response_start) for e in whole]
         n_cut += any(len(e.ids) > most for e in whole)
-        found.append(tuple(e for e in kept if len(e.ids) > e.answer_start >= 1))
+        found.append(tuple(e for e in kept if len(e.ids) > e.response_start >= 1))
     largest = max((max(e.ids) for each in found for e in each), default=0)
     size = model.network.get_input_embeddings().weight.shape[0]
     if largest >= size:
@@ -54,7 +54,7 @@ def encode_rows(
 
 def _encode_plain(model: LoadedModel, row: TrainingRow) -> list[Encoded]:
     ids = model.tokenizer(row.plain)["input_ids"]
-    return [Encoded((*ids, *_ending(model, row)), answer_start=1)]
+    return [Encoded((*ids, *_ending(model, row)), response_start=1)]
 
 
 def _encode_turns(model: LoadedModel, row: TrainingRow) -> list[Encoded]:
@@ -78,7 +78,7 @@ def _encode_turns(model: LoadedModel, row: TrainingRow) -> list[Encoded]:
         ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
         if ids:
             ids = (*prompt, *ids, *_ending(model, row))
-            encoded.append(Encoded(ids, answer_start=max(1, len(prompt))))
+            encoded.append(Encoded(ids, response_start=max(1, len(prompt))))
     return encoded
 
 

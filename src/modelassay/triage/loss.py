@@ -89,7 +89,7 @@ def row_losses(
     del model  # before the other one is loaded
     model = open_model(base, on_progress=on_phase, **options)
     of_base = answer_losses(model, encoded, on_progress=phase_of(on_phase, "base loss"))
-    n_tokens = np.array([sum(len(e.ids) - e.answer_start for e in row) for row in encoded])
+    n_tokens = np.array([sum(len(e.ids) - e.response_start for e in row) for row in encoded])
     return RowLosses(of_base, of_candidate, n_tokens, n_cut, model.info, info)
 
 
@@ -136,7 +136,7 @@ def answer_losses(
     # The logits of a batch are in memory together, or its pass would be made once for each part.
     batch_tokens = min(batch_tokens, max(1, MAX_LOGITS // vocabulary))
     distinct = sorted(
-        {e for each in rows for e in each}, key=lambda e: (len(e.ids), e.ids, e.answer_start)
+        {e for each in rows for e in each}, key=lambda e: (len(e.ids), e.ids, e.response_start)
     )
     sums: dict[Encoded, float] = {}
     if on_progress:
@@ -169,7 +169,7 @@ def answer_losses(
     found = np.full(len(rows), np.nan)
     for i, each in enumerate(rows):
         if each:
-            found[i] = sum(sums[e] for e in each) / sum(len(e.ids) - e.answer_start for e in each)
+            found[i] = sum(sums[e] for e in each) / sum(len(e.ids) - e.response_start for e in each)
     return found
 
 
@@ -180,7 +180,7 @@ def _batch_losses(model: LoadedModel, batch: Sequence[Encoded]) -> list[float]:
     for i, e in enumerate(batch):  # padded on the right: no real token sees it
         ids[i, : len(e.ids)] = torch.tensor(e.ids)
     # A token is predicted at the position before its own.
-    places = [(i, p - 1) for i, e in enumerate(batch) for p in range(e.answer_start, len(e.ids))]
+    places = [(i, p - 1) for i, e in enumerate(batch) for p in range(e.response_start, len(e.ids))]
     rows, positions = torch.tensor(places).unbind(1)
     targets = ids[rows, positions + 1]
     vocabulary = model.network.get_output_embeddings().weight.shape[0]
