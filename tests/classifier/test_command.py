@@ -1,0 +1,107 @@
+"""`modelassay classifier` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from exchanges import synthetic
+from modelassay.classifier.card import CARD_FILE, CLASSIFIERS
+from modelassay.cli.main import run
+from modelassay.data.exchanges import LABELS, LabelledExchange
+
+
+def write_rows(path: Path, rows: list[LabelledExchange], *, binary: bool = False) -> Path:
+    lines = [
+        {"prompt": r.prompt, "response": r.response, "label": int(r.unsafe) if binary else r.label}
+        for r in rows
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_command_trains_and_describes(bert, tmp_path, capsys):
+    data, out = write_rows(tmp_path / "rows.jsonl", synthetic(90)), tmp_path / "made"
+    assert (
+        run(
+            ["classifier", "train", "--data", str(data), "--encoder", str(bert), "--out", str(out),
+             "--epochs", "1", "--max-length", "48", "--device", "cpu", "-q"]
+        )
+        == 0
+    )  # fmt: skip
+    assert capsys.readouterr().out.strip() == str(out)
+    assert run(["classifier", "info", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "fine-tune of tiny-bert" in said
+    assert "macro-F1" in said
+    assert run(["classifier", "info", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == "modelassay.classifier/1"
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_command_scores(trained, tmp_path, capsys, binary):
+    data = write_rows(tmp_path / "rows.jsonl", synthetic(60, seed=9), binary=binary)
+    assert run(["classifier", "eval", str(trained), "--data", str(data), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["classes"] == (["safe", "unsafe"] if binary else list(LABELS))
+    assert found["macro_f1"] > 0.8
+    assert found["auroc"] > 0.9
+    assert {"per_class", "intervals", "n"} <= set(found)
+    assert run(["classifier", "eval", str(trained), "--data", str(data)]) == 0
+    assert "macro-F1" in capsys.readouterr().out
+
+
+def test_command_calibrates(copy, tmp_path, capsys):
+    data = write_rows(tmp_path / "rows.jsonl", synthetic(60, seed=9), binary=True)
+    command = ["classifier", "calibrate", str(copy), "--data", str(data), "--rate", "0.05"]
+    assert run([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["block_rate"] <= 0.05
+    assert CLASSIFIERS.open(copy).record.threshold == found["threshold"]
+    assert run([*command, "--out", str(tmp_path / "new")]) == 0
+    said = capsys.readouterr()
+    assert "catches" in said.out
+    assert (tmp_path / "new" / CARD_FILE).is_file()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"prompt": "a", "response": "b"', "Row 4 of rows.jsonl is not valid JSON"),
+        ('{"prompt": "a", "response": "b", "label": "odd"}', "Row 4 of rows.jsonl"),
+        ('{"prompt": "a", "label": "safe_refusal"}', "Row 4 of rows.jsonl"),
+    ],
+)
+def test_a_malformed_row_is_named_and_nothing_is_written(bert, tmp_path, capsys, line, said):
+    data = write_rows(tmp_path / "rows.jsonl", synthetic(3))
+    data.write_text(data.read_text() + line + "\n")
+    out = tmp_path / "out"
+    train = ["classifier", "train", "--data", str(data), "--encoder", str(bert), "--out", str(out)]
+    for command in (train, ["classifier", "eval", "embedded", "--data", str(data)]):
+        assert run(command) == 64
+        error = capsys.readouterr().err
+        assert said in error
+        assert "Traceback" not in error
+        assert error.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "--data, or --folder"),
+        (["train", "--folder", "nowhere"], "no data folder"),
+        (["train", "--data", "x.jsonl", "--folder", "y"], "not both"),
+        (["calibrate", "embedded", "--data", "x.jsonl", "--rate", "2"], "--rate must be"),
+        (["eval", "embedded", "--data", "nowhere.jsonl"], "No data file"),
+        (["info", "nowhere"], "No classifier at"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["classifier", *arguments]) == 64
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

@@ -1,0 +1,171 @@
+"""Where SAEs are, and which are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("sae_lens")
+import sae_lens
+
+from labelled import LAYER, NEURONPEDIA, WIDTH, in_folder
+from modelassay.errors import InputError
+from modelassay.sae import SAES, Settings, find_dictionary, find_labels, save_dictionary
+from modelassay.sae.labels import weights_hash
+from modelassay.sae.points import parse_layer
+
+
+@pytest.mark.parametrize(
+    ("hook", "layer"),
+    [
+        ("blocks.12.hook_resid_post", 12),
+        ("blocks.12.hook_resid_pre", 11),
+        ("model.layers.12", 12),
+        ("model.layers.7.output", 7),
+        ("model.language_model.layers.3", 3),
+        ("transformer.h.5", 5),
+    ],
+)
+def test_hook_points_are_blocks(hook, layer):
+    assert parse_layer(hook, "It") == layer
+
+
+@pytest.mark.parametrize(
+    ("hook", "reason"),
+    [
+        ("blocks.0.hook_resid_pre", "the embeddings"),
+        ("blocks.3.hook_resid_mid", "inside a layer"),
+        ("blocks.3.attn.hook_z", "attention"),
+        ("blocks.3.hook_mlp_out", "an MLP"),
+        ("model.layers.3.pre_feedforward_layernorm.output", "an MLP"),
+        ("somewhere", "unknown"),
+        (None, "does not say where"),
+        ("", "does not say where"),
+    ],
+)
+def test_other_hook_points_are_refused(hook, reason):
+    with pytest.raises(InputError, match=reason) as error:
+        parse_layer(hook, "The dictionary d")
+    assert "\n" not in str(error.value)
+
+
+def test_a_plain_sae_lens_folder_is_a_dictionary(tiny, planted, tmp_path):
+    found = in_folder(planted, tmp_path / "plain")
+    assert (found.name, found.layer, found.width, found.record) == ("plain", LAYER, WIDTH, None)
+    assert found.hidden_size == tiny().info.hidden_size
+    assert found.neuronpedia_id == NEURONPEDIA
+    found.check_belongs_to(tiny())
+    with pytest.raises(InputError, match="reads layer 9; the last one of"):
+        replace(found, layer=9).check_belongs_to(tiny())
+    with pytest.raises(InputError, match="has no revisions"):
+        find_dictionary(str(tmp_path / "plain"), revision="main")
+
+
+def change_config(folder, **change):
+    config = json.loads((folder / "cfg.json").read_text())
+    config["metadata"] |= change.pop("metadata", {})
+    (folder / "cfg.json").write_text(json.dumps(config | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metadata": {"hook_name": "blocks.1.hook_mlp_out"}}, "reads an MLP"),
+        ({"normalize_activations": "expected_average_only_in"}, "does not say the scale"),
+        ({"reshape_activations": "hook_z"}, "holds no dictionary"),
+        (
+            {"metadata": {"model_from_pretrained_kwargs": {"center_writing_weights": True}}},
+            "TransformerLens has centred",
+        ),
+        ({"d_sae": 7}, "holds no dictionary"),
+        ({"architecture": "nonsense"}, "holds no dictionary"),
+    ],
+)
+def test_dictionaries_that_cannot_be_used_are_refused(planted, tmp_path, change, message):
+    planted.sae.save_model(tmp_path / "d")
+    change_config(tmp_path / "d", **change)
+    with pytest.raises(InputError, match=message) as error:
+        find_dictionary(str(tmp_path / "d"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_transcoder_is_refused(tmp_path):
+    config = sae_lens.TranscoderConfig(d_in=8, d_sae=16, d_out=8, apply_b_dec_to_input=False)
+    config.metadata.hook_name = "blocks.1.hook_resid_post"
+    sae_lens.Transcoder(config).save_model(tmp_path / "t")
+    with pytest.raises(InputError, match="of the kind transcoder"):
+        find_dictionary(str(tmp_path / "t"))
+
+
+def test_the_shipped_are_found_by_name_and_by_model(trained_folder, tiny, tmp_path, monkeypatch):
+    shipped = tmp_path / "dictionaries"
+    shutil.copytree(trained_folder, shipped / "mine")
+    monkeypatch.setattr("modelassay.files.shipped.CHECKOUT", tmp_path)
+    for where in ("mine", tiny().info.id):
+        found = find_dictionary(where)
+        assert found.name == "mine"
+        assert found.record is not None
+
+
+@pytest.mark.parametrize("where", ["nowhere", "no such/thing at all", "", "a/b/c", "x" * 5000])
+def test_what_is_nowhere_is_said(where):
+    with pytest.raises(InputError) as error:
+        find_dictionary(where)
+    assert "\n" not in str(error.value)
+
+
+def test_what_was_pushed_is_pulled(hub, trained_folder, tiny):
+    hub.add_writer("mine", "me")
+    own = find_dictionary(str(trained_folder))
+    pushed = SAES.push(SAES.open(own.folder), "me/dictionaries", token="mine")
+    files = hub.repos["datasets", "me/dictionaries"].commits[pushed.commit]
+    names = {name.partition("dictionaries/mine/")[2] for name in files if "mine" in name}
+    assert names == {
+        "cfg.json",
+        "sae_weights.safetensors",
+        "dictionary.json",
+        "labels.json",
+        "labels.parquet",
+        "metrics.jsonl",
+    }
+    card = files["README.md"].decode()
+    assert "modelassay-dictionary" in card
+    assert "dictionaries/*/metrics.jsonl" in card
+    row = json.loads(files["dictionaries/mine/metrics.jsonl"])
+    assert row["explained_variance"] == own.record.metrics.explained_variance
+    for where in ("me/dictionaries", f"me/dictionaries:mine@{pushed.commit}"):
+        pulled = find_dictionary(where)
+        assert pulled.record == own.record
+        assert weights_hash(pulled) == weights_hash(own)
+        assert find_labels(pulled).of(3) == find_labels(own).of(3)
+    with pytest.raises(InputError, match="no revision 'old'"):
+        find_dictionary("me/dictionaries", revision="old")
+    with pytest.raises(InputError, match="holds no SAE 'other'"):
+        find_dictionary("me/dictionaries:other")
+
+
+def test_what_was_tampered_with_on_the_hub_is_refused(hub, trained_folder):
+    files = {f"dictionaries/mine/{f.name}": f.read_bytes() for f in trained_folder.iterdir()}
+    weights = bytearray(files["dictionaries/mine/sae_weights.safetensors"])
+    weights[-1] ^= 1
+    files["dictionaries/mine/sae_weights.safetensors"] = bytes(weights)
+    hub.add_repo("datasets", "you/dictionaries", files)
+    with pytest.raises(InputError, match="is not the file that"):
+        find_dictionary("you/dictionaries")
+
+
+def test_training_replaces_a_dictionary_and_nothing_else(trained_folder, tiny, monkeypatch):
+    own = find_dictionary(str(trained_folder))
+    (trained_folder / "thesis.txt").write_text("years of work", encoding="utf-8")
+    settings = Settings(layer=1, width=48, k=6)
+    with pytest.raises(InputError, match="is there and is no SAE"):
+        save_dictionary(own.sae, tiny(), settings, [], trained_folder, name="mine", data=[])
+    assert (trained_folder / "thesis.txt").exists()
+
+
+def test_only_trained_dictionaries_are_pushed(planted, tmp_path):
+    with pytest.raises(InputError, match=r"no dictionary\.json"):
+        SAES.push(SAES.open(in_folder(planted, tmp_path / "plain").folder), "me/dictionaries")
