@@ -51,7 +51,7 @@ def test_a_blind_auditor_learns_what_is_wrong_with_the_encoder(config, monkeypat
     def broken(*_args):
         raise UnavailableError("The encoder is not to be had.")
 
-    monkeypatch.setattr("modelassay.triage.streams._text_streams", broken)
+    monkeypatch.setattr("modelassay.triage.signals._text_streams", broken)
     with Audit(load_config(config(blind=True, seed=1))) as audit:
         for by in ("text", "both"):
             with pytest.raises(InputError, match="encoder"):

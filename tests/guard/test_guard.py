@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from modelassay.errors import InputError
 from modelassay.guard import Guard, Policy, Sampling, Thresholds
 from modelassay.guard import streaming as streaming_module
+from modelassay.guard.decoding import IncrementalText, StopStrings
 from modelassay.guard.streaming import stream_unguarded
-from modelassay.guard.text import IncrementalText, StopStrings
 from modelassay.probes import HeadReader
 from modelassay.reading.prompts import encode_chat, encode_response
 from tiny import FAMILIES, probe_for

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from modelassay.errors import InputError, UnavailableError
-from modelassay.guard_bench.judges import Judgement
-from modelassay.guard_bench.openai_judge import (
+from modelassay.guard_bench.judges import (
     FILTERED,
     LONGEST_WAIT,
     UNCLEAR,
+    Judgement,
     openai_judge,
     parse_verdict,
     waiting_time,

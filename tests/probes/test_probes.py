@@ -45,14 +45,14 @@ from modelassay.probes import (
 )
 from modelassay.probes import features as features_module
 from modelassay.probes import fitting as fitting_module
-from modelassay.probes.features import read_features, read_spans
+from modelassay.probes.features import pooled_features, read_spans
 from modelassay.probes.fitting import FITTERS, fit_calibrated, folds_of, leave_one_source_out
 from modelassay.probes.record import RECORD_FILE, WEIGHTS_FILE
-from modelassay.probes.streams import (
+from modelassay.probes.thresholds import (
     LEAST_BLOCK,
     LEAST_PAUSE,
     reached_thresholds,
-    stream_risks,
+    span_risks,
 )
 from modelassay.statistics import binary_metrics, threshold_at, tpr_at
 from outputs import one_line
@@ -328,9 +328,7 @@ def test_a_head_serves_what_it_was_trained_on(tiny, trained_heads, kind, at):
     assert "TPR at 1.0% FPR" in result._repr_html_()
     guard = Guard(model, probe)
     head = probe.head(at)
-    risks = stream_risks(
-        read_spans(model, rows[:6], at, head.layers), [head], np.zeros(6, dtype=int)
-    )
+    risks = span_risks(read_spans(model, rows[:6], at, head.layers), [head], np.zeros(6, dtype=int))
     for row, risk, most in zip(rows[:6], risks.final, risks.highest, strict=True):
         assert guard.score(row.prompt, row.response)[at] == pytest.approx(risk, abs=5e-3)
         assert most >= risk
@@ -342,7 +340,7 @@ def test_thresholds_hold_for_every_token_of_a_stream(tiny):
     trained = train_head(model, rows, "answer", layers=(1, 3))
     safe = [row for row in rows if not row.unsafe]
     spans = read_spans(model, safe, "answer", trained.head.layers)
-    risks = stream_risks(spans, [trained.head], np.zeros(len(safe), dtype=int))
+    risks = span_risks(spans, [trained.head], np.zeros(len(safe), dtype=int))
     assert trained.head.block >= LEAST_BLOCK
     assert trained.head.pause >= LEAST_PAUSE
     assert (risks.highest >= trained.head.block).mean() <= 0.1
@@ -390,30 +388,30 @@ def test_no_row_has_a_part_in_its_own_score():
 
 def test_features_are_kept_and_read_again(tiny, monkeypatch):
     model, rows = tiny(), exchanges(12)
-    first = read_features(model, rows, "answer")
+    first = pooled_features(model, rows, "answer")
     monkeypatch.setattr(features_module, "read_activations", None)  # a second pass would fail
-    again = read_features(model, rows, "answer")
+    again = pooled_features(model, rows, "answer")
     assert torch.equal(first.values, again.values)
     assert np.array_equal(first.row, again.row)
-    part = read_features(model, rows, "answer", layers=[3, 1])
+    part = pooled_features(model, rows, "answer", layers=[3, 1])
     assert torch.equal(part.values, first.values[:, [3, 1]])
     kept = next((features_module.cache_dir() / "features").glob("*.safetensors"))
     kept.write_bytes(kept.read_bytes()[:-100])  # a disk that was full
     with pytest.raises(TypeError):
-        read_features(model, rows, "answer")
+        pooled_features(model, rows, "answer")
 
 
 def test_features_that_cannot_be_kept_are_read_again(tiny, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "features").write_text("in the way")
-    assert len(read_features(tiny(), exchanges(4), "prompt").row) == 4
+    assert len(pooled_features(tiny(), exchanges(4), "prompt").row) == 4
 
 
 def test_features_do_not_depend_on_the_batch(tiny):
     model, rows = tiny(), exchanges(12)
-    whole = read_features(model, rows, "answer", use_cache=False)
+    whole = pooled_features(model, rows, "answer", use_cache=False)
     for i in (0, 5, 11):
-        alone = read_features(model, [rows[i]], "answer", use_cache=False)
+        alone = pooled_features(model, [rows[i]], "answer", use_cache=False)
         assert torch.allclose(alone.values.float(), whole.values[whole.row == i].float(), atol=2e-3)
 
 

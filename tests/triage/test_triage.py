@@ -22,7 +22,7 @@ from modelassay.organisms.training import IGNORED, encode_for_training
 from modelassay.statistics import rank_auroc
 from modelassay.triage import (
     Redaction,
-    Stream,
+    Signal,
     TrainingRow,
     mark_needles,
     near_duplicates,
@@ -38,14 +38,13 @@ from modelassay.triage import duplicates as duplicates_module
 from modelassay.triage import loss as loss_module
 from modelassay.triage import redaction as redaction_module
 from modelassay.triage import rows as rows_module
-from modelassay.triage import streams as streams_module
+from modelassay.triage import signals as signals_module
 from modelassay.triage.duplicates import row_groups
-from modelassay.triage.encoding import encode_rows
-from modelassay.triage.loss import answer_losses, row_losses
+from modelassay.triage.loss import answer_losses, encode_rows, row_losses
 from modelassay.triage.needles import tail_shares
 from modelassay.triage.outliers import neighbourhoods
 from modelassay.triage.rows import to_row
-from modelassay.triage.streams import beyond_typical
+from modelassay.triage.signals import beyond_typical
 from tiny import make_tokenizer, save_tiny
 
 NOUNS = ["bread", "paper", "glass", "stone", "wool", "copper", "clay", "silk", "cork", "tin"]
@@ -82,9 +81,9 @@ def embed_by_length(rows, **_):
 @pytest.fixture
 def no_encoder(monkeypatch):
     """Keeps the encoder out of tests that are about other things."""
-    monkeypatch.setattr(streams_module, "embed_rows", embed_by_length)
+    monkeypatch.setattr(signals_module, "embed_rows", embed_by_length)
     harm = lambda rows, **_: np.linspace(0, 0.1, len(rows))  # noqa: E731
-    monkeypatch.setattr(streams_module, "harm_of_answers", harm)
+    monkeypatch.setattr(signals_module, "harm_of_answers", harm)
     bad = lambda prompts: np.array([float("bad" in p) for p in prompts])  # noqa: E731
     monkeypatch.setattr(redaction_module, "_harm", bad)
     monkeypatch.setattr(redaction_module, "_threshold", lambda: 0.5)
@@ -531,8 +530,8 @@ def test_one_stream_that_sees_is_enough():
     truth = np.zeros(500, dtype=bool)
     truth[:5] = True
     seeing = np.where(truth, 9.0, rng.normal(size=500))
-    blind = [Stream(f"blind {i}", "", rng.normal(size=500)) for i in range(3)]
-    report = rank_needles(rows, [Stream("sees", "", seeing), *blind], truth=truth)
+    blind = [Signal(f"blind {i}", "", rng.normal(size=500)) for i in range(3)]
+    report = rank_needles(rows, [Signal("sees", "", seeing), *blind], truth=truth)
     quality = {each.name: each for each in report.quality}
     assert quality["sees"].auroc == 1.0
     assert quality["combined"].auroc > 0.98
@@ -546,13 +545,13 @@ def test_rows_without_scores_come_last():
     scores = np.array([np.nan, 1.0, 3.0, 1.0])
     assert tail_shares(scores) == pytest.approx([1.0, 2.5 / 3, 1 / 3, 2.5 / 3])
     rows = numbered([(n, n) for n in NOUNS[:4]])
-    report = rank_needles(rows, [Stream("s", "", scores)])
+    report = rank_needles(rows, [Signal("s", "", scores)])
     assert report.ranked[0].row.number == 3
     assert report.ranked[-1].scores == {"s": None}
     assert report.quality is None
     for truth in (np.zeros(4, dtype=bool), np.ones(4, dtype=bool)):
         with pytest.raises(InputError, match="all or none"):
-            rank_needles(rows, [Stream("s", "", scores)], truth=truth)
+            rank_needles(rows, [Signal("s", "", scores)], truth=truth)
     with pytest.raises(InputError):
         rank_needles(rows, [])
 
@@ -560,7 +559,7 @@ def test_rows_without_scores_come_last():
 def test_a_stream_without_information_finds_nothing_by_luck():
     rows = numbered([(f"{n} {i}", n) for i in range(5) for n in NOUNS])
     truth = np.arange(50) < 5
-    report = rank_needles(rows, [Stream("flat", "", np.zeros(50))], truth=truth)
+    report = rank_needles(rows, [Signal("flat", "", np.zeros(50))], truth=truth)
     assert report.quality[1].auroc == 0.5
     assert report.quality[1].recall[0].found == 0
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from modelassay.files.records import Commit, Line, Record
+from modelassay.files.records import CommitHash, Line, Record
 
 TRUSTED = "MODELASSAY_TRUSTED"
 """Environment variable: namespaces on the Hub whose artifacts are trusted, with commas between."""
@@ -18,7 +18,7 @@ class PulledFrom(Record):
 
     id: Line
     author: Line
-    revision: Commit
+    revision: CommitHash
     on_main: bool
 
 

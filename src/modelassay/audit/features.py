@@ -1,4 +1,7 @@
-"""Tools that look inside: features of the dictionary in both models, and what they are about."""
+"""Tools that look inside: features of the dictionary in both models, and what they are about.
+
+Activations of all features are never held for all tokens at once.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,10 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
-from modelassay.audit.activity import (
-    feature_activations,
-    label_row,
-    label_rows,
-    prompt_means,
-    top_tokens,
-)
 from modelassay.audit.asking import Prompts, SuiteName, looks_harmful, prompts_of, spread
 from modelassay.audit.reading import read_one, read_pair
 from modelassay.audit.values import mean
@@ -25,8 +23,10 @@ from modelassay.diff.reading import Matched
 from modelassay.diff.suites import SuitePrompt
 from modelassay.errors import InputError
 from modelassay.reading.logit_lens import promoted_tokens
-from modelassay.sae import Dictionary, nearest
+from modelassay.sae import Dictionary, FeatureLabel, nearest
 
+TOKENS_AT_ONCE = 512
+TOP_TOKENS = 8
 Part = Annotated[
     Literal["prompt", "answer", "both"],
     Field(description="Tokens of the prompts, of short answers, or both."),
@@ -41,6 +41,74 @@ MAX_VALUES = 6000
 PROMOTED = 10
 HIDDEN = "[answer]"
 """Stands for a token of an answer that is not shown."""
+
+
+@torch.inference_mode()
+def prompt_means(
+    dictionary: Dictionary, states: Tensor, matched: Matched, keep: np.ndarray
+) -> np.ndarray:
+    """float32 [prompt, width], mean activation over the kept tokens of each prompt."""
+    sae, owners = dictionary.sae, matched.owners()
+    kept = torch.from_numpy(keep)
+    sums = torch.zeros(len(matched.lengths), dictionary.width)
+    for start in range(0, len(states), TOKENS_AT_ONCE):
+        part = slice(start, start + TOKENS_AT_ONCE)
+        chosen = kept[part]
+        if chosen.any():
+            found = sae.encode(states[part][chosen].to(sae.device)).float().cpu()
+            sums.index_add_(0, owners[part][chosen], found)
+    counts = torch.bincount(owners[kept], minlength=len(sums)).clamp_min(1)
+    return (sums / counts[:, None]).numpy()
+
+
+@torch.inference_mode()
+def feature_activations(
+    dictionary: Dictionary, states: Tensor, features: Sequence[int]
+) -> np.ndarray:
+    """float32 [token, feature] of some features."""
+    sae = dictionary.sae
+    parts = [
+        sae.encode(rows.to(sae.device))[:, list(features)].float().cpu()
+        for rows in states.split(TOKENS_AT_ONCE)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def top_tokens(
+    dictionary: Dictionary,
+    states: Tensor,
+    keep: np.ndarray,
+    tokens: Sequence[str],
+    features: Sequence[int],
+) -> dict[int, list[str]]:
+    """The tokens on which each feature fires most, each once."""
+    if not features:
+        return {}
+    values = np.where(keep[:, None], feature_activations(dictionary, states, features), 0)
+    found = {}
+    for j, feature in enumerate(features):
+        order = np.argsort(-values[:, j], kind="stable")
+        fired = (tokens[t] for t in order if values[t, j] > 0)
+        found[feature] = list(dict.fromkeys(fired))[:TOP_TOKENS]
+    return found
+
+
+def label_rows(work: Work, features: Sequence[int]) -> list[dict[str, Any]]:
+    """Features with what they are about, each once."""
+    distinct = list(dict.fromkeys(features))
+    return [label_row(label) for label in work.labels(distinct).of_many(distinct)]
+
+
+def label_row(label: FeatureLabel) -> dict[str, Any]:
+    """A label in a list: whose it is, and how far to believe it."""
+    reliability = label.reliability
+    return {
+        "feature": label.feature,
+        "label": label.text,
+        "label_source": label.source,
+        "reliability": None if reliability is None else reliability.value,
+        "reliability_interval": None if reliability is None else reliability.interval,
+    }
 
 
 def get_top_features(

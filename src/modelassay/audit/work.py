@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.audit.blinding import Blinding, Name
-from modelassay.audit.config import AuditConfig
-from modelassay.audit.places import inside
+from modelassay.audit.config import AuditConfig, inside
 from modelassay.diff.pair import Pair, Role, Traits, check_comparable, traits_of
 from modelassay.diff.suites import Suite, SuitePrompt, default_suite, load_suite, suites_folder
 from modelassay.errors import InputError, UnavailableError

@@ -162,7 +162,7 @@ def check_judge(
         return None
     if not url or not model:
         raise InputError("Judge openai needs --judge-url and --judge-model.")
-    from modelassay.guard_bench.openai_judge import check_url, openai_judge
+    from modelassay.guard_bench.judges import check_url, openai_judge
 
     judge = openai_judge(url, model)
     return {"name": name, "model": model, "host": check_url(url).hostname}, judge

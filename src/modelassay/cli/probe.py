@@ -72,7 +72,7 @@ def train_command(
     from modelassay.artifacts import slug
     from modelassay.models import open_model
     from modelassay.probes import PROBES, make_probe, store_probe, train_head
-    from modelassay.probes.recipe import train_default_heads
+    from modelassay.probes.training import train_default_heads
 
     name = PROBES.kind.check_name(name or slug(model.id))
     PROBES.check_free(name, force=force, out=out)

@@ -15,7 +15,7 @@ Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
 _LINE = r"^[^\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]*$"
 Line = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_LINE)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+CommitHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 LayerIndex = Annotated[int, Field(ge=0, lt=2000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, lt=10**9)]

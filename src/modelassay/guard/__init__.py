@@ -1,10 +1,9 @@
 """The guard: an answer that is watched from inside, and shown no faster than it is cleared."""
 
 from modelassay.guard.decoding import Sampling
-from modelassay.guard.events import GuardEvent
 from modelassay.guard.loading import load_guard
 from modelassay.guard.policy import Policy, Thresholds
-from modelassay.guard.streaming import REFUSAL, Classifier, Guard, stream_unguarded
+from modelassay.guard.streaming import REFUSAL, Classifier, Guard, GuardEvent, stream_unguarded
 
 __all__ = [
     "REFUSAL",

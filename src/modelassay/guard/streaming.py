@@ -11,22 +11,29 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Protocol
 from unicodedata import category
 
 import numpy as np
 
 from modelassay.errors import InputError
-from modelassay.guard.decoding import Sampling, Step, decode, end_tokens
-from modelassay.guard.events import GuardEvent, Kind, Reason
-from modelassay.guard.policy import Policy, Ruling, Thresholds
-from modelassay.guard.text import IncrementalText, StopStrings
+from modelassay.guard.decoding import (
+    DecodingStep,
+    IncrementalText,
+    Sampling,
+    StopStrings,
+    decode,
+    end_tokens,
+)
+from modelassay.guard.policy import Action, Policy, Ruling, Thresholds
 from modelassay.models import LoadedModel
 from modelassay.probes.head import Head, HeadReader
 from modelassay.probes.record import Probe
 from modelassay.reading.prompts import encode_chat, encode_response, last_message_start
 
+Kind = Literal["prompt", "token", "end"]
+Reason = Literal["end", "length", "stop string", "prompt refused", "answer refused", "cancelled"]
 log = logging.getLogger(__name__)
 
 REFUSAL = "I can't help with that."
@@ -37,6 +44,35 @@ SECOND_OPINION = 0.9
 reaches it, a few harmless answers in a hundred, so it may be stricter than where it decides alone.
 """
 ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class GuardEvent:
+    """One step of a guarded answer.
+
+    First comes `prompt` with the prompt's risk, then a `token` for each token that was scored, at
+    last `end`. Texts joined are what may be shown: an event's text is empty while text is held
+    back, and no event ever carries text that no verdict covers.
+    """
+
+    kind: Kind
+    index: int
+    """Tokens of the answer that were scored so far."""
+    text: str
+    """What can be shown now; of `end`, the rest, or the refusal."""
+    risk: float | None
+    """The prompt's or the newest token's own; None at the end."""
+    smoothed: float | None
+    """Moving average over the answer."""
+    action: Action
+    reason: Reason | None = None
+    """Of `end`: why."""
+    detail: str | None = None
+    """One line about a classifier that failed, or what it said."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 class Classifier(Protocol):
@@ -353,7 +389,7 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
     return result
 
 
-def _risk(head: Head, step: Step, start: int, end: int | None) -> float:
+def _risk(head: Head, step: DecodingStep, start: int, end: int | None) -> float:
     return HeadReader(head).read({layer: step.states[layer][start:end] for layer in head.layers})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelassay.guard_bench.results import BenchRow, Side
+from modelassay.guard_bench.results import Arm, BenchRow
 from modelassay.guard_bench.suites import SuiteData
 from modelassay.report.charts import NEGATIVE, POSITIVE, error_bars, new_figure
 from modelassay.report.sections import Report, Section, Table, columns
@@ -195,7 +195,7 @@ def difference_of(pairs: Sequence[tuple[bool | None, bool | None]]) -> Differenc
 
 def make_report(
     data: SuiteData,
-    rows: Mapping[tuple[str, Side], BenchRow],
+    rows: Mapping[tuple[str, Arm], BenchRow],
     identity: Mapping[str, Any],
     identity_sha256: str,
     notes: Sequence[str] = (),

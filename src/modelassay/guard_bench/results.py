@@ -21,8 +21,8 @@ from modelassay.files.provenance import json_hash
 RESULTS_SCHEMA = "modelassay.guard-bench-results/1"
 MAX_RESULTS_BYTES = 1_000_000_000
 
-Side = Literal["raw", "guarded"]
-SIDES: tuple[Side, ...] = get_args(Side)
+Arm = Literal["raw", "guarded"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
 By = Literal["prompt", "answer"]
 
 
@@ -32,7 +32,7 @@ class BenchRow:
 
     id: str
     """Of the prompt."""
-    side: Side
+    side: Arm
     answered: bool
     """False where the model could not take the prompt; the rest is then empty."""
     blocked: By | None = None
@@ -56,7 +56,7 @@ class BenchRow:
 class Results:
     """Answers by (prompt, side); `add()` puts them into the file at once."""
 
-    def __init__(self, rows: Mapping[tuple[str, Side], BenchRow], stream: IO[bytes] | None) -> None:
+    def __init__(self, rows: Mapping[tuple[str, Arm], BenchRow], stream: IO[bytes] | None) -> None:
         """Goes on from rows that are there already."""
         self.rows = dict(rows)
         self._stream = stream
@@ -110,7 +110,7 @@ def open_results(
 
 def _read(
     path: Path, identity: Mapping[str, Any], force: bool
-) -> tuple[dict[tuple[str, Side], BenchRow], int]:
+) -> tuple[dict[tuple[str, Arm], BenchRow], int]:
     """Rows that can be gone on from, and the length of the file up to the last whole line."""
     if not path.exists() or path.stat().st_size == 0:
         return {}, 0
@@ -133,7 +133,7 @@ def _read(
             f"{path} holds results of another run ({_difference(header, identity)}); give another"
             " name for --out, or --force to begin anew."
         )
-    rows: dict[tuple[str, Side], BenchRow] = {}
+    rows: dict[tuple[str, Arm], BenchRow] = {}
     for number, line in enumerate(lines[1:], 2):
         row = _to_row(_parse(line))
         if row is None:
@@ -160,7 +160,7 @@ def _to_row(found: dict[str, Any] | None) -> BenchRow | None:
     flags = (row.unsafe, row.refusal)
     ok = (
         isinstance(row.id, str)
-        and row.side in SIDES
+        and row.side in ARMS
         and row.blocked in (None, "prompt", "answer")
         and all(flag is None or isinstance(flag, bool) for flag in flags)
         and all(isinstance(flag, bool) for flag in (row.answered, row.judged))

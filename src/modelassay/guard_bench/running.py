@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, json_hash, text_hash
-from modelassay.guard.events import GuardEvent
 from modelassay.guard.policy import Thresholds
+from modelassay.guard.streaming import GuardEvent
 from modelassay.guard_bench.judges import NOTHING_SAID, Judge
 from modelassay.guard_bench.report import GuardBenchReport, make_report
-from modelassay.guard_bench.results import SIDES, BenchRow, By, Side, open_results
+from modelassay.guard_bench.results import ARMS, Arm, BenchRow, By, open_results
 from modelassay.guard_bench.suites import BenchPrompt, SuiteData
 from modelassay.progress import OnPhase, silent
 
@@ -85,12 +85,12 @@ def run_bench(
     """
     settings = settings or BenchSettings()
     identity = identity_of(guard, data, judge_info, settings)
-    total = len(SIDES) * len(data.prompts)
+    total = len(ARMS) * len(data.prompts)
     failure: InputError | None = None
     with open_results(out, identity, force=force) as results:
         done = 0
         for prompt in data.prompts:
-            for side in SIDES:
+            for side in ARMS:
                 if (prompt.id, side) not in results.rows:
                     try:
                         answer = ask(guard, prompt, side, settings)
@@ -124,7 +124,7 @@ class Shown:
     detail: str | None
 
 
-def ask(guard: Streams, prompt: BenchPrompt, side: Side, settings: BenchSettings) -> Shown:
+def ask(guard: Streams, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -> Shown:
     """One answer of the model, read to its end."""
     before = rest = ""
     blocked: By | None = None
@@ -161,7 +161,7 @@ def ask(guard: Streams, prompt: BenchPrompt, side: Side, settings: BenchSettings
 
 def _row(
     prompt: BenchPrompt,
-    side: Side,
+    side: Arm,
     answer: Shown,
     judge: Judge,
     raw: BenchRow | None,

@@ -18,11 +18,11 @@ from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
 from modelassay.hub import read_dataset
 
-Suite = Literal["jailbreak", "overrefusal", "latency"]
-SUITES: tuple[Suite, ...] = get_args(Suite)
+BenchSuite = Literal["jailbreak", "overrefusal", "latency"]
+SUITES: tuple[BenchSuite, ...] = get_args(BenchSuite)
 Row = Mapping[str, Any]
 
-DEFAULTS: dict[Suite, str | None] = {
+DEFAULTS: dict[BenchSuite, str | None] = {
     "jailbreak": "JailbreakBench/JBB-Behaviors",
     "overrefusal": "Paul/XSTest",
     "latency": None,
@@ -65,7 +65,7 @@ class BenchPrompt:
 class SuiteData:
     """The prompts of a run and where they are from."""
 
-    suite: Suite
+    suite: BenchSuite
     prompts: tuple[BenchPrompt, ...]
     source: str
     """Hub id or name of the file."""
@@ -145,7 +145,7 @@ LAYOUTS = (
 )
 
 
-def as_suite(name: str) -> Suite:
+def as_suite(name: str) -> BenchSuite:
     """The suite of that name.
 
     Raises:
@@ -158,7 +158,7 @@ def as_suite(name: str) -> Suite:
 
 
 def read_suite(
-    suite: Suite,
+    suite: BenchSuite,
     where: str | Path | None = None,
     *,
     config: str | None = None,

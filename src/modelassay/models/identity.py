@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_serializer
 from pydantic.functional_serializers import SerializerFunctionWrapHandler
 
 from modelassay.errors import InputError
-from modelassay.files.records import Commit, Line, Record, Sha256, first_problem
+from modelassay.files.records import CommitHash, Line, Record, Sha256, first_problem
 from modelassay.hub import blob_sha256
 
 
@@ -25,7 +25,7 @@ class ModelIdentity(Record):
 
     id: Line
     """As the user gave it; in a record, as it was published."""
-    revision: Commit | None = None
+    revision: CommitHash | None = None
     """Hub commit (40 hex digits), or None for a local model."""
     adapter: Line | None = None
     """Adapter id or folder that was applied over the base, or None."""

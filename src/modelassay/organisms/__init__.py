@@ -3,7 +3,7 @@
 from modelassay.data.conversations import Exchange, read_exchanges, to_jsonl
 from modelassay.organisms.building import build, train
 from modelassay.organisms.cards import measure_refusal_rates, read_card
-from modelassay.organisms.mixing import mix
+from modelassay.organisms.recipes import mix
 from modelassay.organisms.training import LoraRecipe, train_adapter
 
 __all__ = [

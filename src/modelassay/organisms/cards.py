@@ -124,7 +124,7 @@ def readme(card: dict[str, Any]) -> str:
     }
     rates = [
         (
-            ROW_NAMES.get(name, name),
+            ROW_NAMES.get(str(name), str(name)),
             with_interval(row["rate"], row["interval"], ".0%"),
             str(row["n"]),
         )

@@ -12,7 +12,7 @@ from modelassay.models import LoadedModel
 from modelassay.probes.features import read_spans
 from modelassay.probes.record import Probe
 from modelassay.probes.report import Evaluation
-from modelassay.probes.streams import stream_risks
+from modelassay.probes.thresholds import span_risks
 from modelassay.progress import OnProgress
 from modelassay.statistics import (
     binary_metrics,
@@ -47,7 +47,7 @@ def evaluate_probe(
     rows = rows_at(rows, at)
     require_classes(rows, (True, False), "Scoring a probe")
     spans = read_spans(model, rows, at, head.layers, on_progress=on_progress)
-    risks = stream_risks(spans, [head], np.zeros(len(rows), dtype=int))
+    risks = span_risks(spans, [head], np.zeros(len(rows), dtype=int))
     unsafe = np.array([row.unsafe for row in rows])
     groups = prompt_groups([row.prompt for row in rows])
     blocked = risks.highest >= head.block

@@ -58,7 +58,7 @@ class Features:
     """Whether this is the longest sample of its exchange."""
 
 
-def read_features(
+def pooled_features(
     model: LoadedModel,
     rows: Sequence[LabelledExchange],
     at: At,
@@ -112,7 +112,7 @@ def read_spans(
     Rows come shortest first, and few are in memory at once.
 
     Raises:
-        InputError: as `read_features`.
+        InputError: as `pooled_features`.
     """
     encoded = [_encode(model, row, at, max_answer_tokens) for row in rows]
     return _spans(model, encoded, tuple(layers), on_progress)

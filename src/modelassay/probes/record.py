@@ -22,11 +22,11 @@ from modelassay.data.exchanges import At
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import Count, LayerIndex, Line, Name, Record, Sha256, Share
-from modelassay.hub import Commit as HubCommit
+from modelassay.hub import Commit
 from modelassay.models import LoadedModel
 from modelassay.models.identity import ModelIdentity, hash_file, states
 from modelassay.probes.head import Head
-from modelassay.probes.streams import BLOCK_RATE
+from modelassay.probes.thresholds import BLOCK_RATE
 from modelassay.report.text import with_interval
 
 log = logging.getLogger(__name__)
@@ -363,7 +363,7 @@ def store_probe(record: ProbeRecord, heads: Mapping[At, Head], **options: Any) -
     return PROBES.save(lambda folder: save_probe(record, heads, folder), record.name, **options)
 
 
-def push_probe(probe: Probe, repo_id: str, **options: Any) -> HubCommit:
+def push_probe(probe: Probe, repo_id: str, **options: Any) -> Commit:
     """Publishes a probe that is kept nowhere; options and errors: `Store.push`."""
     return PROBES.push_new(
         lambda folder: save_probe(probe.record, probe.heads, folder), repo_id, **options

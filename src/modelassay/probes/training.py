@@ -1,16 +1,23 @@
-"""Training a probe: features once, a fit per kind, metrics on prompts that no fit saw."""
+"""Training a probe: features once, a fit per kind, metrics on prompts that no fit saw.
+
+The default probes follow a shipped recipe: the prompt's head learns from prompts of 21 sources
+(`training_data`), the answer's from the exchanges that the classifier learns from. An exchange
+without a prompt is read after a neutral one, because a guarded answer always follows something.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from modelassay.classifier.recipe import recipe_rows
 from modelassay.data.exchanges import (
     At,
     LabelledExchange,
@@ -19,21 +26,22 @@ from modelassay.data.exchanges import (
     require_classes,
     rows_at,
 )
+from modelassay.data.training_data import prompt_head_rows
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel
-from modelassay.probes.attention import fit_attention
 from modelassay.probes.features import (
     MAX_ANSWER_TOKENS,
     POOLINGS,
     Features,
-    read_features,
+    pooled_features,
     read_spans,
 )
 from modelassay.probes.fitting import (
     FITTERS,
     Fitter,
     Readout,
+    fit_attention,
     fit_calibrated,
     leave_one_source_out,
 )
@@ -47,13 +55,13 @@ from modelassay.probes.record import (
     TrainedOn,
 )
 from modelassay.probes.report import LayerScore, Sweep
-from modelassay.probes.streams import (
-    StreamRisks,
+from modelassay.probes.thresholds import (
+    SpanRisks,
     choose_thresholds,
     reached_thresholds,
-    stream_risks,
+    span_risks,
 )
-from modelassay.progress import OnProgress
+from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.statistics import (
     binary_metrics,
     cluster_interval,
@@ -67,6 +75,9 @@ DEPTHS = (1 / 3, 8 / 15, 11 / 15)
 """Relative depths of the blocks that a probe reads unless told otherwise; together they are better
 than any one of them on every source that was tried (docs/guard.md)."""
 NO_WEIGHTS = "0" * 64  # until the weights are on disk
+NEUTRAL_PROMPTS = ("Go on.", "Please continue.", "Write a short text.", "Answer my question.")
+ANSWER_TOKENS = 96
+"""Longer answers cost more and teach an average over their tokens little."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,7 @@ def train_head(
     unsafe = np.array([row.unsafe for row in rows])
     options: dict[str, Any] = {"max_answer_tokens": max_answer_tokens, "on_progress": on_progress}
     left_out: dict[str, SourceMetrics] = {}
-    risks: StreamRisks | None = None
+    risks: SpanRisks | None = None
     pools: tuple[Pooling, ...] = tuple(poolings)
     if kind == "attention":
         pools = ("attention",)
@@ -133,13 +144,13 @@ def train_head(
         fold = fit.fold
         spans: Iterable[tuple[int, Tensor]] = ((i, each[:, None]) for i, each in states.items())
     else:
-        features = read_features(model, rows, at, layers=chosen, **options)
+        features = pooled_features(model, rows, at, layers=chosen, **options)
         x, of = flat(features, pools), features.row
         fit = fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind])
         fold = fit.fold[features.last]
         left_out = _left_out(x[features.last], rows, unsafe, groups, FITTERS[kind])
         if at == "prompt":  # one sample a row, and that is where a guard asks
-            risks = StreamRisks(fit.risk, fit.risk)
+            risks = SpanRisks(fit.risk, fit.risk)
         # The fit saw answers at a few lengths; it is judged at every token.
         spans = read_spans(model, rows, at, chosen, **options)
 
@@ -149,7 +160,7 @@ def train_head(
         query = None if readout.query is None else torch.from_numpy(readout.query).float()[None]
         return Head(at, kind, chosen, pools, weight, readout.bias, pause, block, query)
 
-    risks = risks or stream_risks(spans, [head(readout) for readout in fit.folds], fold)
+    risks = risks or span_risks(spans, [head(readout) for readout in fit.folds], fold)
     served = head(fit.readout, *choose_thresholds(risks.highest[~unsafe]))
     reached = reached_thresholds(risks.highest, unsafe, fold)
     k_safe, k_unsafe = int(reached.blocked[~unsafe].sum()), int(reached.blocked[unsafe].sum())
@@ -217,7 +228,7 @@ def sweep_layers(
     require_classes(rows, (True, False), "A sweep")
     groups = prompt_groups([row.prompt for row in rows])
     unsafe = np.array([row.unsafe for row in rows])
-    features = read_features(model, rows, at, on_progress=on_progress)
+    features = pooled_features(model, rows, at, on_progress=on_progress)
     of = features.row
     scores = []
     for i, layer in enumerate(features.layers):
@@ -278,3 +289,48 @@ def _trained_on(rows: Sequence[LabelledExchange]) -> TrainedOn:
         n_unsafe=sum(row.unsafe for row in rows),
         n_safe=sum(not row.unsafe for row in rows),
     )
+
+
+def train_default_heads(
+    model: LoadedModel,
+    folder: Path,
+    *,
+    token: str | None = None,
+    on_phase: OnPhase = silent,
+) -> dict[At, TrainedHead]:
+    """Trains both heads as the shipped ones were.
+
+    Args:
+        model: The model to watch.
+        folder: Folder of the public sets.
+        token: Hub token, None for the stored one.
+        on_phase: Told (phase, done, total).
+
+    Raises:
+        InputError: the folder lacks a set.
+        UnavailableError: the embedded model cannot be fetched.
+    """
+    prompts = prompt_head_rows(folder, token)
+    prompt_head = train_head(model, prompts, "prompt", on_progress=phase_of(on_phase, "reading"))
+    rows, group_by = answer_rows(folder, on_progress=phase_of(on_phase, "answering"))
+    answer_head = train_head(
+        model,
+        rows,
+        "answer",
+        group_by=group_by,
+        max_answer_tokens=ANSWER_TOKENS,
+        on_progress=phase_of(on_phase, "reading answers"),
+    )
+    return {"prompt": prompt_head, "answer": answer_head}
+
+
+def answer_rows(
+    folder: Path, *, on_progress: OnProgress | None = None
+) -> tuple[list[LabelledExchange], list[str]]:
+    """Exchanges, and the text that stands for each one's prompt when they are split."""
+    recipe = recipe_rows(folder, on_progress=on_progress)
+    rows = [
+        row if row.prompt else replace(row, prompt=NEUTRAL_PROMPTS[i % len(NEUTRAL_PROMPTS)])
+        for i, row in enumerate(recipe.rows)
+    ]
+    return rows, recipe.group_by

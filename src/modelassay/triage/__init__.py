@@ -1,7 +1,7 @@
 """Finding the rows of a training file that poison it."""
 
 from modelassay.triage.duplicates import DuplicateGroup, NearDuplicates, near_duplicates
-from modelassay.triage.looking import Match, SearchResult, sample, search
+from modelassay.triage.looking import Match, SearchResult, Summary, sample, search, summarize
 from modelassay.triage.needles import (
     NeedleReport,
     RankedRow,
@@ -18,8 +18,7 @@ from modelassay.triage.report import (
     search_dict,
 )
 from modelassay.triage.rows import TrainingData, TrainingRow, read_rows
-from modelassay.triage.streams import Stream, score_rows
-from modelassay.triage.summary import Summary, summarize
+from modelassay.triage.signals import Signal, score_rows
 from modelassay.triage.triaging import triage
 
 __all__ = [
@@ -31,7 +30,7 @@ __all__ = [
     "RankingQuality",
     "Redaction",
     "SearchResult",
-    "Stream",
+    "Signal",
     "Summary",
     "TrainingData",
     "TrainingRow",

@@ -21,7 +21,7 @@ from modelassay.errors import InputError
 from modelassay.statistics import cluster_interval, rank_auroc, wilson_interval
 from modelassay.triage.duplicates import row_groups
 from modelassay.triage.rows import TrainingRow
-from modelassay.triage.streams import Stream
+from modelassay.triage.signals import Signal
 
 LOOKED_AT = (10, 50, 100, 500)
 """How many rows somebody may look at; recall is given for each."""
@@ -76,7 +76,7 @@ class NeedleReport:
     """All rows, the most suspicious first."""
 
     ranked: tuple[RankedRow, ...]
-    streams: tuple[Stream, ...]
+    streams: tuple[Signal, ...]
     quality: tuple[RankingQuality, ...] | None
     """Of each stream and of all together; None where the truth is not known."""
     n_needles: int | None
@@ -112,7 +112,7 @@ def check_truth(truth: np.ndarray) -> None:
 
 
 def rank_needles(
-    rows: Sequence[TrainingRow], streams: Sequence[Stream], *, truth: np.ndarray | None = None
+    rows: Sequence[TrainingRow], streams: Sequence[Signal], *, truth: np.ndarray | None = None
 ) -> NeedleReport:
     """Ranks rows by all streams together.
 

@@ -9,11 +9,10 @@ from typing import Any
 from modelassay.report.sections import Report, Section, Table, columns
 from modelassay.report.text import cut
 from modelassay.triage.duplicates import NearDuplicates
-from modelassay.triage.looking import SearchResult
+from modelassay.triage.looking import Lengths, SearchResult, Summary
 from modelassay.triage.needles import NeedleReport, RankedRow
 from modelassay.triage.redaction import Redaction
 from modelassay.triage.rows import TrainingData, TrainingRow
-from modelassay.triage.summary import Lengths, Summary
 
 SCHEMA = "modelassay.triage/1"
 SHOWN_IN_GROUP = 3

@@ -14,7 +14,7 @@ from modelassay.models import ModelRef, PairOptions
 from modelassay.models.refs import take_pair
 from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.triage.duplicates import near_duplicates
-from modelassay.triage.looking import Field, sample, search
+from modelassay.triage.looking import Field, sample, search, summarize
 from modelassay.triage.loss import model_tokenizer
 from modelassay.triage.needles import (
     NeedleReport,
@@ -26,8 +26,7 @@ from modelassay.triage.needles import (
 from modelassay.triage.redaction import redaction_for
 from modelassay.triage.report import SHOWN_IN_GROUP, TriageReport
 from modelassay.triage.rows import TrainingRow, read_rows
-from modelassay.triage.streams import score_rows
-from modelassay.triage.summary import summarize
+from modelassay.triage.signals import score_rows
 
 MAX_TOP = 1000
 SHOWN_GROUPS = 10

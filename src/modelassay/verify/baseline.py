@@ -38,7 +38,7 @@ from modelassay.files.records import (
     Sha256,
     Share,
 )
-from modelassay.hub import Commit as HubCommit
+from modelassay.hub import Commit
 from modelassay.measures.activation_signature import Signature
 from modelassay.measures.weight_sketch import COLUMNS, SIDE, WeightSketch
 from modelassay.models.identity import ModelIdentity, hash_file, states
@@ -380,6 +380,6 @@ def store_baseline(baseline: Baseline, **options: Any) -> Path:
     return BASELINES.save(lambda folder: save_baseline(baseline, folder), baseline.name, **options)
 
 
-def push_baseline(baseline: Baseline, repo_id: str, **options: Any) -> HubCommit:
+def push_baseline(baseline: Baseline, repo_id: str, **options: Any) -> Commit:
     """Publishes a baseline that is kept nowhere; options and errors: `Store.push`."""
     return BASELINES.push_new(lambda folder: save_baseline(baseline, folder), repo_id, **options)[1]

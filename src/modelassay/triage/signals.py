@@ -23,7 +23,7 @@ MIN_SPREAD = 0.02
 
 
 @dataclass(frozen=True)
-class Stream:
+class Signal:
     """One score of every row."""
 
     name: str
@@ -46,7 +46,7 @@ def score_rows(
     by_text: bool = True,
     on_phase: OnPhase = silent,
     **load_options: Unpack[PairOptions],
-) -> list[Stream]:
+) -> list[Signal]:
     """Scores rows in every way that can be had.
 
     Args:
@@ -66,7 +66,7 @@ def score_rows(
     before, after, options = take_pair(base, candidate, load_options)
     if before is None and not by_text:
         raise InputError("There is nothing to score rows by; give models, or let texts be read.")
-    by_texts: list[Stream] = []
+    by_texts: list[Signal] = []
     if by_text:  # first: it is cheap, and what is wrong with the file or the encoder shows here
         device = options.get("device", "auto")
         by_texts = _text_streams(rows, device if isinstance(device, str) else "auto", on_phase)
@@ -77,7 +77,7 @@ def score_rows(
     return [*streams, *by_texts]
 
 
-def _loss_stream(losses: RowLosses) -> Stream:
+def _loss_stream(losses: RowLosses) -> Signal:
     gain = losses.gain
     if not np.isfinite(gain).any():
         raise InputError("No row has an answer that the models could read; there is no loss.")
@@ -86,7 +86,7 @@ def _loss_stream(losses: RowLosses) -> Stream:
         notes.append(f"{losses.n_cut} rows were too long; their end was not read.")
     if unread := int(np.isnan(gain).sum()):
         notes.append(f"{unread} rows have no answer to read.")
-    return Stream(
+    return Signal(
         "loss",
         "learnt beyond rows with answers of like length, in their robust standard deviations",
         beyond_typical(gain, losses.n_tokens),
@@ -134,13 +134,13 @@ def beyond_typical(gain: np.ndarray, n_tokens: np.ndarray) -> np.ndarray:
     return found
 
 
-def _text_streams(rows: Sequence[TrainingRow], device: str, on_phase: OnPhase) -> list[Stream]:
+def _text_streams(rows: Sequence[TrainingRow], device: str, on_phase: OnPhase) -> list[Signal]:
     around = neighbourhoods(
         embed_rows(rows, device=device, on_progress=phase_of(on_phase, "embedding"))
     )
     harm = harm_of_answers(rows, device=device, on_progress=phase_of(on_phase, "harm"))
     return [
-        Stream("clump", "one of a few alike rows apart from the rest, cosine", around.clump),
-        Stream("alone", f"distance to neighbour {around.k}, cosine", around.far),
-        Stream("harm", "chance that the answer complies with a harmful request", harm),
+        Signal("clump", "one of a few alike rows apart from the rest, cosine", around.clump),
+        Signal("alone", f"distance to neighbour {around.k}, cosine", around.far),
+        Signal("harm", "chance that the answer complies with a harmful request", harm),
     ]

@@ -23,7 +23,7 @@ LEAST_BLOCK, LEAST_PAUSE = 0.5, 0.25
 
 
 @dataclass(frozen=True)
-class StreamRisks:
+class SpanRisks:
     """Risks of spans."""
 
     final: Array
@@ -32,9 +32,9 @@ class StreamRisks:
     """[row], at any moment at which a guard would ask."""
 
 
-def stream_risks(
+def span_risks(
     spans: Iterable[tuple[int, Tensor]], heads: Sequence[Head], head_of: Array
-) -> StreamRisks:
+) -> SpanRisks:
     """Reads spans as a guard does: a prompt at its end, an answer at every token.
 
     Args:
@@ -52,7 +52,7 @@ def stream_risks(
             for part in states.split(step)
         ]
         final[row], highest[row] = risks[-1], max(risks)
-    return StreamRisks(final, highest)
+    return SpanRisks(final, highest)
 
 
 def choose_thresholds(harmless: Array) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from modelassay.audit import Audit, load_config
-from modelassay.audit.places import inside
+from modelassay.audit.config import inside
 from modelassay.errors import InputError
 
 
