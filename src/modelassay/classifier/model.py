@@ -28,7 +28,7 @@ from modelassay.classifier.encoding import (
 from modelassay.classifier.network import PairNetwork, load_encoder, read_adapter
 from modelassay.data.exchanges import LABELS
 from modelassay.errors import InputError, UnavailableError
-from modelassay.models.encoder import ENCODER_ID, ensure_encoder
+from modelassay.models.embedded import ENCODER_ID, ensure_encoder
 from modelassay.models.explain import explain_loading
 from modelassay.models.identity import hash_file
 

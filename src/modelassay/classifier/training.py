@@ -56,7 +56,7 @@ from modelassay.data.exchanges import (
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions
 from modelassay.hub import check_weight_files, fetch_model
-from modelassay.models.encoder import ENCODER_ID, ensure_encoder
+from modelassay.models.embedded import ENCODER_ID, ensure_encoder
 from modelassay.models.identity import hash_file
 from modelassay.models.trainer import Schedule, run_trainer
 from modelassay.progress import OnProgress

@@ -35,8 +35,7 @@ from modelassay.measures.erased_directions import (
     plain_name,
 )
 from modelassay.measures.weight_sketch import AblationMark, layer_of
-from modelassay.models.layers import text_config
-from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_layer
+from modelassay.models.layers import OTHER_TOWERS, residual_axis, text_config, writing_layer
 from modelassay.progress import OnProgress
 from modelassay.report.json import published
 

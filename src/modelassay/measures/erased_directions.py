@@ -30,14 +30,14 @@ from torch import Tensor
 
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
-from modelassay.models.layers import text_config
-from modelassay.models.quantization import unpacked
-from modelassay.models.writers import (
+from modelassay.models.layers import (
     LAYER_INDEX,
     OTHER_TOWERS,
     residual_axis,
+    text_config,
     writing_layer,
 )
+from modelassay.models.quantization import unpacked
 
 ERASED_RATIO = 0.05
 """A neighbouring-eigenvalue ratio below this is a hole. Untouched matrices measured lie above 0.4

@@ -32,8 +32,7 @@ from modelassay.measures.erased_directions import (
     stored_tensors,
 )
 from modelassay.models import LoadedModel
-from modelassay.models.layers import text_config
-from modelassay.models.writers import OTHER_TOWERS, residual_axis, writing_layer
+from modelassay.models.layers import OTHER_TOWERS, residual_axis, text_config, writing_layer
 from modelassay.report.json import published
 
 SIDE = 4

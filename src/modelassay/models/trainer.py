@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modelassay.errors import UnavailableError
-from modelassay.models.memory import is_out_of_memory
+from modelassay.models.explain import is_out_of_memory
 from modelassay.progress import OnProgress
 
 Loss = Callable[[Any, dict[str, Tensor]], tuple[Tensor, Any]]

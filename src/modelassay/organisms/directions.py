@@ -23,7 +23,7 @@ from modelassay.errors import InputError
 from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import LoadedModel
 from modelassay.models.ablation import Ablation, ablate
-from modelassay.models.writers import writing_layer
+from modelassay.models.layers import writing_layer
 from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import encode_prompts
 

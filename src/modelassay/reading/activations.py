@@ -28,7 +28,7 @@ from torch import Tensor
 
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models import LoadedModel
-from modelassay.models.memory import is_out_of_memory
+from modelassay.models.explain import is_out_of_memory
 from modelassay.progress import OnProgress
 from modelassay.reading.hooks import capture, head_at
 from modelassay.reading.prompts import Encoded

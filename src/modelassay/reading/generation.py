@@ -18,7 +18,7 @@ import torch
 from modelassay.errors import UnavailableError
 from modelassay.files.atomic import explain_os_errors, write_text_atomically
 from modelassay.models import LoadedModel
-from modelassay.models.memory import is_out_of_memory
+from modelassay.models.explain import is_out_of_memory
 from modelassay.progress import OnProgress
 from modelassay.reading.activations import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU
 from modelassay.reading.prompts import Encoded, encode_prompts

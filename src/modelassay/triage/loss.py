@@ -16,10 +16,10 @@ from typing_extensions import Unpack
 
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models import LoadedModel, LoadOptions, ModelIdentity, ModelRef, open_model
+from modelassay.models.explain import is_out_of_memory
 from modelassay.models.finding import find_sources
 from modelassay.models.identity import hash_tokenizer
 from modelassay.models.loading import load_tokenizer
-from modelassay.models.memory import is_out_of_memory
 from modelassay.models.refs import fetch_options
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.reading.activations import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU

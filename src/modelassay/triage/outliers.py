@@ -18,7 +18,7 @@ import torch
 from modelassay.classifier.model import UNSAFE, load_classifier, pick_device
 from modelassay.classifier.network import load_encoder
 from modelassay.errors import InputError
-from modelassay.models.encoder import ensure_encoder
+from modelassay.models.embedded import ensure_encoder
 from modelassay.progress import OnProgress
 from modelassay.triage.rows import TrainingRow
 
