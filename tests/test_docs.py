@@ -15,7 +15,9 @@ import docs_site
 ROOT = architecture.ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WRITTEN_BY_THE_SITE = {ROOT / "docs/reference/cli.md"}
-NAMES_OF_FILES = re.compile(r"`((?:src|tests|scripts|concepts|examples|docs|benchmarks)/[\w./-]+)`")
+NAMES_OF_FILES = re.compile(
+    r"`((?:src|tests|scripts|concepts|examples|docs|benchmarks)/[\w./-]+|[\w/]+\.py)`"
+)
 
 
 def test_the_architecture_page_is_up_to_date():
@@ -46,7 +48,25 @@ def test_links_and_names_lead_to_files(page: Path):
             path = (page.parent / target).resolve()
             assert path.exists() or path in WRITTEN_BY_THE_SITE, f"{page.name}: {target}"
     for name in NAMES_OF_FILES.findall(text):
-        assert (ROOT / name).exists() or "NAME" in name, f"{page.name}: {name}"
+        there = (ROOT / name).exists() or (architecture.PACKAGE / name).exists()
+        assert there or "NAME" in name, f"{page.name}: {name}"
+
+
+def found_in_the_code(pattern: str) -> set[str]:
+    return {
+        name
+        for path in architecture.modules()
+        for name in re.findall(pattern, path.read_text(encoding="utf-8"))
+    }
+
+
+def test_every_environment_variable_and_schema_is_in_the_reference():
+    environment = (ROOT / "docs/reference/environment.md").read_text(encoding="utf-8")
+    for name in found_in_the_code(r"\bMODELASSAY_[A-Z_]+\b"):
+        assert f"`{name}`" in environment, name
+    schemas = (ROOT / "docs/reference/json.md").read_text(encoding="utf-8")
+    for name in found_in_the_code(r"\bmodelassay\.[a-z-]+/\d\b"):
+        assert f"`{name}`" in schemas, name
 
 
 def page_of_the_site(uri: str) -> SimpleNamespace:
