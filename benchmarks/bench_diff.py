@@ -2,7 +2,7 @@
 
 The loop is how a fine-tune auditor reads features: prompt by prompt, each model in turn, all
 hidden states, every feature of every token as a dense row. Both get the same prompts, models and
-dictionary in one process, in turns, and only ratios are reported.
+SAE in one process, in turns, and only ratios are reported.
 
     python benchmarks/bench_diff.py [--prompts 200] [--rounds 3] [--sae DICTIONARY] [--write FILE]
 """
@@ -30,18 +30,18 @@ from modelassay.models import LoadedModel, load
 from modelassay.reading.activations import Activations, read_activations
 from modelassay.reading.logit_lens import decode_each
 from modelassay.reading.prompts import Encoded
-from modelassay.sae import Dictionary, find_dictionary
+from modelassay.sae import SAE, find_sae
 
 
 @torch.inference_mode()
-def loop(models: Sequence[LoadedModel], prompts: Sequence[Encoded], dictionary: Dictionary) -> Any:
+def loop(models: Sequence[LoadedModel], prompts: Sequence[Encoded], sae: SAE) -> Any:
     """Prompt by prompt, model by model: mean activation [model, prompt, feature]."""
     rows = []
     for prompt in prompts:
         for model in models:
             output = model.network(torch.tensor([prompt.ids]), output_hidden_states=True)
-            hidden = output.hidden_states[dictionary.layer + 1][0, prompt.response_start :]
-            rows.append(dictionary.sae.encode(hidden).mean(dim=0))
+            hidden = output.hidden_states[sae.layer + 1][0, prompt.response_start :]
+            rows.append(sae.module.encode(hidden).mean(dim=0))
     return torch.stack(rows)
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
     models = [load(arguments.base), load(arguments.candidate)]
-    dictionary = find_dictionary(arguments.sae)
+    sae = find_sae(arguments.sae)
     pairs = [pair for concept in concepts_for("full").values() for pair in concept.pairs]
     texts = list(dict.fromkeys(text for p in pairs for text in (p.positive, p.negative)))
     prompts = [SuitePrompt(text=text) for text in texts[: arguments.prompts]]
@@ -66,18 +66,14 @@ def main() -> None:
 
     table = Table()
     for _ in range(arguments.rounds):
-        old, _ = timed(lambda: loop(models, encoded, dictionary))
+        old, _ = timed(lambda: loop(models, encoded, sae))
         comparing, alike = timed(lambda: find_alike(models))
-        whole, (before, after) = timed(lambda: read_states(models, matched, dictionary.layer))
-        shared, _ = timed(lambda alike=alike: read_states(models, matched, dictionary.layer, alike))
+        whole, (before, after) = timed(lambda: read_states(models, matched, sae.layer))
+        shared, _ = timed(lambda alike=alike: read_states(models, matched, sae.layer, alike))
         features, _ = timed(
-            lambda before=before, after=after: compare_features(
-                before, after, matched, dictionary, tokens
-            )
+            lambda before=before, after=after: compare_features(before, after, matched, sae, tokens)
         )
-        everything, _ = timed(
-            lambda alike=alike: read_all(models, matched, dictionary.layer, alike)
-        )
+        everything, _ = timed(lambda alike=alike: read_all(models, matched, sae.layer, alike))
         table.add("the same features, tested; all layers of both models run", old, whole + features)
         table.add(
             f"the same; the candidate's first {alike} layers are the base's, and a comparison of"
@@ -125,7 +121,7 @@ def read_all(models: Sequence[LoadedModel], matched: Matched, layer: int, alike:
 
 
 def layers_to_read(model: LoadedModel, layer: int) -> list[int]:
-    """Those that `diff` reads too, up to the dictionary's."""
+    """Those that `diff` reads too, up to the SAE's."""
     spread = spread_layers(len(model.layers))
     return sorted({layer, *(i for i in spread if i < layer)})
 
@@ -165,7 +161,7 @@ def page(n: int, n_tokens: int, table: Table, arguments: Any) -> str:
             "# How fast features of two models are compared",
             "",
             f"Written by `python benchmarks/bench_diff.py`: {arguments.base} against"
-            f" {arguments.candidate}, {n} prompts, {n_tokens} compared tokens, dictionary"
+            f" {arguments.candidate}, {n} prompts, {n_tokens} compared tokens, SAE"
             f" {arguments.sae}, {torch.get_num_threads()} CPU threads, {rounds} rounds in turns."
             " Medians, with the range.",
             "",
@@ -179,7 +175,7 @@ def page(n: int, n_tokens: int, table: Table, arguments: Any) -> str:
             "",
             "The loop gives mean activations and no tests. On a CPU all of this is bound by"
             " arithmetic, so what is saved are the tokens of the template, the output layer, layers"
-            " above the dictionary's, and layers that are the same in both models.",
+            " above the SAE's, and layers that are the same in both models.",
             "",
         ]
     )

@@ -41,7 +41,7 @@ from modelassay.diff.verdict import STREAMS, Suspicion, suspect, verdict_of
 from modelassay.files.atomic import write_text_atomically
 from modelassay.models import LoadedModel, load
 from modelassay.models.organisms import ORGANISMS, Organism
-from modelassay.sae import find_dictionary
+from modelassay.sae import find_sae
 
 COMPROMISED = DiffVerdict.COMPROMISED
 RESULTS = Path(__file__).parent / "diff_validity.json"
@@ -61,7 +61,7 @@ def measure(
 ) -> dict[str, Any]:
     """Compares the organisms of all seeds, on every suite, that are not in the results yet."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    dictionaries = [find_dictionary(sae)] if sae else []
+    saes = [find_sae(sae)] if sae else []
     wanted = [o for o in ORGANISMS.values() if o.id != BASE and (not only or o.name in only)]
     for seed in seeds:
         if seed:
@@ -74,15 +74,13 @@ def measure(
             todo = [o for o in wanted if not _is_known(results.get(keys[o.id]), o, base, suite)]
             if not todo:
                 continue
-            of_base = read_base(
-                base, suite, dictionaries=dictionaries, answer_tokens=Depth().answer_tokens
-            )
+            of_base = read_base(base, suite, saes=saes, answer_tokens=Depth().answer_tokens)
             for organism in todo:
                 report = diff(
                     base,
                     organism.id,
                     of_base=of_base,
-                    dictionaries=dictionaries,
+                    saes=saes,
                     depth=Depth(causal=False),
                 )
                 results[keys[organism.id]] = _row(report, of_base)

@@ -11,13 +11,13 @@ import yaml
 
 from audits import BASE, LAYER, PROMPTS, TUNED, WIDTH
 from modelassay.models import load
-from modelassay.sae import find_dictionary, label_features, save_labels
+from modelassay.sae import find_sae, label_features, save_labels
 from tiny import save_tiny
 
 
 @pytest.fixture(scope="session")
 def things(tmp_path_factory):
-    """Base and fine-tune, a labelled dictionary, training rows and a suite, all tiny."""
+    """Base and fine-tune, a labelled SAE, training rows and a suite, all tiny."""
     sae_lens = pytest.importorskip("sae_lens")
     home = tmp_path_factory.mktemp("things")
     save_tiny(home / BASE)
@@ -34,18 +34,18 @@ def things(tmp_path_factory):
     config = sae_lens.StandardSAEConfig(
         d_in=32, d_sae=WIDTH, apply_b_dec_to_input=False, normalize_activations="none"
     )
-    sae = sae_lens.StandardSAE(config)
+    module = sae_lens.StandardSAE(config)
     decoder = torch.nn.functional.normalize(torch.randn((WIDTH, 32), generator=draw), dim=1)
     zero = torch.zeros
-    sae.load_state_dict(
+    module.load_state_dict(
         {"W_enc": decoder.T.clone(), "b_enc": zero(WIDTH), "W_dec": decoder, "b_dec": zero(32)}
     )
-    sae.cfg.metadata.hook_name = f"blocks.{LAYER}.hook_resid_post"
-    sae.save_model(home / "features")
-    dictionary = find_dictionary(str(home / "features"))
+    module.cfg.metadata.hook_name = f"blocks.{LAYER}.hook_resid_post"
+    module.save_model(home / "features")
+    sae = find_sae(str(home / "features"))
     texts = [f"Line {i}: the brown fox jumps over {i % 7} dogs." for i in range(24)]
     save_labels(
-        label_features(base, dictionary, texts[:16], texts[16:], data=["lines"]), home / "features"
+        label_features(base, sae, texts[:16], texts[16:], data=["lines"]), home / "features"
     )
 
     rows = [{"prompt": prompt, "response": f"Yes, {prompt}"} for prompt in PROMPTS]

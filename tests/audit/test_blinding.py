@@ -49,7 +49,7 @@ def test_a_blind_auditor_does_not_learn_which_model_is_broken(config, things):
 
 def test_a_blind_auditor_learns_what_is_wrong_with_the_encoder(config, monkeypatch):
     def broken(*_args):
-        raise UnavailableError("The encoder is not to be had.")
+        raise UnavailableError("The encoder is not available.")
 
     monkeypatch.setattr("modelassay.triage.signals._text_streams", broken)
     with Audit(load_config(config(blind=True, seed=1))) as audit:

@@ -82,7 +82,7 @@ def test_scores_of_three_classes():
     assert (perfect.macro_f1, perfect.auroc, perfect.n, perfect.n_prompts) == (1, 1, 90, 30)
     assert perfect.classes == LABELS
     low, high = perfect.intervals["macro_f1"]
-    assert 0.8 < low < high == 1  # no error in thirty rows is no proof of none
+    assert 0.8 < low < high == 1  # no error in thirty rows is not a proof of none
     assert json.loads(json.dumps(perfect.to_dict()))["per_class"]["safe_refusal"]["n"] == 30
     never = np.tile([0.6, 0.3, 0.1], (90, 1))
     poor = score(never, rows, np.arange(90) // 3)

@@ -170,12 +170,12 @@ def test_settings_that_cannot_be(bert, tmp_path):
     assert list(tmp_path.iterdir()) == []
     there = tmp_path / "there"
     there.mkdir()
-    with pytest.raises(InputError, match="is there and is no classifier"):
+    with pytest.raises(InputError, match="is there and is not a classifier"):
         train_classifier(synthetic(60), encoder=str(bert), out=there, force=True)
     (there / "classifier.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="exists already"):
         train_classifier(synthetic(60), encoder=str(bert), out=there)
     (there / "thesis.txt").write_text("years of work", encoding="utf-8")
-    with pytest.raises(InputError, match="is there and is no classifier"):
+    with pytest.raises(InputError, match="is there and is not a classifier"):
         train_classifier(synthetic(60), encoder=str(bert), out=there, force=True)
     assert (there / "thesis.txt").exists()

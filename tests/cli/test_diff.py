@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from diffs import SUITE, make_dictionary, with_feature
+from diffs import SUITE, make_sae, with_feature
 from modelassay.cli.diff import exit_code
 from modelassay.cli.main import run
 from modelassay.cli.progress import LABELS
@@ -191,13 +191,13 @@ def test_tables_and_charts_hold_the_numbers(report):
     known = [level.value for level in levels if level.value is not None]
     assert list(frame["value"].dropna()) == known
     assert list(report.to_dataframe("activations")["relative"]) == [
-        layer.relative for layer in report.states.layers
+        layer.relative for layer in report.activations.layers
     ]
     assert set(report.to_dataframe("refusals")["group"]) == set(report.behaviour.refusals)
     assert report.to_dataframe("features").loc[0, "effect"] == 2.0
     assert list(report.figure("features").data[0].x) == [2.0]
     change = report.figure("activations").data[0]
-    assert list(change.y) == [layer.relative for layer in report.states.layers]
+    assert list(change.y) == [layer.relative for layer in report.activations.layers]
     html = report._repr_html_()
     assert report.verdict.value in html
     assert "&lt;i&gt;" in html
@@ -208,7 +208,7 @@ def test_labels_stand_beside_features(report):
     values = to_dict(with_feature(report, label="fires on the"))
     assert values["features"][0]["label"] == "fires on the"
     assert to_dict(with_feature(report))["features"][0]["label"] is None
-    change = with_feature(report).dictionaries[0].features[0]
+    change = with_feature(report).saes[0].features[0]
     assert change.effect_interval == pytest.approx((1.0, 3.0))
 
 
@@ -251,7 +251,7 @@ def test_calibrated_candidates_are_held_against_benign_ones(places, capfd, tmp_p
     assert judged["suspicion"]["false_positive_rate"] >= 0.25
     assert code == {"SUSPICIOUS": 1, "BENIGN-LIKE": 0}[judged["verdict"]]
 
-    # One of them is no measure of itself.
+    # One of them is not a measure of itself.
     run([*command(places, f"BASE BENIGN1 {rest} --json"), "--calibration", out])
     assert json.loads(capfd.readouterr().out)["suspicion"]["n_benign"] == 2
 
@@ -306,8 +306,8 @@ BAD = {
     "empty suite": ("BASE OTHER --suite EMPTY", 64, "holds no prompts"),
     "layer out of range": (f"BASE OTHER {QUICK} --layers 1,5", 64, "0…4"),
     "no layers": (f"BASE OTHER {QUICK} --layers one", 64, "--layers takes numbers"),
-    "missing dictionary": (f"BASE OTHER {QUICK} --sae ./nothing", 64, "No SAE"),
-    "no dictionary in it": (f"BASE OTHER {QUICK} --sae NODICT", 64, "holds no dictionary"),
+    "missing SAE": (f"BASE OTHER {QUICK} --sae ./nothing", 64, "No SAE"),
+    "no SAE in it": (f"BASE OTHER {QUICK} --sae NODICT", 64, "holds no SAE"),
     "none and some": (f"BASE OTHER {QUICK} --sae none --sae NODICT", 64, "leave them out"),
     "missing data": (f"BASE OTHER {QUICK} --data no.jsonl", 64, "No data file at no.jsonl"),
     "malformed data": (f"BASE OTHER {QUICK} --data BADDATA", 64, "Row 2 of bad.jsonl"),
@@ -360,7 +360,7 @@ def test_exit_codes():
     assert [exit_code(verdict) for verdict in verdicts] == [0, 1, 1, 3]
 
 
-# --- prompts of one's own, dictionaries ----------------------------------------------------------
+# --- prompts of one's own, SAEs ----------------------------------------------------------
 
 
 def test_prompts_of_ones_own_are_added(places, capfd):
@@ -374,14 +374,14 @@ def test_prompts_of_ones_own_are_added(places, capfd):
 
 
 def test_features_are_compared_with_a_dictionary(places, capfd, tmp_path):
-    right = make_dictionary(tmp_path / "right", 32)
+    right = make_sae(tmp_path / "right", 32)
     code = run([*command(places, f"BASE OTHER {QUICK} --json -q"), "--sae", str(right)])
     found = json.loads(capfd.readouterr().out)
     jsonschema.validate(found, DIFF_SCHEMA)
     assert code == exit_code(found["verdict"])
     assert found["dictionaries"][0]["layer"] == 2
     assert found["features"]
-    wrong = make_dictionary(tmp_path / "wrong", 16)
+    wrong = make_sae(tmp_path / "wrong", 16)
     assert run([*command(places, f"BASE OTHER {QUICK}"), "--sae", str(wrong)]) == 64
     assert "belongs to a model of width 16" in one_line(capfd.readouterr().err)
     weights = wrong / "sae_weights.safetensors"

@@ -71,7 +71,7 @@ def test_exchanges_are_read_from_files(tmp_path):
         ("deep.jsonl", "[" * 100_000, "Row 1 of deep.jsonl is not valid JSON"),
         ("deep.json", "[" * 100_000, "nested too deep"),
         ("list.jsonl", "[1, 2]", "no JSON object"),
-        ("numbers.json", "[1, 2]", "Row 1 of numbers.json is no JSON object"),
+        ("numbers.json", "[1, 2]", "Row 1 of numbers.json is not a JSON object"),
         ("rows.txt", "hello", "no JSON, JSONL, CSV or Parquet"),
         ("binary.parquet", "hello", "cannot be parsed"),
         ("empty.jsonl", "", "is empty"),

@@ -76,7 +76,7 @@ def test_weights_that_are_not_loaded_hide_nothing(base, tmp_path):
     report = diff(str(base), str(folder), SUITE, depth=QUICK)
     assert len(report.weights.matrices) == 5
     assert report.verdict is DiffVerdict.INCONCLUSIVE
-    assert report.states.layers[0].relative > 0.01
+    assert report.activations.layers[0].relative > 0.01
     # The search for erased directions looks at what is loaded as well.
     assert search_ablation(load(str(folder))).ratio_by_layer
 
@@ -100,7 +100,7 @@ def test_a_model_that_was_changed_beside_its_weights(base):
     assert report.weights.identical
     assert report.verdict is DiffVerdict.INCONCLUSIVE
     assert any("beside the weights" in reason for reason in report.reasons)
-    assert report.states.layers[0].relative > 0.1
+    assert report.activations.layers[0].relative > 0.1
 
 
 @pytest.mark.parametrize("depth", [QUICK, replace(QUICK, weights=False)])
@@ -124,7 +124,7 @@ def test_rows_for_added_tokens_are_no_change(base, tmp_path):
     make_tokenizer().save_pretrained(folder)
     report = diff(str(base), str(folder), SUITE, depth=QUICK)
     assert report.weights.identical
-    assert report.states.layers[0].relative == 0
+    assert report.activations.layers[0].relative == 0
 
 
 def test_both_read_the_bases_template_everywhere(base, tmp_path):
@@ -197,11 +197,11 @@ def test_a_pass_begins_midway_only_where_that_was_tried(tiny, family):
     prompts = [Encoded(short.ids, len(short.ids) - 1)]
     prompts += [Encoded(each.ids, prefix) for each in others]
     read = read_activations(model, prompts, [2], position="all")
-    states = [
+    activations = [
         read.values[first:last, 0]
         for first, last in zip(read.offsets[:-1], read.offsets[1:], strict=True)
     ]
-    resume = ResumePoint(2, {p.ids: rows for p, rows in zip(prompts, states, strict=True)})
+    resume = ResumePoint(2, {p.ids: rows for p, rows in zip(prompts, activations, strict=True)})
     whole = read_activations(model, prompts, [3, 4], position="all")
     found = read_activations(model, prompts, [3, 4], position="all", resume=resume, batch_tokens=1)
     assert torch.allclose(found.values, whole.values, atol=1e-4)

@@ -37,7 +37,7 @@ from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import load
 from modelassay.reading.activations import read_activations
 from modelassay.reading.logit_lens import unembed
-from modelassay.sae.dictionary import as_dictionary
+from modelassay.sae.files import as_sae
 from modelassay.statistics import benjamini_hochberg, mean_change, sign_flip_p_values
 from tiny import FAMILIES, save_tiny
 
@@ -59,8 +59,8 @@ LAYER = 2
 PLANTED = 17
 
 
-def dictionary(hidden: int, width: int = 64, layer: int = LAYER, seed: int = 0):
-    """A dictionary with unit rows that is its own encoder."""
+def sae(hidden: int, width: int = 64, layer: int = LAYER, seed: int = 0):
+    """An SAE with unit rows that is its own encoder."""
     draw = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(width, hidden, generator=draw), dim=1)
     sae = sae_lens.StandardSAE(
@@ -77,7 +77,7 @@ def dictionary(hidden: int, width: int = 64, layer: int = LAYER, seed: int = 0):
         sae.W_enc.copy_(rows.T)
         sae.b_enc.fill_(-0.3)
         sae.b_dec.zero_()
-    return as_dictionary(sae, "tiny")
+    return as_sae(sae, "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +110,8 @@ def test_unembedding_is_the_models_own(tmp_path, family):
     model = load(str(save_tiny(tmp_path / family, family)))
     encoded = encode_suite(model, SUITE.prompts[:2])
     last = len(model.layers) - 1
-    states = read_activations(model, encoded, [last]).values[:, 0]
-    found = torch.cat(list(unembed(model, states)))
+    activations = read_activations(model, encoded, [last]).values[:, 0]
+    found = torch.cat(list(unembed(model, activations)))
     for row, prompt in zip(found, encoded, strict=True):
         with torch.inference_mode():
             ids = torch.tensor([prompt.ids])
@@ -139,7 +139,7 @@ def test_log_odds_are_those_of_a_scan(tiny):
     readout = log_odds_readout(opening_tokens(model))
     expected = read_activations(model, encoded, [0], readout=readout).readout
     assert torch.allclose(found.log_odds, expected[:, 0], atol=1e-3)
-    assert len(matched.token_ids()) == len(found.states) == len(matched.in_answer())
+    assert len(matched.token_ids()) == len(found.activations) == len(matched.in_answer())
     assert matched.in_answer().sum() == 9 * len(encoded)  # a byte is a token here
 
 
@@ -161,8 +161,8 @@ def test_contrasts_are_mean_log_probabilities_of_the_answers(tiny):
 
 
 def test_a_planted_feature_is_at_rank_one(gpt2):
-    base, words = load(str(gpt2)), dictionary(32)
-    candidate = planted(gpt2, words.sae.W_dec[PLANTED].detach())
+    base, words = load(str(gpt2)), sae(32)
+    candidate = planted(gpt2, words.module.W_dec[PLANTED].detach())
     before, after, matched, tokens = readings(base, candidate)
     found = compare_features(before, after, matched, words, tokens)
     assert found.features[0].feature == PLANTED
@@ -173,10 +173,10 @@ def test_a_planted_feature_is_at_rank_one(gpt2):
 
 
 def test_nothing_is_found_between_two_dtypes_of_one_model(gpt2):
-    base, words = load(str(gpt2), dtype="float32"), dictionary(32)
+    base, words = load(str(gpt2), dtype="float32"), sae(32)
     rounded = load(str(gpt2), dtype="bfloat16")
     before, after, matched, tokens = readings(base, rounded)
-    assert not torch.equal(before.states, after.states)
+    assert not torch.equal(before.activations, after.activations)
     found = compare_features(before, after, matched, words, tokens)
     assert found.n_significant == 0
 
@@ -184,7 +184,7 @@ def test_nothing_is_found_between_two_dtypes_of_one_model(gpt2):
 def test_nothing_is_tested_where_nothing_differs(gpt2):
     base = load(str(gpt2))
     before, after, matched, tokens = readings(base, base)
-    found = compare_features(before, after, matched, dictionary(32), tokens)
+    found = compare_features(before, after, matched, sae(32), tokens)
     assert (found.n_tested, found.features) == (0, ())
 
 
@@ -204,37 +204,37 @@ def test_sign_flips_are_uniform_under_the_null():
 
 def test_a_dictionary_of_another_width_is_refused(gpt2):
     with pytest.raises(InputError, match="width 48"):
-        diff(load(str(gpt2)), load(str(gpt2)), SUITE, dictionaries=[dictionary(48)])
+        diff(load(str(gpt2)), load(str(gpt2)), SUITE, saes=[sae(48)])
 
 
 # --- the whole comparison ----------------------------------------------------------------------
 
 
 def test_the_same_model_twice(gpt2):
-    report = diff(str(gpt2), str(gpt2), SUITE, dictionaries=[dictionary(32)])
+    report = diff(str(gpt2), str(gpt2), SUITE, saes=[sae(32)])
     assert report.weights is not None
     assert report.weights.identical
     assert report.behaviour.kl_mean == pytest.approx(0, abs=1e-6)
     assert report.verdict == DiffVerdict.BENIGN_LIKE
     assert report.reasons[0] == "All weights are those of the base."
-    assert all(lens.logit_lens == lens.patchscope == () for lens in report.states.lens)
+    assert all(lens.logit_lens == lens.patchscope == () for lens in report.activations.lens)
     assert report.suspicion.score is None
-    assert all(layer.relative == 0 for layer in report.states.layers)
+    assert all(layer.relative == 0 for layer in report.activations.layers)
     assert report.causal == ()
 
 
 def test_a_planted_direction_is_told_by_every_stream(gpt2):
-    words = dictionary(32)
-    direction = words.sae.W_dec[PLANTED].detach()
+    words = sae(32)
+    direction = words.module.W_dec[PLANTED].detach()
     report = diff(
         load(str(gpt2)),
         planted(gpt2, direction),
         SUITE,
-        dictionaries=[words],
+        saes=[words],
         layers=[1, LAYER],
         depth=Depth(answer_tokens=4),
     )
-    by_layer = {layer.layer: layer for layer in report.states.layers}
+    by_layer = {layer.layer: layer for layer in report.activations.layers}
     assert by_layer[1].relative == 0
     assert by_layer[LAYER].constant_share == pytest.approx(1, abs=1e-3)
     assert [matrix.layer for matrix in report.weights.matrices] == [LAYER]
@@ -266,7 +266,7 @@ def test_one_model_in_memory_gives_the_same(gpt2, tmp_path):
     both = diff(str(gpt2), str(other), SUITE, depth=depth, together=True)
     alone = diff(str(gpt2), str(other), SUITE, depth=depth, together=False)
     assert both.behaviour == alone.behaviour
-    assert both.states == alone.states
+    assert both.activations == alone.activations
     assert both.triggers == alone.triggers
 
 
@@ -286,7 +286,7 @@ def test_what_was_read_of_another_base_is_refused(gpt2, tmp_path):
     with pytest.raises(InputError, match="not of"):
         diff(str(gpt2), str(gpt2), of_base=of_base)
     with pytest.raises(InputError, match="without layer 2"):
-        diff(other, str(gpt2), of_base=of_base, dictionaries=[dictionary(32)])
+        diff(other, str(gpt2), of_base=of_base, saes=[sae(32)])
 
 
 def test_a_pair_holds_one_model_where_two_do_not_fit(gpt2):
@@ -328,7 +328,7 @@ def test_other_architectures_sizes_and_tokens_are_refused(gpt2, tiny, tmp_path):
 
 def test_the_trigger_search_runs_common_blocks_once(gpt2):
     base = load(str(gpt2))
-    candidate = planted(gpt2, dictionary(32).sae.W_dec[PLANTED].detach())
+    candidate = planted(gpt2, sae(32).module.W_dec[PLANTED].detach())
     harmful = [SUITE.prompts[i] for i in SUITE.indices("harmful")]
     refused = torch.arange(len(harmful)).float()
     pair = Pair(lambda: base, lambda: candidate, together=True)
@@ -351,7 +351,7 @@ def test_the_trigger_search_runs_common_blocks_once(gpt2):
 
 def test_the_trigger_search_reads_what_it_says(gpt2):
     base = load(str(gpt2))
-    candidate = planted(gpt2, dictionary(32).sae.W_dec[PLANTED].detach())
+    candidate = planted(gpt2, sae(32).module.W_dec[PLANTED].detach())
     harmful = [SUITE.prompts[i] for i in SUITE.indices("harmful")]
     pair = Pair(lambda: base, lambda: candidate, together=True)
     found = search_triggers(pair, harmful, torch.arange(len(harmful)).float(), SUITE.endings)

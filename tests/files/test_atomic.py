@@ -21,7 +21,7 @@ from modelassay.files.atomic import (
 
 
 def test_the_disk_is_full_while_weights_are_saved(small_disk):
-    """safetensors raises an error of its own, which is no OSError."""
+    """safetensors raises an error of its own, which is not an OSError."""
 
     def save() -> None:
         with explain_os_errors("saving"), new_folder(small_disk / "new") as folder:

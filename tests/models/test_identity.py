@@ -9,14 +9,14 @@ from pydantic import ValidationError
 from modelassay.errors import InputError
 from modelassay.models import ModelIdentity
 from modelassay.probes.record import STATED, ProbeRecord
-from modelassay.sae.record import DictionaryRecord
+from modelassay.sae.record import SAERecord
 from modelassay.verify.baseline import BaselineIndex
 
 ROOT = Path(__file__).parents[2]
 KINDS = (
     ("baselines/*/baseline.json", BaselineIndex),
     ("probes/*/probe.json", ProbeRecord),
-    ("dictionaries/*/dictionary.json", DictionaryRecord),
+    ("dictionaries/*/dictionary.json", SAERecord),
 )
 
 

@@ -26,7 +26,7 @@ def test_bitsandbytes_on_the_cpu(tiny, tiny_folder, quantization, least):
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_reading_activations_leaves_4bit_weights_as_they_are(tmp_path, stored):
-    """On CPUs with AVX512-BF16 bitsandbytes would pack them anew, with rounded scales."""
+    """On CPUs with AVX512-BF16 bitsandbytes would pack them again, with rounded scales."""
     folder = save_tiny(tmp_path / "wide", hidden_size=128, intermediate_size=256, head_dim=32)
     model = load(str(folder), device="cpu", quantization="4bit")
     if stored:

@@ -499,7 +499,7 @@ HOSTILE = {
     "other weights": lambda f: (f / WEIGHTS_FILE).write_bytes(b"x" * 100),
     "wrong shape": lambda f: put_weights(f, two_heads(torch.zeros(2, 2, 31))),
     "wrong dtype": lambda f: put_weights(f, two_heads(torch.zeros(2, 2, 32).half())),
-    "weights that are no numbers": lambda f: put_weights(
+    "weights that are not numbers": lambda f: put_weights(
         f, two_heads(torch.full((2, 2, 32), torch.nan))
     ),
     "a head without weights": lambda f: put_weights(f, {"prompt.weight": torch.zeros(2, 2, 32)}),

@@ -181,7 +181,7 @@ def test_the_candidates_reading_is_the_same_from_the_middle(tiny_folder):
     with ran(candidate) as passes:
         found = read_model(candidate, matched, layers, base=before, alike=3, batch_tokens=40)
     assert passes.count(0) == 3 < passes.count(4)  # the output layer is read through one token
-    for name in ("states", "log_odds", "log_p"):
+    for name in ("activations", "log_odds", "log_p"):
         assert torch.allclose(getattr(found, name), getattr(whole, name), atol=1e-4)
     assert torch.equal(found.likely, whole.likely)
-    assert not torch.allclose(found.states, before.states, atol=1e-3)
+    assert not torch.allclose(found.activations, before.activations, atol=1e-3)

@@ -22,8 +22,8 @@ from labelled import (
     Neuronpedia,
     make_texts,
 )
-from modelassay.sae import Settings, label_features, save_dictionary, save_labels, train_sae
-from modelassay.sae.dictionary import as_dictionary
+from modelassay.sae import Settings, label_features, save_labels, save_sae, train_sae
+from modelassay.sae.files import as_sae
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def trained(tiny):
 @pytest.fixture
 def folder(tiny, trained, tmp_path):
     out = tmp_path / "dictionary"
-    save_dictionary(
+    save_sae(
         copy.deepcopy(trained),
         tiny(),
         saes.SETTINGS,
@@ -49,7 +49,7 @@ def folder(tiny, trained, tmp_path):
 
 @pytest.fixture(scope="session")
 def planted(tiny):
-    """A dictionary whose features are known: one fires on x, one on several letters after o.
+    """An SAE whose features are known: one fires on x, one on several letters after o.
 
     Directions are fitted by least squares; thresholds lie between the classes.
     """
@@ -79,15 +79,15 @@ def planted(tiny):
     config = sae_lens.StandardSAEConfig(
         d_in=d, d_sae=WIDTH, apply_b_dec_to_input=False, normalize_activations="none"
     )
-    sae = sae_lens.StandardSAE(config)
+    module = sae_lens.StandardSAE(config)
     decoder = torch.nn.functional.normalize(torch.randn((WIDTH, d), generator=draw), dim=1)
     decoder[TWIN] = decoder[ON_X] + 0.1 * decoder[TWIN]
-    sae.load_state_dict(
+    module.load_state_dict(
         {"W_enc": encoder, "b_enc": bias, "W_dec": decoder, "b_dec": torch.zeros(d)}
     )
-    sae.cfg.metadata.hook_name = f"blocks.{LAYER}.hook_resid_post"
-    sae.cfg.metadata.neuronpedia_id = NEURONPEDIA
-    return as_dictionary(sae, "planted")
+    module.cfg.metadata.hook_name = f"blocks.{LAYER}.hook_resid_post"
+    module.cfg.metadata.neuronpedia_id = NEURONPEDIA
+    return as_sae(module, "planted")
 
 
 @pytest.fixture(scope="session")
@@ -110,10 +110,10 @@ def trained_once(tiny, tmp_path_factory):
     pytest.importorskip("sae_lens")
     model = tiny()
     settings = Settings(layer=1, width=48, k=6, tokens=600, batch=64, window_tokens=600, context=32)
-    sae = train_sae(model, lambda: TEXTS, settings)
+    trained = train_sae(model, lambda: TEXTS, settings)
     out = tmp_path_factory.mktemp("trained") / "mine"
-    dictionary = save_dictionary(sae, model, settings, HELD_OUT[:4], out, name="mine", data=["w"])
-    save_labels(label_features(model, dictionary, TEXTS[:20], HELD_OUT[:5], contexts=False), out)
+    sae = save_sae(trained, model, settings, HELD_OUT[:4], out, name="mine", data=["w"])
+    save_labels(label_features(model, sae, TEXTS[:20], HELD_OUT[:5], contexts=False), out)
     return out
 
 

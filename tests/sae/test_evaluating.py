@@ -15,7 +15,7 @@ from saes import HELD_OUT
 
 
 class Whole:
-    """A dictionary that takes nothing apart and so loses nothing."""
+    """An SAE that takes nothing apart and so loses nothing."""
 
     device = torch.device("cpu")
 

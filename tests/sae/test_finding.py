@@ -13,7 +13,7 @@ import sae_lens
 
 from labelled import LAYER, NEURONPEDIA, WIDTH, in_folder
 from modelassay.errors import InputError
-from modelassay.sae import SAES, Settings, find_dictionary, find_labels, save_dictionary
+from modelassay.sae import SAES, Settings, find_labels, find_sae, save_sae
 from modelassay.sae.labels import weights_hash
 from modelassay.sae.points import parse_layer
 
@@ -48,7 +48,7 @@ def test_hook_points_are_blocks(hook, layer):
 )
 def test_other_hook_points_are_refused(hook, reason):
     with pytest.raises(InputError, match=reason) as error:
-        parse_layer(hook, "The dictionary d")
+        parse_layer(hook, "The SAE d")
     assert "\n" not in str(error.value)
 
 
@@ -61,7 +61,7 @@ def test_a_plain_sae_lens_folder_is_a_dictionary(tiny, planted, tmp_path):
     with pytest.raises(InputError, match="reads layer 9; the last one of"):
         replace(found, layer=9).check_belongs_to(tiny())
     with pytest.raises(InputError, match="has no revisions"):
-        find_dictionary(str(tmp_path / "plain"), revision="main")
+        find_sae(str(tmp_path / "plain"), revision="main")
 
 
 def change_config(folder, **change):
@@ -75,20 +75,20 @@ def change_config(folder, **change):
     [
         ({"metadata": {"hook_name": "blocks.1.hook_mlp_out"}}, "reads an MLP"),
         ({"normalize_activations": "expected_average_only_in"}, "does not say the scale"),
-        ({"reshape_activations": "hook_z"}, "holds no dictionary"),
+        ({"reshape_activations": "hook_z"}, "holds no SAE"),
         (
             {"metadata": {"model_from_pretrained_kwargs": {"center_writing_weights": True}}},
             "TransformerLens has centred",
         ),
-        ({"d_sae": 7}, "holds no dictionary"),
-        ({"architecture": "nonsense"}, "holds no dictionary"),
+        ({"d_sae": 7}, "holds no SAE"),
+        ({"architecture": "nonsense"}, "holds no SAE"),
     ],
 )
 def test_dictionaries_that_cannot_be_used_are_refused(planted, tmp_path, change, message):
-    planted.sae.save_model(tmp_path / "d")
+    planted.module.save_model(tmp_path / "d")
     change_config(tmp_path / "d", **change)
     with pytest.raises(InputError, match=message) as error:
-        find_dictionary(str(tmp_path / "d"))
+        find_sae(str(tmp_path / "d"))
     assert "\n" not in str(error.value)
 
 
@@ -97,7 +97,7 @@ def test_a_transcoder_is_refused(tmp_path):
     config.metadata.hook_name = "blocks.1.hook_resid_post"
     sae_lens.Transcoder(config).save_model(tmp_path / "t")
     with pytest.raises(InputError, match="of the kind transcoder"):
-        find_dictionary(str(tmp_path / "t"))
+        find_sae(str(tmp_path / "t"))
 
 
 def test_the_shipped_are_found_by_name_and_by_model(trained_folder, tiny, tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_the_shipped_are_found_by_name_and_by_model(trained_folder, tiny, tmp_pa
     shutil.copytree(trained_folder, shipped / "mine")
     monkeypatch.setattr("modelassay.files.shipped.CHECKOUT", tmp_path)
     for where in ("mine", tiny().info.id):
-        found = find_dictionary(where)
+        found = find_sae(where)
         assert found.name == "mine"
         assert found.record is not None
 
@@ -113,13 +113,13 @@ def test_the_shipped_are_found_by_name_and_by_model(trained_folder, tiny, tmp_pa
 @pytest.mark.parametrize("where", ["nowhere", "no such/thing at all", "", "a/b/c", "x" * 5000])
 def test_what_is_nowhere_is_said(where):
     with pytest.raises(InputError) as error:
-        find_dictionary(where)
+        find_sae(where)
     assert "\n" not in str(error.value)
 
 
 def test_what_was_pushed_is_pulled(hub, trained_folder, tiny):
     hub.add_writer("mine", "me")
-    own = find_dictionary(str(trained_folder))
+    own = find_sae(str(trained_folder))
     pushed = SAES.push(SAES.open(own.folder), "me/dictionaries", token="mine")
     files = hub.repos["datasets", "me/dictionaries"].commits[pushed.commit]
     names = {name.partition("dictionaries/mine/")[2] for name in files if "mine" in name}
@@ -137,14 +137,14 @@ def test_what_was_pushed_is_pulled(hub, trained_folder, tiny):
     row = json.loads(files["dictionaries/mine/metrics.jsonl"])
     assert row["explained_variance"] == own.record.metrics.explained_variance
     for where in ("me/dictionaries", f"me/dictionaries:mine@{pushed.commit}"):
-        pulled = find_dictionary(where)
+        pulled = find_sae(where)
         assert pulled.record == own.record
         assert weights_hash(pulled) == weights_hash(own)
         assert find_labels(pulled).of(3) == find_labels(own).of(3)
     with pytest.raises(InputError, match="no revision 'old'"):
-        find_dictionary("me/dictionaries", revision="old")
+        find_sae("me/dictionaries", revision="old")
     with pytest.raises(InputError, match="holds no SAE 'other'"):
-        find_dictionary("me/dictionaries:other")
+        find_sae("me/dictionaries:other")
 
 
 def test_what_was_tampered_with_on_the_hub_is_refused(hub, trained_folder):
@@ -154,18 +154,18 @@ def test_what_was_tampered_with_on_the_hub_is_refused(hub, trained_folder):
     files["dictionaries/mine/sae_weights.safetensors"] = bytes(weights)
     hub.add_repo("datasets", "you/dictionaries", files)
     with pytest.raises(InputError, match="is not the file that"):
-        find_dictionary("you/dictionaries")
+        find_sae("you/dictionaries")
 
 
 def test_training_replaces_a_dictionary_and_nothing_else(trained_folder, tiny, monkeypatch):
-    own = find_dictionary(str(trained_folder))
+    own = find_sae(str(trained_folder))
     (trained_folder / "thesis.txt").write_text("years of work", encoding="utf-8")
     settings = Settings(layer=1, width=48, k=6)
-    with pytest.raises(InputError, match="is there and is no SAE"):
-        save_dictionary(own.sae, tiny(), settings, [], trained_folder, name="mine", data=[])
+    with pytest.raises(InputError, match="is there and is not an SAE"):
+        save_sae(own.module, tiny(), settings, [], trained_folder, name="mine", data=[])
     assert (trained_folder / "thesis.txt").exists()
 
 
 def test_only_trained_dictionaries_are_pushed(planted, tmp_path):
-    with pytest.raises(InputError, match=r"no dictionary\.json"):
+    with pytest.raises(InputError, match=r"no SAE\.json"):
         SAES.push(SAES.open(in_folder(planted, tmp_path / "plain").folder), "me/dictionaries")

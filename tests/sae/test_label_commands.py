@@ -17,7 +17,7 @@ def test_label_and_info_as_a_user_runs_them(planted, tiny_folder, tmp_path, caps
     monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
     data, folder = tmp_path / "texts.txt", tmp_path / "d"
     data.write_text("\n".join(make_texts(400, 5)), encoding="utf-8")
-    planted.sae.save_model(folder)
+    planted.module.save_model(folder)
     command = ["sae", "label", str(folder), "--model", str(tiny_folder()), "--data", str(data)]
     command += ["--tokens", "3000", "--no-contexts", "--device", "cpu"]
     assert run([*command, "--json"]) == 0
@@ -62,7 +62,7 @@ def test_labels_of_what_has_no_folder_are_kept_in_the_cache(planted, labels, tmp
 
 def test_explanations_are_imported_once_and_used_offline(planted, neuronpedia, tmp_path, capsys):
     folder, export = tmp_path / "d", tmp_path / "batch-0.jsonl"
-    planted.sae.save_model(folder)
+    planted.module.save_model(folder)
     row = {"layer": "0-planted", "index": "4", "description": "from the export"}
     export.write_text(json.dumps(row) + "\n", encoding="utf-8")
     assert run(["sae", "label", str(folder), "--export", str(export), "--neuronpedia"]) == 0
@@ -107,7 +107,7 @@ def test_push_as_a_user_runs_it(hub, trained_folder, capsys):
 def test_bad_input_is_one_line(planted, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    planted.sae.save_model(tmp_path / "D")
+    planted.module.save_model(tmp_path / "D")
     (tmp_path / "t.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     assert run(["sae", *arguments]) in (64, 69)
     lines = capsys.readouterr().err.strip().splitlines()

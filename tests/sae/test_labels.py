@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 pytest.importorskip("sae_lens")
 from labelled import AFTER_O, DEAD, HELD_OUT, ON_X, RANDOM, TEXTS, WIDTH, in_folder
 from modelassay.errors import InputError
-from modelassay.sae import find_dictionary, find_labels, label_features, load_labels, save_labels
+from modelassay.sae import find_labels, find_sae, label_features, load_labels, save_labels
 from modelassay.sae.evidence import Fired, read_features
 from modelassay.sae.labels import weights_hash
 from modelassay.sae.reliability import count_predictions, score_labels
@@ -106,7 +106,7 @@ def test_reliability_is_the_auroc_of_the_label(tiny, planted, labels):
 
 def test_promoted_tokens_are_what_the_direction_adds_to(tiny, planted, labels):
     model = tiny()
-    row = planted.sae.W_dec[ON_X]
+    row = planted.module.W_dec[ON_X]
     logits = model.network.lm_head(model.network.model.norm(row[None] * row.shape[0] ** 0.5))[0]
     vocabulary = Vocabulary(model)
     expected = [vocabulary.text(token) for token in logits.topk(8).indices.tolist()]
@@ -152,13 +152,13 @@ def test_what_cannot_be_printed_is_escaped():
 
 
 def test_what_was_saved_is_loaded(planted, labels, tmp_path):
-    dictionary = in_folder(planted, tmp_path / "d")
+    sae = in_folder(planted, tmp_path / "d")
     save_labels(labels, tmp_path / "d")
-    found = find_labels(dictionary)
+    found = find_labels(sae)
     assert found is not None
     assert [found.of(i) for i in range(WIDTH)] == [labels.of(i) for i in range(WIDTH)]
     assert found.record.data == ("words",)
-    assert found.record.dictionary_sha256 == weights_hash(dictionary)
+    assert found.record.dictionary_sha256 == weights_hash(sae)
     with pytest.raises(InputError, match="no feature 24"):
         found.of(WIDTH)
 
@@ -190,16 +190,16 @@ def other_dictionary(folder):
     [
         (other_table, "is not the file"),
         (as_if_hashed, "not one row for each"),
-        (other_dictionary, "belong to another dictionary"),
+        (other_dictionary, "belong to another SAE"),
         (lambda folder: (folder / "labels.parquet").unlink(), "cannot be read"),
         (lambda folder: (folder / "labels.json").write_text("{}"), "no valid label file"),
     ],
 )
 def test_labels_that_do_not_belong_are_refused(planted, labels, tmp_path, damage, message):
     folder = tmp_path / "d"
-    planted.sae.save_model(folder)
+    planted.module.save_model(folder)
     save_labels(labels, folder)
     damage(folder)
     with pytest.raises(InputError, match=message) as error:
-        load_labels(folder, find_dictionary(str(folder)))
+        load_labels(folder, find_sae(str(folder)))
     assert "\n" not in str(error.value)

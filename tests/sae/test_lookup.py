@@ -16,7 +16,7 @@ from modelassay.sae.neuronpedia import read_export
 
 
 def test_neighbours_are_by_cosine(planted):
-    rows = torch.nn.functional.normalize(planted.sae.W_dec.detach(), dim=1)
+    rows = torch.nn.functional.normalize(planted.module.W_dec.detach(), dim=1)
     cosines = rows @ rows[TWIN]
     cosines[TWIN] = -2
     found = nearest(planted, [TWIN, ON_X], top=3)
@@ -34,9 +34,9 @@ def test_each_label_says_where_it_is_from(planted, labels, tmp_path, monkeypatch
     assert bare.of(2).source == "none"
     assert bare.of(2).text == "feature 2"
     assert "numbers only" in bare.note
-    dictionary = in_folder(planted, tmp_path / "d")
+    sae = in_folder(planted, tmp_path / "d")
     save_labels(labels, tmp_path / "d")
-    found = open_labels(dictionary)
+    found = open_labels(sae)
     assert found.note is None
     assert found.of(ON_X).source == "own"
     assert found.of(ON_X).reliability.value > 0.97
@@ -69,9 +69,9 @@ def test_without_network_labels_say_so(planted, labels, tmp_path, monkeypatch):
     assert bare.of(ON_X).source == "none"
     assert "no connection" in bare.note
     assert "numbers only" in bare.note
-    dictionary = in_folder(planted, tmp_path / "d")
+    sae = in_folder(planted, tmp_path / "d")
     save_labels(labels, tmp_path / "d")
-    found = open_labels(dictionary, [ON_X], neuronpedia=True)
+    found = open_labels(sae, [ON_X], neuronpedia=True)
     assert found.of(ON_X).source == "own"
     assert found.note is not None
 

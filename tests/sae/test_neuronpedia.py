@@ -68,5 +68,5 @@ def test_addresses_that_cannot_be_are_said(address, monkeypatch, tmp_path):
     monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path))
     with pytest.raises(InputError, match="NEURONPEDIA_URL"):
         fetch_explanations(NEURONPEDIA, [1], url=address)
-    with pytest.raises(InputError, match="is no id"):
+    with pytest.raises(InputError, match="is not an id"):
         fetch_explanations("../../etc", [1])

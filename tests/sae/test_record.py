@@ -14,19 +14,19 @@ import sae_lens
 
 from modelassay.errors import InputError
 from modelassay.models import load
-from modelassay.sae import evaluate_sae, load_dictionary
+from modelassay.sae import evaluate_sae, load_sae
 from saes import HELD_OUT, SETTINGS
 from tiny import save_tiny
 
 
 def test_what_was_saved_is_loaded(tiny, folder):
-    found = load_dictionary(folder)
+    found = load_sae(folder)
     record = found.record
     assert (record.layer, record.width, record.k, record.kind) == (2, 96, 8, "batchtopk")
     assert record.dtype == "bfloat16"
     assert load_file(folder / "sae_weights.safetensors")["W_dec"].dtype == torch.bfloat16
     found.check_belongs_to(tiny())
-    scores = evaluate_sae(tiny(), found.sae, 2, HELD_OUT, context=SETTINGS.context)
+    scores = evaluate_sae(tiny(), found.module, 2, HELD_OUT, context=SETTINGS.context)
     assert record.metrics.explained_variance == pytest.approx(scores.explained_variance)
     assert record.metrics.loss_spliced == pytest.approx(scores.loss_spliced)
     assert sae_lens.SAE.load_from_disk(folder).cfg.metadata.model_name == tiny().info.id
@@ -34,10 +34,10 @@ def test_what_was_saved_is_loaded(tiny, folder):
 
 def test_a_model_of_another_shape_or_family_is_refused(folder, tiny, tmp_path):
     with pytest.raises(InputError, match="a LlamaForCausalLM, this one a Qwen3ForCausalLM"):
-        load_dictionary(folder).check_belongs_to(tiny("qwen3"))
+        load_sae(folder).check_belongs_to(tiny("qwen3"))
     wide = load(str(save_tiny(tmp_path / "wide", hidden_size=64, head_dim=16)), device="cpu")
     with pytest.raises(InputError, match="belongs to"):
-        load_dictionary(folder).check_belongs_to(wide)
+        load_sae(folder).check_belongs_to(wide)
 
 
 def damage_weights(folder):
@@ -56,9 +56,9 @@ def damage_shape(folder):
     [
         (damage_weights, "is not the file"),
         (damage_shape, "does not fit"),
-        (lambda folder: (folder / "cfg.json").unlink(), "no whole dictionary"),
+        (lambda folder: (folder / "cfg.json").unlink(), "no whole SAE"),
         (lambda folder: (folder / "cfg.json").write_text("[]"), "no config"),
-        (lambda folder: (folder / "sae_weights.safetensors").unlink(), "no whole dictionary"),
+        (lambda folder: (folder / "sae_weights.safetensors").unlink(), "no whole SAE"),
         (lambda folder: (folder / "dictionary.json").write_text("{"), "no valid SAE"),
         (lambda folder: shutil.rmtree(folder), "holds no SAE"),
     ],
@@ -66,5 +66,5 @@ def damage_shape(folder):
 def test_damaged_dictionaries_are_refused(folder, damage, message):
     damage(folder)
     with pytest.raises(InputError, match=message) as error:
-        load_dictionary(folder)
+        load_sae(folder)
     assert "\n" not in str(error.value)

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("sae_lens")
 from modelassay.errors import InputError, UnavailableError
-from modelassay.sae import find_dictionary, list_releases
+from modelassay.sae import find_sae, list_releases
 
 
 def test_releases_are_listed_without_the_network():
@@ -32,12 +32,12 @@ def test_releases_are_listed_without_the_network():
 
 def test_pickled_releases_are_refused_before_anything_is_fetched(hub):
     with pytest.raises(InputError, match=r"pickles \(\.pt\)"):
-        find_dictionary("goodfire-llama-3.1-8b-instruct:layer_19")
+        find_sae("goodfire-llama-3.1-8b-instruct:layer_19")
     assert hub.log == []
-    with pytest.raises(InputError, match="has no dictionary 'layer_99'"):
-        find_dictionary("gemma-scope-2-270m-it-res/layer_99")
-    with pytest.raises(InputError, match="has 52 dictionaries; choose one"):
-        find_dictionary("gemma-scope-2-270m-it-res")
+    with pytest.raises(InputError, match="has no SAE 'layer_99'"):
+        find_sae("gemma-scope-2-270m-it-res/layer_99")
+    with pytest.raises(InputError, match="has 52 SAEs; choose one"):
+        find_sae("gemma-scope-2-270m-it-res")
 
 
 def gemma_files(d: int, width: int) -> dict[str, bytes]:
@@ -67,28 +67,28 @@ def gemma_files(d: int, width: int) -> dict[str, bytes]:
 def test_a_release_is_fetched_and_converted(hub):
     hub.add_repo("models", "google/gemma-scope-2-270m-it", gemma_files(32, 24))
     where = "gemma-scope-2-270m-it-res/layer_12_width_16k_l0_medium"
-    found = find_dictionary(where)
+    found = find_sae(where)
     assert found.name == where.replace("/", ":")
     assert (found.layer, found.hidden_size, found.width, found.record) == (12, 32, 24, None)
     assert found.neuronpedia_id == "gemma-3-270m-it/12-gemmascope-2-res-16k"
-    assert found.sae.threshold[0].item() == 0.5
+    assert found.module.threshold[0].item() == 0.5
     assert not any(".pt" in request.path for request in hub.log)
 
 
 def test_a_release_that_cannot_be_fetched_is_one_line(hub):
     where = "gemma-scope-2-270m-it-res:layer_12_width_16k_l0_medium"
     with pytest.raises(InputError, match="No model 'google/gemma-scope-2-270m-it' on the Hub"):
-        find_dictionary(where)
+        find_sae(where)
     files = gemma_files(32, 24)
     hub.add_repo("models", "google/gemma-scope-2-270m-it", {"other.txt": b""})
     with pytest.raises(InputError, match="does not hold"):
-        find_dictionary(where)
+        find_sae(where)
     broken = {name: data[:40] for name, data in files.items()}
     hub.add_commit("models", "google/gemma-scope-2-270m-it", broken)
     with pytest.raises((InputError, UnavailableError)) as error:
-        find_dictionary(where)
+        find_sae(where)
     assert "\n" not in str(error.value)
     hub.close()
     with pytest.raises(UnavailableError, match="cannot be reached") as error:
-        find_dictionary("gemma-scope-2-1b-it-res:layer_13_width_16k_l0_small")
+        find_sae("gemma-scope-2-1b-it-res:layer_13_width_16k_l0_small")
     assert "\n" not in str(error.value)

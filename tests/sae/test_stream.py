@@ -28,7 +28,7 @@ def test_long_texts_are_cut_and_none_is_lost(tiny):
     whole = [list(row.ids) for row in encode_contexts(tiny(), TEXTS[:3], 10_000)]
     assert all(1 < len(row.ids) <= 10 for row in rows)
     cut = [token for row in rows for token in row.ids]
-    assert len(cut) >= sum(map(len, whole)) - 3  # a single token left over is no context
+    assert len(cut) >= sum(map(len, whole)) - 3  # a single token left over is not a context
 
 
 def test_a_stream_that_ends_begins_again(tiny):

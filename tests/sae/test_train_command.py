@@ -41,7 +41,7 @@ def test_train_and_info_as_a_user_runs_them(tiny_folder, tmp_path, capsys):
         (["--data", "TEXTS", "--storage", "int8"], "--storage is"),
         (["--data", "TEXTS", "--layer", "99"], "layer must lie"),
         (["--data", "TEXTS", "--out", "my words"], "cannot name an SAE"),
-        (["--data", "TEXTS", "--out", "OTHER"], "is there and is no SAE"),
+        (["--data", "TEXTS", "--out", "OTHER"], "is there and is not an SAE"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

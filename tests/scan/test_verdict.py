@@ -80,7 +80,7 @@ def test_refusing_without_seeing_harm_is_a_warning():
     blind = {"h": separation(0.1, -0.3, 0.5, p=0.4)}
     found, reasons = decide(blind, refusal(0.9, 0.05), WHOLE)
     assert found is Verdict.WARNING
-    assert "hang on something else" in reasons[0]
+    assert "depend on something else" in reasons[0]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modelassay.diff import DiffReport
-from modelassay.diff.features import DictionaryDiff, FeatureChange
+from modelassay.diff.features import FeatureChange, SAEDiff
 
 SUITE = """
 name: tiny
@@ -34,11 +34,11 @@ def with_feature(
     change = FeatureChange(
         "d", 2, 7, "prompt", 0.1, 0.5, 0.4, (0.2, 0.6), 2.0, 0.4, 0.001, 0.01, 7, tokens, label
     )
-    found = DictionaryDiff("d", 2, 64, 0.8, 0.7, False, 5.0, 6.0, 10, 1, 0.2, 0.3, (change,))
-    return replace(report, dictionaries=(found,))
+    found = SAEDiff("d", 2, 64, 0.8, 0.7, False, 5.0, 6.0, 10, 1, 0.2, 0.3, (change,))
+    return replace(report, saes=(found,))
 
 
-def make_dictionary(folder: Path, width_in: int) -> Path:
+def make_sae(folder: Path, width_in: int) -> Path:
     sae_lens = pytest.importorskip("sae_lens")
     draw = torch.Generator().manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(64, width_in, generator=draw), dim=1)

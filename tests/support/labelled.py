@@ -8,7 +8,7 @@ from threading import Thread
 
 import numpy as np
 
-from modelassay.sae import find_dictionary
+from modelassay.sae import find_sae
 
 SENTENCE = "the quick brown fox jumps over a lazy dog while ten wizards box quietly"
 WORDS = SENTENCE.split()
@@ -26,8 +26,8 @@ TEXTS, HELD_OUT = make_texts(60, 0), make_texts(40, 1)
 
 
 def in_folder(planted, folder):
-    planted.sae.save_model(folder)
-    return find_dictionary(str(folder))
+    planted.module.save_model(folder)
+    return find_sae(str(folder))
 
 
 class Neuronpedia:

@@ -497,7 +497,7 @@ def test_broken_weights_are_refused(planted, tmp_path):
     name = next(key for key in tensors if "down_proj" in key)
     tensors[name][0, 0] = float("nan")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="broken gives losses that are no numbers"):
+    with pytest.raises(InputError, match="broken gives losses that are not numbers"):
         row_losses(rows, ModelRef(base), ModelRef(str(broken)), device="cpu")
 
 

@@ -38,7 +38,7 @@ def test_the_host_s_own_artifacts_are_not_shown(client, tmp_path, monkeypatch, t
     names = [row["name"] for row in client.predict("probe", api_name="/list_artifacts")]
     assert "secret" not in names
     for reference in ("secret", probe.record.model.id):
-        with pytest.raises(AppError, match="is no probe"):
+        with pytest.raises(AppError, match="is not a probe"):
             client.predict("probe", reference, api_name="/show_artifact")
 
 
@@ -52,7 +52,7 @@ def test_only_one_s_own_machine_keeps_deletes_and_pushes(monkeypatch, allowed, s
     monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", allowed)
     monkeypatch.setenv("SPACE_ID", space)
     buttons = {
-        block.value for block in build_app().blocks.values() if type(block).__name__ == "Button"
+        layer.value for layer in build_app().layers.values() if type(layer).__name__ == "Button"
     }
     assert ({"Pull", "Delete", "Push"} <= buttons) is verbs
     assert (not {"Pull", "Delete", "Push"} & buttons) is not verbs

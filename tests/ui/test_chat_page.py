@@ -398,7 +398,7 @@ def test_a_visitor_chats(visit):
     assert chat.inner_text() == said
     expect(page.get_by_text("Stopped.")).to_be_visible()
 
-    # Anew: after an answer that was cut short the model may cut the next one as short.
+    # Again: after an answer that was cut short the model may cut the next one as short.
     page.get_by_role("button", name="Clear chat").click()
     expect(page.get_by_text("Nothing asked yet.")).to_be_visible()
     box.fill("Write a short poem about the moon.")

@@ -15,7 +15,7 @@ pytest.importorskip("gradio")
 import gradio as gr
 from gradio_client.exceptions import AppError
 
-from diffs import SUITE, make_dictionary, with_feature
+from diffs import SUITE, make_sae, with_feature
 from modelassay.diff import Depth, diff, load_suite
 from modelassay.diff.calibrating import add_row
 from modelassay.errors import InputError
@@ -136,10 +136,10 @@ def test_switched_off_things_are_not_done(pair):
 
 @pytest.fixture
 def rich_pair(pair, tmp_path, monkeypatch) -> tuple[str, str]:
-    """The same with a dictionary and benign fine-tunes, so that there is something of all kinds."""
-    from modelassay.sae import find_dictionary
+    """The same with an SAE and benign fine-tunes, so that there is something of all kinds."""
+    from modelassay.sae import find_sae
 
-    dictionary = find_dictionary(str(make_dictionary(tmp_path / "d", 32)))
+    sae = find_sae(str(make_sae(tmp_path / "d", 32)))
     known = None
     plain = service.diff(*pair, depth=Depth(answer_tokens=24, causal=False))
     for i in range(3):
@@ -152,7 +152,7 @@ def rich_pair(pair, tmp_path, monkeypatch) -> tuple[str, str]:
         benign = replace(benign, candidate=candidate)
         known = add_row(known, benign)
     without = service.diff
-    monkeypatch.setattr(service, "shipped_dictionaries", lambda _: (dictionary,))
+    monkeypatch.setattr(service, "shipped_dictionaries", lambda _: (sae,))
     monkeypatch.setattr(service, "diff", lambda *a, **o: without(*a, calibration=known, **o))
     return pair
 

@@ -61,7 +61,7 @@ def test_visitors_cannot_name_paths_to_verify(client, path):
 
 @pytest.mark.parametrize("path", [*SECRETS, "baselines", "x" * 5000, "<script>", "a/b/c"])
 def test_visitors_cannot_name_paths_as_baselines(client, path):
-    with pytest.raises(AppError, match="is no baseline") as caught:
+    with pytest.raises(AppError, match="is not a baseline") as caught:
         client.predict("embedded", path, api_name="/verify")
     assert "\n" not in str(caught.value).strip()
 
@@ -72,7 +72,7 @@ def test_the_host_s_own_baselines_are_not_shown(tmp_path, monkeypatch):
     own = baseline.index.model_copy(update={"name": "secret"})
     store_baseline(replace(baseline, index=own))
     assert "secret" not in {found.name for found in visible_baselines()}
-    with pytest.raises(InputError, match="is no baseline"):
+    with pytest.raises(InputError, match="is not a baseline"):
         check_baseline("secret")
     monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", "1")
     assert check_baseline("secret") == "secret"

@@ -52,7 +52,7 @@ def check_repo_id(repo_id: str) -> None:
         InputError: says how one looks.
     """
     if not re.fullmatch(REPO, repo_id):
-        raise InputError(f"{repo_id[:120]!r} is no Hub data set; give OWNER/NAME.")
+        raise InputError(f"{repo_id[:120]!r} is not a Hub data set; give OWNER/NAME.")
 
 
 def publish(
@@ -130,7 +130,9 @@ def fetch(
     """
     match = REFERENCE.fullmatch(reference)
     if match is None:
-        raise InputError(f"{reference[:120]!r} is no Hub data set (owner/repo[:name][@revision]).")
+        raise InputError(
+            f"{reference[:120]!r} is not a Hub data set (owner/repo[:name][@revision])."
+        )
     repo_id, name = match["repo"], match["name"]
     wanted = revision or match["revision"]
     files = kind.files if whole else {kind.record_file: kind.files[kind.record_file]}

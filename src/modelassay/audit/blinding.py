@@ -74,7 +74,7 @@ def blinding_for(config: AuditConfig) -> Blinding:
         return Blinding("base", False, _pattern(secrets))
     told = (config.base, config.base_adapter, config.candidate, config.candidate_adapter)
     drawn = hashlib.sha256(repr((config.seed, *told)).encode()).digest()[0]
-    for reference in (*told, config.training_data, config.dictionary):
+    for reference in (*told, config.training_data, config.sae):
         secrets |= _spellings(reference) if reference else set()
     return Blinding("base" if drawn % 2 == 0 else "candidate", True, _pattern(secrets))
 

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from modelassay.data.concepts import read_mapping
 from modelassay.errors import InputError, first_line
@@ -68,7 +68,7 @@ class AuditConfig(_Strict):
     candidate_adapter: Reference | None = None
     dtype: str = "auto"
     device: str = "auto"
-    dictionary: Reference | None = None
+    sae: Reference | None = Field(None, validation_alias=AliasChoices("sae", "dictionary"))
     """As `find_dictionary` takes it; None leaves the tools about features without one."""
     labels: LabelSource = LabelSource()
     suites: dict[str, Reference] = Field(default_factory=dict, max_length=100)
@@ -108,7 +108,7 @@ def load_config(
 ) -> AuditConfig:
     """Reads an audit's settings.
 
-    Relative paths are taken from the file's own folder; model ids and dictionaries only where they
+    Relative paths are taken from the file's own folder; model ids and SAEs only where they
     begin with a dot, since `owner/name` could be either.
 
     Args:
@@ -204,11 +204,11 @@ def inside(folder: Path, given: str) -> Path:
         given: What the tool was given: a path relative to it, or an absolute one below it.
 
     Raises:
-        InputError: it lies elsewhere, goes through `..` or a symbolic link, or is no plain file.
+        InputError: it lies elsewhere, goes through `..` or a symbolic link, or is not a plain file.
     """
     shown = repr(given[:80])
     if not given.strip() or len(given) > MAX_PATH or "\0" in given:
-        raise InputError(f"{shown} is no path of a file in the audit's folder.")
+        raise InputError(f"{shown} is not a path of a file in the audit's folder.")
     path = PurePath(given)
     if ".." in path.parts:
         raise InputError(f"{shown} is refused: `..` leads out of the audit's folder.")
@@ -226,7 +226,7 @@ def inside(folder: Path, given: str) -> Path:
                 raise InputError(f"{shown} is refused: {part[:60]!r} is a symbolic link.")
         # A device or a pipe would never end.
         if not stat.S_ISREG(place.lstat().st_mode):
-            raise InputError(f"{shown} is refused: it is no plain file.")
+            raise InputError(f"{shown} is refused: it is not a plain file.")
     except FileNotFoundError as error:
         raise InputError(f"There is no file {shown} in the audit's folder.") from error
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Tools that look inside: features of the dictionary in both models, and what they are about.
+"""Tools that look inside: features of the SAE in both models, and what they are about.
 
 Activations of all features are never held for all tokens at once.
 """
@@ -23,7 +23,7 @@ from modelassay.diff.reading import Matched
 from modelassay.diff.suites import SuitePrompt
 from modelassay.errors import InputError
 from modelassay.reading.logit_lens import promoted_tokens
-from modelassay.sae import Dictionary, FeatureLabel, nearest
+from modelassay.sae import SAE, FeatureLabel, nearest
 
 TOKENS_AT_ONCE = 512
 TOP_TOKENS = 8
@@ -44,39 +44,35 @@ HIDDEN = "[answer]"
 
 
 @torch.inference_mode()
-def prompt_means(
-    dictionary: Dictionary, states: Tensor, matched: Matched, keep: np.ndarray
-) -> np.ndarray:
+def prompt_means(sae: SAE, activations: Tensor, matched: Matched, keep: np.ndarray) -> np.ndarray:
     """float32 [prompt, width], mean activation over the kept tokens of each prompt."""
-    sae, owners = dictionary.sae, matched.owners()
+    module, owners = sae.module, matched.owners()
     kept = torch.from_numpy(keep)
-    sums = torch.zeros(len(matched.lengths), dictionary.width)
-    for start in range(0, len(states), TOKENS_AT_ONCE):
+    sums = torch.zeros(len(matched.lengths), sae.width)
+    for start in range(0, len(activations), TOKENS_AT_ONCE):
         part = slice(start, start + TOKENS_AT_ONCE)
         chosen = kept[part]
         if chosen.any():
-            found = sae.encode(states[part][chosen].to(sae.device)).float().cpu()
+            found = module.encode(activations[part][chosen].to(module.device)).float().cpu()
             sums.index_add_(0, owners[part][chosen], found)
     counts = torch.bincount(owners[kept], minlength=len(sums)).clamp_min(1)
     return (sums / counts[:, None]).numpy()
 
 
 @torch.inference_mode()
-def feature_activations(
-    dictionary: Dictionary, states: Tensor, features: Sequence[int]
-) -> np.ndarray:
+def feature_activations(sae: SAE, activations: Tensor, features: Sequence[int]) -> np.ndarray:
     """float32 [token, feature] of some features."""
-    sae = dictionary.sae
+    module = sae.module
     parts = [
-        sae.encode(rows.to(sae.device))[:, list(features)].float().cpu()
-        for rows in states.split(TOKENS_AT_ONCE)
+        module.encode(rows.to(module.device))[:, list(features)].float().cpu()
+        for rows in activations.split(TOKENS_AT_ONCE)
     ]
     return torch.cat(parts).numpy()
 
 
 def top_tokens(
-    dictionary: Dictionary,
-    states: Tensor,
+    sae: SAE,
+    activations: Tensor,
     keep: np.ndarray,
     tokens: Sequence[str],
     features: Sequence[int],
@@ -84,7 +80,7 @@ def top_tokens(
     """The tokens on which each feature fires most, each once."""
     if not features:
         return {}
-    values = np.where(keep[:, None], feature_activations(dictionary, states, features), 0)
+    values = np.where(keep[:, None], feature_activations(sae, activations, features), 0)
     found = {}
     for j, feature in enumerate(features):
         order = np.argsort(-values[:, j], kind="stable")
@@ -118,18 +114,18 @@ def get_top_features(
 
     Activations are averaged over the tokens of a prompt and then over prompts, with a 95% interval.
     """
-    dictionary, asked = _asked(work, prompts)
-    read = read_one(work, model, asked, (dictionary.layer,), _length(part))
+    sae, asked = _asked(work, prompts)
+    read = read_one(work, model, asked, (sae.layer,), _length(part))
     keep = _kept(read.matched, part)
-    means = prompt_means(dictionary, read.reading.at(dictionary.layer), read.matched, keep)
+    means = prompt_means(sae, read.reading.at(sae.layer), read.matched, keep)
     top = np.argsort(-means.mean(axis=0), kind="stable")[:k]
     top = [int(f) for f in top if means[:, f].any()]
     shown = keep & ~_hidden_answers(work, asked, read.matched)
-    tokens = top_tokens(dictionary, read.reading.at(dictionary.layer), shown, read.tokens, top)
+    tokens = top_tokens(sae, read.reading.at(sae.layer), shown, read.tokens, top)
     return {
         "model": model,
         "part": part,
-        **_about(dictionary),
+        **_about(sae),
         "n": len(asked),
         "features": [
             {
@@ -150,11 +146,11 @@ def compare_top_features(
 
     A feature of one list alone need not have changed: differential_feature_analysis tests that.
     """
-    dictionary, asked = _asked(work, prompts)
-    read = read_pair(work, asked, (dictionary.layer,), _length(part))
+    sae, asked = _asked(work, prompts)
+    read = read_pair(work, asked, (sae.layer,), _length(part))
     keep = _kept(read.matched, part)
     means = {
-        name: prompt_means(dictionary, each.at(dictionary.layer), read.matched, keep)
+        name: prompt_means(sae, each.at(sae.layer), read.matched, keep)
         for name, each in (("A", read.a), ("B", read.b))
     }
     tops = {
@@ -176,7 +172,7 @@ def compare_top_features(
     first, second = set(tops["A"]), set(tops["B"])
     return {
         "part": part,
-        **_about(dictionary),
+        **_about(sae),
         "n": len(asked),
         "in_both": [rows[f] for f in every if f in first & second],
         "only_A": [rows[f] for f in every if f in first - second],
@@ -199,7 +195,7 @@ def differential_feature_analysis(
     """
     if (prompts is None) == (suite is None):
         raise InputError("Give either `prompts` or `suite`.")
-    dictionary = work.dictionary
+    sae = work.sae
     if suite is not None:
         asked = list(spread(work.suite(suite), work.config.limits.prompts).prompts)
         if not asked:
@@ -207,17 +203,17 @@ def differential_feature_analysis(
     else:
         asked = prompts_of(prompts or ())
     work.asked(asked)
-    read = read_pair(work, asked, (dictionary.layer,), ANSWER_TOKENS if answers else 0)
+    read = read_pair(work, asked, (sae.layer,), ANSWER_TOKENS if answers else 0)
     hidden = _hidden_answers(work, asked, read.matched)
     named_tokens = [
         HIDDEN if hide else text for text, hide in zip(read.tokens, hidden, strict=True)
     ]
-    found = compare_features(read.a, read.b, read.matched, dictionary, named_tokens, reported=k)
+    found = compare_features(read.a, read.b, read.matched, sae, named_tokens, reported=k)
     named = {
         label["feature"]: label for label in label_rows(work, [c.feature for c in found.features])
     }
     return {
-        **_about(dictionary),
+        **_about(sae),
         "n": len(asked),
         "n_tokens": len(read.tokens),
         "n_tested": found.n_tested,
@@ -241,9 +237,9 @@ def specific_feature_activations(
 
     Where texts are redacted, tokens of answers to prompts that look harmful are not named.
     """
-    dictionary, asked = _asked(work, prompts)
-    _check_features(dictionary, features)
-    read = read_pair(work, asked, (dictionary.layer,), _length(part))
+    sae, asked = _asked(work, prompts)
+    _check_features(sae, features)
+    read = read_pair(work, asked, (sae.layer,), _length(part))
     keep = _kept(read.matched, part)
     listed = 2 * len(features) * int(keep.sum())
     if listed > MAX_VALUES:
@@ -251,8 +247,8 @@ def specific_feature_activations(
             f"That would list {listed} activations, and {MAX_VALUES} are the most; give fewer"
             " features or fewer or shorter prompts."
         )
-    a = feature_activations(dictionary, read.a.at(dictionary.layer), features)
-    b = feature_activations(dictionary, read.b.at(dictionary.layer), features)
+    a = feature_activations(sae, read.a.at(sae.layer), features)
+    b = feature_activations(sae, read.b.at(sae.layer), features)
     owners = read.matched.owners().numpy()
     # Answers token by token are answers.
     hidden = looks_harmful(work, asked) if part != "prompt" else [False] * len(asked)
@@ -269,7 +265,7 @@ def specific_feature_activations(
                 ],
             }
         )
-    return {"part": part, **_about(dictionary), "n": len(asked), "prompts": rows}
+    return {"part": part, **_about(sae), "n": len(asked), "prompts": rows}
 
 
 def get_feature_details(work: Work, feature: Feature) -> dict[str, Any]:
@@ -278,14 +274,14 @@ def get_feature_details(work: Work, feature: Feature) -> dict[str, Any]:
     Labels made by rule say on which tokens a feature fires; their reliability is the balanced
     accuracy on held-out text, 0.5 for chance.
     """
-    dictionary = work.dictionary
-    _check_features(dictionary, [feature])
+    sae = work.sae
+    _check_features(sae, [feature])
     labels = work.labels([feature])
     known = labels.of(feature)
-    row = dictionary.sae.W_dec.detach().float()[feature].cpu()
+    row = sae.module.W_dec.detach().float()[feature].cpu()
     promoted = list(known.promoted) or promoted_tokens(work.base, row[None], PROMOTED)[0]
     return {
-        **_about(dictionary),
+        **_about(sae),
         **{key: value for key, value in asdict(known).items() if key != "text"},
         "label": known.text,
         "promoted": promoted,
@@ -299,14 +295,14 @@ def nearest_explained_neighbors(work: Work, feature: Feature, k: Count = 10) -> 
 
     Their labels are hints: the cosine says how near they are, and below 0.3 means nothing.
     """
-    dictionary = work.dictionary
-    _check_features(dictionary, [feature])
+    sae = work.sae
+    _check_features(sae, [feature])
     labels = work.labels([feature])
     explained = set(labels.explanations) | set(labels.own.labelled() if labels.own else ())
-    found = nearest(dictionary, [feature], among=sorted(explained), top=k)[0] if explained else []
+    found = nearest(sae, [feature], among=sorted(explained), top=k)[0] if explained else []
     known = {label.feature: label for label in labels.of_many([n.feature for n in found])}
     return {
-        **_about(dictionary),
+        **_about(sae),
         "feature": feature,
         "label": labels.of(feature).text,
         "n": len(found),
@@ -325,26 +321,24 @@ def _hidden_answers(work: Work, asked: Sequence[SuitePrompt], matched: Matched) 
 
 
 def _fails_on(a: float, b: float) -> str | None:
-    """The model that the dictionary explains so much worse that its features mean little there."""
+    """The model that the SAE explains so much worse that its features mean little there."""
     return None if abs(a - b) < BROKEN else "A" if a < b else "B"
 
 
-def _asked(work: Work, prompts: Sequence[str]) -> tuple[Dictionary, list[SuitePrompt]]:
-    dictionary = work.dictionary
+def _asked(work: Work, prompts: Sequence[str]) -> tuple[SAE, list[SuitePrompt]]:
+    sae = work.sae
     asked = prompts_of(prompts)
     work.asked(asked)
-    return dictionary, asked
+    return sae, asked
 
 
-def _about(dictionary: Dictionary) -> dict[str, Any]:
-    return {"layer": dictionary.layer, "width": dictionary.width}
+def _about(sae: SAE) -> dict[str, Any]:
+    return {"layer": sae.layer, "width": sae.width}
 
 
-def _check_features(dictionary: Dictionary, features: Sequence[int]) -> None:
-    if wrong := [feature for feature in features if feature >= dictionary.width]:
-        raise InputError(
-            f"There is no feature {wrong[0]}: the dictionary has {dictionary.width}, from 0."
-        )
+def _check_features(sae: SAE, features: Sequence[int]) -> None:
+    if wrong := [feature for feature in features if feature >= sae.width]:
+        raise InputError(f"There is no feature {wrong[0]}: the SAE has {sae.width}, from 0.")
 
 
 def _length(part: str) -> int:

@@ -46,7 +46,7 @@ class AuditLog:
             UnavailableError: it cannot be written.
         """
         if path.exists() and not path.is_file():
-            raise InputError(f"{path} is no plain file; give another folder.")
+            raise InputError(f"{path} is not a plain file; give another folder.")
         check = verify_log(path)
         if check.problem is not None:
             raise InputError(
@@ -142,6 +142,6 @@ def _lines(path: Path) -> Any:
             except ValueError:
                 record = None
             if not isinstance(record, dict):
-                yield f"line {number} is no JSON"
+                yield f"line {number} is not JSON"
                 return
             yield record, hashlib.sha256(line[:-1]).hexdigest()

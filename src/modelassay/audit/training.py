@@ -107,7 +107,7 @@ def rank_training_needles(
 ) -> dict[str, Any]:
     """Rank training rows by how suspicious they are; a high place says where to look first.
 
-    Some row is first in clean data as well: a rank is no finding.
+    Some row is first in clean data as well: a rank is not a finding.
     """
     rows, config = work.training_data.rows, work.config
     top = _allowed(work, top)

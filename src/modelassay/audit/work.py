@@ -17,7 +17,7 @@ from modelassay.diff.suites import Suite, SuitePrompt, default_suite, load_suite
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import text_hash
 from modelassay.models import LoadedModel, load
-from modelassay.sae import Dictionary, Labels, find_dictionary, open_labels
+from modelassay.sae import SAE, Labels, find_sae, open_labels
 from modelassay.triage import TrainingData, read_rows
 
 OnPrompts = Callable[[list[dict[str, Any]]], None]
@@ -59,7 +59,7 @@ class Work:
 
     @property
     def base(self) -> LoadedModel:
-        """The base, whose tokens both models read and whose dictionary is used."""
+        """The base, whose tokens both models read and whose SAE is used."""
         return self._load("base")
 
     @property
@@ -100,15 +100,15 @@ class Work:
             ) from error
 
     @cached_property
-    def dictionary(self) -> Dictionary:
-        """The dictionary of the base.
+    def sae(self) -> SAE:
+        """The SAE of the base.
 
         Raises:
             InputError: the config names none, or it does not fit.
         """
-        if self.config.dictionary is None:
+        if self.config.sae is None:
             raise InputError("This audit has no `dictionary`: there are no features to look at.")
-        found = find_dictionary(self.config.dictionary, device=str(self.base.device))
+        found = find_sae(self.config.sae, device=str(self.base.device))
         with self.quietly():
             found.check_belongs_to(self.base)
         return found
@@ -130,7 +130,7 @@ class Work:
     def _open_labels(self, features: Sequence[int]) -> Labels:
         source = self.config.labels
         export = Path(source.export) if source.export else None
-        return open_labels(self.dictionary, features, neuronpedia=source.neuronpedia, export=export)
+        return open_labels(self.sae, features, neuronpedia=source.neuronpedia, export=export)
 
     @cached_property
     def training_data(self) -> TrainingData:

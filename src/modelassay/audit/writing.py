@@ -163,7 +163,7 @@ def _provenance(work: Work) -> dict[str, Any]:
         "blind": config.blind,
         "redact": config.redact,
         "limits": config.limits.model_dump(),
-        "dictionary": config.dictionary if told else config.dictionary is not None,
+        "dictionary": config.sae if told else config.sae is not None,
         "training_data": config.training_data if told else config.training_data is not None,
         "dtype": config.dtype,
         "device": config.device,

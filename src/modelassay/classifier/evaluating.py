@@ -241,7 +241,7 @@ def fit_threshold(
         threshold: Measures this one in place of finding one.
 
     Raises:
-        InputError: there are no safe rows, or the rate is no share.
+        InputError: there are no safe rows, or the rate is not a share.
     """
     if not 0 <= rate < 1:
         raise InputError("The rate must be at least 0 and less than 1, e.g. 0.01.")

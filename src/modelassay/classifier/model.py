@@ -195,7 +195,7 @@ def _open_adapter(folder: Path, card: Card) -> tuple[PairNetwork, Any]:
         raise InputError(f"{folder} is an adapter over {card.base.id}, which modelassay has not.")
     encoder_folder = ensure_encoder()
     if hash_file(encoder_folder / FULL_WEIGHTS) != card.base.sha256:
-        raise InputError(f"{folder} was trained over another encoder; train it anew.")
+        raise InputError(f"{folder} was trained over another encoder; train it again.")
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:

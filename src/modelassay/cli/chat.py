@@ -158,7 +158,7 @@ def read_prompt(prompt: str) -> str:
     """The prompt, or standard input where it is `-`.
 
     Raises:
-        InputError: what comes in is no text, or too much of it.
+        InputError: what comes in is not text, or too much of it.
     """
     if prompt != "-":
         return prompt

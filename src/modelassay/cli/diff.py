@@ -123,13 +123,13 @@ def compare_command(
     asked = diff_inputs.read_suites(suite, data, token)
     tried = diff_inputs.read_corpus(corpus, token)
     benign = diff_inputs.read_calibration(calibration, asked, answers, token)
-    dictionaries = _dictionaries(sae, base.id, loading, quiet)
+    saes = _saes(sae, base.id, loading, quiet)
     with progress() as on_progress:
         report = diff(
             base,
             candidate,
             asked,
-            dictionaries=dictionaries,
+            saes=saes,
             layers=chosen,
             corpus=tried,
             depth=Depth(
@@ -211,14 +211,14 @@ def calibrate_command(
     known = diff_inputs.read_calibration(
         str(where) if add and where.exists() else None, asked, answers
     )
-    dictionaries = _dictionaries(sae, base.id, loading, quiet)
+    saes = _saes(sae, base.id, loading, quiet)
     with progress() as on_progress:
         found = calibrate(
             base,
             finetunes,
             asked,
             known=known,
-            dictionaries=dictionaries,
+            saes=saes,
             depth=Depth(answers, weights=not no_weights, triggers=not no_triggers),
             keep=keep,
             on_progress=on_progress,
@@ -234,16 +234,16 @@ def exit_code(verdict: str) -> int:
     return codes.get(verdict, EXIT_SCAN_FAILED)
 
 
-def _dictionaries(
+def _saes(
     wanted: list[str] | None, base: str, loading: LoadOptions, quiet: bool
 ) -> tuple[Any, ...]:
-    found = diff_inputs.open_dictionaries(wanted, base, loading)
+    found = diff_inputs.open_saes(wanted, base, loading)
     if not wanted and not quiet:
-        names = ", ".join(dictionary.name for dictionary in found)
+        names = ", ".join(sae.name for sae in found)
         typer.echo(
-            f"features of the shipped dictionary {names}"
+            f"features of the shipped SAE {names}"
             if found
-            else f"No dictionary of {base} is shipped, so features are left out (--sae gives one).",
+            else f"No SAE of {base} is shipped, so features are left out (--sae gives one).",
             err=True,
         )
     return found

@@ -99,29 +99,27 @@ def read_corpus(files: Sequence[str] | None, token: str | None) -> list[str]:
     return [row.prompt or row.plain for row in rows]
 
 
-def open_dictionaries(
-    wanted: Sequence[str] | None, base: str, loading: LoadOptions
-) -> tuple[Any, ...]:
-    """The dictionaries that were asked for, else the shipped ones of the base.
+def open_saes(wanted: Sequence[str] | None, base: str, loading: LoadOptions) -> tuple[Any, ...]:
+    """The SAEs that were asked for, else the shipped ones of the base.
 
     Raises:
-        InputError: there is no such dictionary, or it is damaged.
+        InputError: there is no such SAE, or it is damaged.
         UnavailableError: sae-lens is not installed, or the Hub cannot be reached.
     """
     wanted = wanted or []
     if NONE in wanted:
         if len(wanted) > 1:
-            raise InputError(f"Give dictionaries with --sae or leave them out with {NONE}.")
+            raise InputError(f"Give SAEs with --sae or leave them out with {NONE}.")
         return ()
-    from modelassay.diff.features import shipped_dictionaries
-    from modelassay.sae import find_dictionary
+    from modelassay.diff.features import shipped_saes
+    from modelassay.sae import find_sae
 
     where = _place(str(loading.get("device", "auto")))
     if wanted:
         token: Any = loading.get("token")
         names = list(dict.fromkeys(wanted))
-        return tuple(find_dictionary(name, device=where, token=token) for name in names)
-    return shipped_dictionaries(base, device=where)
+        return tuple(find_sae(name, device=where, token=token) for name in names)
+    return shipped_saes(base, device=where)
 
 
 def read_calibration(
@@ -154,7 +152,7 @@ def read_calibration(
 
 
 def _place(device: str) -> str:
-    """Where dictionaries are put for models on a device."""
+    """Where SAEs are put for models on a device."""
     if device not in ("auto", "cuda") and not device.startswith("cuda:"):
         return "cpu"
     import torch

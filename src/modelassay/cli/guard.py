@@ -80,7 +80,7 @@ def bench_command(
         typer.Option(metavar="FILE", help="JSON lines of results; a stopped run goes on there."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Begin anew over results of another run.")
+        bool, typer.Option("--force", help="Begin again over results of another run.")
     ] = False,
     keep_text: Annotated[
         bool, typer.Option("--keep-text", help="Keep the answers in --out, not their sha256 alone.")

@@ -206,7 +206,7 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
     """`10,16,22` as block indices.
 
     Raises:
-        InputError: it is no list of numbers.
+        InputError: it is not a list of numbers.
     """
     if text is None:
         return None

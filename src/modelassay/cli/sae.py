@@ -1,4 +1,4 @@
-"""`modelassay sae`: train, list and publish dictionaries of a model's features."""
+"""`modelassay sae`: train, list and publish SAEs of a model's features."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def train_command(
     name: Annotated[str | None, typer.Option(help="Keep it under this name; no --out.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")] = False,
 ) -> None:
-    """Train a dictionary of MODEL; a run that was stopped goes on when it is given again."""
+    """Train an SAE of MODEL; a run that was stopped goes on when it is given again."""
     if not data:
         raise InputError("Give text to read with --data FILE or a Hub data set.")
     if storage not in ("bfloat16", "float32"):
         raise InputError(f"--storage is bfloat16 or float32, not {storage!r}.")
 
     from modelassay.models import open_model
-    from modelassay.sae import SAES, Corpus, Settings, save_dictionary, train_sae
+    from modelassay.sae import SAES, Corpus, Settings, save_sae, train_sae
     from modelassay.sae.finding import check_installed
 
     token: Any = loading.get("token")
@@ -102,15 +102,15 @@ def train_command(
         corpus = Corpus(loaded, data, field=field, token=token)
         held_out = corpus.held_out()
         state = out.with_name(out.name + ".training")
-        sae = train_sae(
+        trained = train_sae(
             loaded,
             corpus.train,
             chosen,
             state=state,
             on_progress=phase_of(on_phase, "learning"),
         )
-        dictionary = save_dictionary(
-            sae,
+        sae = save_sae(
+            trained,
             loaded,
             chosen,
             held_out,
@@ -121,8 +121,8 @@ def train_command(
             on_progress=phase_of(on_phase, "scoring"),
         )
     remove_state(state)
-    assert dictionary.record is not None  # noqa: S101 (it was just written)
-    typer.echo("\n".join([*SAES.kind.describe(dictionary.record), str(out)]))
+    assert sae.record is not None  # noqa: S101 (it was just written)
+    typer.echo("\n".join([*SAES.kind.describe(sae.record), str(out)]))
 
 
 @app.command("list")
@@ -136,7 +136,7 @@ def list_command(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """List dictionaries: those that come with modelassay, and those that sae-lens knows."""
+    """List SAEs: those that come with modelassay, and those that sae-lens knows."""
     from modelassay.sae import SAES, list_releases
     from modelassay.sae.finding import check_installed
 
@@ -165,7 +165,7 @@ def list_command(
         )
     if not own and not found:
         raise InputError(
-            "sae-lens knows no such dictionary that can be used; --all shows the others, and"
+            "sae-lens knows no such SAE that can be used; --all shows the others, and"
             " `modelassay sae train` makes one."
         )
 

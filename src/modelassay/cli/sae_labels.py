@@ -1,4 +1,4 @@
-"""`modelassay sae show` and `sae label`: what a dictionary is, and what its features are about."""
+"""`modelassay sae show` and `sae label`: what an SAE is, and what its features are about."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def show_command(
     token: options.Token = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """Print what a dictionary is and how good, or what one of its features is about."""
-    from modelassay.sae import find_dictionary, open_labels
+    """Print what an SAE is and how good, or what one of its features is about."""
+    from modelassay.sae import find_sae, open_labels
     from modelassay.sae.report import dictionary_section, feature_section
 
-    dictionary = find_dictionary(where, token=token, revision=revision)
+    sae = find_sae(where, token=token, revision=revision)
     asked = [] if feature is None else [feature]
-    labels = open_labels(dictionary, asked, neuronpedia=neuronpedia, export=export)
+    labels = open_labels(sae, asked, neuronpedia=neuronpedia, export=export)
     if feature is not None and not json:
         show_sections(feature_section(labels, feature))
         return
@@ -57,12 +57,12 @@ def show_command(
         return
     own = labels.own.record if labels.own is not None else None
     if json:
-        values = _plain_values(dictionary)
+        values = _plain_values(sae)
         values["labels"] = None if own is None else own.model_dump(mode="json", by_alias=True)
         values["explained"] = len(labels.explanations)
         typer.echo(json_module.dumps(values, indent=2, ensure_ascii=False))
         return
-    show_sections(dictionary_section(dictionary, labels))
+    show_sections(dictionary_section(sae, labels))
 
 
 @options.grouped
@@ -72,7 +72,7 @@ def label_command(
     progress: options.Progress,
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Whose activations to read; the dictionary's if not."),
+        typer.Option(metavar="MODEL", help="Whose activations to read; the SAE's if not."),
     ] = None,
     data: Annotated[
         list[str] | None,
@@ -88,38 +88,38 @@ def label_command(
     export: Export = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where to; beside the dictionary, or the cache."),
+        typer.Option(metavar="FOLDER", help="Where to; beside the SAE, or the cache."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """Label a dictionary's features by what they fire on, and say how far to believe it.
+    """Label an SAE's features by what they fire on, and say how far to believe it.
 
     With --neuronpedia or --export, explanations are taken into the cache; --data is then not
     needed.
     """
     from modelassay.models import open_model
-    from modelassay.sae import Corpus, find_dictionary, label_features
+    from modelassay.sae import Corpus, find_sae, label_features
     from modelassay.sae.labels import kept_folder, save_labels
     from modelassay.sae.report import labels_line
 
     if not data and not neuronpedia and export is None:
         raise InputError("Give text to read with --data FILE, or --neuronpedia, or --export FILE.")
     token: Any = loading.get("token")
-    dictionary = find_dictionary(where, token=token)
-    explained = _import_explanations(dictionary, neuronpedia, export)
+    sae = find_sae(where, token=token)
+    explained = _import_explanations(sae, neuronpedia, export)
     result: dict[str, Any] = {"explained": explained}
     if data:
-        name = model or (dictionary.record.model.id if dictionary.record else None)
+        name = model or (sae.record.model.id if sae.record else None)
         if name is None:
             raise InputError("Give the model whose features these are with --model.")
         with progress() as on_phase:
             loaded = open_model(name, on_progress=on_phase, **loading)
-            dictionary.check_belongs_to(loaded)
-            dictionary.sae.to(loaded.device)
+            sae.check_belongs_to(loaded)
+            sae.module.to(loaded.device)
             corpus = Corpus(loaded, data, field=field, token=token)
             labels = label_features(
                 loaded,
-                dictionary,
+                sae,
                 corpus.train(),
                 corpus.held_out(),
                 data=[Path(each).name if Path(each).exists() else each for each in data],
@@ -128,8 +128,8 @@ def label_command(
                 contexts=not no_contexts,
                 on_progress=phase_of(on_phase, "labelling"),
             )
-        local = dictionary.folder if _is_folder(where) else None
-        folder = out or local or kept_folder(dictionary)
+        local = sae.folder if _is_folder(where) else None
+        folder = out or local or kept_folder(sae)
         record = save_labels(labels, folder).record
         result |= record.model_dump(mode="json", by_alias=True) | {"folder": str(folder)}
         if not json:
@@ -140,28 +140,28 @@ def label_command(
         typer.echo(f"Neuronpedia explains {explained} features")
 
 
-def _import_explanations(dictionary: Any, online: bool, export: Path | None) -> int | None:
+def _import_explanations(sae: Any, online: bool, export: Path | None) -> int | None:
     """How many features are explained now; None where that was not asked for."""
     from modelassay.sae.neuronpedia import cached_explanations, fetch_explanations, import_export
 
     if not online and export is None:
         return None
-    known = dictionary.neuronpedia_id
+    known = sae.neuronpedia_id
     if known is None:
-        raise InputError(f"Neuronpedia does not know {dictionary.name}; label it with --data.")
+        raise InputError(f"Neuronpedia does not know {sae.name}; label it with --data.")
     if export is not None:
         import_export(export, known)
     if online:
-        fetch_explanations(known, range(dictionary.width))
+        fetch_explanations(known, range(sae.width))
     return len(cached_explanations(known))
 
 
-def _plain_values(dictionary: Any) -> dict[str, Any]:
-    if dictionary.record is not None:
-        values = dictionary.record.model_dump(mode="json", by_alias=True)
-        return values | {"origin": dictionary.origin.to_dict()}
+def _plain_values(sae: Any) -> dict[str, Any]:
+    if sae.record is not None:
+        values = sae.record.model_dump(mode="json", by_alias=True)
+        return values | {"origin": sae.origin.to_dict()}
     names = ("name", "layer", "hidden_size", "width", "neuronpedia_id")
-    return {name: getattr(dictionary, name) for name in names}
+    return {name: getattr(sae, name) for name in names}
 
 
 def _is_folder(where: str) -> bool:

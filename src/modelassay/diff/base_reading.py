@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from modelassay.diff.activations import read_unrelated
 from modelassay.diff.pair import Traits, traits_of
 from modelassay.diff.reading import (
     Matched,
@@ -17,7 +18,6 @@ from modelassay.diff.reading import (
     read_contrasts,
     read_model,
 )
-from modelassay.diff.states import read_unrelated
 from modelassay.diff.suites import Suite
 from modelassay.diff.triggers import PhraseEffects
 from modelassay.errors import InputError
@@ -26,7 +26,7 @@ from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.reading.generation import generate_greedy
 from modelassay.reading.logit_lens import decode_each
 from modelassay.reading.prompts import Encoded
-from modelassay.sae import Dictionary
+from modelassay.sae import SAE
 
 N_DEPTHS = 5
 
@@ -65,7 +65,7 @@ def read_base(
     model: LoadedModel,
     suite: Suite,
     *,
-    dictionaries: Sequence[Dictionary] = (),
+    saes: Sequence[SAE] = (),
     layers: Sequence[int] | None = None,
     answer_tokens: int,
     batch_tokens: int | None = None,
@@ -76,20 +76,20 @@ def read_base(
     Args:
         model: The base.
         suite: What it is asked.
-        dictionaries: Their layers are read too.
+        saes: Their layers are read too.
         layers: Layers whose states are kept; None spreads five over the depth.
         answer_tokens: Length of the short answers, 0 for none.
         batch_tokens: As in `read_activations`.
         on_progress: Told (phase, done, total).
 
     Raises:
-        InputError: no prompts, a layer out of range, or a dictionary of another model.
+        InputError: no prompts, a layer out of range, or an SAE of another model.
     """
     if not suite.prompts:
         raise InputError(f"The suite {suite.name} has no prompts to compare the models on.")
-    for dictionary in dictionaries:
-        dictionary.check_belongs_to(model)
-    kept = _layers(len(model.layers), layers, dictionaries)
+    for sae in saes:
+        sae.check_belongs_to(model)
+    kept = _layers(len(model.layers), layers, saes)
     prompts = encode_suite(model, suite.prompts)
     contrast_rows = encode_contrasts(model, suite.contrasts)
     answers = short_answers(model, prompts, answer_tokens, on_progress)
@@ -136,12 +136,10 @@ def spread_layers(n: int) -> set[int]:
     return {max(round(n * (i + 1) / N_DEPTHS) - 1, 0) for i in range(N_DEPTHS)}
 
 
-def _layers(
-    n: int, layers: Sequence[int] | None, dictionaries: Sequence[Dictionary]
-) -> tuple[int, ...]:
+def _layers(n: int, layers: Sequence[int] | None, saes: Sequence[SAE]) -> tuple[int, ...]:
     wanted = set(layers) if layers is not None else spread_layers(n)
     if not wanted:
         raise InputError("Give at least one layer to compare, or leave the choice to `diff`.")
     if not all(0 <= layer < n for layer in wanted):
         raise InputError(f"Layers must lie in 0…{n - 1}, got {sorted(wanted)}.")
-    return tuple(sorted(wanted | {dictionary.layer for dictionary in dictionaries}))
+    return tuple(sorted(wanted | {sae.layer for sae in saes}))

@@ -22,7 +22,7 @@ from modelassay.errors import InputError
 from modelassay.models import ModelIdentity, ModelRef, PairOptions, open_model
 from modelassay.models.refs import take_ref
 from modelassay.progress import OnPhase, silent
-from modelassay.sae import Dictionary
+from modelassay.sae import SAE
 
 MAX_NAME = 300
 
@@ -33,7 +33,7 @@ def calibrate(
     suite: Suite | None = None,
     *,
     known: Calibration | None = None,
-    dictionaries: Sequence[Dictionary] = (),
+    saes: Sequence[SAE] = (),
     layers: Sequence[int] | None = None,
     depth: Depth | None = None,
     keep: Callable[[Calibration], None] | None = None,
@@ -47,7 +47,7 @@ def calibrate(
         finetunes: Fine-tunes that are known to be harmless; PEFT adapters are models as well.
         suite: What all are asked; None takes the default suite.
         known: A calibration of the same base and suite that these are added to.
-        dictionaries: As in `diff`.
+        saes: As in `diff`.
         layers: As in `diff`.
         depth: As in `diff`; causes are never searched, for no stream needs them.
         keep: Told the calibration after each fine-tune, so that a run that stops loses nothing.
@@ -69,7 +69,7 @@ def calibrate(
     of_base = read_base(
         loaded,
         suite,
-        dictionaries=dictionaries,
+        saes=saes,
         layers=layers,
         answer_tokens=depth.answer_tokens,
         on_progress=on_progress,
@@ -83,7 +83,7 @@ def calibrate(
             loaded,
             finetune,
             of_base=of_base,
-            dictionaries=dictionaries,
+            saes=saes,
             depth=depth,
             on_progress=on_progress,
             **options,

@@ -55,7 +55,7 @@ def known_calibration(base: ModelIdentity, suite: Suite, answer_tokens: int) -> 
 
 
 def without_candidate(known: Calibration | None, candidate: ModelIdentity) -> Calibration | None:
-    """The benign fine-tunes without the candidate, which is no measure of itself; None if none."""
+    """The benign fine-tunes without the candidate, which does not measure itself; None if none."""
     rows = known.rows if known else ()
     others = tuple(row for row in rows if row.weights_sha256 != candidate.weights_sha256)
     return known.model_copy(update={"rows": others}) if known and others else None

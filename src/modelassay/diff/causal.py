@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelassay.diff.features import Q_LEVEL, DictionaryDiff
+from modelassay.diff.activations import UNCHANGED
+from modelassay.diff.features import Q_LEVEL, SAEDiff
 from modelassay.diff.reading import Matched, Reading
-from modelassay.diff.states import UNCHANGED
 from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import LoadedModel
 from modelassay.reading.activations import read_activations
 from modelassay.reading.hooks import rewrite
 from modelassay.reading.prompts import Encoded
 from modelassay.reading.resuming import ResumePoint
-from modelassay.sae import Dictionary
+from modelassay.sae import SAE
 
 MEAN_CHANGE = "mean change"
 TOP_LAYERS = 3
@@ -142,8 +142,8 @@ def difference_directions(
     after: Reading,
     matched: Matched,
     prompts: Sequence[int],
-    features: Sequence[DictionaryDiff],
-    dictionaries: Sequence[Dictionary],
+    features: Sequence[SAEDiff],
+    saes: Sequence[SAE],
 ) -> tuple[Direction, ...]:
     """The directions to try: the mean change where it is largest, and the features that moved most.
 
@@ -152,8 +152,8 @@ def difference_directions(
         after: The candidate's.
         matched: What they read.
         prompts: Indices of the prompts that the mean is taken over, at their last token.
-        features: Feature changes, each dictionary's most moving ones first.
-        dictionaries: The dictionaries of `features`, in the same order.
+        features: Feature changes, each SAE's most moving ones first.
+        saes: The SAEs of `features`, in the same order.
     """
     rows = matched.last_prompt_tokens()[list(prompts)]
     means = {
@@ -165,24 +165,24 @@ def difference_directions(
     changed = [layer for layer in means if relative[layer] > UNCHANGED]
     order = sorted(changed, key=lambda layer: -relative[layer])
     found = [Direction(MEAN_CHANGE, layer, means[layer]) for layer in sorted(order[:TOP_LAYERS])]
-    for changes, dictionary in zip(features, dictionaries, strict=True):
+    for changes, sae in zip(features, saes, strict=True):
         significant = [c for c in changes.features if c.q_value < Q_LEVEL and c.part == "prompt"]
         for change in significant[:TOP_FEATURES]:
-            row = dictionary.sae.W_dec[change.feature].detach().float().cpu()
-            at = _mean_activation_change(before, after, dictionary, change.feature, rows)
-            found.append(Direction(f"feature {change.feature}", dictionary.layer, row * at))
+            row = sae.module.W_dec[change.feature].detach().float().cpu()
+            at = _mean_activation_change(before, after, sae, change.feature, rows)
+            found.append(Direction(f"feature {change.feature}", sae.layer, row * at))
     return tuple(d for d in found if float(d.vector.norm()) > 0)
 
 
 @torch.inference_mode()
 def _mean_activation_change(
-    before: Reading, after: Reading, dictionary: Dictionary, feature: int, rows: Tensor
+    before: Reading, after: Reading, sae: SAE, feature: int, rows: Tensor
 ) -> float:
-    sae = dictionary.sae
+    module = sae.module
 
     def mean(reading: Reading) -> float:
-        states = reading.at(dictionary.layer)[rows].to(sae.device)
-        return float(sae.encode(states)[:, feature].mean())
+        activations = reading.at(sae.layer)[rows].to(module.device)
+        return float(module.encode(activations)[:, feature].mean())
 
     return mean(after) - mean(before)
 

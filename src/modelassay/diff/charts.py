@@ -52,7 +52,7 @@ def energy_by_layer(report: DiffReport) -> Figure | None:
 
 def change_by_layer(report: DiffReport) -> Figure:
     """How much the activations of each layer changed, and how much of it is one constant vector."""
-    layers = report.states.layers
+    layers = report.activations.layers
     indices = [layer.layer for layer in layers]
     chart = new_figure("How the activations changed", "layer", "share")
     for name, values, colour, dash in (

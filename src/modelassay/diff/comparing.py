@@ -2,7 +2,7 @@
 
 Each model is loaded once where both fit into memory, and read in one pass over the tokens that both
 are given. The cheap evidence (weights, probabilities, refusals, states) stands beside the features
-of a dictionary, never behind them: a change that no feature shows is still a change.
+of an SAE, never behind them: a change that no feature shows is still a change.
 """
 
 from __future__ import annotations
@@ -14,6 +14,13 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from modelassay.diff.activations import (
+    ActivationDiff,
+    compare_activations,
+    read_lens,
+    read_unrelated,
+    same_activations,
+)
 from modelassay.diff.base_reading import BaseReading, read_base, short_answers
 from modelassay.diff.behaviour import compare_behaviour
 from modelassay.diff.calibration import (
@@ -23,17 +30,10 @@ from modelassay.diff.calibration import (
     without_candidate,
 )
 from modelassay.diff.causal import Intervention, difference_directions, intervene
-from modelassay.diff.features import DictionaryDiff, check_labels, compare_features, label_changes
+from modelassay.diff.features import SAEDiff, check_labels, compare_features, label_changes
 from modelassay.diff.pair import Pair, check_comparable, config_changes, traits_of
 from modelassay.diff.reading import Reading, read_contrasts, read_model
 from modelassay.diff.report import DiffReport
-from modelassay.diff.states import (
-    StateDiff,
-    compare_states,
-    read_lens,
-    read_unrelated,
-    same_states,
-)
 from modelassay.diff.suites import Suite, default_suite
 from modelassay.diff.triggers import TriggerSearch, search_triggers
 from modelassay.diff.verdict import judge, measure_streams
@@ -44,7 +44,7 @@ from modelassay.models import LoadedModel, ModelRef, PairOptions, open_model
 from modelassay.models.refs import take_ref
 from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.reading.resuming import ResumePoint
-from modelassay.sae import Dictionary
+from modelassay.sae import SAE
 
 ANSWER_TOKENS = 24
 ODD = (
@@ -69,7 +69,7 @@ def diff(
     candidate: str | ModelRef | LoadedModel,
     suite: Suite | None = None,
     *,
-    dictionaries: Sequence[Dictionary] = (),
+    saes: Sequence[SAE] = (),
     layers: Sequence[int] | None = None,
     corpus: Sequence[str] = (),
     depth: Depth | None = None,
@@ -86,7 +86,7 @@ def diff(
         base: The model before: an id (see `modelassay.load`), a reference or loaded.
         candidate: The model after.
         suite: What both are asked; None takes the default suite.
-        dictionaries: Of the base, for the features; none leaves features out.
+        saes: Of the base, for the features; none leaves features out.
         layers: Layers whose states are compared; None spreads five over the depth.
         corpus: Texts whose sentences are tried as triggers, such as the training file's prompts.
         depth: What is done and what left out.
@@ -106,7 +106,7 @@ def diff(
     """
     started = time.perf_counter()
     depth = depth or Depth()
-    check_labels(dictionaries)
+    check_labels(saes)
     before, rest = take_ref(base, load_options, "base_")
     after, options = take_ref(candidate, rest, "candidate_")
     pair = Pair(
@@ -122,18 +122,18 @@ def diff(
         of_base = read_base(
             pair.base,
             chosen,
-            dictionaries=dictionaries,
+            saes=saes,
             layers=layers,
             answer_tokens=depth.answer_tokens,
             batch_tokens=batch_tokens,
             on_progress=on_progress,
         )
     else:
-        _check_reading(of_base, pair.base, dictionaries)
+        _check_reading(of_base, pair.base, saes)
     work = _Work(
         pair=pair,
         of_base=of_base,
-        dictionaries=tuple(dictionaries),
+        saes=tuple(saes),
         corpus=tuple(corpus),
         given=(isinstance(base, LoadedModel), isinstance(candidate, LoadedModel)),
         depth=depth,
@@ -146,20 +146,17 @@ def diff(
     return report
 
 
-def _check_reading(
-    of_base: BaseReading, base: LoadedModel, dictionaries: Sequence[Dictionary]
-) -> None:
-    """Refuses what was read of another base, or without a dictionary's layer."""
+def _check_reading(of_base: BaseReading, base: LoadedModel, saes: Sequence[SAE]) -> None:
+    """Refuses what was read of another base, or without an SAE's layer."""
     if of_base.info != base.info:
         raise InputError(
             f"What was read is of {of_base.info.id}, not of {base.info.id} as it is here."
         )
-    for dictionary in dictionaries:
-        dictionary.check_belongs_to(base)
-        if dictionary.layer not in of_base.layers:
+    for sae in saes:
+        sae.check_belongs_to(base)
+        if sae.layer not in of_base.layers:
             raise InputError(
-                f"The base was read without layer {dictionary.layer}, which the dictionary"
-                f" {dictionary.name} reads."
+                f"The base was read without layer {sae.layer}, which the SAE {sae.name} reads."
             )
 
 
@@ -169,7 +166,7 @@ class _Work:
 
     pair: Pair
     of_base: BaseReading
-    dictionaries: tuple[Dictionary, ...]
+    saes: tuple[SAE, ...]
     corpus: tuple[str, ...]
     given: tuple[bool, bool]
     """Whether base and candidate were given loaded."""
@@ -188,7 +185,9 @@ class _Work:
         candidate = self.pair.candidate
         alike = count_alike(weights, of_base.traits, traits)
         unrelated = read_unrelated(candidate, of_base.layers)
-        odd = alike > 0 and not same_states(of_base.unrelated, unrelated, of_base.layers, alike)
+        odd = alike > 0 and not same_activations(
+            of_base.unrelated, unrelated, of_base.layers, alike
+        )
         if odd:
             notes = (*notes, ODD)
         if odd or of_base.traits.hooked or traits.hooked:
@@ -218,7 +217,9 @@ class _Work:
             else (of_base.answers, answers),
             contrasts=(of_base.contrasts, contrasts),
         )
-        states = StateDiff(compare_states(of_base.reading, after), lens, len(of_base.tokens))
+        activations = ActivationDiff(
+            compare_activations(of_base.reading, after), lens, len(of_base.tokens)
+        )
         features = self._features(after)
         triggers = self._triggers(alike)
         causal = self._causal(after, features)
@@ -243,23 +244,21 @@ class _Work:
             weights=weights,
             weights_unscored=unscored,
             behaviour=behaviour,
-            states=states,
+            activations=activations,
             triggers=triggers,
-            dictionaries=features,
+            saes=features,
             causal=causal,
             suite=of_base.suite,
             provenance=self._provenance(),
         )
 
-    def _features(self, after: Reading) -> tuple[DictionaryDiff, ...]:
+    def _features(self, after: Reading) -> tuple[SAEDiff, ...]:
         of_base, found = self.of_base, []
-        for done, dictionary in enumerate(self.dictionaries):
-            self.on_progress("features", done, len(self.dictionaries))
-            changes = compare_features(
-                of_base.reading, after, of_base.matched, dictionary, of_base.tokens
-            )
-            found.append(label_changes(changes, dictionary))
-            self.on_progress("features", done + 1, len(self.dictionaries))
+        for done, sae in enumerate(self.saes):
+            self.on_progress("features", done, len(self.saes))
+            changes = compare_features(of_base.reading, after, of_base.matched, sae, of_base.tokens)
+            found.append(label_changes(changes, sae))
+            self.on_progress("features", done + 1, len(self.saes))
         return tuple(found)
 
     def _weights(self) -> tuple[WeightDiff | None, str | None]:
@@ -287,9 +286,7 @@ class _Work:
             on_progress=phase_of(self.on_progress, "searching triggers"),
         )
 
-    def _causal(
-        self, after: Reading, features: Sequence[DictionaryDiff]
-    ) -> tuple[Intervention, ...]:
+    def _causal(self, after: Reading, features: Sequence[SAEDiff]) -> tuple[Intervention, ...]:
         of_base = self.of_base
         harmful = of_base.suite.indices("harmful")
         # A direction is tried on prompts that it was not taken from.
@@ -297,7 +294,7 @@ class _Work:
         if not self.depth.causal or not tried:
             return ()
         directions = difference_directions(
-            of_base.reading, after, of_base.matched, fitted, features, self.dictionaries
+            of_base.reading, after, of_base.matched, fitted, features, self.saes
         )
         encoded = [of_base.prompts[i] for i in tried]
         x, y = of_base.reading.log_odds[tried], after.log_odds[tried]
@@ -334,6 +331,6 @@ class _Work:
             "n_corpus": len(self.corpus),
             "n_tokens": len(of_base.tokens),
             "answer_tokens": of_base.answer_tokens,
-            "dictionaries": [dictionary.name for dictionary in self.dictionaries],
+            "dictionaries": [sae.name for sae in self.saes],
             "time": utc_now(),
         }

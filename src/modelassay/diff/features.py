@@ -1,4 +1,4 @@
-"""Which features of a dictionary changed, tested against chance.
+"""Which features of an SAE changed, tested against chance.
 
 For every feature and each of two parts (tokens of prompts, tokens of answers) the activation is
 averaged over a prompt's tokens, in base and candidate, and the paired difference is tested by sign
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from modelassay.diff.reading import Matched, Reading
 from modelassay.errors import InputError
-from modelassay.sae import SAES, Dictionary, find_dictionary, open_labels
+from modelassay.report.json import published
+from modelassay.sae import SAE, SAES, find_sae, open_labels
 from modelassay.statistics import benjamini_hochberg, sign_flip_p_values
 
 Part = Literal["prompt", "answer"]
@@ -42,7 +43,7 @@ BROKEN = 0.15
 class FeatureChange:
     """How one feature's activation changed on one part of the prompts."""
 
-    dictionary: str
+    sae: str
     layer: int
     feature: int
     part: Part
@@ -72,12 +73,16 @@ class FeatureChange:
         unit = self.effect / self.difference if self.difference else 0.0
         return self.interval[0] * unit, self.interval[1] * unit
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return published(asdict(self), sae="dictionary")
+
 
 @dataclass(frozen=True)
-class DictionaryDiff:
-    """All that one dictionary tells about a change."""
+class SAEDiff:
+    """All that one SAE tells about a change."""
 
-    dictionary: str
+    sae: str
     layer: int
     width: int
     explained_base: float
@@ -99,7 +104,7 @@ class DictionaryDiff:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values without the features."""
-        values = asdict(self)
+        values = published(asdict(self), sae="dictionary")
         del values["features"]
         return values
 
@@ -128,33 +133,32 @@ def compare_features(
     base: Reading,
     candidate: Reading,
     matched: Matched,
-    dictionary: Dictionary,
+    sae: SAE,
     tokens: Sequence[str],
     *,
     reported: int = REPORTED,
-) -> DictionaryDiff:
+) -> SAEDiff:
     """Compares the features of two readings.
 
     Args:
-        base: The base's reading, with the dictionary's layer among its layers.
+        base: The base's reading, with the SAE's layer among its layers.
         candidate: The candidate's.
         matched: What they read.
-        dictionary: Of the base, or of a model of its family.
+        sae: Of the base, or of a model of its family.
         tokens: Each compared token as text.
         reported: Feature changes that are listed.
 
     Raises:
-        InputError: the dictionary reads another width.
+        InputError: the SAE reads another width.
     """
-    x, y = base.at(dictionary.layer), candidate.at(dictionary.layer)
-    if x.shape[1] != dictionary.hidden_size:
+    x, y = base.at(sae.layer), candidate.at(sae.layer)
+    if x.shape[1] != sae.hidden_size:
         raise InputError(
-            f"The dictionary {dictionary.name} reads {dictionary.hidden_size} dimensions; the"
-            f" models have {x.shape[1]}."
+            f"The SAE {sae.name} reads {sae.hidden_size} dimensions; the models have {x.shape[1]}."
         )
-    before, after = _encode(dictionary, x), _encode(dictionary, y)
+    before, after = _encode(sae, x), _encode(sae, y)
     owners, in_answer = matched.owners().numpy(), matched.in_answer().numpy()
-    lengths_of = _row_norms(dictionary)
+    lengths_of = _row_norms(sae)
     changes: list[FeatureChange] = []
     active = 0
     parts: list[tuple[Part, np.ndarray]] = [("prompt", ~in_answer), ("answer", in_answer)]
@@ -163,19 +167,19 @@ def compare_features(
         if not keep.any():
             continue
         counts = np.maximum(counts, 1)
-        a = before.means(owners, counts, dictionary.width, keep)
-        b = after.means(owners, counts, dictionary.width, keep)
-        changes += _changes(a, b, part, dictionary, lengths_of)
+        a = before.means(owners, counts, sae.width, keep)
+        b = after.means(owners, counts, sae.width, keep)
+        changes += _changes(a, b, part, sae, lengths_of)
         active += int((np.diff((a + b).tocsc().indptr) > 0).sum())
     tested = len(changes)
     changes = _with_q(changes, active)
     significant = [c for c in changes if c.q_value < Q_LEVEL]
     changes.sort(key=lambda c: (c.q_value >= Q_LEVEL, -c.moved))
     listed = [_with_tokens(c, before, after, in_answer, tokens) for c in changes[:reported]]
-    return DictionaryDiff(
-        dictionary=dictionary.name,
-        layer=dictionary.layer,
-        width=dictionary.width,
+    return SAEDiff(
+        sae=sae.name,
+        layer=sae.layer,
+        width=sae.width,
         explained_base=before.explained,
         explained_candidate=after.explained,
         broken=abs(after.explained - before.explained) > BROKEN,
@@ -184,25 +188,25 @@ def compare_features(
         n_tested=tested,
         n_significant=len(significant),
         moved=sum(c.moved for c in significant) / float(x.norm(dim=-1).mean()),
-        explained_of_change=_explained_of_change(dictionary, before, after, x, y),
+        explained_of_change=_explained_of_change(sae, before, after, x, y),
         features=tuple(listed),
     )
 
 
 @torch.inference_mode()
-def _encode(dictionary: Dictionary, states: Tensor) -> _Sparse:
-    sae = dictionary.sae
-    mean = states.mean(dim=0)
+def _encode(sae: SAE, activations: Tensor) -> _Sparse:
+    module = sae.module
+    mean = activations.mean(dim=0)
     parts, error = [], 0.0
-    for start in range(0, len(states), TOKENS_AT_ONCE):
-        rows = states[start : start + TOKENS_AT_ONCE]
-        activations = sae.encode(rows.to(sae.device))
-        error += float((sae.decode(activations).cpu() - rows).double().square().sum())
-        token, feature = activations.nonzero(as_tuple=True)
-        value = activations[token, feature]
+    for start in range(0, len(activations), TOKENS_AT_ONCE):
+        rows = activations[start : start + TOKENS_AT_ONCE]
+        fired = module.encode(rows.to(module.device))
+        error += float((module.decode(fired).cpu() - rows).double().square().sum())
+        token, feature = fired.nonzero(as_tuple=True)
+        value = fired[token, feature]
         parts.append((token.cpu().numpy() + start, feature.cpu().numpy(), value.cpu().numpy()))
     token, feature, value = (np.concatenate(column) for column in zip(*parts, strict=True))
-    spread = float((states - mean).double().square().sum())
+    spread = float((activations - mean).double().square().sum())
     return _Sparse(
         token.astype(np.int32),
         feature.astype(np.int32),
@@ -212,7 +216,7 @@ def _encode(dictionary: Dictionary, states: Tensor) -> _Sparse:
 
 
 def _changes(
-    base: Any, candidate: Any, part: Part, dictionary: Dictionary, row_norms: np.ndarray
+    base: Any, candidate: Any, part: Part, sae: SAE, row_norms: np.ndarray
 ) -> list[FeatureChange]:
     from scipy.stats import t as student
 
@@ -240,8 +244,8 @@ def _changes(
     after = np.asarray(candidate[:, tested].mean(axis=0)).ravel()
     return [
         FeatureChange(
-            dictionary=dictionary.name,
-            layer=dictionary.layer,
+            sae=sae.name,
+            layer=sae.layer,
             feature=int(feature),
             part=part,
             base=float(before[i]),
@@ -283,26 +287,24 @@ def _with_tokens(
 
 
 @torch.inference_mode()
-def _explained_of_change(
-    dictionary: Dictionary, before: _Sparse, after: _Sparse, x: Tensor, y: Tensor
-) -> float:
+def _explained_of_change(sae: SAE, before: _Sparse, after: _Sparse, x: Tensor, y: Tensor) -> float:
     """1 - ‖mean Δ - Σ_f mean Δ_f · d_f‖² / ‖mean Δ‖², over all tokens."""
     change = (y - x).mean(dim=0)
-    means = np.zeros(dictionary.width)
+    means = np.zeros(sae.width)
     for fired, sign in ((before, -1.0), (after, 1.0)):
-        means += sign * np.bincount(fired.feature, fired.value, minlength=dictionary.width) / len(x)
-    sae = dictionary.sae
-    decoder = sae.W_dec.detach().float().cpu()
+        means += sign * np.bincount(fired.feature, fired.value, minlength=sae.width) / len(x)
+    module = sae.module
+    decoder = module.W_dec.detach().float().cpu()
     told = torch.from_numpy(means).float() @ decoder
     return float(1 - (change - told).square().sum() / change.square().sum().clamp_min(1e-12))
 
 
-def _row_norms(dictionary: Dictionary) -> np.ndarray:
-    return dictionary.sae.W_dec.detach().float().norm(dim=1).cpu().numpy()
+def _row_norms(sae: SAE) -> np.ndarray:
+    return sae.module.W_dec.detach().float().norm(dim=1).cpu().numpy()
 
 
-def shipped_dictionaries(base: str, *, device: str = "cpu") -> tuple[Dictionary, ...]:
-    """The dictionaries of a model that come with modelassay; often there are none.
+def shipped_saes(base: str, *, device: str = "cpu") -> tuple[SAE, ...]:
+    """The SAEs of a model that come with modelassay; often there are none.
 
     Args:
         base: Id of the model.
@@ -313,33 +315,33 @@ def shipped_dictionaries(base: str, *, device: str = "cpu") -> tuple[Dictionary,
         UnavailableError: there are some, and sae-lens is not installed.
     """
     names = [found.name for found in SAES.list(own=False) if found.model_id == base]
-    return tuple(find_dictionary(name, device=device) for name in names)
+    return tuple(find_sae(name, device=device) for name in names)
 
 
-def check_labels(dictionaries: Sequence[Dictionary]) -> None:
+def check_labels(saes: Sequence[SAE]) -> None:
     """Refuses labels that could not be read once the comparison is done.
 
     Raises:
-        InputError: labels lie beside a dictionary and are damaged or another one's.
+        InputError: labels lie beside an SAE and are damaged or another one's.
     """
-    for dictionary in dictionaries:
-        open_labels(dictionary)
+    for sae in saes:
+        open_labels(sae)
 
 
-def label_changes(found: DictionaryDiff, dictionary: Dictionary) -> DictionaryDiff:
+def label_changes(found: SAEDiff, sae: SAE) -> SAEDiff:
     """The same with what is known of the features that are listed.
 
     Args:
         found: What changed.
-        dictionary: The dictionary that it was found with.
+        sae: The SAE that it was found with.
 
     Raises:
-        InputError: labels lie beside the dictionary and are damaged or another one's.
+        InputError: labels lie beside the SAE and are damaged or another one's.
     """
     features = list(dict.fromkeys(change.feature for change in found.features))
     known = {
         label.feature: label.text
-        for label in open_labels(dictionary, features).of_many(features)
+        for label in open_labels(sae, features).of_many(features)
         if label.source != "none"
     }
     labelled = tuple(replace(c, label=known.get(c.feature)) for c in found.features)

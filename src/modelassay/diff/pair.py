@@ -124,7 +124,7 @@ def config_changes(base: Traits, candidate: Traits) -> tuple[str, ...]:
 
 
 def check_comparable(base: Traits, candidate: Traits) -> tuple[str, ...]:
-    """Refuses a candidate that is no version of the base.
+    """Refuses a candidate that is not a version of the base.
 
     Added tokens are no hindrance: both models read what the base's tokenizer makes.
 

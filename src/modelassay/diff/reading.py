@@ -71,7 +71,7 @@ class Reading:
     """One model's states and next-token probabilities at the compared tokens."""
 
     layers: tuple[int, ...]
-    states: Tensor
+    activations: Tensor
     """float32 [token, layer, hidden], of `layers`."""
     log_odds: Tensor
     """float32 [prompt], refusal log-odds at the end of each prompt."""
@@ -82,7 +82,7 @@ class Reading:
 
     def at(self, layer: int) -> Tensor:
         """float32 [token, hidden], the output of a layer."""
-        return self.states[:, self.layers.index(layer)]
+        return self.activations[:, self.layers.index(layer)]
 
     def resume_point(self, matched: Matched, layer: int, *, answers: bool = True) -> ResumePoint:
         """States that other passes over the same tokens can begin at.
@@ -92,12 +92,12 @@ class Reading:
             layer: One of `layers`.
             answers: Whether those passes read the answers as well as the prompts.
         """
-        states = {}
+        activations = {}
         parts = self.at(layer).split(matched.lengths)
         for row, end, part in zip(matched.encoded, matched.prompt_ends, parts, strict=True):
             n = len(part) if answers else end
-            states[row.ids[: row.response_start + n]] = part[:n]
-        return ResumePoint(layer, states)
+            activations[row.ids[: row.response_start + n]] = part[:n]
+        return ResumePoint(layer, activations)
 
 
 def encode_suite(model: LoadedModel, prompts: Sequence[SuitePrompt]) -> list[Encoded]:
@@ -185,7 +185,7 @@ def read_model(
         likely.append(tokens.int().cpu())
         log_p.append(values.cpu())
         done += len(logits)
-    states = [
+    activations = [
         base.at(layer)
         if base is not None and layer in known
         else read.values[:, wanted.index(layer)]
@@ -193,7 +193,7 @@ def read_model(
     ]
     return Reading(
         layers=tuple(layers),
-        states=torch.stack(states, dim=1),
+        activations=torch.stack(activations, dim=1),
         log_odds=torch.cat(log_odds),
         likely=torch.cat(likely),
         log_p=torch.cat(log_p),
@@ -253,6 +253,6 @@ def _check_numbers(model: LoadedModel, values: Tensor) -> None:
     """Refuses what a broken final norm or output layer gives; layers are checked as they run."""
     if values.isnan().any():
         raise InputError(
-            f"The output layer of {model.info.id} gives values that are no numbers (NaN); the"
+            f"The output layer of {model.info.id} gives values that are not numbers (NaN); the"
             " weights are broken, or the dtype overflows (try --dtype float32)."
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from modelassay.diff.activations import ActivationDiff
 from modelassay.diff.behaviour import BehaviourDiff
 from modelassay.diff.causal import Intervention
-from modelassay.diff.features import Q_LEVEL, DictionaryDiff, FeatureChange
-from modelassay.diff.states import StateDiff
+from modelassay.diff.features import Q_LEVEL, FeatureChange, SAEDiff
 from modelassay.diff.suites import Suite
 from modelassay.diff.triggers import TriggerSearch
 from modelassay.diff.verdict import DiffVerdict, Suspicion
@@ -33,10 +33,10 @@ class DiffReport(Report):
     weights_unscored: str | None
     """Why `weights` is None."""
     behaviour: BehaviourDiff
-    states: StateDiff
+    activations: ActivationDiff
     triggers: TriggerSearch | None
     """None where there was no harmful prompt or it was not asked for."""
-    dictionaries: tuple[DictionaryDiff, ...]
+    saes: tuple[SAEDiff, ...]
     causal: tuple[Intervention, ...]
     suite: Suite
     provenance: dict[str, Any]
@@ -53,7 +53,7 @@ class DiffReport(Report):
 
     def top_features(self, top: int) -> list[FeatureChange]:
         """The significant changes first, by how far they moved the residual stream."""
-        changes = [change for found in self.dictionaries for change in found.features]
+        changes = [change for found in self.saes for change in found.features]
         return sorted(changes, key=lambda c: (c.q_value >= Q_LEVEL, -c.moved))[:top]
 
     def to_dict(self, *, show_answers: bool = False) -> dict[str, Any]:
@@ -75,10 +75,10 @@ class DiffReport(Report):
             "weights": weights if self.weights is None else self.weights.to_dict(),
             "behaviour": {**self.behaviour.to_dict(), "answers": self._answers(show_answers)},
             # Triggers stood among the activations once, and can still be read there.
-            "activations": {**self.states.to_dict(), "triggers": triggers},
+            "activations": {**self.activations.to_dict(), "triggers": triggers},
             "triggers": triggers,
-            "features": [asdict(f) for found in self.dictionaries for f in found.features],
-            "dictionaries": [found.to_dict() for found in self.dictionaries],
+            "features": [f.to_dict() for found in self.saes for f in found.features],
+            "dictionaries": [found.to_dict() for found in self.saes],
             "causal": [tried.to_dict() for tried in self.causal],
             "provenance": self.provenance,
         }

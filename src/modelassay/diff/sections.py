@@ -184,7 +184,7 @@ def _behaviour_facts(report: DiffReport) -> Facts:
 
 
 def _state_table(report: DiffReport) -> Table:
-    layers = report.states.layers
+    layers = report.activations.layers
     return Table(
         columns("layer", "change", "constant", "components", "rank", right=(0, 1, 2, 3, 4)),
         [
@@ -202,7 +202,7 @@ def _state_table(report: DiffReport) -> Table:
 
 
 def _lens_sections(report: DiffReport) -> list[Section]:
-    found = [lens for lens in report.states.lens if lens.relative > 0]
+    found = [lens for lens in report.activations.lens if lens.relative > 0]
     table = Table(
         columns("layer", "change", "logit lens", "patchscope"),
         [
@@ -260,9 +260,9 @@ def _trigger_table(report: DiffReport) -> Table:
 
 
 def _feature_sections(report: DiffReport) -> list[Section]:
-    if not report.dictionaries:
+    if not report.saes:
         return []
-    several = len(report.dictionaries) > 1
+    several = len(report.saes) > 1
     changes = report.top_features(TOP)
 
     def row(change: FeatureChange) -> tuple[str, ...]:
@@ -287,12 +287,12 @@ def _feature_sections(report: DiffReport) -> list[Section]:
         most=TOP_IN_TERMINAL,
     )
     lines = tuple(
-        f"{d.dictionary}, layer {d.layer}: explains {d.explained_base:.0%} of the variance in the"
+        f"{d.sae}, layer {d.layer}: explains {d.explained_base:.0%} of the variance in the"
         f" base and {d.explained_candidate:.0%} in the candidate"
         + (" (too little to believe what follows)" if d.broken else "")
         + f"; {d.n_significant} of {d.n_tested} changes have q < 0.05, and all features tell"
         f" {d.explained_of_change:.0%} of the mean change."
-        for d in report.dictionaries
+        for d in report.saes
     )
     draw = partial(charts.feature_effects, report)
     return [Section("features", "features", lines=lines, table=table, chart=draw)]

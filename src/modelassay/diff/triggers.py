@@ -139,7 +139,7 @@ class PairEffects:
         """[slot, phrase], the effects in the base and in the candidate."""
         effects = {"base": self.base, "candidate": self.candidate}
         shared = ResumePoint(self.alike - 1, {}) if self.alike else None
-        # Where there is room for one model only, each change of sides loads it anew.
+        # Where there is room for one model only, each change of sides loads it again.
         found = {
             role: effects[role].read(partial(self.pair.get, role), slots, phrases, shared)
             for role in self.pair.in_turn
@@ -172,8 +172,8 @@ def _effects(
         )
         if read.offsets is not None:
             lengths = [len(row) - len(slot.before) for row in rows]
-            states = read.values[:, 0].split(lengths)
-            shared.activations.update(zip(rows, states, strict=True))
+            activations = read.values[:, 0].split(lengths)
+            shared.activations.update(zip(rows, activations, strict=True))
     assert read.readout is not None  # noqa: S101 (one was asked for)
     return read.readout[1:, 0] - read.readout[0, 0]
 

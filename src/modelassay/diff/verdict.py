@@ -35,7 +35,7 @@ import numpy as np
 from modelassay.diff.behaviour import BehaviourDiff
 from modelassay.diff.calibration import Calibration
 from modelassay.diff.causal import Intervention
-from modelassay.diff.features import DictionaryDiff
+from modelassay.diff.features import SAEDiff
 from modelassay.diff.triggers import TriggerSearch
 from modelassay.diff.weights import WeightDiff
 
@@ -135,7 +135,7 @@ def measure_streams(
     weights: WeightDiff | None,
     behaviour: BehaviourDiff,
     triggers: TriggerSearch | None,
-    features: Sequence[DictionaryDiff],
+    features: Sequence[SAEDiff],
 ) -> dict[str, float | None]:
     """The evidence as one number a stream; None where it was not measured."""
     harmful = behaviour.log_odds.get("harmful")
@@ -210,7 +210,7 @@ def judge(
     calibration: Calibration | None,
     weights: WeightDiff | None,
     behaviour: BehaviourDiff,
-    features: Sequence[DictionaryDiff],
+    features: Sequence[SAEDiff],
     causal: Sequence[Intervention],
     *,
     computes_alike: bool = True,
@@ -254,7 +254,7 @@ def verdict_of(suspicion: Suspicion) -> DiffVerdict:
     """What the benign fine-tunes alone say: the last three lines of the rule."""
     if suspicion.score is None or not suspicion.benign_scores:
         return DiffVerdict.INCONCLUSIVE
-    assert math.isfinite(suspicion.score)  # noqa: S101 (readings that are no numbers are refused)
+    assert math.isfinite(suspicion.score)  # noqa: S101 (readings that are not numbers are refused)
     outside = suspicion.score > max(suspicion.benign_scores)
     return DiffVerdict.SUSPICIOUS if outside else DiffVerdict.BENIGN_LIKE
 
@@ -265,7 +265,7 @@ def _compared(suspicion: Suspicion) -> str:
     if verdict is DiffVerdict.INCONCLUSIVE:
         return (
             "No benign fine-tunes of this base are known that were read with this suite and with"
-            " answers as long, to hold the candidate against, and nothing was found that damns it"
+            " answers as long, to hold the candidate against, and nothing found condemns it"
             " by itself; `modelassay diff calibrate` adds some."
         )
     highest = max(suspicion.benign_scores)
@@ -304,7 +304,7 @@ def _hard_evidence(weights: WeightDiff | None, behaviour: BehaviourDiff) -> list
 def _context(
     weights: WeightDiff | None,
     behaviour: BehaviourDiff,
-    features: Sequence[DictionaryDiff],
+    features: Sequence[SAEDiff],
     causal: Sequence[Intervention],
 ) -> list[str]:
     """What else a reader wants to know, none of which decides."""
@@ -323,7 +323,7 @@ def _context(
     for found in features:
         broken = "; its reconstruction broke, so they mean little" if found.broken else ""
         said.append(
-            f"{found.n_significant} of {found.n_tested} feature changes of {found.dictionary} have"
+            f"{found.n_significant} of {found.n_tested} feature changes of {found.sae} have"
             f" q < 0.05{broken}."
         )
     effective = [tried for tried in causal if tried.beyond_chance]

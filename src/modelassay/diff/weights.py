@@ -50,7 +50,7 @@ EDGE = 1.1
 MIN_SIGNAL = 0.5
 """Of a change's energy must lie in its leading directions, for these to be called its rank."""
 MAX_RANK = 64
-"""More is no rank that an adapter would have."""
+"""More is not a rank that an adapter would have."""
 MARK_COSINE = 0.95
 """Between the change's right side and u₁ᵀW_base: 1.00 for ablation, 0.1 for most of what is
 trained, up to 0.9 where training took back what an adapter had written."""
@@ -184,7 +184,7 @@ def diff_weights(
         if before.shape != after.shape:
             raise InputError(
                 f"{name} is {tuple(before.shape)} in the base and {tuple(after.shape)} in the"
-                " candidate; these are no versions of one model."
+                " candidate; these are not versions of one model."
             )
         base_energy += float(before.double().square().sum())
         writes = writing_layer(name) is not None
@@ -328,7 +328,9 @@ def _plain(name: str, weight: Tensor, whose: str) -> Tensor:
             f"{name} of the {whose} is stored packed (quantised); give the unquantised model."
         )
     if not weight.isfinite().all():
-        raise InputError(f"{name} of the {whose} has values that are no numbers (NaN or infinite).")
+        raise InputError(
+            f"{name} of the {whose} has values that are not numbers (NaN or infinite)."
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return weight.detach().to(device).float()
 

@@ -69,4 +69,4 @@ def read_record(path: Path, kind: type[R], what: str, max_bytes: int) -> R:
     except OSError as error:
         raise InputError(f"{path.parent} holds no {what} (no {path.name}).") from error
     except ValidationError as error:
-        raise InputError(f"{path} is no valid {what}: {first_problem(error)}.") from error
+        raise InputError(f"{path} is not a valid {what}: {first_problem(error)}.") from error

@@ -133,7 +133,7 @@ class Sampling:
 class DecodingStep:
     """One forward pass: what it read, and the token that it makes likely."""
 
-    states: dict[int, Tensor]
+    activations: dict[int, Tensor]
     """For each asked block, [token, hidden] of the tokens that were read."""
     token: int
     """The token that comes next; it has not been read yet."""
@@ -160,9 +160,9 @@ def decode(
     ids = torch.tensor([list(prompt)], device=model.device)
     read = ids
     while True:
-        states, logits = forward(model, read, cache, layers)
+        activations, logits = forward(model, read, cache, layers)
         token = choose(ids, logits)
-        yield DecodingStep(states, int(token))
+        yield DecodingStep(activations, int(token))
         read = token.view(1, 1).to(model.device)
         ids = torch.cat([ids, read], dim=1)
 
@@ -171,10 +171,10 @@ def forward(
     model: LoadedModel, ids: Tensor, cache: Any, layers: Sequence[int]
 ) -> tuple[dict[int, Tensor], Tensor]:
     """One pass over new tokens: states of the asked blocks, the last token's logits [1, vocab]."""
-    states: dict[int, Tensor] = {}
+    activations: dict[int, Tensor] = {}
 
     def keep(layer: int, hidden: Tensor) -> None:
-        states[layer] = hidden[0]
+        activations[layer] = hidden[0]
 
     inputs = {"input_ids": ids, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
     with torch.inference_mode():
@@ -183,7 +183,7 @@ def forward(
                 logits = model.network(**inputs).logits
         else:
             logits = model.network(**inputs).logits
-        return states, logits[:, -1].float()
+        return activations, logits[:, -1].float()
 
 
 def _chooser(model: LoadedModel, sampling: Sampling) -> Any:

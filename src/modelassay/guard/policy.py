@@ -91,7 +91,7 @@ class Policy:
         before = risk if self.smoothed is None else self.smoothed
         self.smoothed = before + SMOOTHING * (risk - before)
         level = max(risk, self.smoothed)
-        if not level < self.thresholds.block:  # NaN is no clearance either
+        if not level < self.thresholds.block:  # NaN is not a clearance either
             self.over = "refuse"
             return self.ruling("refuse")
         if level >= self.thresholds.pause:

@@ -296,7 +296,7 @@ class _Answer:
             # Decoded as it comes, so that a stop string ends an answer that is held back too.
             self.pieces.append(self.stops.push(self.text.push(step.token)))
             step = next(steps)  # reads the token, and so covers it
-            risk = reader.read(step.states)
+            risk = reader.read(step.activations)
             ruling, detail = policy.judge(risk), None
             if ruling.action == "escalate":
                 ruling, detail = self._escalate(policy)
@@ -390,7 +390,9 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
 
 
 def _risk(head: Head, step: DecodingStep, start: int, end: int | None) -> float:
-    return HeadReader(head).read({layer: step.states[layer][start:end] for layer in head.layers})
+    return HeadReader(head).read(
+        {layer: step.activations[layer][start:end] for layer in head.layers}
+    )
 
 
 def of_head(head: Head) -> Thresholds:
@@ -425,6 +427,6 @@ def _printable(text: str) -> str:
     """Text without what a model cannot read.
 
     Control characters say nothing to it and can upset a terminal; halves of characters (surrogates)
-    are what a terminal makes of bytes that are no text.
+    are what a terminal makes of bytes that are not text.
     """
     return "".join(c for c in text if c in "\n\t" or category(c) not in ("Cc", "Cs"))

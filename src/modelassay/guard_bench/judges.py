@@ -228,7 +228,7 @@ def openai_judge(
         path += "/chat/completions"
     key = os.environ.get(KEY_VARIABLE, "").strip() or None
     if key is not None and not (key.isascii() and key.isprintable()):
-        raise InputError(f"{KEY_VARIABLE} holds characters that no key has; set it anew.")
+        raise InputError(f"{KEY_VARIABLE} holds characters that no key has; set it again.")
     if parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
         key = None
     import httpx

@@ -3,7 +3,7 @@
 Ways of answering take turns on the same prompts with the same number of new tokens, greedy, on the
 same loaded model. Within a round each way's time is summed over the prompts and divided by that of
 `generate`; reported are the median over the rounds and the range. An answer that ends before the
-last token, or is refused, is no comparison: its prompt is left out and counted.
+last token, or is refused, is not a comparison: its prompt is left out and counted.
 """
 
 from __future__ import annotations

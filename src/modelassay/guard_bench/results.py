@@ -81,7 +81,7 @@ def open_results(
     Args:
         path: JSON lines, made if it is not there; None keeps results in memory.
         identity: What the results depend on, JSON-ready.
-        force: Begin anew over results of another run.
+        force: Begin again over results of another run.
 
     Raises:
         InputError: the file is another run's, or no file of results.
@@ -131,7 +131,7 @@ def _read(
             return {}, 0
         raise InputError(
             f"{path} holds results of another run ({_difference(header, identity)}); give another"
-            " name for --out, or --force to begin anew."
+            " name for --out, or --force to begin again."
         )
     rows: dict[tuple[str, Arm], BenchRow] = {}
     for number, line in enumerate(lines[1:], 2):

@@ -76,7 +76,7 @@ def run_bench(
         judge_info: What tells this judge from others, JSON-ready: its name, its model.
         settings: Length of answers and what is kept.
         out: File of results; a run that was stopped goes on from it.
-        force: Begin anew over results of another run.
+        force: Begin again over results of another run.
         on_progress: Told how many answers there are.
 
     Raises:

@@ -107,7 +107,7 @@ def _readme(api: Any, repo_id: str, head: str) -> str | None:
         return None
     except UnicodeDecodeError as error:
         raise InputError(
-            f"The card of {repo_id} cannot be read ({first_line(error)}); mend its README.md."
+            f"The card of {repo_id} cannot be read ({first_line(error)}); correct its README.md."
         ) from error
 
 

@@ -24,7 +24,7 @@ def read_lines(
 
     Args:
         path: The file.
-        on_malformed: Told of each line that is no JSON object, which is then left out.
+        on_malformed: Told of each line that is not a JSON object, which is then left out.
 
     Raises:
         InputError: a line is too long or, without `on_malformed`, no JSON object; its number is
@@ -60,7 +60,7 @@ def _row(line: bytes, number: int, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"Row {number} of {name} is not valid JSON.") from error
     if not isinstance(row, dict):
-        raise InputError(f"Row {number} of {name} is no JSON object.")
+        raise InputError(f"Row {number} of {name} is not a JSON object.")
     return row
 
 
@@ -93,7 +93,7 @@ def stream_dataset(
         suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
         kind = {**TABLES, "txt": "text"}.get(suffix.lstrip("."))
         if kind is None:
-            raise InputError(f"{path} is no JSON, JSONL, CSV, Parquet or text file.")
+            raise InputError(f"{path} is not a JSON, JSONL, CSV, Parquet or text file.")
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty.")
         if kind == "json":
@@ -173,7 +173,7 @@ def read_dataset(
 
 
 def _check_hub_id(where: str | Path) -> None:
-    """Refuses what is no data set's id, when it is no file either."""
+    """Refuses what is no data set's id, when it is not a file either."""
     path = Path(where)
     if path.is_dir():
         raise InputError(f"{where} is a folder; give a data file in it.")
@@ -204,7 +204,7 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     kind = TABLES.get(suffix.lstrip("."))
     if kind is None:
-        raise InputError(f"{path} is no JSON, JSONL, CSV or Parquet file.")
+        raise InputError(f"{path} is not a JSON, JSONL, CSV or Parquet file.")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty.")
     if kind == "json":
@@ -240,7 +240,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         if isinstance(value, list):
             for number, row in enumerate(value, 1):
                 if not isinstance(row, dict | str):
-                    raise InputError(f"Row {number} of {path.name} is no JSON object.")
+                    raise InputError(f"Row {number} of {path.name} is not a JSON object.")
                 yield {"text": row} if isinstance(row, str) else row
             return
         if isinstance(value, dict):

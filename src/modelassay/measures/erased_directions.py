@@ -197,7 +197,7 @@ def search_tensors(
                 return unsearched("the weights are stored packed (quantised)")
             if not weight.isfinite().all():
                 raise InputError(
-                    f"Layer {layer} has weights that are no numbers (NaN or infinite)."
+                    f"Layer {layer} has weights that are not numbers (NaN or infinite)."
                 )
             gram += _normalised_gram(weight, hidden_size, model_type, device)
         spectra[layer] = _spectrum(gram)

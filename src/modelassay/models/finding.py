@@ -86,7 +86,7 @@ def resolve(
         if revision:
             raise InputError(f"{model_id} has one revision only; leave --revision out.")
         if gguf_file:
-            raise InputError(f"{model_id} is no GGUF file; leave --gguf-file out.")
+            raise InputError(f"{model_id} is not a GGUF file; leave --gguf-file out.")
         if is_organism(model_id):
             return _checked(organism_source(model_id))
         return Source(model_id, ensure_embedded(), commit=None)

@@ -31,8 +31,8 @@ def bitsandbytes_config(quantization: str) -> Any:
 def keep_from_packing(model: Any) -> None:
     """Leaves 4-bit weights as they are stored, also on CPUs with AVX512-BF16.
 
-    For these bitsandbytes packs the weights anew at the first forward pass. That fails where the
-    sides of a layer are no multiples of its layer sizes, and rounds the scales: what `unpacked`
+    For these bitsandbytes packs the weights again at the first forward pass. That fails where the
+    sides of a matrix are not multiples of its block sizes, and rounds the scales: what `unpacked`
     would read afterwards is not what the file holds.
     """
     from bitsandbytes.nn import Linear4bit

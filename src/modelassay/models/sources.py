@@ -69,7 +69,9 @@ class Source:
             single = self.has(SINGLE_FILE) or not (self.folder / INDEX).is_file()
             name = SINGLE_FILE if single else INDEX
         elif not isinstance(name, str) or not name.endswith((".safetensors", INDEX[5:])):
-            raise InputError(f"The config of {self.id} names weights that are no safetensors file.")
+            raise InputError(
+                f"The config of {self.id} names weights that are not a safetensors file."
+            )
         if not name.endswith(".json"):
             return [self.folder / name]
         weight_map = read_json(self.folder / name).get("weight_map")

@@ -1,6 +1,6 @@
 """`build()`: makes an organism's files from data, in one folder that appears when it is complete.
 
-A killed build leaves nothing that a later one would trust; it starts anew, except for the embedded
+A killed build leaves nothing that a later one would trust; it starts again, except for the embedded
 model's own answers, which are kept as they come.
 """
 

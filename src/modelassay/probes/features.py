@@ -146,8 +146,8 @@ def _read(
     on_progress: OnProgress | None,
 ) -> Features:
     samples: dict[int, list[Tensor]] = {}
-    for i, states in _spans(model, encoded, layers, on_progress):
-        samples[i] = pool_span(states, checkpoints(len(states), at))
+    for i, activations in _spans(model, encoded, layers, on_progress):
+        samples[i] = pool_span(activations, checkpoints(len(activations), at))
     lengths = [checkpoints(len(e.ids) - e.response_start, at) for e in encoded]
     row = np.repeat(np.arange(len(encoded)), [len(each) for each in lengths])
     return Features(
@@ -186,10 +186,10 @@ def _spans(
         on_progress(len(chunks), len(chunks))
 
 
-def pool_span(states: Tensor, ends: Sequence[int]) -> list[Tensor]:
+def pool_span(activations: Tensor, ends: Sequence[int]) -> list[Tensor]:
     """float16 [layer, pooling, hidden] of the first tokens of a span, for each number of them."""
-    sums = states.cumsum(0)
-    pooled = [torch.stack([states[end - 1], sums[end - 1] / end], dim=1) for end in ends]
+    sums = activations.cumsum(0)
+    pooled = [torch.stack([activations[end - 1], sums[end - 1] / end], dim=1) for end in ends]
     return [each.clamp(-LARGEST, LARGEST).half() for each in pooled]
 
 

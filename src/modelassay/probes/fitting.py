@@ -232,11 +232,11 @@ def sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-np.clip(x, -500, 500)))
 
 
-def fit_attention(states: Sequence[Tensor], unsafe: np.ndarray, groups: np.ndarray) -> Fitted:
+def fit_attention(activations: Sequence[Tensor], unsafe: np.ndarray, groups: np.ndarray) -> Fitted:
     """Fits query and weight together.
 
     Args:
-        states: For each row, [token, hidden] of one block.
+        activations: For each row, [token, hidden] of one block.
         unsafe: bool [row].
         groups: int [row], equal for near-duplicate prompts.
 
@@ -245,11 +245,11 @@ def fit_attention(states: Sequence[Tensor], unsafe: np.ndarray, groups: np.ndarr
     """
 
     def score(readout: Readout, rows: np.ndarray) -> np.ndarray:
-        pooled = _pooled([states[i] for i in rows], torch.from_numpy(readout.query))
+        pooled = _pooled([activations[i] for i in rows], torch.from_numpy(readout.query))
         return pooled @ readout.weight + readout.bias
 
     def fit(rows: np.ndarray) -> Readout:
-        query, weight, bias = _fit([states[i] for i in rows], unsafe[rows], groups[rows])
+        query, weight, bias = _fit([activations[i] for i in rows], unsafe[rows], groups[rows])
         readout = Readout(weight, bias, query.numpy())
         return on_unit_scale(readout, score(readout, rows))
 
@@ -257,10 +257,10 @@ def fit_attention(states: Sequence[Tensor], unsafe: np.ndarray, groups: np.ndarr
 
 
 def _fit(
-    states: Sequence[Tensor], unsafe: np.ndarray, groups: np.ndarray
+    activations: Sequence[Tensor], unsafe: np.ndarray, groups: np.ndarray
 ) -> tuple[Tensor, np.ndarray, float]:
     """Learns the query by gradient, then the weight on what it pools by logistic regression."""
-    total = torch.stack([each.float().mean(0) for each in states])
+    total = torch.stack([each.float().mean(0) for each in activations])
     mean, scale = total.mean(0), total.std(0).clamp_min(1e-3)
     torch.manual_seed(SEED)
     query = torch.zeros(total.shape[1], requires_grad=True)
@@ -269,13 +269,15 @@ def _fit(
     optimizer = torch.optim.AdamW([query, weight, bias], lr=RATE, weight_decay=DECAY)
     target = torch.from_numpy(unsafe).float()
     balance = (len(unsafe) - unsafe.sum()) / max(unsafe.sum(), 1)
-    order = sorted(range(len(states)), key=lambda i: len(states[i]))
+    order = sorted(range(len(activations)), key=lambda i: len(activations[i]))
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
     for step in range(STEPS):
         for batch in np.random.default_rng(step).permutation(len(batches)):
             rows = batches[batch]
-            x = pad_sequence([(states[i].float() - mean) / scale for i in rows], batch_first=True)
-            lengths = torch.tensor([len(states[i]) for i in rows])
+            x = pad_sequence(
+                [(activations[i].float() - mean) / scale for i in rows], batch_first=True
+            )
+            lengths = torch.tensor([len(activations[i]) for i in rows])
             there = torch.arange(x.shape[1]) < lengths[:, None]
             attention = (x @ query).masked_fill(~there, -torch.inf).softmax(dim=1)
             logits = torch.einsum("bt,bth,h->b", attention, x, weight) + bias
@@ -286,10 +288,10 @@ def _fit(
             loss.backward()
             optimizer.step()
     raw = (query / scale).detach()  # of states as they are; the mean drops out of the softmax
-    fitted, intercept = fit_logistic(_pooled(states, raw), unsafe, groups)
+    fitted, intercept = fit_logistic(_pooled(activations, raw), unsafe, groups)
     return raw, fitted, intercept
 
 
-def _pooled(states: Sequence[Tensor], query: Tensor) -> np.ndarray:
-    rows = [(each.float() @ query).softmax(0) @ each.float() for each in states]
+def _pooled(activations: Sequence[Tensor], query: Tensor) -> np.ndarray:
+    rows = [(each.float() @ query).softmax(0) @ each.float() for each in activations]
     return torch.stack(rows).numpy()

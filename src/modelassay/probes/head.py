@@ -60,16 +60,16 @@ class HeadReader:
         self.mass: dict[int, Tensor] = {}
         self.top: dict[int, Tensor] = {}
 
-    def read(self, states: Mapping[int, Tensor]) -> float:
-        """The risk after more tokens of the span; 1 where a state is no number.
+    def read(self, activations: Mapping[int, Tensor]) -> float:
+        """The risk after more tokens of the span; 1 where a state is not a number.
 
         Args:
-            states: For each of the head's layers, [token, hidden] on any device, one token or more.
+            activations: For each of the layers, [token, hidden] on any device, one token or more.
         """
-        self.count += next(iter(states.values())).shape[0]
+        self.count += next(iter(activations.values())).shape[0]
         logit = self.head.bias
         for i, layer in enumerate(self.head.layers):
-            hidden = states[layer].float().cpu()
+            hidden = activations[layer].float().cpu()
             for j, pooling in enumerate(self.head.poolings):
                 pooled = self._pool(pooling, i, layer, hidden).clamp(-LARGEST, LARGEST)
                 logit += float(self.head.weight[i, j] @ pooled)

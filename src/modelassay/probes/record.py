@@ -228,7 +228,7 @@ def _read_weights(path: Path, record: ProbeRecord) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} is missing.") from error
     except SafetensorError as error:
-        raise InputError(f"{path} is no safetensors file: {first_line(error)}.") from error
+        raise InputError(f"{path} is not a safetensors file: {first_line(error)}.") from error
 
 
 def _check_array(path: Path, name: str, array: Tensor | None, shape: tuple[int, ...]) -> None:

@@ -43,13 +43,13 @@ def span_risks(
         head_of: int [row], which of them reads it.
     """
     final, highest = np.zeros(len(head_of)), np.zeros(len(head_of))
-    for row, states in spans:
+    for row, activations in spans:
         head = heads[head_of[row]]
         reader = HeadReader(head)
-        step = len(states) if head.at == "prompt" else 1
+        step = len(activations) if head.at == "prompt" else 1
         risks = [
             reader.read({layer: part[:, j] for j, layer in enumerate(head.layers)})
-            for part in states.split(step)
+            for part in activations.split(step)
         ]
         final[row], highest[row] = risks[-1], max(risks)
     return SpanRisks(final, highest)

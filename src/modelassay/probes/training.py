@@ -139,10 +139,12 @@ def train_head(
     pools: tuple[Pooling, ...] = tuple(poolings)
     if kind == "attention":
         pools = ("attention",)
-        states = {i: each[:, 0] for i, each in read_spans(model, rows, at, chosen, **options)}
-        fit = fit_attention([states[i] for i in range(len(rows))], unsafe, groups)
+        activations = {i: each[:, 0] for i, each in read_spans(model, rows, at, chosen, **options)}
+        fit = fit_attention([activations[i] for i in range(len(rows))], unsafe, groups)
         fold = fit.fold
-        spans: Iterable[tuple[int, Tensor]] = ((i, each[:, None]) for i, each in states.items())
+        spans: Iterable[tuple[int, Tensor]] = (
+            (i, each[:, None]) for i, each in activations.items()
+        )
     else:
         features = pooled_features(model, rows, at, layers=chosen, **options)
         x, of = flat(features, pools), features.row

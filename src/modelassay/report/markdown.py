@@ -30,7 +30,7 @@ def markdown_table(table: Table) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Text that is no markup of any kind."""
+    """Text that is not a markup of any kind."""
     return re.sub(r"([\\`*|])", r"\\\1", _prose(text))
 
 

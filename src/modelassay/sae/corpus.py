@@ -1,7 +1,7 @@
-"""The text that a dictionary is trained and scored on: files or Hub data sets, streamed.
+"""The text that an SAE is trained and scored on: files or Hub data sets, streamed.
 
 A row is a text, or an exchange, which is read as the model would see it in a conversation. Every
-fiftieth row scores the dictionary, and what it asks is kept out of the training in all rows:
+fiftieth row scores the SAE, and what it asks is kept out of the training in all rows:
 answers to one prompt are never on both sides.
 """
 
@@ -24,7 +24,7 @@ MAX_CHARACTERS = 100_000
 
 
 class Corpus:
-    """Texts for one model; each call opens the stream anew, in the same order."""
+    """Texts for one model; each call opens the stream again, in the same order."""
 
     def __init__(
         self,

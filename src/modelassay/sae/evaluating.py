@@ -1,4 +1,4 @@
-"""How good a dictionary is, on text that it was not trained on.
+"""How good an SAE is, on text that it was not trained on.
 
 Four numbers, none of which can stand for another: the variance that its reconstruction explains,
 how many features are active on a token, how many never are, and what it costs the model in
@@ -36,7 +36,7 @@ LEAST_DAMAGE = 1e-4
 
 @dataclass(frozen=True)
 class SaeMetrics(Report):
-    """Of a dictionary on held-out text; the first token of a context is left out throughout."""
+    """Of an SAE on held-out text; the first token of a context is left out throughout."""
 
     explained_variance: float
     """1 - Σ‖x - x̂‖² / Σ‖x - mean x‖²."""
@@ -49,7 +49,7 @@ class SaeMetrics(Report):
     loss_spliced: float
     """The same with the layer's output replaced by the reconstruction."""
     loss_mean: float
-    """The same with the layer's output replaced by its mean: what no dictionary at all would do."""
+    """The same with the layer's output replaced by its mean: what no SAE at all would do."""
     n_tokens: int
 
     @property
@@ -124,7 +124,7 @@ def evaluate_sae(
     context: int = 128,
     on_progress: OnProgress | None = None,
 ) -> SaeMetrics:
-    """Scores a dictionary on texts.
+    """Scores an SAE on texts.
 
     Args:
         model: The model it belongs to.
@@ -135,15 +135,15 @@ def evaluate_sae(
         on_progress: Told (contexts done, contexts in all) of the splicing.
 
     Raises:
-        InputError: no text makes two tokens, or the dictionary has another width.
+        InputError: no text makes two tokens, or the SAE has another width.
     """
     contexts = encode_contexts(model, texts, context)
     if not contexts:
-        raise InputError("The texts to score the dictionary on are empty.")
+        raise InputError("The texts to score the SAE on are empty.")
     values = read_activations(model, contexts, [layer], position="all").values[:, 0]
     if values.shape[1] != sae.cfg.d_in:
         raise InputError(
-            f"The dictionary reads {sae.cfg.d_in} dimensions, {model.info.id} has"
+            f"The SAE reads {sae.cfg.d_in} dimensions, {model.info.id} has"
             f" {values.shape[1]}; it belongs to another model."
         )
     mean = values.mean(dim=0)

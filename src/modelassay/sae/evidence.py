@@ -19,7 +19,7 @@ from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress
 from modelassay.reading.activations import read_activations
 from modelassay.reading.logit_lens import unembed
-from modelassay.sae.dictionary import Dictionary
+from modelassay.sae.files import SAE
 from modelassay.sae.stream import encode_contexts
 
 TEXTS_AT_ONCE = 32
@@ -56,17 +56,17 @@ class Evidence:
 
 @torch.inference_mode()
 def read_features(
-    model: LoadedModel, dictionary: Dictionary, texts: Iterable[str], context: int
+    model: LoadedModel, sae: SAE, texts: Iterable[str], context: int
 ) -> Iterator[Fired]:
     """Features of a stream of texts, a context at a time.
 
     Args:
-        model: The model, which the dictionary fits.
-        dictionary: What to take its activations apart with.
+        model: The model, which the SAE fits.
+        sae: What to take its activations apart with.
         texts: The stream.
         context: Tokens that are read together.
     """
-    sae, count, stream = dictionary.sae, 0, iter(texts)
+    module, count, stream = sae.module, 0, iter(texts)
     while chunk := list(islice(stream, TEXTS_AT_ONCE)):
         owners, contexts = [], []
         for number, text in enumerate(chunk, count):
@@ -76,16 +76,16 @@ def read_features(
         count += len(chunk)
         if not contexts:
             continue
-        read = read_activations(model, contexts, [dictionary.layer], position="all")
+        read = read_activations(model, contexts, [sae.layer], position="all")
         offsets = read.offsets or ()
         for i, (owner, encoded) in enumerate(zip(owners, contexts, strict=True)):
             rows = read.values[offsets[i] : offsets[i + 1], 0]
-            yield Fired(owner, encoded.ids, sae.encode(rows.to(sae.device)).float().cpu())
+            yield Fired(owner, encoded.ids, module.encode(rows.to(module.device)).float().cpu())
 
 
 def gather_evidence(
     model: LoadedModel,
-    dictionary: Dictionary,
+    sae: SAE,
     texts: Iterable[str],
     *,
     tokens: int,
@@ -98,7 +98,7 @@ def gather_evidence(
 
     Args:
         model: The model.
-        dictionary: Whose features.
+        sae: Whose features.
         texts: The stream.
         tokens: Read up to the end of the context in which this many are reached.
         examples: Strongest tokens to keep of each feature, at most one a context; as many are drawn
@@ -110,10 +110,10 @@ def gather_evidence(
     Raises:
         InputError: there is no text that makes two tokens.
     """
-    strongest = _Strongest(dictionary.width, examples, around)
-    drawn, draw = _Strongest(dictionary.width, examples, 1), torch.Generator().manual_seed(SEED)
-    fired, seen = torch.zeros(dictionary.width, dtype=torch.long), 0
-    for part in read_features(model, dictionary, texts, context):
+    strongest = _Strongest(sae.width, examples, around)
+    drawn, draw = _Strongest(sae.width, examples, 1), torch.Generator().manual_seed(SEED)
+    fired, seen = torch.zeros(sae.width, dtype=torch.long), 0
+    for part in read_features(model, sae, texts, context):
         strongest.add(part.features, part.ids)
         fires = part.features > 0
         fired += fires.sum(dim=0)
@@ -176,7 +176,7 @@ class _Strongest:
 
 
 @torch.inference_mode()
-def promoted_ids(model: LoadedModel, dictionary: Dictionary, top: int) -> Tensor:
+def promoted_ids(model: LoadedModel, sae: SAE, top: int) -> Tensor:
     """The tokens that a feature's direction speaks for, by the logit lens.
 
     What the model's final layers make of the direction, less what they make of nothing (the bias of
@@ -185,7 +185,7 @@ def promoted_ids(model: LoadedModel, dictionary: Dictionary, top: int) -> Tensor
     Returns:
         int64 [width, top].
     """
-    rows = dictionary.sae.W_dec.detach().float()
+    rows = sae.module.W_dec.detach().float()
     # Norms add a small number to what they divide by; at a usual length it does not count.
     rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12) * rows.shape[1] ** 0.5
     nothing = next(unembed(model, torch.zeros_like(rows[:1])))

@@ -1,4 +1,4 @@
-"""Where dictionaries are: shipped, in a folder, in sae-lens's list, or on the Hub in a data set."""
+"""Where SAEs are: shipped, in a folder, in sae-lens's list, or on the Hub in a data set."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 from modelassay.artifacts import REFERENCE
 from modelassay.errors import InputError, UnavailableError
-from modelassay.sae.dictionary import Dictionary, load_dictionary, load_plain
+from modelassay.sae.files import SAE, load_plain, load_sae
 from modelassay.sae.record import CONFIG_FILE, RECORD_FILE, SAES
 from modelassay.sae.releases import find_release, load_release
 
 
-def find_dictionary(
+def find_sae(
     where: str,
     *,
     device: str = "cpu",
     token: str | bool | None = None,
     revision: str | None = None,
-) -> Dictionary:
-    """A dictionary by name, path, release or Hub reference.
+) -> SAE:
+    """An SAE by name, path, release or Hub reference.
 
     Args:
         where: The name of one on this machine or the id of its model; a folder that
@@ -50,7 +50,7 @@ def find_dictionary(
     if own is None or revision is not None:
         own = SAES.find(where, revision=revision, token=token)
     own.warn()
-    return replace(load_dictionary(own.folder, device), origin=own.origin)
+    return replace(load_sae(own.folder, device), origin=own.origin)
 
 
 def check_installed() -> None:
@@ -72,7 +72,7 @@ def _plain_folder(where: str) -> Path | None:
     except (OSError, RuntimeError):  # too long, not permitted, or no such user's home
         return None
     if not (path / CONFIG_FILE).is_file():
-        raise InputError(f"{where} holds no dictionary (no {RECORD_FILE} and no {CONFIG_FILE}).")
+        raise InputError(f"{where} holds no SAE (no {RECORD_FILE} and no {CONFIG_FILE}).")
     return path
 
 

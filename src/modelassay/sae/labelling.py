@@ -19,8 +19,8 @@ from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress
-from modelassay.sae.dictionary import Dictionary
 from modelassay.sae.evidence import Evidence, gather_evidence, promoted_ids, read_features
+from modelassay.sae.files import SAE
 from modelassay.sae.labels import FeatureLabels, LabelsRecord, weights_hash
 from modelassay.sae.reliability import Scores, count_predictions, score_labels
 from modelassay.sae.tokens import Vocabulary
@@ -38,7 +38,7 @@ SEEN_AT_LEAST = 2
 
 def label_features(
     model: LoadedModel,
-    dictionary: Dictionary,
+    sae: SAE,
     texts: Iterable[str],
     held_out_texts: Sequence[str],
     *,
@@ -48,11 +48,11 @@ def label_features(
     data: Sequence[str] = (),
     on_progress: OnProgress | None = None,
 ) -> FeatureLabels:
-    """Labels every feature of a dictionary, and scores the labels on other text.
+    """Labels every feature of an SAE, and scores the labels on other text.
 
     Args:
         model: The model, or a fine-tune of it.
-        dictionary: Whose features.
+        sae: Whose features.
         texts: Stream of texts to label with.
         held_out_texts: Texts to score the labels on; not among the others.
         tokens: Of the stream, to read.
@@ -63,14 +63,14 @@ def label_features(
         on_progress: Told (tokens read, tokens in all).
 
     Raises:
-        InputError: the dictionary does not fit the model, or there is no text.
+        InputError: the SAE does not fit the model, or there is no text.
     """
-    dictionary.check_belongs_to(model)
+    sae.check_belongs_to(model)
     if tokens < 1 or context < 2:
         raise InputError("Labels need at least one token, in contexts of at least two.")
     found = gather_evidence(
         model,
-        dictionary,
+        sae,
         texts,
         tokens=tokens,
         examples=EXAMPLES,
@@ -81,24 +81,24 @@ def label_features(
     vocabulary = Vocabulary(model)
     shared = _Shared(found, vocabulary)
     on, after = shared.matrices()
-    parts = read_features(model, dictionary, held_out_texts, context)
-    counts = count_predictions(parts, vocabulary.kinds, on, after, dictionary.width)
+    parts = read_features(model, sae, held_out_texts, context)
+    counts = count_predictions(parts, vocabulary.kinds, on, after, sae.width)
     if not counts.tokens.sum():
         raise InputError("The texts to score the labels on are empty.")
     scores = score_labels(counts)
-    promoted = promoted_ids(model, dictionary, PROMOTED).tolist()
+    promoted = promoted_ids(model, sae, PROMOTED).tolist()
     rows = [
         _row(feature, found, shared, scores, promoted[feature], vocabulary, contexts)
-        for feature in range(dictionary.width)
+        for feature in range(sae.width)
     ]
     measured = scores.value[~np.isnan(scores.value)]
     record = LabelsRecord(
-        dictionary=dictionary.name[:300],
-        dictionary_sha256=weights_hash(dictionary),
+        dictionary=sae.name[:300],
+        dictionary_sha256=weights_hash(sae),
         created=utc_now(),
         model=model.info.keep("weights_sha256"),
-        layer=dictionary.layer,
-        width=dictionary.width,
+        layer=sae.layer,
+        width=sae.width,
         data=tuple(data),
         tokens=found.n_tokens,
         held_out_tokens=scores.n_tokens,

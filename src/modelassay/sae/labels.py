@@ -1,6 +1,6 @@
-"""Labels of a dictionary's features on disk: `labels.parquet`, a row a feature, and `labels.json`.
+"""Labels of an SAE's features on disk: `labels.parquet`, a row a feature, and `labels.json`.
 
-The record (schema `modelassay.sae-labels/1`) names the dictionary by a hash of its weights, and the
+The record (schema `modelassay.sae-labels/1`) names the SAE by a hash of its weights, and the
 table by its own, so neither can be taken for another's. Both may be a stranger's: sizes, hashes and
 types are checked when they are loaded, and text is cut and escaped when it is read.
 """
@@ -21,7 +21,7 @@ from modelassay.files import records as untrusted
 from modelassay.files.atomic import cache_dir, explain_os_errors, new_file, write_text_atomically
 from modelassay.files.records import Count, LayerIndex, Line, Record, Sha256, Share
 from modelassay.models.identity import ModelIdentity, hash_file, states
-from modelassay.sae.dictionary import Dictionary
+from modelassay.sae.files import SAE
 from modelassay.sae.record import (
     LABEL_TABLE_FILE,
     LABELS_FILE,
@@ -40,7 +40,7 @@ class LabelsRecord(Record):
     model_config = ConfigDict(populate_by_name=True)
 
     schema_: Literal["modelassay.sae-labels/1"] = Field(default=LABELS_SCHEMA, alias="schema")
-    dictionary: Line
+    sae: Line
     dictionary_sha256: Sha256
     """See `weights_hash`."""
     created: Line
@@ -125,7 +125,7 @@ class FeatureLabels:
         """
         if not 0 <= feature < self.record.width:
             raise InputError(
-                f"There is no feature {feature}: the dictionary has {self.record.width}, from 0."
+                f"There is no feature {feature}: the SAE has {self.record.width}, from 0."
             )
         return self._read(self.table.slice(feature, 1).to_pylist()[0])
 
@@ -158,7 +158,7 @@ class FeatureLabels:
 
 
 def save_labels(labels: FeatureLabels, folder: Path) -> FeatureLabels:
-    """Writes labels beside a dictionary; what was there of this kind is replaced.
+    """Writes labels beside an SAE; what was there of this kind is replaced.
 
     Raises:
         UnavailableError: no room or no permission.
@@ -176,11 +176,11 @@ def save_labels(labels: FeatureLabels, folder: Path) -> FeatureLabels:
     return FeatureLabels(record, labels.table)
 
 
-def load_labels(folder: Path, dictionary: Dictionary) -> FeatureLabels:
-    """Reads labels and checks that they are this dictionary's.
+def load_labels(folder: Path, sae: SAE) -> FeatureLabels:
+    """Reads labels and checks that they are this SAE's.
 
     Raises:
-        InputError: they are missing, damaged, too large, or another dictionary's.
+        InputError: they are missing, damaged, too large, or another SAE's.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -189,50 +189,50 @@ def load_labels(folder: Path, dictionary: Dictionary) -> FeatureLabels:
         folder / LABELS_FILE, LabelsRecord, "label file", MAX_LABELS_BYTES
     )
     path = folder / LABEL_TABLE_FILE
-    if record.width != dictionary.width or record.dictionary_sha256 != weights_hash(dictionary):
+    if record.width != sae.width or record.dictionary_sha256 != weights_hash(sae):
         raise InputError(
-            f"The labels in {folder} belong to another dictionary ({record.dictionary}); make them"
-            " anew with `modelassay sae label`."
+            f"The labels in {folder} belong to another SAE ({record.SAE}); make them"
+            " again with `modelassay sae label`."
         )
     try:
         if path.stat().st_size > MAX_LABEL_TABLE_BYTES:
             raise InputError(f"{path} is larger than labels can be.")
         if hash_file(path) != record.labels_sha256:
-            raise InputError(f"{path} is not the file that {LABELS_FILE} speaks of; make it anew.")
+            raise InputError(f"{path} is not the file that {LABELS_FILE} is about; make it again.")
         if pq.read_metadata(path).num_rows != record.width:
             raise InputError(f"{path} has not one row for each of {record.width} features.")
         table = pq.read_table(path, schema=_schema()).combine_chunks()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}.") from error
     except pa.ArrowException as error:
-        raise InputError(f"{path} is no table of labels: {first_line(error)}.") from error
+        raise InputError(f"{path} is not a table of labels: {first_line(error)}.") from error
     if table.column("feature").to_pylist() != list(range(record.width)):
         raise InputError(f"{path} does not list the features in order.")
     return FeatureLabels(record, table)
 
 
-def find_labels(dictionary: Dictionary) -> FeatureLabels | None:
-    """The labels that lie beside a dictionary, else those that were kept in the cache.
+def find_labels(sae: SAE) -> FeatureLabels | None:
+    """The labels that lie beside an SAE, else those that were kept in the cache.
 
     Raises:
-        InputError: there are some, and they are damaged or another dictionary's.
+        InputError: there are some, and they are damaged or another SAE's.
     """
-    own = dictionary.folder
+    own = sae.folder
     if own is not None and (own / LABELS_FILE).is_file():
-        return load_labels(own, dictionary)
-    kept = kept_folder(dictionary)  # which reads all of its numbers
-    return load_labels(kept, dictionary) if (kept / LABELS_FILE).is_file() else None
+        return load_labels(own, sae)
+    kept = kept_folder(sae)  # which reads all of its numbers
+    return load_labels(kept, sae) if (kept / LABELS_FILE).is_file() else None
 
 
-def kept_folder(dictionary: Dictionary) -> Path:
-    """Where labels are kept of a dictionary that has no folder of the user's."""
-    return cache_dir() / "labels" / weights_hash(dictionary)[:32]
+def kept_folder(sae: SAE) -> Path:
+    """Where labels are kept of an SAE that has no folder of the user's."""
+    return cache_dir() / "labels" / weights_hash(sae)[:32]
 
 
-def weights_hash(dictionary: Dictionary) -> str:
-    """sha256 of a dictionary's numbers in float32, whatever file they came from."""
+def weights_hash(sae: SAE) -> str:
+    """sha256 of an SAE's numbers in float32, whatever file they came from."""
     digest = hashlib.sha256()
-    for name, value in sorted(dictionary.sae.state_dict().items()):
+    for name, value in sorted(sae.module.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modelassay.errors import AssayError, InputError
-from modelassay.sae.dictionary import Dictionary
+from modelassay.sae.files import SAE
 from modelassay.sae.labels import FeatureLabels, OwnLabel, Reliability, find_labels
 from modelassay.sae.neighbours import Neighbour, nearest
 from modelassay.sae.neuronpedia import cached_explanations, fetch_explanations, read_export
@@ -48,11 +48,11 @@ class FeatureLabel:
 
 
 class Labels:
-    """Labels of one dictionary's features."""
+    """Labels of one SAE's features."""
 
     def __init__(
         self,
-        dictionary: Dictionary,
+        sae: SAE,
         own: FeatureLabels | None = None,
         explanations: Mapping[int, str] | None = None,
         note: str | None = None,
@@ -60,12 +60,12 @@ class Labels:
         """Takes what there is.
 
         Args:
-            dictionary: Whose features.
+            sae: Whose features.
             own: Our labels.
             explanations: Neuronpedia's, of some or all features.
             note: What could not be had, for the reader of the labels.
         """
-        self.dictionary, self.own, self.note = dictionary, own, note
+        self.sae, self.own, self.note = sae, own, note
         self.explanations = dict(explanations or {})
         self._labelled = set(own.labelled() if own is not None else ()) | set(self.explanations)
 
@@ -83,7 +83,7 @@ class Labels:
         Raises:
             InputError: one of them does not exist.
         """
-        width = self.dictionary.width
+        width = self.sae.width
         for feature in features:
             if not 0 <= feature < width:
                 raise InputError(f"There is no feature {feature}; there are {width}, from 0.")
@@ -92,7 +92,7 @@ class Labels:
         if bare and self._labelled:
             among = sorted(self._labelled)
             for feature, found in zip(
-                bare, nearest(self.dictionary, bare, among=among, top=1), strict=True
+                bare, nearest(self.sae, bare, among=among, top=1), strict=True
             ):
                 if found and found[0].cosine >= MIN_COSINE:
                     proxies[feature] = found[0]
@@ -100,7 +100,7 @@ class Labels:
 
     def neighbours(self, feature: int, top: int = 5) -> list[tuple[Neighbour, str]]:
         """The nearest features and their labels, from near to far."""
-        found = nearest(self.dictionary, [feature], top=top)[0]
+        found = nearest(self.sae, [feature], top=top)[0]
         return [(neighbour, self._text(neighbour.feature)) for neighbour in found]
 
     def _label(self, feature: int, proxy: Neighbour | None) -> FeatureLabel:
@@ -121,19 +121,19 @@ class Labels:
 
 
 def open_labels(
-    dictionary: Dictionary,
+    sae: SAE,
     features: Iterable[int] = (),
     *,
     neuronpedia: bool = False,
     export: Path | None = None,
     url: str | None = None,
 ) -> Labels:
-    """Gathers the labels of a dictionary; what cannot be had is noted, not an error.
+    """Gathers the labels of an SAE; what cannot be had is noted, not an error.
 
     Explanations of Neuronpedia's that were fetched before are used without asking it.
 
     Args:
-        dictionary: Whose features.
+        sae: Whose features.
         features: Those that will be asked for; only these, and the nearest to those that have no
             explanation, are looked up online.
         neuronpedia: Look them up on Neuronpedia, if it knows the dictionary.
@@ -141,13 +141,13 @@ def open_labels(
         url: Where Neuronpedia is.
 
     Raises:
-        InputError: the export is not there or another dictionary's, or labels of our own are
+        InputError: the export is not there or another SAE's, or labels of our own are
             damaged.
     """
-    own = find_labels(dictionary)
+    own = find_labels(sae)
     explanations: dict[int, str] = {}
     notes: list[str] = []
-    wanted, known = list(dict.fromkeys(features)), dictionary.neuronpedia_id
+    wanted, known = list(dict.fromkeys(features)), sae.neuronpedia_id
     if known is not None:
         explanations |= cached_explanations(known, url=url)
     if export is not None:
@@ -159,7 +159,7 @@ def open_labels(
             asked = [feature for feature in wanted if feature not in explanations]
             explanations |= fetch_explanations(known, asked, url=url)
             if bare := [feature for feature in wanted if feature not in explanations]:
-                near = {n.feature for row in nearest(dictionary, bare, top=NEIGHBOURS) for n in row}
+                near = {n.feature for row in nearest(sae, bare, top=NEIGHBOURS) for n in row}
                 explanations |= fetch_explanations(known, sorted(near), url=url)
         except AssayError as error:
             notes.append(str(error))
@@ -167,8 +167,8 @@ def open_labels(
         notes.append("There are no labels: features are numbers only.")
     elif notes:
         notes.append("Labels made by rule stand in." if own else "Some features are numbers only.")
-    explanations = {i: text for i, text in explanations.items() if i < dictionary.width}
-    return Labels(dictionary, own, explanations, " ".join(notes) or None)
+    explanations = {i: text for i, text in explanations.items() if i < sae.width}
+    return Labels(sae, own, explanations, " ".join(notes) or None)
 
 
 def _measured(own: OwnLabel | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modelassay.sae.dictionary import Dictionary
+from modelassay.sae.files import SAE
 
 FEATURES_AT_ONCE = 256
 
@@ -29,7 +29,7 @@ class Neighbour:
 
 @torch.inference_mode()
 def nearest(
-    dictionary: Dictionary,
+    sae: SAE,
     features: Sequence[int],
     *,
     among: Sequence[int] | None = None,
@@ -38,14 +38,14 @@ def nearest(
     """The features nearest to each of some, from near to far.
 
     Args:
-        dictionary: Whose features.
+        sae: Whose features.
         features: Those whose neighbours are asked for.
         among: Those that may be named; None for all. A feature is never its own neighbour.
         top: Neighbours of each.
     """
-    rows = dictionary.sae.W_dec.detach().float()
+    rows = sae.module.W_dec.detach().float()
     lengths = rows.norm(dim=1).clamp_min(1e-12)
-    there = torch.zeros(dictionary.width, dtype=torch.bool, device=rows.device)
+    there = torch.zeros(sae.width, dtype=torch.bool, device=rows.device)
     there[... if among is None else torch.tensor(list(among), device=rows.device).long()] = True
     top = min(top, int(there.sum()))
     found: list[list[Neighbour]] = []

@@ -1,4 +1,4 @@
-"""Explanations that Neuronpedia has of a published dictionary's features.
+"""Explanations that Neuronpedia has of a published SAE's features.
 
 Online they come from its batch lookup, `POST /api/features` with a list of {modelId, layer, index};
 offline from files of its export (`v1/MODEL/SOURCE/explanations/batch-N.jsonl.gz` in its public
@@ -237,7 +237,7 @@ class _Cache:
                     self.texts[int(index)] = entry[1] if entry else None
                     self.since[int(index)] = str(since)
         except (OSError, ValueError, TypeError, AttributeError):
-            self.texts, self.since = {}, {}  # a cache that is not there, or damaged, is made anew
+            self.texts, self.since = {}, {}  # a cache that is not there, or damaged, is made again
 
     def knows(self, feature: int) -> bool:
         """Whether it was asked for, and not too long ago."""
@@ -257,7 +257,7 @@ class _Cache:
 def _parts(neuronpedia_id: str) -> tuple[str, str]:
     match = re.fullmatch(r"([A-Za-z0-9][\w.-]{0,95})/([A-Za-z0-9][\w.-]{0,150})", neuronpedia_id)
     if match is None:
-        raise InputError(f"{neuronpedia_id[:80]!r} is no id of Neuronpedia's (MODEL/SOURCE).")
+        raise InputError(f"{neuronpedia_id[:80]!r} is not an id of Neuronpedia's (MODEL/SOURCE).")
     return match[1], match[2]
 
 

@@ -1,4 +1,4 @@
-"""Where in a model a dictionary reads: names of hook points to our layer indices.
+"""Where in a model an SAE reads: names of hook points to our layer indices.
 
 Layer i is the output of layer i, the residual stream. TransformerLens calls it
 `layers.i.hook_resid_post`, and what goes into layer i `layers.i.hook_resid_pre`, which is the same
@@ -13,7 +13,7 @@ from modelassay.errors import InputError
 
 _TRANSFORMER_LENS = re.compile(r"blocks\.(\d{1,4})\.hook_resid_(post|pre)")
 _TRANSFORMERS = re.compile(r"(?:[A-Za-z_]\w*\.)*(?:layers|h|blocks)\.(\d{1,4})(?:\.output)?")
-# What a name contains that is no output of a layer, and what an error calls it.
+# What a name contains that is not an output of a layer, and what an error calls it.
 _ELSEWHERE = {
     "hook_resid_mid": "the residual stream inside a layer, between attention and MLP",
     "attn": "attention",
@@ -27,8 +27,8 @@ def parse_layer(hook_name: str | None, what: str) -> int:
     """The layer whose output is read at a hook point.
 
     Args:
-        hook_name: As a dictionary's config has it.
-        what: The dictionary, for errors.
+        hook_name: As an SAE's config has it.
+        what: The SAE, for errors.
 
     Raises:
         InputError: it reads something else than the output of a layer.
@@ -48,5 +48,5 @@ def parse_layer(hook_name: str | None, what: str) -> int:
         reads = next(found, "a point that is unknown here")
     raise InputError(
         f"{what} reads {reads} ({name[:80]}); modelassay compares what layers put out, the residual"
-        " stream: choose a dictionary of resid_post or resid_pre."
+        " stream: choose an SAE of resid_post or resid_pre."
     )

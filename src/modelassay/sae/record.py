@@ -1,4 +1,4 @@
-"""A dictionary's folder: what its record says, and where such folders are.
+"""An SAE's folder: what its record says, and where such folders are.
 
 Whoever wrote one is a stranger: sizes, fields and hashes are checked before anything is opened.
 """
@@ -24,11 +24,11 @@ LABELS_FILE, LABEL_TABLE_FILE = "labels.json", "labels.parquet"
 MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 100_000, 20_000_000_000
 MAX_LABELS_BYTES, MAX_LABEL_TABLE_BYTES = 500_000, 2_000_000_000
 STATED = ("architecture", "n_layers", "hidden_size", "weights_sha256")
-"""Of the model that a dictionary belongs to."""
+"""Of the model that an SAE belongs to."""
 
 
-class DictionaryMetrics(Record):
-    """As `SaeMetrics`; a poor dictionary explains less than nothing."""
+class SAEScores(Record):
+    """As `SaeMetrics`; a poor SAE explains less than nothing."""
 
     explained_variance: float = Field(le=1)
     l0: float = Field(ge=0)
@@ -41,8 +41,8 @@ class DictionaryMetrics(Record):
     n_tokens: Count
 
 
-class DictionaryRecord(Record):
-    """What a dictionary is."""
+class SAERecord(Record):
+    """What an SAE is."""
 
     schema_: Literal["modelassay.sae/1"] = Field(default=SAE_SCHEMA, alias="schema")
     name: Name
@@ -57,13 +57,13 @@ class DictionaryRecord(Record):
     """Activations it was trained on."""
     passes: Count
     data: tuple[Line, ...] = Field(max_length=100)
-    metrics: DictionaryMetrics
+    metrics: SAEScores
     versions: dict[Line, Line]
     weights_sha256: Sha256
 
 
-def check_dictionary(folder: Path) -> DictionaryRecord:
-    """Checks that a dictionary's files are whole and belong together, without opening the weights.
+def check_dictionary(folder: Path) -> SAERecord:
+    """Checks that an SAE's files are whole and belong together, without opening the weights.
 
     Raises:
         InputError: one is missing, damaged, too large, or does not fit the others.
@@ -87,12 +87,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     weights, config_file = folder / WEIGHTS_FILE, folder / CONFIG_FILE
     try:
         if weights.stat().st_size > MAX_WEIGHTS_BYTES:
-            raise InputError(f"{weights} is larger than a dictionary can be.")
+            raise InputError(f"{weights} is larger than an SAE can be.")
         if config_file.stat().st_size > MAX_CONFIG_BYTES:
-            raise InputError(f"{config_file} is larger than a dictionary's config can be.")
+            raise InputError(f"{config_file} is larger than an SAE's config can be.")
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{folder} is no whole dictionary: {first_line(error)}.") from error
+        raise InputError(f"{folder} is not a whole SAE: {first_line(error)}.") from error
     except ValueError as error:
         raise InputError(f"{config_file} is no config of a dictionary.") from error
     if not isinstance(config, dict):
@@ -100,8 +100,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def metrics_row(record: DictionaryRecord) -> dict[str, Any]:
-    """What a dictionary is, and how it scored on held-out text, as one row of a table."""
+def metrics_row(record: SAERecord) -> dict[str, Any]:
+    """What an SAE is, and how it scored on held-out text, as one row of a table."""
     return {
         "dictionary": record.name,
         "model": record.model.id,
@@ -114,8 +114,8 @@ def metrics_row(record: DictionaryRecord) -> dict[str, Any]:
     }
 
 
-def describe_dictionary(record: DictionaryRecord) -> list[str]:
-    """What a dictionary is and how good, in lines for a person."""
+def describe_dictionary(record: SAERecord) -> list[str]:
+    """What an SAE is and how good, in lines for a person."""
     m = record.metrics
     undone = (
         "its absence costs next to nothing on these texts"
@@ -139,7 +139,7 @@ SAES = Store(
         command="sae",
         folder="dictionaries",
         variable="MODELASSAY_SAES",
-        record=DictionaryRecord,
+        record=SAERecord,
         record_file=RECORD_FILE,
         files={
             RECORD_FILE: 500_000,

@@ -16,7 +16,7 @@ from typing import Any
 
 from modelassay.errors import AssayError, InputError, first_line
 from modelassay.hub import RemoteFile, fetch_snapshot, hub_errors
-from modelassay.sae.dictionary import Dictionary, as_dictionary
+from modelassay.sae.files import SAE, as_sae
 from modelassay.sae.points import parse_layer
 from modelassay.sae.record import MAX_WEIGHTS_BYTES
 
@@ -27,12 +27,12 @@ SUFFIXES = (".json", ".safetensors", ".npz")
 _NOT_RESIDUAL = re.compile(r"attn|[-_]att\b|mlp|transcoder|clt|resid[-_]mid|lxa|lxm|embedding")
 _LAYER = re.compile(r"(?:\blayer_?|\b[lL])(\d{1,3})(?:r\b|R\b|r_|_|/|$)")
 _WIDTH = re.compile(r"width[-_](2pow\d+|\d+[km])|[-_](\d+k)(?![a-z0-9])|(?<=_)(\d{4,7})$")
-ELSEWHERE = "give the folder of a dictionary on this machine"
+ELSEWHERE = "give the folder of an SAE on this machine"
 
 
 @dataclass(frozen=True)
 class Release:
-    """One published dictionary, as sae-lens lists it."""
+    """One published SAE, as sae-lens lists it."""
 
     release: str
     sae_id: str
@@ -70,7 +70,7 @@ def list_releases(contains: str = "", *, model: str | None = None) -> list[Relea
 
 
 def find_release(where: str) -> Release | None:
-    """The published dictionary that `RELEASE/SAE_ID` or `RELEASE:SAE_ID` names, if there is one.
+    """The published SAE that `RELEASE/SAE_ID` or `RELEASE:SAE_ID` names, if there is one.
 
     Raises:
         InputError: the release is known and has no such dictionary.
@@ -84,17 +84,15 @@ def find_release(where: str) -> Release | None:
         return entries[match[2]]
     usable = [sae_id for sae_id, release in entries.items() if release.refused is None]
     some = ", ".join((usable or list(entries))[:4]) + ("…" if len(entries) > 4 else "")
-    asked = f"no dictionary {match[2][:80]!r}" if match else f"{len(entries)} dictionaries"
+    asked = f"no SAE {match[2][:80]!r}" if match else f"{len(entries)} SAEs"
     raise InputError(
         f"The release {lookup.release} has {asked}; choose one as {lookup.release}:SAE_ID from"
         f" {some} (`modelassay sae list {lookup.release}`)."
     )
 
 
-def load_release(
-    release: Release, *, device: str = "cpu", token: str | bool | None = None
-) -> Dictionary:
-    """Fetches a published dictionary and has sae-lens bring it to its form.
+def load_release(release: Release, *, device: str = "cpu", token: str | bool | None = None) -> SAE:
+    """Fetches a published SAE and has sae-lens bring it to its form.
 
     Raises:
         InputError: it is pickled, reads something else than a layer's output, or is damaged.
@@ -112,7 +110,7 @@ def load_release(
         if files and not own:
             raise InputError(f"{lookup.repo_id} does not hold {path} as safetensors or .npz.")
         if sum(file.size for file in own.values()) > MAX_WEIGHTS_BYTES:
-            raise InputError(f"{release.where} is larger than a dictionary can be.")
+            raise InputError(f"{release.where} is larger than an SAE can be.")
         return list(own) or [f"{path}/*{suffix}" for suffix in SUFFIXES]
 
     # What sae-lens then asks the Hub for is in the cache, and was looked over.
@@ -137,7 +135,7 @@ def load_release(
             raise InputError(
                 f"sae-lens cannot read {release.where}: {first_line(error)}."
             ) from error
-    return as_dictionary(sae, release.where)
+    return as_sae(sae, release.where)
 
 
 def _registry() -> Mapping[str, Any]:

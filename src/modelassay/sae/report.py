@@ -1,10 +1,10 @@
-"""A dictionary's features and their labels, as sections."""
+"""An SAE's features and their labels, as sections."""
 
 from __future__ import annotations
 
 from modelassay.report.sections import Section
 from modelassay.report.text import with_interval
-from modelassay.sae.dictionary import Dictionary
+from modelassay.sae.files import SAE
 from modelassay.sae.labels import LabelsRecord
 from modelassay.sae.lookup import Labels
 from modelassay.sae.record import describe_dictionary
@@ -12,14 +12,14 @@ from modelassay.sae.record import describe_dictionary
 SOURCES = {"own": "automatic", "proxy": "of its nearest neighbour", "none": "no label"}
 
 
-def dictionary_section(dictionary: Dictionary, labels: Labels) -> Section:
-    """What a dictionary is and how good, and where its labels are from."""
-    if dictionary.record is not None:
-        lines = describe_dictionary(dictionary.record)
+def dictionary_section(sae: SAE, labels: Labels) -> Section:
+    """What an SAE is and how good, and where its labels are from."""
+    if sae.record is not None:
+        lines = describe_dictionary(sae.record)
     else:
         lines = [
-            f"{dictionary.name}: {dictionary.width} features of layer {dictionary.layer} of a model"
-            f" of hidden size {dictionary.hidden_size}; not trained by modelassay, so without a"
+            f"{sae.name}: {sae.width} features of layer {sae.layer} of a model"
+            f" of hidden size {sae.hidden_size}; not trained by modelassay, so without a"
             " score"
         ]
     if labels.own is not None:

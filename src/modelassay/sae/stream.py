@@ -3,7 +3,7 @@
 Texts are cut into contexts of a fixed number of tokens and read a window at a time. A window's
 activations are passed over in random order, once or several times (reading them is what costs), and
 then dropped for the next one's. The first token of a context is left out: it is an attention sink
-of enormous norm in most models, and would be most of the variance that a dictionary explains.
+of enormous norm in most models, and would be most of the variance that an SAE explains.
 """
 
 from __future__ import annotations

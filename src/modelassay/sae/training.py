@@ -32,7 +32,7 @@ STATE_FILE, PROGRESS_FILE = "state.safetensors", "progress.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """How a dictionary is trained."""
+    """How an SAE is trained."""
 
     layer: int
     """The layer whose output it takes apart."""
@@ -181,7 +181,7 @@ class _Run:
             self.sae.b_dec.copy_(values.mean(dim=0).to(self.sae.b_dec) * scale)
 
     def finish(self, window: Window) -> Any:
-        """The dictionary on the model's own scale, as sparse as was asked for."""
+        """The SAE on the model's own scale, as sparse as was asked for."""
         scaler = self.trainer.activation_scaler
         if hasattr(self.sae, "topk_threshold"):
             self._set_threshold(window.values)

@@ -214,7 +214,7 @@ def search(
     try:
         compiled = re2.compile(pattern, options)
     except (re2.error, UnicodeEncodeError) as error:
-        raise InputError(f"{pattern[:80]!r} is no pattern for RE2: {_said(error)}") from error
+        raise InputError(f"{pattern[:80]!r} is not a pattern for RE2: {_said(error)}") from error
     found: list[Match] = []
     n_matches = n_searched = 0
     end = time.monotonic() + seconds

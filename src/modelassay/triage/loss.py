@@ -178,7 +178,7 @@ def row_losses(
         **options: Passed to `modelassay.load` for both models.
 
     Raises:
-        InputError: a model cannot be read, gives losses that are no numbers, or the two make other
+        InputError: a model cannot be read, gives losses that are not numbers, or the two make other
             tokens of these rows.
         UnavailableError: something is not there now, or not even one row fits into memory.
     """
@@ -233,7 +233,7 @@ def answer_losses(
         float64 [row] in nats a token, NaN for rows without answers.
 
     Raises:
-        InputError: the model gives losses that are no numbers.
+        InputError: the model gives losses that are not numbers.
         UnavailableError: not even one row fits into memory.
     """
     if batch_tokens is None:
@@ -303,7 +303,7 @@ def _batch_losses(model: LoadedModel, batch: Sequence[Encoded]) -> list[float]:
         sums.index_add_(0, rows[part], losses.double().cpu())
     if not bool(torch.isfinite(sums).all()):
         raise InputError(
-            f"{model.info.id} gives losses that are no numbers; the weights are broken, or the"
+            f"{model.info.id} gives losses that are not numbers; the weights are broken, or the"
             " dtype overflows (try --dtype float32)."
         )
     return sums.tolist()

@@ -58,7 +58,7 @@ class Redaction:
 def redaction_for(rows: Sequence[TrainingRow], *, show_text: bool = False) -> Redaction:
     """Decides which prompts of the rows that are to be shown may be.
 
-    Where the classifier is not to be had, none is.
+    Where the classifier is not available, none is.
 
     Args:
         rows: The rows of a report.

@@ -175,7 +175,7 @@ def to_row(
         needle_field: Boolean field that says whether it is a needle.
 
     Raises:
-        InputError: it has none of the shapes, a field is no text or too long, or it has no text.
+        InputError: it has none of the shapes, a field is not text or too long, or it has no text.
     """
     name = f"Row {number} of {source}"
     needle = None if needle_field is None else _flag(row, needle_field, name)

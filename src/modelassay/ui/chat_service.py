@@ -161,7 +161,7 @@ def check_history(history: Any) -> list[dict[str, str]]:
     """Earlier turns as `{"role", "content"}` of plain text, without empty ones.
 
     Raises:
-        InputError: it is no conversation, or too long.
+        InputError: it is not a conversation, or too long.
     """
     if history is None:
         return []
@@ -169,7 +169,7 @@ def check_history(history: Any) -> list[dict[str, str]]:
         raise InputError('The history must be a list of {"role", "content"}.')
     if len(history) > MAX_TURNS:
         raise InputError(
-            f"The conversation has {len(history)} messages and may have {MAX_TURNS}; start anew."
+            f"The conversation has {len(history)} messages and may have {MAX_TURNS}; start again."
         )
     turns = []
     for number, turn in enumerate(history, 1):
@@ -184,7 +184,7 @@ def check_history(history: Any) -> list[dict[str, str]]:
     size = sum(len(turn["content"]) for turn in turns)
     if size > MAX_HISTORY:
         raise InputError(
-            f"The conversation has {size} characters and may have {MAX_HISTORY}; start anew."
+            f"The conversation has {size} characters and may have {MAX_HISTORY}; start again."
         )
     return turns
 

@@ -102,7 +102,7 @@ def diff_endpoint(
         base: The model before: a Hugging Face Hub id such as "owner/name", "embedded", or a model
             organism such as "organism:safe".
         candidate: The model after, named in the same way; a PEFT adapter's id will do.
-        dictionary: "shipped" to compare features of a dictionary that comes for the base, or
+        dictionary: "shipped" to compare features of an SAE that comes for the base, or
             "none".
         answers: Make short answers and count refusals; they are given as hashes, not as text.
         triggers: Search for words that turn refusals off in the candidate only.

@@ -146,7 +146,7 @@ def run_diff(
     Args:
         base: Id of the model before.
         candidate: Id of the model after.
-        dictionary: `shipped` for the features of the shipped dictionaries of the base, or `none`.
+        dictionary: `shipped` for the features of the shipped SAEs of the base, or `none`.
         answers: Make short answers.
         triggers: Search for triggers.
 
@@ -155,7 +155,7 @@ def run_diff(
     """
     ids = [check_model_id(base), check_model_id(candidate)]
     if not isinstance(dictionary, str) or dictionary not in DICTIONARIES:
-        raise InputError(f"The dictionary is one of {', '.join(DICTIONARIES)}.")
+        raise InputError(f"The SAE is one of {', '.join(DICTIONARIES)}.")
     yield from _fetch(ids)
     options = {"dictionary": dictionary, "answers": bool(answers), "triggers": bool(triggers)}
     yield from _run("diff", ids[0], {**options, "candidate": ids[1]})
@@ -235,7 +235,7 @@ def _create(model_id: str, **options: Any) -> tuple[dict[str, Any], bytes]:
 def _diff(
     base: str, *, candidate: str, dictionary: str, answers: bool, triggers: bool, **options: Any
 ) -> Comparison:
-    # Without sae-lens, or without a dictionary of this base, everything else is still worth having.
+    # Without sae-lens, or without an SAE of this base, everything else is still worth having.
     wanted = dictionary == "shipped" and find_spec("sae_lens") is not None
     dictionaries = shipped_dictionaries(base) if wanted else ()
     depth = Depth() if answers else Depth(answer_tokens=0)
@@ -248,7 +248,7 @@ def _diff(
     )
     if dictionary != "shipped" or dictionaries:
         return Comparison(report)
-    return Comparison(report, "No dictionary of the base is at hand: features are left out.")
+    return Comparison(report, "No SAE of the base is at hand: features are left out.")
 
 
 TASKS: dict[str, Callable[..., Any]] = {

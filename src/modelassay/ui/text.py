@@ -52,7 +52,7 @@ def chat_status(events: Sequence[GuardEvent], prompt: Thresholds) -> str:
     first, newest = events[0], events[-1]
     lines = []
     if first.risk is not None:
-        lines.append(f"Risk of the prompt **{first.risk:.3f}** (refused from {prompt.layer:.3g})")
+        lines.append(f"Risk of the prompt **{first.risk:.3f}** (refused from {prompt.block:.3g})")
     if newest.kind == "end":
         reason = newest.reason or ""
         if newest.action == "refuse":

@@ -268,7 +268,7 @@ def _read_vectors(path: Path, index: BaselineIndex) -> dict[str, Tensor]:
                     )
                 tensors[name] = file.get_tensor(name).float()
     except SafetensorError as error:
-        raise InputError(f"{path} is no safetensors file: {first_line(error)}") from error
+        raise InputError(f"{path} is not a safetensors file: {first_line(error)}") from error
     for name, tensor in tensors.items():
         if not tensor.isfinite().all() or tensor.abs().max() > MAX_NUMBER:
             raise InputError(f"In {path} {name} has values that are not finite or far too large.")

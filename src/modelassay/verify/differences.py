@@ -53,7 +53,7 @@ GRID_SIZES = {
     "float16": (3e-5, 5e-4),
 }
 """Relative change that rounding to a format makes, from and to. Noise of that size that does not
-leave the format's numbers is no rounding."""
+leave the format's numbers is not a rounding."""
 DIGITS = 3e-5
 """Smaller changes are those of other software doing the same sums."""
 PLAIN_ROUNDING = 0.008

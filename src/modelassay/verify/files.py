@@ -22,7 +22,7 @@ def compare_files(
     Args:
         mine: Of the candidate.
         theirs: Of the baseline.
-        converted: The candidate is a GGUF file, whose tokenizer is put together anew on loading and
+        converted: The candidate is a GGUF file, whose tokenizer is put together on loading and
             cannot be expected to have the same hash.
     """
     same = sorted(mine.weights.values()) == sorted(theirs.weights.values())
@@ -89,7 +89,7 @@ def _compare(title: str, mine: str | None, theirs: str | None, converted: bool) 
     if mine == theirs:
         return Check(title, "same", "same sha256" if mine else "neither has one")
     if converted:
-        return Check(title, "unknown", f"the {title} of a GGUF file is put together anew")
+        return Check(title, "unknown", f"the {title} of a GGUF file is put together again")
     if mine and theirs:
         return Check(title, "differs", f"the {title} differs")
     where = "is missing here" if theirs else "is not in the baseline"

@@ -61,7 +61,7 @@ def import_baseline(path: str | Path, *, name: str | None = None) -> Baseline:
         name: What it is called in a store; made from the model's id if left out.
 
     Raises:
-        InputError: no such file, or one that is no baseline of ams-scanner.
+        InputError: no such file, or one that is not a baseline of ams-scanner.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -74,7 +74,7 @@ def import_baseline(path: str | Path, *, name: str | None = None) -> Baseline:
         raise InputError(f"{path} cannot be read: {first_line(error)}") from error
     except ValidationError as error:
         raise InputError(
-            f"{path} is no baseline of ams-scanner: {first_problem(error)}."
+            f"{path} is not a baseline of ams-scanner: {first_problem(error)}."
         ) from error
     hidden = found.model_info.hidden_size
     concepts: dict[str, ConceptRecord] = {}

@@ -1,7 +1,7 @@
-"""A dictionary, and how it lies on disk: sae-lens's own files, and a record of what it is.
+"""An SAE, and how it lies on disk: sae-lens's own files, and a record of what it is.
 
 `cfg.json` and `sae_weights.safetensors` open in sae-lens as they are; `dictionary.json` is ours and
-says which model it belongs to and how good it is. Dictionaries of others come without it.
+says which model it belongs to and how good it is. SAEs of others come without it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from modelassay.sae.record import (
     SAES,
     STATED,
     WEIGHTS_FILE,
-    DictionaryMetrics,
-    DictionaryRecord,
+    SAERecord,
+    SAEScores,
     check_dictionary,
     read_config,
 )
@@ -43,8 +43,8 @@ ARCHITECTURES = ("jumprelu", "topk", "standard", "gated")
 
 
 @dataclass(frozen=True)
-class Dictionary:
-    """A trained dictionary, ours or somebody else's."""
+class SAE:
+    """A trained SAE, ours or somebody else's."""
 
     name: str
     layer: int
@@ -52,10 +52,10 @@ class Dictionary:
     hidden_size: int
     width: int
     """Features."""
-    sae: Any
+    module: Any
     """A sae-lens SAE in float32."""
-    record: DictionaryRecord | None = None
-    """None for dictionaries that modelassay did not train."""
+    record: SAERecord | None = None
+    """None for SAEs that modelassay did not train."""
     neuronpedia_id: str | None = None
     """`model/source`, under which Neuronpedia knows its features."""
     folder: Path | None = None
@@ -75,30 +75,30 @@ class Dictionary:
         if self.record is not None:
             if (reason := self.record.model.differences(info)) is not None:
                 raise InputError(
-                    f"The dictionary {self.name} belongs to {self.record.model.id} and does not fit"
+                    f"The SAE {self.name} belongs to {self.record.model.id} and does not fit"
                     f" {info.id}: {reason}."
                 )
         elif self.hidden_size != info.hidden_size:
             raise InputError(
-                f"The dictionary {self.name} belongs to a model of width {self.hidden_size};"
+                f"The SAE {self.name} belongs to a model of width {self.hidden_size};"
                 f" {info.id} has {info.hidden_size}."
             )
         if self.layer >= info.n_layers:
             raise InputError(
-                f"The dictionary {self.name} reads layer {self.layer}; the last one of {info.id} is"
+                f"The SAE {self.name} reads layer {self.layer}; the last one of {info.id} is"
                 f" {info.n_layers - 1}."
             )
 
 
-def as_dictionary(
-    sae: Any, name: str, *, record: DictionaryRecord | None = None, folder: Path | None = None
-) -> Dictionary:
+def as_sae(
+    sae: Any, name: str, *, record: SAERecord | None = None, folder: Path | None = None
+) -> SAE:
     """A sae-lens SAE as a dictionary.
 
     Raises:
         InputError: it is of a kind that cannot be read here, or reads no output of a layer.
     """
-    cfg, what = sae.cfg, f"The dictionary {name}"
+    cfg, what = sae.cfg, f"The SAE {name}"
     architecture = cfg.architecture()
     if architecture not in ARCHITECTURES or hasattr(cfg, "d_out"):
         raise InputError(
@@ -110,7 +110,7 @@ def as_dictionary(
     if cfg.reshape_activations != "none":
         raise InputError(f"{what} reads attention heads, not the output of a layer.")
     if not all(bool(value.isfinite().all()) for value in sae.state_dict().values()):
-        raise InputError(f"{what} has weights that are no numbers.")
+        raise InputError(f"{what} has weights that are not numbers.")
     if (cfg.metadata.model_from_pretrained_kwargs or {}).get("center_writing_weights"):
         raise InputError(
             f"{what} reads a model whose weights TransformerLens has centred, not the one that"
@@ -118,19 +118,19 @@ def as_dictionary(
         )
     known = cfg.metadata.neuronpedia_id
     sae.eval()
-    return Dictionary(
+    return SAE(
         name=name,
         layer=layer,
         hidden_size=int(cfg.d_in),
         width=int(cfg.d_sae),
-        sae=sae,
+        module=sae,
         record=record,
         neuronpedia_id=known if isinstance(known, str) and known else None,
         folder=folder,
     )
 
 
-def save_dictionary(
+def save_sae(
     sae: Any,
     model: LoadedModel,
     settings: Settings,
@@ -141,8 +141,8 @@ def save_dictionary(
     data: Sequence[str],
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
     on_progress: OnProgress | None = None,
-) -> Dictionary:
-    """Writes a trained dictionary as a new folder, whole or not at all.
+) -> SAE:
+    """Writes a trained SAE as a new folder, whole or not at all.
 
     It is scored as it lies there, in the dtype that is kept.
 
@@ -151,7 +151,7 @@ def save_dictionary(
         model: The model it was trained on.
         settings: How it was trained.
         held_out: Texts to score it on.
-        folder: Where to; a dictionary that is there is replaced.
+        folder: Where to; an SAE that is there is replaced.
         name: What it is called.
         data: What it was trained on.
         dtype: Of the weights on disk.
@@ -185,7 +185,7 @@ def save_dictionary(
             on_progress=on_progress,
         )
         info = model.info
-        record = DictionaryRecord(
+        record = SAERecord(
             name=name,
             created=utc_now(),
             model=info.keep(*STATED),
@@ -197,36 +197,36 @@ def save_dictionary(
             tokens=settings.tokens,
             passes=settings.passes,
             data=tuple(data),
-            metrics=DictionaryMetrics(**metrics.to_dict()),
+            metrics=SAEScores(**metrics.to_dict()),
             versions=installed_versions("torch", "transformers", "sae-lens"),
             weights_sha256=hash_file(weights),
         )
         text = record.model_dump_json(by_alias=True, indent=1)
         write_text_atomically(partial / RECORD_FILE, text + "\n")
-    return as_dictionary(served, name, record=record, folder=folder)
+    return as_sae(served, name, record=record, folder=folder)
 
 
-def load_dictionary(folder: Path, device: str = "cpu") -> Dictionary:
-    """Reads and checks a dictionary that `save_dictionary` wrote.
+def load_sae(folder: Path, device: str = "cpu") -> SAE:
+    """Reads and checks an SAE that `save_dictionary` wrote.
 
     Raises:
         InputError: a file is missing, damaged, too large, or does not fit the others.
     """
     record = check_dictionary(folder)
-    found = as_dictionary(read_sae(folder, device), record.name, record=record, folder=folder)
+    found = as_sae(read_sae(folder, device), record.name, record=record, folder=folder)
     if found.layer != record.layer:
         raise InputError(f"{folder / CONFIG_FILE} does not fit {RECORD_FILE}; fetch both again.")
     return found
 
 
-def load_plain(folder: Path, device: str = "cpu") -> Dictionary:
+def load_plain(folder: Path, device: str = "cpu") -> SAE:
     """Reads a folder in sae-lens's format that has no record of ours.
 
     Raises:
-        InputError: a file is missing, damaged or too large, or the dictionary cannot be used.
+        InputError: a file is missing, damaged or too large, or the SAE cannot be used.
     """
     read_config(folder)
-    return as_dictionary(read_sae(folder, device), folder.resolve().name, folder=folder)
+    return as_sae(read_sae(folder, device), folder.resolve().name, folder=folder)
 
 
 def read_sae(folder: Path, device: str = "cpu") -> Any:
@@ -242,7 +242,7 @@ def read_sae(folder: Path, device: str = "cpu") -> Any:
             warnings.simplefilter("ignore")  # advice on models of TransformerLens
             sae = sae_lens.SAE.load_from_disk(folder, device=device, dtype="float32")
     except Exception as error:  # whatever sae-lens makes of files of a stranger
-        raise InputError(f"{folder} holds no dictionary: {first_line(error)}.") from error
+        raise InputError(f"{folder} holds no SAE: {first_line(error)}.") from error
     sae.eval()
     return sae
 

@@ -1,4 +1,4 @@
-"""How the residual stream changed, layer by layer, and what the change speaks of.
+"""How the residual stream changed, layer by layer, and what the change is about.
 
 On the compared tokens: how large the difference candidate - base is, how much of it is one constant
 vector, and how few directions hold it (principal components of the differences). On the first
@@ -83,7 +83,7 @@ class LensReading:
 
 
 @dataclass(frozen=True)
-class StateDiff:
+class ActivationDiff:
     """How the residual stream changed."""
 
     layers: tuple[LayerChange, ...]
@@ -95,7 +95,7 @@ class StateDiff:
         return asdict(self)
 
 
-def compare_states(base: Reading, candidate: Reading) -> tuple[LayerChange, ...]:
+def compare_activations(base: Reading, candidate: Reading) -> tuple[LayerChange, ...]:
     """How the states of two readings differ, layer by layer."""
     return tuple(
         _layer_change(layer, base.at(layer), candidate.at(layer) - base.at(layer))
@@ -113,7 +113,7 @@ def read_unrelated(model: LoadedModel, layers: Sequence[int]) -> Tensor:
     return read_activations(model, prompts, layers, position="all").values.mean(dim=0)
 
 
-def same_states(base: Tensor, candidate: Tensor, layers: Sequence[int], alike: int) -> bool:
+def same_activations(base: Tensor, candidate: Tensor, layers: Sequence[int], alike: int) -> bool:
     """Whether the layers that are said to be alike wrote the same on unrelated texts.
 
     Args:
