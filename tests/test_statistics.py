@@ -90,3 +90,15 @@ def test_a_cluster_bootstrap_draws_whole_groups():
         lambda i: s.rank_auroc(risk[i], positive[i]), positive, np.arange(len(risk))
     )
     assert whole[1] - whole[0] > 1.5 * (rows[1] - rows[0])  # rows of a group say the same
+
+
+def test_sign_flips_are_uniform_under_the_null():
+    draw = np.random.default_rng(0)
+    p = s.sign_flip_p_values(csc_matrix(draw.standard_normal((40, 300))))
+    assert 0.4 < p.mean() < 0.6
+    assert (p < 0.05).mean() < 0.1
+    shifted = s.sign_flip_p_values(csc_matrix(draw.standard_normal((40, 3)) + 2))
+    assert (shifted < 1e-4).all()
+    assert s.benjamini_hochberg(np.array([0.01, 0.02, 0.5])).tolist() == pytest.approx(
+        [0.03, 0.03, 0.5]
+    )

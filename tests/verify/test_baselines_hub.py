@@ -15,12 +15,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-import modelassay
 from modelassay.artifacts import slug
 from modelassay.cli.main import run
-from modelassay.data.concepts import concepts_for
 from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, AssayError
-from modelassay.measures.examination import examine
 from modelassay.report import to_dict
 from modelassay.report.html import fragment
 from modelassay.verify import (
@@ -33,17 +30,9 @@ from modelassay.verify import (
     verify,
 )
 from modelassay.verify.baseline import INDEX_FILE, TABLE_FILE, VECTORS_FILE
-from modelassay.verify.creating import baseline_of
 
 MINE, READER, STRANGER = "hf_mine", "hf_reader", "hf_stranger"
 REPO = "alice/baselines"
-
-
-@pytest.fixture(scope="module")
-def baseline(tiny_folder) -> Baseline:
-    model = modelassay.load(str(tiny_folder()), device="cpu")
-    found = examine(model, mode="quick", concepts=concepts_for("quick"), identity=True)
-    return baseline_of(model, found, "tiny", "owner/tiny")
 
 
 def renamed(baseline: Baseline, name: str, model_id: str = "owner/tiny") -> Baseline:
@@ -59,12 +48,11 @@ def files_of(baseline: Baseline, folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def site(hub, tmp_path, monkeypatch):
+def site(hub):
     """A Hub with accounts: alice owns a namespace, the stranger another, the reader none."""
     hub.add_writer(MINE, "alice")
     hub.add_writer(STRANGER, "mallory")
     hub.tokens.add(READER)
-    monkeypatch.setenv("MODELASSAY_BASELINES", str(tmp_path / "store"))
     return hub
 
 

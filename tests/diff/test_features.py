@@ -1,0 +1,54 @@
+"""A planted feature is found, and nothing is where nothing is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from modelassay.diff import diff
+from modelassay.diff.features import Q_LEVEL, compare_features
+from modelassay.diff.reading import encode_suite, match_tokens, read_model
+from modelassay.errors import InputError
+from modelassay.models import load
+from planted import LAYER, PLANTED, SUITE, dictionary, planted
+
+
+def readings(base, candidate, layers=(LAYER,)):
+    matched = match_tokens(base, encode_suite(base, SUITE.prompts), None)
+    tokens = [chr(97 + i % 26) for i in matched.token_ids().tolist()]
+    before = read_model(base, matched, layers)
+    after = read_model(candidate, matched, layers, base=before)
+    return before, after, matched, tokens
+
+
+def test_a_planted_feature_is_at_rank_one(gpt2):
+    base, words = load(str(gpt2)), dictionary(32)
+    candidate = planted(gpt2, words.sae.W_dec[PLANTED].detach())
+    before, after, matched, tokens = readings(base, candidate)
+    found = compare_features(before, after, matched, words, tokens)
+    assert found.features[0].feature == PLANTED
+    assert found.features[0].q_value < Q_LEVEL
+    assert found.features[0].difference > 0
+    assert found.features[0].interval[0] > 0
+    assert found.features[0].tokens
+
+
+def test_nothing_is_found_between_two_dtypes_of_one_model(gpt2):
+    base, words = load(str(gpt2), dtype="float32"), dictionary(32)
+    rounded = load(str(gpt2), dtype="bfloat16")
+    before, after, matched, tokens = readings(base, rounded)
+    assert not torch.equal(before.states, after.states)
+    found = compare_features(before, after, matched, words, tokens)
+    assert found.n_significant == 0
+
+
+def test_nothing_is_tested_where_nothing_differs(gpt2):
+    base = load(str(gpt2))
+    before, after, matched, tokens = readings(base, base)
+    found = compare_features(before, after, matched, dictionary(32), tokens)
+    assert (found.n_tested, found.features) == (0, ())
+
+
+def test_a_dictionary_of_another_width_is_refused(gpt2):
+    with pytest.raises(InputError, match="width 48"):
+        diff(load(str(gpt2)), load(str(gpt2)), SUITE, dictionaries=[dictionary(48)])

@@ -1,0 +1,36 @@
+"""The verdict follows the benign fine-tunes, and claims no finer rate than they allow."""
+
+from __future__ import annotations
+
+import pytest
+
+from modelassay.diff import Depth, DiffVerdict, diff
+from modelassay.diff.verdict import judge, levels_of, measure_streams, suspect
+from planted import SUITE, calibration
+
+
+def test_a_level_is_the_distance_from_the_benign_in_their_spread():
+    rows = [{"refusal": value} for value in (0.0, 2.0, 4.0)]
+    level = {x.name: x for x in levels_of({"refusal": 8.0}, rows)}["refusal"]
+    assert level.level == pytest.approx((8 - 2) / 2)
+    assert {x.name: x.level for x in levels_of({"refusal": 8.0}, [])}["refusal"] is None
+
+
+def test_no_finer_rate_is_claimed_than_the_benign_allow():
+    found = suspect({"refusal": 9.0}, calibration(0.0, 0.5, 1.0))
+    assert found.n_benign == 3
+    assert found.false_positive_rate == pytest.approx(1 / 4)
+    inside = suspect({"refusal": 0.5}, calibration(0.0, 0.5, 1.0))
+    assert inside.false_positive_rate > 1 / 2
+
+
+@pytest.mark.parametrize(
+    ("fall", "verdict"), [(9.0, DiffVerdict.SUSPICIOUS), (0.5, DiffVerdict.BENIGN_LIKE)]
+)
+def test_the_verdict_follows_the_benign(gpt2, fall, verdict):
+    report = diff(str(gpt2), str(gpt2), SUITE, depth=Depth(answer_tokens=0, weights=False))
+    assert report.verdict == DiffVerdict.INCONCLUSIVE
+    values = {**measure_streams(None, report.behaviour, None, ()), "refusal": fall}
+    rest = (None, report.behaviour, (), ())
+    assert judge(values, calibration(0.0, 0.5, 1.0), *rest)[1] == verdict
+    assert judge(values, None, *rest)[1] == DiffVerdict.INCONCLUSIVE
