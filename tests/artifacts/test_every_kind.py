@@ -23,8 +23,6 @@ from modelassay.sae import SAES
 from modelassay.verify import BASELINES
 from outputs import one_line
 
-pytest_plugins = ("loopback_hub",)
-
 MINE, STRANGER = "hf_mine", "hf_stranger"
 MODEL = "owner/tiny"
 

@@ -269,6 +269,23 @@ def test_calibrated_candidates_are_held_against_benign_ones(places, capfd, tmp_p
     assert len(CALIBRATIONS.open(Path(out)).record.rows) == 3
 
 
+def test_a_calibration_is_kept_by_name_and_gone_on_with(places, capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_CALIBRATIONS", str(tmp_path / "own"))
+    rest = "--suite SUITE --answers 0 --no-triggers -q"
+    first = command(places, f"calibrate BASE BENIGN0 {rest} --name mine")
+    assert run(first) == 0
+    assert capfd.readouterr().out.strip().endswith(str(tmp_path / "own" / "mine"))
+    assert run(first) == 64
+    assert "--force" in one_line(capfd.readouterr().err)
+    assert run(command(places, f"calibrate BASE BENIGN1 {rest} --name mine --add")) == 0
+    capfd.readouterr()
+    run(command(places, f"BASE OTHER {rest} --json --calibration mine"))
+    assert json.loads(capfd.readouterr().out)["suspicion"]["n_benign"] == 2
+    for also in ("", "--name mine --out x.json"):
+        assert run(command(places, f"calibrate BASE BENIGN2 {rest} {also}")) == 64
+        assert "--out FILE or --name NAME" in one_line(capfd.readouterr().err)
+
+
 def test_levels_of_benign_ones_are_in_the_candidates_units(report):
     known = None
     for i in range(4):

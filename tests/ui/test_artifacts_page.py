@@ -11,8 +11,6 @@ from modelassay.probes import PROBES, push_probe, store_probe
 from outputs import SECRETS
 from tiny import probe_for
 
-pytest_plugins = ("loopback_hub",)
-
 
 @pytest.mark.parametrize("kind", ["baseline", "probe", "classifier", "sae", "calibration"])
 def test_every_kind_is_listed_and_shown(client, kind, tmp_path, monkeypatch):
