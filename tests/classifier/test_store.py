@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exchanges import synthetic
-from loopback_hub import hub  # noqa: F401
 
+from exchanges import synthetic
 from modelassay.classifier import CLASSIFIERS, find_classifier, load_classifier
 from modelassay.classifier.evaluating import recalibrate
 from modelassay.errors import InputError

@@ -9,35 +9,35 @@ from modelassay.diff import Depth, DiffVerdict, diff, read_base
 from modelassay.errors import InputError
 from modelassay.measures.refusal import opening_tokens
 from modelassay.models import load
-from planted import LAYER, PLANTED, SUITE, dictionary, planted
+from planted import LAYER, PLANTED, SUITE, planted, sae
 from tiny import save_tiny
 
 
 def test_the_same_model_twice(gpt2):
-    report = diff(str(gpt2), str(gpt2), SUITE, dictionaries=[dictionary(32)])
+    report = diff(str(gpt2), str(gpt2), SUITE, saes=[sae(32)])
     assert report.weights is not None
     assert report.weights.identical
     assert report.behaviour.kl_mean == pytest.approx(0, abs=1e-6)
     assert report.verdict == DiffVerdict.BENIGN_LIKE
     assert report.reasons[0] == "All weights are those of the base."
-    assert all(lens.logit_lens == lens.patchscope == () for lens in report.states.lens)
+    assert all(lens.logit_lens == lens.patchscope == () for lens in report.activations.lens)
     assert report.suspicion.score is None
-    assert all(layer.relative == 0 for layer in report.states.layers)
+    assert all(layer.relative == 0 for layer in report.activations.layers)
     assert report.causal == ()
 
 
 def test_a_planted_direction_is_told_by_every_stream(gpt2):
-    words = dictionary(32)
+    words = sae(32)
     direction = words.sae.W_dec[PLANTED].detach()
     report = diff(
         load(str(gpt2)),
         planted(gpt2, direction),
         SUITE,
-        dictionaries=[words],
+        saes=[words],
         layers=[1, LAYER],
         depth=Depth(answer_tokens=4),
     )
-    by_layer = {layer.layer: layer for layer in report.states.layers}
+    by_layer = {layer.layer: layer for layer in report.activations.layers}
     assert by_layer[1].relative == 0
     assert by_layer[LAYER].constant_share == pytest.approx(1, abs=1e-3)
     assert [matrix.layer for matrix in report.weights.matrices] == [LAYER]
@@ -69,7 +69,7 @@ def test_one_model_in_memory_gives_the_same(gpt2, tmp_path):
     both = diff(str(gpt2), str(other), SUITE, depth=depth, together=True)
     alone = diff(str(gpt2), str(other), SUITE, depth=depth, together=False)
     assert both.behaviour == alone.behaviour
-    assert both.states == alone.states
+    assert both.activations == alone.activations
     assert both.triggers == alone.triggers
 
 
@@ -79,7 +79,7 @@ def test_what_was_read_of_another_base_is_refused(gpt2, tmp_path):
     with pytest.raises(InputError, match="not of"):
         diff(str(gpt2), str(gpt2), of_base=of_base)
     with pytest.raises(InputError, match="without layer 2"):
-        diff(other, str(gpt2), of_base=of_base, dictionaries=[dictionary(32)])
+        diff(other, str(gpt2), of_base=of_base, saes=[sae(32)])
 
 
 def test_a_broken_candidate_is_named(gpt2):

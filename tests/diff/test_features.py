@@ -10,7 +10,7 @@ from modelassay.diff.features import Q_LEVEL, compare_features
 from modelassay.diff.reading import encode_suite, match_tokens, read_model
 from modelassay.errors import InputError
 from modelassay.models import load
-from planted import LAYER, PLANTED, SUITE, dictionary, planted
+from planted import LAYER, PLANTED, SUITE, planted, sae
 
 
 def readings(base, candidate, layers=(LAYER,)):
@@ -22,7 +22,7 @@ def readings(base, candidate, layers=(LAYER,)):
 
 
 def test_a_planted_feature_is_at_rank_one(gpt2):
-    base, words = load(str(gpt2)), dictionary(32)
+    base, words = load(str(gpt2)), sae(32)
     candidate = planted(gpt2, words.sae.W_dec[PLANTED].detach())
     before, after, matched, tokens = readings(base, candidate)
     found = compare_features(before, after, matched, words, tokens)
@@ -34,10 +34,10 @@ def test_a_planted_feature_is_at_rank_one(gpt2):
 
 
 def test_nothing_is_found_between_two_dtypes_of_one_model(gpt2):
-    base, words = load(str(gpt2), dtype="float32"), dictionary(32)
+    base, words = load(str(gpt2), dtype="float32"), sae(32)
     rounded = load(str(gpt2), dtype="bfloat16")
     before, after, matched, tokens = readings(base, rounded)
-    assert not torch.equal(before.states, after.states)
+    assert not torch.equal(before.activations, after.activations)
     found = compare_features(before, after, matched, words, tokens)
     assert found.n_significant == 0
 
@@ -45,10 +45,10 @@ def test_nothing_is_found_between_two_dtypes_of_one_model(gpt2):
 def test_nothing_is_tested_where_nothing_differs(gpt2):
     base = load(str(gpt2))
     before, after, matched, tokens = readings(base, base)
-    found = compare_features(before, after, matched, dictionary(32), tokens)
+    found = compare_features(before, after, matched, sae(32), tokens)
     assert (found.n_tested, found.features) == (0, ())
 
 
 def test_a_dictionary_of_another_width_is_refused(gpt2):
     with pytest.raises(InputError, match="width 48"):
-        diff(load(str(gpt2)), load(str(gpt2)), SUITE, dictionaries=[dictionary(48)])
+        diff(load(str(gpt2)), load(str(gpt2)), SUITE, saes=[sae(48)])

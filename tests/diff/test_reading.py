@@ -26,8 +26,8 @@ def test_unembedding_is_the_models_own(tmp_path, family):
     model = load(str(save_tiny(tmp_path / family, family)))
     encoded = encode_suite(model, SUITE.prompts[:2])
     last = len(model.layers) - 1
-    states = read_activations(model, encoded, [last]).values[:, 0]
-    found = torch.cat(list(unembed(model, states)))
+    activations = read_activations(model, encoded, [last]).values[:, 0]
+    found = torch.cat(list(unembed(model, activations)))
     for row, prompt in zip(found, encoded, strict=True):
         with torch.inference_mode():
             ids = torch.tensor([prompt.ids])
@@ -43,7 +43,7 @@ def test_log_odds_are_those_of_a_scan(tiny):
     readout = log_odds_readout(opening_tokens(model))
     expected = read_activations(model, encoded, [0], readout=readout).readout
     assert torch.allclose(found.log_odds, expected[:, 0], atol=1e-3)
-    assert len(matched.token_ids()) == len(found.states) == len(matched.in_answer())
+    assert len(matched.token_ids()) == len(found.activations) == len(matched.in_answer())
     assert matched.in_answer().sum() == 9 * len(encoded)  # a byte is a token here
 
 

@@ -10,7 +10,7 @@ import torch
 from modelassay.diff.calibration import BenignRow, Calibration
 from modelassay.diff.suites import Contrast, Suite, SuitePrompt
 from modelassay.models import load
-from modelassay.sae.dictionary import as_dictionary
+from modelassay.sae.files import as_sae
 
 PROMPTS = tuple(
     SuitePrompt(text=f"{verb} number {i} {what}?", group=group)
@@ -34,8 +34,8 @@ LAYER = 2
 PLANTED = 17
 
 
-def dictionary(hidden: int, width: int = 64, layer: int = LAYER, seed: int = 0):
-    """A dictionary with unit rows that is its own encoder."""
+def sae(hidden: int, width: int = 64, layer: int = LAYER, seed: int = 0):
+    """An SAE with unit rows that is its own encoder."""
     sae_lens = pytest.importorskip("sae_lens")
     draw = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(width, hidden, generator=draw), dim=1)
@@ -53,7 +53,7 @@ def dictionary(hidden: int, width: int = 64, layer: int = LAYER, seed: int = 0):
         sae.W_enc.copy_(rows.T)
         sae.b_enc.fill_(-0.3)
         sae.b_dec.zero_()
-    return as_dictionary(sae, "tiny")
+    return as_sae(sae, "tiny")
 
 
 def planted(folder, direction: torch.Tensor, size: float = 3.0):

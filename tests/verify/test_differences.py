@@ -36,7 +36,7 @@ from rounding import EVEN, ROUNDED, changed
           "log_odds_rms": 1.7}, Kind.RECAST, None),
         ({"weights": changed(0.1), "distances": {29: 0.7}, "log_odds_rms": 1.7},
          Kind.FINE_TUNE, False),
-        # even noise is no rounding where it leaves no format's numbers, nor numbers of another one
+        # even noise is not rounding where it leaves no format's numbers, nor numbers of another one
         ({"grids": ()}, Kind.FINE_TUNE, False),
         ({"grids": ("bfloat16",)}, Kind.FINE_TUNE, False),
         ({"grids": (), "baseline_grids": ("8bit",)}, Kind.RECAST, None),

@@ -58,7 +58,7 @@ def test_only_baselines_are_ever_replaced(baseline, tmp_path):
     (precious / "sub" / "chapter.tex").write_text("years")
     (tmp_path / "file").write_text("mine")
     for out in (precious, tmp_path / "file"):
-        with pytest.raises(InputError, match="is no baseline; give a new folder"):
+        with pytest.raises(InputError, match="is not a baseline; give a new folder"):
             store_baseline(baseline, out=out, force=True)
     assert (precious / "sub" / "chapter.tex").read_text() == "years"
     assert (tmp_path / "file").read_text() == "mine"
