@@ -40,7 +40,7 @@ class LabelsRecord(Record):
     model_config = ConfigDict(populate_by_name=True)
 
     schema_: Literal["modelassay.sae-labels/1"] = Field(default=LABELS_SCHEMA, alias="schema")
-    sae: Line
+    dictionary: Line
     dictionary_sha256: Sha256
     """See `weights_hash`."""
     created: Line
@@ -191,7 +191,7 @@ def load_labels(folder: Path, sae: SAE) -> FeatureLabels:
     path = folder / LABEL_TABLE_FILE
     if record.width != sae.width or record.dictionary_sha256 != weights_hash(sae):
         raise InputError(
-            f"The labels in {folder} belong to another SAE ({record.SAE}); make them"
+            f"The labels in {folder} belong to another SAE ({record.dictionary}); make them"
             " again with `modelassay sae label`."
         )
     try:

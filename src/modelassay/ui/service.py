@@ -26,7 +26,7 @@ from modelassay.artifacts import REFERENCE, Found, Store
 from modelassay.artifacts.kind import R
 from modelassay.data.concepts import MODES
 from modelassay.diff import Depth, DiffReport, diff
-from modelassay.diff.features import shipped_dictionaries
+from modelassay.diff.features import shipped_saes
 from modelassay.errors import AssayError, InputError
 from modelassay.hub import REPO_ID, trim_cache
 from modelassay.models import EMBEDDED_ID
@@ -237,16 +237,16 @@ def _diff(
 ) -> Comparison:
     # Without sae-lens, or without an SAE of this base, everything else is still worth having.
     wanted = dictionary == "shipped" and find_spec("sae_lens") is not None
-    dictionaries = shipped_dictionaries(base) if wanted else ()
+    saes = shipped_saes(base) if wanted else ()
     depth = Depth() if answers else Depth(answer_tokens=0)
     report = diff(
         base,
         candidate,
-        dictionaries=dictionaries,
+        saes=saes,
         depth=replace(depth, triggers=triggers),
         **options,
     )
-    if dictionary != "shipped" or dictionaries:
+    if dictionary != "shipped" or saes:
         return Comparison(report)
     return Comparison(report, "No SAE of the base is at hand: features are left out.")
 
