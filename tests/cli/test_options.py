@@ -1,10 +1,12 @@
 """How commands take several options as one value."""
 
+import inspect
 import subprocess
 import sys
 from typing import Annotated
 
 import typer
+from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 from modelassay.cli import options
@@ -78,3 +80,29 @@ def test_commands_that_load_a_model_take_all_options_for_it():
 def test_help_needs_no_torch():
     code = "import sys, modelassay.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def commands_of(app: typer.Typer, path: str = ""):
+    for found in app.registered_commands:
+        yield f"{path} {found.name or found.callback.__name__}".strip(), found.callback
+    for group in app.registered_groups:
+        yield from commands_of(group.typer_instance, f"{path} {group.name}")
+
+
+def own_options(command) -> list[str]:
+    parameters = inspect.signature(inspect.unwrap(command), eval_str=True).parameters.values()
+    return [
+        each.name
+        for each in parameters
+        if each.name not in ("token", "quiet")
+        and any(
+            isinstance(mark, OptionInfo) for mark in getattr(each.annotation, "__metadata__", ())
+        )
+    ]
+
+
+def test_no_command_has_more_than_fifteen_options_beside_the_shared_ones():
+    own = {name: own_options(command) for name, command in commands_of(modelassay_app)}
+    assert len(own) > 40
+    assert "mode" in own["scan"]
+    assert {name: found for name, found in own.items() if len(found) > 15} == {}

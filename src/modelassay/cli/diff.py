@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from modelassay.cli import diff_inputs, options
+from modelassay.cli import options
 from modelassay.errors import (
     EXIT_INCONCLUSIVE,
     EXIT_PASS,
@@ -19,6 +20,7 @@ from modelassay.errors import (
 from modelassay.models.refs import LoadOptions, ModelRef
 
 COMPARE = "compare"
+NONE = "none"
 HELP_OPTIONS = ("--help", "-h")
 
 
@@ -65,6 +67,48 @@ def _candidate(
     return ModelRef(candidate, candidate_revision, candidate_adapter)
 
 
+Sae = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sae",
+        metavar="DICTIONARY",
+        help="Dictionary for the features (a folder, a shipped name, RELEASE:SAE_ID, owner/repo);"
+        " may be repeated. Without it the shipped ones of BASE, if any; `none` leaves features"
+        " out.",
+    ),
+]
+Layers = Annotated[
+    str | None, typer.Option(metavar="3,9,28", help="Layers to compare; five over the depth.")
+]
+SuiteOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--suite",
+        metavar="FILE|NAME",
+        help="Prompts to ask both: a YAML file or a shipped suite; may be repeated.",
+    ),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Prompts of yours besides (JSONL, JSON, CSV, Parquet, Hub data set); rows labelled"
+        " unsafe count as harmful. May be repeated.",
+    ),
+]
+Corpus = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--corpus",
+        metavar="FILE",
+        help="The training file, if you have it: sentences of its prompts are tried as triggers."
+        " May be repeated.",
+    ),
+]
+Answers = Annotated[
+    int, typer.Option(min=0, max=512, metavar="N", help="Tokens of each answer; 0 makes none.")
+]
 Base = Annotated[ModelRef, options.From(_base)]
 NoWeights = Annotated[bool, typer.Option("--no-weights", help="Leave the weights' spectra out.")]
 NoTriggers = Annotated[
@@ -79,12 +123,12 @@ def compare_command(
     candidate: Annotated[ModelRef, options.From(_candidate)],
     loading: options.Loading,
     progress: options.Progress,
-    sae: diff_inputs.Sae = None,
-    layers: diff_inputs.Layers = None,
-    suite: diff_inputs.SuiteOption = None,
-    data: diff_inputs.Data = None,
-    corpus: diff_inputs.Corpus = None,
-    answers: diff_inputs.Answers = 24,
+    sae: Sae = None,
+    layers: Layers = None,
+    suite: SuiteOption = None,
+    data: Data = None,
+    corpus: Corpus = None,
+    answers: Answers = 24,
     no_weights: NoWeights = False,
     no_triggers: NoTriggers = False,
     no_causal: Annotated[
@@ -112,7 +156,7 @@ def compare_command(
     something needed is unavailable, 70 internal error.
     """
     options.check_file(html, "--html")
-    chosen = diff_inputs.parse_layers(layers)
+    chosen = parse_layers(layers)
 
     from rich.console import Console
 
@@ -120,9 +164,9 @@ def compare_command(
     from modelassay.files.atomic import write_text_atomically
     from modelassay.report import print_report, to_html, to_json
 
-    asked = diff_inputs.read_suites(suite, data, token)
-    tried = diff_inputs.read_corpus(corpus, token)
-    benign = diff_inputs.read_calibration(calibration, asked, answers, token)
+    asked = read_suites(suite, data, token)
+    tried = read_corpus(corpus, token)
+    benign = read_calibration(calibration, asked, answers, token)
     saes = _saes(sae, base.id, loading, quiet)
     with progress() as on_progress:
         report = diff(
@@ -168,10 +212,10 @@ def calibrate_command(
         Path | None, typer.Option(metavar="FILE", help="Where to write the calibration.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Keep it under this name; no --out.")] = None,
-    sae: diff_inputs.Sae = None,
-    suite: diff_inputs.SuiteOption = None,
-    data: diff_inputs.Data = None,
-    answers: diff_inputs.Answers = 24,
+    sae: Sae = None,
+    suite: SuiteOption = None,
+    data: Data = None,
+    answers: Answers = 24,
     no_weights: NoWeights = False,
     no_triggers: NoTriggers = False,
     add: Annotated[bool, typer.Option("--add", help="Add to a FILE that is there.")] = False,
@@ -207,10 +251,8 @@ def calibrate_command(
     from modelassay.diff import Depth
     from modelassay.diff.calibrating import calibrate
 
-    asked = diff_inputs.read_suites(suite, data, token)
-    known = diff_inputs.read_calibration(
-        str(where) if add and where.exists() else None, asked, answers
-    )
+    asked = read_suites(suite, data, token)
+    known = read_calibration(str(where) if add and where.exists() else None, asked, answers)
     saes = _saes(sae, base.id, loading, quiet)
     with progress() as on_progress:
         found = calibrate(
@@ -237,9 +279,9 @@ def exit_code(verdict: str) -> int:
 def _saes(
     wanted: list[str] | None, base: str, loading: LoadOptions, quiet: bool
 ) -> tuple[Any, ...]:
-    found = diff_inputs.open_saes(wanted, base, loading)
+    found = open_saes(wanted, base, loading)
     if not wanted and not quiet:
-        names = ", ".join(sae.name for sae in found)
+        names = ", ".join(each.name for each in found)
         typer.echo(
             f"features of the shipped SAE {names}"
             if found
@@ -247,3 +289,111 @@ def _saes(
             err=True,
         )
     return found
+
+
+def parse_layers(text: str | None) -> list[int] | None:
+    """The layers that a comma-separated list names.
+
+    Raises:
+        InputError: it is no such list.
+    """
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"--layers takes numbers with commas between them, such as 3,9,28, not {text[:60]!r}."
+        ) from error
+
+
+def read_suites(suites: Sequence[str] | None, data: Sequence[str] | None, token: str | None) -> Any:
+    """All that the models are asked, as one suite.
+
+    Raises:
+        InputError: a suite or a data file cannot be read.
+        UnavailableError: the Hub cannot be reached.
+    """
+    from modelassay.diff.suites import join_suites, load_suite, read_prompts
+
+    found = [load_suite(where) for where in suites or ["default"]]
+    found += [read_prompts(where, token=token) for where in data or ()]
+    return join_suites(found) if len(found) > 1 else found[0]
+
+
+def read_corpus(files: Sequence[str] | None, token: str | None) -> list[str]:
+    """Prompts of training files, in the shapes that `modelassay triage` reads.
+
+    Raises:
+        InputError: a file cannot be read.
+        UnavailableError: the Hub cannot be reached.
+    """
+    from modelassay.triage.rows import read_rows
+
+    rows = [row for file in files or () for row in read_rows(file, token=token).rows]
+    return [row.prompt or row.plain for row in rows]
+
+
+def open_saes(
+    wanted: Sequence[str] | None, base: str, loading: LoadOptions
+) -> tuple[Any, ...]:
+    """The SAEs that were asked for, else the shipped ones of the base.
+
+    Raises:
+        InputError: there is no such SAE, or it is damaged.
+        UnavailableError: sae-lens is not installed, or the Hub cannot be reached.
+    """
+    wanted = wanted or []
+    if NONE in wanted:
+        if len(wanted) > 1:
+            raise InputError(f"Give SAEs with --sae or leave them out with {NONE}.")
+        return ()
+    from modelassay.diff.features import shipped_saes
+    from modelassay.sae import find_sae
+
+    where = _place(str(loading.get("device", "auto")))
+    if wanted:
+        token: Any = loading.get("token")
+        names = list(dict.fromkeys(wanted))
+        return tuple(find_sae(name, device=where, token=token) for name in names)
+    return shipped_saes(base, device=where)
+
+
+def read_calibration(
+    reference: str | None, suite: Any, answer_tokens: int, token: str | None = None
+) -> Any:
+    """A calibration that was made with this suite and responses of this length.
+
+    Raises:
+        InputError: it is missing, damaged, or was made otherwise.
+        UnavailableError: the Hub cannot be reached.
+    """
+    from modelassay.diff.calibration import CALIBRATIONS
+
+    if reference is None:
+        return None
+    kept = CALIBRATIONS.find(reference, token=token)
+    kept.warn()
+    found = kept.record
+    if found.suite_sha256 != suite.sha256:
+        raise InputError(
+            f"{reference} was made with another suite; give the same --suite and --data, or"
+            " calibrate again."
+        )
+    if found.answer_tokens != answer_tokens:
+        raise InputError(
+            f"{reference} was made with answers of {found.answer_tokens} tokens; give --answers"
+            f" {found.answer_tokens} or calibrate again."
+        )
+    return found
+
+
+def _place(device: str) -> str:
+    """Where SAEs are put for models on a device."""
+    if device not in ("auto", "cuda") and not device.startswith("cuda:"):
+        return "cpu"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return "cuda" if device == "auto" else device
