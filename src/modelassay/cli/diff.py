@@ -334,9 +334,7 @@ def read_corpus(files: Sequence[str] | None, token: str | None) -> list[str]:
     return [row.prompt or row.plain for row in rows]
 
 
-def open_saes(
-    wanted: Sequence[str] | None, base: str, loading: LoadOptions
-) -> tuple[Any, ...]:
+def open_saes(wanted: Sequence[str] | None, base: str, loading: LoadOptions) -> tuple[Any, ...]:
     """The SAEs that were asked for, else the shipped ones of the base.
 
     Raises:
