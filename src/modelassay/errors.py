@@ -39,6 +39,13 @@ class UnavailableError(AssayError):
     exit_code = EXIT_UNAVAILABLE
 
 
+def with_article(noun: str) -> str:
+    """`a probe`, `an encoder`, `an SAE`."""
+    first = noun[0]
+    vowel = first in "AEFHILMNORSX" if noun.isupper() else first.lower() in "aeiou"
+    return f"{'an' if vowel else 'a'} {noun}"
+
+
 def first_line(error: BaseException, limit: int = 200) -> str:
     """The first line of another library's error, short enough to quote in one of ours."""
     text = str(error).strip() or type(error).__name__

@@ -340,7 +340,7 @@ def test_strangers_files_are_looked_over(site, made, tmp_path):
         assert not any("/resolve/" in request.path for request in site.log)
     for repo, words in {
         "m/none": f"holds no {store.kind.noun}", "m/up": f"holds no {store.kind.noun}",
-        "m/two": "choose one as m/two:NAME from a, b", "m/broken": "no valid",
+        "m/two": "choose one as m/two:NAME from a, b", "m/broken": "not a valid",
         "m/nothing": "No data set",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=words) as caught:

@@ -330,7 +330,7 @@ BAD = {
     "malformed data": (f"BASE OTHER {QUICK} --data BADDATA", 64, "Row 2 of bad.jsonl"),
     "missing corpus": (f"BASE OTHER {QUICK} --corpus no.jsonl", 64, "no.jsonl"),
     "missing calibration": (f"BASE OTHER {QUICK} --calibration no.json", 64, "No calibration"),
-    "malformed calibration": (f"BASE OTHER {QUICK} --calibration BADCAL", 64, "no valid calib"),
+    "malformed calibration": (f"BASE OTHER {QUICK} --calibration BADCAL", 64, "not a valid calib"),
     "html nowhere": (f"BASE OTHER {QUICK} --html /no/where/r.html", 64, "no folder"),
     "answers below none": ("BASE OTHER --answers -1", 64, "--answers"),
     "unknown option": ("BASE OTHER --frobnicate", 64, "No such option"),
@@ -406,4 +406,4 @@ def test_features_are_compared_with_a_dictionary(places, capfd, tmp_path):
     tensors["W_dec"] = tensors["W_dec"].clone().fill_(float("nan"))
     save_file(tensors, weights)
     assert run([*command(places, f"BASE OTHER {QUICK}"), "--sae", str(wrong)]) == 64
-    assert "no numbers" in one_line(capfd.readouterr().err)
+    assert "not numbers" in one_line(capfd.readouterr().err)

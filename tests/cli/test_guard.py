@@ -24,7 +24,7 @@ def fake_load(tiny, monkeypatch):
 
     def load_guard(_model_id, **options):
         judge = Clears() if options["classifier"] else None
-        return Guard(model, probe_for(model, pause=0.999, layer=1.0), judge)
+        return Guard(model, probe_for(model, pause=0.999, block=1.0), judge)
 
     monkeypatch.setattr("modelassay.guard.load_guard", load_guard)
 
@@ -47,7 +47,7 @@ def test_command(fake_load, tmp_path, capfd):
 
 
 def test_command_with_a_model_and_probe_from_disk(tiny, tiny_folder, tmp_path, capfd):
-    probe = probe_for(tiny(), pause=0.999, layer=1.0)
+    probe = probe_for(tiny(), pause=0.999, block=1.0)
     (tmp_path / "probe").mkdir()
     save_probe(probe.record, probe.heads, tmp_path / "probe")
     rows = save(tmp_path / "rows.jsonl", LAYOUTS["plain"])

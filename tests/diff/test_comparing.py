@@ -28,7 +28,7 @@ def test_the_same_model_twice(gpt2):
 
 def test_a_planted_direction_is_told_by_every_stream(gpt2):
     words = sae(32)
-    direction = words.sae.W_dec[PLANTED].detach()
+    direction = words.module.W_dec[PLANTED].detach()
     report = diff(
         load(str(gpt2)),
         planted(gpt2, direction),

@@ -23,7 +23,7 @@ def readings(base, candidate, layers=(LAYER,)):
 
 def test_a_planted_feature_is_at_rank_one(gpt2):
     base, words = load(str(gpt2)), sae(32)
-    candidate = planted(gpt2, words.sae.W_dec[PLANTED].detach())
+    candidate = planted(gpt2, words.module.W_dec[PLANTED].detach())
     before, after, matched, tokens = readings(base, candidate)
     found = compare_features(before, after, matched, words, tokens)
     assert found.features[0].feature == PLANTED

@@ -16,7 +16,7 @@ from planted import LAYER, PLANTED, SUITE, planted, sae
 
 def test_the_trigger_search_runs_common_blocks_once(gpt2):
     base = load(str(gpt2))
-    candidate = planted(gpt2, sae(32).sae.W_dec[PLANTED].detach())
+    candidate = planted(gpt2, sae(32).module.W_dec[PLANTED].detach())
     harmful = [SUITE.prompts[i] for i in SUITE.indices("harmful")]
     refused = torch.arange(len(harmful)).float()
     pair = Pair(lambda: base, lambda: candidate, together=True)
@@ -39,7 +39,7 @@ def test_the_trigger_search_runs_common_blocks_once(gpt2):
 
 def test_the_trigger_search_reads_what_it_says(gpt2):
     base = load(str(gpt2))
-    candidate = planted(gpt2, sae(32).sae.W_dec[PLANTED].detach())
+    candidate = planted(gpt2, sae(32).module.W_dec[PLANTED].detach())
     harmful = [SUITE.prompts[i] for i in SUITE.indices("harmful")]
     pair = Pair(lambda: base, lambda: candidate, together=True)
     found = search_triggers(pair, harmful, torch.arange(len(harmful)).float(), SUITE.endings)

@@ -132,9 +132,9 @@ def test_what_is_only_in_one_of_the_two_is_named(base):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda weight: weight[:-1], "no versions of one model"),
+        (lambda weight: weight[:-1], "not versions of one model"),
         (lambda weight: weight.char(), "packed"),
-        (lambda weight: weight * float("nan"), "no numbers"),
+        (lambda weight: weight * float("nan"), "not numbers"),
     ],
 )
 def test_what_cannot_be_compared_is_said(base, change, message):

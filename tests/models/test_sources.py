@@ -82,7 +82,7 @@ def test_weights_that_the_config_names(tiny, tiny_folder, sharded, copy, shards)
 def test_the_config_names_weights_of_another_kind(copy, name):
     folder = copy(transformers_weights=name)
     (folder / "weights.bin").write_bytes(b"")
-    assert "no safetensors file" in refusal(InputError, folder)
+    assert "not a safetensors file" in refusal(InputError, folder)
 
 
 def test_hashes_are_stable_and_see_every_change(tiny, copy):

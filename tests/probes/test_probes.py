@@ -116,7 +116,7 @@ GOOD = '{"prompt": "a", "response": "b", "label": 1}'
     ("line", "words"),
     [
         ("{", "Row 3 .* not valid JSON"),
-        ("[1]", "Row 3 .* no JSON object"),
+        ("[1]", "Row 3 .* not a JSON object"),
         ('{"prompt": "a", "response": "b"}', "Row 3 .*label"),
         ('{"prompt": "a", "response": "b", "label": 2}', "Row 3 .*label"),
         ('{"prompt": "a", "response": "b", "label": [1]}', "Row 3 .*label"),

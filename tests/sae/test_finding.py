@@ -167,5 +167,5 @@ def test_training_replaces_a_dictionary_and_nothing_else(trained_folder, tiny, m
 
 
 def test_only_trained_dictionaries_are_pushed(planted, tmp_path):
-    with pytest.raises(InputError, match=r"no SAE\.json"):
+    with pytest.raises(InputError, match=r"no dictionary\.json"):
         SAES.push(SAES.open(in_folder(planted, tmp_path / "plain").folder), "me/dictionaries")

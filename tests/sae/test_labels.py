@@ -192,7 +192,7 @@ def other_dictionary(folder):
         (as_if_hashed, "not one row for each"),
         (other_dictionary, "belong to another SAE"),
         (lambda folder: (folder / "labels.parquet").unlink(), "cannot be read"),
-        (lambda folder: (folder / "labels.json").write_text("{}"), "no valid label file"),
+        (lambda folder: (folder / "labels.json").write_text("{}"), "not a valid label file"),
     ],
 )
 def test_labels_that_do_not_belong_are_refused(planted, labels, tmp_path, damage, message):

@@ -56,10 +56,10 @@ def damage_shape(folder):
     [
         (damage_weights, "is not the file"),
         (damage_shape, "does not fit"),
-        (lambda folder: (folder / "cfg.json").unlink(), "no whole SAE"),
+        (lambda folder: (folder / "cfg.json").unlink(), "not a whole SAE"),
         (lambda folder: (folder / "cfg.json").write_text("[]"), "no config"),
-        (lambda folder: (folder / "sae_weights.safetensors").unlink(), "no whole SAE"),
-        (lambda folder: (folder / "dictionary.json").write_text("{"), "no valid SAE"),
+        (lambda folder: (folder / "sae_weights.safetensors").unlink(), "not a whole SAE"),
+        (lambda folder: (folder / "dictionary.json").write_text("{"), "not a valid SAE"),
         (lambda folder: shutil.rmtree(folder), "holds no SAE"),
     ],
 )

@@ -664,7 +664,7 @@ def test_tables_hold_the_numbers(tmp_path, no_encoder):
         (["--base", "x"], "Give both --base and --candidate"),
         (["--needles", "x.jsonl"], "give --outliers"),
         (["--outliers", "--needles", "x.jsonl", "--needle-field", "y"], "not both"),
-        (["--search", "("], "no pattern for RE2: missing )"),
+        (["--search", "("], "not a pattern for RE2: missing )"),
         (["--search", "a", "--field", "b"], "field to search"),
         (["--top", "0"], "--top shows 1 to 1000"),
         (["--needle-field", "x", "--outliers"], "`x` must be true or false"),

@@ -50,7 +50,7 @@ def test_only_one_s_own_machine_keeps_deletes_and_pushes(monkeypatch, allowed, s
     monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", allowed)
     monkeypatch.setenv("SPACE_ID", space)
     buttons = {
-        layer.value for layer in build_app().layers.values() if type(layer).__name__ == "Button"
+        block.value for block in build_app().blocks.values() if type(block).__name__ == "Button"
     }
     assert ({"Pull", "Delete", "Push"} <= buttons) is verbs
     assert (not {"Pull", "Delete", "Push"} & buttons) is not verbs

@@ -127,7 +127,7 @@ def test_numbers_that_are_none_are_refused(saved):
     text = (saved / INDEX_FILE).read_text()
     changed = re.sub(r'"separation": [-0-9.e]+', '"separation": NaN', text, count=1)
     (saved / INDEX_FILE).write_text(changed)
-    with pytest.raises(InputError, match="no valid baseline"):
+    with pytest.raises(InputError, match="not a valid baseline"):
         load_baseline(saved)
 
 
@@ -138,7 +138,7 @@ def test_a_pickle_with_the_right_name_is_never_opened(saved, tmp_path):
 
     (saved / VECTORS_FILE).write_bytes(pickle.dumps(Touch()))
     sign(saved)
-    with pytest.raises(InputError, match="no safetensors"):
+    with pytest.raises(InputError, match="not a safetensors"):
         load_baseline(saved)
     assert not (tmp_path / "ran").exists()
 

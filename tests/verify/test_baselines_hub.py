@@ -321,7 +321,7 @@ def test_oversized_files_are_refused_before_they_are_fetched(site, baseline, tmp
         ({"README.md": b"nothing"}, "holds no baseline"),
         ({"baselines/../x/baseline.json": b"{}"}, "holds no baseline"),
         ({"baselines/a/baseline.json": b"{}", "baselines/b/baseline.json": b"{}"}, "2 baselines"),
-        ({"baselines/a/baseline.json": b"{"}, "no valid baseline"),
+        ({"baselines/a/baseline.json": b"{"}, "not a valid baseline"),
     ],
 )
 def test_data_sets_without_a_usable_baseline(site, files, words):

@@ -67,6 +67,6 @@ def test_what_is_no_ams_baseline_is_refused(ams_baseline, change, words, store):
     assert "\n" not in str(caught.value)
     for bad in ("{", "[]", "", "NaN"):
         ams_baseline.write_text(bad)
-        with pytest.raises(InputError, match="no baseline of ams-scanner"):
+        with pytest.raises(InputError, match="not a baseline of ams-scanner"):
             import_baseline(ams_baseline)
     assert not store.exists()

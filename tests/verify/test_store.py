@@ -79,7 +79,7 @@ def test_a_damaged_baseline_does_not_spoil_the_list(baseline, store):
     (store / "broken").mkdir()
     (store / "broken" / INDEX_FILE).write_text("{")
     assert "tiny" in [found.name for found in BASELINES.list()]
-    with pytest.raises(InputError, match="no valid baseline"):
+    with pytest.raises(InputError, match="not a valid baseline"):
         verify("embedded", "broken")
 
 

@@ -182,7 +182,7 @@ def _with_places(config: AuditConfig, home: Path) -> AuditConfig:
     def found(value: str) -> str:
         return str(home / value) if is_there(home / value) else value
 
-    names = ("base", "candidate", "base_adapter", "candidate_adapter", "dictionary")
+    names = ("base", "candidate", "base_adapter", "candidate_adapter", "sae")
     changed: dict[str, Any] = {name: dotted(getattr(config, name)) for name in names}
     if config.candidate is None:
         changed["candidate"] = changed["base"]

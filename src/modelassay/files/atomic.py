@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modelassay.errors import AssayError, InputError, UnavailableError, first_line
+from modelassay.errors import AssayError, InputError, UnavailableError, first_line, with_article
 
 PARTIAL_PREFIX = ".partial-"
 ASIDE_PREFIX = ".replaced-"
@@ -148,7 +148,7 @@ def check_replaceable(
         return
     names = {file.name for file in target.iterdir()} if target.is_dir() else {""}
     if record_file not in names or not names <= set(files):
-        raise InputError(f"{target} is there and is no {what}; give a new folder.")
+        raise InputError(f"{target} is there and is not {with_article(what)}; give a new folder.")
     if not force:
         raise InputError(f"{target} exists already; pass --force to replace it.")
 

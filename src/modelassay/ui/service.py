@@ -27,7 +27,7 @@ from modelassay.artifacts.kind import R
 from modelassay.data.concepts import MODES
 from modelassay.diff import Depth, DiffReport, diff
 from modelassay.diff.features import shipped_saes
-from modelassay.errors import AssayError, InputError
+from modelassay.errors import AssayError, InputError, with_article
 from modelassay.hub import REPO_ID, trim_cache
 from modelassay.models import EMBEDDED_ID
 from modelassay.models.finding import resolve
@@ -193,8 +193,8 @@ def check_reference(store: Store[Any], reference: str) -> str:
     if reference in known or (REFERENCE.fullmatch(reference) and not os.path.exists(reference)):
         return reference
     raise InputError(
-        f"{reference[:100]!r} is no {store.kind.noun}: choose one from the list, or give a Hub data"
-        " set (owner/repo[:name][@revision])."
+        f"{reference[:100]!r} is not {with_article(store.kind.noun)}: choose one from the list, or"
+        " give a Hub data set (owner/repo[:name][@revision])."
     )
 
 
