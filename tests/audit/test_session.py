@@ -78,8 +78,8 @@ def test_long_texts_are_cut_and_late_calls_end(config):
 
 
 def test_what_is_not_set_up_is_said(config):
-    with Audit(load_config(config(sae=None, training_data=None))) as audit:
-        with pytest.raises(InputError, match="no `dictionary`"):
+    with Audit(load_config(config(dictionary=None, training_data=None))) as audit:
+        with pytest.raises(InputError, match="no `sae`"):
             audit.call("get_feature_details", {"feature": 1})
         with pytest.raises(InputError, match="no `training_data`"):
             audit.call("near_duplicates", {})

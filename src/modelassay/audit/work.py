@@ -107,7 +107,7 @@ class Work:
             InputError: the config names none, or it does not fit.
         """
         if self.config.sae is None:
-            raise InputError("This audit has no `dictionary`: there are no features to look at.")
+            raise InputError("This audit has no `sae`: there are no features to look at.")
         found = find_sae(self.config.sae, device=str(self.base.device))
         with self.quietly():
             found.check_belongs_to(self.base)
