@@ -71,8 +71,8 @@ Sae = Annotated[
     list[str] | None,
     typer.Option(
         "--sae",
-        metavar="DICTIONARY",
-        help="Dictionary for the features (a folder, a shipped name, RELEASE:SAE_ID, owner/repo);"
+        metavar="SAE",
+        help="SAE for the features (a folder, a shipped name, RELEASE:SAE_ID, owner/repo);"
         " may be repeated. Without it the shipped ones of BASE, if any; `none` leaves features"
         " out.",
     ),

@@ -15,7 +15,7 @@ from modelassay.errors import InputError
 from modelassay.progress import phase_of
 
 app = typer.Typer(
-    help="Dictionaries: sparse autoencoders that take a model's activations apart into features.",
+    help="SAEs: sparse autoencoders that take a model's activations apart into features.",
     no_args_is_help=True,
 )
 

@@ -17,7 +17,7 @@ from modelassay.progress import phase_of
 Where = Annotated[
     str,
     typer.Argument(
-        metavar="DICTIONARY",
+        metavar="SAE",
         help="A folder, the name of a shipped one, RELEASE:SAE_ID of sae-lens, or owner/repo:name.",
     ),
 ]

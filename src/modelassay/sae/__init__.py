@@ -1,4 +1,4 @@
-"""Dictionaries: sparse autoencoders that take a layer's output apart into features."""
+"""SAEs: sparse autoencoders that take a layer's output apart into features."""
 
 from modelassay.sae.corpus import Corpus
 from modelassay.sae.evaluating import SaeMetrics, evaluate_sae

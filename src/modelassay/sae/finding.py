@@ -60,7 +60,7 @@ def check_installed() -> None:
         UnavailableError: says how to install it.
     """
     if find_spec("sae_lens") is None:
-        raise UnavailableError("Dictionaries need sae-lens: pip install 'modelassay[sae]'")
+        raise UnavailableError("SAEs need sae-lens: pip install 'modelassay[sae]'")
 
 
 def _plain_folder(where: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Dictionaries that others have published and sae-lens knows by name: `RELEASE/SAE_ID`.
+"""SAEs that others have published and sae-lens knows by name: `RELEASE/SAE_ID`.
 
 sae-lens brings their list, so looking one up needs no network; its converters bring each to its own
 form. Only those converters are let near a file that open safetensors, or .npz without pickled
@@ -53,7 +53,7 @@ class Release:
 
 
 def list_releases(contains: str = "", *, model: str | None = None) -> list[Release]:
-    """Dictionaries that sae-lens knows, without the network.
+    """SAEs that sae-lens knows, without the network.
 
     Args:
         contains: Part of `RELEASE:SAE_ID`, whatever the case.

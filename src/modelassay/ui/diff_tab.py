@@ -52,7 +52,7 @@ def create_diff_tab() -> None:
             dictionary = gr.Dropdown(
                 list(DICTIONARIES),
                 value=DICTIONARIES[0],
-                label="Dictionary of features",
+                label="SAE of features",
                 info="`shipped`: of the base, where there is one",
             )
             answers = gr.Checkbox(True, label="Make short answers, to see what is refused")
