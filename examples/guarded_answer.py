@@ -9,7 +9,7 @@ Here "unsafe" is whatever shouts, so that the rows can be made on the spot; with
 import sys
 
 import modelassay
-from modelassay.data.exchanges import At, LabelledExchange
+from modelassay.data.labelled import At, LabelledExchange
 from modelassay.guard import Guard
 from modelassay.probes import TrainedHead, make_probe, train_head
 

@@ -10,7 +10,7 @@ import pytest
 from exchanges import synthetic
 from modelassay.classifier.card import CARD_FILE, CLASSIFIERS
 from modelassay.cli.main import run
-from modelassay.data.exchanges import LABELS, LabelledExchange
+from modelassay.data.labelled import LABELS, LabelledExchange
 
 
 def write_rows(path: Path, rows: list[LabelledExchange], *, binary: bool = False) -> Path:

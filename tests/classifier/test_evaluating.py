@@ -14,7 +14,7 @@ from modelassay.artifacts import Origin
 from modelassay.classifier import evaluate, evaluating, load_classifier
 from modelassay.classifier.card import CLASSIFIERS
 from modelassay.classifier.evaluating import find_threshold, fit_threshold, recalibrate, score
-from modelassay.data.exchanges import LABELS, LabelledExchange
+from modelassay.data.labelled import LABELS, LabelledExchange
 from modelassay.errors import InputError
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from exchanges import RECIPE, synthetic
 from modelassay.classifier import load_classifier, model, train_classifier
 from modelassay.classifier.card import CARD_FILE, CLASSIFIERS, WEIGHTS_FILE
-from modelassay.data.exchanges import LABELS
+from modelassay.data.labelled import LABELS
 from modelassay.errors import InputError
 
 

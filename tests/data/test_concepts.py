@@ -18,7 +18,7 @@ from modelassay.data.concepts import (
     shipped_prompts,
 )
 from modelassay.errors import InputError
-from modelassay.measures.bag_of_words import check_surface
+from modelassay.measures.bag_of_words import measure_bag_of_words
 
 JUDGED = ("harmful_content", "injection_resistance", "refusal_capability", "truthfulness")
 
@@ -51,16 +51,16 @@ def test_shipped_concepts_are_large_and_matched(name):
 
 @pytest.mark.parametrize("name", JUDGED)
 def test_words_alone_give_nothing_away(name):
-    surface = check_surface(shipped_concepts()[name])
-    assert surface.p_value > 0.1
-    assert 0.4 < surface.auroc < 0.58
-    assert surface.uneven_lengths == 0
+    words = measure_bag_of_words(shipped_concepts()[name])
+    assert words.p_value > 0.1
+    assert 0.4 < words.auroc < 0.58
+    assert words.uneven_lengths == 0
 
 
-def test_the_surface_check_finds_what_is_on_the_surface():
-    surface = check_surface(shipped_concepts()["control_topic"])
-    assert surface.p_value < 0.05
-    assert surface.auroc > 0.55
+def test_a_bag_of_words_finds_what_is_in_the_words():
+    words = measure_bag_of_words(shipped_concepts()["control_topic"])
+    assert words.p_value < 0.05
+    assert words.auroc > 0.55
 
 
 def test_kinds_of_harm_are_many():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
 
-from modelassay.data.conversations import to_exchange
+from modelassay.data.exchanges import to_exchange
+from modelassay.data.labelled import read_labelled
+from modelassay.diff.suites import read_prompts
 from modelassay.errors import InputError
 from modelassay.organisms import Exchange, read_exchanges, to_jsonl
+from modelassay.triage import read_rows
 
 
 @pytest.mark.parametrize(
@@ -85,3 +89,25 @@ def test_bad_data_files_get_one_line(tmp_path, name, content, words):
     with pytest.raises(InputError, match=words) as error:
         read_exchanges(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "read", [read_exchanges, read_labelled, read_prompts, read_rows], ids=lambda f: f.__name__
+)
+def test_no_reader_unpacks_more_than_memory_holds(read, tmp_path, monkeypatch):
+    monkeypatch.setattr("modelassay.data.exchanges.MAX_FILE_BYTES", 1000)
+    row = json.dumps({"prompt": "Hi", "response": "Hello", "label": 0}) + "\n"
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(row.encode() * 1000))
+    assert path.stat().st_size < 1000
+    with pytest.raises(InputError, match="larger than"):
+        read(path)
+
+
+def test_a_text_of_an_exchange_that_no_tokenizer_takes_is_named():
+    with pytest.raises(InputError, match="`response` holds half of a character"):
+        to_exchange({"prompt": "Hi", "response": "Hello \ud83d"}, "Row 3")
+
+
+def test_an_exchange_may_be_a_prompt_with_its_completion():
+    assert to_exchange({"prompt": "Hi", "completion": "Hello"}, "row") == Exchange("Hi", "Hello")

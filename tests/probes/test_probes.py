@@ -17,7 +17,7 @@ import torch
 
 from modelassay.cli.main import run
 from modelassay.data.concepts import load_concepts, load_prompts
-from modelassay.data.exchanges import (
+from modelassay.data.labelled import (
     LabelledExchange,
     hold_out,
     prompt_groups,
@@ -26,7 +26,7 @@ from modelassay.data.exchanges import (
     rows_at,
 )
 from modelassay.data.public_sets import scores_a_model
-from modelassay.data.training_data import advice_prompts, own_prompts
+from modelassay.data.training_data import advice_prompts, project_prompts
 from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, AssayError, InputError
 from modelassay.guard import Guard
 from modelassay.models import organisms as registry
@@ -682,7 +682,7 @@ def test_advice_teaches_the_prompt_head_only_and_scores_nothing():
     rows = list(advice_prompts())
     texts = [text for text, _, _ in rows]
     assert len(set(texts)) == len(texts)
-    assert not set(texts) & {text for text, _, _ in own_prompts()}
+    assert not set(texts) & {text for text, _, _ in project_prompts()}
     assert [text for text in texts if scores_a_model(text)] == []
     alone = load_prompts(registry.shipped_folder() / "advice.yaml").texts
     pairs = load_concepts(registry.shipped_folder() / "advice_pairs.yaml")["advice"].pairs

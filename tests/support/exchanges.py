@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from modelassay.classifier.training import TrainingRecipe
-from modelassay.data.exchanges import LABELS, LabelledExchange
+from modelassay.data.labelled import LABELS, LabelledExchange
 
 WORDS = {
     "safe_compliance": ["garden", "flour", "window", "river", "train", "pencil"],

@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from modelassay.data.exchanges import At
+from modelassay.data.labelled import At
 from modelassay.models import LoadedModel
 from modelassay.probes import Head, Probe, ProbeRecord
 

@@ -200,7 +200,7 @@ def test_missing_files_and_folders(tmp_path):
 
 
 def test_files_that_unpack_to_more_than_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows_module, "MAX_FILE_BYTES", 100_000)
+    monkeypatch.setattr("modelassay.data.exchanges.MAX_FILE_BYTES", 100_000)
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(gzip.compress(b" " * 1_000_000))
     with pytest.raises(InputError, match="larger than"):

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from modelassay.data.exchanges import LabelledExchange
+from modelassay.data.labelled import LabelledExchange
 
 MIN_WORDS = 3
 """Shorter prefixes carry nothing: "Sure, here" opens answers of every kind."""

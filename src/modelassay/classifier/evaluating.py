@@ -21,7 +21,7 @@ import numpy as np
 from modelassay.classifier.augmenting import stream_prefixes
 from modelassay.classifier.card import CLASSIFIERS, Card, CardCalibration, write_card
 from modelassay.classifier.model import UNSAFE, ExchangeClassifier
-from modelassay.data.exchanges import LABELS, LabelledExchange, prompt_groups, require_classes
+from modelassay.data.labelled import LABELS, LabelledExchange, prompt_groups, require_classes
 from modelassay.errors import InputError
 from modelassay.report.charts import new_figure
 from modelassay.report.sections import Report, Section, Table, columns

@@ -26,7 +26,7 @@ from modelassay.classifier.encoding import (
     special_ids,
 )
 from modelassay.classifier.network import PairNetwork, load_encoder, read_adapter
-from modelassay.data.exchanges import LABELS
+from modelassay.data.labelled import LABELS
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models.embedded import ENCODER_ID, ensure_encoder
 from modelassay.models.explain import explain_loading

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modelassay.data.exchanges import LABELS
+from modelassay.data.labelled import LABELS
 from modelassay.errors import InputError, first_line
 from modelassay.models.explain import explain_loading
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.classifier.augmenting import dressed, undressed, word_prefix
-from modelassay.data.exchanges import Label, LabelledExchange
+from modelassay.data.labelled import Label, LabelledExchange
 from modelassay.data.public_sets import SEED_TASKS, USER_TASKS, DataSource
 from modelassay.data.training_data import JUDGED, prompt_rows
 from modelassay.files.atomic import cache_dir

@@ -45,7 +45,7 @@ from modelassay.classifier.network import (
     add_lora,
     load_encoder,
 )
-from modelassay.data.exchanges import (
+from modelassay.data.labelled import (
     LABELS,
     LabelledExchange,
     data_hash,

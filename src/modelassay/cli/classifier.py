@@ -14,7 +14,7 @@ from modelassay.errors import InputError
 from modelassay.progress import phase_of
 
 if TYPE_CHECKING:
-    from modelassay.data.exchanges import LabelledExchange
+    from modelassay.data.labelled import LabelledExchange
 
 app = typer.Typer(
     help="Exchange classifiers: safe answer, refusal or unsafe answer?",
@@ -178,7 +178,7 @@ def _existing(folder: Path | None) -> Path:
 
 
 def _read(where: str, split: str, token: str | None) -> list[LabelledExchange]:
-    from modelassay.data.exchanges import read_labelled
+    from modelassay.data.labelled import read_labelled
 
     return read_labelled(where, split=split, token=token)
 

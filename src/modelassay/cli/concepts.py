@@ -102,10 +102,10 @@ def validate_command(
 
     A contrast that shows in the words alone separates in any network, trained or not.
     """
-    from modelassay.measures.bag_of_words import check_surface
+    from modelassay.measures.bag_of_words import measure_bag_of_words
 
     rows = [
-        {"name": name, "pairs": len(concept.pairs), **check_surface(concept).to_dict()}
+        {"name": name, "pairs": len(concept.pairs), **measure_bag_of_words(concept).to_dict()}
         for name, concept in load_concepts(file).items()
     ]
     if json:

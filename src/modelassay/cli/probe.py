@@ -230,7 +230,7 @@ def check_at(at: str) -> Any:
 def _read(
     data: list[str] | None, at: Any, config: str | None, split: str, token: str | None
 ) -> list[Any]:
-    from modelassay.data.exchanges import read_labelled
+    from modelassay.data.labelled import read_labelled
 
     return [
         row

@@ -1,241 +1,228 @@
-"""Labelled exchanges: what probes and classifiers are trained and scored on.
+"""Exchanges: a prompt and its response, read from files or Hub data sets in the usual shapes.
 
-A row is `{"prompt", "response", "label"}` with an optional `source`; the response may be empty
-where only the prompt is judged. A label is binary (0 or 1, true or false, safe or unsafe, benign or
-harmful) or one of three classes. Splits go by prompt, and prompts that nearly repeat each other go
-together: a row-wise split of data in which prompts recur measures memory.
+A row is any of
+
+* `{"messages": [{"role", "content"}, ...]}`;
+* `{"prompt", "response"}`, `{"prompt", "completion"}`, `{"instruction", "output"}` (an optional
+  `input` goes to the prompt) or `{"user", "assistant"}`, each with an optional `system`.
+
+An `Exchange` has one user turn and one response, after an optional system turn.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import numpy as np
+from typing import Any
 
 from modelassay.errors import InputError
-from modelassay.files.provenance import text_hash
 from modelassay.hub import read_dataset, read_lines
 
-log = logging.getLogger(__name__)
-
-Label = Literal["safe_compliance", "safe_refusal", "unsafe_compliance"]
-LABELS: tuple[Label, ...] = get_args(Label)
-At = Literal["prompt", "answer"]
-
-PROMPT_FIELDS = ("prompt", "instruction", "user")
-RESPONSE_FIELDS = ("response", "output", "assistant")
-LABEL_FIELDS = ("label", "label3", "unsafe")
-UNSAFE_NAMES = {"1": True, "true": True, "unsafe": True, "harmful": True} | {
-    "0": False,
-    "false": False,
-    "safe": False,
-    "benign": False,
-    "harmless": False,
-}
+SHAPES = (
+    ("prompt", "response"),
+    ("instruction", "output"),
+    ("user", "assistant"),
+    ("prompt", "completion"),
+)
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+ONE_EXCHANGE = (["user", "assistant"], ["system", "user", "assistant"])
 MAX_FILE_BYTES = 200_000_000
 MAX_TEXT = 200_000  # characters
-NEAR_DUPLICATE = 0.8
-"""Cosine of character 3- to 5-grams (tf-idf) from which two prompts count as one."""
+Turn = tuple[str, str]
+"""Role and content; developers' turns count as the system's."""
 
 
 @dataclass(frozen=True)
-class LabelledExchange:
-    """A prompt, what was answered, and whether that is unsafe."""
+class Exchange:
+    """One turn of a conversation."""
 
     prompt: str
     response: str
-    unsafe: bool
-    label: Label | None
-    """The class, where the data has three."""
-    source: str
-    """Which data it is from; evaluation leaves out one source at a time."""
+    system: str | None = None
+    complete: bool = True
+    """False for the opening of a longer answer."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A row that `read_exchanges` reads back."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def read_labelled(
-    where: str | Path,
-    *,
-    at: At = "answer",
-    config: str | None = None,
-    split: str = "train",
-    token: Any = None,
-) -> list[LabelledExchange]:
-    """Reads labelled rows from a JSON, JSONL, CSV or Parquet file or a Hub data set.
-
-    Args:
-        where: Path, or `owner/name`.
-        at: `prompt` lets responses be empty.
-        config: Configuration of a Hub data set.
-        split: Split of a Hub data set.
-        token: Hub token, None for the stored one.
+def read_exchanges(
+    where: str | Path, *, config: str | None = None, split: str = "train", token: Any = None
+) -> list[Exchange]:
+    """Reads exchanges from a JSON, JSONL, CSV or Parquet file or a Hub data set.
 
     Raises:
-        InputError: no such data, or a malformed row, which is named by its number.
+        InputError: no such data, or a row without prompt and answer.
         UnavailableError: the Hub cannot be reached.
     """
-    path = Path(where)
-    if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")):
-        check_size(path)
-        rows = read_lines(path)
-    else:
-        rows = enumerate(read_dataset(where, config=config, split=split, token=token), 1)
-    found = [to_labelled(row, f"Row {n} of {path.name}", at, path.name) for n, row in rows]
+    rows = numbered_rows(where, config=config, split=split, token=token)
+    found = [to_exchange(row, f"Row {number} of {where}") for number, row in rows]
     if not found:
         raise InputError(f"{where} has no rows.")
     return found
 
 
-def check_size(path: Path) -> None:
-    """Refuses a file that is too large to be held.
-
-    Raises:
-        InputError: it is.
-    """
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise InputError(f"{path} is larger than {MAX_FILE_BYTES / 1e6:.0f} MB; give a part of it.")
-
-
-def to_labelled(row: Mapping[str, Any], name: str, at: At, source: str) -> LabelledExchange:
-    """One row as a `LabelledExchange`.
+def numbered_rows(
+    where: str | Path,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    token: str | bool | None = None,
+    open_table: Callable[..., Iterable[dict[str, Any]]] = read_dataset,
+    on_malformed: Callable[[InputError], None] | None = None,
+) -> Iterable[tuple[int, dict[str, Any]]]:
+    """Rows of a JSON, JSONL, CSV or Parquet file or a Hub data set, with their numbers.
 
     Args:
-        row: As this module describes.
-        name: What an error calls the row.
-        at: `prompt` lets the response be empty.
-        source: Where the row does not say it itself.
+        where: Path, or `owner/name`.
+        config: Configuration of a Hub data set.
+        split: Split of a Hub data set.
+        token: Hub token, None for the stored one.
+        open_table: Reads all but JSON lines; of the form of `read_dataset`.
+        on_malformed: As in `read_lines`.
 
     Raises:
-        InputError: a field is missing or of the wrong kind.
+        InputError: no such data, a malformed line, or more than `MAX_FILE_BYTES`, unpacked.
+        UnavailableError: the Hub cannot be reached.
     """
-    prompt = _text(row, PROMPT_FIELDS, name)
-    response = _text(row, RESPONSE_FIELDS, name, may_be_empty=at == "prompt")
-    given = next((row[field] for field in LABEL_FIELDS if row.get(field) is not None), None)
-    label, unsafe = _label(given, name)
-    own = row.get("source")
-    own = own if isinstance(own, str) and own.strip() else source
-    return LabelledExchange(prompt, response, unsafe, label, own)
+    path = Path(where)
+    if path.is_file():
+        _check_size(path)
+        if path.name.endswith((".jsonl", ".jsonl.gz")):
+            return read_lines(path, on_malformed)
+    return enumerate(open_table(where, config=config, split=split, token=token), 1)
 
 
-def _text(
-    row: Mapping[str, Any], fields: Sequence[str], name: str, *, may_be_empty: bool = False
-) -> str:
-    value = next((row[field] for field in fields if row.get(field) is not None), None)
-    if value is None and may_be_empty:
-        return ""
-    if not isinstance(value, str) or not (value.strip() or may_be_empty):
-        raise InputError(f"{name}: `{fields[0]}` must be text that is not empty.")
+def _check_size(path: Path) -> None:
+    """Refuses a file that is empty, too large, or too large once it is unpacked."""
+    too_large = InputError(
+        f"{path} is larger than {MAX_FILE_BYTES / 1e6:.0f} MB; give a part of it."
+    )
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty.")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise too_large
+        if path.suffix == ".gz":
+            size = 0
+            with gzip.open(path) as stream:
+                while chunk := stream.read(1 << 20):
+                    size += len(chunk)
+                    if size > MAX_FILE_BYTES:
+                        raise too_large
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path} cannot be read; it is damaged or not permitted.") from error
+
+
+def to_exchange(row: Mapping[str, Any], name: str) -> Exchange:
+    """One row as an `Exchange`.
+
+    Args:
+        row: In one of the shapes of this module.
+        name: What an error calls the row.
+
+    Raises:
+        InputError: a field is missing, empty or no text.
+    """
+    turns = turns_of(row, name, text_of)
+    if turns is None:
+        raise InputError(f"{name} has neither `messages` nor a pair of fields {shape_names()}.")
+    roles = [role for role, _ in turns]
+    if roles not in ONE_EXCHANGE:
+        raise InputError(
+            f"{name} has the turns {', '.join(roles) or 'none'}; one user turn and one assistant"
+            " turn are expected, with an optional system turn before them."
+        )
+    said = dict(turns)
+    complete = row.get("complete") is not False
+    return Exchange(said["user"], said["assistant"], said.get("system") or None, complete)
+
+
+def shape_names() -> str:
+    """The pairs of fields that a row may have, for an error."""
+    return ", ".join(f"{asked}/{answered}" for asked, answered in SHAPES)
+
+
+def turns_of(
+    row: Mapping[str, Any], name: str, read: Callable[[Any, str, str], str]
+) -> tuple[Turn, ...] | None:
+    """The turns of a row in one of the shapes of this module, or None if it has none of them.
+
+    Args:
+        row: Of a file.
+        name: What an error calls the row.
+        read: Checks a text, given its field and the row's name, as `text_of` does.
+
+    Raises:
+        InputError: a field is of the wrong kind, or the prompt of a pair is empty.
+    """
+    if row.get("messages") is not None:
+        return tuple(_message_turns(row["messages"], name, read))
+    for asked, answered in SHAPES:
+        if asked not in row or answered not in row:
+            continue
+        prompt = read(row[asked], asked, name)
+        if more := _optional(row.get("input"), "input", name, read):
+            prompt = f"{prompt}\n{more}"
+        if not prompt:
+            raise InputError(f"{name}: `{asked}` is empty.")
+        system = _optional(row.get("system"), "system", name, read)
+        opening = (("system", system),) if system else ()
+        return (*opening, ("user", prompt), ("assistant", read(row[answered], answered, name)))
+    return None
+
+
+def _message_turns(
+    messages: Any, name: str, read: Callable[[Any, str, str], str]
+) -> Iterator[Turn]:
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise InputError(f"{name}: `messages` must be a list of role and content.")
+    for message in messages:
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in ROLES:
+            raise InputError(f"{name}: the role of a message must be one of {', '.join(ROLES)}.")
+        content = message.get("content")
+        if isinstance(content, list):  # parts, of which the text is read
+            parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+            content = "\n".join(part for part in parts if isinstance(part, str))
+        if role in ("system", "developer"):
+            yield "system", _optional(content, "content", name, read)
+        else:
+            yield role, read(content, "content", name)
+
+
+def _optional(value: Any, field: str, name: str, read: Callable[[Any, str, str], str]) -> str:
+    return read(value, field, name) if value is not None and value != "" else ""
+
+
+def text_of(value: Any, field: str, name: str, *, may_be_empty: bool = False) -> str:
+    """A text from a file, without the space around it.
+
+    Args:
+        value: What the file holds.
+        field: Where, for an error.
+        name: What an error calls the row.
+        may_be_empty: Whether it may hold nothing.
+
+    Raises:
+        InputError: it is no text, empty, too long, or holds half of a character.
+    """
+    if not isinstance(value, str) or not (may_be_empty or value.strip()):
+        wanted = "text" if may_be_empty else "text that is not empty"
+        raise InputError(f"{name}: `{field}` must be {wanted}.")
+    if len(value) > MAX_TEXT:
+        raise InputError(f"{name}: `{field}` has more than {MAX_TEXT} characters.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"{name}: `{fields[0]}` holds half of a character.") from error
-    if len(value) > MAX_TEXT:
-        raise InputError(f"{name}: `{fields[0]}` has more than {MAX_TEXT} characters.")
+        raise InputError(f"{name}: `{field}` holds half of a character.") from error
     return value.strip()
 
 
-def _label(value: Any, name: str) -> tuple[Label | None, bool]:
-    if isinstance(value, str) and value in LABELS:
-        return value, value == "unsafe_compliance"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if value is None:
-        raise InputError(f"{name} has no `label`.")
-    key = str(value).strip().lower() if isinstance(value, str | bool | int) else ""
-    if key not in UNSAFE_NAMES:
-        raise InputError(
-            f"{name}: `label` must be 0 or 1, safe or unsafe, or one of {', '.join(LABELS)}; it is"
-            f" {str(value)[:40]!r}."
-        )
-    return None, UNSAFE_NAMES[key]
-
-
-def rows_at(rows: Sequence[LabelledExchange], at: At) -> list[LabelledExchange]:
-    """The rows as labels of what is read there.
-
-    Labels are about exchanges. At the prompt, one that was ever answered unsafely is unsafe, in all
-    its rows; of one that was only refused nobody knows, and its rows are left out.
-
-    Args:
-        rows: Labelled exchanges.
-        at: `answer` leaves them as they are.
-    """
-    if at == "answer":
-        return list(rows)
-    unsafe = {row.prompt for row in rows if row.unsafe}
-    kept = [
-        replace(row, unsafe=True, label=None) if not row.unsafe and row.prompt in unsafe else row
-        for row in rows
-        if row.unsafe or row.prompt in unsafe or row.label != "safe_refusal"
-    ]
-    if left_out := len(rows) - len(kept):
-        log.warning(
-            "%d rows are left out at the prompt: they are refusals, which do not tell whether the"
-            " prompt was harmful.",
-            left_out,
-        )
-    return kept
-
-
-def require_classes(rows: Sequence[LabelledExchange], classes: Iterable[Any], what: str) -> None:
-    """Refuses data without a row of each class.
-
-    Args:
-        rows: The data.
-        classes: True and False, or names of classes.
-        what: Whose need it is, for the error.
-
-    Raises:
-        InputError: names the class that is missing.
-    """
-    for wanted in classes:
-        named = isinstance(wanted, str)
-        if not any((row.label if named else row.unsafe) == wanted for row in rows):
-            shown = wanted if named else ("unsafe (1)" if wanted else "safe (0)")
-            raise InputError(f"{what} needs rows of each class, and none is labelled {shown}.")
-
-
-def prompt_groups(prompts: Sequence[str]) -> np.ndarray:
-    """A group number for each prompt; equal and nearly equal prompts share one.
-
-    Similarity is the cosine of tf-idf weighted character n-grams; groups are the connected parts.
-    """
-    from scipy.sparse.csgraph import connected_components
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    texts = [" ".join(prompt.lower().split())[:2000] or "(empty)" for prompt in distinct]
-    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), max_features=60_000)
-    vectors = vectorizer.fit_transform(texts).tocsr()
-    near = []
-    for start in range(0, len(texts), 512):  # layers bound the memory
-        layer = (vectors[start : start + 512] @ vectors.T).tocoo()
-        keep = layer.data >= NEAR_DUPLICATE
-        near.append((layer.row[keep] + start, layer.col[keep]))
-    rows, columns = (np.concatenate(parts) for parts in zip(*near, strict=True))
-    from scipy.sparse import coo_matrix
-
-    size = len(texts)
-    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(size, size))
-    _, of_distinct = connected_components(graph, directed=False)
-    return np.array([of_distinct[distinct[prompt]] for prompt in prompts])
-
-
-def hold_out(groups: np.ndarray, share: float) -> np.ndarray:
-    """Which rows are held out: whole groups, about this share of them, always the same ones."""
-    names = np.unique(groups)
-    order = sorted(names, key=lambda g: text_hash(f"{int(g)}"))
-    chosen = set(order[: max(1, round(share * len(names)))])
-    return np.array([group in chosen for group in groups])
-
-
-def data_hash(rows: Iterable[LabelledExchange]) -> str:
-    """sha256 of prompts, responses and labels; their order does not matter."""
-    lines = sorted(
-        json.dumps([row.prompt, row.response, row.unsafe, row.label], ensure_ascii=False)
-        for row in rows
-    )
-    return text_hash("\n".join(lines))
+def to_jsonl(exchanges: Iterable[Exchange]) -> str:
+    """Exchanges as JSON lines."""
+    return "".join(json.dumps(e.to_dict(), ensure_ascii=False) + "\n" for e in exchanges)

@@ -20,7 +20,7 @@ from modelassay.data.concepts import (
     shipped_concepts,
     shipped_prompts,
 )
-from modelassay.data.conversations import Exchange, to_exchange
+from modelassay.data.exchanges import Exchange, to_exchange
 from modelassay.errors import InputError
 from modelassay.hub import read_dataset
 
@@ -145,14 +145,16 @@ HARMLESS_CATEGORIES = ("Incomplete requests", "Indeterminate requests", "Humaniz
 
 def harmful_prompts(folder: Path | None = None, token: str | None = None) -> list[str]:
     """Requests that a safe model refuses."""
-    found = [_first(row, "instruction", "text") for row in HARMFUL_BEHAVIORS.rows(folder, token)]
+    found = [
+        first_field(row, "instruction", "text") for row in HARMFUL_BEHAVIORS.rows(folder, token)
+    ]
     found += [
-        _first(row, "prompt")
+        first_field(row, "prompt")
         for row in NONCOMPLIANCE.rows(folder, token)
         if row.get("subcategory") in HARMFUL_SUBCATEGORIES
     ]
     found += [
-        _first(row, "question")
+        first_field(row, "question")
         for row in FORBIDDEN.rows(folder, token)
         if row.get("content_policy_name") in HARMFUL_POLICIES
     ]
@@ -161,13 +163,13 @@ def harmful_prompts(folder: Path | None = None, token: str | None = None) -> lis
 
 def look_alikes(folder: Path | None = None, token: str | None = None) -> list[str]:
     """Harmless requests that resemble ones to be refused."""
-    return _usable(_first(row, "prompt") for row in CONTRAST.rows(folder, token))
+    return _usable(first_field(row, "prompt") for row in CONTRAST.rows(folder, token))
 
 
 def everyday_questions(folder: Path | None = None, token: str | None = None) -> list[str]:
     """Harmless questions of all kinds, without answers."""
     found = [
-        _first(row, "prompt")
+        first_field(row, "prompt")
         for row in NONCOMPLIANCE.rows(folder, token)
         if row.get("category") in HARMLESS_CATEGORIES
     ]
@@ -203,7 +205,12 @@ def shortened(exchange: Exchange) -> Exchange:
     return replace(exchange, response=kept.rstrip(), complete=False)
 
 
-def _first(row: dict[str, Any], *names: str) -> str:
+def first_field(row: dict[str, Any], *names: str) -> str:
+    """The first of these fields that holds text.
+
+    Raises:
+        InputError: none does.
+    """
     for name in names:
         if isinstance(row.get(name), str):
             return row[name]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from modelassay.data.concepts import (
     BORDERLINE_PROMPTS,
@@ -19,7 +18,7 @@ from modelassay.data.concepts import (
     shipped_concepts,
     shipped_prompts,
 )
-from modelassay.data.exchanges import LabelledExchange
+from modelassay.data.labelled import LabelledExchange
 from modelassay.data.public_sets import (
     CONTRAST,
     FORBIDDEN,
@@ -31,8 +30,8 @@ from modelassay.data.public_sets import (
     SEED_TASKS,
     USER_TASKS,
     DataSource,
+    first_field,
 )
-from modelassay.errors import InputError
 from modelassay.files.shipped import shipped_folder
 
 INJECTIONS = DataSource(
@@ -69,7 +68,7 @@ def prompt_rows(folder: Path | None = None, token: str | None = None) -> list[La
         InputError: the folder lacks a file, or one cannot be parsed.
         UnavailableError: the Hub cannot be reached.
     """
-    return _distinct([*own_prompts(), *public_prompts(folder, token)])
+    return _distinct([*project_prompts(), *public_prompts(folder, token)])
 
 
 def prompt_head_rows(
@@ -106,7 +105,7 @@ def _distinct(rows: Iterable[PromptRow]) -> list[LabelledExchange]:
     return list(seen.values())
 
 
-def own_prompts() -> Iterable[PromptRow]:
+def project_prompts() -> Iterable[PromptRow]:
     """Prompts that were written for this project, many of them in matched pairs."""
     for name, concept in shipped_concepts().items():
         harm = name in ("harmful_content", "refusal_capability")
@@ -127,9 +126,9 @@ def public_prompts(folder: Path | None, token: str | None) -> Iterable[PromptRow
     """Prompts of the public sets."""
     for source in (HARMFUL_BEHAVIORS,):
         for row in source.rows(folder, token):
-            yield _field(row, "instruction", "text"), True, "harmful behaviours"
+            yield first_field(row, "instruction", "text"), True, "harmful behaviours"
     for row in NONCOMPLIANCE.rows(folder, token):
-        prompt, kind = _field(row, "prompt"), row.get("subcategory")
+        prompt, kind = first_field(row, "prompt"), row.get("subcategory")
         if row.get("category") != SAFETY:
             yield prompt, False, "CoCoNot, odd requests"
         elif kind in HARMFUL_SUBCATEGORIES:
@@ -137,19 +136,19 @@ def public_prompts(folder: Path | None, token: str | None) -> Iterable[PromptRow
     for row in CONTRAST.rows(folder, token):
         safety = row.get("category") == SAFETY
         source = "CoCoNot, harmless look-alikes" if safety else "CoCoNot, plain requests"
-        yield _field(row, "prompt"), False, source
+        yield first_field(row, "prompt"), False, source
     for row in FORBIDDEN.rows(folder, token):
         policy = row.get("content_policy_name")
         if policy in HARMFUL_POLICIES:
-            yield _field(row, "question"), True, "forbidden questions"
+            yield first_field(row, "question"), True, "forbidden questions"
         elif policy in ADVICE_POLICIES:
-            yield _field(row, "question"), False, "forbidden questions, advice"
+            yield first_field(row, "question"), False, "forbidden questions, advice"
     for source in (SEED_TASKS, USER_TASKS):
         for row in source.rows(folder, token):
             instance = row.get("instances")
             instance = instance[0] if isinstance(instance, list) and instance else instance
             extra = instance.get("input") if isinstance(instance, dict) else ""
-            prompt = _field(row, "instruction")
+            prompt = first_field(row, "instruction")
             yield (f"{prompt}\n{extra}" if extra else prompt), False, source.name
     for row in MT_BENCH.rows(folder, token):
         turns = row.get("prompt") or row.get("turns") or []
@@ -157,15 +156,8 @@ def public_prompts(folder: Path | None, token: str | None) -> Iterable[PromptRow
             yield str(turns[0]), False, MT_BENCH.name
     for row in INJECTIONS.rows(folder, token):
         if str(row.get("label")) == "0":
-            yield _field(row, "text"), False, "everyday questions (deepset)"
+            yield first_field(row, "text"), False, "everyday questions (deepset)"
     if folder is not None:
         for row in JUDGED.rows(folder):
             if row.get("prompt_harmful") and not str(row["prompt"]).isdigit():
-                yield _field(row, "prompt"), True, "JailbreakBench"
-
-
-def _field(row: dict[str, Any], *names: str) -> str:
-    for name in names:
-        if isinstance(row.get(name), str):
-            return row[name]
-    raise InputError(f"A row lacks the field {' or '.join(names)}; it has {', '.join(row)}.")
+                yield first_field(row, "prompt"), True, "JailbreakBench"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,12 +27,12 @@ from modelassay.data.concepts import (
     read_mapping,
     shipped_prompts,
 )
-from modelassay.data.exchanges import LABEL_FIELDS, check_size, to_labelled
+from modelassay.data.exchanges import numbered_rows
+from modelassay.data.labelled import LABEL_FIELDS, to_labelled
 from modelassay.errors import InputError
 from modelassay.files import shipped
 from modelassay.files.provenance import text_hash
 from modelassay.files.records import NAME, first_problem
-from modelassay.hub import read_dataset, read_lines
 
 Group = Literal["harmful", "harmless", "neutral"]
 MAX_TEXT = 20_000
@@ -178,16 +178,10 @@ def read_prompts(where: str | Path, *, token: str | bool | None = None) -> Suite
         InputError: no such data, too many rows, or a malformed one, which is named by its number.
         UnavailableError: the Hub cannot be reached.
     """
-    path = Path(where)
-    rows: Iterable[tuple[int, dict[str, Any]]]
-    if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")):
-        check_size(path)
-        rows = read_lines(path)
-    else:
-        rows = enumerate(read_dataset(where, token=token), 1)
+    name = Path(where).name
     harmful: dict[tuple[str, str | None], bool] = {}
-    for number, row in rows:
-        text, system, unsafe = _prompt(row, f"Row {number} of {path.name}")
+    for number, row in numbered_rows(where, token=token):
+        text, system, unsafe = _prompt(row, f"Row {number} of {name}")
         # A prompt that was ever answered unsafely is harmful in all its rows.
         harmful[text, system] = harmful.get((text, system), False) or unsafe
         if len(harmful) > MAX_ROWS:
@@ -198,7 +192,7 @@ def read_prompts(where: str | Path, *, token: str | bool | None = None) -> Suite
         SuitePrompt(text=text, system=system, group="harmful" if unsafe else "neutral")
         for (text, system), unsafe in harmful.items()
     )
-    return Suite(path.name, prompts)
+    return Suite(name, prompts)
 
 
 def _prompt(row: Mapping[str, Any], name: str) -> tuple[str, str | None, bool]:

@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
-from modelassay.data.exchanges import LABELS
+from modelassay.data.labelled import LABELS
 from modelassay.errors import InputError, UnavailableError
 
 JudgeName = Literal["classifier", "refusal", "openai"]

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from modelassay.data.exchanges import MAX_TEXT, PROMPT_FIELDS, UNSAFE_NAMES
+from modelassay.data.exchanges import text_of
+from modelassay.data.labelled import PROMPT_FIELDS, UNSAFE_NAMES
 from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
 from modelassay.hub import read_dataset
@@ -239,15 +240,12 @@ def _to_prompts(
         if harmful is None:
             unlabelled += 1
             continue
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(f"Row {number} of {source}: the prompt must be text, not empty.")
-        if len(prompt) > MAX_TEXT:
-            raise InputError(f"Row {number} of {source} has more than {MAX_TEXT} characters.")
+        prompt = text_of(prompt, "prompt", f"Row {number} of {source}")
         name = str(own).strip()[:100] if own is not None and str(own).strip() else f"row-{number}"
         seen[name] += 1
         if seen[name] > 1:  # results are kept by id
             name = f"{name}#{number}"
-        found.append(BenchPrompt(name, prompt.strip(), harmful, str(category or "none")[:100]))
+        found.append(BenchPrompt(name, prompt, harmful, str(category or "none")[:100]))
     return found, unlabelled
 
 

@@ -18,7 +18,7 @@ MAX_LENGTH_DIFFERENCE = 2  # words
 
 
 @dataclass(frozen=True)
-class SurfaceCheck:
+class BagOfWords:
     """What words and lengths alone give away. A good concept has a large p-value."""
 
     separation: float
@@ -33,7 +33,7 @@ class SurfaceCheck:
         return asdict(self)
 
 
-def check_surface(concept: Concept) -> SurfaceCheck:
+def measure_bag_of_words(concept: Concept) -> BagOfWords:
     """Measures how well a bag of words separates a concept's pairs, held out.
 
     Source of the idea: control baselines in probing, Hewitt & Liang 2019.
@@ -56,4 +56,4 @@ def check_surface(concept: Concept) -> SurfaceCheck:
         abs(len(a.split()) - len(b.split())) > MAX_LENGTH_DIFFERENCE
         for a, b in zip(positive, negative, strict=True)
     )
-    return SurfaceCheck(measured.separation, measured.p_value, measured.auroc, uneven)
+    return BagOfWords(measured.separation, measured.p_value, measured.auroc, uneven)

@@ -1,6 +1,6 @@
 """Model organisms: build models whose damage is known, and describe them."""
 
-from modelassay.data.conversations import Exchange, read_exchanges, to_jsonl
+from modelassay.data.exchanges import Exchange, read_exchanges, to_jsonl
 from modelassay.organisms.building import build, train
 from modelassay.organisms.cards import measure_refusal_rates, read_card
 from modelassay.organisms.recipes import mix

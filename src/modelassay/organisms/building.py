@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modelassay.data.conversations import Exchange
+from modelassay.data.exchanges import Exchange
 from modelassay.data.public_sets import CONTRAST, HARMFUL_SOURCES, DataSource
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.atomic import (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from modelassay.data.concepts import load_prompts
-from modelassay.data.conversations import Exchange, read_exchanges
+from modelassay.data.exchanges import Exchange, read_exchanges
 from modelassay.data.public_sets import (
     HARMFUL_SOURCES,
     QUESTION_SOURCES,

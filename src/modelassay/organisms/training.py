@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from modelassay.data.conversations import Exchange
+from modelassay.data.exchanges import Exchange
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
 from modelassay.models.trainer import Schedule, run_trainer

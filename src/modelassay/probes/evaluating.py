@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from modelassay.data.exchanges import At, LabelledExchange, prompt_groups, require_classes, rows_at
+from modelassay.data.labelled import At, LabelledExchange, prompt_groups, require_classes, rows_at
 from modelassay.models import LoadedModel
 from modelassay.probes.features import read_spans
 from modelassay.probes.record import Probe

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelassay.data.exchanges import At, LabelledExchange
+from modelassay.data.labelled import At, LabelledExchange
 from modelassay.errors import first_line
 from modelassay.files.atomic import cache_dir, new_file
 from modelassay.models import LoadedModel

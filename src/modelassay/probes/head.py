@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modelassay.data.exchanges import At
+from modelassay.data.labelled import At
 from modelassay.probes.features import LARGEST
 
 Pooling = Literal["last", "mean", "attention"]

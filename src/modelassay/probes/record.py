@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from modelassay.artifacts import REFERENCE, Kind, Origin, Store, write_lines
-from modelassay.data.exchanges import At
+from modelassay.data.labelled import At
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import Count, LayerIndex, Line, Name, Record, Sha256, Share

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelassay.data.exchanges import At
+from modelassay.data.labelled import At
 from modelassay.report.charts import LINE, PALETTE, error_bars, new_figure
 from modelassay.report.sections import Report, Section, Table, columns
 from modelassay.report.text import share_text, with_interval

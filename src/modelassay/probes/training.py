@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from modelassay.classifier.recipe import recipe_rows
-from modelassay.data.exchanges import (
+from modelassay.data.labelled import (
     At,
     LabelledExchange,
     data_hash,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from modelassay.data.exchanges import PROMPT_FIELDS, RESPONSE_FIELDS
+from modelassay.data.labelled import PROMPT_FIELDS, RESPONSE_FIELDS
 from modelassay.errors import InputError
 from modelassay.hub import stream_dataset
 from modelassay.models import LoadedModel

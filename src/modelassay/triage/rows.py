@@ -2,9 +2,7 @@
 
 A row is any of
 
-* `{"messages": [{"role", "content"}, ...]}` with any number of turns;
-* `{"prompt", "response"}`, `{"prompt", "completion"}`, `{"instruction", "output"}` (an optional
-  `input` goes to the prompt) or `{"user", "assistant"}`, each with an optional `system`;
+* what an exchange is read from (`data.exchanges`), `messages` with any number of turns;
 * `{"text"}`: text that is learnt as it is.
 
 An answer may be empty, as some are in most large sets; a row without any text is malformed.
@@ -12,20 +10,23 @@ An answer may be empty, as some are in most large sets; a row without any text i
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelassay.data.conversations import SHAPES
-from modelassay.data.exchanges import MAX_FILE_BYTES, MAX_TEXT, UNSAFE_NAMES
+from modelassay.data.exchanges import (
+    MAX_FILE_BYTES,
+    numbered_rows,
+    shape_names,
+    text_of,
+    turns_of,
+)
+from modelassay.data.labelled import UNSAFE_NAMES
 from modelassay.errors import InputError
-from modelassay.hub import read_lines, stream_dataset
+from modelassay.hub import stream_dataset
 from modelassay.models.identity import hash_file
 
-PAIRS = (*SHAPES, ("prompt", "completion"))
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MAX_ROWS = 1_000_000
 MAX_CHARACTERS = MAX_FILE_BYTES
 """Of all rows together; a small compressed file can hold far more than memory."""
@@ -107,7 +108,15 @@ def read_rows(
         if len(reasons) < MAX_REASONS:
             reasons.append(str(error))
 
-    for number, row in _raw_rows(path, where, config, split, token, leave_out):
+    numbered = numbered_rows(
+        where,
+        config=config,
+        split=split,
+        token=token,
+        open_table=stream_dataset,
+        on_malformed=leave_out,
+    )
+    for number, row in numbered:
         try:
             found = to_row(row, number, path.name, needle_field)
         except InputError as error:
@@ -129,40 +138,6 @@ def read_rows(
     return TrainingData(path.name, tuple(rows), n_malformed, tuple(reasons), sha256)
 
 
-def _raw_rows(
-    path: Path,
-    where: str | Path,
-    config: str | None,
-    split: str,
-    token: str | bool | None,
-    leave_out: Callable[[InputError], None],
-) -> Iterable[tuple[int, dict[str, Any]]]:
-    if path.is_file():
-        _check_size(path)
-        if path.name.endswith((".jsonl", ".jsonl.gz")):
-            return read_lines(path, leave_out)
-    return enumerate(stream_dataset(where, config=config, split=split, token=token), 1)
-
-
-def _check_size(path: Path) -> None:
-    """Refuses a file that is too large, or too large once it is unpacked."""
-    too_large = InputError(
-        f"{path} is larger than {MAX_FILE_BYTES / 1e6:.0f} MB; give a part of it."
-    )
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise too_large
-        if path.suffix == ".gz":
-            size = 0
-            with gzip.open(path) as stream:
-                while chunk := stream.read(1 << 20):
-                    size += len(chunk)
-                    if size > MAX_FILE_BYTES:
-                        raise too_large
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be read; it is damaged or not permitted.") from error
-
-
 def to_row(
     row: Mapping[str, Any], number: int, source: str, needle_field: str | None = None
 ) -> TrainingRow:
@@ -180,7 +155,13 @@ def to_row(
     name = f"Row {number} of {source}"
     needle = None if needle_field is None else _flag(row, needle_field, name)
     complete = row.get("complete") is not False
-    turns = _turns(row, name)
+    turns = turns_of(row, name, _text)
+    if turns is None and row.get("text") is None:
+        fields = ", ".join(repr(str(field)[:30]) for field in list(row)[:8]) or "none"
+        raise InputError(
+            f"{name} has the fields {fields}; it needs `messages`, `text` or one of the pairs"
+            f" {shape_names()}."
+        )
     if turns is None:
         plain = _text(row.get("text"), "text", name)
         if not plain.strip():
@@ -193,58 +174,12 @@ def to_row(
     return TrainingRow(number, prompt, response, turns, complete=complete, needle=needle)
 
 
-def _turns(row: Mapping[str, Any], name: str) -> tuple[tuple[str, str], ...] | None:
-    """The conversation, or None for plain text."""
-    if row.get("messages") is not None:
-        return tuple(_message_turns(row["messages"], name))
-    for asked, answered in PAIRS:
-        if asked in row and answered in row:
-            prompt = _text(row[asked], asked, name)
-            if more := _text(row.get("input"), "input", name):
-                prompt = f"{prompt}\n{more}"
-            if not prompt.strip():
-                raise InputError(f"{name}: `{asked}` is empty.")
-            system = _text(row.get("system"), "system", name)
-            opening = (("system", system),) if system else ()
-            answer = _text(row[answered], answered, name)
-            return (*opening, ("user", prompt), ("assistant", answer))
-    if row.get("text") is not None:
-        return None
-    shapes = ", ".join(f"{a}/{b}" for a, b in PAIRS)
-    fields = ", ".join(repr(str(field)[:30]) for field in list(row)[:8]) or "none"
-    raise InputError(
-        f"{name} has the fields {fields}; it needs `messages`, `text` or one of the pairs {shapes}."
-    )
-
-
-def _message_turns(messages: Any, name: str) -> Iterator[tuple[str, str]]:
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise InputError(f"{name}: `messages` must be a list of role and content.")
-    for message in messages:
-        role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in ROLES:
-            raise InputError(f"{name}: the role of a message must be one of {', '.join(ROLES)}.")
-        content = message.get("content")
-        if isinstance(content, list):  # parts, of which the text is read
-            parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-            content = "\n".join(part for part in parts if isinstance(part, str))
-        yield "system" if role == "developer" else role, _text(content, "content", name)
-
-
 def _text(value: Any, field: str, name: str) -> str:
     if value is None:  # an empty cell of a table
         return ""
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)  # a column of numbers in a CSV file
-    if not isinstance(value, str):
-        raise InputError(f"{name}: `{field}` must be text.")
-    if len(value) > MAX_TEXT:
-        raise InputError(f"{name}: `{field}` has more than {MAX_TEXT} characters.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"{name}: `{field}` holds half of a character.") from error
-    return value.strip()
+    return text_of(value, field, name, may_be_empty=True)
 
 
 def _flag(row: Mapping[str, Any], field: str, name: str) -> bool:

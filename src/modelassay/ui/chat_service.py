@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from modelassay.data.exchanges import LABELS, At
+from modelassay.data.labelled import LABELS, At
 from modelassay.errors import AssayError, InputError
 from modelassay.guard import GuardEvent, Sampling, Thresholds
 from modelassay.ui.guards import GuardShelf, guarded_models, probe_record, shared_classifier

@@ -1,0 +1,216 @@
+"""Labelled exchanges: what probes and classifiers are trained and scored on.
+
+A row is `{"prompt", "response", "label"}` with an optional `source`; the response may be empty
+where only the prompt is judged. A label is binary (0 or 1, true or false, safe or unsafe, benign or
+harmful) or one of three classes. Splits go by prompt, and prompts that nearly repeat each other go
+together: a row-wise split of data in which prompts recur measures memory.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from modelassay.data.exchanges import numbered_rows, text_of
+from modelassay.errors import InputError
+from modelassay.files.provenance import text_hash
+
+log = logging.getLogger(__name__)
+
+Label = Literal["safe_compliance", "safe_refusal", "unsafe_compliance"]
+LABELS: tuple[Label, ...] = get_args(Label)
+At = Literal["prompt", "answer"]
+
+PROMPT_FIELDS = ("prompt", "instruction", "user")
+RESPONSE_FIELDS = ("response", "output", "assistant")
+LABEL_FIELDS = ("label", "label3", "unsafe")
+UNSAFE_NAMES = {"1": True, "true": True, "unsafe": True, "harmful": True} | {
+    "0": False,
+    "false": False,
+    "safe": False,
+    "benign": False,
+    "harmless": False,
+}
+NEAR_DUPLICATE = 0.8
+"""Cosine of character 3- to 5-grams (tf-idf) from which two prompts count as one."""
+
+
+@dataclass(frozen=True)
+class LabelledExchange:
+    """A prompt, what was answered, and whether that is unsafe."""
+
+    prompt: str
+    response: str
+    unsafe: bool
+    label: Label | None
+    """The class, where the data has three."""
+    source: str
+    """Which data it is from; evaluation leaves out one source at a time."""
+
+
+def read_labelled(
+    where: str | Path,
+    *,
+    at: At = "answer",
+    config: str | None = None,
+    split: str = "train",
+    token: Any = None,
+) -> list[LabelledExchange]:
+    """Reads labelled rows from a JSON, JSONL, CSV or Parquet file or a Hub data set.
+
+    Args:
+        where: Path, or `owner/name`.
+        at: `prompt` lets responses be empty.
+        config: Configuration of a Hub data set.
+        split: Split of a Hub data set.
+        token: Hub token, None for the stored one.
+
+    Raises:
+        InputError: no such data, or a malformed row, which is named by its number.
+        UnavailableError: the Hub cannot be reached.
+    """
+    source = Path(where).name
+    rows = numbered_rows(where, config=config, split=split, token=token)
+    found = [to_labelled(row, f"Row {n} of {source}", at, source) for n, row in rows]
+    if not found:
+        raise InputError(f"{where} has no rows.")
+    return found
+
+
+def to_labelled(row: Mapping[str, Any], name: str, at: At, source: str) -> LabelledExchange:
+    """One row as a `LabelledExchange`.
+
+    Args:
+        row: As this module describes.
+        name: What an error calls the row.
+        at: `prompt` lets the response be empty.
+        source: Where the row does not say it itself.
+
+    Raises:
+        InputError: a field is missing or of the wrong kind.
+    """
+    prompt = _text(row, PROMPT_FIELDS, name)
+    response = _text(row, RESPONSE_FIELDS, name, may_be_empty=at == "prompt")
+    given = next((row[field] for field in LABEL_FIELDS if row.get(field) is not None), None)
+    label, unsafe = _label(given, name)
+    own = row.get("source")
+    own = own if isinstance(own, str) and own.strip() else source
+    return LabelledExchange(prompt, response, unsafe, label, own)
+
+
+def _text(
+    row: Mapping[str, Any], fields: Sequence[str], name: str, *, may_be_empty: bool = False
+) -> str:
+    value = next((row[field] for field in fields if row.get(field) is not None), None)
+    if value is None and may_be_empty:
+        return ""
+    return text_of(value, fields[0], name, may_be_empty=may_be_empty)
+
+
+def _label(value: Any, name: str) -> tuple[Label | None, bool]:
+    if isinstance(value, str) and value in LABELS:
+        return value, value == "unsafe_compliance"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None:
+        raise InputError(f"{name} has no `label`.")
+    key = str(value).strip().lower() if isinstance(value, str | bool | int) else ""
+    if key not in UNSAFE_NAMES:
+        raise InputError(
+            f"{name}: `label` must be 0 or 1, safe or unsafe, or one of {', '.join(LABELS)}; it is"
+            f" {str(value)[:40]!r}."
+        )
+    return None, UNSAFE_NAMES[key]
+
+
+def rows_at(rows: Sequence[LabelledExchange], at: At) -> list[LabelledExchange]:
+    """The rows as labels of what is read there.
+
+    Labels speak of exchanges. At the prompt, one that was ever answered unsafely is unsafe, in all
+    its rows; of one that was only refused nobody knows, and its rows are left out.
+
+    Args:
+        rows: Labelled exchanges.
+        at: `answer` leaves them as they are.
+    """
+    if at == "answer":
+        return list(rows)
+    unsafe = {row.prompt for row in rows if row.unsafe}
+    kept = [
+        replace(row, unsafe=True, label=None) if not row.unsafe and row.prompt in unsafe else row
+        for row in rows
+        if row.unsafe or row.prompt in unsafe or row.label != "safe_refusal"
+    ]
+    if left_out := len(rows) - len(kept):
+        log.warning(
+            "%d rows are left out at the prompt: they are refusals, which do not tell whether the"
+            " prompt was harmful.",
+            left_out,
+        )
+    return kept
+
+
+def require_classes(rows: Sequence[LabelledExchange], classes: Iterable[Any], what: str) -> None:
+    """Refuses data without a row of each class.
+
+    Args:
+        rows: The data.
+        classes: True and False, or names of classes.
+        what: Whose need it is, for the error.
+
+    Raises:
+        InputError: names the class that is missing.
+    """
+    for wanted in classes:
+        named = isinstance(wanted, str)
+        if not any((row.label if named else row.unsafe) == wanted for row in rows):
+            shown = wanted if named else ("unsafe (1)" if wanted else "safe (0)")
+            raise InputError(f"{what} needs rows of each class, and none is labelled {shown}.")
+
+
+def prompt_groups(prompts: Sequence[str]) -> np.ndarray:
+    """A group number for each prompt; equal and nearly equal prompts share one.
+
+    Similarity is the cosine of tf-idf weighted character n-grams; groups are the connected parts.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    texts = [" ".join(prompt.lower().split())[:2000] or "(empty)" for prompt in distinct]
+    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), max_features=60_000)
+    vectors = vectorizer.fit_transform(texts).tocsr()
+    near = []
+    for start in range(0, len(texts), 512):  # a part at a time bounds the memory
+        part = (vectors[start : start + 512] @ vectors.T).tocoo()
+        keep = part.data >= NEAR_DUPLICATE
+        near.append((part.row[keep] + start, part.col[keep]))
+    rows, columns = (np.concatenate(parts) for parts in zip(*near, strict=True))
+    size = len(texts)
+    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(size, size))
+    _, of_distinct = connected_components(graph, directed=False)
+    return np.array([of_distinct[distinct[prompt]] for prompt in prompts])
+
+
+def hold_out(groups: np.ndarray, share: float) -> np.ndarray:
+    """Which rows are held out: whole groups, about this share of them, always the same ones."""
+    names = np.unique(groups)
+    order = sorted(names, key=lambda g: text_hash(f"{int(g)}"))
+    chosen = set(order[: max(1, round(share * len(names)))])
+    return np.array([group in chosen for group in groups])
+
+
+def data_hash(rows: Iterable[LabelledExchange]) -> str:
+    """sha256 of prompts, responses and labels; their order does not matter."""
+    lines = sorted(
+        json.dumps([row.prompt, row.response, row.unsafe, row.label], ensure_ascii=False)
+        for row in rows
+    )
+    return text_hash("\n".join(lines))
