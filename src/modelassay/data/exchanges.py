@@ -209,7 +209,7 @@ def text_of(value: Any, field: str, name: str, *, may_be_empty: bool = False) ->
         may_be_empty: Whether it may hold nothing.
 
     Raises:
-        InputError: it is no text, empty, too long, or holds half of a character.
+        InputError: it is not text, empty, too long, or holds half of a character.
     """
     if not isinstance(value, str) or not (may_be_empty or value.strip()):
         wanted = "text" if may_be_empty else "text that is not empty"

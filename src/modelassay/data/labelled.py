@@ -132,7 +132,7 @@ def _label(value: Any, name: str) -> tuple[Label | None, bool]:
 def rows_at(rows: Sequence[LabelledExchange], at: At) -> list[LabelledExchange]:
     """The rows as labels of what is read there.
 
-    Labels speak of exchanges. At the prompt, one that was ever answered unsafely is unsafe, in all
+    Labels are about exchanges. At the prompt, one that was ever answered unsafely is unsafe, in all
     its rows; of one that was only refused nobody knows, and its rows are left out.
 
     Args:
