@@ -542,7 +542,7 @@ def test_the_store_replaces_only_probes(tiny, tmp_path):
     assert probe_of(tiny()) is None
     with pytest.raises(InputError, match="No probe"):
         find_probe(str(tiny().info.id).replace("/", "-"))
-    with pytest.raises(InputError, match="no probe"):
+    with pytest.raises(InputError, match="not a probe"):
         store_probe(probe.record, probe.heads, out=other, force=True)
     assert (other / "thesis.txt").exists()
 
@@ -570,7 +570,7 @@ def test_push_and_pull(hub, tiny, tmp_path):
     assert {row["at"] for row in literal_eval(done.stdout)} == {"prompt", "answer"}
     card = hub.repos["datasets", "alice/probes"].commits[pushed.commit]["README.md"].decode()
     assert "modelassay-probe" in card
-    with pytest.raises(AssayError, match="no probe"):
+    with pytest.raises(AssayError, match="not a probe"):
         find_probe("alice/probes:none")
 
 
