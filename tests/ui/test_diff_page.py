@@ -152,7 +152,7 @@ def rich_pair(pair, tmp_path, monkeypatch) -> tuple[str, str]:
         benign = replace(benign, candidate=candidate)
         known = add_row(known, benign)
     without = service.diff
-    monkeypatch.setattr(service, "shipped_dictionaries", lambda _: (sae,))
+    monkeypatch.setattr(service, "shipped_saes", lambda _: (sae,))
     monkeypatch.setattr(service, "diff", lambda *a, **o: without(*a, calibration=known, **o))
     return pair
 
