@@ -111,7 +111,7 @@ def test_damaged_adapters_are_refused(embedded_is_tiny, tmp_path):
 
 @pytest.mark.real_model
 def test_the_shipped_classifier_is_small_and_says_how_good_it_is():
-    folder = model.shipped_folder() / "embedded"
+    folder = CLASSIFIERS.shipped_folder() / "embedded"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 3_500_000
     assert (folder / "README.md").is_file()
     card = CLASSIFIERS.open(folder).record
