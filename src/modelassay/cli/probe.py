@@ -25,7 +25,7 @@ Data = Annotated[
 At = Annotated[str, typer.Option(metavar="prompt|answer", help="Where the probe reads.")]
 Kind = Annotated[str, typer.Option(help="logistic, means or attention.")]
 Layers = Annotated[
-    str | None, typer.Option(metavar="I,J,…", help="Blocks to read; spread over the depth if not.")
+    str | None, typer.Option(metavar="I,J,…", help="Layers to read; spread over the depth if not.")
 ]
 Config = Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")]
 Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
@@ -116,7 +116,7 @@ def sweep_command(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plot here.")] = None,
     token: options.Token = None,
 ) -> None:
-    """Score a probe of every single block, from one pass over the data."""
+    """Score a probe of every single layer, from one pass over the data."""
     place = check_at(at)
     options.check_file(html, "--html")
     if not data and not (folder and place == "prompt"):

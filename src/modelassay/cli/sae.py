@@ -68,7 +68,7 @@ def train_command(
     ] = None,
     field: Annotated[str | None, typer.Option(help="Field of a row that holds the text.")] = None,
     storage: Annotated[
-        str, typer.Option(metavar="bfloat16|float32", help="Numbers of the file.")
+        str, typer.Option(metavar="bfloat16|float32", help="Precision of the file.")
     ] = "bfloat16",
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="New folder for the dictionary.")

@@ -72,7 +72,7 @@ from modelassay.statistics import (
 Array = np.ndarray
 KINDS = (*FITTERS, "attention")
 DEPTHS = (1 / 3, 8 / 15, 11 / 15)
-"""Relative depths of the blocks that a probe reads unless told otherwise; together they are better
+"""Relative depths of the layers that a probe reads unless told otherwise; together they are better
 than any one of them on every source that was tried (docs/guard.md)."""
 NO_WEIGHTS = "0" * 64  # until the weights are on disk
 NEUTRAL_PROMPTS = ("Go on.", "Please continue.", "Write a short text.", "Answer my question.")
@@ -89,7 +89,7 @@ class TrainedHead:
 
 
 def default_layers(n_layers: int) -> tuple[int, ...]:
-    """The blocks at `DEPTHS`."""
+    """The layers at `DEPTHS`."""
     return tuple(dict.fromkeys(min(n_layers - 1, round(depth * n_layers)) for depth in DEPTHS))
 
 
@@ -112,7 +112,7 @@ def train_head(
         rows: Labelled exchanges; at the prompt they count as `labelled.rows_at` says.
         at: Where it reads.
         kind: One of `KINDS`.
-        layers: Blocks to read; None for those at `DEPTHS` (of attention, the middle one).
+        layers: Layers to read; None for those at `DEPTHS` (of attention, the middle one).
         poolings: For kinds other than attention.
         group_by: What stands for each row's prompt in splits; None for the prompt itself.
         max_answer_tokens: Where answers are cut.
@@ -128,7 +128,7 @@ def train_head(
     chosen = tuple(layers) if layers else default_layers(len(model.layers))
     if kind == "attention":
         if layers and len(chosen) > 1:
-            raise InputError(f"Attention pools one block; give one, not {list(chosen)}.")
+            raise InputError(f"Attention pools one layer; give one, not {list(chosen)}.")
         chosen = (chosen[len(chosen) // 2],)
     check_layers(chosen, len(model.layers))
     groups = prompt_groups(list(group_by) if group_by else [row.prompt for row in rows])
@@ -219,7 +219,7 @@ def sweep_layers(
     kind: str = "logistic",
     on_progress: OnProgress | None = None,
 ) -> Sweep:
-    """Scores a probe of every single block, from one pass over the data.
+    """Scores a probe of every single layer, from one pass over the data.
 
     Raises:
         InputError: as `train_head`.
