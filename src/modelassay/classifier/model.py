@@ -192,7 +192,7 @@ def _open_adapter(folder: Path, card: Card) -> tuple[PairNetwork, Any]:
 
     file = folder / WEIGHTS_FILE
     if card.base.id != ENCODER_ID or card.lora is None:
-        raise InputError(f"{folder} is an adapter over {card.base.id}, which modelassay has not.")
+        raise InputError(f"{folder} is an adapter over {card.base.id}, which is not shipped.")
     encoder_folder = ensure_encoder()
     if hash_file(encoder_folder / FULL_WEIGHTS) != card.base.sha256:
         raise InputError(f"{folder} was trained over another encoder; train it again.")

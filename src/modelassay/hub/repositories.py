@@ -137,7 +137,7 @@ def update_card(text: str, *, tags: Sequence[str], configs: Sequence[Mapping[str
         card = DatasetCard(text)
     except (ValueError, OSError) as error:
         raise InputError(
-            f"The metadata of the data set's card cannot be read ({first_line(error)}); mend its"
+            f"The metadata of the data set's card cannot be read ({first_line(error)}); correct its"
             " README.md."
         ) from error
     data: Any = card.data  # its fields are whatever the card's metadata has

@@ -200,7 +200,7 @@ def load_labels(folder: Path, sae: SAE) -> FeatureLabels:
         if hash_file(path) != record.labels_sha256:
             raise InputError(f"{path} is not the file that {LABELS_FILE} is about; make it again.")
         if pq.read_metadata(path).num_rows != record.width:
-            raise InputError(f"{path} has not one row for each of {record.width} features.")
+            raise InputError(f"{path} does not have one row for each of {record.width} features.")
         table = pq.read_table(path, schema=_schema()).combine_chunks()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}.") from error

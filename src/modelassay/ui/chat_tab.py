@@ -135,7 +135,7 @@ def create_chat_tab() -> None:
                     update[curve] = gr.update(value=risk_curve(events, limits), visible=True)
                 yield update
         except AssayError as error:
-            # What was not taken up goes back to be mended and sent again.
+            # What was not taken up goes back to be corrected and sent again.
             line = f"**Not answered.** {plain(str(error))}"
             yield {status: line, emptied: False, curve: gr.update(visible=False), **before}
 
