@@ -175,7 +175,7 @@ def test_saving_replaces_with_force_only_and_only_its_kind(made, tmp_path):
         other.mkdir(exist_ok=True)
         if name != "nothing":
             (other / "thesis.txt").write_text("years of work", encoding="utf-8")
-        with pytest.raises(InputError, match=f"is not an? {made.store.kind.noun}; give a new folder"):
+        with pytest.raises(InputError, match=f"not an? {made.store.kind.noun}; give a new folder"):
             made.keep(out=other, force=True)
         assert name == "nothing" or (other / "thesis.txt").exists()
     with pytest.raises(InputError, match="cannot name"):
