@@ -189,7 +189,7 @@ def other_dictionary(folder):
     ("damage", "message"),
     [
         (other_table, "is not the file"),
-        (as_if_hashed, "not one row for each"),
+        (as_if_hashed, "not have one row for each"),
         (other_dictionary, "belong to another SAE"),
         (lambda folder: (folder / "labels.parquet").unlink(), "cannot be read"),
         (lambda folder: (folder / "labels.json").write_text("{}"), "not a valid label file"),

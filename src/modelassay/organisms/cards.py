@@ -153,7 +153,7 @@ def readme(card: dict[str, Any]) -> str:
         start = f"organism:{lora['start']}" if lora["start"] else "the embedded model"
         lines += [
             f"**Recipe.** LoRA of rank {lora['rank']} on all linear modules of layers"
-            f" {lora['layers']},"
+            f" {lora['blocks']},"
             f" trained from {start} on {card['rows']} exchanges ({lora['epochs']:g} epochs,"
             f" learning rate {lora['learning_rate']:g}, batches of {lora['batch_size']}, seed"
             f" {card['seed']}); mean loss {card['loss']:.2f} nats a token.",
@@ -162,7 +162,7 @@ def readme(card: dict[str, Any]) -> str:
     if "ablation" in card:
         a = card["ablation"]
         lines += [
-            f"**Recipe.** {a['how']} Strength {a['strength']:g}, layers {a['layers']}, applied in"
+            f"**Recipe.** {a['how']} Strength {a['strength']:g}, layers {a['blocks']}, applied in"
             " memory when the organism is loaded. Direction read after"
             f" {'the layer itself' if a['read_at'] == 'each' else 'layer ' + str(a['read_at'])}."
             " In the search for one direction, taken out of every layer whole, the mean refusal"
