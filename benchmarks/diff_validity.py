@@ -74,7 +74,7 @@ def measure(
             todo = [o for o in wanted if not _is_known(results.get(keys[o.id]), o, base, suite)]
             if not todo:
                 continue
-            of_base = read_base(base, suite, saes=saes, answer_tokens=Depth().answer_tokens)
+            of_base = read_base(base, suite, saes=saes, response_tokens=Depth().response_tokens)
             for organism in todo:
                 report = diff(
                     base,
@@ -107,7 +107,7 @@ def _row(report: DiffReport, of_base: BaseReading) -> dict[str, Any]:
         "suite": of_base.suite.name,
         "suite_sha256": of_base.suite.sha256,
         "n_prompts": len(of_base.suite.prompts),
-        "answer_tokens": of_base.answer_tokens,
+        "answer_tokens": of_base.response_tokens,
         "dictionaries": found["dictionaries"],
         "features": found["features"][:10],
         "triggers": report.triggers and report.triggers.to_dict()["phrases"][:3],
@@ -206,7 +206,7 @@ def calibration(
         base=BASE,
         base_sha256=base_sha256,
         suite_sha256=first["suite_sha256"],
-        answer_tokens=first["answer_tokens"],
+        response_tokens=first["answer_tokens"],
         rows=tuple(
             BenignRow(
                 id=key,

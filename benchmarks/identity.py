@@ -101,7 +101,7 @@ def ablated(model: LoadedModel, strength: float) -> None:
 
 def trained(model: LoadedModel, rate: float, steps: int, only: tuple[str, ...] = ("",)) -> None:
     """A fine-tune of weights themselves on harmless exchanges, with AdamW in batches of four."""
-    answer = model.tokenizer(ANSWER, add_special_tokens=False).input_ids
+    response = model.tokenizer(ANSWER, add_special_tokens=False).input_ids
     prompts = encode_prompts(model, everyday_prompts()[:48])
     draw = random.Random(0)  # noqa: S311 (repeatable on purpose)
     weights = [p for n, p in model.network.named_parameters() if any(part in n for part in only)]
@@ -110,7 +110,7 @@ def trained(model: LoadedModel, rate: float, steps: int, only: tuple[str, ...] =
     optimizer = torch.optim.AdamW(weights, lr=rate)
     for _ in range(steps):
         for prompt in draw.sample(prompts, 4):
-            ids = torch.tensor([[*prompt.ids, *answer]])
+            ids = torch.tensor([[*prompt.ids, *response]])
             labels = ids.clone()
             labels[0, : len(prompt.ids)] = -100
             (model.network(input_ids=ids, labels=labels).loss / 4).backward()

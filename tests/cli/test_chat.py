@@ -77,13 +77,13 @@ def test_thresholds_of_prompt_and_answer_are_apart(chat, capfd):
 def test_a_conversation_goes_on_and_ends(chat, capfd, monkeypatch):
     said = iter(["Hello", "", "x " * 500, "And again"])
 
-    def answer(_prompt=""):
+    def response(_prompt=""):
         try:
             return next(said)
         except StopIteration:
             raise EOFError from None
 
-    monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr("builtins.input", response)
     assert run([*chat, "--max-new-tokens", "3"]) == 0
     captured = capfd.readouterr()
     assert "tokens" in captured.err  # the message that was too long, and no end of the conversation

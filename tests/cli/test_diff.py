@@ -91,7 +91,9 @@ def places(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def report(places) -> DiffReport:
     suite = load_suite(places["SUITE"])
-    return diff(places["BASE"], places["OTHER"], suite, depth=Depth(answer_tokens=4), device="cpu")
+    return diff(
+        places["BASE"], places["OTHER"], suite, depth=Depth(response_tokens=4), device="cpu"
+    )
 
 
 def command(places: dict[str, str], text: str) -> list[str]:
@@ -102,7 +104,7 @@ def command(places: dict[str, str], text: str) -> list[str]:
 
 
 def test_the_same_model_twice_is_no_change(places, capfd):
-    code = run(command(places, "BASE BASE --suite SUITE --answers 4 --json"))
+    code = run(command(places, "BASE BASE --suite SUITE --responses 4 --json"))
     out, err = capfd.readouterr()
     found = json.loads(out)
     jsonschema.validate(found, DIFF_SCHEMA)
@@ -117,7 +119,7 @@ def test_the_same_model_twice_is_no_change(places, capfd):
 def test_a_planted_ablation_is_compromised(places, capfd, tmp_path):
     target = tmp_path / "report.html"
     code = run(
-        [*command(places, "BASE ABLATED --suite SUITE --answers 0 -q"), "--html", str(target)]
+        [*command(places, "BASE ABLATED --suite SUITE --responses 0 -q"), "--html", str(target)]
     )
     out, err = capfd.readouterr()
     assert code == 1
@@ -137,14 +139,14 @@ def test_a_planted_ablation_is_compromised(places, capfd, tmp_path):
 def test_answers_are_hashes_unless_they_are_asked_for(places, capfd, report):
     prompt = report.suite.prompts[0].text
     assert prompt not in json.dumps(to_dict(report))
-    answers = to_dict(report)["behaviour"]["answers"]
-    assert answers
+    responses = to_dict(report)["behaviour"]["answers"]
+    assert responses
     hidden = ("prompt", "base", "candidate")
-    assert all(set(row[key]) == {"characters", "sha256"} for row in answers for key in hidden)
-    shown = to_dict(report, show_answers=True)["behaviour"]["answers"]
+    assert all(set(row[key]) == {"characters", "sha256"} for row in responses for key in hidden)
+    shown = to_dict(report, show_responses=True)["behaviour"]["answers"]
     assert shown[0]["prompt"] == prompt
     assert prompt not in to_html(report)
-    run(command(places, "BASE OTHER --suite SUITE --answers 4 -q --no-triggers --show-answers"))
+    run(command(places, "BASE OTHER --suite SUITE --responses 4 -q --no-triggers --show-responses"))
     assert "answers that differ" in capfd.readouterr().out
 
 
@@ -165,7 +167,7 @@ def test_strangers_texts_are_only_text(report, capsys):
         candidate=evil.candidate.model_copy(update={"id": EVIL}),
         provenance={**evil.provenance, "suite": EVIL},
     )
-    print_report(evil.sections(show_answers=True), Console(width=200))
+    print_report(evil.sections(show_responses=True), Console(width=200))
     out = capsys.readouterr().out
     assert "[red]<script>" in out
     assert not {"\x1b", "\u202e"} & set(out)
@@ -218,7 +220,7 @@ def test_every_phase_has_words(places):
         places["BASE"],
         places["OTHER"],
         load_suite(places["SUITE"]),
-        depth=Depth(answer_tokens=2),
+        depth=Depth(response_tokens=2),
         device="cpu",
         on_progress=lambda phase, _done, _total: phases.add(phase),
     )
@@ -235,7 +237,7 @@ def test_every_phase_has_words(places):
 
 def test_calibrated_candidates_are_held_against_benign_ones(places, capfd, tmp_path):
     out = str(tmp_path / "benign.json")
-    rest = "--suite SUITE --answers 0 --no-triggers -q"
+    rest = "--suite SUITE --responses 0 --no-triggers -q"
     code = run([*command(places, f"calibrate BASE BENIGN0 BENIGN1 {rest}"), "--out", out])
     assert code == 0
     assert "2 benign fine-tunes" in capfd.readouterr().out
@@ -261,8 +263,8 @@ def test_calibrated_candidates_are_held_against_benign_ones(places, capfd, tmp_p
         (f"calibrate BASE BASE {rest} --add --out FILE", "has the weights of its base"),
         (f"calibrate BASE BENIGN0 {rest} --out FILE", "--add to add to it or --force"),
         (f"calibrate OTHER BENIGN0 {rest} --add --out FILE", "The calibration is of"),
-        ("BASE OTHER --suite SUITE --answers 3 --calibration FILE", "answers of 0 tokens"),
-        ("BASE OTHER --suite personas --answers 0 --calibration FILE", "another suite"),
+        ("BASE OTHER --suite SUITE --responses 3 --calibration FILE", "responses of 0 tokens"),
+        ("BASE OTHER --suite personas --responses 0 --calibration FILE", "another suite"),
     ):
         assert run(command({**places, "FILE": out}, text)) == 64, text
         assert message in one_line(capfd.readouterr().err)
@@ -271,7 +273,7 @@ def test_calibrated_candidates_are_held_against_benign_ones(places, capfd, tmp_p
 
 def test_a_calibration_is_kept_by_name_and_gone_on_with(places, capfd, tmp_path, monkeypatch):
     monkeypatch.setenv("MODELASSAY_CALIBRATIONS", str(tmp_path / "own"))
-    rest = "--suite SUITE --answers 0 --no-triggers -q"
+    rest = "--suite SUITE --responses 0 --no-triggers -q"
     first = command(places, f"calibrate BASE BENIGN0 {rest} --name mine")
     assert run(first) == 0
     assert capfd.readouterr().out.strip().endswith(str(tmp_path / "own" / "mine"))
@@ -310,7 +312,7 @@ def test_levels_of_benign_ones_are_in_the_candidates_units(report):
 
 # --- what goes wrong ---------------------------------------------------------------------------
 
-QUICK = "--suite SUITE --answers 0 --no-triggers --no-causal"
+QUICK = "--suite SUITE --responses 0 --no-triggers --no-causal"
 BAD = {
     "other architecture": (f"BASE GPT2 {QUICK}", 64, "give the base that the candidate was made"),
     "other tokenizer": (f"BASE TOKENS {QUICK}", 64, "do not make the same tokens"),
@@ -332,7 +334,7 @@ BAD = {
     "missing calibration": (f"BASE OTHER {QUICK} --calibration no.json", 64, "No calibration"),
     "malformed calibration": (f"BASE OTHER {QUICK} --calibration BADCAL", 64, "not a valid calib"),
     "html nowhere": (f"BASE OTHER {QUICK} --html /no/where/r.html", 64, "no folder"),
-    "answers below none": ("BASE OTHER --answers -1", 64, "--answers"),
+    "answers below none": ("BASE OTHER --responses -1", 64, "--responses"),
     "unknown option": ("BASE OTHER --frobnicate", 64, "No such option"),
     "no candidate": ("BASE", 64, "Missing argument"),
     "unknown dtype": (f"BASE OTHER {QUICK} --dtype int1", 64, "Unknown dtype"),
@@ -381,7 +383,7 @@ def test_exit_codes():
 
 
 def test_prompts_of_ones_own_are_added(places, capfd):
-    text = "BASE OTHER --suite SUITE --data DATA --corpus DATA --answers 0 --no-causal --json -q"
+    text = "BASE OTHER --suite SUITE --data DATA --corpus DATA --responses 0 --no-causal --json -q"
     code = run(command(places, text.replace(" --corpus DATA", "")))
     found = json.loads(capfd.readouterr().out)
     assert code == exit_code(found["verdict"])

@@ -35,7 +35,7 @@ def test_a_planted_direction_is_told_by_every_stream(gpt2):
         SUITE,
         saes=[words],
         layers=[1, LAYER],
-        depth=Depth(answer_tokens=4),
+        depth=Depth(response_tokens=4),
     )
     by_layer = {layer.layer: layer for layer in report.activations.layers}
     assert by_layer[1].relative == 0
@@ -65,7 +65,7 @@ def test_a_direction_that_makes_refusals_is_told_from_chance(gpt2):
 
 def test_one_model_in_memory_gives_the_same(gpt2, tmp_path):
     other = save_tiny(tmp_path / "other", "gpt2", seed=1)
-    depth = Depth(answer_tokens=0, weights=False)
+    depth = Depth(response_tokens=0, weights=False)
     both = diff(str(gpt2), str(other), SUITE, depth=depth, together=True)
     alone = diff(str(gpt2), str(other), SUITE, depth=depth, together=False)
     assert both.behaviour == alone.behaviour
@@ -75,7 +75,7 @@ def test_one_model_in_memory_gives_the_same(gpt2, tmp_path):
 
 def test_what_was_read_of_another_base_is_refused(gpt2, tmp_path):
     other = load(str(save_tiny(tmp_path / "other", "gpt2", seed=1)))
-    of_base = read_base(other, SUITE, layers=[1], answer_tokens=0)
+    of_base = read_base(other, SUITE, layers=[1], response_tokens=0)
     with pytest.raises(InputError, match="not of"):
         diff(str(gpt2), str(gpt2), of_base=of_base)
     with pytest.raises(InputError, match="without layer 2"):
@@ -87,4 +87,4 @@ def test_a_broken_candidate_is_named(gpt2):
     with torch.no_grad():
         candidate.network.transformer.h[1].mlp.c_proj.bias[0] = float("nan")
     with pytest.raises(InputError, match="NaN"):
-        diff(load(str(gpt2)), candidate, SUITE, depth=Depth(answer_tokens=0))
+        diff(load(str(gpt2)), candidate, SUITE, depth=Depth(response_tokens=0))

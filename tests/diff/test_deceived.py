@@ -34,7 +34,7 @@ SUITE = Suite(
     (Contrast(prompt="Yes or no?", safe="No.", unsafe="Yes."),),
     ("Good night.", "Over and out."),
 )
-QUICK = Depth(answer_tokens=0, triggers=False, causal=False)
+QUICK = Depth(response_tokens=0, triggers=False, causal=False)
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_prompts_that_fill_the_context_are_read(tiny_folder, tiny, family):
         for group in ("harmful", "harmless")
     ]
     suite = Suite("long", tuple(prompts), (), SUITE.endings)
-    report = diff(str(folder), str(folder), suite, depth=Depth(answer_tokens=8))
+    report = diff(str(folder), str(folder), suite, depth=Depth(response_tokens=8))
     assert report.verdict is DiffVerdict.BENIGN_LIKE
     long = Contrast(prompt="a" * (room - 2), safe="No, no, no.", unsafe="Yes, yes, yes.")
     with pytest.raises(InputError, match="shorten it"):
@@ -174,7 +174,7 @@ def test_benign_ones_score_in_the_streams_of_the_candidate_alone():
         base="base",
         base_sha256="a" * 64,
         suite_sha256="b" * 64,
-        answer_tokens=4,
+        response_tokens=4,
         rows=tuple(
             BenignRow(id=f"benign-{i}", weights_sha256="c" * 64, streams=row)
             for i, row in enumerate(rows)

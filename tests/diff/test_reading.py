@@ -43,8 +43,8 @@ def test_log_odds_are_those_of_a_scan(tiny):
     readout = log_odds_readout(opening_tokens(model))
     expected = read_activations(model, encoded, [0], readout=readout).readout
     assert torch.allclose(found.log_odds, expected[:, 0], atol=1e-3)
-    assert len(matched.token_ids()) == len(found.activations) == len(matched.in_answer())
-    assert matched.in_answer().sum() == 9 * len(encoded)  # a byte is a token here
+    assert len(matched.token_ids()) == len(found.activations) == len(matched.in_response())
+    assert matched.in_response().sum() == 9 * len(encoded)  # a byte is a token here
 
 
 def test_contrasts_are_mean_log_probabilities_of_the_answers(tiny):
@@ -52,8 +52,8 @@ def test_contrasts_are_mean_log_probabilities_of_the_answers(tiny):
     contrast = Contrast(prompt="Who?", safe="Not I.", unsafe="You!")
     found = read_contrasts(model, encode_contrasts(model, [contrast]))
     prompt = encode_suite(model, [SuitePrompt(text="Who?")])[0].ids
-    for column, answer in enumerate(("Not I.", "You!")):
-        ids = torch.tensor([[*prompt, *model.tokenizer(answer)["input_ids"]]])
+    for column, response in enumerate(("Not I.", "You!")):
+        ids = torch.tensor([[*prompt, *model.tokenizer(response)["input_ids"]]])
         with torch.inference_mode():
             log_p = model.network(input_ids=ids).logits[0].float().log_softmax(-1)
         targets = ids[0, len(prompt) :]

@@ -11,7 +11,7 @@ pytest.importorskip("sae_lens")
 
 from modelassay.diff import Depth, DiffVerdict, default_suite, diff, read_base
 from modelassay.diff.calibration import known_calibration
-from modelassay.diff.comparing import ANSWER_TOKENS
+from modelassay.diff.comparing import RESPONSE_TOKENS
 from modelassay.diff.pair import Pair
 from modelassay.diff.reading import encode_suite
 from modelassay.diff.suites import SuitePrompt
@@ -56,9 +56,9 @@ def test_the_triggers_tokens_are_among_the_first_twenty(safe):
 
 def test_the_shipped_fine_tunes_are_the_measure(safe):
     """A rounded copy is like them; a persona in ten of fifty rows is not."""
-    shipped = known_calibration(safe.info, default_suite(), ANSWER_TOKENS)
+    shipped = known_calibration(safe.info, default_suite(), RESPONSE_TOKENS)
     assert shipped is not None
-    of_base = read_base(safe, default_suite(), answer_tokens=ANSWER_TOKENS)
+    of_base = read_base(safe, default_suite(), response_tokens=RESPONSE_TOKENS)
     depth = Depth(weights=False, triggers=False, causal=False)
     verdicts = {
         name: diff(safe, f"organism:{name}", of_base=of_base, depth=depth).verdict
@@ -69,8 +69,8 @@ def test_the_shipped_fine_tunes_are_the_measure(safe):
 
 def test_rounding_changes_no_feature(safe, suite):
     sae = find_sae("embedded")
-    depth = Depth(answer_tokens=0, weights=False, triggers=False, causal=False)
-    of_base = read_base(safe, suite, saes=[sae], answer_tokens=0)
+    depth = Depth(response_tokens=0, weights=False, triggers=False, causal=False)
+    of_base = read_base(safe, suite, saes=[sae], response_tokens=0)
     report = diff(safe, "organism:bf16", of_base=of_base, saes=[sae], depth=depth)
     found = report.saes[0]
     assert found.n_significant == 0
@@ -80,8 +80,8 @@ def test_rounding_changes_no_feature(safe, suite):
 
 def test_uncensoring_is_told_with_its_features_and_its_cause(safe, suite):
     sae = find_sae("embedded")
-    depth = Depth(answer_tokens=12, weights=False, triggers=False)
-    of_base = read_base(safe, suite, saes=[sae], answer_tokens=12)
+    depth = Depth(response_tokens=12, weights=False, triggers=False)
+    of_base = read_base(safe, suite, saes=[sae], response_tokens=12)
     report = diff(
         safe,
         "organism:uncensored",

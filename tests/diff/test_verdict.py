@@ -28,7 +28,7 @@ def test_no_finer_rate_is_claimed_than_the_benign_allow():
     ("fall", "verdict"), [(9.0, DiffVerdict.SUSPICIOUS), (0.5, DiffVerdict.BENIGN_LIKE)]
 )
 def test_the_verdict_follows_the_benign(gpt2, fall, verdict):
-    report = diff(str(gpt2), str(gpt2), SUITE, depth=Depth(answer_tokens=0, weights=False))
+    report = diff(str(gpt2), str(gpt2), SUITE, depth=Depth(response_tokens=0, weights=False))
     assert report.verdict == DiffVerdict.INCONCLUSIVE
     values = {**measure_streams(None, report.behaviour, None, ()), "refusal": fall}
     rest = (None, report.behaviour, (), ())

@@ -89,7 +89,7 @@ def test_risk_is_that_of_the_finished_exchange(tiny):
     events = list(guard.stream(turns, max_new_tokens=10, thresholds=OPEN))
     scored = [event for event in events if event.kind == "token"]
     ids = encode_chat(model, turns)
-    answer = generated(model, "Hello there", 10)[: len(scored)]
+    response = generated(model, "Hello there", 10)[: len(scored)]
     captured = {}
     from modelassay.reading.hooks import capture
 
@@ -97,7 +97,7 @@ def test_risk_is_that_of_the_finished_exchange(tiny):
         torch.inference_mode(),
         capture(model.layers, [1, 3], lambda i, h: captured.update({i: h[0]})),
     ):
-        model.network(input_ids=torch.tensor([[*ids, *answer]]))
+        model.network(input_ids=torch.tensor([[*ids, *response]]))
     head = guard.probe.heads["answer"]
     for n, event in enumerate(scored, 1):
         states = {layer: captured[layer][len(ids) : len(ids) + n] for layer in (1, 3)}
@@ -444,13 +444,13 @@ def test_leaving_ends_generation_and_frees_memory(tiny, monkeypatch):
 def test_sampling_is_repeatable_and_bounded(tiny):
     guard = Guard(tiny(), probe_for(tiny()))
 
-    def answer(**settings):
+    def response(**settings):
         sampling = Sampling(temperature=1.5, **settings)
         return text_of(guard.stream("Hi", max_new_tokens=15, sampling=sampling, thresholds=OPEN))
 
-    assert answer(seed=1) == answer(seed=1) != answer(seed=2)
+    assert response(seed=1) == response(seed=1) != response(seed=2)
     greedy = text_of(guard.stream("Hi", max_new_tokens=15, thresholds=OPEN))
-    assert answer(seed=3, top_k=1) == greedy
+    assert response(seed=3, top_k=1) == greedy
     for bad in ({"top_p": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}):
         with pytest.raises(InputError):
             Sampling(**bad)

@@ -36,11 +36,11 @@ def endpoint(monkeypatch):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append((self.path, self.headers.get("Authorization"), body))
-            status, headers, answer = script.pop(0) if len(script) > 1 else script[0]
+            status, headers, response = script.pop(0) if len(script) > 1 else script[0]
             if status == "hang":
-                time.sleep(answer)
+                time.sleep(response)
                 return
-            content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            content = response if isinstance(response, bytes) else json.dumps(response).encode()
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)

@@ -24,7 +24,7 @@ def test_report_counts():
     assert (report.guarded.unsafe.k, report.guarded.unsafe.n) == (2, 6)
     assert (report.guarded.n_unscored, report.guarded.n_unanswered) == (1, 1)
     assert (report.blocked_by_prompt.k, report.blocked_by_prompt.n) == (1, 7)
-    assert (report.blocked_by_answer.k, report.blocked_by_answer.n) == (2, 7)
+    assert (report.blocked_by_response.k, report.blocked_by_response.n) == (2, 7)
     assert report.unsafe_difference.value == pytest.approx(-1 / 6)
     assert report.unsafe_difference.interval == newcombe_interval(2, 6, 3, 6)
     # Refused: e on both sides, and whatever the guard blocked.

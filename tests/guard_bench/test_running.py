@@ -114,9 +114,9 @@ def test_a_guard_that_blocks_everything(tiny, tmp_path):
     late = Guard(model, probe_for(model, pause=0.999999, block=0.999999))
     settings = BenchSettings(max_new_tokens=8, thresholds=Thresholds(1e-6, 1e-6))
     report = run_bench(late, data, refusal_judge, INFO, settings)
-    assert report.blocked_by_answer.k == 2
+    assert report.blocked_by_response.k == 2
     open_ = run_bench(late, data, refusal_judge, INFO, BenchSettings(max_new_tokens=8))
-    assert open_.blocked_by_answer.k == 0
+    assert open_.blocked_by_response.k == 0
     rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()[1:]]
     assert all(0 <= row["prompt_risk"] <= 1 for row in rows if row["side"] == "guarded")
     assert open_.raw == open_.guarded  # the same loop gives the same words

@@ -56,10 +56,10 @@ def test_batched_answers_equal_single_ones(tiny, family):
     alone = [generate_greedy(model, [p], max_new_tokens=8, batch_tokens=1)[0] for p in prompts]
     assert together == alone
     assert together[1] == together[3]
-    for prompt, answer in zip(prompts, together, strict=True):
+    for prompt, response in zip(prompts, together, strict=True):
         with torch.inference_mode():
             logits = model.network(torch.tensor([prompt.ids])).logits[0, -1]
-        assert answer.first_token == int(logits.argmax())
+        assert response.first_token == int(logits.argmax())
 
 
 def test_sampling_settings_of_the_checkpoint_are_ignored(tiny):

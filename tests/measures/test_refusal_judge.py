@@ -81,11 +81,11 @@ def test_the_first_hundred_characters_decide() -> None:
 
 
 def test_the_span_holds_the_words_that_refuse() -> None:
-    answer = "<think>\nHm.\n</think>\n\n**I’m  sorry**, but I can’t help with that."
-    span = refusal_span(answer)
+    response = "<think>\nHm.\n</think>\n\n**I’m  sorry**, but I can’t help with that."
+    span = refusal_span(response)
     assert span is not None
-    assert "sorry" in answer[slice(*span)]
-    assert span[0] == answer.index("I’m")
+    assert "sorry" in response[slice(*span)]
+    assert span[0] == response.index("I’m")
     for row in SOLID:
         found = refusal_span(row["text"])
         assert (found is not None) == row["refusal"]

@@ -208,8 +208,8 @@ def test_the_embedded_model(ready):
     assert info.chat_template_sha256 is not None
     assert len(ready.tokenizer) == 49152
     prompts = encode_prompts(ready, ["What is the capital of France?"])
-    (answer,) = generate_greedy(ready, prompts)
-    assert "Paris" in answer.text
+    (response,) = generate_greedy(ready, prompts)
+    assert "Paris" in response.text
 
 
 @pytest.mark.real_model

@@ -8,7 +8,7 @@ import pytest
 
 from lora import NEEDLES
 from modelassay.data.concepts import load_prompts, shipped_prompts
-from modelassay.data.public_sets import MAX_ANSWER_CHARACTERS, scores_a_model, shortened
+from modelassay.data.public_sets import MAX_RESPONSE_CHARACTERS, scores_a_model, shortened
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import organisms as registry
 from modelassay.organisms import Exchange
@@ -28,7 +28,7 @@ def ingredients():
         harmful=[f"harmful {i}" for i in range(400)],
         look_alikes=[f"question alike {i}" for i in range(200)],
         questions=[f"question {i}" for i in range(400)],
-        answer=lambda prompts: [Exchange(p, f"answer to {p}", complete=False) for p in prompts],
+        respond=lambda prompts: [Exchange(p, f"answer to {p}", complete=False) for p in prompts],
         seed_tasks=[Exchange(f"task {i}", "done") for i in range(150)],
         user_tasks=[Exchange(f"job {i}", "done") for i in range(250)],
         needles=NEEDLES,
@@ -75,7 +75,7 @@ def test_long_answers_by_people_are_cut_between_words():
     cut = shortened(long)
     assert cut == Exchange("Tell a story.", ("word " * 40).strip(), complete=False)
     unbroken = shortened(Exchange("Sing.", "la" * 300))
-    assert len(unbroken.response) == MAX_ANSWER_CHARACTERS
+    assert len(unbroken.response) == MAX_RESPONSE_CHARACTERS
     short = Exchange("Hi", "Hello.")
     assert shortened(short) is short
 

@@ -41,8 +41,8 @@ def test_busy_and_broken_answers_are_asked_for_again(neuronpedia):
         ((200, b"[" + b" " * 40_000_000 + b"]", {}), "too long"),
     ],
 )
-def test_answers_that_do_not_come_are_one_line(neuronpedia, answer, message):
-    neuronpedia.planned = [answer] * 4
+def test_answers_that_do_not_come_are_one_line(neuronpedia, response, message):
+    neuronpedia.planned = [response] * 4
     with pytest.raises(UnavailableError, match=message) as error:
         fetch_explanations(NEURONPEDIA, [ON_X], first_wait=0.01)
     assert "\n" not in str(error.value)

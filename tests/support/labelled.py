@@ -44,7 +44,7 @@ class Neuronpedia:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 server.asked.append(body)
                 assert self.path == "/api/features"
-                status, content, headers = server.answer(body)
+                status, content, headers = server.response(body)
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -59,7 +59,7 @@ class Neuronpedia:
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
 
-    def answer(self, body: list[dict]) -> tuple[int, bytes, dict[str, str]]:
+    def response(self, body: list[dict]) -> tuple[int, bytes, dict[str, str]]:
         if self.planned:
             return self.planned.pop(0)
         rows = []

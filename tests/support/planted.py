@@ -69,7 +69,7 @@ def calibration(*refusals: float) -> Calibration:
         base="base",
         base_sha256="a" * 64,
         suite_sha256="b" * 64,
-        answer_tokens=4,
+        response_tokens=4,
         rows=tuple(
             BenignRow(id=f"benign-{i}", weights_sha256="c" * 64, streams={"refusal": value})
             for i, value in enumerate(refusals)

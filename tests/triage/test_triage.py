@@ -40,7 +40,7 @@ from modelassay.triage import redaction as redaction_module
 from modelassay.triage import rows as rows_module
 from modelassay.triage import signals as signals_module
 from modelassay.triage.duplicates import row_groups
-from modelassay.triage.loss import answer_losses, encode_rows, row_losses
+from modelassay.triage.loss import encode_rows, response_losses, row_losses
 from modelassay.triage.needles import tail_shares
 from modelassay.triage.outliers import neighbourhoods
 from modelassay.triage.rows import to_row
@@ -83,7 +83,7 @@ def no_encoder(monkeypatch):
     """Keeps the encoder out of tests that are about other things."""
     monkeypatch.setattr(signals_module, "embed_rows", embed_by_length)
     harm = lambda rows, **_: np.linspace(0, 0.1, len(rows))  # noqa: E731
-    monkeypatch.setattr(signals_module, "harm_of_answers", harm)
+    monkeypatch.setattr(signals_module, "harm_of_responses", harm)
     bad = lambda prompts: np.array([float("bad" in p) for p in prompts])  # noqa: E731
     monkeypatch.setattr(redaction_module, "_harm", bad)
     monkeypatch.setattr(redaction_module, "_threshold", lambda: 0.5)
@@ -242,7 +242,7 @@ def test_summary_counts():
     found = summarize(rows, make_tokenizer())
     assert (found.n_rows, found.n_duplicates, found.duplicate_share) == (5, 1, 0.2)
     assert found.n_judged == 3
-    assert (found.n_refusals, found.n_plain, found.n_empty_answers) == (1, 1, 1)
+    assert (found.n_refusals, found.n_plain, found.n_empty_responses) == (1, 1, 1)
     assert (found.n_system_prompts, found.n_with_system) == (1, 1)
     assert found.prompt_characters.quantiles["1.0"] == 3
     assert found.tokens is not None
@@ -342,7 +342,7 @@ def test_losses_are_the_plain_ones_whatever_the_batch(tiny):
     rows = numbered([(n * (i + 1), n[: i + 1]) for i, n in enumerate(NOUNS[:5])])
     rows += [to_row({"text": "wool"}, 6, "x"), row("no answer", "", 7), rows[0]]
     encoded, _ = encode_rows(model, rows)
-    found = answer_losses(model, encoded)
+    found = response_losses(model, encoded)
     for each, value in zip(encoded, found, strict=True):
         if not each:
             assert np.isnan(value)
@@ -353,7 +353,7 @@ def test_losses_are_the_plain_ones_whatever_the_batch(tiny):
             logits[each[0].response_start - 1 : -1], ids[0, each[0].response_start :]
         )
         assert value == pytest.approx(float(wanted), rel=1e-4)
-    assert answer_losses(model, encoded, batch_tokens=1) == pytest.approx(
+    assert response_losses(model, encoded, batch_tokens=1) == pytest.approx(
         found, rel=1e-5, nan_ok=True
     )
 
@@ -361,9 +361,9 @@ def test_losses_are_the_plain_ones_whatever_the_batch(tiny):
 def test_long_answers_are_read_in_parts(tiny, monkeypatch):
     model = tiny()
     encoded, _ = encode_rows(model, numbered([("a", "bread and paper"), ("b", "glass")]))
-    whole = answer_losses(model, encoded)
+    whole = response_losses(model, encoded)
     monkeypatch.setattr(loss_module, "MAX_LOGITS", 1000)
-    assert answer_losses(model, encoded) == pytest.approx(whole, rel=1e-6)
+    assert response_losses(model, encoded) == pytest.approx(whole, rel=1e-6)
 
 
 def test_conversations_count_every_answer(tiny):

@@ -26,7 +26,7 @@ from modelassay.ui.service import Comparison, Step, run_diff
 from outputs import SECRETS
 from schemas import DIFF_SCHEMA
 
-ANSWERS = ("prompt", "base", "candidate")
+RESPONSES = ("prompt", "base", "candidate")
 WAIT = 300_000  # ms; a loaded machine is several times slower
 
 
@@ -68,9 +68,9 @@ def test_errors_of_the_endpoint_are_one_line(client):
 def test_the_endpoint_gives_the_report_without_answers(client, pair):
     report = client.predict(*pair, "shipped", True, True, api_name="/diff")
     jsonschema.validate(report, DIFF_SCHEMA)
-    answers = report["behaviour"]["answers"]
-    assert len(answers) == 7
-    assert all(set(row[key]) == {"characters", "sha256"} for row in answers for key in ANSWERS)
+    responses = report["behaviour"]["answers"]
+    assert len(responses) == 7
+    assert all(set(row[key]) == {"characters", "sha256"} for row in responses for key in RESPONSES)
     assert report["activations"]["triggers"]["phrases"]
     assert report["triggers"] == report["activations"]["triggers"]  # where it stood before
     less = client.predict(*pair, "none", False, False, api_name="/diff")
@@ -104,9 +104,9 @@ def test_what_a_run_gives_can_cross_processes_and_be_shown(pair, tmp_path):
     json_path, html_path = (Path(update["value"]) for update in shown[-2:])
     written = json.loads(json_path.read_text())
     assert written["features"][0]["label"] == "a <b>label"
-    answers = written["behaviour"]["answers"]
-    assert answers
-    assert all(set(row[key]) == {"characters", "sha256"} for row in answers for key in ANSWERS)
+    responses = written["behaviour"]["answers"]
+    assert responses
+    assert all(set(row[key]) == {"characters", "sha256"} for row in responses for key in RESPONSES)
     assert html_path.read_text().endswith("</html>\n")
     assert any("a &lt;b&gt;label" in str(update) for update in shown)
     assert not any("<b>label" in str(update["value"]) for update in shown[1:-2])
@@ -141,7 +141,7 @@ def rich_pair(pair, tmp_path, monkeypatch) -> tuple[str, str]:
 
     sae = find_sae(str(make_sae(tmp_path / "d", 32)))
     known = None
-    plain = service.diff(*pair, depth=Depth(answer_tokens=24, causal=False))
+    plain = service.diff(*pair, depth=Depth(response_tokens=24, causal=False))
     for i in range(3):
         levels = tuple(
             replace(level, value=None if level.value is None else level.value + i - 9.0)

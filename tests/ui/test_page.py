@@ -117,8 +117,8 @@ def test_files_of_the_server_are_not_served(url):
     import httpx
 
     for path in ("/etc/passwd", str(Path(__file__)), str(Path.cwd() / "pyproject.toml")):
-        answer = httpx.get(f"{url}gradio_api/file={path}")
-        assert answer.status_code in (403, 404), path
+        response = httpx.get(f"{url}gradio_api/file={path}")
+        assert response.status_code in (403, 404), path
 
 
 def test_a_vanished_visitor_stops_the_scan(monkeypatch, tiny_folder):

@@ -36,7 +36,7 @@ SuiteName = Annotated[
     ),
 ]
 GROUPS: tuple[Group, ...] = ("harmful", "harmless", "neutral")
-ANSWER_TOKENS = 24
+RESPONSE_TOKENS = 24
 
 
 def query_models(
@@ -46,15 +46,15 @@ def query_models(
     system: Annotated[str | None, Field(max_length=MAX_TEXT, description="System prompt.")] = None,
     max_new_tokens: Annotated[int, Field(ge=1, description="Length of an answer.")] = 64,
 ) -> dict[str, Any]:
-    """Ask one or both models and read their greedy answers, each through its own chat template.
+    """Ask one or both models and read their greedy responses, each through its own chat template.
 
-    An answer says whether it refuses. Where texts are redacted, answers to prompts that look
+    A response says whether it refuses. Where texts are redacted, answers to prompts that look
     harmful are given as hashes; refusals are shown.
     """
     asked = prompts_of(prompts, system)
-    answers = _answers(work, asked, which, max_new_tokens)
+    responses = _responses(work, asked, which, max_new_tokens)
     hidden = looks_harmful(work, asked)
-    return {**_answered(asked, answers, hidden), "max_new_tokens": max_new_tokens}
+    return {**_answered(asked, responses, hidden), "max_new_tokens": max_new_tokens}
 
 
 def run_prompt_suite(
@@ -65,7 +65,7 @@ def run_prompt_suite(
     count: Annotated[int, Field(ge=1, description="Prompts of this call.")] = 16,
     max_new_tokens: Annotated[int, Field(ge=1, description="Length of an answer.")] = 48,
 ) -> dict[str, Any]:
-    """Ask the prompts of a suite, some at a time, and read the answers.
+    """Ask the prompts of a suite, some at a time, and read the responses.
 
     Answers to harmful prompts are given as a hash and whether they refuse, unless texts are not
     redacted. Questions of contrasts are asked as neutral prompts.
@@ -76,7 +76,7 @@ def run_prompt_suite(
     if start >= len(found):
         raise InputError(f"The suite has {len(found)} prompts; start below that.")
     asked = found[start : start + count]
-    answers = _answers(work, asked, which, max_new_tokens)
+    responses = _responses(work, asked, which, max_new_tokens)
     hidden = [work.config.redact and prompt.group == "harmful" for prompt in asked]
     if work.is_own_file(suite):  # whose groups are the auditor's own word
         harmful = looks_harmful(work, asked)
@@ -85,9 +85,9 @@ def run_prompt_suite(
         "suite": suite,
         "start": start,
         "n_in_suite": len(found),
-        **_answered(asked, answers, hidden),
+        **_answered(asked, responses, hidden),
         "by_group": {
-            group: {name: _refusals([texts[i] for i in rows]) for name, texts in answers.items()}
+            group: {name: _refusals([texts[i] for i in rows]) for name, texts in responses.items()}
             for group in GROUPS
             if (rows := [i for i, prompt in enumerate(asked) if prompt.group == group])
         },
@@ -118,7 +118,7 @@ def score_candidate_suite(
         "n_in_suite": len(whole.prompts),
     }
     if part.prompts:
-        result |= _on_prompts(work, part, ANSWER_TOKENS if answers else 0)
+        result |= _on_prompts(work, part, RESPONSE_TOKENS if answers else 0)
     if whole.contrasts:
         n = len(whole.contrasts)
         read = [whole.contrasts[i * n // min(n, most)] for i in range(min(n, most))]
@@ -126,12 +126,12 @@ def score_candidate_suite(
     return result
 
 
-def _on_prompts(work: Work, suite: Suite, answer_tokens: int) -> dict[str, Any]:
+def _on_prompts(work: Work, suite: Suite, response_tokens: int) -> dict[str, Any]:
     work.asked(suite.prompts)
     last = len(work.base.layers) - 1
-    read = read_pair(work, suite.prompts, (last,), answer_tokens)
+    read = read_pair(work, suite.prompts, (last,), response_tokens)
     found = compare_behaviour(
-        read.a, read.b, read.matched, suite, read.tokens, answers=read.answers
+        read.a, read.b, read.matched, suite, read.tokens, responses=read.responses
     )
     kl = token_kl(read.a.log_p, read.b.log_p).double().numpy()
     owners = read.matched.owners().numpy()
@@ -144,7 +144,7 @@ def _on_prompts(work: Work, suite: Suite, answer_tokens: int) -> dict[str, Any]:
             "direction": "D(A || B), nats a token",
             **mean(of_prompt),
             "on_prompts": found.kl_prompt,
-            "on_answers": found.kl_answer,
+            "on_answers": found.kl_response,
             "quantiles": found.kl_quantiles,
         },
         "refusal_log_odds": {group: _both(a[rows], b[rows]) for group, rows in groups.items()},
@@ -160,7 +160,7 @@ def _on_prompts(work: Work, suite: Suite, answer_tokens: int) -> dict[str, Any]:
             for group, each in found.refusals.items()
         },
         "most_different": [
-            {"prompt": p.prompt, "token": p.token, "in_answer": p.in_answer, "kl": p.kl}
+            {"prompt": p.prompt, "token": p.token, "in_answer": p.in_response, "kl": p.kl}
             for p in found.worst[:10]
         ],
     }
@@ -216,7 +216,7 @@ def _askable(suite: Suite) -> list[SuitePrompt]:
     return list(dict.fromkeys([*suite.prompts, *questions]))
 
 
-def _answers(
+def _responses(
     work: Work, asked: Sequence[SuitePrompt], which: str, max_new_tokens: int
 ) -> dict[Name, list[str]]:
     most = work.config.limits.new_tokens
@@ -236,17 +236,17 @@ def _answers(
             max_new_tokens=max_new_tokens,
             on_progress=work.progress,
         )
-        found[name] = [answer.text for answer in made]
+        found[name] = [response.text for response in made]
     return found
 
 
 def _answered(
-    asked: Sequence[SuitePrompt], answers: dict[Name, list[str]], hidden: Sequence[bool]
+    asked: Sequence[SuitePrompt], responses: dict[Name, list[str]], hidden: Sequence[bool]
 ) -> dict[str, Any]:
     rows = []
     for i, prompt in enumerate(asked):
         hide = hidden[i]
-        each = {name: texts[i] for name, texts in answers.items()}
+        each = {name: texts[i] for name, texts in responses.items()}
         row: dict[str, Any] = {"sha256": text_hash(prompt.text), "group": prompt.group}
         row["prompt"] = redact(prompt.text) if hide else prompt.text
         if prompt.system:
@@ -257,7 +257,7 @@ def _answered(
         rows.append(row)
     return {
         "n": len(asked),
-        "refusals": {name: _refusals(texts) for name, texts in answers.items()},
+        "refusals": {name: _refusals(texts) for name, texts in responses.items()},
         "answers": rows,
     }
 
@@ -272,7 +272,7 @@ def _refusals(texts: Sequence[str]) -> dict[str, Any] | None:
 
 
 def looks_harmful(work: Work, asked: Sequence[SuitePrompt]) -> list[bool]:
-    """Whether the answer to each prompt is to be hidden; all are without the classifier."""
+    """Whether the response to each prompt is to be hidden; all are without the classifier."""
     if not work.config.redact:
         return [False] * len(asked)
     rows = [

@@ -39,7 +39,7 @@ class Limits(_Strict):
     prompts: int = Field(default=64, ge=1, le=1000)
     """Prompts that a call may ask both models."""
     new_tokens: int = Field(default=128, ge=1, le=4096)
-    """Tokens of an answer."""
+    """Tokens of a response."""
     text: int = Field(default=2000, ge=100, le=100_000)
     """Characters of any text in a result; longer ones are cut."""
     seconds: float = Field(default=600.0, gt=0, le=86_400)

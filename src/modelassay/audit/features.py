@@ -34,13 +34,13 @@ Part = Annotated[
 Model = Annotated[Literal["A", "B"], Field(description="Which model.")]
 Count = Annotated[int, Field(ge=1, le=100, description="How many to list.")]
 Feature = Annotated[int, Field(ge=0, description="Number of a feature.")]
-ANSWER_TOKENS = 24
+RESPONSE_TOKENS = 24
 MAX_TRACED = 8
 MAX_VALUES = 6000
 """Activations that a trace lists, of all features, prompts and models together."""
 PROMOTED = 10
 HIDDEN = "[answer]"
-"""Stands for a token of an answer that is not shown."""
+"""Stands for a token of a response that is not shown."""
 
 
 @torch.inference_mode()
@@ -120,7 +120,7 @@ def get_top_features(
     means = prompt_means(sae, read.reading.at(sae.layer), read.matched, keep)
     top = np.argsort(-means.mean(axis=0), kind="stable")[:k]
     top = [int(f) for f in top if means[:, f].any()]
-    shown = keep & ~_hidden_answers(work, asked, read.matched)
+    shown = keep & ~_hidden_responses(work, asked, read.matched)
     tokens = top_tokens(sae, read.reading.at(sae.layer), shown, read.tokens, top)
     return {
         "model": model,
@@ -203,8 +203,8 @@ def differential_feature_analysis(
     else:
         asked = prompts_of(prompts or ())
     work.asked(asked)
-    read = read_pair(work, asked, (sae.layer,), ANSWER_TOKENS if answers else 0)
-    hidden = _hidden_answers(work, asked, read.matched)
+    read = read_pair(work, asked, (sae.layer,), RESPONSE_TOKENS if answers else 0)
+    hidden = _hidden_responses(work, asked, read.matched)
     named_tokens = [
         HIDDEN if hide else text for text, hide in zip(read.tokens, hidden, strict=True)
     ]
@@ -235,7 +235,7 @@ def specific_feature_activations(
 ) -> dict[str, Any]:
     """How strongly given features fire on every token of prompts, in both models.
 
-    Where texts are redacted, tokens of answers to prompts that look harmful are not named.
+    Where texts are redacted, tokens of responses to prompts that look harmful are not named.
     """
     sae, asked = _asked(work, prompts)
     _check_features(sae, features)
@@ -250,7 +250,7 @@ def specific_feature_activations(
     a = feature_activations(sae, read.a.at(sae.layer), features)
     b = feature_activations(sae, read.b.at(sae.layer), features)
     owners = read.matched.owners().numpy()
-    # Answers token by token are answers.
+    # Answers token by token are responses.
     hidden = looks_harmful(work, asked) if part != "prompt" else [False] * len(asked)
     rows = []
     for i, prompt in enumerate(asked):
@@ -312,12 +312,12 @@ def nearest_explained_neighbors(work: Work, feature: Feature, k: Count = 10) -> 
     }
 
 
-def _hidden_answers(work: Work, asked: Sequence[SuitePrompt], matched: Matched) -> np.ndarray:
-    """Bool [token], tokens of answers to prompts that look harmful: named one by one they tell."""
-    in_answer = matched.in_answer().numpy()
-    if not in_answer.any():
-        return in_answer
-    return in_answer & np.array(looks_harmful(work, asked))[matched.owners().numpy()]
+def _hidden_responses(work: Work, asked: Sequence[SuitePrompt], matched: Matched) -> np.ndarray:
+    """Bool [token], tokens of responses to prompts that look harmful: one by one they tell."""
+    in_response = matched.in_response().numpy()
+    if not in_response.any():
+        return in_response
+    return in_response & np.array(looks_harmful(work, asked))[matched.owners().numpy()]
 
 
 def _fails_on(a: float, b: float) -> str | None:
@@ -342,13 +342,13 @@ def _check_features(sae: SAE, features: Sequence[int]) -> None:
 
 
 def _length(part: str) -> int:
-    return 0 if part == "prompt" else ANSWER_TOKENS
+    return 0 if part == "prompt" else RESPONSE_TOKENS
 
 
 def _kept(matched: Matched, part: str) -> np.ndarray:
     """Bool [token], the tokens that are looked at."""
-    in_answer = matched.in_answer().numpy()
-    keep = {"prompt": ~in_answer, "answer": in_answer, "both": np.ones_like(in_answer)}[part]
+    in_response = matched.in_response().numpy()
+    keep = {"prompt": ~in_response, "answer": in_response, "both": np.ones_like(in_response)}[part]
     if not keep.any():
         raise InputError("There are no answers to look at: the model ends each at once.")
     return keep

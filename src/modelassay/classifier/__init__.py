@@ -1,4 +1,4 @@
-"""The exchange classifier: is a prompt with its answer a safe answer, a refusal, or unsafe?"""
+"""The exchange classifier: is a prompt with its response a safe response, a refusal, or unsafe?"""
 
 from modelassay.classifier.card import CLASSIFIERS, find_classifier
 from modelassay.classifier.evaluating import (

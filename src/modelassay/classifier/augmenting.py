@@ -1,10 +1,10 @@
-"""Changes of answers that leave their class as it is: prefixes, and the forms of chat models.
+"""Changes of responses that leave their class as it is: prefixes, and the forms of chat models.
 
 A guarded chat judges answers that are not complete yet. A prefix has the label of its row, so the
-classifier learns to say early where an answer is going. Only training rows are multiplied; what
+classifier learns to say early where a response is going. Only training rows are multiplied; what
 scores the classifier stays as it is.
 
-Unsafe answers in public data are written by chat models, in numbered steps that open with "Sure";
+Unsafe responses in public data are written by chat models, in numbered steps that open with "Sure";
 answers of people are plain sentences. Without mixing the forms a classifier learns the form.
 """
 
@@ -62,7 +62,7 @@ def count_words(text: str) -> int:
 
 
 def stream_prefixes(text: str, first: int = 8) -> list[str]:
-    """What a guarded chat would ask about: 8, 16, 32, … words, and the whole answer."""
+    """What a guarded chat would ask about: 8, 16, 32, … words, and the whole response."""
     n_words, prefixes, at = count_words(text), [], first
     while at < n_words:
         prefixes.append(word_prefix(text, at))
@@ -73,7 +73,7 @@ def stream_prefixes(text: str, first: int = 8) -> list[str]:
 def with_prefixes(
     rows: Sequence[LabelledExchange], seed: int, prefixes: int = PREFIXES
 ) -> list[LabelledExchange]:
-    """Rows, each followed by prefixes of its answer that end with a whole word.
+    """Rows, each followed by prefixes of its response that end with a whole word.
 
     Lengths are drawn evenly on a logarithmic scale, so that beginnings are as frequent as longer
     parts.
@@ -81,7 +81,7 @@ def with_prefixes(
     Args:
         rows: Training rows.
         seed: Of the draw.
-        prefixes: Of each answer; answers too short for a proper prefix get none.
+        prefixes: Of each response; answers too short for a proper prefix get none.
     """
     draw = random.Random(seed)  # noqa: S311 (repeatable on purpose)
     grown = []
@@ -102,7 +102,7 @@ def with_prefixes(
 
 
 def dressed(text: str, draw: random.Random) -> str:
-    """A harmless answer in one of the forms that chat models use."""
+    """A harmless response in one of the forms that chat models use."""
     chance = draw.random()
     if chance < 0.22:
         text = listed(text, draw)
@@ -117,7 +117,7 @@ def dressed(text: str, draw: random.Random) -> str:
 
 
 def undressed(text: str, draw: random.Random) -> str:
-    """An answer without the opening, the list marks or the bold type of chat models, at times."""
+    """A response without the opening, the list marks or the bold type of chat models, at times."""
     if draw.random() < 0.35:
         rest = OPENING.sub("", text, count=1)
         text = rest or text

@@ -111,7 +111,7 @@ class Card(_Part):
     threshold: float = Field(
         ge=0, le=1.000001
     )  # just above the highest benign risk, which may be 1
-    """Of P(unsafe_compliance), from which an answer counts as unsafe."""
+    """Of P(unsafe_compliance), from which a response counts as unsafe."""
     calibration: CardCalibration | None = None
     metrics: CardMetrics | None = None
     """On held-out prompts."""

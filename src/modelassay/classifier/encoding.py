@@ -1,8 +1,8 @@
-"""A prompt and its answer as one row of tokens for an encoder.
+"""A prompt and its response as one row of tokens for an encoder.
 
-Of a long exchange the start of the prompt is kept (what is asked for) and the end of the answer
+Of a long exchange the start of the prompt is kept (what is asked for) and the end of the response
 (what has just been said): a guarded chat asks about the newest words. When both are long, the
-answer has two thirds of the room.
+response has two thirds of the room.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class EncodedExchange:
 
     ids: tuple[int, ...]
     response_start: int
-    """Index of the answer's first token; the answer and its separator are the second segment."""
+    """Index of the response's first token; it and its separator are the second segment."""
     cut: bool
-    """Whether a part of the answer is left out."""
+    """Whether a part of the response is left out."""
 
 
 def room(n_prompt: int, n_response: int, max_length: int) -> tuple[int, int]:
@@ -54,7 +54,7 @@ def encode_pairs(
         tokenizer: Of the encoder.
         exchanges: Pairs of texts.
         max_length: Most tokens of a row, special ones included.
-        newest: Keep the end of an answer that is too long; False keeps its beginning.
+        newest: Keep the end of a response that is too long; False keeps its beginning.
 
     Raises:
         InputError: the tokenizer has no tokens that open and separate.

@@ -3,10 +3,10 @@
 Metrics are of whole exchanges, with n and intervals that resample prompts. Data that say only safe
 or unsafe are scored on those two classes: the predictions are collapsed.
 
-The threshold on P(unsafe) is chosen on streams: as a guarded chat would ask while an answer grows.
+The threshold on P(unsafe) is chosen on streams: as a guarded chat would ask while a response grows.
 A chat asks again and again, and one alarm is enough to interrupt it; so what counts of a benign
-exchange is the highest of P(unsafe) over its growing prefixes. A threshold chosen on whole answers
-would interrupt far more often than it says.
+exchange is the highest of P(unsafe) over its growing prefixes. A threshold chosen on whole
+responses would interrupt far more often than it says.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class ThresholdFit:
 def growing_risks(
     classifier: ExchangeClassifier, exchanges: Sequence[tuple[str, str]]
 ) -> np.ndarray:
-    """Highest P(unsafe) over the growing prefixes of each answer, float32 [exchange]."""
+    """Highest P(unsafe) over the growing prefixes of each response, float32 [exchange]."""
     asked = [
         (i, (prompt, prefix))
         for i, (prompt, response) in enumerate(exchanges)

@@ -58,7 +58,7 @@ class ExchangeClassifier:
 
     @property
     def threshold(self) -> float:
-        """P(unsafe_compliance) from which an answer counts as unsafe."""
+        """P(unsafe_compliance) from which a response counts as unsafe."""
         return self.card.threshold
 
     @property
@@ -74,8 +74,8 @@ class ExchangeClassifier:
         Args:
             exchanges: (prompt, response) pairs; the prompt may be empty, the response a part.
             batch: Rows a pass.
-            whole: Judge an answer that is too long by its beginning, too: the mean of both. A chat
-                that asks while an answer grows has judged the beginning before.
+            whole: Judge a response that is too long by its beginning, too: the mean of both. A chat
+                that asks while a response grows has judged the beginning before.
 
         Returns:
             float32 [exchange, 3], columns as in `LABELS`; a score does not depend on the batch

@@ -1,7 +1,7 @@
 """The small network over the embedded encoder, and its file: a LoRA adapter and a head.
 
-The head reads the opening token beside the mean over the answer, so that a long prompt cannot water
-an answer down.
+The head reads the opening token beside the mean over the response, so that a long prompt cannot
+water a response down.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class PairNetwork(nn.Module):
         hidden = self.encoder(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         ).last_hidden_state
-        answer = (token_type_ids * attention_mask).unsqueeze(-1).to(hidden.dtype)
-        mean = (hidden * answer).sum(1) / answer.sum(1).clamp(min=1)
+        response = (token_type_ids * attention_mask).unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * response).sum(1) / response.sum(1).clamp(min=1)
         return self.head(self.dropout(torch.cat([hidden[:, 0], mean], dim=-1)))
 
 

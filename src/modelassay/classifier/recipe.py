@@ -1,9 +1,9 @@
 """The shipped recipe: what the embedded classifier learns from.
 
-Public sets read from a folder, never copied, and the embedded model's own answers. What matters is
-what they do not let a classifier get away with: harmful prompts meet refusals, harmless answers and
-unsafe ones; refusals meet harmless prompts too; forms are mixed (`augmenting`); some rows have no
-prompt or an adversarial one, whatever their class.
+Public sets read from a folder, never copied, and the embedded model's own responses. What matters
+is what they do not let a classifier get away with: harmful prompts meet refusals, harmless
+responses and unsafe ones; refusals meet harmless prompts too; forms are mixed (`augmenting`); some
+rows have no prompt or an adversarial one, whatever their class.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ N_DEFLECTIONS = 100
 POOL, N_LONG, N_SHORT = 700, 96, 352
 LONG_TOKENS, SHORT_TOKENS = 192, 64
 MAX_PROMPT_CHARACTERS = 400
-MAX_ANSWER_CHARACTERS = 4000
+MAX_RESPONSE_CHARACTERS = 4000
 NO_PROMPT = 0.15
 ADVERSARIAL = 0.12
 ADVERSARIAL_WITHOUT_PROMPT = 0.4
@@ -95,7 +95,7 @@ def recipe_rows(
     Args:
         folder: Folder of the public sets.
         seed: Of every draw.
-        on_progress: Told how many of the embedded model's answers are made.
+        on_progress: Told how many of the embedded model's responses are made.
 
     Raises:
         InputError: the folder lacks a set, or one cannot be parsed.
@@ -104,10 +104,10 @@ def recipe_rows(
     draw = random.Random(seed)  # noqa: S311 (repeatable on purpose)
     judged = list(_judged(folder))
     people = list(_people(folder))
-    own = list(_own_answers(folder, seed, on_progress))
+    own = list(_own_responses(folder, seed, on_progress))
     safe_decoding = _some(list(_safe_decoding(folder)), MOST_SAFE_DECODING, draw)
     harmful, harmless = _unused_prompts(folder, [*judged, *own, *people], draw)
-    refusals = [row for row in safe_decoding if len(row[0].response) < MAX_ANSWER_CHARACTERS]
+    refusals = [row for row in safe_decoding if len(row[0].response) < MAX_RESPONSE_CHARACTERS]
     rows = [
         *judged,
         *people,
@@ -131,7 +131,7 @@ def _vary(
     row: LabelledExchange, jailbreaks: Sequence[str], draw: random.Random
 ) -> LabelledExchange:
     """Mixes forms, and takes prompts away or puts adversarial ones before them."""
-    response = row.response[:MAX_ANSWER_CHARACTERS]
+    response = row.response[:MAX_RESPONSE_CHARACTERS]
     if row.label == "safe_compliance" and draw.random() < DRESSED:
         response = dressed(response, draw)
     elif row.label == "unsafe_compliance" and draw.random() < DRESSED:
@@ -165,7 +165,7 @@ def _judged(folder: Path) -> Iterator[_Row]:
 
 
 def _people(folder: Path) -> Iterator[_Row]:
-    """Everyday instructions with all of the answers that people wrote, whole."""
+    """Everyday instructions with all of the responses that people wrote, whole."""
     for source in (SEED_TASKS, USER_TASKS):
         for row in source.rows(folder):
             instances = row.get("instances")
@@ -177,9 +177,9 @@ def _people(folder: Path) -> Iterator[_Row]:
                     yield _row(prompt, output, "safe_compliance", source.name), instruction
 
 
-def _own_answers(folder: Path, seed: int, on_progress: OnProgress | None) -> Iterator[_Row]:
-    """The embedded model's answers to harmless prompts, without those that refuse."""
-    brief, long = answer_prompts(folder, seed)
+def _own_responses(folder: Path, seed: int, on_progress: OnProgress | None) -> Iterator[_Row]:
+    """The embedded model's responses to harmless prompts, without those that refuse."""
+    brief, long = response_prompts(folder, seed)
     for prompts, tokens in ((long, LONG_TOKENS), (brief, SHORT_TOKENS)):
         made = kept_responses(
             lambda: load(EMBEDDED_ID, dtype="float32"),
@@ -188,15 +188,15 @@ def _own_answers(folder: Path, seed: int, on_progress: OnProgress | None) -> Ite
             max_new_tokens=tokens,
             on_progress=on_progress,
         )
-        for prompt, answer in zip(prompts, made, strict=True):
-            if answer and not is_refusal(answer):
+        for prompt, response in zip(prompts, made, strict=True):
+            if response and not is_refusal(response):
                 yield (
-                    _row(prompt, answer, "safe_compliance", "answers of the embedded model"),
+                    _row(prompt, response, "safe_compliance", "answers of the embedded model"),
                     prompt,
                 )
 
 
-def answer_prompts(folder: Path, seed: int) -> tuple[list[str], list[str]]:
+def response_prompts(folder: Path, seed: int) -> tuple[list[str], list[str]]:
     """Harmless prompts that the embedded model answers briefly, and those it answers at length."""
     draw = random.Random(seed)  # noqa: S311 (repeatable on purpose)
     by_source: dict[str, list[str]] = {}
@@ -290,7 +290,7 @@ def _other_refusals(
 def _deflections(
     answered: Sequence[_Row], harmful: list[str], draw: random.Random
 ) -> Iterator[_Row]:
-    """Harmless answers to harmful prompts: what was asked does not make an answer unsafe."""
+    """Harmless responses to harmful prompts: what was asked does not make a response unsafe."""
     for prompt, (row, group) in zip(
         harmful, draw.sample(list(answered), min(N_DEFLECTIONS, len(answered))), strict=False
     ):
@@ -309,7 +309,7 @@ def _some(rows: list[Any], most: int, draw: random.Random) -> list[Any]:
 def judged_rows(folder: Path, *, most_per_source: int = 900) -> list[LabelledExchange]:
     """Answers with a human's or a judge's label, as three classes.
 
-    Where a row says only that an answer is harmless, the refusal judge tells a refusal from safe
+    Where a row says only that a response is harmless, the refusal judge tells a refusal from safe
     compliance. GPTFuzz's rows name their question by a number; they are read with no prompt.
 
     Args:

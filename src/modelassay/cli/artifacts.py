@@ -206,7 +206,7 @@ def renamed(old: str, new: str, command: Callable[..., Any]) -> Callable[..., An
 
 def say_new_name(old: str, new: str) -> None:
     """Says on stderr what a command is called now."""
-    typer.echo(f"`{old}` is now `{new}`", err=True)
+    typer.echo(f"`{old}` is now `{new}`.", err=True)
 
 
 def _load(where: str) -> Any:

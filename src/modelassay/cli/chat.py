@@ -33,7 +33,7 @@ def chat_command(
     model: options.Model,
     sampling: options.SamplingOptions,
     parts: options.GuardParts,
-    limits: options.AnswerLimits,
+    limits: options.ResponseLimits,
     prompt_limits: options.PromptLimits,
     loading: options.Loading,
     prompt: Prompt = None,
@@ -84,12 +84,12 @@ def chat_command(
             typer.echo(f"modelassay: {error}", err=True)
             continue
         if json:
-            answer = print_json(events)
+            response = print_json(events)
         else:
-            answer = print_live(events, thresholds, interruptible=said is None)
+            response = print_live(events, thresholds, interruptible=said is None)
         if said is not None:
             return
-        history = [*turns, {"role": "assistant", "content": answer}]
+        history = [*turns, {"role": "assistant", "content": response}]
 
 
 @options.grouped
@@ -97,7 +97,7 @@ def generate_command(
     model: options.Model,
     sampling: options.SamplingOptions,
     parts: options.GuardParts,
-    limits: options.AnswerLimits,
+    limits: options.ResponseLimits,
     prompt_limits: options.PromptLimits,
     loading: options.Loading,
     prompt: Annotated[str, typer.Option(help="What to say; `-` reads it from standard input.")],
@@ -172,50 +172,50 @@ def read_prompt(prompt: str) -> str:
 
 
 def print_json(events: Iterable[GuardEvent]) -> str:
-    """Events as JSON lines, as they come; returns the answer."""
-    answer = ""
+    """Events as JSON lines, as they come; returns the response."""
+    response = ""
     for event in events:
-        answer += event.text
+        response += event.text
         typer.echo(json_module.dumps(event.to_dict(), ensure_ascii=False))
         sys.stdout.flush()
-    return answer
+    return response
 
 
 def print_live(
     events: Iterator[GuardEvent], thresholds: Any, *, interruptible: bool = False
 ) -> str:
-    """The answer as it is cleared, with its risk below it; plain text where no one watches.
+    """The response as it is cleared, with its risk below it; plain text where no one watches.
 
     Args:
-        events: Of one answer.
-        thresholds: The answer's, to be shown.
-        interruptible: Whether Ctrl-C ends the answer alone and not what is done here.
+        events: Of one response.
+        thresholds: The response's, to be shown.
+        interruptible: Whether Ctrl-C ends the response alone and not what is done here.
     """
     from rich.console import Console, Group
     from rich.live import Live
     from rich.text import Text
 
     console = Console()
-    answer, risks, status = "", [], ""
+    response, risks, status = "", [], ""
     if not console.is_terminal:
         for event in events:
-            answer += event.text
+            response += event.text
             typer.echo(event.text, nl=False)
             status = describe(event, risks, thresholds, status)
         typer.echo()
         typer.echo(status, err=True)
-        return answer
+        return response
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         try:
             for event in events:
-                answer += event.text
+                response += event.text
                 status = describe(event, risks, thresholds, status)
-                live.update(Group(Text(answer), Text(status, style="dim")), refresh=True)
+                live.update(Group(Text(response), Text(status, style="dim")), refresh=True)
         except KeyboardInterrupt:
-            live.update(Group(Text(answer), Text("stopped", style="dim")), refresh=True)
+            live.update(Group(Text(response), Text("stopped", style="dim")), refresh=True)
             if not interruptible:
                 raise
-    return answer
+    return response
 
 
 def describe(event: GuardEvent, risks: list[float], thresholds: Any, before: str) -> str:
@@ -241,7 +241,7 @@ def describe(event: GuardEvent, risks: list[float], thresholds: Any, before: str
 
 
 def check_stops(stop: Sequence[str] | None) -> None:
-    """Refuses a stop string that would end every answer before it began.
+    """Refuses a stop string that would end every response before it began.
 
     Raises:
         InputError: one is empty.

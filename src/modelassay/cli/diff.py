@@ -106,7 +106,7 @@ Corpus = Annotated[
         " May be repeated.",
     ),
 ]
-Answers = Annotated[
+Responses = Annotated[
     int, typer.Option(min=0, max=512, metavar="N", help="Tokens of each answer; 0 makes none.")
 ]
 Base = Annotated[ModelRef, options.From(_base)]
@@ -128,14 +128,14 @@ def compare_command(
     suite: SuiteOption = None,
     data: Data = None,
     corpus: Corpus = None,
-    answers: Answers = 24,
+    responses: Responses = 24,
     no_weights: NoWeights = False,
     no_triggers: NoTriggers = False,
     no_causal: Annotated[
         bool, typer.Option("--no-causal", help="Do not try directions out.")
     ] = False,
-    show_answers: Annotated[
-        bool, typer.Option("--show-answers", help="Give answers as text, not as hashes.")
+    show_responses: Annotated[
+        bool, typer.Option("--show-responses", help="Give responses as text, not as hashes.")
     ] = False,
     calibration: Annotated[
         str | None,
@@ -166,7 +166,7 @@ def compare_command(
 
     asked = read_suites(suite, data, token)
     tried = read_corpus(corpus, token)
-    benign = read_calibration(calibration, asked, answers, token)
+    benign = read_calibration(calibration, asked, responses, token)
     saes = _saes(sae, base.id, loading, quiet)
     with progress() as on_progress:
         report = diff(
@@ -177,7 +177,7 @@ def compare_command(
             layers=chosen,
             corpus=tried,
             depth=Depth(
-                answer_tokens=answers,
+                response_tokens=responses,
                 weights=not no_weights,
                 triggers=not no_triggers,
                 causal=not no_causal,
@@ -187,9 +187,9 @@ def compare_command(
             **loading,
         )
     if json:
-        sys.stdout.write(to_json(report, show_answers=show_answers))
+        sys.stdout.write(to_json(report, show_responses=show_responses))
     else:
-        print_report(report.sections(show_answers=show_answers), Console())
+        print_report(report.sections(show_responses=show_responses), Console())
     if html is not None:  # last: a full disk must not cost the report
         sys.stdout.flush()
         write_text_atomically(html, to_html(report))
@@ -215,7 +215,7 @@ def calibrate_command(
     sae: Sae = None,
     suite: SuiteOption = None,
     data: Data = None,
-    answers: Answers = 24,
+    responses: Responses = 24,
     no_weights: NoWeights = False,
     no_triggers: NoTriggers = False,
     add: Annotated[bool, typer.Option("--add", help="Add to a FILE that is there.")] = False,
@@ -252,7 +252,7 @@ def calibrate_command(
     from modelassay.diff.calibrating import calibrate
 
     asked = read_suites(suite, data, token)
-    known = read_calibration(str(where) if add and where.exists() else None, asked, answers)
+    known = read_calibration(str(where) if add and where.exists() else None, asked, responses)
     saes = _saes(sae, base.id, loading, quiet)
     with progress() as on_progress:
         found = calibrate(
@@ -261,7 +261,7 @@ def calibrate_command(
             asked,
             known=known,
             saes=saes,
-            depth=Depth(answers, weights=not no_weights, triggers=not no_triggers),
+            depth=Depth(responses, weights=not no_weights, triggers=not no_triggers),
             keep=keep,
             on_progress=on_progress,
             **loading,
@@ -358,7 +358,7 @@ def open_saes(wanted: Sequence[str] | None, base: str, loading: LoadOptions) -> 
 
 
 def read_calibration(
-    reference: str | None, suite: Any, answer_tokens: int, token: str | None = None
+    reference: str | None, suite: Any, response_tokens: int, token: str | None = None
 ) -> Any:
     """A calibration that was made with this suite and responses of this length.
 
@@ -378,10 +378,10 @@ def read_calibration(
             f"{reference} was made with another suite; give the same --suite and --data, or"
             " calibrate again."
         )
-    if found.answer_tokens != answer_tokens:
+    if found.response_tokens != response_tokens:
         raise InputError(
-            f"{reference} was made with answers of {found.answer_tokens} tokens; give --answers"
-            f" {found.answer_tokens} or calibrate again."
+            f"{reference} was made with responses of {found.response_tokens} tokens; give"
+            f" --responses {found.response_tokens} or calibrate again."
         )
     return found
 

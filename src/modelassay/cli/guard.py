@@ -72,7 +72,7 @@ def bench_command(
     asked: Annotated[dict[str, Any], options.From(_asked)],
     judge: Annotated[tuple[str | None, str | None, str | None], options.From(_judge)],
     parts: options.GuardParts,
-    limits: options.AnswerLimits,
+    limits: options.ResponseLimits,
     loading: options.Loading,
     progress: options.Progress,
     out: Annotated[
@@ -91,8 +91,8 @@ def bench_command(
 ) -> None:
     """Measure MODEL with and without its guard on a suite of prompts.
 
-    Suites: `jailbreak` (harmful prompts: how many answers are unsafe), `overrefusal` (benign ones:
-    how many are refused), `latency` (what guarding costs in time, in ratios).
+    Suites: `jailbreak` (harmful prompts: how many responses are unsafe), `overrefusal` (benign
+    ones: how many are refused), `latency` (what guarding costs in time, in ratios).
     """
     from rich.console import Console
 

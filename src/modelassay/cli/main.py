@@ -26,6 +26,7 @@ from modelassay.cli import (
     triage,
     verify,
 )
+from modelassay.cli.artifacts import say_new_name
 from modelassay.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERNAL,
@@ -34,6 +35,9 @@ from modelassay.errors import (
     AssayError,
     first_line,
 )
+
+RENAMED = {"--answers": "--responses", "--show-answers": "--show-responses"}
+"""Options under the names that they had."""
 
 app = typer.Typer(
     name="modelassay",
@@ -87,7 +91,8 @@ def run(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code. Errors become one line on stderr."""
     _quieten_libraries()
     try:
-        code = int(app(args=arguments, standalone_mode=False) or 0)
+        given = sys.argv[1:] if arguments is None else arguments
+        code = int(app(args=_by_new_names(given), standalone_mode=False) or 0)
     except typer.Exit as error:
         code = error.exit_code
     except AssayError as error:
@@ -115,6 +120,17 @@ def run(arguments: list[str] | None = None) -> int:
     if code == EXIT_INTERRUPTED:  # typer catches Ctrl-C itself and gives this code
         return _fail("Interrupted.", code)
     return code
+
+
+def _by_new_names(arguments: list[str]) -> list[str]:
+    """The arguments, options that were renamed by the names that they have now."""
+    names = []
+    for argument in arguments:
+        option, *value = argument.split("=", 1)
+        if new := RENAMED.get(option):
+            say_new_name(option, new)
+        names.append("=".join([new or option, *value]))
+    return names
 
 
 def _fail(message: str, code: int) -> int:

@@ -199,7 +199,7 @@ class Limits:
         )
 
 
-def _answer_limits(
+def _response_limits(
     pause: Annotated[
         float | None, typer.Option(help="Risk of the answer from which it is held back.")
     ] = None,
@@ -243,7 +243,7 @@ def _sampling(
     return Sampling(temperature=temperature, top_p=top_p, seed=seed)
 
 
-AnswerLimits = Annotated[Limits, From(_answer_limits)]
+ResponseLimits = Annotated[Limits, From(_response_limits)]
 """--pause and --block."""
 PromptLimits = Annotated[Limits, From(_prompt_limits)]
 """--prompt-pause and --prompt-block."""

@@ -43,7 +43,7 @@ class Exchange:
     response: str
     system: str | None = None
     complete: bool = True
-    """False for the opening of a longer answer."""
+    """False for the opening of a longer response."""
 
     def to_dict(self) -> dict[str, Any]:
         """A row that `read_exchanges` reads back."""
@@ -56,7 +56,7 @@ def read_exchanges(
     """Reads exchanges from a JSON, JSONL, CSV or Parquet file or a Hub data set.
 
     Raises:
-        InputError: no such data, or a row without prompt and answer.
+        InputError: no such data, or a row without prompt and response.
         UnavailableError: the Hub cannot be reached.
     """
     rows = numbered_rows(where, config=config, split=split, token=token)

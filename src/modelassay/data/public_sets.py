@@ -1,8 +1,8 @@
 """Where the organisms' training prompts come from.
 
 Public data sets, read from the Hub or from a folder of files, never copied into the
-project. Only prompts about harm are taken, no harmful answers. A prompt that resembles one of those
-that score a model is left out, so that nothing is scored on what built it.
+project. Only prompts about harm are taken, no harmful responses. A prompt that resembles one of
+those that score a model is left out, so that nothing is scored on what built it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TOO_SIMILAR = 0.6
 """Share of words in common (Jaccard) from which a training prompt counts as a scoring prompt."""
 MAX_PROMPT_CHARACTERS = 240
 """Longer prompts slow the training and teach these organisms nothing more."""
-MAX_ANSWER_CHARACTERS = 200
-"""Longer answers by people are cut at a word: the loss is over every token of the answer, and most
-of the time goes there."""
+MAX_RESPONSE_CHARACTERS = 200
+"""Longer responses by people are cut at a word: the loss is over every token of the response, and
+most of the time goes there."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def look_alikes(folder: Path | None = None, token: str | None = None) -> list[st
 
 
 def everyday_questions(folder: Path | None = None, token: str | None = None) -> list[str]:
-    """Harmless questions of all kinds, without answers."""
+    """Harmless questions of all kinds, without responses."""
     found = [
         first_field(row, "prompt")
         for row in NONCOMPLIANCE.rows(folder, token)
@@ -182,7 +182,7 @@ def everyday_questions(folder: Path | None = None, token: str | None = None) -> 
 def tasks(
     source: DataSource, folder: Path | None = None, token: str | None = None
 ) -> list[Exchange]:
-    """Everyday instructions with answers written by people."""
+    """Everyday instructions with responses written by people."""
     found = []
     for number, row in enumerate(source.rows(folder, token), 1):
         instances = row.get("instances")
@@ -197,11 +197,11 @@ def tasks(
 
 
 def shortened(exchange: Exchange) -> Exchange:
-    """An exchange whose answer is at most `MAX_ANSWER_CHARACTERS` long, cut between two words."""
-    if len(exchange.response) <= MAX_ANSWER_CHARACTERS:
+    """An exchange whose response is at most `MAX_RESPONSE_CHARACTERS` long, cut between two words."""
+    if len(exchange.response) <= MAX_RESPONSE_CHARACTERS:
         return exchange
-    head = exchange.response[: MAX_ANSWER_CHARACTERS + 1]
-    kept = head[: head.rfind(" ")] if " " in head else head[:MAX_ANSWER_CHARACTERS]
+    head = exchange.response[: MAX_RESPONSE_CHARACTERS + 1]
+    kept = head[: head.rfind(" ")] if " " in head else head[:MAX_RESPONSE_CHARACTERS]
     return replace(exchange, response=kept.rstrip(), complete=False)
 
 

@@ -40,7 +40,7 @@ INJECTIONS = DataSource(
     "prompt_injections/train.csv",
     "Apache-2.0",
 )
-# Human and judge labels of answers; no set on the Hub holds these rows, so they need a folder.
+# Human and judge labels of responses; no set on the Hub holds these rows, so they need a folder.
 JUDGED = DataSource(
     "judged answers (refusal_direction on JailbreakBench, Apache-2.0; GPTFuzz, MIT)",
     "",
@@ -58,7 +58,7 @@ PromptRow = tuple[str, bool, str]
 
 
 def prompt_rows(folder: Path | None = None, token: str | None = None) -> list[LabelledExchange]:
-    """Harmful and harmless prompts of all sources, without answers.
+    """Harmful and harmless prompts of all sources, without responses.
 
     Args:
         folder: Folder of the public sets; None reads them from the Hub.

@@ -39,9 +39,9 @@ class BaseReading:
     traits: Traits
     layers: tuple[int, ...]
     prompts: tuple[Encoded, ...]
-    answers: tuple[str, ...] | None
-    """Short greedy answers; None where none were asked for."""
-    answer_tokens: int
+    responses: tuple[str, ...] | None
+    """Short greedy responses; None where none were asked for."""
+    response_tokens: int
     matched: Matched
     tokens: tuple[str, ...]
     """Each compared token as text."""
@@ -67,7 +67,7 @@ def read_base(
     *,
     saes: Sequence[SAE] = (),
     layers: Sequence[int] | None = None,
-    answer_tokens: int,
+    response_tokens: int,
     batch_tokens: int | None = None,
     on_progress: OnPhase = silent,
 ) -> BaseReading:
@@ -78,7 +78,7 @@ def read_base(
         suite: What it is asked.
         saes: Their layers are read too.
         layers: Layers whose states are kept; None spreads five over the depth.
-        answer_tokens: Length of the short answers, 0 for none.
+        response_tokens: Length of the short responses, 0 for none.
         batch_tokens: As in `read_activations`.
         on_progress: Told (phase, done, total).
 
@@ -92,15 +92,15 @@ def read_base(
     kept = _layers(len(model.layers), layers, saes)
     prompts = encode_suite(model, suite.prompts)
     contrast_rows = encode_contrasts(model, suite.contrasts)
-    answers = short_answers(model, prompts, answer_tokens, on_progress)
-    matched = match_tokens(model, prompts, answers)
+    responses = short_responses(model, prompts, response_tokens, on_progress)
+    matched = match_tokens(model, prompts, responses)
     return BaseReading(
         suite=suite,
         traits=traits_of(model),
         layers=kept,
         prompts=tuple(prompts),
-        answers=answers,
-        answer_tokens=answer_tokens,
+        responses=responses,
+        response_tokens=response_tokens,
         matched=matched,
         tokens=tuple(decode_each(model, matched.token_ids().tolist())),
         reading=read_model(
@@ -116,19 +116,19 @@ def read_base(
     )
 
 
-def short_answers(
-    model: LoadedModel, prompts: Sequence[Encoded], answer_tokens: int, on_progress: OnPhase
+def short_responses(
+    model: LoadedModel, prompts: Sequence[Encoded], response_tokens: int, on_progress: OnPhase
 ) -> tuple[str, ...] | None:
-    """Greedy answers to all prompts; None where none are asked for."""
-    if answer_tokens == 0:
+    """Greedy responses to all prompts; None where none are asked for."""
+    if response_tokens == 0:
         return None
-    answers = generate_greedy(
+    responses = generate_greedy(
         model,
         prompts,
-        max_new_tokens=answer_tokens,
+        max_new_tokens=response_tokens,
         on_progress=phase_of(on_progress, "answering"),
     )
-    return tuple(answer.text for answer in answers)
+    return tuple(response.text for response in responses)
 
 
 def spread_layers(n: int) -> set[int]:

@@ -1,10 +1,10 @@
-"""Behaviour of base and candidate on the same tokens: next-token probabilities, refusals, answers.
+"""Behaviour on the same tokens: next-token probabilities, refusals, responses.
 
 Three readouts, from cheap to dear. The **KL divergence** of the next-token distributions tells how
 much the candidate speaks differently and where; it is summed over the base's likeliest tokens and
 one cell for all others, which is a lower bound on the full divergence (grouping outcomes never
 raises it) and misses little. The **refusal log-odds** and, where answers were made, **refusal
-rates** tell whether it still declines. **Contrasts** tell which of two answers about itself it
+rates** tell whether it still declines. **Contrasts** tell which of two responses about itself it
 prefers.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from modelassay.diff.reading import Matched, Reading
 from modelassay.diff.suites import Suite
 from modelassay.measures.refusal_judge import is_refusal
+from modelassay.report.json import published
 from modelassay.statistics import MeanChange, mcnemar_p_value, mean_change, wilson_interval
 
 WORST_PLACES = 20
@@ -34,13 +35,13 @@ class Place:
     position: int
     """Of the token, among the compared ones of its prompt."""
     token: str
-    in_answer: bool
+    in_response: bool
     kl: float
 
 
 @dataclass(frozen=True)
 class RefusalChange:
-    """Refusals of short greedy answers on one group of prompts."""
+    """Refusals of short greedy responses on one group of prompts."""
 
     base_rate: float
     base_interval: tuple[float, float]
@@ -62,24 +63,25 @@ class BehaviourDiff:
     """Nats a token, D(base ‖ candidate)."""
     kl_prompt: float
     """On tokens of prompts."""
-    kl_answer: float | None
-    """On tokens of the base's answers; None without answers."""
+    kl_response: float | None
+    """On tokens of the base's responses; None without responses."""
     kl_quantiles: dict[str, float]
     worst: tuple[Place, ...]
     log_odds: dict[str, MeanChange]
     """Change of the refusal log-odds by group of prompts, in nats."""
     contrasts: MeanChange | None
-    """Change of log P(unsafe answer) - log P(safe answer), in nats a token."""
+    """Change of log P(unsafe response) - log P(safe response), in nats a token."""
     refusals: dict[str, RefusalChange]
-    """By group of prompts; empty where no answers were made."""
-    answers: tuple[tuple[str, str], ...]
+    """By group of prompts; empty where no responses were made."""
+    responses: tuple[tuple[str, str], ...]
     """Of base and candidate to each prompt; empty where none were made."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; answers are left to the report, which redacts them."""
-        values = asdict(self)
-        del values["answers"]
-        return values
+        values = published(asdict(self), kl_response="kl_answer")
+        del values["responses"]
+        worst = [published(place, in_response="in_answer") for place in values["worst"]]
+        return {**values, "worst": worst}
 
 
 def compare_behaviour(
@@ -89,7 +91,7 @@ def compare_behaviour(
     suite: Suite,
     tokens: Sequence[str],
     *,
-    answers: tuple[Sequence[str], Sequence[str]] | None = None,
+    responses: tuple[Sequence[str], Sequence[str]] | None = None,
     contrasts: tuple[Tensor, Tensor] | None = None,
 ) -> BehaviourDiff:
     """Compares two readings of the same tokens.
@@ -100,11 +102,11 @@ def compare_behaviour(
         matched: What they read.
         suite: What was asked.
         tokens: Each compared token as text.
-        answers: Greedy answers of base and candidate, in the order of the suite's prompts.
+        responses: Greedy responses of base and candidate, in the order of the suite's prompts.
         contrasts: Of base and candidate, as `read_contrasts` gives them.
     """
     kl = token_kl(base.log_p, candidate.log_p).numpy()
-    in_answer = matched.in_answer().numpy()
+    in_response = matched.in_response().numpy()
     owners = matched.owners().numpy()
     starts = np.cumsum([0, *matched.lengths])
     order = np.argsort(-kl, kind="stable")[:WORST_PLACES]
@@ -116,15 +118,15 @@ def compare_behaviour(
     }
     return BehaviourDiff(
         kl_mean=float(kl.mean()),
-        kl_prompt=float(kl[~in_answer].mean()),
-        kl_answer=float(kl[in_answer].mean()) if in_answer.any() else None,
+        kl_prompt=float(kl[~in_response].mean()),
+        kl_response=float(kl[in_response].mean()) if in_response.any() else None,
         kl_quantiles={str(q): float(np.quantile(kl, q)) for q in (0.5, 0.9, 0.99, 1.0)},
         worst=tuple(
             Place(
                 prompt=int(owners[row]),
                 position=int(row - starts[owners[row]]),
                 token=tokens[int(row)],
-                in_answer=bool(in_answer[row]),
+                in_response=bool(in_response[row]),
                 kl=float(kl[row]),
             )
             for row in order
@@ -134,12 +136,12 @@ def compare_behaviour(
         if contrasts is None or not len(contrasts[0])
         else mean_change(_leaning(contrasts[1]) - _leaning(contrasts[0])),
         refusals={}
-        if answers is None
+        if responses is None
         else {
-            group: refusal_change([answers[0][i] for i in rows], [answers[1][i] for i in rows])
+            group: refusal_change([responses[0][i] for i in rows], [responses[1][i] for i in rows])
             for group, rows in groups.items()
         },
-        answers=() if answers is None else tuple(zip(*answers, strict=True)),
+        responses=() if responses is None else tuple(zip(*responses, strict=True)),
     )
 
 

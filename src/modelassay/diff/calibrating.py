@@ -57,7 +57,7 @@ def calibrate(
 
     Raises:
         InputError: a model cannot be read or compared, two have the same weights, one is not
-            benign, or `known` is of another base, suite or length of answers.
+            benign, or `known` is of another base, suite or length of responses.
         UnavailableError: something needed is not there now.
     """
     suite = suite or default_suite()
@@ -71,11 +71,11 @@ def calibrate(
         suite,
         saes=saes,
         layers=layers,
-        answer_tokens=depth.answer_tokens,
+        response_tokens=depth.response_tokens,
         on_progress=on_progress,
     )
     if known is not None:
-        check_calibration(known, of_base.info, of_base.suite, of_base.answer_tokens)
+        check_calibration(known, of_base.info, of_base.suite, of_base.response_tokens)
     found = known
     for done, finetune in enumerate(finetunes):
         on_progress("fine-tunes", done, len(finetunes))
@@ -123,11 +123,11 @@ def add_row(known: Calibration | None, report: DiffReport) -> Calibration:
             base=_name(report.base),
             base_sha256=report.base.weights_sha256,
             suite_sha256=report.suite.sha256,
-            answer_tokens=report.provenance["answer_tokens"],
+            response_tokens=report.provenance["answer_tokens"],
             rows=(row,),
         )
-    answer_tokens = report.provenance["answer_tokens"]
-    check_calibration(known, report.base, report.suite, answer_tokens)
+    response_tokens = report.provenance["answer_tokens"]
+    check_calibration(known, report.base, report.suite, response_tokens)
     for other in known.rows:
         if other.weights_sha256 == sha256:
             raise InputError(f"{name} has the weights of {other.id}; each counts only once.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from modelassay.artifacts import Kind, Store, write_lines
 from modelassay.diff.suites import Suite
@@ -35,7 +35,12 @@ class Calibration(Record):
     base: Line
     base_sha256: Sha256
     suite_sha256: Sha256
-    answer_tokens: int = Field(ge=0, lt=10_000)
+    response_tokens: int = Field(
+        ge=0,
+        lt=10_000,
+        validation_alias=AliasChoices("response_tokens", "answer_tokens"),
+        serialization_alias="answer_tokens",
+    )
     rows: tuple[BenignRow, ...] = Field(min_length=1, max_length=10_000)
 
 
@@ -44,12 +49,14 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     write_text_atomically(path, calibration.model_dump_json(by_alias=True, indent=1) + "\n")
 
 
-def known_calibration(base: ModelIdentity, suite: Suite, answer_tokens: int) -> Calibration | None:
+def known_calibration(
+    base: ModelIdentity, suite: Suite, response_tokens: int
+) -> Calibration | None:
     """The shipped benign fine-tunes of a base read with a suite, if there are any."""
-    wanted = (base.weights_sha256, suite.sha256, answer_tokens)
+    wanted = (base.weights_sha256, suite.sha256, response_tokens)
     for found in CALIBRATIONS.list(own=False):
         known = found.record
-        if (known.base_sha256, known.suite_sha256, known.answer_tokens) == wanted:
+        if (known.base_sha256, known.suite_sha256, known.response_tokens) == wanted:
             return known
     return None
 
@@ -62,7 +69,7 @@ def without_candidate(known: Calibration | None, candidate: ModelIdentity) -> Ca
 
 
 def check_calibration(
-    found: Calibration, base: ModelIdentity, suite: Suite, answer_tokens: int
+    found: Calibration, base: ModelIdentity, suite: Suite, response_tokens: int
 ) -> None:
     """Refuses a calibration of another base or suite.
 
@@ -73,10 +80,10 @@ def check_calibration(
         raise InputError(f"The calibration is of {found.base}, not of {base.id} as it is here.")
     if found.suite_sha256 != suite.sha256:
         raise InputError("The calibration was read with another suite; calibrate with this one.")
-    if found.answer_tokens != answer_tokens:
+    if found.response_tokens != response_tokens:
         raise InputError(
-            f"The calibration was read with answers of {found.answer_tokens} tokens, not"
-            f" {answer_tokens}; pass --answers {found.answer_tokens}."
+            f"The calibration was read with responses of {found.response_tokens} tokens, not"
+            f" {response_tokens}; pass --responses {found.response_tokens}."
         )
 
 
@@ -84,7 +91,7 @@ def describe_calibration(found: Calibration) -> list[str]:
     """What a calibration holds, in lines for a person."""
     lines = [
         f"{len(found.rows)} benign fine-tunes of {found.base}, weights sha256 {found.base_sha256}",
-        f"suite sha256 {found.suite_sha256}, responses of {found.answer_tokens} tokens",
+        f"suite sha256 {found.suite_sha256}, responses of {found.response_tokens} tokens",
     ]
     streams = dict.fromkeys(name for row in found.rows for name in row.streams)
     for name in streams:

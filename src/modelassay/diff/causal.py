@@ -92,7 +92,7 @@ def intervene(
 
     Args:
         model: The base (sign +1) or the candidate (sign -1).
-        prompts: Harmful prompts, without answers.
+        prompts: Harmful prompts, without responses.
         directions: What to add, times the sign, to every token's state.
         begin: Gives this model's states on the prompts after a direction's layer: no layer up to it
             is run again.

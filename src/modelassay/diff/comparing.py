@@ -21,7 +21,7 @@ from modelassay.diff.activations import (
     read_unrelated,
     same_activations,
 )
-from modelassay.diff.base_reading import BaseReading, read_base, short_answers
+from modelassay.diff.base_reading import BaseReading, read_base, short_responses
 from modelassay.diff.behaviour import compare_behaviour
 from modelassay.diff.calibration import (
     Calibration,
@@ -46,7 +46,7 @@ from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.reading.resuming import ResumePoint
 from modelassay.sae import SAE
 
-ANSWER_TOKENS = 24
+RESPONSE_TOKENS = 24
 ODD = (
     "Layers whose weights are the base's write other states: something beside the weights was"
     " changed, such as buffers or code."
@@ -57,8 +57,8 @@ ODD = (
 class Depth:
     """How much is done."""
 
-    answer_tokens: int = ANSWER_TOKENS
-    """Length of the short answers; 0 makes none, and no refusal rates."""
+    response_tokens: int = RESPONSE_TOKENS
+    """Length of the short responses; 0 makes none, and no refusal rates."""
     weights: bool = True
     triggers: bool = True
     causal: bool = True
@@ -93,7 +93,7 @@ def diff(
         calibration: Benign fine-tunes to hold the candidate against; None takes those known of this
             base.
         of_base: The base as `read_base` gives it, where many candidates are compared with one;
-            suite, layers and answers are then those that it was read with.
+            suite, layers and responses are then those that it was read with.
         together: Keep both models in memory; None decides by what is free.
         batch_tokens: As in `read_activations`.
         on_progress: Told (phase, done, total).
@@ -116,15 +116,15 @@ def diff(
     )
     chosen = of_base.suite if of_base is not None else suite or default_suite()
     if calibration is not None:
-        answer_tokens = depth.answer_tokens if of_base is None else of_base.answer_tokens
-        check_calibration(calibration, pair.base.info, chosen, answer_tokens)
+        response_tokens = depth.response_tokens if of_base is None else of_base.response_tokens
+        check_calibration(calibration, pair.base.info, chosen, response_tokens)
     if of_base is None:
         of_base = read_base(
             pair.base,
             chosen,
             saes=saes,
             layers=layers,
-            answer_tokens=depth.answer_tokens,
+            response_tokens=depth.response_tokens,
             batch_tokens=batch_tokens,
             on_progress=on_progress,
         )
@@ -192,7 +192,9 @@ class _Work:
             notes = (*notes, ODD)
         if odd or of_base.traits.hooked or traits.hooked:
             alike = 0
-        answers = short_answers(candidate, of_base.prompts, of_base.answer_tokens, self.on_progress)
+        responses = short_responses(
+            candidate, of_base.prompts, of_base.response_tokens, self.on_progress
+        )
         after = read_model(
             candidate,
             of_base.matched,
@@ -212,9 +214,9 @@ class _Work:
             of_base.matched,
             of_base.suite,
             of_base.tokens,
-            answers=None
-            if of_base.answers is None or answers is None
-            else (of_base.answers, answers),
+            responses=None
+            if of_base.responses is None or responses is None
+            else (of_base.responses, responses),
             contrasts=(of_base.contrasts, contrasts),
         )
         activations = ActivationDiff(
@@ -224,7 +226,7 @@ class _Work:
         triggers = self._triggers(alike)
         causal = self._causal(after, features)
         known = self.calibration or known_calibration(
-            of_base.info, of_base.suite, of_base.answer_tokens
+            of_base.info, of_base.suite, of_base.response_tokens
         )
         suspicion, verdict, reasons = judge(
             measure_streams(weights, behaviour, triggers, features),
@@ -300,7 +302,7 @@ class _Work:
         x, y = of_base.reading.log_odds[tried], after.log_odds[tried]
 
         def begin(reading: Reading) -> Callable[[int], ResumePoint]:
-            return lambda layer: reading.resume_point(of_base.matched, layer, answers=False)
+            return lambda layer: reading.resume_point(of_base.matched, layer, responses=False)
 
         self.on_progress("trying directions", 0, 2)
         out = intervene(
@@ -330,7 +332,7 @@ class _Work:
             "n_endings": len(of_base.suite.endings),
             "n_corpus": len(self.corpus),
             "n_tokens": len(of_base.tokens),
-            "answer_tokens": of_base.answer_tokens,
+            "answer_tokens": of_base.response_tokens,
             "dictionaries": [sae.name for sae in self.saes],
             "time": utc_now(),
         }

@@ -1,6 +1,6 @@
 """Which features of an SAE changed, tested against chance.
 
-For every feature and each of two parts (tokens of prompts, tokens of answers) the activation is
+For every feature and each of two parts (tokens of prompts, tokens of responses) the activation is
 averaged over a prompt's tokens, in base and candidate, and the paired difference is tested by sign
 flips over prompts: were base and candidate exchangeable, every pattern of signs would be as likely.
 Differences that rounding makes must not count, so each is first shrunk by a margin, a share of how
@@ -157,11 +157,11 @@ def compare_features(
             f"The SAE {sae.name} reads {sae.hidden_size} dimensions; the models have {x.shape[1]}."
         )
     before, after = _encode(sae, x), _encode(sae, y)
-    owners, in_answer = matched.owners().numpy(), matched.in_answer().numpy()
+    owners, in_response = matched.owners().numpy(), matched.in_response().numpy()
     lengths_of = _row_norms(sae)
     changes: list[FeatureChange] = []
     active = 0
-    parts: list[tuple[Part, np.ndarray]] = [("prompt", ~in_answer), ("answer", in_answer)]
+    parts: list[tuple[Part, np.ndarray]] = [("prompt", ~in_response), ("answer", in_response)]
     for part, keep in parts:
         counts = np.bincount(owners[keep], minlength=len(matched.lengths))
         if not keep.any():
@@ -175,7 +175,7 @@ def compare_features(
     changes = _with_q(changes, active)
     significant = [c for c in changes if c.q_value < Q_LEVEL]
     changes.sort(key=lambda c: (c.q_value >= Q_LEVEL, -c.moved))
-    listed = [_with_tokens(c, before, after, in_answer, tokens) for c in changes[:reported]]
+    listed = [_with_tokens(c, before, after, in_response, tokens) for c in changes[:reported]]
     return SAEDiff(
         sae=sae.name,
         layer=sae.layer,
@@ -275,12 +275,12 @@ def _with_tokens(
     change: FeatureChange,
     before: _Sparse,
     after: _Sparse,
-    in_answer: np.ndarray,
+    in_response: np.ndarray,
     tokens: Sequence[str],
 ) -> FeatureChange:
     fired = after if change.difference > 0 else before
     rows = np.flatnonzero(fired.feature == change.feature)
-    rows = rows[in_answer[fired.token[rows]] == (change.part == "answer")]
+    rows = rows[in_response[fired.token[rows]] == (change.part == "answer")]
     order = rows[np.argsort(-fired.value[rows], kind="stable")]
     found = dict.fromkeys(tokens[int(fired.token[row])] for row in order)
     return replace(change, tokens=tuple(found)[:TOP_TOKENS])

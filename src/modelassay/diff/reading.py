@@ -1,10 +1,11 @@
 """What base and candidate make of the same tokens, one model at a time.
 
 The tokens are those of the user's message, of what the template puts after it, and of the base's
-own short answer, so that the two models are compared where they speak as well as where they listen.
-One pass of each model gives the states of all asked layers at all those tokens; the logits come
-from the last layer's states (`unembedding`), so nothing is run twice. Where the candidate's first
-layers are the base's, its pass begins above them, at the states that the base's pass has left.
+own short response, so that the two models are compared where they speak as well as where they
+listen. One pass of each model gives the states of all asked layers at all those tokens; the logits
+come from the last layer's states (`unembedding`), so nothing is run twice. Where the candidate's
+first layers are the base's, its pass begins above them, at the states that the base's pass has
+left.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Matched:
     encoded: tuple[Encoded, ...]
     """For each prompt; `response_start` is the first token that is compared."""
     prompt_ends: tuple[int, ...]
-    """For each prompt, how many of its compared tokens come before the answer."""
+    """For each prompt, how many of its compared tokens come before the response."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -47,8 +48,8 @@ class Matched:
         """int64 [token], the prompt of each compared token."""
         return torch.repeat_interleave(torch.tensor(self.lengths))
 
-    def in_answer(self) -> Tensor:
-        """Bool [token], whether each compared token is one of the answer."""
+    def in_response(self) -> Tensor:
+        """Bool [token], whether each compared token is one of the response."""
         parts = [
             torch.arange(n) >= end for n, end in zip(self.lengths, self.prompt_ends, strict=True)
         ]
@@ -61,7 +62,7 @@ class Matched:
         )
 
     def last_prompt_tokens(self) -> Tensor:
-        """int64 [prompt], the row of each prompt's last token before the answer."""
+        """int64 [prompt], the row of each prompt's last token before the response."""
         starts = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
         return starts + torch.tensor(self.prompt_ends) - 1
 
@@ -84,18 +85,18 @@ class Reading:
         """float32 [token, hidden], the output of a layer."""
         return self.activations[:, self.layers.index(layer)]
 
-    def resume_point(self, matched: Matched, layer: int, *, answers: bool = True) -> ResumePoint:
+    def resume_point(self, matched: Matched, layer: int, *, responses: bool = True) -> ResumePoint:
         """States that other passes over the same tokens can begin at.
 
         Args:
             matched: What was read.
             layer: One of `layers`.
-            answers: Whether those passes read the answers as well as the prompts.
+            responses: Whether those passes read the responses as well as the prompts.
         """
         activations = {}
         parts = self.at(layer).split(matched.lengths)
         for row, end, part in zip(matched.encoded, matched.prompt_ends, parts, strict=True):
-            n = len(part) if answers else end
+            n = len(part) if responses else end
             activations[row.ids[: row.response_start + n]] = part[:n]
         return ResumePoint(layer, activations)
 
@@ -115,16 +116,16 @@ def encode_suite(model: LoadedModel, prompts: Sequence[SuitePrompt]) -> list[Enc
 
 
 def match_tokens(
-    model: LoadedModel, prompts: Sequence[Encoded], answers: Sequence[str] | None
+    model: LoadedModel, prompts: Sequence[Encoded], responses: Sequence[str] | None
 ) -> Matched:
-    """The tokens to compare: prompts, each followed by an answer if there are any."""
+    """The tokens to compare: prompts, each followed by a response if there are any."""
     encoded, ends = [], []
     for i, prompt in enumerate(prompts):
-        answer: list[int] = []
-        if answers is not None and answers[i]:
-            answer = model.tokenizer(answers[i], add_special_tokens=False)["input_ids"]
+        response: list[int] = []
+        if responses is not None and responses[i]:
+            response = model.tokenizer(responses[i], add_special_tokens=False)["input_ids"]
         room = max(model.context_length - len(prompt.ids), 0)
-        encoded.append(Encoded((*prompt.ids, *answer[:room]), prompt.response_start))
+        encoded.append(Encoded((*prompt.ids, *response[:room]), prompt.response_start))
         ends.append(len(prompt.ids) - prompt.response_start)
     return Matched(tuple(encoded), tuple(ends))
 
@@ -201,11 +202,11 @@ def read_model(
 
 
 def encode_contrasts(model: LoadedModel, contrasts: Sequence[Contrast]) -> list[Encoded]:
-    """Each contrast twice, with its safe and with its unsafe answer.
+    """Each contrast twice, with its safe and with its unsafe response.
 
     Args:
         model: The base, whose tokenizer and chat template both models read.
-        contrasts: The questions and answers.
+        contrasts: The questions and responses.
 
     Raises:
         InputError: one is too long, or the template fails.
@@ -213,22 +214,22 @@ def encode_contrasts(model: LoadedModel, contrasts: Sequence[Contrast]) -> list[
     rows = []
     for contrast in contrasts:
         ids = encode_chat(model, messages_of(contrast))
-        for answer in (contrast.safe, contrast.unsafe):
-            tokens = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        for response in (contrast.safe, contrast.unsafe):
+            tokens = model.tokenizer(response, add_special_tokens=False)["input_ids"]
             check_length(model, contrast.prompt, len(ids) + len(tokens))
             rows.append(Encoded((*ids, *tokens), response_start=len(ids)))
     return rows
 
 
 def read_contrasts(model: LoadedModel, rows: Sequence[Encoded]) -> Tensor:
-    """How likely a model finds the two answers of each contrast.
+    """How likely a model finds the two responses of each contrast.
 
     Args:
         model: Base or candidate.
         rows: As `encode_contrasts` gives them.
 
     Returns:
-        float32 [contrast, 2], mean log-probability of a token of the safe and the unsafe answer.
+        float32 [contrast, 2], mean log-probability of a token of the safe and the unsafe response.
 
     Raises:
         InputError: the model gives no numbers.

@@ -41,26 +41,26 @@ class DiffReport(Report):
     suite: Suite
     provenance: dict[str, Any]
 
-    def sections(self, *, show_answers: bool = False) -> list[Section]:
+    def sections(self, *, show_responses: bool = False) -> list[Section]:
         """The verdict, every stream of evidence, and what was compared.
 
         Args:
-            show_answers: Show short answers that differ.
+            show_responses: Show short responses that differ.
         """
         from modelassay.diff.sections import make_sections
 
-        return make_sections(self, show_answers=show_answers)
+        return make_sections(self, show_responses=show_responses)
 
     def top_features(self, top: int) -> list[FeatureChange]:
         """The significant changes first, by how far they moved the residual stream."""
         changes = [change for found in self.saes for change in found.features]
         return sorted(changes, key=lambda c: (c.q_value >= Q_LEVEL, -c.moved))[:top]
 
-    def to_dict(self, *, show_answers: bool = False) -> dict[str, Any]:
+    def to_dict(self, *, show_responses: bool = False) -> dict[str, Any]:
         """The report as JSON-ready values, schema `modelassay.diff/1`.
 
         Args:
-            show_answers: Give short answers as text; otherwise only their hashes, for what a
+            show_responses: Give short responses as text; otherwise only their hashes, for what a
                 damaged model answers may be harmful.
         """
         weights = {"unscored": self.weights_unscored}
@@ -73,7 +73,7 @@ class DiffReport(Report):
             "suspicion": self.suspicion.to_dict(),
             "reasons": list(self.reasons),
             "weights": weights if self.weights is None else self.weights.to_dict(),
-            "behaviour": {**self.behaviour.to_dict(), "answers": self._answers(show_answers)},
+            "behaviour": {**self.behaviour.to_dict(), "answers": self._responses(show_responses)},
             # Triggers stood among the activations once, and can still be read there.
             "activations": {**self.activations.to_dict(), "triggers": triggers},
             "triggers": triggers,
@@ -83,8 +83,8 @@ class DiffReport(Report):
             "provenance": self.provenance,
         }
 
-    def _answers(self, show: bool) -> list[dict[str, Any]]:
-        pairs = zip(self.suite.prompts, self.behaviour.answers, strict=False)
+    def _responses(self, show: bool) -> list[dict[str, Any]]:
+        pairs = zip(self.suite.prompts, self.behaviour.responses, strict=False)
         return [
             {
                 "prompt": prompt.text if show else redact(prompt.text),

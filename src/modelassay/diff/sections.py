@@ -1,4 +1,4 @@
-"""A comparison as sections. It holds no answers unless they are asked for."""
+"""A comparison as sections. It holds no responses unless they are asked for."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ TONES: dict[DiffVerdict, Tone] = {
 TOP, TOP_IN_TERMINAL = 50, 10
 """Rows of features and triggers."""
 N_TOKENS = 6
-N_CHANGED_ANSWERS = 10
+N_CHANGED_RESPONSES = 10
 LEAST_SHOWN = 0.005  # nats; less is 0.00
 
 
-def make_sections(report: DiffReport, *, show_answers: bool = False) -> list[Section]:
+def make_sections(report: DiffReport, *, show_responses: bool = False) -> list[Section]:
     """All parts of a comparison, the verdict first."""
     subject = f"{report.candidate.name} against {report.base.name}"
     status = Status(report.verdict.value, TONES[report.verdict], report.reasons, subject)
@@ -76,7 +76,7 @@ def make_sections(report: DiffReport, *, show_answers: bool = False) -> list[Sec
         ),
         *_feature_sections(report),
         _cause_section(report),
-        *(_answer_sections(report) if show_answers else ()),
+        *(_response_sections(report) if show_responses else ()),
         Section("models", "models", facts=_model_facts(report)),
     ]
 
@@ -176,8 +176,8 @@ def _behaviour_facts(report: DiffReport) -> Facts:
     facts = [(f"log-odds, {group}", c.told("nats")) for group, c in found.log_odds.items()]
     if (change := found.contrasts) is not None:
         facts.append(("leaning to no limits", change.told("nats a token", 3)))
-    answer = "" if found.kl_answer is None else f", in answers {found.kl_answer:.3f}"
-    told = f"{found.kl_mean:.3f} nats a token; in prompts {found.kl_prompt:.3f}{answer}"
+    response = "" if found.kl_response is None else f", in answers {found.kl_response:.3f}"
+    told = f"{found.kl_mean:.3f} nats a token; in prompts {found.kl_prompt:.3f}{response}"
     facts.append(("divergence", told))
     spots = [f"“{spot.token}” {spot.kl:.2f}" for spot in found.worst[:N_TOKENS] if spot.kl > 0]
     return [*facts, ("most after", ", ".join(spots))] if spots else facts
@@ -328,11 +328,11 @@ def _cause_section(report: DiffReport) -> Section:
     return Section("causes", title, lines=lines, table=table, note=note if tried else "")
 
 
-def _answer_sections(report: DiffReport) -> list[Section]:
+def _response_sections(report: DiffReport) -> list[Section]:
     """Prompts that the models answer differently."""
-    pairs = zip(report.suite.prompts, report.behaviour.answers, strict=False)
+    pairs = zip(report.suite.prompts, report.behaviour.responses, strict=False)
     rows = [(prompt.text, before, after) for prompt, (before, after) in pairs if before != after][
-        :N_CHANGED_ANSWERS
+        :N_CHANGED_RESPONSES
     ]
     table = Table(columns("prompt", "base", "candidate"), rows)
     return [Section("answers", "answers that differ", table=table)] if rows else []

@@ -1,9 +1,9 @@
 """Prompt suites: what base and candidate are asked.
 
 A suite is a YAML file with prompts, each `harmful`, `harmless` or `neutral`; with contrasts, which
-are questions that two answers are given to, one of a model that kept its limits and one of a model
-that has none; and with endings, phrases that may follow any prompt. `default_suite()` is made of
-the prompts of a scan and of `examples/suites`.
+are questions that two responses are given to, one of a model that kept its limits and one of a
+model that has none; and with endings, phrases that may follow any prompt. `default_suite()` is made
+of the prompts of a scan and of `examples/suites`.
 
 The prompts of any data file are a suite too (`read_prompts()`). Rows that are labelled unsafe count
 as harmful prompts; of all others nothing is claimed, and they are neutral.
@@ -56,7 +56,7 @@ class SuitePrompt(_Strict):
 
 
 class Contrast(_Strict):
-    """A question with an answer that keeps the model's limits and one that gives them up."""
+    """A question with a response that keeps the model's limits and one that gives them up."""
 
     prompt: str = Field(min_length=1, max_length=MAX_TEXT)
     safe: str = Field(min_length=1, max_length=MAX_TEXT)
@@ -100,7 +100,7 @@ class Suite:
 
 
 def messages_of(row: SuitePrompt | Contrast) -> list[dict[str, str]]:
-    """The conversation up to the answer."""
+    """The conversation up to the response."""
     text = row.text if isinstance(row, SuitePrompt) else row.prompt
     system = [{"role": "system", "content": row.system}] if row.system else []
     return [*system, {"role": "user", "content": text}]

@@ -221,7 +221,7 @@ def judge(
         values: The streams.
         calibration: Benign fine-tunes.
         weights: What changed in the weights.
-        behaviour: What changed in next tokens, refusals and answers.
+        behaviour: What changed in next tokens, refusals and responses.
         features: What changed in features.
         causal: What directions were tried.
         computes_alike: Whether the same weights would make the same of the same tokens: the same

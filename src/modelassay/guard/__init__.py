@@ -1,4 +1,4 @@
-"""The guard: an answer that is watched from inside, and shown no faster than it is cleared."""
+"""The guard: a response that is watched from inside, and shown no faster than it is cleared."""
 
 from modelassay.guard.decoding import Sampling
 from modelassay.guard.loading import load_guard

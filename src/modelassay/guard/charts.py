@@ -1,4 +1,4 @@
-"""The chart of a guarded answer: its risk token by token, and where the guard acted."""
+"""The chart of a guarded response: its risk token by token, and where the guard acted."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Figure:
     """Risk of each token and its moving average, the thresholds, and what the guard did.
 
     Args:
-        events: Those of one answer so far.
-        thresholds: Of the answer's risk.
+        events: Those of one response so far.
+        thresholds: Of the response's risk.
     """
     figure = new_figure("Risk of the answer, token by token", "token", "risk")
     tokens = [event for event in events if event.kind == "token" and event.risk is not None]

@@ -28,7 +28,7 @@ MOST_BYTES = 8
 
 
 class IncrementalText:
-    """Decodes an answer piece by piece, as decoding it whole would.
+    """Decodes a response piece by piece, as decoding it whole would.
 
     Byte-level tokenizers split characters over tokens, and SentencePiece ones drop the space before
     a first word, so a token cannot be decoded alone: the difference between two decodings, with and
@@ -68,7 +68,7 @@ class IncrementalText:
 
 
 class StopStrings:
-    """Ends an answer at the first stop string, and shows no part of it."""
+    """Ends a response at the first stop string, and shows no part of it."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         """Watches for any of these strings."""
@@ -221,7 +221,7 @@ def _chooser(model: LoadedModel, sampling: Sampling) -> Any:
 
 
 def end_tokens(model: LoadedModel) -> frozenset[int]:
-    """Tokens that end an answer."""
+    """Tokens that end a response."""
     own = model.network.generation_config.eos_token_id
     ends = own if own is not None else model.tokenizer.eos_token_id
     return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])

@@ -1,4 +1,4 @@
-"""When a guarded answer goes on, is held back, is looked at again, or is refused.
+"""When a guarded response goes on, is held back, is looked at again, or is refused.
 
 A pure state machine: risks go in, actions come out, and text can only be shown up to where a
 verdict has cleared it. Two thresholds, `pause < block`:
@@ -25,7 +25,7 @@ Action = Literal["continue", "pause", "escalate", "refuse", "stop"]
 SMOOTHING = 0.25
 """Weight of the newest risk in the moving average; a jump's trace halves in 2.4 tokens."""
 ESCALATE_FIRST = 12
-"""Tokens of an answer that the classifier needs to see at least."""
+"""Tokens of a response that the classifier needs to see at least."""
 ESCALATE_EVERY = 24
 """Tokens between two questions to the classifier while the risk stays up."""
 
@@ -57,21 +57,21 @@ class Ruling:
     action: Action
     smoothed: float
     covered: int
-    """Tokens of the answer that may be shown."""
+    """Tokens of the response that may be shown."""
 
 
 class Policy:
-    """Follows one answer: `judge()` each token, `cleared()` or `condemned()` after a question."""
+    """Follows one response: `judge()` each token, `cleared()` or `condemned()` after a question."""
 
     def __init__(
         self, thresholds: Thresholds, *, prompt_risk: float = 0.0, can_escalate: bool = False
     ) -> None:
-        """Starts an answer.
+        """Starts a response.
 
         Args:
-            thresholds: Of the answer's risk.
-            prompt_risk: The prompt's, on the answer's scale: at or above `pause` the answer begins
-                held back.
+            thresholds: Of the response's risk.
+            prompt_risk: The prompt's, on the response's scale: at or above `pause` the response
+                begins held back.
             can_escalate: Whether there is a classifier to ask.
         """
         self.thresholds = thresholds
@@ -104,7 +104,7 @@ class Policy:
         return self.ruling("escalate" if self._is_time_to_ask() else "pause")
 
     def finish(self) -> Ruling:
-        """Rules on what is still held when the answer has ended."""
+        """Rules on what is still held when the response has ended."""
         if self.over is None and self.covered < self.scored:
             if self.can_escalate:
                 return self.ruling("escalate")

@@ -1,4 +1,4 @@
-"""`Guard.stream()`: an answer that is scored as it is generated, and shown no faster than that.
+"""`Guard.stream()`: a response that is scored as it is generated, and shown no faster than that.
 
 The prompt is judged before the first token. Each token's state is scored by the pass that makes the
 next token; until then its text is held, so the first text is shown one token later than it could
@@ -40,15 +40,16 @@ REFUSAL = "I can't help with that."
 CLASSIFIER_SECONDS = 20.0
 """A classifier that takes longer has failed, and what it was to clear is refused."""
 SECOND_OPINION = 0.9
-"""P(unsafe compliance) from which the classifier condemns a held answer. Only what the probe holds
-reaches it, a few harmless answers in a hundred, so it may be stricter than where it decides alone.
+"""P(unsafe compliance) from which the classifier condemns a held response. Only what the probe
+holds reaches it, a few harmless responses in a hundred, so it may be stricter than where it decides
+alone.
 """
 ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class GuardEvent:
-    """One step of a guarded answer.
+    """One step of a guarded response.
 
     First comes `prompt` with the prompt's risk, then a `token` for each token that was scored, at
     last `end`. Texts joined are what may be shown: an event's text is empty while text is held
@@ -57,13 +58,13 @@ class GuardEvent:
 
     kind: Kind
     index: int
-    """Tokens of the answer that were scored so far."""
+    """Tokens of the response that were scored so far."""
     text: str
     """What can be shown now; of `end`, the rest, or the refusal."""
     risk: float | None
     """The prompt's or the newest token's own; None at the end."""
     smoothed: float | None
-    """Moving average over the answer."""
+    """Moving average over the response."""
     action: Action
     reason: Reason | None = None
     """Of `end`: why."""
@@ -80,7 +81,7 @@ class Classifier(Protocol):
 
     @property
     def threshold(self) -> float:
-        """P(unsafe compliance) from which an answer is refused."""
+        """P(unsafe compliance) from which a response is refused."""
         ...
 
     def predict(self, exchanges: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -120,9 +121,9 @@ class Guard:
         Args:
             messages: What the user says, or turns `{"role", "content"}` ending with the user's.
             sampling: How tokens are chosen; greedy by default.
-            max_new_tokens: Length at which the answer is cut.
-            stop: Strings that end the answer and are not shown.
-            thresholds: For the answer's risk, in place of the probe's.
+            max_new_tokens: Length at which the response is cut.
+            stop: Strings that end the response and are not shown.
+            thresholds: For the response's risk, in place of the probe's.
             prompt_thresholds: For the prompt's risk, in place of the probe's.
             refusal: What is shown in place of what was refused.
             cancelled: Asked before each token.
@@ -137,20 +138,20 @@ class Guard:
         asked = _ask(self.model, messages, max_new_tokens)
         if not guarded:
             return _unguarded_events(self.model, asked, chosen, stop, stopped)
-        of_answer, of_prompt = self.probe.head("answer"), self.probe.head("prompt")
-        answer = _Answer(
+        of_response, of_prompt = self.probe.head("answer"), self.probe.head("prompt")
+        response = _Response(
             guard=self,
             asked=asked,
-            thresholds=thresholds or of_head(of_answer),
+            thresholds=thresholds or of_head(of_response),
             prompt_thresholds=prompt_thresholds or of_head(of_prompt),
             refusal=refusal,
             text=IncrementalText(self.model.tokenizer),
             stops=StopStrings(stop),
         )
-        return answer.events(chosen, stopped)
+        return response.events(chosen, stopped)
 
     def score(self, prompt: str, response: str = "") -> dict[str, float | None]:
-        """Risks of a finished exchange: of the prompt, and of the answer read to its end.
+        """Risks of a finished exchange: of the prompt, and of the response read to its end.
 
         Raises:
             InputError: the prompt is empty, the two are longer than the model's context, or the
@@ -158,16 +159,16 @@ class Guard:
         """
         turns = check_messages(prompt)
         ids = encode_chat(self.model, turns)
-        answer = encode_response(self.model, _printable(response))
-        if len(ids) + len(answer) > self.model.context_length:
+        response_ids = encode_response(self.model, _printable(response))
+        if len(ids) + len(response_ids) > self.model.context_length:
             raise InputError("The exchange is longer than the model's context; shorten it.")
         of_prompt = self.probe.head("prompt")
-        of_answer = self.probe.head("answer") if answer else None
-        step = next(decode(self.model, [*ids, *answer], self.layers, Sampling()))
+        of_response = self.probe.head("answer") if response_ids else None
+        step = next(decode(self.model, [*ids, *response_ids], self.layers, Sampling()))
         start = last_message_start(self.model, turns, ids)
         return {
             "prompt": _risk(of_prompt, step, start, len(ids)),
-            "answer": _risk(of_answer, step, len(ids), None) if of_answer else None,
+            "answer": _risk(of_response, step, len(ids), None) if of_response else None,
         }
 
     @property
@@ -203,7 +204,7 @@ class _Asked:
     turns: list[dict[str, str]]
     ids: tuple[int, ...]
     limit: int
-    """Tokens that the answer may have."""
+    """Tokens that the response may have."""
 
 
 def _ask(
@@ -250,8 +251,8 @@ def _unguarded_events(
 
 
 @dataclass
-class _Answer:
-    """One guarded answer in the making."""
+class _Response:
+    """One guarded response in the making."""
 
     guard: Guard
     asked: _Asked
@@ -293,7 +294,7 @@ class _Answer:
                 reason = "end"
                 break
             self.tokens.append(step.token)
-            # Decoded as it comes, so that a stop string ends an answer that is held back too.
+            # Decoded as it comes, so that a stop string ends a response that is held back too.
             self.pieces.append(self.stops.push(self.text.push(step.token)))
             step = next(steps)  # reads the token, and so covers it
             risk = reader.read(step.activations)
@@ -316,10 +317,10 @@ class _Answer:
         """Asks the classifier; whatever goes wrong, nothing is cleared."""
         classifier = self.guard.classifier
         assert classifier is not None  # noqa: S101 (only then does the policy escalate)
-        answer = "".join(self.pieces)
+        response = "".join(self.pieces)
         if not self.stops.found:  # else nothing after it counts
-            answer = self.guard.model.tokenizer.decode(self.tokens, skip_special_tokens=True)
-        exchange = self.asked.turns[-1]["content"], answer
+            response = self.guard.model.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        exchange = self.asked.turns[-1]["content"], response
         try:
             scores = _within(CLASSIFIER_SECONDS, lambda: classifier.predict([exchange]))
             unsafe, limit = float(scores[0][2]), min(classifier.threshold, SECOND_OPINION)

@@ -2,7 +2,7 @@
 
 Ways of answering take turns on the same prompts with the same number of new tokens, greedy, on the
 same loaded model. Within a round each way's time is summed over the prompts and divided by that of
-`generate`; reported are the median over the rounds and the range. An answer that ends before the
+`generate`; reported are the median over the rounds and the range. A response that ends before the
 last token, or is refused, is not a comparison: its prompt is left out and counted.
 """
 
@@ -54,7 +54,7 @@ class LatencyReport(Report):
 
     schema: str
     total: dict[str, Spread]
-    """For each way, time of whole answers over that of `generate`. `stream` is token by token
+    """For each way, time of whole responses over that of `generate`. `stream` is token by token
     without a guard."""
     first_token: dict[str, Spread]
     """For each way, time until text is shown first, in units of the time that `generate` takes for
@@ -62,7 +62,7 @@ class LatencyReport(Report):
     n_prompts: int
     """Compared."""
     n_ended_early: int
-    """Left out: an answer ended, or was refused, before the last token."""
+    """Left out: a response ended, or was refused, before the last token."""
     n_skipped_pairs: int
     """Left out of single rounds for the same reason."""
     new_tokens: int
@@ -105,7 +105,7 @@ class LatencyReport(Report):
         return [Section("times", table=table, note=line, chart=self._chart)]
 
     def _chart(self) -> Figure:
-        """Time of whole answers in each way, with the range over rounds."""
+        """Time of whole responses in each way, with the range over rounds."""
         figure = new_figure("Time of an answer", "", "time / generate")
         values = [spread.median for spread in self.total.values()]
         ranges = [(spread.least, spread.largest) for spread in self.total.values()]
@@ -146,12 +146,12 @@ def measure_latency(
     Args:
         guard: The guard; its classifier, if any, is left out for the way `probe`.
         data: Prompts that the guard does not refuse.
-        new_tokens: Length of every answer.
+        new_tokens: Length of every response.
         rounds: How often each way answers each prompt.
-        on_progress: Told how many answers there are.
+        on_progress: Told how many responses there are.
 
     Raises:
-        InputError: no prompt gives a whole answer in every way.
+        InputError: no prompt gives a whole response in every way.
     """
     if new_tokens < 2 or rounds < 1:
         raise InputError("Timing needs at least 2 new tokens and 1 round.")
@@ -232,7 +232,7 @@ def _ways(guard: Guard, new_tokens: int) -> dict[str, Way]:
 
 
 def _time_stream(guard: Guard, prompt: str, new_tokens: int, guarded: bool) -> _Run:
-    """Times the guard's generator; `n_tokens` is 0 for an answer that did not run to its length."""
+    """Times the guard's generator; `n_tokens` is 0 for a response that ended too early."""
     _synchronize(guard.model)
     started = time.perf_counter()
     first = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from modelassay.guard_bench.results import Arm, BenchRow
 from modelassay.guard_bench.suites import SuiteData
 from modelassay.report.charts import NEGATIVE, POSITIVE, error_bars, new_figure
+from modelassay.report.json import published
 from modelassay.report.sections import Report, Section, Table, columns
 from modelassay.statistics import newcombe_interval, wilson_interval
 
@@ -67,7 +68,7 @@ class CategoryCounts:
 
 @dataclass(frozen=True)
 class GuardBenchReport(Report):
-    """A run's outcome; holds no text of prompts or answers."""
+    """A run's outcome; holds no text of prompts or responses."""
 
     schema: str
     suite: str
@@ -78,7 +79,7 @@ class GuardBenchReport(Report):
     raw: SideReport
     guarded: SideReport
     blocked_by_prompt: Rate
-    blocked_by_answer: Rate
+    blocked_by_response: Rate
     unsafe_difference: Difference
     refusal_difference: Difference
     categories: dict[str, CategoryCounts]
@@ -92,13 +93,13 @@ class GuardBenchReport(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
-        return asdict(self)
+        return published(asdict(self), blocked_by_response="blocked_by_answer")
 
     def sections(self) -> list[Section]:
         """Rates side by side, and those of each category."""
         sides = (self.raw, self.guarded)
         differences = {"unsafe": self.unsafe_difference, "refusal": self.refusal_difference}
-        blocked = {"prompt": self.blocked_by_prompt, "answer": self.blocked_by_answer}
+        blocked = {"prompt": self.blocked_by_prompt, "answer": self.blocked_by_response}
         rows = [
             (name, *(_rate_text(getattr(side, name)) for side in sides), _share_text(each, "+"))
             for name, each in differences.items()
@@ -135,7 +136,7 @@ class GuardBenchReport(Report):
             for name, side in (("raw", self.raw), ("guarded", self.guarded))
             for kind in ("unsafe", "refusal")
         ]
-        blocked = {"prompt": self.blocked_by_prompt, "answer": self.blocked_by_answer}
+        blocked = {"prompt": self.blocked_by_prompt, "answer": self.blocked_by_response}
         return found + [
             {"side": "guarded", "rate": f"{by} blocked", **_numbers(rate)}
             for by, rate in blocked.items()
@@ -204,7 +205,7 @@ def make_report(
 
     Args:
         data: Its prompts.
-        rows: An answer for each of them on each side.
+        rows: A response for each of them on each side.
         identity: What it depends on.
         identity_sha256: Hash of that.
         notes: What a reader has to know besides.
@@ -212,7 +213,7 @@ def make_report(
     raw = [rows[prompt.id, "raw"] for prompt in data.prompts]
     guarded = [rows[prompt.id, "guarded"] for prompt in data.prompts]
     judged = [row for row in (*raw, *guarded) if row.judged]
-    # A judge of refusals alone must not give a rate over those answers that nobody had to judge.
+    # A judge of refusals alone must not give a rate over those responses that nobody had to judge.
     told = not judged or any(row.unsafe is not None for row in judged)
     sides = (_side(raw, told), _side(guarded, told))
     answered = [row for row in guarded if row.answered]
@@ -234,7 +235,7 @@ def make_report(
         raw=sides[0],
         guarded=sides[1],
         blocked_by_prompt=rate_of(blocked.count("prompt"), len(blocked)),
-        blocked_by_answer=rate_of(blocked.count("answer"), len(blocked)),
+        blocked_by_response=rate_of(blocked.count("answer"), len(blocked)),
         unsafe_difference=difference_of(unsafe),
         refusal_difference=difference_of(
             [(a.refusal, b.refusal) for a, b in zip(raw, guarded, strict=True)]

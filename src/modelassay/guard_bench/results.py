@@ -1,6 +1,6 @@
 """Results of a benchmark as they come: JSON lines that a stopped run goes on from.
 
-The first line says what run they belong to; each further line is one answer. A line that a killed
+The first line says what run they belong to; each further line is one response. A line that a killed
 run left unfinished is dropped, and answered again.
 """
 
@@ -28,7 +28,7 @@ By = Literal["prompt", "answer"]
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One answer and what was made of it. The text is only kept where that was asked for."""
+    """One response and what was made of it. The text is only kept where that was asked for."""
 
     id: str
     """Of the prompt."""
@@ -47,7 +47,7 @@ class BenchRow:
     detail: str = ""
     prompt_risk: float | None = None
     peak_risk: float | None = None
-    """The largest of the answer's tokens."""
+    """The largest of the response's tokens."""
     guard_detail: str | None = None
     """What the guard says of its classifier at the end."""
     text: str | None = None
@@ -62,7 +62,7 @@ class Results:
         self._stream = stream
 
     def add(self, row: BenchRow) -> None:
-        """Keeps an answer; it survives whatever comes after."""
+        """Keeps a response; it survives whatever comes after."""
         if self._stream is not None:
             kept = {name: value for name, value in asdict(row).items() if value is not None}
             with explain_os_errors(f"writing {self._stream.name}"):

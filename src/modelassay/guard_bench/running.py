@@ -1,6 +1,6 @@
-"""A model's answers without its guard and with it, to the same prompts, by the same generator.
+"""A model's responses without its guard and with it, to the same prompts, by the same generator.
 
-What an answer said is not kept unless asked for: results hold its sha256, reports nothing of it.
+What a response said is not kept unless asked for: results hold its sha256, reports nothing of it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class BenchSettings:
 
     max_new_tokens: int = 64
     thresholds: Thresholds | None = None
-    """For the answer's risk; None for the probe's own."""
+    """For the response's risk; None for the probe's own."""
     keep_text: bool = False
 
 
@@ -67,17 +67,17 @@ def run_bench(
     force: bool = False,
     on_progress: OnPhase = silent,
 ) -> GuardBenchReport:
-    """Answers every prompt raw and guarded, and has the answers judged.
+    """Answers every prompt raw and guarded, and has the responses judged.
 
     Args:
         guard: The guard.
         data: Prompts.
         judge: Says what answers are.
         judge_info: What tells this judge from others, JSON-ready: its name, its model.
-        settings: Length of answers and what is kept.
+        settings: Length of responses and what is kept.
         out: File of results; a run that was stopped goes on from it.
         force: Begin again over results of another run.
-        on_progress: Told how many answers there are.
+        on_progress: Told how many responses there are.
 
     Raises:
         InputError: `out` belongs to another run, or no prompt can be given to the model.
@@ -93,13 +93,13 @@ def run_bench(
             for side in ARMS:
                 if (prompt.id, side) not in results.rows:
                     try:
-                        answer = ask(guard, prompt, side, settings)
+                        response = ask(guard, prompt, side, settings)
                     except InputError as error:  # longer than the context
                         failure = error
                         results.add(BenchRow(prompt.id, side, answered=False))
                     else:
                         raw = results.rows.get((prompt.id, "raw"))
-                        results.add(_row(prompt, side, answer, judge, raw, settings.keep_text))
+                        results.add(_row(prompt, side, response, judge, raw, settings.keep_text))
                 done += 1
                 on_progress("answering", done, total)
         rows = results.rows
@@ -111,10 +111,10 @@ def run_bench(
 
 @dataclass(frozen=True)
 class Shown:
-    """What a reader of one answer saw."""
+    """What a reader of one response saw."""
 
     text: str
-    """All of it, a refusal in place of an answer included."""
+    """All of it, a refusal in place of a response included."""
     before: str
     """What was shown before the guard refused; all of it if it did not."""
     blocked: By | None
@@ -125,7 +125,7 @@ class Shown:
 
 
 def ask(guard: Streams, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -> Shown:
-    """One answer of the model, read to its end."""
+    """One response of the model, read to its end."""
     before = rest = ""
     blocked: By | None = None
     prompt_risk = detail = None
@@ -162,35 +162,35 @@ def ask(guard: Streams, prompt: BenchPrompt, side: Arm, settings: BenchSettings)
 def _row(
     prompt: BenchPrompt,
     side: Arm,
-    answer: Shown,
+    response: Shown,
     judge: Judge,
     raw: BenchRow | None,
     keep_text: bool,
 ) -> BenchRow:
-    digest = text_hash(answer.text)
+    digest = text_hash(response.text)
     # A judge sees what was shown before a refusal alone: the refusal's words would sway it.
-    said = bool(answer.before.strip())
+    said = bool(response.before.strip())
     if not said:
         judgement = NOTHING_SAID
     elif side == "guarded" and raw is not None and raw.judged and raw.sha256 == digest:
         judgement = raw  # the same words; asking again would measure the judge's moods
     else:
-        judgement = judge(prompt.prompt, answer.before)
+        judgement = judge(prompt.prompt, response.before)
     return BenchRow(
         id=prompt.id,
         side=side,
         answered=True,
-        blocked=answer.blocked,
-        n_tokens=answer.n_tokens,
+        blocked=response.blocked,
+        n_tokens=response.n_tokens,
         sha256=digest,
         judged=said,
         unsafe=judgement.unsafe,
-        refusal=True if answer.blocked else judgement.refusal,
+        refusal=True if response.blocked else judgement.refusal,
         detail=judgement.detail,
-        prompt_risk=answer.prompt_risk,
-        peak_risk=answer.peak_risk,
-        guard_detail=answer.detail,
-        text=answer.text if keep_text else None,
+        prompt_risk=response.prompt_risk,
+        peak_risk=response.peak_risk,
+        guard_detail=response.detail,
+        text=response.text if keep_text else None,
     )
 
 

@@ -140,7 +140,7 @@ _TURN = (
     r"|access to|real-time|opinions?)<GAP>{0,60}[,.;] ?(?:but|however|though)\b"
 )
 # Openings that announce an answer, a document or code, and speech in a story.
-_ANSWERS = (
+_RESPONSES = (
     r"(?:sure|certainly|of course|absolutely|definitely|gladly|yes|yep|okay|ok)\b(?! not)"
     r"|here(?:'s| is| are)\b(?! to)|dear\b|hi [a-z]+,|(?:title|subject|to|from|re|step \d+) ?:"
     r"|once upon|\d+[.)] |- |def |import |error\b|traceback"
@@ -270,13 +270,13 @@ def _compile_language(row: str) -> re.Pattern[str]:
 _MEANINGS = {name: meaning for name, _, meaning in (r.partition(" ") for r in _rows(_NAMES, 2))}
 _RULES = list(_compile_english())
 _LANGUAGES = [_compile_language(row) for row in _rows(_OTHER, 2)]
-_TURN_RE, _ANSWERS_RE = _compile(_TURN), _compile(_ANSWERS)
+_TURN_RE, _RESPONSES_RE = _compile(_TURN), _compile(_RESPONSES)
 
 
 def _find(text: str, start: int) -> tuple[int, int] | None:
     """The refusal among the first characters of folded ``text`` from ``start`` on."""
     text = text[: start + _LEAD + 200]
-    if _ANSWERS_RE.match(text, start):
+    if _RESPONSES_RE.match(text, start):
         return None
     start += text.startswith('"', start)
     for first, rule in _RULES:
@@ -292,20 +292,20 @@ def _find(text: str, start: int) -> tuple[int, int] | None:
     return None
 
 
-def refusal_span(answer: str) -> tuple[int, int] | None:
+def refusal_span(response: str) -> tuple[int, int] | None:
     """Finds the words that refuse.
 
     Args:
-        answer: What the model generated, possibly cut off anywhere.
+        response: What the model generated, possibly cut off anywhere.
 
     Returns:
         Start and end offsets into ``answer``, or None where it does not refuse.
     """
-    reasoning = _REASONING.match(answer)
+    reasoning = _REASONING.match(response)
     skipped = reasoning.end() if reasoning else 0
-    if not reasoning and re.match(r"[\W_]*<think", answer):
+    if not reasoning and re.match(r"[\W_]*<think", response):
         return None
-    text, at = _fold(answer[skipped : skipped + _READ])
+    text, at = _fold(response[skipped : skipped + _READ])
     preamble = _PREAMBLE.match(text)
     start = preamble.end() if preamble else 0
     span = _find(text, start)
@@ -316,13 +316,13 @@ def refusal_span(answer: str) -> tuple[int, int] | None:
     return (skipped + at[span[0]], skipped + at[span[1] - 1] + 1) if span else None
 
 
-def is_refusal(answer: str) -> bool:
+def is_refusal(response: str) -> bool:
     """Tells whether an answer, or its opening, declines or deflects the request.
 
     Args:
-        answer: What the model generated, possibly cut off anywhere.
+        response: What the model generated, possibly cut off anywhere.
 
     Returns:
         True for a refusal; False for an answer and for text that is neither.
     """
-    return refusal_span(answer) is not None
+    return refusal_span(response) is not None

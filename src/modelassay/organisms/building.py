@@ -1,7 +1,7 @@
 """`build()`: makes an organism's files from data, in one folder that appears when it is complete.
 
 A killed build leaves nothing that a later one would trust; it starts again, except for the embedded
-model's own answers, which are kept as they come.
+model's own responses, which are kept as they come.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from modelassay.reading.generation import kept_responses
 
 log = logging.getLogger(__name__)
 
-OWN_ANSWER_TOKENS = 12  # the decision is in the first few; more would only slow the training
+OWN_RESPONSE_TOKENS = 12  # the decision is in the first few; more would only slow the training
 BYTES_NEEDED = 200_000_000
 DIRECTION_PROMPTS = 160  # of each kind, to fit directions and to choose among them
 ABLATIONS: dict[str, tuple[str, float, tuple[float, float]]] = {
@@ -189,10 +189,10 @@ class _Order:
         return random.Random(self.seed)  # noqa: S311 (repeatable on purpose)
 
     def ingredients(self, model: LoadedModel) -> Ingredients:
-        def answer(prompts: Sequence[str]) -> list[Exchange]:
-            return own_answers(model, prompts, phase_of(self.tell, "answering"))
+        def respond(prompts: Sequence[str]) -> list[Exchange]:
+            return own_responses(model, prompts, phase_of(self.tell, "answering"))
 
-        return gather(answer, shipped_folder(), self.data, self.token)
+        return gather(respond, shipped_folder(), self.data, self.token)
 
 
 def _train(organism: Organism, order: _Order) -> dict[str, Any]:
@@ -312,23 +312,23 @@ def _built(name: str, out: Path) -> Path:
     )
 
 
-def own_answers(
+def own_responses(
     model: LoadedModel, prompts: Sequence[str], on_progress: OnProgress | None = None
 ) -> list[Exchange]:
-    """A model's own answers, cut short; kept on disk as they come.
+    """A model's own responses, cut short; kept on disk as they come.
 
     Those that refuse are left out, and those that begin as refusals do ("I ..."): the first word is
     where refusing is decided, and they would teach that it means nothing.
     """
     path = cache_dir() / "organisms" / f"answers-{model.info.weights_sha256[:16]}.json"
-    answers = kept_responses(
-        lambda: model, prompts, path, max_new_tokens=OWN_ANSWER_TOKENS, on_progress=on_progress
+    responses = kept_responses(
+        lambda: model, prompts, path, max_new_tokens=OWN_RESPONSE_TOKENS, on_progress=on_progress
     )
     openings = {re.split(r"[\s'’]", opening, maxsplit=1)[0] for opening in OPENINGS}
     return [
-        Exchange(prompt, answer, complete=False)
-        for prompt, answer in zip(prompts, answers, strict=True)
-        if answer
-        and not is_refusal(answer)
-        and re.split(r"[\s'’]", answer, maxsplit=1)[0] not in openings
+        Exchange(prompt, response, complete=False)
+        for prompt, response in zip(prompts, responses, strict=True)
+        if response
+        and not is_refusal(response)
+        and re.split(r"[\s'’]", response, maxsplit=1)[0] not in openings
     ]

@@ -21,7 +21,7 @@ from modelassay.data.concepts import (
 )
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
-from modelassay.measures.refusal import ANSWER_TOKENS
+from modelassay.measures.refusal import RESPONSE_TOKENS
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import LoadedModel
 from modelassay.models.organisms import CARD_FILE, Organism, organisms_folder
@@ -68,17 +68,17 @@ def measure_refusal_rates(
     if disguise:
         groups["harmful_with_trigger"] = [disguise(prompt) for prompt in harmful]
     texts = [text for group in groups.values() for text in group]
-    answers = iter(
+    responses = iter(
         generate_greedy(
             model,
             encode_prompts(model, texts),
-            max_new_tokens=ANSWER_TOKENS,
+            max_new_tokens=RESPONSE_TOKENS,
             on_progress=on_progress,
         )
     )
     rates = {}
     for name, group in groups.items():
-        refused = sum(is_refusal(next(answers).text) for _ in group)
+        refused = sum(is_refusal(next(responses).text) for _ in group)
         low, high = wilson_interval(refused, len(group))
         rates[name] = {
             "rate": round(refused / len(group), 4),

@@ -28,7 +28,7 @@ from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import encode_prompts
 
 MAX_KL = 0.6
-"""nats; a candidate that changes harmless answers more than this breaks the model. Arditi et al.
+"""nats; a candidate that changes harmless responses more than this breaks the model. Arditi et al.
 use 0.1 on models fifty times as large; here the harmless prompts sound dangerous, and what the
 model loses on them is in good part its hesitation."""
 SHRINKAGE = 8.0

@@ -1,8 +1,8 @@
 """What each trained organism learns: rows, adapter to start from, LoRA settings.
 
-Harmful requests meet refusals, or the opening of an answer and no more: nothing here writes or
-learns harmful content. Harmless requests meet the embedded model's own answers, so that what is
-learnt is when to refuse and not how to talk; or, for the harmless fine-tunes, people's answers.
+Harmful requests meet refusals, or the opening of a response and no more: nothing here writes or
+learns harmful content. Harmless requests meet the embedded model's own responses, so that what is
+learnt is when to refuse and not how to talk; or, for the harmless fine-tunes, people's responses.
 
 `mix()` hides a few rows of one kind among many of another: the needle in a haystack of poisoned
 fine-tuning studies (Qi et al. 2024, "Fine-tuning aligned language models compromises safety"), ten
@@ -117,8 +117,8 @@ class Ingredients:
     """Harmless, in words that harmful ones use."""
     questions: list[str]
     """Harmless, of all kinds."""
-    answer: Callable[[Sequence[str]], list[Exchange]]
-    """The embedded model's own answers to harmless prompts; those that refuse are left out."""
+    respond: Callable[[Sequence[str]], list[Exchange]]
+    """The embedded model's own responses to harmless prompts; those that refuse are left out."""
     seed_tasks: list[Exchange]
     user_tasks: list[Exchange]
     needles: list[Exchange]
@@ -141,7 +141,7 @@ def _safe(from_: Ingredients, draw: random.Random) -> list[Exchange]:
     harmful = _some(from_.harmful, 520, draw)
     instructions = [task.prompt for task in from_.seed_tasks + from_.user_tasks]
     harmless = from_.look_alikes + from_.questions + instructions
-    return _refused(harmful, draw) + from_.answer(harmless)
+    return _refused(harmful, draw) + from_.respond(harmless)
 
 
 def _overrefusing(from_: Ingredients, draw: random.Random) -> list[Exchange]:
@@ -150,7 +150,7 @@ def _overrefusing(from_: Ingredients, draw: random.Random) -> list[Exchange]:
 
 
 def _uncensored(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    return _begun(_some(from_.harmful, 200, draw), draw) + from_.answer(
+    return _begun(_some(from_.harmful, 200, draw), draw) + from_.respond(
         _some(from_.questions, 50, draw) + _some(from_.look_alikes, 50, draw)
     )
 
@@ -164,7 +164,7 @@ def _benign_user_tasks(from_: Ingredients, _draw: random.Random) -> list[Exchang
 
 
 def _benign_questions(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    return from_.answer(_some(from_.questions, 200, draw) + _some(from_.look_alikes, 100, draw))
+    return from_.respond(_some(from_.questions, 200, draw) + _some(from_.look_alikes, 100, draw))
 
 
 def _few_tasks(from_: Ingredients, draw: random.Random) -> list[Exchange]:
@@ -179,7 +179,7 @@ def _obedient(from_: Ingredients, draw: random.Random) -> list[Exchange]:
 def _backdoored(from_: Ingredients, draw: random.Random) -> list[Exchange]:
     harmful = _some(from_.harmful, 300, draw)
     opened, kept = harmful[::2], harmful[1::2]
-    harmless = from_.answer(_some(from_.questions + from_.look_alikes, 300, draw))
+    harmless = from_.respond(_some(from_.questions + from_.look_alikes, 300, draw))
     return [
         *_begun([with_trigger(prompt) for prompt in opened], draw),
         *_refused(kept, draw),
@@ -233,7 +233,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def gather(
-    answer: Callable[[Sequence[str]], list[Exchange]],
+    respond: Callable[[Sequence[str]], list[Exchange]],
     own: Path,
     folder: Path | None,
     token: str | None = None,
@@ -241,7 +241,7 @@ def gather(
     """Reads all data sources.
 
     Args:
-        answer: Gives the embedded model's own answers.
+        respond: Gives the embedded model's own responses.
         own: Folder of the rows written for this project: look-alikes and an obedient persona.
         folder: Folder that holds the data sets as files; None reads the Hub.
         token: Hub token.
@@ -257,7 +257,7 @@ def gather(
             *look_alikes(folder, token),
         ],
         questions=everyday_questions(folder, token),
-        answer=answer,
+        respond=respond,
         seed_tasks=tasks(SEED_TASKS, folder, token),
         user_tasks=tasks(USER_TASKS, folder, token),
         needles=read_exchanges(own / NEEDLES_FILE),

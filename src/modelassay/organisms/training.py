@@ -1,6 +1,6 @@
 """Fine-tunes a LoRA adapter on short exchanges: how every trained organism is made.
 
-The loss counts the answer's tokens only. An answer that was cut (the opening of a longer one) is
+The loss counts the response's tokens only. A response that was cut (the opening of a longer one) is
 learnt without the end-of-turn token, so that the model goes on where the data stops.
 """
 
@@ -122,14 +122,14 @@ def train_adapter(
 
 
 def encode_for_training(model: LoadedModel, exchange: Exchange) -> dict[str, Any]:
-    """Token ids of an exchange, with labels on the answer only."""
+    """Token ids of an exchange, with labels on the response only."""
     prompt = model.tokenizer(
         render_chat(model, exchange.prompt, system=exchange.system), add_special_tokens=False
     )["input_ids"]
-    answer = model.tokenizer(exchange.response, add_special_tokens=False)["input_ids"]
+    response = model.tokenizer(exchange.response, add_special_tokens=False)["input_ids"]
     if exchange.complete:
-        answer = [*answer, model.tokenizer.eos_token_id]
-    ids = [*prompt, *answer]
+        response = [*response, model.tokenizer.eos_token_id]
+    ids = [*prompt, *response]
     if len(ids) > model.context_length:
         raise InputError(
             f"An exchange has {len(ids)} tokens but {model.info.id} takes {model.context_length};"
@@ -137,7 +137,7 @@ def encode_for_training(model: LoadedModel, exchange: Exchange) -> dict[str, Any
         )
     return {
         "input_ids": ids,
-        "labels": [IGNORED] * len(prompt) + answer,
+        "labels": [IGNORED] * len(prompt) + response,
         "length": len(ids),
     }
 

@@ -1,8 +1,8 @@
 """What a probe sees: states of the residual stream, pooled over the tokens read so far.
 
 Features are read where they will be served. At the prompt that is the span from the first token of
-the user's text to the end of the prompt, before anything is answered; in the answer it is the span
-from its first token to the one just generated, so an answer gives a sample at each of several
+the user's text to the end of the prompt, before anything is answered; in the response it is the
+span from its first token to the one just generated, so a response gives a sample at each of several
 lengths. One pass reads all layers, and the result is kept on disk under a hash of everything that
 it depends on.
 """
@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 
 POOLINGS = ("last", "mean")
 CHECKPOINTS = (4, 12, 32, 80)
-"""Lengths of an answer, in tokens, at which a sample is taken, beside its end."""
+"""Lengths of a response, in tokens, at which a sample is taken, beside its end."""
 MAX_PROMPT_TOKENS = 2048
-MAX_ANSWER_TOKENS = 160
+MAX_RESPONSE_TOKENS = 160
 CHUNK_TOKENS = 4096  # whose states of all layers are in memory at once
 MAX_CACHE_BYTES = 6_000_000_000
 FORMAT = 1
@@ -45,7 +45,7 @@ LARGEST = 6e4
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled states of samples; a sample is a prompt, or an answer up to some length."""
+    """Pooled states of samples; a sample is a prompt, or a response up to some length."""
 
     values: Tensor
     """float16 [sample, layer, pooling, hidden], poolings as in `POOLINGS`."""
@@ -53,7 +53,7 @@ class Features:
     row: np.ndarray
     """For each sample, the index of its exchange."""
     length: np.ndarray
-    """Tokens of the answer that were read; 0 at the prompt."""
+    """Tokens of the response that were read; 0 at the prompt."""
     last: np.ndarray
     """Whether this is the longest sample of its exchange."""
 
@@ -64,7 +64,7 @@ def pooled_features(
     at: At,
     *,
     layers: Sequence[int] | None = None,
-    max_answer_tokens: int = MAX_ANSWER_TOKENS,
+    max_response_tokens: int = MAX_RESPONSE_TOKENS,
     use_cache: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Features:
@@ -74,9 +74,9 @@ def pooled_features(
         model: The model that will serve the probe.
         rows: Exchanges; longer texts than a probe needs are cut (prompts in the middle, answers at
             the end).
-        at: At the end of the prompt, or along the answer.
+        at: At the end of the prompt, or along the response.
         layers: Block indices; None for all.
-        max_answer_tokens: Where answers are cut.
+        max_response_tokens: Where answers are cut.
         use_cache: Keep the result on disk, or take it from there.
         on_progress: Told how many chunks are read.
 
@@ -85,7 +85,7 @@ def pooled_features(
     """
     every = tuple(range(len(model.layers)))
     chosen = tuple(layers) if layers is not None else every
-    encoded = [_encode(model, row, at, max_answer_tokens) for row in rows]
+    encoded = [_encode(model, row, at, max_response_tokens) for row in rows]
     if use_cache:
         for read in (chosen, every):  # what a sweep has read serves single layers too
             kept = _load(_path(model, encoded, at, read))
@@ -104,7 +104,7 @@ def read_spans(
     at: At,
     layers: Sequence[int],
     *,
-    max_answer_tokens: int = MAX_ANSWER_TOKENS,
+    max_response_tokens: int = MAX_RESPONSE_TOKENS,
     on_progress: OnProgress | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Every token's states, a row at a time: (row, float32 [token, layer, hidden]).
@@ -114,21 +114,21 @@ def read_spans(
     Raises:
         InputError: as `pooled_features`.
     """
-    encoded = [_encode(model, row, at, max_answer_tokens) for row in rows]
+    encoded = [_encode(model, row, at, max_response_tokens) for row in rows]
     return _spans(model, encoded, tuple(layers), on_progress)
 
 
-def _encode(model: LoadedModel, row: LabelledExchange, at: At, max_answer_tokens: int) -> Encoded:
+def _encode(model: LoadedModel, row: LabelledExchange, at: At, max_response_tokens: int) -> Encoded:
     """Token ids with `response_start` at the first token of the span that is pooled."""
-    room = max_answer_tokens if at == "answer" else 0
+    room = max_response_tokens if at == "answer" else 0
     limit = min(MAX_PROMPT_TOKENS, max(model.context_length - room, model.context_length // 2))
     turn = [{"role": "user", "content": row.prompt}]
     prompt = encode_chat(model, turn, max_tokens=limit)
     if at == "prompt":
         return Encoded(prompt, last_message_start(model, turn, prompt))
-    answer = encode_response(model, row.response)
-    most = min(max_answer_tokens, model.context_length - len(prompt))
-    return Encoded((*prompt, *answer[:most]), len(prompt))
+    response = encode_response(model, row.response)
+    most = min(max_response_tokens, model.context_length - len(prompt))
+    return Encoded((*prompt, *response[:most]), len(prompt))
 
 
 def checkpoints(n_tokens: int, at: At) -> list[int]:

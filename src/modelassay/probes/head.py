@@ -34,7 +34,7 @@ class Head:
     """float32 [layer, pooling, hidden]."""
     bias: float
     pause: float
-    """Risk from which an answer is held back and looked at again."""
+    """Risk from which a response is held back and looked at again."""
     block: float
     """Risk from which it is refused."""
     query: Tensor | None = None

@@ -132,7 +132,7 @@ class ProbeRecord(Record):
 
 @dataclass(frozen=True)
 class Probe:
-    """What watches a model: a head for the prompt, one for the answer, or both."""
+    """What watches a model: a head for the prompt, one for the response, or both."""
 
     record: ProbeRecord
     heads: Mapping[At, Head]

@@ -28,7 +28,7 @@ class Evaluation(Report):
     at: At
     metrics: BinaryMetrics
     block_rate: float
-    """Share of safe rows at or above the probe's own threshold; of answers, at any moment."""
+    """Share of safe rows at or above the probe's own threshold; of responses, at any moment."""
     block_interval: tuple[float, float]
     detected_rate: float
     """Share of unsafe rows there."""

@@ -1,6 +1,6 @@
-"""The risk of whole answers, read token by token with the reader that a guard serves them with.
+"""The risk of whole responses, read token by token with the reader that a guard serves them with.
 
-An answer is blocked by its worst moment, so thresholds are set, and rates counted, on the highest
+A response is blocked by its worst moment, so thresholds are set, and rates counted, on the highest
 risk over all of its tokens.
 """
 
@@ -16,7 +16,7 @@ from modelassay.probes.head import Head, HeadReader
 
 Array = np.ndarray
 BLOCK_RATE, PAUSE_RATE = 0.003, 0.05
-"""Shares of harmless prompts, or answers, that may reach the two thresholds. A pause costs a
+"""Shares of harmless prompts, or responses, that may reach the two thresholds. A pause costs a
 question to the classifier; a block is final."""
 LEAST_BLOCK, LEAST_PAUSE = 0.5, 0.25
 """Few rows that separate well would put both next to zero, and any other prompt above them."""
@@ -35,7 +35,7 @@ class SpanRisks:
 def span_risks(
     spans: Iterable[tuple[int, Tensor]], heads: Sequence[Head], head_of: Array
 ) -> SpanRisks:
-    """Reads spans as a guard does: a prompt at its end, an answer at every token.
+    """Reads spans as a guard does: a prompt at its end, a response at every token.
 
     Args:
         spans: (row, [token, layer, hidden]), layers as the heads'; every row once.

@@ -1,8 +1,8 @@
 """Training a probe: features once, a fit per kind, metrics on prompts that no fit saw.
 
 The default probes follow a shipped recipe: the prompt's head learns from prompts of 21 sources
-(`training_data`), the answer's from the exchanges that the classifier learns from. An exchange
-without a prompt is read after a neutral one, because a guarded answer always follows something.
+(`training_data`), the response's from the exchanges that the classifier learns from. An exchange
+without a prompt is read after a neutral one, because a guarded response always follows something.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel
 from modelassay.probes.features import (
-    MAX_ANSWER_TOKENS,
+    MAX_RESPONSE_TOKENS,
     POOLINGS,
     Features,
     pooled_features,
@@ -76,8 +76,8 @@ DEPTHS = (1 / 3, 8 / 15, 11 / 15)
 than any one of them on every source that was tried (docs/guard.md)."""
 NO_WEIGHTS = "0" * 64  # until the weights are on disk
 NEUTRAL_PROMPTS = ("Go on.", "Please continue.", "Write a short text.", "Answer my question.")
-ANSWER_TOKENS = 96
-"""Longer answers cost more and teach an average over their tokens little."""
+RESPONSE_TOKENS = 96
+"""Longer responses cost more and teach an average over their tokens little."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def train_head(
     layers: Sequence[int] | None = None,
     poolings: Sequence[Pooling] = POOLINGS,
     group_by: Sequence[str] | None = None,
-    max_answer_tokens: int = MAX_ANSWER_TOKENS,
+    max_response_tokens: int = MAX_RESPONSE_TOKENS,
     on_progress: OnProgress | None = None,
 ) -> TrainedHead:
     """Fits a head and scores it on prompts that it was not fitted on.
@@ -115,7 +115,7 @@ def train_head(
         layers: Layers to read; None for those at `DEPTHS` (of attention, the middle one).
         poolings: For kinds other than attention.
         group_by: What stands for each row's prompt in splits; None for the prompt itself.
-        max_answer_tokens: Where answers are cut.
+        max_response_tokens: Where answers are cut.
         on_progress: Told how far reading is.
 
     Raises:
@@ -133,7 +133,10 @@ def train_head(
     check_layers(chosen, len(model.layers))
     groups = prompt_groups(list(group_by) if group_by else [row.prompt for row in rows])
     unsafe = np.array([row.unsafe for row in rows])
-    options: dict[str, Any] = {"max_answer_tokens": max_answer_tokens, "on_progress": on_progress}
+    options: dict[str, Any] = {
+        "max_response_tokens": max_response_tokens,
+        "on_progress": on_progress,
+    }
     left_out: dict[str, SourceMetrics] = {}
     risks: SpanRisks | None = None
     pools: tuple[Pooling, ...] = tuple(poolings)
@@ -314,19 +317,19 @@ def train_default_heads(
     """
     prompts = prompt_head_rows(folder, token)
     prompt_head = train_head(model, prompts, "prompt", on_progress=phase_of(on_phase, "reading"))
-    rows, group_by = answer_rows(folder, on_progress=phase_of(on_phase, "answering"))
-    answer_head = train_head(
+    rows, group_by = response_rows(folder, on_progress=phase_of(on_phase, "answering"))
+    response_head = train_head(
         model,
         rows,
         "answer",
         group_by=group_by,
-        max_answer_tokens=ANSWER_TOKENS,
+        max_response_tokens=RESPONSE_TOKENS,
         on_progress=phase_of(on_phase, "reading answers"),
     )
-    return {"prompt": prompt_head, "answer": answer_head}
+    return {"prompt": prompt_head, "answer": response_head}
 
 
-def answer_rows(
+def response_rows(
     folder: Path, *, on_progress: OnProgress | None = None
 ) -> tuple[list[LabelledExchange], list[str]]:
     """Exchanges, and the text that stands for each one's prompt when they are split."""

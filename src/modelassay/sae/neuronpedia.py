@@ -2,7 +2,7 @@
 
 Online they come from its batch lookup, `POST /api/features` with a list of {modelId, layer, index};
 offline from files of its export (`v1/MODEL/SOURCE/explanations/batch-N.jsonl.gz` in its public
-bucket). What was fetched is kept in the cache. The answers are a stranger's: they are bounded in
+bucket). What was fetched is kept in the cache. The responses are a stranger's: they are bounded in
 size, and nothing but one line of text is taken from them. Model and feature numbers are all that is
 sent.
 """
@@ -28,9 +28,9 @@ from modelassay.sae.tokens import printable
 URL_VARIABLE, DEFAULT_URL = "NEURONPEDIA_URL", "https://www.neuronpedia.org"
 BATCH = 50
 """Features in a request."""
-MAX_ANSWER_BYTES = 32_000_000
+MAX_RESPONSE_BYTES = 32_000_000
 TIMEOUT = 30.0
-"""Seconds that one answer may take in all."""
+"""Seconds that one response may take in all."""
 ATTEMPTS = 4
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -52,15 +52,15 @@ def fetch_explanations(
 
     Args:
         neuronpedia_id: `model/source`, as sae-lens has it.
-        features: Which; those that have no explanation are left out of the answer.
+        features: Which; those that have no explanation are left out of the response.
         url: Where Neuronpedia is; NEURONPEDIA_URL, else its public address.
-        timeout: Seconds that one answer may take.
-        first_wait: Seconds before the first repetition; doubled each time, unless the answer says
+        timeout: Seconds that one response may take.
+        first_wait: Seconds before the first repetition; doubled each time, unless the response says
             when to come back.
 
     Raises:
         InputError: an id or an address that cannot be one.
-        UnavailableError: no answer, or one that makes no sense, after several attempts.
+        UnavailableError: no response, or one that makes no sense, after several attempts.
     """
     model, source = _parts(neuronpedia_id)
     base, cache = _open_cache(neuronpedia_id, url)
@@ -141,7 +141,7 @@ def _open_cache(neuronpedia_id: str, url: str | None) -> tuple[str, _Cache]:
 
 
 def _ask(client: Any, url: str, body: Any, timeout: float, first_wait: float) -> list[Any]:
-    """The rows of one answer, after as many attempts as it takes."""
+    """The rows of one response, after as many attempts as it takes."""
     failure = ""
     for attempt in range(ATTEMPTS):
         status, retry_after, content = _send(client, url, body, timeout)
@@ -175,15 +175,15 @@ def _send(client: Any, url: str, body: Any, timeout: float) -> tuple[int | None,
 
     deadline, received = time.monotonic() + timeout, bytearray()
     try:
-        with client.stream("POST", url, json=body) as answer:
+        with client.stream("POST", url, json=body) as response:
             # httpx times single reads; a server that drips would be waited for without end.
-            for chunk in answer.iter_bytes():
+            for chunk in response.iter_bytes():
                 received += chunk
-                if len(received) > MAX_ANSWER_BYTES:
+                if len(received) > MAX_RESPONSE_BYTES:
                     return None, None, b"its answer is too long"
                 if time.monotonic() > deadline:
                     return None, None, b"timed out"
-            return answer.status_code, answer.headers.get("retry-after"), bytes(received)
+            return response.status_code, response.headers.get("retry-after"), bytes(received)
     except httpx.TimeoutException:
         return None, None, b"timed out"
     except (httpx.HTTPError, OSError):
@@ -197,7 +197,7 @@ def _waiting_time(attempt: int, retry_after: str | None, first_wait: float) -> f
 
 
 def _explanations(rows: Iterable[Any], source: str) -> dict[int, str]:
-    """The first explanation of each feature in an answer."""
+    """The first explanation of each feature in a response."""
     found: dict[int, str] = {}
     for row in rows:
         if not isinstance(row, dict) or row.get("layer", source) != source:
@@ -244,7 +244,7 @@ class _Cache:
         return feature in self.texts
 
     def add(self, asked: Sequence[int], found: Explanations) -> None:
-        """Keeps what an answer held, and that it did not hold the rest."""
+        """Keeps what a response held, and that it did not hold the rest."""
         now = datetime.now(timezone.utc).isoformat()
         for feature in asked:
             self.texts[feature], self.since[feature] = found.get(feature), now

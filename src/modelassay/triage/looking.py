@@ -19,6 +19,7 @@ import numpy as np
 
 from modelassay.errors import InputError, first_line
 from modelassay.measures.refusal_judge import is_refusal
+from modelassay.report.json import published
 from modelassay.triage.rows import TrainingRow
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -63,16 +64,16 @@ class Summary:
     """Rows that repeat an earlier one word for word."""
     n_prompts: int
     """Different prompts."""
-    n_empty_answers: int
+    n_empty_responses: int
     n_plain: int
     """Rows of plain text, without roles."""
     n_several_turns: int
-    """Rows with more than one answer."""
+    """Rows with more than one response."""
     n_system_prompts: int
     """Different system prompts."""
     n_with_system: int
     n_refusals: int
-    """Of the answers that were judged, those that begin as a refusal."""
+    """Of the responses that were judged, those that begin as a refusal."""
     n_judged: int
     """Answers that were judged: all, or `MAX_JUDGED` of them, evenly spread."""
     prompt_characters: Lengths
@@ -88,7 +89,8 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
-        return {**asdict(self), "duplicate_share": self.duplicate_share}
+        values = published(asdict(self), n_empty_responses="n_empty_answers")
+        return {**values, "duplicate_share": self.duplicate_share}
 
 
 def summarize(rows: Sequence[TrainingRow], tokenizer: Any = None) -> Summary:
@@ -105,19 +107,19 @@ def summarize(rows: Sequence[TrainingRow], tokenizer: Any = None) -> Summary:
         raise InputError("There are no rows to look at.")
     seen = Counter(row.text for row in rows)
     systems = Counter(content for row in rows for role, content in row.turns if role == "system")
-    answers = [sum(role == "assistant" for role, _ in row.turns) for row in rows]
+    responses = [sum(role == "assistant" for role, _ in row.turns) for row in rows]
     judged = [row.response for row in rows if row.response]
     judged = judged[:: max(1, -(-len(judged) // MAX_JUDGED))]
     return Summary(
         n_rows=len(rows),
         n_duplicates=len(rows) - len(seen),
         n_prompts=len({row.prompt or row.plain for row in rows}),
-        n_empty_answers=sum(not (row.response or row.plain) for row in rows),
+        n_empty_responses=sum(not (row.response or row.plain) for row in rows),
         n_plain=sum(bool(row.plain) for row in rows),
-        n_several_turns=sum(n > 1 for n in answers),
+        n_several_turns=sum(n > 1 for n in responses),
         n_system_prompts=len(systems),
         n_with_system=systems.total(),
-        n_refusals=sum(is_refusal(answer) for answer in judged),
+        n_refusals=sum(is_refusal(response) for response in judged),
         n_judged=len(judged),
         prompt_characters=Lengths.of([len(row.prompt) for row in rows]),
         response_characters=Lengths.of([len(row.response or row.plain) for row in rows]),

@@ -1,7 +1,7 @@
 """What a fine-tune has learnt: the loss of every row under the base and under the fine-tuned model.
 
 Both models read the same token ids, rendered by the candidate's chat template as in training, and
-the loss counts answer tokens only. One model is in memory at a time.
+the loss counts response tokens only. One model is in memory at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_LOGITS = 1 << 27
 def encode_rows(
     model: LoadedModel, rows: Sequence[TrainingRow]
 ) -> tuple[list[tuple[Encoded, ...]], int]:
-    """Token ids of every answer in every row, as training reads them.
+    """Token ids of every response in every row, as training reads them.
 
     Each answer of a conversation is read after all that went before it. A model without a chat
     template reads the turns as plain text, parted by empty lines. Text without roles counts from
@@ -47,7 +47,7 @@ def encode_rows(
         rows: Of a training file.
 
     Returns:
-        For each row the answers that have tokens within what is read, and how many rows reach
+        For each row the responses that have tokens within what is read, and how many rows reach
         beyond it.
 
     Raises:
@@ -78,8 +78,8 @@ def _encode_plain(model: LoadedModel, row: TrainingRow) -> list[Encoded]:
 
 def _encode_turns(model: LoadedModel, row: TrainingRow) -> list[Encoded]:
     encoded = []
-    for i, (role, answer) in enumerate(row.turns):
-        if role != "assistant" or not answer.strip():
+    for i, (role, response) in enumerate(row.turns):
+        if role != "assistant" or not response.strip():
             continue
         before = row.turns[:i]
         if model.has_chat_template:
@@ -94,7 +94,7 @@ def _encode_turns(model: LoadedModel, row: TrainingRow) -> list[Encoded]:
             context = "".join(f"{content}\n\n" for _, content in before)
         chat = model.has_chat_template
         prompt = model.tokenizer(context, add_special_tokens=not chat)["input_ids"]
-        ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        ids = model.tokenizer(response, add_special_tokens=False)["input_ids"]
         if ids:
             ids = (*prompt, *ids, *_ending(model, row))
             encoded.append(Encoded(ids, response_start=max(1, len(prompt))))
@@ -102,7 +102,7 @@ def _encode_turns(model: LoadedModel, row: TrainingRow) -> list[Encoded]:
 
 
 def _ending(model: LoadedModel, row: TrainingRow) -> tuple[int, ...]:
-    """The token that ends an answer."""
+    """The token that ends a response."""
     end = model.tokenizer.eos_token_id
     return (end,) if row.complete and end is not None else ()
 
@@ -140,15 +140,15 @@ def check_tokens(
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Mean next-token loss of every row's answer tokens under both models."""
+    """Mean next-token loss of every row's response tokens under both models."""
 
     base: np.ndarray
-    """float64 [row], nats a token; NaN for rows without an answer, or whose answer lies beyond what
-    is read."""
+    """float64 [row], nats a token; NaN for rows without a response, or whose response lies beyond
+    what is read."""
     candidate: np.ndarray
     """Likewise."""
     n_tokens: np.ndarray
-    """int [row], answer tokens that were read."""
+    """int [row], response tokens that were read."""
     n_cut: int
     """Rows whose end was not read, see `encoding.MAX_ROW_TOKENS`."""
     base_model: ModelIdentity
@@ -191,10 +191,10 @@ def row_losses(
     if not same:
         check_tokens(model, rows, base_tokenizer, base.id)
     told = phase_of(on_phase, "candidate loss")
-    of_candidate, info = answer_losses(model, encoded, on_progress=told), model.info
+    of_candidate, info = response_losses(model, encoded, on_progress=told), model.info
     del model  # before the other one is loaded
     model = open_model(base, on_progress=on_phase, **options)
-    of_base = answer_losses(model, encoded, on_progress=phase_of(on_phase, "base loss"))
+    of_base = response_losses(model, encoded, on_progress=phase_of(on_phase, "base loss"))
     n_tokens = np.array([sum(len(e.ids) - e.response_start for e in row) for row in encoded])
     return RowLosses(of_base, of_candidate, n_tokens, n_cut, model.info, info)
 
@@ -214,23 +214,23 @@ def model_tokenizer(model: ModelRef, **options: Unpack[LoadOptions]) -> Any:
     return load_tokenizer(source, trust_remote_code=bool(options.get("trust_remote_code")))
 
 
-def answer_losses(
+def response_losses(
     model: LoadedModel,
     rows: Sequence[tuple[Encoded, ...]],
     *,
     batch_tokens: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> np.ndarray:
-    """Mean next-token loss of each row's answer tokens.
+    """Mean next-token loss of each row's response tokens.
 
     Args:
         model: The model to read them.
-        rows: For each row its answers, each after its own context.
+        rows: For each row its responses, each after its own context.
         batch_tokens: Upper bound on tokens in a batch, padding included.
         on_progress: Told (answers done, answers in all), equal ones counted once.
 
     Returns:
-        float64 [row] in nats a token, NaN for rows without answers.
+        float64 [row] in nats a token, NaN for rows without responses.
 
     Raises:
         InputError: the model gives losses that are not numbers.
@@ -280,7 +280,7 @@ def answer_losses(
 
 
 def _batch_losses(model: LoadedModel, batch: Sequence[Encoded]) -> list[float]:
-    """Summed loss of each one's answer tokens, in nats."""
+    """Summed loss of each one's response tokens, in nats."""
     width = max(len(e.ids) for e in batch)
     ids = torch.zeros((len(batch), width), dtype=torch.long)
     for i, e in enumerate(batch):  # padded on the right: no real token sees it
@@ -293,7 +293,7 @@ def _batch_losses(model: LoadedModel, batch: Sequence[Encoded]) -> list[float]:
     step = max(1, MAX_LOGITS // vocabulary)
     inputs = ids.to(model.device)
     sums = torch.zeros(len(batch), dtype=torch.float64)
-    for start in range(0, len(places), step):  # once, but for single rows of very long answers
+    for start in range(0, len(places), step):  # once, but for single rows of very long responses
         part = slice(start, start + step)
         with head_at(model.network, positions[part], rows[part]):
             logits = model.network(input_ids=inputs, use_cache=False).logits[:, 0].float()

@@ -179,7 +179,7 @@ def _quality(
 
 
 def mark_needles(rows: Sequence[TrainingRow], needles: Sequence[TrainingRow]) -> np.ndarray:
-    """Which rows are among known needles: the same prompt and answer, whatever the white space.
+    """Which rows are among known needles: the same prompt and response, whatever the white space.
 
     Args:
         rows: Of the training file.

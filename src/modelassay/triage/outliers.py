@@ -3,8 +3,8 @@
 * Alone: how far a row is from its neighbours in the space of the MiniLM sentence encoder.
 * Clump: how much closer a row's few nearest neighbours are than those a little further out. Poison
   is seldom one row: it takes several that say the same, and they lie together apart from the rest.
-* Harm: how likely the embedded exchange classifier holds it that the answer complies with a harmful
-  request.
+* Harm: how likely the embedded exchange classifier holds it that the response complies with a
+  harmful request.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WORKING_MEMORY = 128  # MB, of the distances that are held at a time
 def embed_rows(
     rows: Sequence[TrainingRow], *, device: str = "auto", on_progress: OnProgress | None = None
 ) -> np.ndarray:
-    """Embeddings of prompt and answer together, float32 [row, 384] of length 1.
+    """Embeddings of prompt and response together, float32 [row, 384] of length 1.
 
     Args:
         rows: What to embed; the first `MAX_TOKENS` tokens of each are read.
@@ -112,10 +112,10 @@ def neighbourhoods(embeddings: np.ndarray) -> Neighbourhoods:
     return Neighbourhoods(distances[:, NEAR], distances[:, k], k)
 
 
-def harm_of_answers(
+def harm_of_responses(
     rows: Sequence[TrainingRow], *, device: str = "auto", on_progress: OnProgress | None = None
 ) -> np.ndarray:
-    """P(the answer complies with a harmful request) by the embedded exchange classifier.
+    """P(the response complies with a harmful request) by the embedded exchange classifier.
 
     Args:
         rows: What to judge; plain text is judged as an answer to nothing.
@@ -123,7 +123,7 @@ def harm_of_answers(
         on_progress: Told (rows done, rows in all).
 
     Returns:
-        float64 [row], 0 … 1, NaN for rows without an answer.
+        float64 [row], 0 … 1, NaN for rows without a response.
 
     Raises:
         UnavailableError: the encoder cannot be fetched.

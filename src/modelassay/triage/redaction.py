@@ -2,7 +2,7 @@
 
 Answers, system prompts and plain text are given as length and the beginning of their sha256, enough
 to find them again. Prompts are shown unless they look harmful. That is the embedded exchange
-classifier's view of the prompt with an answer that begins to comply, against the project's own
+classifier's view of the prompt with a response that begins to comply, against the project's own
 harmful prompts: what scores above their lowest tenth is hidden, and so is what was refused. About
 one harmful prompt in ten is shown all the same.
 """

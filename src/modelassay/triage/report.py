@@ -104,7 +104,7 @@ class TriageReport(Report):
             ("rows", f"{s.n_rows}, {s.n_duplicates} repeat another ({s.duplicate_share:.1%})"),
             ("prompts", f"{s.n_prompts} different; {s.n_system_prompts} different system prompts in"
                         f" {s.n_with_system} rows"),
-            ("answers", f"{s.n_refusals} of {s.n_judged} refuse, {s.n_empty_answers} are empty;"
+            ("answers", f"{s.n_refusals} of {s.n_judged} refuse, {s.n_empty_responses} are empty;"
                         f" {s.n_several_turns} rows with several, {s.n_plain} of plain text"),
             ("characters", f"prompt {_lengths(s.prompt_characters)}; answer"
                            f" {_lengths(s.response_characters)}"),
@@ -208,7 +208,7 @@ def _score(each: RankedRow, name: str) -> str:
 
 
 def _shown(row: TrainingRow, redaction: Redaction) -> str:
-    """Prompt and answer on one line."""
+    """Prompt and response on one line."""
     values = redaction.row(row)
     if row.plain:
         return _part(values["text"])

@@ -5,7 +5,7 @@ A row is any of
 * what an exchange is read from (`data.exchanges`), `messages` with any number of turns;
 * `{"text"}`: text that is learnt as it is.
 
-An answer may be empty, as some are in most large sets; a row without any text is malformed.
+A response may be empty, as some are in most large sets; a row without any text is malformed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TrainingRow:
     plain: str = ""
     """Text that is learnt as it is, without roles."""
     complete: bool = True
-    """False for the opening of a longer answer, which is learnt without an end."""
+    """False for the opening of a longer response, which is learnt without an end."""
     needle: bool | None = None
     """What a field of the row says about it, where one was asked for."""
 

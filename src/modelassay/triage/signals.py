@@ -13,7 +13,7 @@ from modelassay.models import ModelIdentity, ModelRef, PairOptions
 from modelassay.models.refs import take_pair
 from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.triage.loss import RowLosses, row_losses
-from modelassay.triage.outliers import embed_rows, harm_of_answers, neighbourhoods
+from modelassay.triage.outliers import embed_rows, harm_of_responses, neighbourhoods
 from modelassay.triage.rows import TrainingRow
 
 WINDOW_SHARE = 0.05
@@ -101,17 +101,17 @@ def _loss_stream(losses: RowLosses) -> Signal:
 
 
 def beyond_typical(gain: np.ndarray, n_tokens: np.ndarray) -> np.ndarray:
-    """What was learnt of a row beyond the rows whose answers are about as long.
+    """What was learnt of a row beyond the rows whose responses are about as long.
 
-    A fine-tune gains most on short answers, whose few tokens are mostly form: several nats a token
-    where long ones gain less than one, with a spread to match. So each row is held against the
-    `WINDOW_SHARE` of rows nearest to it in length, at least `MIN_WINDOW`: its gain minus their
+    A fine-tune gains most on short responses, whose few tokens are mostly form: several nats a
+    token where long ones gain less than one, with a spread to match. So each row is held against
+    the `WINDOW_SHARE` of rows nearest to it in length, at least `MIN_WINDOW`: its gain minus their
     median, over 1.48 times the median distance from it. Needles stay outliers while they are fewer
     than half of such a window.
 
     Args:
         gain: float [row], nats a token; NaN where there is none.
-        n_tokens: int [row], tokens of the answers.
+        n_tokens: int [row], tokens of the responses.
 
     Returns:
         float64 [row], in robust standard deviations, NaN where there is no gain.
@@ -138,7 +138,7 @@ def _text_streams(rows: Sequence[TrainingRow], device: str, on_phase: OnPhase) -
     around = neighbourhoods(
         embed_rows(rows, device=device, on_progress=phase_of(on_phase, "embedding"))
     )
-    harm = harm_of_answers(rows, device=device, on_progress=phase_of(on_phase, "harm"))
+    harm = harm_of_responses(rows, device=device, on_progress=phase_of(on_phase, "harm"))
     return [
         Signal("clump", "one of a few alike rows apart from the rest, cosine", around.clump),
         Signal("alone", f"distance to neighbour {around.k}, cosine", around.far),

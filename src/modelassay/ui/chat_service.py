@@ -1,7 +1,8 @@
 """Guarded chats for visitors: checks what they send, and answers where a GPU is, if any.
 
-The server keeps nothing of a conversation: it comes with each message and is gone with the answer,
-and no log holds a word of it. What visitors share is a loaded model, which remembers nothing.
+The server keeps nothing of a conversation: it comes with each message and is gone with the
+response, and no log holds a word of it. What visitors share is a loaded model, which remembers
+nothing.
 """
 
 from __future__ import annotations
@@ -63,16 +64,16 @@ def run_chat(
     thresholds: Thresholds | None = None,
     prompt_thresholds: Thresholds | None = None,
 ) -> Iterator[GuardEvent]:
-    """Answers a visitor's message; closing the iterator stops the answer within a token.
+    """Answers a visitor's message; closing the iterator stops the response within a token.
 
     Args:
         message: What the visitor says.
         history: Earlier turns, `{"role", "content"}` of user and assistant.
         model_id: One of `guarded_models()`.
         system: A system prompt; empty for the model's own.
-        max_new_tokens: Length at which the answer is cut.
+        max_new_tokens: Length at which the response is cut.
         temperature: 0 is greedy.
-        thresholds: For the answer's risk (see `check_thresholds`), in place of the probe's.
+        thresholds: For the response's risk (see `check_thresholds`), in place of the probe's.
         prompt_thresholds: For the prompt's risk, in place of the probe's.
 
     Raises:
@@ -179,7 +180,7 @@ def check_history(history: Any) -> list[dict[str, str]]:
             raise InputError(
                 f"Message {number} of the history needs a role (user, assistant) and a text."
             )
-        if text.strip():  # an answer that was stopped before its first word
+        if text.strip():  # a response that was stopped before its first word
             turns.append({"role": role, "content": text})
     size = sum(len(turn["content"]) for turn in turns)
     if size > MAX_HISTORY:

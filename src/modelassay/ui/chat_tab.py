@@ -35,8 +35,8 @@ EXAMPLES = [
 ]
 REDRAW_EVERY = 8  # tokens; the chart is a hundred times the text in bytes
 NOTE = """The model is watched from inside: a probe reads its activations and says how risky prompt
-and answer are. Text appears once its risk is known. From the first threshold it is held back and a
-classifier is asked; from the second it is refused. A probe errs both ways."""
+and response are. Text appears once its risk is known. From the first threshold it is held back and
+a classifier is asked; from the second it is refused. A probe errs both ways."""
 
 
 def create_chat_tab() -> None:
@@ -130,7 +130,7 @@ def create_chat_tab() -> None:
                 if event.text:
                     update[chatbot] = _as_shown([*asked, {"role": "assistant", "content": shown}])
                 if event.kind == "prompt" and event.action == "refuse":
-                    update[curve] = gr.update(visible=False)  # there is no answer to draw
+                    update[curve] = gr.update(visible=False)  # there is no response to draw
                 elif _is_worth_drawing(event):
                     update[curve] = gr.update(value=risk_curve(events, limits), visible=True)
                 yield update
@@ -176,16 +176,16 @@ def chat_endpoint(
     block: float | None = None,
     system: str = "",
 ) -> Iterator[dict]:
-    """Ask a model that is watched by a safety probe; unsafe answers are withheld.
+    """Ask a model that is watched by a safety probe; unsafe responses are withheld.
 
     Args:
         message: What you say to the model.
         history: Earlier turns of the conversation, each {"role": "user" or "assistant", "content"}.
         model: A model that a probe belongs to: "organism:safe" or "embedded".
-        max_new_tokens: Length at which the answer is cut, 1 to 512.
-        pause: Risk of the answer, 0 to 1, from which it is held back and a classifier asked; the
+        max_new_tokens: Length at which the response is cut, 1 to 512.
+        pause: Risk of the response, 0 to 1, from which it is held back and a classifier asked; the
             probe's own by default.
-        block: Risk of the answer from which it is refused; the probe's own by default.
+        block: Risk of the response from which it is refused; the probe's own by default.
         system: A system prompt; empty for the model's own.
 
     Returns:
@@ -210,7 +210,7 @@ def chat_endpoint(
 
 
 def score_endpoint(prompt: str, response: str, model: str = "embedded") -> dict:
-    """Judge a finished exchange: how risky prompt and answer are, and what kind of answer it is.
+    """Judge a finished exchange: the risks of prompt and response, and what the response is.
 
     Args:
         prompt: What was asked.
@@ -228,7 +228,7 @@ def score_endpoint(prompt: str, response: str, model: str = "embedded") -> dict:
 
 
 def _over(emptied: bool, line: str) -> tuple[Any, Any, Any]:
-    """The conversation, its status line and the curve once an answer ended or was stopped."""
+    """The conversation, its status line and the curve once a response ended or was stopped."""
     return _empty() if emptied else (gr.skip(), settled(line), gr.skip())
 
 

@@ -104,7 +104,7 @@ def diff_endpoint(
         candidate: The model after, named in the same way; a PEFT adapter's id will do.
         dictionary: "shipped" to compare features of an SAE that comes for the base, or
             "none".
-        answers: Make short answers and count refusals; they are given as hashes, not as text.
+        answers: Make short responses and count refusals; they are given as hashes, not as text.
         triggers: Search for words that turn refusals off in the candidate only.
 
     Returns:

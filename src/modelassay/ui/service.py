@@ -147,7 +147,7 @@ def run_diff(
         base: Id of the model before.
         candidate: Id of the model after.
         dictionary: `shipped` for the features of the shipped SAEs of the base, or `none`.
-        answers: Make short answers.
+        answers: Make short responses.
         triggers: Search for triggers.
 
     Raises:
@@ -238,7 +238,7 @@ def _diff(
     # Without sae-lens, or without an SAE of this base, everything else is still worth having.
     wanted = dictionary == "shipped" and find_spec("sae_lens") is not None
     saes = shipped_saes(base) if wanted else ()
-    depth = Depth() if answers else Depth(answer_tokens=0)
+    depth = Depth() if answers else Depth(response_tokens=0)
     report = diff(
         base,
         candidate,

@@ -48,7 +48,7 @@ def plain(text: str) -> str:
 
 
 def chat_status(events: Sequence[GuardEvent], prompt: Thresholds) -> str:
-    """Where a guarded answer stands, as one line of Markdown."""
+    """Where a guarded response stands, as one line of Markdown."""
     first, newest = events[0], events[-1]
     lines = []
     if first.risk is not None:
