@@ -197,7 +197,7 @@ def tasks(
 
 
 def shortened(exchange: Exchange) -> Exchange:
-    """An exchange whose response is at most `MAX_RESPONSE_CHARACTERS` long, cut between two words."""
+    """An exchange with at most `MAX_RESPONSE_CHARACTERS` of its response, cut between words."""
     if len(exchange.response) <= MAX_RESPONSE_CHARACTERS:
         return exchange
     head = exchange.response[: MAX_RESPONSE_CHARACTERS + 1]
