@@ -134,9 +134,14 @@ def test_interrupted_scans_write_nothing(quick, tmp_path, capfd, monkeypatch):
     def interrupt(*_args, **_kwargs):
         signal.raise_signal(signal.SIGINT)
 
+    # A shell that starts the tests in the background has them ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(examination, "search_ablation", interrupt)
     target = tmp_path / "report.html"
-    assert run([*quick, "--html", str(target)]) == 130
+    try:
+        assert run([*quick, "--html", str(target)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "Interrupted" in one_line(capfd.readouterr().err)
     assert not target.exists()
 
