@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "modelassay"
 PAGE = ROOT / "docs" / "architecture.md"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "progress"),
+    ("errors", "moved", "progress"),
     ("files",),
     ("statistics",),
     ("hub",),

@@ -18,6 +18,8 @@ from typing import Any
 
 import lazy_loader
 
+from modelassay.moved import find_moved_modules
+
 try:
     __version__ = version("modelassay")
 except PackageNotFoundError:  # run from a checkout that is not installed, as a Space does
@@ -49,3 +51,4 @@ class _Root(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Root
+find_moved_modules()

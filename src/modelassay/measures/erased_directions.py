@@ -69,6 +69,11 @@ class AblationEvidence:
     """Whether the affected layers lack the same direction; None when none is affected."""
     reason: str | None = None
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """`layers` under the name that it had in 0.1."""
+        return self.layers
+
 
 @dataclass(frozen=True)
 class _Spectrum:
