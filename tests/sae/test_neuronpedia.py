@@ -32,7 +32,7 @@ def test_busy_and_broken_answers_are_asked_for_again(neuronpedia):
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("response", "message"),
     [
         ((503, b"", {}), "HTTP 503"),
         ((200, b'{"message": "no list"}', {}), "makes no sense"),
