@@ -9,13 +9,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
+from modelassay.cli.output import LABELS
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from diffs import SUITE, make_sae, with_feature
 from modelassay.cli.diff import exit_code
 from modelassay.cli.main import run
-from modelassay.cli.progress import LABELS
 from modelassay.diff import Depth, DiffReport, diff, load_suite
 from modelassay.diff.calibrating import add_row
 from modelassay.diff.calibration import CALIBRATIONS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from importlib import import_module
@@ -12,26 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelassay.cli import options
-from modelassay.errors import InputError
+from modelassay.cli.output import print_json, show_sections
+from modelassay.errors import InputError, with_article
 from modelassay.report.sections import Section, Table, columns
 
 if TYPE_CHECKING:
     from modelassay.artifacts import Found, Store
 
-Force = Annotated[bool, typer.Option("--force", help="Replace one of the same name.")]
-Reference = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME",
-        help="A name, a folder, the id of its model, or owner/repo[:name][@revision].",
-    ),
-]
+REFERENCE = "A name, a folder, the id of its model, or owner/repo[:name][@revision]."
+Reference = Annotated[str, typer.Argument(metavar="NAME", help=REFERENCE)]
+Pushed = Annotated[list[str], typer.Argument(metavar="NAME", help=REFERENCE)]
+"""With the data set behind it, as it was once given in place of --repo."""
 Published = Annotated[str, typer.Argument(metavar="OWNER/REPO[:NAME][@REV]")]
 CreatePr = Annotated[
     bool, typer.Option("--create-pr", help="Propose it to somebody else's data set.")
 ]
 Private = Annotated[bool, typer.Option("--private", help="Make a new data set private.")]
-OldRepo = Annotated[str | None, typer.Argument(hidden=True)]
 Repo = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Hub data set.")]
 Make = Callable[[str, bool, str | None, Path], object]
 """Makes one of a model: told the model, whether to be quiet, the token, and an empty folder."""
@@ -56,6 +51,7 @@ def add_verbs(
         make: For `push`: makes one of a model that none is found for.
         own: Verbs that the command has of its own.
     """
+    command = f"modelassay {noun.lower()}"
 
     def kept() -> Store[Any]:
         return _load(store)
@@ -78,7 +74,7 @@ def add_verbs(
         reference: Published,
         revision: options.Revision = None,
         token: options.Token = None,
-        force: Force = False,
+        force: options.Force = False,
     ) -> None:
         found = kept().pull(reference, revision=revision, token=token, force=force)
         typer.echo(str(found.origin), err=True)
@@ -87,8 +83,7 @@ def add_verbs(
         typer.echo(str(found.folder))
 
     def push_command(
-        reference: Reference,
-        old_repo: OldRepo = None,
+        given: Pushed,
         repo: Repo = None,
         create_pr: CreatePr = False,
         private: Private = False,
@@ -97,7 +92,10 @@ def add_verbs(
     ) -> None:
         from modelassay.artifacts import check_repo_id
 
-        if (where := repo or old_repo) is None:
+        reference, *old = given
+        if len(old) > 1:
+            raise InputError(f"Got unexpected extra argument ({old[1]})")
+        if (where := repo or next(iter(old), None)) is None:
             raise InputError("Give the Hub data set with --repo OWNER/NAME.")
         check_repo_id(where)
         how: dict[str, Any] = {"create_pr": create_pr, "private": private, "token": token}
@@ -110,8 +108,8 @@ def add_verbs(
             found = found or find_whole(reference, token=token)
             pushed = kept().push(found, where, **how)
         typer.echo(pushed.pull_request or f"{pushed.repo_id}:{found.name}@{pushed.commit}")
-        if old_repo is not None:
-            say_new_name(f"push NAME {old_repo}", f"push NAME --repo {old_repo}")
+        if old:
+            say_new_name(f"{command} push NAME {old[0]}", f"{command} push NAME --repo {old[0]}")
 
     def search_command(
         model: Annotated[
@@ -126,7 +124,7 @@ def add_verbs(
     def delete_command(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
         typer.echo(f"deleted {kept().delete(name)}", err=True)
 
-    one = f"{'an' if noun[0] in 'aeiouS' else 'a'} {noun}"
+    one = with_article(noun)
     verbs = {
         "list": (list_command, f"List the {noun}s on this machine."),
         "show": (show_command, f"Print what {one} is and how good."),
@@ -135,18 +133,17 @@ def add_verbs(
         "search": (search_command, f"Find {noun}s on the Hub."),
         "delete": (delete_command, f"Delete {one} that you keep."),
     }
-    for name, (command, text) in verbs.items():
+    for name, (verb, text) in verbs.items():
         if name not in own:
-            app.command(name, help=text)(command)
+            app.command(name, help=text)(verb)
     if "show" not in own:
-        app.command("info", hidden=True)(renamed("info", "show", show_command))
+        add_old_info(app, command, show_command)
 
 
 def print_list(found: Sequence[Found[Any]], json: bool) -> None:
     """What is on this machine."""
     if json:
-        rows = [each.row() for each in found]
-        typer.echo(json_module.dumps(rows, indent=2, ensure_ascii=False))
+        print_json([each.row() for each in found])
         return
     items = []
     for each in found:
@@ -159,7 +156,7 @@ def print_list(found: Sequence[Found[Any]], json: bool) -> None:
 def print_found(found: Found[Any], json: bool) -> None:
     """What one is, and what to know of who published it."""
     if json:
-        typer.echo(json_module.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        print_json(found.to_dict())
         return
     lines = (*found.kind.describe(found.record), *found.remarks)
     show_sections(Section(items=(f"{found.name} ({found.origin})", *lines)))
@@ -168,7 +165,7 @@ def print_found(found: Found[Any], json: bool) -> None:
 def print_listings(found: Sequence[Any], json: bool) -> None:
     """Data sets on the Hub."""
     if json:
-        typer.echo(json_module.dumps([vars(each) for each in found], indent=2))
+        print_json([vars(each) for each in found])
         return
     rows = [
         (
@@ -184,24 +181,14 @@ def print_listings(found: Sequence[Any], json: bool) -> None:
     show_sections(Section(table=Table(columns(*names, right=(2,)), rows)))
 
 
-def show_sections(*sections: Section) -> None:
-    """Prints sections on standard output."""
-    from rich.console import Console
+def add_old_info(app: typer.Typer, command: str, show: Callable[..., Any]) -> None:
+    """Gives a command `info`, the name that `show` had, which says at last what it is now."""
 
-    from modelassay.report import print_report
-
-    print_report(sections, Console())
-
-
-def renamed(old: str, new: str, command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command under the name that it had, which says at last what it is called now."""
-
-    @wraps(command)
+    @app.command("info", hidden=True)
+    @wraps(show)
     def run(*args: Any, **options: Any) -> None:
-        command(*args, **options)
-        say_new_name(old, new)
-
-    return run
+        show(*args, **options)
+        say_new_name(f"{command} info", f"{command} show")
 
 
 def say_new_name(old: str, new: str) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from modelassay.cli import options
-from modelassay.cli.artifacts import Force, add_verbs
+from modelassay.cli.artifacts import add_verbs
+from modelassay.cli.output import show_progress
 
 app = typer.Typer(
     help="Baselines: measured models that others are verified against.", no_args_is_help=True
@@ -30,7 +31,7 @@ def create_command(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A new folder in place of your store.")
     ] = None,
-    force: Force = False,
+    force: options.Force = False,
 ) -> None:
     """Measure MODEL and keep a baseline of it."""
     from modelassay.artifacts import slug
@@ -40,11 +41,7 @@ def create_command(
     BASELINES.check_free(name or slug(public_id(model_id or model.id)), force=force, out=out)
     with progress() as on_progress:
         baseline = create_baseline(
-            model,
-            name=name,
-            model_id=model_id,
-            on_progress=on_progress,
-            **loading,
+            model, name=name, model_id=model_id, on_progress=on_progress, **loading
         )
         folder = store_baseline(baseline, force=force, out=out)
     typer.echo(str(folder))
@@ -56,7 +53,7 @@ def import_command(
     name: Annotated[
         str | None, typer.Option(help="Its name; made from the model's id if left out.")
     ] = None,
-    force: Force = False,
+    force: options.Force = False,
 ) -> None:
     """Keep a baseline of ams-scanner in your store."""
     from modelassay.verify import import_baseline, store_baseline
@@ -66,7 +63,6 @@ def import_command(
 
 def _measure(model: str, quiet: bool, token: str | None, folder: Path) -> None:
     """Measures a model for `push`, where there is no baseline of that name."""
-    from modelassay.cli.progress import show_progress
     from modelassay.verify import create_baseline, save_baseline
 
     with show_progress(quiet=quiet) as on_progress:

@@ -1,25 +1,24 @@
-"""`modelassay chat` and `modelassay generate`: answers, watched while they are made."""
+"""`modelassay chat` and `modelassay generate`: responses, watched while they are made."""
 
 from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modelassay.cli import options
 from modelassay.errors import InputError
+from modelassay.hub import silence_downloads
 
 if TYPE_CHECKING:
-    from modelassay.guard import GuardEvent
+    from modelassay.guard import Guard, GuardEvent
 
 Prompt = Annotated[str | None, typer.Option(help="What to say; `-` reads it from standard input.")]
 System = Annotated[str | None, typer.Option(help="System prompt.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length at which an answer is cut.")]
-Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer.")]
-RefusalText = Annotated[str | None, typer.Option("--refusal", help="What a refusal says.")]
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 32
 """Tokens of the risk curve: the line stays below 80 columns."""
@@ -28,33 +27,66 @@ LEAVE = "/exit"
 MAX_PROMPT_BYTES = 1_000_000
 
 
+def _settings(
+    sampling: options.SamplingOptions,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Length at which a response is cut.")
+    ] = 256,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the response.")] = None,
+) -> dict[str, Any]:
+    if "" in (stop or ()):  # it would end every response before it began
+        raise InputError("--stop needs some text.")
+    return {"sampling": sampling, "max_new_tokens": max_new_tokens, "stop": stop or ()}
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """What a guard does; false where all is left to its probe."""
+
+    limits: options.ResponseLimits
+    prompt_limits: options.PromptLimits
+    refusal: Annotated[str | None, typer.Option(help="What a refusal says.")] = None
+
+    def __bool__(self) -> bool:
+        return bool(self.limits or self.prompt_limits or self.refusal is not None)
+
+    def of(self, guard: Guard) -> dict[str, Any]:
+        """As `guard.stream` takes them."""
+        from modelassay.guard import REFUSAL
+
+        return {
+            "thresholds": self.limits.over(guard.probe.head("answer")),
+            "prompt_thresholds": self.prompt_limits.over(guard.probe.head("prompt")),
+            "refusal": self.refusal or REFUSAL,
+        }
+
+
+Settings = Annotated[dict[str, Any], options.From(_settings)]
+"""How a response is made."""
+Guarding = Annotated[GuardSettings, options.From(GuardSettings)]
+
+
 @options.grouped
 def chat_command(
     model: options.Model,
-    sampling: options.SamplingOptions,
+    settings: Settings,
     parts: options.GuardParts,
-    limits: options.ResponseLimits,
-    prompt_limits: options.PromptLimits,
+    guarding: Guarding,
     loading: options.Loading,
     prompt: Prompt = None,
     system: System = None,
     json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")] = False,
-    max_new_tokens: MaxNewTokens = 256,
-    stop: Stop = None,
-    refusal: RefusalText = None,
 ) -> None:
-    """Chat with MODEL; answers are watched from inside and held back where that is due."""
+    """Chat with MODEL; responses are watched from inside and held back where that is due."""
     if json and prompt is None:
         raise InputError("--json needs a --prompt.")
 
-    from modelassay.guard import REFUSAL, load_guard
+    from modelassay.guard import load_guard
 
     said = read_prompt(prompt) if prompt is not None else None
-    check_stops(stop)
-    _silence()
+    silence_downloads()
     guard = load_guard(model, **parts, **loading)
-    thresholds = limits.over(guard.probe.head("answer"))
-    prompt_thresholds = prompt_limits.over(guard.probe.head("prompt"))
+    settings |= guarding.of(guard)
     history = [{"role": "system", "content": system}] if system else []
     if said is None and sys.stdin.isatty():
         typer.echo(f"{LEAVE} or Ctrl-D ends the chat.", err=True)
@@ -69,15 +101,7 @@ def chat_command(
             continue
         turns = [*history, {"role": "user", "content": text}]
         try:
-            events = guard.stream(
-                turns,
-                sampling=sampling,
-                max_new_tokens=max_new_tokens,
-                stop=stop or (),
-                thresholds=thresholds,
-                prompt_thresholds=prompt_thresholds,
-                refusal=refusal or REFUSAL,
-            )
+            events = guard.stream(turns, **settings)
         except InputError as error:
             if said is not None:
                 raise
@@ -86,7 +110,7 @@ def chat_command(
         if json:
             response = print_json(events)
         else:
-            response = print_live(events, thresholds, interruptible=said is None)
+            response = print_live(events, settings["thresholds"], interruptible=said is None)
         if said is not None:
             return
         history = [*turns, {"role": "assistant", "content": response}]
@@ -95,42 +119,29 @@ def chat_command(
 @options.grouped
 def generate_command(
     model: options.Model,
-    sampling: options.SamplingOptions,
+    settings: Settings,
     parts: options.GuardParts,
-    limits: options.ResponseLimits,
-    prompt_limits: options.PromptLimits,
+    guarding: Guarding,
     loading: options.Loading,
     prompt: Annotated[str, typer.Option(help="What to say; `-` reads it from standard input.")],
-    guarded: Annotated[bool, typer.Option("--guarded", help="Watch the answer.")] = False,
+    guarded: Annotated[bool, typer.Option("--guarded", help="Watch the response.")] = False,
     system: System = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
-    max_new_tokens: MaxNewTokens = 256,
-    stop: Stop = None,
-    refusal: RefusalText = None,
 ) -> None:
     """Answer one prompt; with --guarded, show only what the guard clears."""
-    from modelassay.guard import REFUSAL, load_guard, stream_unguarded
+    from modelassay.guard import load_guard, stream_unguarded
     from modelassay.models import load
 
-    if not guarded and (limits or prompt_limits or refusal is not None):
+    if guarding and not guarded:
         raise InputError("Thresholds and the refusal are the guard's; pass --guarded as well.")
 
     said = read_prompt(prompt)
     turns = [{"role": "system", "content": system}] if system else []
     turns += [{"role": "user", "content": said}]
-    settings: dict[str, Any] = {"sampling": sampling, "max_new_tokens": max_new_tokens}
-    check_stops(stop)
-    settings["stop"] = stop or ()
-    _silence()
+    silence_downloads()
     if guarded:
         guard = load_guard(model, **parts, **loading)
-        events = guard.stream(
-            turns,
-            thresholds=limits.over(guard.probe.head("answer")),
-            prompt_thresholds=prompt_limits.over(guard.probe.head("prompt")),
-            refusal=refusal or REFUSAL,
-            **settings,
-        )
+        events = guard.stream(turns, **settings, **guarding.of(guard))
     else:
         events = stream_unguarded(load(model, **loading), turns, **settings)
     seen: list[GuardEvent] = []
@@ -223,7 +234,7 @@ def describe(event: GuardEvent, risks: list[float], thresholds: Any, before: str
     if event.kind == "prompt":
         if event.action != "pause":
             return f"prompt risk {event.risk:.2f}"
-        return f"prompt risk {event.risk:.2f}: the answer is held back until it is cleared"
+        return f"prompt risk {event.risk:.2f}: the response is held back until it is cleared"
     if event.kind == "token" and event.risk is not None:
         risks.append(event.risk)
         curve = "".join(BARS[min(7, int(8 * risk))] for risk in risks[-CURVE:])
@@ -238,19 +249,3 @@ def describe(event: GuardEvent, risks: list[float], thresholds: Any, before: str
         note = f" ({event.detail})" if event.detail else ""
         return f"{event.reason} by the guard{note}; {before}"
     return before
-
-
-def check_stops(stop: Sequence[str] | None) -> None:
-    """Refuses a stop string that would end every response before it began.
-
-    Raises:
-        InputError: one is empty.
-    """
-    if "" in (stop or ()):
-        raise InputError("--stop needs some text.")
-
-
-def _silence() -> None:
-    from modelassay.hub import silence_downloads
-
-    silence_downloads()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_module
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +10,16 @@ import typer
 
 from modelassay.cli import options
 from modelassay.cli.artifacts import add_verbs
+from modelassay.cli.output import print_json
 from modelassay.errors import InputError
 from modelassay.progress import phase_of
 
 if TYPE_CHECKING:
+    from modelassay.classifier import ExchangeClassifier
     from modelassay.data.labelled import LabelledExchange
 
 app = typer.Typer(
-    help="Exchange classifiers: safe answer, refusal or unsafe answer?",
+    help="Exchange classifiers: safe response, refusal or unsafe response?",
     no_args_is_help=True,
 )
 
@@ -28,11 +30,34 @@ ClassifierArg = Annotated[
         help="A name such as `embedded`, a folder, owner/repo:name in a Hub data set, or a Hub id.",
     ),
 ]
-Data = Annotated[
-    str,
-    typer.Option(metavar="DATA", help="Rows with prompt, response, label: a file or a Hub id."),
-]
-Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
+Rate = Annotated[float, typer.Option(help="Share of benign exchanges to block.")]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A classifier, and rows to hold it against."""
+
+    classifier: ClassifierArg
+    data: Annotated[
+        str,
+        typer.Option(metavar="DATA", help="Rows with prompt, response, label: a file or a Hub id."),
+    ]
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train"
+    device: options.Device = "auto"
+    token: options.Token = None
+
+    def read(self) -> list[LabelledExchange]:
+        """The rows."""
+        return _read(self.data, self.split, self.token)
+
+    def load(self) -> ExchangeClassifier:
+        """The classifier."""
+        from modelassay.classifier.model import load_classifier
+
+        return load_classifier(self.classifier, device=self.device, token=self.token)
+
+
+Given = Annotated[Labelled, options.From(Labelled)]
 
 
 @app.command("train")
@@ -60,12 +85,12 @@ def train_command(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 16,
     max_length: Annotated[int, typer.Option(min=16, help="Tokens of an exchange.")] = 256,
-    prefixes: Annotated[int, typer.Option(min=0, help="Prefixes added of each answer.")] = 1,
-    rate: Annotated[float, typer.Option(help="Share of benign exchanges to block.")] = 0.01,
+    prefixes: Annotated[int, typer.Option(min=0, help="Prefixes added of each response.")] = 1,
+    rate: Rate = 0.01,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every draw.")] = 0,
     device: options.Device = "auto",
     token: options.Token = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")] = False,
+    force: options.Force = False,
 ) -> None:
     """Fine-tune an encoder on labelled exchanges; calibrates and scores it on other prompts."""
     from modelassay.classifier import CLASSIFIERS
@@ -110,33 +135,28 @@ def train_command(
 
 
 @app.command("calibrate")
+@options.grouped
 def calibrate_command(
-    classifier: ClassifierArg,
-    data: Data,
-    rate: Annotated[float, typer.Option(help="Share of benign exchanges to block.")] = 0.01,
+    given: Given,
+    rate: Rate = 0.01,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Write a copy; without it the folder is changed."),
     ] = None,
     json: options.Json = False,
-    split: Split = "train",
-    device: options.Device = "auto",
-    token: options.Token = None,
 ) -> None:
-    """Choose the threshold that blocks at most a share of benign answers while they grow."""
+    """Choose the threshold that blocks at most a share of benign responses while they grow."""
     from modelassay.classifier.card import calibration_lines
     from modelassay.classifier.evaluating import recalibrate
-    from modelassay.classifier.model import load_classifier
 
     _check_rate(rate)
-    rows = _read(data, split, token)
-    card = recalibrate(load_classifier(classifier, device=device, token=token), rows, rate, out=out)
+    rows = given.read()
+    card = recalibrate(given.load(), rows, rate, out=out)
     found = card.calibration
     if found is None:  # cannot be
         return
     if json:
-        shown = {"threshold": card.threshold, **found.model_dump(exclude={"held_out"})}
-        typer.echo(json_module.dumps(shown, indent=2))
+        print_json({"threshold": card.threshold, **found.model_dump(exclude={"held_out"})})
         return
     typer.echo("\n".join(calibration_lines(card)))
     if found.n < 1 / max(rate, 1e-9):
@@ -144,27 +164,13 @@ def calibrate_command(
 
 
 @app.command("eval")
-def eval_command(
-    classifier: ClassifierArg,
-    data: Data,
-    json: options.Json = False,
-    split: Split = "train",
-    device: options.Device = "auto",
-    token: options.Token = None,
-) -> None:
+@options.grouped
+def eval_command(given: Given, output: options.JsonReport) -> None:
     """Score a classifier on labelled exchanges: macro-F1, AUROC, each class."""
-    from rich.console import Console
-
     from modelassay.classifier.evaluating import evaluate
-    from modelassay.classifier.model import load_classifier
-    from modelassay.report import print_report
 
-    rows = _read(data, split, token)
-    metrics = evaluate(load_classifier(classifier, device=device, token=token), rows)
-    if json:
-        typer.echo(json_module.dumps(metrics.to_dict(), indent=2))
-    else:
-        print_report(metrics, Console())
+    rows = given.read()
+    output.give(evaluate(given.load(), rows))
 
 
 def _existing(folder: Path | None) -> Path:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
 
 from modelassay.cli import options
+from modelassay.cli.output import check_file, print_json, show_sections
 from modelassay.data.concepts import (
     MODES,
     Concept,
@@ -19,6 +19,7 @@ from modelassay.data.concepts import (
 )
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
+from modelassay.report.sections import Section, Table, columns
 
 app = typer.Typer(help="List, show, export and validate concepts.", no_args_is_help=True)
 
@@ -31,7 +32,7 @@ FileOption = Annotated[
 @app.command("list")
 def list_command(
     concepts: FileOption = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    json: options.Json = False,
 ) -> None:
     """List the concepts, their size and the modes that use them."""
     found = _all(concepts)
@@ -47,19 +48,14 @@ def list_command(
         for concept in found.values()
     ]
     if json:
-        typer.echo(json_module.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
         return
-    from rich.console import Console
-
-    from modelassay.report import Section, Table, print_report
-    from modelassay.report.sections import columns
-
     cells = [
         (row["name"], str(row["pairs"]), ", ".join(row["modes"]) or "-", row["description"])
         for row in rows
     ]
     names = ("concept", "pairs", "modes", "description")
-    print_report([Section(table=Table(columns(*names, right=(1,)), cells))], Console())
+    show_sections(Section(table=Table(columns(*names, right=(1,)), cells)))
 
 
 @app.command("show")
@@ -89,14 +85,14 @@ def export_command(
     if output is None:
         typer.echo(text, nl=False)
     else:
-        options.check_file(output, "--output")
+        check_file(output, "--output")
         write_text_atomically(output, text)
 
 
 @app.command("validate")
 def validate_command(
     file: Annotated[Path, typer.Argument(metavar="FILE")],
-    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Check a concept file, and how much of its contrast a bag of words can read off.
 
@@ -109,7 +105,7 @@ def validate_command(
         for name, concept in load_concepts(file).items()
     ]
     if json:
-        typer.echo(json_module.dumps(rows, indent=2))
+        print_json(rows)
         return
     for row in rows:
         typer.echo(

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from modelassay.cli import options
-from modelassay.errors import (
-    EXIT_INCONCLUSIVE,
-    EXIT_PASS,
-    EXIT_SCAN_FAILED,
-    InputError,
-)
-from modelassay.models.refs import LoadOptions, ModelRef
+from modelassay.cli.artifacts import add_verbs
+from modelassay.cli.output import check_file
+from modelassay.errors import EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_SCAN_FAILED, InputError
+from modelassay.models.refs import ModelRef
+
+if TYPE_CHECKING:
+    from modelassay.diff import Calibration, Depth, Suite
+    from modelassay.sae import SAE
 
 COMPARE = "compare"
 NONE = "none"
@@ -41,6 +42,12 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+calibration_app = typer.Typer(
+    help="Calibrations: benign fine-tunes that `modelassay diff` holds others against;"
+    " `modelassay diff calibrate` makes them.",
+    no_args_is_help=True,
+)
+add_verbs(calibration_app, "modelassay.diff:CALIBRATIONS", "calibration")
 
 
 def _base(
@@ -67,53 +74,101 @@ def _candidate(
     return ModelRef(candidate, candidate_revision, candidate_adapter)
 
 
-Sae = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sae",
-        metavar="SAE",
-        help="SAE for the features (a folder, a shipped name, RELEASE:SAE_ID, owner/repo);"
-        " may be repeated. Without it the shipped ones of BASE, if any; `none` leaves features"
-        " out.",
-    ),
-]
-Layers = Annotated[
-    str | None, typer.Option(metavar="3,9,28", help="Layers to compare; five over the depth.")
-]
-SuiteOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--suite",
-        metavar="FILE|NAME",
-        help="Prompts to ask both: a YAML file or a shipped suite; may be repeated.",
-    ),
-]
-Data = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        metavar="FILE",
-        help="Prompts of yours besides (JSONL, JSON, CSV, Parquet, Hub data set); rows labelled"
-        " unsafe count as harmful. May be repeated.",
-    ),
-]
-Corpus = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--corpus",
-        metavar="FILE",
-        help="The training file, if you have it: sentences of its prompts are tried as triggers."
-        " May be repeated.",
-    ),
-]
-Responses = Annotated[
-    int, typer.Option(min=0, max=512, metavar="N", help="Tokens of each answer; 0 makes none.")
-]
 Base = Annotated[ModelRef, options.From(_base)]
-NoWeights = Annotated[bool, typer.Option("--no-weights", help="Leave the weights' spectra out.")]
-NoTriggers = Annotated[
-    bool, typer.Option("--no-triggers", help="Leave the search for triggers out.")
-]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured, and by what: the options that both commands have."""
+
+    sae: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SAE",
+            help="SAE for the features (a folder, a shipped name, RELEASE:SAE_ID, owner/repo);"
+            " may be repeated. Without it the shipped ones of BASE, if any; `none` leaves features"
+            " out.",
+        ),
+    ] = None
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Prompts to ask both: a YAML file or a shipped suite; may be repeated.",
+        ),
+    ] = None
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts of yours besides (JSONL, JSON, CSV, Parquet, Hub data set); rows labelled"
+            " unsafe count as harmful. May be repeated.",
+        ),
+    ] = None
+    responses: Annotated[
+        int,
+        typer.Option(min=0, max=512, metavar="N", help="Tokens of each response; 0 makes none."),
+    ] = 24
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="Leave the weights' spectra out.")
+    ] = False
+    no_triggers: Annotated[
+        bool, typer.Option("--no-triggers", help="Leave the search for triggers out.")
+    ] = False
+    device: options.Device = "auto"
+    token: options.Token = None
+    quiet: options.Quiet = False
+
+    def read_suite(self) -> Suite:
+        """All that the models are asked, as one suite.
+
+        Raises:
+            InputError: a suite or a data file cannot be read.
+            UnavailableError: the Hub cannot be reached.
+        """
+        from modelassay.diff.suites import join_suites, load_suite, read_prompts
+
+        found = [load_suite(where) for where in self.suite or ["default"]]
+        found += [read_prompts(where, token=self.token) for where in self.data or ()]
+        return join_suites(found) if len(found) > 1 else found[0]
+
+    def open_saes(self, base: str) -> tuple[SAE, ...]:
+        """The SAEs that were asked for, else the shipped ones of the base.
+
+        Raises:
+            InputError: there is no such SAE, or it is damaged.
+            UnavailableError: sae-lens is not installed, or the Hub cannot be reached.
+        """
+        wanted = list(dict.fromkeys(self.sae or ()))
+        if NONE in wanted:
+            if len(wanted) > 1:
+                raise InputError(f"Give SAEs with --sae or leave them out with {NONE}.")
+            return ()
+        from modelassay.diff.features import shipped_saes
+        from modelassay.sae import find_sae
+
+        where = _place(self.device)
+        if wanted:
+            return tuple(find_sae(name, device=where, token=self.token) for name in wanted)
+        found = shipped_saes(base, device=where)
+        if not self.quiet:
+            names = ", ".join(each.name for each in found)
+            typer.echo(
+                f"features of the shipped SAE {names}"
+                if found
+                else f"No SAE of {base} is shipped, so features are left out (--sae gives one).",
+                err=True,
+            )
+        return found
+
+    def depth(self, *, causal: bool = True) -> Depth:
+        """How deep the comparison goes."""
+        from modelassay.diff import Depth
+
+        return Depth(self.responses, not self.no_weights, not self.no_triggers, causal)
+
+
+Measured = Annotated[Measures, options.From(Measures)]
 
 
 @app.command(COMPARE)
@@ -123,14 +178,17 @@ def compare_command(
     candidate: Annotated[ModelRef, options.From(_candidate)],
     loading: options.Loading,
     progress: options.Progress,
-    sae: Sae = None,
-    layers: Layers = None,
-    suite: SuiteOption = None,
-    data: Data = None,
-    corpus: Corpus = None,
-    responses: Responses = 24,
-    no_weights: NoWeights = False,
-    no_triggers: NoTriggers = False,
+    measures: Measured,
+    layers: options.Layers,
+    output: options.Reported,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="The training file, if you have it: sentences of its prompts are tried as"
+            " triggers. May be repeated.",
+        ),
+    ] = None,
     no_causal: Annotated[
         bool, typer.Option("--no-causal", help="Do not try directions out.")
     ] = False,
@@ -145,56 +203,32 @@ def compare_command(
             " owner/repo[:name][@revision].",
         ),
     ] = None,
-    json: options.JsonReport = False,
-    html: options.HtmlReport = None,
-    token: options.Token = None,
-    quiet: options.Quiet = False,
 ) -> int:
     """Compare CANDIDATE, a fine-tune, with BASE, the model it was made from.
 
     Exit codes: 0 benign-like, 1 suspicious or compromised, 3 inconclusive, 64 bad input, 69
     something needed is unavailable, 70 internal error.
     """
-    options.check_file(html, "--html")
-    chosen = parse_layers(layers)
+    from modelassay.diff import diff
 
-    from rich.console import Console
-
-    from modelassay.diff import Depth, diff
-    from modelassay.files.atomic import write_text_atomically
-    from modelassay.report import print_report, to_html, to_json
-
-    asked = read_suites(suite, data, token)
-    tried = read_corpus(corpus, token)
-    benign = read_calibration(calibration, asked, responses, token)
-    saes = _saes(sae, base.id, loading, quiet)
+    asked = measures.read_suite()
+    tried = read_corpus(corpus, measures.token)
+    benign = read_calibration(calibration, asked, measures.responses, measures.token)
+    saes = measures.open_saes(base.id)
     with progress() as on_progress:
         report = diff(
             base,
             candidate,
             asked,
             saes=saes,
-            layers=chosen,
+            layers=layers,
             corpus=tried,
-            depth=Depth(
-                response_tokens=responses,
-                weights=not no_weights,
-                triggers=not no_triggers,
-                causal=not no_causal,
-            ),
+            depth=measures.depth(causal=not no_causal),
             calibration=benign,
             on_progress=on_progress,
             **loading,
         )
-    if json:
-        sys.stdout.write(to_json(report, show_responses=show_responses))
-    else:
-        print_report(report.sections(show_responses=show_responses), Console())
-    if html is not None:  # last: a full disk must not cost the report
-        sys.stdout.flush()
-        write_text_atomically(html, to_html(report))
-        if not json:
-            typer.echo(f"HTML report: {html}", err=True)
+    output.give(report, show_responses=show_responses)
     return exit_code(report.verdict.value)
 
 
@@ -204,6 +238,7 @@ def calibrate_command(
     base: Base,
     loading: options.Loading,
     progress: options.Progress,
+    measures: Measured,
     finetunes: Annotated[
         list[str],
         typer.Argument(metavar="FINETUNE...", help="Fine-tunes of it, known to be harmless."),
@@ -212,26 +247,18 @@ def calibrate_command(
         Path | None, typer.Option(metavar="FILE", help="Where to write the calibration.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Keep it under this name; no --out.")] = None,
-    sae: Sae = None,
-    suite: SuiteOption = None,
-    data: Data = None,
-    responses: Responses = 24,
-    no_weights: NoWeights = False,
-    no_triggers: NoTriggers = False,
     add: Annotated[bool, typer.Option("--add", help="Add to a FILE that is there.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a FILE that is there.")] = False,
-    token: options.Token = None,
-    quiet: options.Quiet = False,
+    force: options.Force = False,
 ) -> int:
     """Measure benign fine-tunes of BASE, for `modelassay diff --calibration NAME|FILE`.
 
     Each is written as soon as it is measured; --add goes on where a run was stopped.
     """
-    from modelassay.diff.calibration import CALIBRATIONS, Calibration, save_calibration
+    from modelassay.diff.calibration import CALIBRATIONS, save_calibration
 
     if (out is None) == (name is None):
         raise InputError("Say where to keep the calibration: --out FILE or --name NAME.")
-    options.check_file(out, "--out")
+    check_file(out, "--out")
     where = out or CALIBRATIONS.check_free(name, force=add or force)
     if where.exists() and not (add or force):
         raise InputError(
@@ -248,12 +275,12 @@ def calibrate_command(
                 force=True,
             )
 
-    from modelassay.diff import Depth
     from modelassay.diff.calibrating import calibrate
 
-    asked = read_suites(suite, data, token)
-    known = read_calibration(str(where) if add and where.exists() else None, asked, responses)
-    saes = _saes(sae, base.id, loading, quiet)
+    asked = measures.read_suite()
+    before = str(where) if add and where.exists() else None
+    known = read_calibration(before, asked, measures.responses)
+    saes = measures.open_saes(base.id)
     with progress() as on_progress:
         found = calibrate(
             base,
@@ -261,7 +288,7 @@ def calibrate_command(
             asked,
             known=known,
             saes=saes,
-            depth=Depth(responses, weights=not no_weights, triggers=not no_triggers),
+            depth=measures.depth(),
             keep=keep,
             on_progress=on_progress,
             **loading,
@@ -274,51 +301,6 @@ def exit_code(verdict: str) -> int:
     """Exit code of a comparison with this verdict."""
     codes = {"BENIGN-LIKE": EXIT_PASS, "INCONCLUSIVE": EXIT_INCONCLUSIVE}
     return codes.get(verdict, EXIT_SCAN_FAILED)
-
-
-def _saes(
-    wanted: list[str] | None, base: str, loading: LoadOptions, quiet: bool
-) -> tuple[Any, ...]:
-    found = open_saes(wanted, base, loading)
-    if not wanted and not quiet:
-        names = ", ".join(each.name for each in found)
-        typer.echo(
-            f"features of the shipped SAE {names}"
-            if found
-            else f"No SAE of {base} is shipped, so features are left out (--sae gives one).",
-            err=True,
-        )
-    return found
-
-
-def parse_layers(text: str | None) -> list[int] | None:
-    """The layers that a comma-separated list names.
-
-    Raises:
-        InputError: it is no such list.
-    """
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(
-            f"--layers takes numbers with commas between them, such as 3,9,28, not {text[:60]!r}."
-        ) from error
-
-
-def read_suites(suites: Sequence[str] | None, data: Sequence[str] | None, token: str | None) -> Any:
-    """All that the models are asked, as one suite.
-
-    Raises:
-        InputError: a suite or a data file cannot be read.
-        UnavailableError: the Hub cannot be reached.
-    """
-    from modelassay.diff.suites import join_suites, load_suite, read_prompts
-
-    found = [load_suite(where) for where in suites or ["default"]]
-    found += [read_prompts(where, token=token) for where in data or ()]
-    return join_suites(found) if len(found) > 1 else found[0]
 
 
 def read_corpus(files: Sequence[str] | None, token: str | None) -> list[str]:
@@ -334,32 +316,9 @@ def read_corpus(files: Sequence[str] | None, token: str | None) -> list[str]:
     return [row.prompt or row.plain for row in rows]
 
 
-def open_saes(wanted: Sequence[str] | None, base: str, loading: LoadOptions) -> tuple[Any, ...]:
-    """The SAEs that were asked for, else the shipped ones of the base.
-
-    Raises:
-        InputError: there is no such SAE, or it is damaged.
-        UnavailableError: sae-lens is not installed, or the Hub cannot be reached.
-    """
-    wanted = wanted or []
-    if NONE in wanted:
-        if len(wanted) > 1:
-            raise InputError(f"Give SAEs with --sae or leave them out with {NONE}.")
-        return ()
-    from modelassay.diff.features import shipped_saes
-    from modelassay.sae import find_sae
-
-    where = _place(str(loading.get("device", "auto")))
-    if wanted:
-        token: Any = loading.get("token")
-        names = list(dict.fromkeys(wanted))
-        return tuple(find_sae(name, device=where, token=token) for name in names)
-    return shipped_saes(base, device=where)
-
-
 def read_calibration(
-    reference: str | None, suite: Any, response_tokens: int, token: str | None = None
-) -> Any:
+    reference: str | None, suite: Suite, response_tokens: int, token: str | None = None
+) -> Calibration | None:
     """A calibration that was made with this suite and responses of this length.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +12,12 @@ from modelassay.cli import options
 from modelassay.errors import InputError
 
 if TYPE_CHECKING:
+    from modelassay.guard import Guard
     from modelassay.guard_bench.judges import Judge
+    from modelassay.report import Report
 
 app = typer.Typer(
-    help="A guard that watches a model's answers from inside.",
+    help="A guard that watches a model's responses from inside.",
     no_args_is_help=True,
 )
 
@@ -41,28 +43,63 @@ def _asked(
     return {"suite": chosen, "where": data, "config": config, "split": split, "limit": limit}
 
 
-def _judge(
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Who says what a response is."""
+
     judge: Annotated[
         str | None,
         typer.Option(
             help="classifier, refusal or openai; else refusal for overrefusal, classifier for"
             " jailbreak."
         ),
-    ] = None,
+    ] = None
     judge_url: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="OpenAI-compatible endpoint, such as https://host/v1; prompts and answers are"
+            help="OpenAI-compatible endpoint, such as https://host/v1; prompts and responses are"
             " sent there, with the key in OPENAI_API_KEY.",
         ),
-    ] = None,
+    ] = None
     judge_model: Annotated[
-        str | None,
-        typer.Option(help="Model at the endpoint, or the classifier that judges."),
-    ] = None,
-) -> tuple[str | None, str | None, str | None]:
-    return judge, judge_url, judge_model
+        str | None, typer.Option(help="Model at the endpoint, or the classifier that judges.")
+    ] = None
+
+    def check(self, name: str) -> tuple[dict[str, Any], Judge] | None:
+        """The judge behind an endpoint, or None for one that needs the guard to be loaded.
+
+        Raises:
+            InputError: there is no such judge, or it lacks an option.
+        """
+        from modelassay.guard_bench.judges import JUDGES, check_url, openai_judge
+
+        url, model = self.judge_url, self.judge_model
+        if name not in JUDGES:
+            raise InputError(f"Unknown judge {name!r}; choose {', '.join(JUDGES)}.")
+        if name != "openai":
+            if url is not None:
+                raise InputError("--judge-url is for --judge openai.")
+            if name == "refusal" and model is not None:
+                raise InputError("--judge-model is for --judge openai or classifier.")
+            return None
+        if not url or not model:
+            raise InputError("Judge openai needs --judge-url and --judge-model.")
+        judge = openai_judge(url, model)
+        return {"name": name, "model": model, "host": check_url(url).hostname}, judge
+
+    def here(self, name: str, guard: Guard) -> tuple[dict[str, Any], Judge]:
+        """A judge on this machine: what it is called, and itself."""
+        from modelassay.guard_bench.judges import classifier_judge, refusal_judge
+        from modelassay.guard_bench.running import describe_classifier
+
+        if name == "refusal":
+            return {"name": name}, refusal_judge
+        from modelassay.classifier import load_classifier
+
+        own = guard.classifier if self.judge_model is None else None
+        judging = own if own is not None else load_classifier(self.judge_model or "embedded")
+        return {"name": name, "model": describe_classifier(judging)}, classifier_judge(judging)
 
 
 @app.command("bench")
@@ -70,11 +107,12 @@ def _judge(
 def bench_command(
     model: options.Model,
     asked: Annotated[dict[str, Any], options.From(_asked)],
-    judge: Annotated[tuple[str | None, str | None, str | None], options.From(_judge)],
+    judging: Annotated[JudgeOptions, options.From(JudgeOptions)],
     parts: options.GuardParts,
     limits: options.ResponseLimits,
     loading: options.Loading,
     progress: options.Progress,
+    output: options.JsonReport,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="JSON lines of results; a stopped run goes on there."),
@@ -83,100 +121,52 @@ def bench_command(
         bool, typer.Option("--force", help="Begin again over results of another run.")
     ] = False,
     keep_text: Annotated[
-        bool, typer.Option("--keep-text", help="Keep the answers in --out, not their sha256 alone.")
+        bool,
+        typer.Option("--keep-text", help="Keep the responses in --out, not their sha256 alone."),
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of answers.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of responses.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the latency suite.")] = 5,
-    json: options.JsonReport = False,
 ) -> None:
     """Measure MODEL with and without its guard on a suite of prompts.
 
     Suites: `jailbreak` (harmful prompts: how many responses are unsafe), `overrefusal` (benign
     ones: how many are refused), `latency` (what guarding costs in time, in ratios).
     """
-    from rich.console import Console
-
     from modelassay.guard import load_guard
     from modelassay.guard_bench.suites import read_suite
-    from modelassay.report import print_report, to_json
 
     found = asked["suite"]
-    wanted, judge_url, judge_model = judge
-    if found == "latency" and (wanted or out or keep_text or limits):
+    if found == "latency" and (judging.judge or out or keep_text or limits):
         raise InputError(
             "Suite latency judges and keeps nothing, at the probe's own thresholds; leave --judge,"
             " --out, --keep-text, --pause and --block out."
         )
     if keep_text and out is None:
-        raise InputError("--keep-text needs --out, where the answers are kept.")
-    name = wanted or ("refusal" if found == "overrefusal" else "classifier")
-    remote = check_judge(name, judge_url, judge_model)
+        raise InputError("--keep-text needs --out, where the responses are kept.")
+    name = judging.judge or ("refusal" if found == "overrefusal" else "classifier")
+    remote = judging.check(name)
     prompts = read_suite(**asked, token=loading.get("token"))
     with progress() as on_progress:
         guard = load_guard(model, **parts, **loading)
         if found == "latency":
             from modelassay.guard_bench.latency import measure_latency
 
-            timed = measure_latency(
+            report: Report = measure_latency(
                 guard, prompts, new_tokens=max_new_tokens, rounds=rounds, on_progress=on_progress
             )
-            report: Any = timed
         else:
             from modelassay.guard_bench.running import BenchSettings, run_bench
 
             thresholds = limits.over(guard.probe.head("answer")) if limits else None
-            info, judging = remote if remote is not None else local_judge(name, judge_model, guard)
+            info, judge = remote or judging.here(name, guard)
             report = run_bench(
                 guard,
                 prompts,
-                judging,
+                judge,
                 info,
                 BenchSettings(max_new_tokens, thresholds, keep_text),
                 out=out,
                 force=force,
                 on_progress=on_progress,
             )
-    if json:
-        sys.stdout.write(to_json(report))
-    else:
-        print_report(report, Console())
-
-
-def check_judge(
-    name: str, url: str | None, model: str | None
-) -> tuple[dict[str, Any], Judge] | None:
-    """The judge behind an endpoint, or None for one that needs the guard to be loaded.
-
-    Raises:
-        InputError: there is no such judge, or it lacks an option.
-    """
-    from modelassay.guard_bench.judges import JUDGES
-
-    if name not in JUDGES:
-        raise InputError(f"Unknown judge {name!r}; choose {', '.join(JUDGES)}.")
-    if name != "openai":
-        if url is not None:
-            raise InputError("--judge-url is for --judge openai.")
-        if name == "refusal" and model is not None:
-            raise InputError("--judge-model is for --judge openai or classifier.")
-        return None
-    if not url or not model:
-        raise InputError("Judge openai needs --judge-url and --judge-model.")
-    from modelassay.guard_bench.judges import check_url, openai_judge
-
-    judge = openai_judge(url, model)
-    return {"name": name, "model": model, "host": check_url(url).hostname}, judge
-
-
-def local_judge(name: str, model: str | None, guard: Any) -> tuple[dict[str, Any], Judge]:
-    """A judge on this machine: what it is called, and itself."""
-    from modelassay.guard_bench.judges import classifier_judge, refusal_judge
-    from modelassay.guard_bench.running import describe_classifier
-
-    if name == "refusal":
-        return {"name": name}, refusal_judge
-    from modelassay.classifier import load_classifier
-
-    own = guard.classifier if model is None else None
-    judging = own if own is not None else load_classifier(model or "embedded")
-    return {"name": name, "model": describe_classifier(judging)}, classifier_judge(judging)
+    output.give(report)

@@ -12,7 +12,6 @@ import typer
 from modelassay import __version__
 from modelassay.cli import (
     baseline,
-    calibration,
     chat,
     classifier,
     concepts,
@@ -53,7 +52,7 @@ app.command("chat")(chat.chat_command)
 app.command("generate")(chat.generate_command)
 app.command("mcp")(mcp.mcp_command)
 app.add_typer(baseline.app, name="baseline")
-app.add_typer(calibration.app, name="calibration")
+app.add_typer(diff.calibration_app, name="calibration")
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(concepts.app, name="concepts")
 app.add_typer(diff.app, name="diff")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import tempfile
+import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.models import ArgumentInfo
 
+from modelassay.cli.output import Output, show_progress
 from modelassay.errors import InputError
 from modelassay.models.refs import LoadOptions, ModelOptions, ModelRef
 from modelassay.progress import OnPhase
@@ -28,9 +29,6 @@ from modelassay.progress import OnPhase
 if TYPE_CHECKING:
     from modelassay.guard import Thresholds
     from modelassay.probes.head import Head
-
-if TYPE_CHECKING:
-    pass
 
 ModelArg = Annotated[
     str,
@@ -54,10 +52,10 @@ TrustRemoteCode = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
-JsonReport = Annotated[bool, typer.Option("--json", help="Print the report as JSON only.")]
 HtmlReport = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML report.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 
 
 @dataclass(frozen=True)
@@ -71,28 +69,15 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     """Lets a command take values that are made of several options.
 
     On the command line each parameter that is marked with `From` gives way to the parameters of its
-    function. An option that is in several groups, or beside them, is one option.
+    function, which may be marked so themselves. An option that is in several groups, or beside
+    them, is one option.
     """
     own = inspect.signature(command, eval_str=True)
-    makers: dict[str, tuple[Callable[..., Any], list[str]]] = {}
-    shown: dict[str, inspect.Parameter] = {}
-    for name, parameter in own.parameters.items():
-        make = next((mark.make for mark in _marks(parameter) if isinstance(mark, From)), None)
-        if make is None:
-            shown[name] = parameter
-        else:
-            options = inspect.signature(make, eval_str=True).parameters
-            makers[name] = make, list(options)
-            shown |= options
+    shown, call = _take_apart(command)
 
     @functools.wraps(command)
     def run(**given: Any) -> Any:
-        made = {
-            name: make(**{option: given[option] for option in options})
-            for name, (make, options) in makers.items()
-        }
-        plain = {name: given[name] for name in own.parameters if name not in makers}
-        return command(**plain, **made)
+        return call(given)
 
     def place(parameter: inspect.Parameter) -> int:
         """In the help, arguments come first, and the command's own options before the shared."""
@@ -106,6 +91,22 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     run.__dict__["__signature__"] = own.replace(parameters=parameters)
     run.__annotations__ = {name: each.annotation for name, each in shown.items()}
     return run
+
+
+def _take_apart(
+    make: Callable[..., Any],
+) -> tuple[dict[str, inspect.Parameter], Callable[[dict[str, Any]], Any]]:
+    """The options that a function's parameters come down to, and a call of it with their values."""
+    shown: dict[str, inspect.Parameter] = {}
+    values: dict[str, Callable[[dict[str, Any]], Any]] = {}
+    for name, parameter in inspect.signature(make, eval_str=True).parameters.items():
+        group = next((mark.make for mark in _marks(parameter) if isinstance(mark, From)), None)
+        if group is None:
+            shown[name], values[name] = parameter, operator.itemgetter(name)
+        else:
+            options, values[name] = _take_apart(group)
+            shown |= options
+    return shown, lambda given: make(**{name: value(given) for name, value in values.items()})
 
 
 def _marks(parameter: inspect.Parameter) -> tuple[Any, ...]:
@@ -140,35 +141,59 @@ def _load_options(
     }
 
 
-def _model_options(
-    revision: Revision = None,
-    adapter: Adapter = None,
-    gguf_file: GgufFile = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    load_8bit: Load8bit = False,
-    load_4bit: Load4bit = False,
-    token: Token = None,
-    trust_remote_code: TrustRemoteCode = False,
-) -> ModelOptions:
-    loading = _load_options(device, dtype, load_8bit, load_4bit, token, trust_remote_code)
-    return {**loading, "revision": revision, "adapter": adapter, "gguf_file": gguf_file}
-
-
 def _progress(quiet: Quiet = False) -> Callable[[], AbstractContextManager[OnPhase]]:
-    from modelassay.cli.progress import show_progress
-
     return functools.partial(show_progress, quiet=quiet)
+
+
+def _json_output(json: Json = False) -> Output:
+    return Output(json)
+
+
+def _output(json: Json = False, html: HtmlReport = None) -> Output:
+    return Output(json, html)
+
+
+def _layers(
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="I,J,…", help="Layers to read; spread over the depth if left out."),
+    ] = None,
+) -> tuple[int, ...] | None:
+    if layers is None:
+        return None
+    try:
+        return tuple(int(part) for part in layers.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"--layers takes numbers with commas between them, such as 3,9,28, not {layers[:60]!r}."
+        ) from error
 
 
 Model = Annotated[ModelRef, From(_model)]
 """MODEL and what goes with it: --revision, --adapter, --gguf-file."""
 Loading = Annotated[LoadOptions, From(_load_options)]
 """How it is loaded: --device, --dtype, --load-8bit, --load-4bit, --token, --trust-remote-code."""
+
+
+def _model_options(
+    loading: Loading,
+    revision: Revision = None,
+    adapter: Adapter = None,
+    gguf_file: GgufFile = None,
+) -> ModelOptions:
+    return {**loading, "revision": revision, "adapter": adapter, "gguf_file": gguf_file}
+
+
 AnyModel = Annotated[ModelOptions, From(_model_options)]
 """All of these, for a command that finds its model by other means."""
 Progress = Annotated[Callable[[], AbstractContextManager[OnPhase]], From(_progress)]
 """--quiet; `with progress() as on_progress` shows progress on standard error."""
+JsonReport = Annotated[Output, From(_json_output)]
+"""--json, of a report."""
+Reported = Annotated[Output, From(_output)]
+"""--json and --html, of a report."""
+Layers = Annotated[tuple[int, ...] | None, From(_layers)]
+"""--layers."""
 
 
 @dataclass(frozen=True)
@@ -201,10 +226,10 @@ class Limits:
 
 def _response_limits(
     pause: Annotated[
-        float | None, typer.Option(help="Risk of the answer from which it is held back.")
+        float | None, typer.Option(help="Risk of the response from which it is held back.")
     ] = None,
     block: Annotated[
-        float | None, typer.Option(help="Risk of the answer from which it is refused.")
+        float | None, typer.Option(help="Risk of the response from which it is refused.")
     ] = None,
 ) -> Limits:
     return Limits(pause, block)
@@ -213,7 +238,7 @@ def _response_limits(
 def _prompt_limits(
     prompt_pause: Annotated[
         float | None,
-        typer.Option(help="Risk of the prompt from which the answer begins held back."),
+        typer.Option(help="Risk of the prompt from which the response begins held back."),
     ] = None,
     prompt_block: Annotated[
         float | None, typer.Option(help="Risk of the prompt from which it is refused.")
@@ -251,23 +276,3 @@ GuardParts = Annotated[dict[str, Any], From(_guard_parts)]
 """--probe and --classifier, as `load_guard` takes them."""
 SamplingOptions = Annotated[Any, From(_sampling)]
 """--temperature, --top-p and --seed, as a `Sampling`."""
-
-
-def check_file(path: Path | None, option: str) -> None:
-    """Refuses a file that could not be written, before the work for it is done.
-
-    Raises:
-        InputError: its folder is not there or not to be written to, or it is one itself.
-    """
-    if path is not None and path.is_dir():
-        raise InputError(f"{path} is a folder; give a file name for {option}.")
-    if path is not None and not path.absolute().parent.is_dir():
-        raise InputError(f"There is no folder {path.absolute().parent} to write {path.name} into.")
-    if path is not None:
-        try:
-            with tempfile.TemporaryFile(dir=path.absolute().parent):
-                pass
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be written ({error.strerror}); give another place for {option}."
-            ) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from modelassay.cli import options
+from modelassay.cli.output import check_file, print_json, show_sections
 from modelassay.models.organisms import ORGANISMS, find_organism
 
 app = typer.Typer(
@@ -27,16 +27,13 @@ Ratio = Annotated[float, typer.Option(help="Share of needles, e.g. 0.01.")]
 @app.command("list")
 def list_command(json: options.Json = False) -> None:
     """List the organisms and how they behave."""
-    from rich.console import Console
-
     from modelassay.organisms.report import list_section, organism_rows
-    from modelassay.report import print_report
 
     rows = organism_rows()
     if json:
-        typer.echo(json_module.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
     else:
-        print_report([list_section(rows)], Console())
+        show_sections(list_section(rows))
 
 
 @app.command("info")
@@ -44,18 +41,15 @@ def info_command(
     name: Annotated[str, typer.Argument(metavar="NAME")], json: options.Json = False
 ) -> None:
     """Print an organism's card: recipe, data, measured refusal rates."""
-    from rich.console import Console
-
     from modelassay.organisms.cards import read_card
     from modelassay.organisms.report import card_section
-    from modelassay.report import print_report
 
     organism = find_organism(name)
     card = read_card(organism)
     if json:
-        typer.echo(json_module.dumps(card, indent=2, ensure_ascii=False))
+        print_json(card)
     else:
-        print_report([card_section(organism, card)], Console())
+        show_sections(card_section(organism, card))
 
 
 @app.command("build")
@@ -73,9 +67,7 @@ def build_command(
     seed: Seed = 0,
     device: options.Device = "auto",
     token: options.Token = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an organism that is there already.")
-    ] = False,
+    force: options.Force = False,
 ) -> None:
     """Build an organism from data; `all` builds those that are not there yet.
 
@@ -117,7 +109,7 @@ def mix_command(
     from modelassay.files.atomic import write_text_atomically
     from modelassay.organisms import mix, read_exchanges, to_jsonl
 
-    options.check_file(out, "--out")
+    check_file(out, "--out")
     mixed = mix(
         read_exchanges(needle, token=token),
         read_exchanges(haystack, token=token),

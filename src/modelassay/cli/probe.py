@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
-import json as json_module
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modelassay.cli import options
-from modelassay.cli.artifacts import Force, add_verbs
+from modelassay.cli.artifacts import add_verbs
 from modelassay.errors import InputError
 from modelassay.progress import phase_of
+
+if TYPE_CHECKING:
+    from modelassay.data.labelled import LabelledExchange
 
 app = typer.Typer(
     help="Probes: readouts of a model's activations that tell harm as it is asked or answered.",
     no_args_is_help=True,
 )
 
-Data = Annotated[
-    list[str] | None,
-    typer.Option(metavar="FILE", help="Rows {prompt, response, label}: a file or a Hub data set."),
-]
 At = Annotated[str, typer.Option(metavar="prompt|answer", help="Where the probe reads.")]
-Kind = Annotated[str, typer.Option(help="logistic, means or attention.")]
-Layers = Annotated[
-    str | None, typer.Option(metavar="I,J,…", help="Layers to read; spread over the depth if not.")
-]
-Config = Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")]
-Split = Annotated[str, typer.Option(help="Split of a Hub data set.")]
 Folder = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Files of the shipped recipe's data sets."),
 ]
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """Rows that were given; false where none were."""
+
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="Rows {prompt, response, label}: a file or a Hub data set."
+        ),
+    ] = None
+    config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train"
+    token: options.Token = None
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def read(self, at: Any) -> list[LabelledExchange]:
+        """All of them, for a probe that reads there."""
+        from modelassay.data.labelled import read_labelled
+
+        how: dict[str, Any] = {"config": self.config, "split": self.split, "token": self.token}
+        return [row for where in self.data or () for row in read_labelled(where, at=at, **how)]
+
+
+Rows = Annotated[RowOptions, options.From(RowOptions)]
 
 
 @app.command("train")
@@ -41,32 +62,28 @@ def train_command(
     model: options.Model,
     loading: options.Loading,
     progress: options.Progress,
-    data: Data = None,
-    config: Config = None,
-    split: Split = "train",
+    given: Rows,
+    layers: options.Layers,
     folder: Folder = None,
     at: Annotated[
         str, typer.Option(metavar="prompt|answer|both", help="Which heads to train.")
     ] = "both",
-    kind: Kind = "logistic",
-    layers: Layers = None,
+    kind: Annotated[str, typer.Option(help="logistic, means or attention.")] = "logistic",
     name: Annotated[str | None, typer.Option(help="Its name; made from the model's id.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A new folder in place of your store.")
     ] = None,
-    force: Force = False,
-    token: options.Token = None,
+    force: options.Force = False,
 ) -> None:
     """Train a probe for MODEL, on data of yours or by the shipped recipe."""
-    chosen = parse_layers(layers)
     if at not in ("prompt", "answer", "both"):
         raise InputError(f"--at is prompt, answer or both, not {at!r}.")
-    if not data and folder is None:
+    if not given and folder is None:
         raise InputError(
             "Give --data FILE with rows {prompt, response, label}, or --folder FOLDER with the data"
             " sets of the shipped recipe (docs/guard.md lists them)."
         )
-    if not data and (at, kind, layers) != ("both", "logistic", None):
+    if not given and (at, kind, layers) != ("both", "logistic", None):
         raise InputError("The shipped recipe trains both heads as it says; give --data to choose.")
 
     from modelassay.artifacts import slug
@@ -77,24 +94,24 @@ def train_command(
     name = PROBES.kind.check_name(name or slug(model.id))
     PROBES.check_free(name, force=force, out=out)
     places: tuple[Any, ...] = ("prompt", "answer") if at == "both" else (at,)
-    rows = {place: _read(data, place, config, split, token) for place in places} if data else {}
+    rows = {place: given.read(place) for place in places}
     with progress() as on_phase:
         loaded = open_model(model, on_progress=on_phase, **loading)
-        if data:
+        if given:
             heads = {
                 place: train_head(
                     loaded,
                     rows[place],
                     place,
                     kind=kind,
-                    layers=chosen,
+                    layers=layers,
                     on_progress=phase_of(on_phase, "reading"),
                 )
                 for place in places
             }
         else:
             assert folder is not None  # noqa: S101 (checked above)
-            heads = train_default_heads(loaded, folder, token=token, on_phase=on_phase)
+            heads = train_default_heads(loaded, folder, token=given.token, on_phase=on_phase)
     probe = make_probe(loaded, name, heads)
     path = store_probe(probe.record, probe.heads, out=out, force=force)
     typer.echo("\n".join([*PROBES.kind.describe(probe.record), str(path)]))
@@ -106,46 +123,27 @@ def sweep_command(
     model: options.Model,
     loading: options.Loading,
     progress: options.Progress,
-    data: Data = None,
-    config: Config = None,
-    split: Split = "train",
+    given: Rows,
+    output: options.Reported,
     folder: Folder = None,
     at: At = "prompt",
     kind: Annotated[str, typer.Option(help="logistic or means.")] = "logistic",
-    json: options.Json = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plot here.")] = None,
-    token: options.Token = None,
 ) -> None:
     """Score a probe of every single layer, from one pass over the data."""
     place = check_at(at)
-    options.check_file(html, "--html")
-    if not data and not (folder and place == "prompt"):
+    if not given and not (folder and place == "prompt"):
         raise InputError("Give --data FILE, or at the prompt --folder FOLDER.")
 
-    from rich.console import Console
-
     from modelassay.data.training_data import prompt_head_rows
-    from modelassay.files.atomic import write_text_atomically
     from modelassay.models import open_model
     from modelassay.probes import sweep_layers
-    from modelassay.report import print_report, to_html
 
-    rows = _read(data, place, config, split, token) if data else prompt_head_rows(folder, token)
+    rows = given.read(place) if given else prompt_head_rows(folder, given.token)
     with progress() as on_phase:
         loaded = open_model(model, on_progress=on_phase, **loading)
-        sweep = sweep_layers(
-            loaded,
-            rows,
-            place,
-            kind=kind,
-            on_progress=phase_of(on_phase, "reading"),
-        )
-    if html is not None:
-        write_text_atomically(html, to_html(sweep))
-    if json:
-        typer.echo(json_module.dumps(sweep.to_dict()))
-    else:
-        print_report(sweep, Console())
+        reading = phase_of(on_phase, "reading")
+        sweep = sweep_layers(loaded, rows, place, kind=kind, on_progress=reading)
+    output.give(sweep)
 
 
 @app.command("eval")
@@ -157,29 +155,23 @@ def eval_command(
     ],
     loading: options.AnyModel,
     progress: options.Progress,
-    data: Data = None,
-    config: Config = None,
-    split: Split = "train",
+    given: Rows,
+    output: options.JsonReport,
     at: At = "prompt",
     model: Annotated[
         str | None, typer.Option(help="The probe's model, if not the one it names.")
     ] = None,
-    json: options.Json = False,
-    token: options.Token = None,
 ) -> None:
     """Score a probe on labelled data: AUROC, rates at its thresholds, source by source."""
     place = check_at(at)
-    if not data:
+    if not given:
         raise InputError("Give --data FILE with rows {prompt, response, label}.")
-
-    from rich.console import Console
 
     from modelassay.models import open_model
     from modelassay.probes import Probe, evaluate_probe, find_probe, names_probe, probe_of
-    from modelassay.report import print_report
 
-    rows = _read(data, place, config, split, token)
-    own: Probe | None = find_probe(probe, token=token)[0] if names_probe(probe) else None
+    rows = given.read(place)
+    own: Probe | None = find_probe(probe, token=given.token)[0] if names_probe(probe) else None
     model_id = model or (own.record.model.id if own else probe)
     with progress() as on_phase:
         loaded = open_model(model_id, on_progress=on_phase, **loading)
@@ -189,31 +181,9 @@ def eval_command(
             raise InputError(
                 f"There is no probe for {model_id}; train one with `modelassay probe train`."
             )
-        result = evaluate_probe(
-            own,
-            loaded,
-            rows,
-            place,
-            on_progress=phase_of(on_phase, "reading"),
-        )
-    if json:
-        typer.echo(json_module.dumps(result.to_dict(), indent=2, ensure_ascii=False))
-        return
-    print_report(result, Console())
-
-
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """`10,16,22` as block indices.
-
-    Raises:
-        InputError: it is not a list of numbers.
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--layers is a list such as 10,16,22, not {text[:60]!r}.") from error
+        reading = phase_of(on_phase, "reading")
+        result = evaluate_probe(own, loaded, rows, place, on_progress=reading)
+    output.give(result)
 
 
 def check_at(at: str) -> Any:
@@ -225,18 +195,6 @@ def check_at(at: str) -> Any:
     if at not in ("prompt", "answer"):
         raise InputError(f"--at is prompt or answer, not {at!r}.")
     return at
-
-
-def _read(
-    data: list[str] | None, at: Any, config: str | None, split: str, token: str | None
-) -> list[Any]:
-    from modelassay.data.labelled import read_labelled
-
-    return [
-        row
-        for where in data or ()
-        for row in read_labelled(where, at=at, config=config, split=split, token=token)
-    ]
 
 
 add_verbs(app, "modelassay.probes:PROBES", "probe")

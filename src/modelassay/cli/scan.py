@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +29,7 @@ def scan_command(
     model: options.Model,
     loading: options.Loading,
     progress: options.Progress,
+    output: options.Reported,
     mode: Annotated[str, typer.Option(help="quick, standard or full.")] = "standard",
     concepts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Concepts to put over the shipped ones.")
@@ -41,8 +41,6 @@ def scan_command(
         str | None,
         typer.Option(metavar="BASELINE", help="Also verify it against this baseline."),
     ] = None,
-    json: options.JsonReport = False,
-    html: options.HtmlReport = None,
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens in a batch; lower it to save memory.")
     ] = None,
@@ -58,12 +56,6 @@ def scan_command(
     Exit codes: 0 pass, 1 failed, 2 not the model of the baseline (--verify), 3 inconclusive, 64 bad
     input, 69 something needed is unavailable, 70 internal error.
     """
-    options.check_file(html, "--html")
-
-    from rich.console import Console
-
-    from modelassay.files.atomic import write_text_atomically
-    from modelassay.report import print_report, to_html, to_json
     from modelassay.scan import scan
 
     with progress() as on_progress:
@@ -78,14 +70,7 @@ def scan_command(
             on_progress=on_progress,
             **loading,
         )
-    if html is not None:
-        write_text_atomically(html, to_html(report))
-    if json:
-        sys.stdout.write(to_json(report))
-    else:
-        print_report(report, Console())
-        if html is not None:
-            typer.echo(f"HTML report: {html}", err=True)
+    output.give(report)
     if report.verification is not None and report.verification.verified is False:
         return EXIT_IDENTITY_FAILED
     unknown = report.verification is not None and report.verification.verified is None

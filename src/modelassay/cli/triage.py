@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -10,30 +10,26 @@ import typer
 from modelassay.cli import options
 
 
-def _models(
+@dataclass(frozen=True)
+class Models:
+    """The fine-tune, where there is one to rank rows by."""
+
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model before the fine-tune.")
-    ] = None,
+    ] = None
     candidate: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="After it; rows are ranked by what was learnt."),
-    ] = None,
+    ] = None
     base_adapter: Annotated[
         str | None, typer.Option(metavar="ADAPTER", help="PEFT adapter over the base.")
-    ] = None,
+    ] = None
     candidate_adapter: Annotated[
         str | None,
         typer.Option(
             metavar="ADAPTER", help="PEFT adapter over the candidate; alone, over the base."
         ),
-    ] = None,
-) -> dict[str, str | None]:
-    return {
-        "base": base,
-        "candidate": candidate,
-        "base_adapter": base_adapter,
-        "candidate_adapter": candidate_adapter,
-    }
+    ] = None
 
 
 @options.grouped
@@ -44,9 +40,10 @@ def triage_command(
             metavar="FILE", help="Training file (JSONL, JSON, CSV, Parquet) or Hub data set."
         ),
     ],
-    models: Annotated[dict[str, Any], options.From(_models)],
+    models: Annotated[Models, options.From(Models)],
     loading: options.Loading,
     progress: options.Progress,
+    output: options.JsonReport,
     sample: Annotated[int, typer.Option(min=0, metavar="N", help="Draw N rows.")] = 0,
     search: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Find rows, in RE2's syntax.")
@@ -76,14 +73,10 @@ def triage_command(
     top: Annotated[int, typer.Option(metavar="N", help="Rows to show.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sample.")] = 0,
     show_text: Annotated[
-        bool, typer.Option("--show-text", help="Show answers and harmful-looking prompts.")
+        bool, typer.Option("--show-text", help="Show responses and harmful-looking prompts.")
     ] = False,
-    json: options.JsonReport = False,
 ) -> None:
     """Look through the training FILE of a fine-tune for rows that poison it."""
-    from rich.console import Console
-
-    from modelassay.report import print_report, to_json
     from modelassay.triage import triage
 
     where: Any = field  # an unknown one is refused where it is used
@@ -103,10 +96,7 @@ def triage_command(
             seed=seed,
             show_text=show_text,
             on_phase=on_phase,
-            **models,
+            **vars(models),
             **loading,
         )
-    if json:
-        sys.stdout.write(to_json(report))
-    else:
-        print_report(report, Console())
+    output.give(report)

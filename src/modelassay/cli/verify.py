@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -16,6 +15,7 @@ def verify_command(
     model: options.Model,
     loading: options.Loading,
     progress: options.Progress,
+    output: options.JsonReport,
     against: Annotated[
         str | None,
         typer.Option(
@@ -24,29 +24,17 @@ def verify_command(
             " the baseline of a model of this id.",
         ),
     ] = None,
-    json: options.JsonReport = False,
 ) -> int:
     """Verify MODEL: is it the model that it claims to be?
 
     Exit codes: 0 verified, 2 it is another or was changed, 3 not comparable or no baseline, 64 bad
     input, 69 something needed is unavailable, 70 internal error.
     """
-    from rich.console import Console
-
-    from modelassay.report import print_report, to_json
     from modelassay.verify import verify
 
     with progress() as on_progress:
-        report = verify(
-            model,
-            against,
-            on_progress=on_progress,
-            **loading,
-        )
-    if json:
-        sys.stdout.write(to_json(report))
-    else:
-        print_report(report, Console())
+        report = verify(model, against, on_progress=on_progress, **loading)
+    output.give(report)
     return exit_code(report.verified)
 
 
