@@ -425,8 +425,14 @@ def test_what_a_verb_was_called_still_works_and_says_so(site, made, tmp_path, ca
     command = made.store.kind.command
     folder = made.write(tmp_path / "mine")
     assert run([command, "info", str(folder)]) == 0
-    assert capfd.readouterr().err.strip() == "`info` is now `show`"
+    said = f"`modelassay {command} info` is now `modelassay {command} show`."
+    assert capfd.readouterr().err.strip() == said
     assert run([command, "push", str(folder), "alice/things", "--token", MINE]) == 0
     assert "--repo alice/things" in capfd.readouterr().err
     assert run([command, "push", str(folder)]) == 64
     assert "--repo OWNER/NAME" in one_line(capfd.readouterr().err)
+    assert run([command, "push", str(folder), "alice/things", "more"]) == 64
+    assert "extra argument (more)" in one_line(capfd.readouterr().err)
+    assert run([command, "push", "--help"]) == 0
+    usage = next(line for line in capfd.readouterr().out.splitlines() if "Usage" in line)
+    assert usage.split()[-2:] == ["[OPTIONS]", "NAME"]

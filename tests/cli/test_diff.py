@@ -9,13 +9,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
-from modelassay.cli.output import LABELS
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from diffs import SUITE, make_sae, with_feature
 from modelassay.cli.diff import exit_code
 from modelassay.cli.main import run
+from modelassay.cli.output import LABELS
 from modelassay.diff import Depth, DiffReport, diff, load_suite
 from modelassay.diff.calibrating import add_row
 from modelassay.diff.calibration import CALIBRATIONS
@@ -308,6 +308,18 @@ def test_levels_of_benign_ones_are_in_the_candidates_units(report):
     assert stream_levels(replace(report, suspicion=found)) is not None
     with pytest.raises(InputError, match="another suite"):
         add_row(known, replace(report, suite=replace(report.suite, endings=())))
+
+
+def test_options_under_the_names_that_they_had_work_and_say_so(places, capfd):
+    quick = "BASE OTHER --suite SUITE --no-triggers --no-causal --no-weights --json"
+    found = []
+    for options in ("--responses 0", "--answers 0 --show-answers", "--answers=0"):
+        code = run(command(places, f"{quick} {options}"))
+        out, err = capfd.readouterr()
+        found.append((code, json.loads(out)["behaviour"]))
+        assert ("`--answers` is now `--responses`." in err) == ("--answers" in options)
+        assert ("`--show-answers` is now `--show-responses`." in err) == ("show" in options)
+    assert found[1:] == found[:1] * 2
 
 
 # --- what goes wrong ---------------------------------------------------------------------------

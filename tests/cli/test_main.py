@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -86,6 +87,10 @@ def test_fail_on_and_exit_codes():
 
 BAD = {
     "no such model": (["scan", "./nowhere"], 64, "No model at './nowhere'"),
+    "nothing to verify": (["verify", "/no/where"], 64, "No model at '/no/where'"),
+    "no organism to verify": (["verify", "organism:none"], 64, "organism"),
+    "nothing to chat with": (["chat", "/no/where", "--prompt", "x"], 64, "No model at"),
+    "nothing to answer": (["generate", "/no/where", "--prompt", "x"], 64, "No model at"),
     "not an id": (["scan", "a b c"], 64, "No model at 'a b c'"),
     "no network": (["scan", "someone/something"], 69, "cannot be reached"),
     "unknown mode": (["scan", "embedded", "--mode", "deep"], 64, "Unknown mode 'deep'"),
@@ -191,6 +196,13 @@ def test_validate_warns_when_words_give_the_classes_away(tmp_path, capfd):
     path.write_text(json.dumps({"x": {"description": "", "pairs": pairs}}))
     assert run(["concepts", "validate", str(path)]) == 0
     assert "differ in their words" in capfd.readouterr().out
+
+
+def test_libraries_say_nothing_that_is_for_developers(capfd, monkeypatch):
+    monkeypatch.delenv("MODELASSAY_DEBUG", raising=False)
+    assert run(["concepts", "show", "truthfulness"]) == 0
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load a kernel")
+    assert capfd.readouterr().err == ""
 
 
 def test_version_and_help(capfd):

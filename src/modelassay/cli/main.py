@@ -139,9 +139,11 @@ def _fail(message: str, code: int) -> int:
 
 def _quieten_libraries() -> None:
     """Their warnings are for developers; what users need to know is in our own messages."""
+    import logging
     import warnings
 
     if not os.environ.get("MODELASSAY_DEBUG"):
         warnings.simplefilter("ignore")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from modelassay.errors import InputError, first_line
 from modelassay.hub import REPO_ID, check_weight_files, fetch_model
 from modelassay.models.embedded import EMBEDDED_ID, ensure_embedded
-from modelassay.models.organisms import is_organism, organism_source
+from modelassay.models.organisms import find_organism, is_organism, organism_source
 from modelassay.models.refs import FetchOptions, ModelRef
 from modelassay.models.sources import (
     ADAPTER_CONFIG,
@@ -96,11 +96,7 @@ def resolve(
         if revision:
             raise InputError(f"{model_id} is a local model; --revision is for the Hub.")
         return _checked(found)
-    if not REPO_ID.fullmatch(model_id):
-        raise InputError(
-            f"No model at {model_id!r}: give a folder, a .gguf file, a Hub id (owner/name),"
-            " `embedded` or an organism (`modelassay organism list`)."
-        )
+    _check_hub_id(model_id)
     snapshot = fetch_model(
         model_id,
         revision=revision,
@@ -125,6 +121,26 @@ def resolve(
     return _checked(
         Source(model_id, snapshot.folder, snapshot.commit, gguf_file, {} if weights else remote)
     )
+
+
+def check_named(ref: ModelRef) -> None:
+    """Refuses what can name no model, without a look at the Hub.
+
+    Raises:
+        InputError: there is no such folder, file or organism, and it is no Hub id.
+    """
+    if is_organism(ref.id):
+        find_organism(ref.id)
+    elif ref.id != EMBEDDED_ID and _find_local(ref.id, ref.gguf_file) is None:
+        _check_hub_id(ref.id)
+
+
+def _check_hub_id(model_id: str) -> None:
+    if not REPO_ID.fullmatch(model_id):
+        raise InputError(
+            f"No model at {model_id!r}: give a folder, a .gguf file, a Hub id (owner/name),"
+            " `embedded` or an organism (`modelassay organism list`)."
+        )
 
 
 def _find_local(model_id: str, gguf_file: str | None) -> Source | None:

@@ -19,7 +19,7 @@ from modelassay.artifacts import Origin
 from modelassay.data.concepts import concepts_for
 from modelassay.measures.examination import Evidence, examine
 from modelassay.models import ModelIdentity, ModelOptions, ModelRef, open_model
-from modelassay.models.finding import find_sources
+from modelassay.models.finding import check_named, find_sources
 from modelassay.models.refs import fetch_options, take_ref
 from modelassay.progress import OnPhase, silent
 from modelassay.verify.baseline import BASELINES, Baseline, FileHashes, load_baseline
@@ -113,6 +113,7 @@ def verify_files(
         token=options.get("token"),
     )
     if found is None:
+        check_named(ref)
         return VerificationReport(
             model=ref.id,
             revision=None,
