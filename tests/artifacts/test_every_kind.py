@@ -435,4 +435,4 @@ def test_what_a_verb_was_called_still_works_and_says_so(site, made, tmp_path, ca
     assert "extra argument (more)" in one_line(capfd.readouterr().err)
     assert run([command, "push", "--help"]) == 0
     usage = next(line for line in capfd.readouterr().out.splitlines() if "Usage" in line)
-    assert usage.split()[-2:] == ["[OPTIONS]", "NAME"]
+    assert usage.rstrip("} ").endswith("NAME")

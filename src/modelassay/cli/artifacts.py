@@ -18,10 +18,13 @@ from modelassay.report.sections import Section, Table, columns
 if TYPE_CHECKING:
     from modelassay.artifacts import Found, Store
 
-REFERENCE = "A name, a folder, the id of its model, or owner/repo[:name][@revision]."
-Reference = Annotated[str, typer.Argument(metavar="NAME", help=REFERENCE)]
-Pushed = Annotated[list[str], typer.Argument(metavar="NAME", help=REFERENCE)]
-"""With the data set behind it, as it was once given in place of --repo."""
+Reference = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A name, a folder, the id of its model, or owner/repo[:name][@revision].",
+    ),
+]
 Published = Annotated[str, typer.Argument(metavar="OWNER/REPO[:NAME][@REV]")]
 CreatePr = Annotated[
     bool, typer.Option("--create-pr", help="Propose it to somebody else's data set.")
@@ -83,7 +86,8 @@ def add_verbs(
         typer.echo(str(found.folder))
 
     def push_command(
-        given: Pushed,
+        context: typer.Context,
+        reference: Reference,
         repo: Repo = None,
         create_pr: CreatePr = False,
         private: Private = False,
@@ -92,7 +96,7 @@ def add_verbs(
     ) -> None:
         from modelassay.artifacts import check_repo_id
 
-        reference, *old = given
+        old = context.args  # where the data set was once given
         if len(old) > 1:
             raise InputError(f"Got unexpected extra argument ({old[1]})")
         if (where := repo or next(iter(old), None)) is None:
@@ -135,7 +139,8 @@ def add_verbs(
     }
     for name, (verb, text) in verbs.items():
         if name not in own:
-            app.command(name, help=text)(verb)
+            more = {"allow_extra_args": name == "push"}
+            app.command(name, help=text, context_settings=more)(verb)
     if "show" not in own:
         add_old_info(app, command, show_command)
 
