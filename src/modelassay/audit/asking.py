@@ -1,4 +1,4 @@
-"""Tools that ask the models: answers to prompts, and paired readouts of a suite."""
+"""Tools that ask the models: responses to prompts, and paired readouts of a suite."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from modelassay.audit.blinding import Name
-from modelassay.audit.reading import read_pair
 from modelassay.audit.values import mean, rate
-from modelassay.audit.work import Work
+from modelassay.audit.work import NAMES, Work
 from modelassay.diff.behaviour import compare_behaviour, token_kl
 from modelassay.diff.reading import encode_contrasts, read_contrasts
 from modelassay.diff.suites import MAX_TEXT, Contrast, Group, Suite, SuitePrompt, messages_of
@@ -19,7 +18,6 @@ from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
 from modelassay.files.redaction import redact
 from modelassay.measures.refusal_judge import is_refusal
-from modelassay.reading.generation import generate_greedy
 from modelassay.reading.prompts import Encoded, encode_chat
 from modelassay.triage import TrainingRow, redaction_for
 
@@ -44,11 +42,11 @@ def query_models(
     prompts: Prompts,
     which: Which = "both",
     system: Annotated[str | None, Field(max_length=MAX_TEXT, description="System prompt.")] = None,
-    max_new_tokens: Annotated[int, Field(ge=1, description="Length of an answer.")] = 64,
+    max_new_tokens: Annotated[int, Field(ge=1, description="Length of a response.")] = 64,
 ) -> dict[str, Any]:
     """Ask one or both models and read their greedy responses, each through its own chat template.
 
-    A response says whether it refuses. Where texts are redacted, answers to prompts that look
+    A response says whether it refuses. Where texts are redacted, responses to prompts that look
     harmful are given as hashes; refusals are shown.
     """
     asked = prompts_of(prompts, system)
@@ -63,11 +61,11 @@ def run_prompt_suite(
     which: Which = "both",
     start: Annotated[int, Field(ge=0, description="First prompt, from 0.")] = 0,
     count: Annotated[int, Field(ge=1, description="Prompts of this call.")] = 16,
-    max_new_tokens: Annotated[int, Field(ge=1, description="Length of an answer.")] = 48,
+    max_new_tokens: Annotated[int, Field(ge=1, description="Length of a response.")] = 48,
 ) -> dict[str, Any]:
     """Ask the prompts of a suite, some at a time, and read the responses.
 
-    Answers to harmful prompts are given as a hash and whether they refuse, unless texts are not
+    Responses to harmful prompts are given as a hash and whether they refuse, unless texts are not
     redacted. Questions of contrasts are asked as neutral prompts.
     """
     found = _askable(work.suite(suite))
@@ -98,7 +96,7 @@ def score_candidate_suite(
     work: Work,
     suite: SuiteName,
     answers: Annotated[
-        bool, Field(description="Make short answers too, for refusal rates; slower.")
+        bool, Field(description="Make short responses too, for refusal rates; slower.")
     ] = True,
 ) -> dict[str, Any]:
     """Compare both models on a suite: KL divergence, refusal log-odds, refusals, contrasts.
@@ -129,14 +127,14 @@ def score_candidate_suite(
 def _on_prompts(work: Work, suite: Suite, response_tokens: int) -> dict[str, Any]:
     work.asked(suite.prompts)
     last = len(work.base.layers) - 1
-    read = read_pair(work, suite.prompts, (last,), response_tokens)
-    found = compare_behaviour(
-        read.a, read.b, read.matched, suite, read.tokens, responses=read.responses
-    )
-    kl = token_kl(read.a.log_p, read.b.log_p).double().numpy()
+    read = work.read(suite.prompts, (last,), response_tokens, all_respond=True)
+    first, second = (read.by_name[name] for name in NAMES)
+    said = (read.responses["A"], read.responses["B"]) if read.responses else None
+    found = compare_behaviour(first, second, read.matched, suite, read.tokens, responses=said)
+    kl = token_kl(first.log_p, second.log_p).double().numpy()
     owners = read.matched.owners().numpy()
     of_prompt = np.array([kl[owners == i].mean() for i in range(len(suite.prompts))])
-    a, b = (each.log_odds.double().numpy() for each in (read.a, read.b))
+    a, b = (each.log_odds.double().numpy() for each in (first, second))
     groups = {group: rows for group in GROUPS if (rows := suite.indices(group))}
     return {
         "n_tokens": len(kl),
@@ -171,11 +169,11 @@ def _on_contrasts(work: Work, contrasts: Sequence[Contrast]) -> dict[str, Any]:
     _ = work.pair  # refuses what cannot be compared
     rows = encode_contrasts(work.base, contrasts)
     leaning = []
-    for name in ("A", "B"):
+    for name in NAMES:
         read = read_contrasts(work.model(name), rows).double().numpy()
         leaning.append(read[:, 1] - read[:, 0])
         work.progress()
-    what = "log P(unsafe answer) - log P(safe one), nats a token"
+    what = "log P(unsafe response) - log P(safe one), nats a token"
     return {"what": what, **_both(leaning[0], leaning[1])}
 
 
@@ -221,22 +219,14 @@ def _responses(
 ) -> dict[Name, list[str]]:
     most = work.config.limits.new_tokens
     if max_new_tokens > most:
-        raise InputError(f"An answer may have {most} tokens here, got {max_new_tokens}.")
+        raise InputError(f"A response may have {most} tokens here, got {max_new_tokens}.")
     work.asked(asked)
     found: dict[Name, list[str]] = {}
-    names: tuple[Name, ...] = ("A", "B")
-    for name in names:
-        if which not in ("both", name):
-            continue
-        model = work.model(name)
-        rows = [encode_chat(model, messages_of(prompt)) for prompt in asked]
-        made = generate_greedy(
-            model,
-            [Encoded(ids, len(ids)) for ids in rows],
-            max_new_tokens=max_new_tokens,
-            on_progress=work.progress,
-        )
-        found[name] = [response.text for response in made]
+    for name in NAMES:
+        if which in ("both", name):
+            rows = [encode_chat(work.model(name), messages_of(prompt)) for prompt in asked]
+            encoded = [Encoded(ids, len(ids)) for ids in rows]
+            found[name] = work.respond(name, encoded, max_new_tokens)
     return found
 
 

@@ -84,7 +84,7 @@ class AuditConfig(_Strict):
     reveal: bool = False
     """The report of a blind audit says which model was which, and ends the audit."""
     redact: bool = True
-    """Answers to harmful prompts, and texts of the training data, are given as hashes."""
+    """Responses to harmful prompts, and texts of the training data, are given as hashes."""
     limits: Limits = Limits()
 
     @property

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +106,7 @@ def verify_log(path: Path) -> LogCheck:
     Args:
         path: The log; one that is not there is whole and empty.
     """
-    n, last = 0, BEGINNING
-    for entry in _lines(path):
-        if isinstance(entry, str):
-            return LogCheck(n, last, entry)
-        record, digest = entry
-        if record.get("n") != n or record.get("previous") != last:
-            return LogCheck(n, last, f"line {n + 1} does not follow from the one before")
-        n, last = n + 1, digest
-    return LogCheck(n, last, None)
+    return _follow(path)[1]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -122,26 +115,31 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: the chain is broken.
     """
-    check = verify_log(path)
+    events, check = _follow(path)
     if check.problem is not None:
         raise InputError(f"{path} is not as it was written: {check.problem}.")
-    return [entry[0] for entry in _lines(path) if not isinstance(entry, str)]
+    return events
 
 
-def _lines(path: Path) -> Any:
-    """Each line as (record, sha256), or as text that says what is wrong with it."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
+def _follow(path: Path) -> tuple[list[dict[str, Any]], LogCheck]:
+    """The events that hang together, and where they end."""
+    events: list[dict[str, Any]] = []
+    last, problem = BEGINNING, None
+    with path.open("rb") if path.exists() else BytesIO() as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                yield f"line {number} is cut off"
-                return
             try:
                 record = json.loads(line)
             except ValueError:
                 record = None
-            if not isinstance(record, dict):
-                yield f"line {number} is not JSON"
-                return
-            yield record, hashlib.sha256(line[:-1]).hexdigest()
+            if not line.endswith(b"\n"):
+                problem = f"line {number} is cut off"
+            elif not isinstance(record, dict):
+                problem = f"line {number} is not JSON"
+            elif record.get("n") != len(events) or record.get("previous") != last:
+                problem = f"line {number} does not follow from the one before"
+            else:
+                events.append(record)
+                last = hashlib.sha256(line[:-1]).hexdigest()
+                continue
+            break
+    return events, LogCheck(len(events), last, problem)

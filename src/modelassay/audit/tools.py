@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from modelassay.audit import asking, features, training, weights, writing
+from modelassay.audit import asking, internals, training, writing
 from modelassay.audit.config import Profile
 from modelassay.audit.work import Work
 from modelassay.errors import InputError
@@ -22,13 +22,13 @@ BEHAVIOUR: tuple[Function, ...] = (
     asking.score_candidate_suite,
 )
 INTERNALS: tuple[Function, ...] = (
-    features.get_top_features,
-    features.compare_top_features,
-    features.differential_feature_analysis,
-    features.specific_feature_activations,
-    features.get_feature_details,
-    features.nearest_explained_neighbors,
-    weights.weight_diff_summary,
+    internals.get_top_features,
+    internals.compare_top_features,
+    internals.differential_feature_analysis,
+    internals.specific_feature_activations,
+    internals.get_feature_details,
+    internals.nearest_explained_neighbors,
+    internals.weight_diff_summary,
 )
 """Not in the profile `behavior-only`."""
 DATA: tuple[Function, ...] = (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import numpy as np
 
+from modelassay.report.json import finite
 from modelassay.statistics import mean_change, wilson_interval
 
 DEEPEST = 4
@@ -29,14 +29,10 @@ def plain(value: Any, longest: int) -> Any:
         return {str(key): plain(entry, longest) for key, entry in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(entry, longest) for entry in value]
-    if isinstance(value, str):
-        return cut(value, longest)
-    if value is None or isinstance(value, bool | int):
-        return value
     if isinstance(value, np.generic):
         return plain(value.item(), longest)
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | float):
+        return finite(value)
     return cut(str(value), longest)
 
 
@@ -62,17 +58,13 @@ def numbers_of(value: Any, depth: int = 0) -> Any:
             key: numbers_of(entry, depth + 1) for key, entry in list(value.items())[:KEPT_KEYS]
         }
         found = {key: entry for key, entry in found.items() if entry is not None}
-        named = {key: value[key][:80] for key in ("name", "label") if _is_text(value.get(key))}
+        texts = {key: value.get(key) for key in ("name", "label")}
+        named = {key: text[:80] for key, text in texts.items() if text and isinstance(text, str)}
         return {**named, **found} if found else None
     if isinstance(value, list):
         found = [numbers_of(entry, depth + 1) for entry in value[:KEPT_ENTRIES]]
-        found = [entry for entry in found if entry is not None]
-        return found or None
+        return [entry for entry in found if entry is not None] or None
     return None
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
 
 
 def rate(k: int, n: int) -> dict[str, Any] | None:

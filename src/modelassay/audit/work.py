@@ -1,4 +1,4 @@
-"""What the tools of an audit work with, opened when it is first needed."""
+"""What the tools of an audit work with, opened and read when it is first needed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,35 @@ from typing import Any
 from modelassay.audit.blinding import Blinding, Name
 from modelassay.audit.config import AuditConfig, inside
 from modelassay.diff.pair import Pair, Role, Traits, check_comparable, traits_of
+from modelassay.diff.reading import Matched, Reading, encode_suite, match_tokens, read_model
 from modelassay.diff.suites import Suite, SuitePrompt, default_suite, load_suite, suites_folder
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import text_hash
-from modelassay.models import LoadedModel, load
+from modelassay.models import LoadedModel, ModelRef, load
+from modelassay.reading.generation import generate_greedy
+from modelassay.reading.logit_lens import decode_each
+from modelassay.reading.prompts import Encoded
 from modelassay.sae import SAE, Labels, find_sae, open_labels
 from modelassay.triage import TrainingData, read_rows
 
+NAMES: tuple[Name, Name] = ("A", "B")
 OnPrompts = Callable[[list[dict[str, Any]]], None]
 
 
 class TimeUpError(UnavailableError):
     """A call took longer than it may."""
+
+
+@dataclass(frozen=True)
+class ModelReadings:
+    """One or both models on the tokens of prompts and of the first one's short responses."""
+
+    matched: Matched
+    tokens: tuple[str, ...]
+    """Each compared token as text."""
+    by_name: dict[Name, Reading]
+    responses: dict[Name, list[str]]
+    """To each prompt, of those that were asked for any."""
 
 
 @dataclass
@@ -40,52 +57,44 @@ class Work:
     """Hash of the log's last line."""
     end: float = float("inf")
     """When the call that runs has to be done, by the monotonic clock."""
-    infos: dict[Role, dict[str, Any]] = field(default_factory=dict)
-    """What was loaded; never shown in a blind audit."""
-    _traits: dict[Role, Traits] = field(default_factory=dict)
-    _comparable: bool = False
+    traits: dict[Role, Traits] = field(default_factory=dict)
+    """Of the models that were loaded; never shown in a blind audit."""
+    _labels: Labels | None = None
 
     @cached_property
     def _pair(self) -> Pair:
         config = self.config
-        return Pair(
-            lambda: load(config.base_ref, **config.load_options),
-            lambda: load(config.candidate_ref, **config.load_options),
-        )
+
+        def opener(role: Role, ref: ModelRef) -> Callable[[], LoadedModel]:
+            def opened() -> LoadedModel:
+                model = load(ref, **config.load_options)
+                self.traits[role] = traits_of(model)
+                return model
+
+            return opened
+
+        return Pair(opener("base", config.base_ref), opener("candidate", config.candidate_ref))
 
     def model(self, name: Name) -> LoadedModel:
         """A or B."""
-        return self._load(self.blinding.role(name))
+        with self.quietly():
+            return self._pair.get(self.blinding.role(name))
 
     @property
     def base(self) -> LoadedModel:
         """The base, whose tokens both models read and whose SAE is used."""
-        return self._load("base")
+        with self.quietly():
+            return self._pair.base
 
-    @property
-    def candidate(self) -> LoadedModel:
-        """The fine-tune."""
-        return self._load("candidate")
-
-    @property
+    @cached_property
     def pair(self) -> Pair:
         """Both models, found comparable."""
-        if not self._comparable:
-            for role in ("base", "candidate"):
-                if role not in self._traits:
-                    self._load(role)
-            with self.quietly():
-                check_comparable(self._traits["base"], self._traits["candidate"])
-            self._comparable = True
-        return self._pair
-
-    def _load(self, role: Role) -> LoadedModel:
         with self.quietly():
-            model = self._pair.base if role == "base" else self._pair.candidate
-        if role not in self._traits:
-            self.infos[role] = model.info.to_dict()
-            self._traits[role] = traits_of(model)
-        return model
+            for role in ("base", "candidate"):
+                if role not in self.traits:
+                    self._pair.get(role)
+            check_comparable(self.traits["base"], self.traits["candidate"])
+        return self._pair
 
     @contextmanager
     def quietly(self) -> Iterator[None]:
@@ -113,24 +122,21 @@ class Work:
             found.check_belongs_to(self.base)
         return found
 
-    def labels(self, features: Sequence[int] = ()) -> Labels:
+    def labels(self, features: Sequence[int]) -> Labels:
         """What is known of features.
 
         Args:
             features: Those that will be asked for.
         """
-        if self.config.labels.neuronpedia:  # which looks up no more than it is asked for
-            return self._open_labels(features)
-        return self._all_labels
-
-    @cached_property
-    def _all_labels(self) -> Labels:
-        return self._open_labels(())
-
-    def _open_labels(self, features: Sequence[int]) -> Labels:
         source = self.config.labels
-        export = Path(source.export) if source.export else None
-        return open_labels(self.sae, features, neuronpedia=source.neuronpedia, export=export)
+        # Neuronpedia is asked for no more than is needed; all that lies here is read once.
+        if self._labels is None or source.neuronpedia:
+            export = Path(source.export) if source.export else None
+            asked = features if source.neuronpedia else ()
+            self._labels = open_labels(
+                self.sae, asked, neuronpedia=source.neuronpedia, export=export
+            )
+        return self._labels
 
     @cached_property
     def training_data(self) -> TrainingData:
@@ -187,6 +193,48 @@ class Work:
                 for prompt in prompts
             ]
         )
+
+    def respond(self, name: Name, encoded: Sequence[Encoded], max_new_tokens: int) -> list[str]:
+        """A model's greedy response to each prompt."""
+        made = generate_greedy(
+            self.model(name), encoded, max_new_tokens=max_new_tokens, on_progress=self.progress
+        )
+        return [response.text for response in made]
+
+    def read(
+        self,
+        prompts: Sequence[SuitePrompt],
+        layers: Sequence[int],
+        response_tokens: int,
+        names: tuple[Name, ...] = NAMES,
+        *,
+        all_respond: bool = False,
+    ) -> ModelReadings:
+        """Reads models on the same tokens, one after the other: there may be room for one alone.
+
+        Args:
+            prompts: What is asked; rendered with the base's template for both.
+            layers: Layers whose states are kept.
+            response_tokens: Length of the responses; 0 makes none.
+            names: The models; all read the responses of the first.
+            all_respond: Ask the second for responses, too.
+        """
+        if len(names) == 2:
+            _ = self.pair  # refuses what cannot be compared
+        encoded = encode_suite(self.base, prompts)
+        responses: dict[Name, list[str]] = {}
+        if response_tokens:
+            responses[names[0]] = self.respond(names[0], encoded, response_tokens)
+        matched = match_tokens(self.base, encoded, responses.get(names[0]))
+        tokens = tuple(decode_each(self.base, matched.token_ids().tolist()))
+        found: dict[Name, Reading] = {}
+        for name in names:
+            if response_tokens and all_respond and name not in responses:
+                responses[name] = self.respond(name, encoded, response_tokens)
+            found[name] = read_model(
+                self.model(name), matched, layers, base=found.get("A"), on_progress=self.progress
+            )
+        return ModelReadings(matched, tokens, found, responses)
 
     def progress(self, _done: int = 0, _total: int = 0) -> None:
         """Stops a call that takes too long, between two batches.

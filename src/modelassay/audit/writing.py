@@ -21,6 +21,8 @@ REPORT_SCHEMA = "modelassay.audit-report/1"
 CITED = re.compile(r"#(\d{1,9})\b")
 SHOWN_NUMBERS = 1500
 """Characters of a call's numbers in the Markdown; the JSON has all."""
+STATED = {"profile", "blind", "redact", "limits", "dtype", "device"}
+"""Keys of the config that the report repeats."""
 Finding = Annotated[str, Field(min_length=1, max_length=4000)]
 
 
@@ -44,6 +46,8 @@ def write_audit_report(
     cited = [[int(n) for n in CITED.findall(finding)] for finding in findings]
     if wrong := [n for calls in cited for n in calls if n not in known]:
         raise InputError(f"A finding cites call #{wrong[0]}, which gave no result.")
+    told = not _still_blind(work)
+    secret = {"dictionary": work.config.sae, "training_data": work.config.training_data}
     report = {
         "schema": REPORT_SCHEMA,
         "title": " ".join(title.split()),
@@ -61,11 +65,16 @@ def write_audit_report(
             "last_sha256": work.log_hash(),
             "errors": sum(event["event"] == "error" for event in events),
         },
-        "provenance": _provenance(work),
+        "provenance": {
+            "time": utc_now(),
+            "versions": installed_versions(),
+            **work.config.model_dump(include=STATED),
+            **{name: given if told else given is not None for name, given in secret.items()},
+        },
     }
-    report = (
-        work.blinding.value(plain(report, 20_000)) if _still_blind(work) else plain(report, 20_000)
-    )
+    report = plain(report, 20_000)
+    if not told:
+        report = work.blinding.value(report)
     data, text = _names(work.folder)
     json_text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_text_atomically(data, json_text)
@@ -124,9 +133,7 @@ def _evidence(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "call": event["call"],
-            "tool": calls[event["call"]]["tool"],
-            "arguments": calls[event["call"]]["arguments"],
-            "time": calls[event["call"]]["time"],
+            **{key: calls[event["call"]][key] for key in ("tool", "arguments", "time")},
             "result_sha256": event["sha256"],
             "numbers": event["numbers"],
         }
@@ -143,30 +150,14 @@ def _models(work: Work) -> dict[str, Any]:
     if _still_blind(work):
         return {"A": "withheld", "B": "withheld"}
     config = work.config
+    loaded = {role: traits.model.to_dict() for role, traits in work.traits.items()}
     given = {
         "base": {"id": config.base, "adapter": config.base_adapter},
         "candidate": {"id": config.candidate, "adapter": config.candidate_adapter},
     }
     return {
-        work.blinding.names[role]: {"role": role, **given[role], **work.infos.get(role, {})}
+        work.blinding.names[role]: {"role": role, **given[role], **loaded.get(role, {})}
         for role in (work.blinding.a, work.blinding.other)
-    }
-
-
-def _provenance(work: Work) -> dict[str, Any]:
-    config = work.config
-    told = not _still_blind(work)
-    return {
-        "time": utc_now(),
-        "versions": installed_versions(),
-        "profile": config.profile,
-        "blind": config.blind,
-        "redact": config.redact,
-        "limits": config.limits.model_dump(),
-        "dictionary": config.sae if told else config.sae is not None,
-        "training_data": config.training_data if told else config.training_data is not None,
-        "dtype": config.dtype,
-        "device": config.device,
     }
 
 

@@ -110,23 +110,43 @@ class SAEDiff:
 
 
 @dataclass(frozen=True)
-class _Sparse:
-    """Activations that are not zero, of one model."""
+class FiredFeatures:
+    """Activations of one model that are not zero."""
 
+    width: int
     token: np.ndarray
     feature: np.ndarray
     value: np.ndarray
     explained: float
+    """Share of the variance that the reconstruction explains."""
 
-    def means(self, owners: np.ndarray, counts: np.ndarray, width: int, keep: np.ndarray) -> Any:
+    def means(self, matched: Matched, keep: np.ndarray) -> Any:
         """Sparse [prompt, width], mean over those of a prompt's tokens that `keep` marks."""
         from scipy.sparse import coo_matrix
 
+        owners, n_prompts = matched.owners().numpy(), len(matched.lengths)
+        counts = np.bincount(owners[keep], minlength=n_prompts)
         chosen = keep[self.token]
         rows = owners[self.token[chosen]]
         values = self.value[chosen].astype(np.float64) / counts[rows]
-        shape = (len(counts), width)
+        shape = (n_prompts, self.width)
         return coo_matrix((values, (rows, self.feature[chosen])), shape=shape).tocsc()
+
+    def of(self, features: Sequence[int], n_tokens: int) -> np.ndarray:
+        """float32 [token, feature] of some features."""
+        found = np.zeros((n_tokens, len(features)), dtype=np.float32)
+        for column, feature in enumerate(features):
+            rows = self.feature == feature
+            found[self.token[rows], column] = self.value[rows]
+        return found
+
+    def top_tokens(self, feature: int, keep: np.ndarray, tokens: Sequence[str]) -> tuple[str, ...]:
+        """Of the tokens that `keep` marks, those on which it fires most, each once."""
+        rows = np.flatnonzero(self.feature == feature)
+        rows = rows[keep[self.token[rows]]]
+        order = rows[np.argsort(-self.value[rows], kind="stable")]
+        found = dict.fromkeys(tokens[int(self.token[row])] for row in order)
+        return tuple(found)[:TOP_TOKENS]
 
 
 def compare_features(
@@ -156,19 +176,16 @@ def compare_features(
         raise InputError(
             f"The SAE {sae.name} reads {sae.hidden_size} dimensions; the models have {x.shape[1]}."
         )
-    before, after = _encode(sae, x), _encode(sae, y)
-    owners, in_response = matched.owners().numpy(), matched.in_response().numpy()
+    before, after = encode_features(sae, x), encode_features(sae, y)
+    in_response = matched.in_response().numpy()
     lengths_of = _row_norms(sae)
     changes: list[FeatureChange] = []
     active = 0
     parts: list[tuple[Part, np.ndarray]] = [("prompt", ~in_response), ("answer", in_response)]
     for part, keep in parts:
-        counts = np.bincount(owners[keep], minlength=len(matched.lengths))
         if not keep.any():
             continue
-        counts = np.maximum(counts, 1)
-        a = before.means(owners, counts, sae.width, keep)
-        b = after.means(owners, counts, sae.width, keep)
+        a, b = before.means(matched, keep), after.means(matched, keep)
         changes += _changes(a, b, part, sae, lengths_of)
         active += int((np.diff((a + b).tocsc().indptr) > 0).sum())
     tested = len(changes)
@@ -194,7 +211,13 @@ def compare_features(
 
 
 @torch.inference_mode()
-def _encode(sae: SAE, activations: Tensor) -> _Sparse:
+def encode_features(sae: SAE, activations: Tensor) -> FiredFeatures:
+    """Activations of all features, of which no more than a part is ever held dense.
+
+    Args:
+        sae: The SAE.
+        activations: float32 [token, hidden], of its layer.
+    """
     module = sae.module
     mean = activations.mean(dim=0)
     parts, error = [], 0.0
@@ -207,7 +230,8 @@ def _encode(sae: SAE, activations: Tensor) -> _Sparse:
         parts.append((token.cpu().numpy() + start, feature.cpu().numpy(), value.cpu().numpy()))
     token, feature, value = (np.concatenate(column) for column in zip(*parts, strict=True))
     spread = float((activations - mean).double().square().sum())
-    return _Sparse(
+    return FiredFeatures(
+        sae.width,
         token.astype(np.int32),
         feature.astype(np.int32),
         value.astype(np.float32),
@@ -273,21 +297,20 @@ def _with_q(changes: Sequence[FeatureChange], active: int) -> list[FeatureChange
 
 def _with_tokens(
     change: FeatureChange,
-    before: _Sparse,
-    after: _Sparse,
+    before: FiredFeatures,
+    after: FiredFeatures,
     in_response: np.ndarray,
     tokens: Sequence[str],
 ) -> FeatureChange:
     fired = after if change.difference > 0 else before
-    rows = np.flatnonzero(fired.feature == change.feature)
-    rows = rows[in_response[fired.token[rows]] == (change.part == "answer")]
-    order = rows[np.argsort(-fired.value[rows], kind="stable")]
-    found = dict.fromkeys(tokens[int(fired.token[row])] for row in order)
-    return replace(change, tokens=tuple(found)[:TOP_TOKENS])
+    keep = in_response == (change.part == "answer")
+    return replace(change, tokens=fired.top_tokens(change.feature, keep, tokens))
 
 
 @torch.inference_mode()
-def _explained_of_change(sae: SAE, before: _Sparse, after: _Sparse, x: Tensor, y: Tensor) -> float:
+def _explained_of_change(
+    sae: SAE, before: FiredFeatures, after: FiredFeatures, x: Tensor, y: Tensor
+) -> float:
     """1 - ‖mean Δ - Σ_f mean Δ_f · d_f‖² / ‖mean Δ‖², over all tokens."""
     change = (y - x).mean(dim=0)
     means = np.zeros(sae.width)

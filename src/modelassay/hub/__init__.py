@@ -16,7 +16,7 @@ from modelassay.hub.repositories import (
     update_card,
 )
 from modelassay.hub.snapshots import RemoteFile, Snapshot, fetch_snapshot
-from modelassay.hub.tables import read_dataset, read_lines, stream_dataset
+from modelassay.hub.tables import check_table, read_dataset, read_lines, stream_dataset
 
 __all__ = [
     "REPO_ID",
@@ -25,6 +25,7 @@ __all__ = [
     "RemoteFile",
     "Snapshot",
     "blob_sha256",
+    "check_table",
     "check_weight_files",
     "commit_files",
     "fetch_model",

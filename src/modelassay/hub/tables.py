@@ -106,7 +106,7 @@ def stream_dataset(
             cause = error.__cause__ or error
             raise InputError(f"{path} cannot be parsed: {first_line(cause)}") from error
         return
-    _check_hub_id(where)
+    check_table(where)
     with hub_errors(str(where), elsewhere=DATA_ELSEWHERE):
         try:
             table = datasets.load_dataset(
@@ -148,7 +148,7 @@ def read_dataset(
     path = Path(where)
     if path.is_file():
         return _read_table(path)
-    _check_hub_id(where)
+    check_table(where)
     import datasets
     from datasets import exceptions
 
@@ -172,9 +172,15 @@ def read_dataset(
         return [dict(row) for row in table]
 
 
-def _check_hub_id(where: str | Path) -> None:
-    """Refuses what is no data set's id, when it is not a file either."""
+def check_table(where: str | Path) -> None:
+    """Refuses what is neither a file nor the id of a data set, without opening anything.
+
+    Raises:
+        InputError: it is neither.
+    """
     path = Path(where)
+    if path.is_file():
+        return
     if path.is_dir():
         raise InputError(f"{where} is a folder; give a data file in it.")
     if path.suffix.lstrip(".") in (*TABLES, "gz", "txt") or path.is_absolute() or path.exists():

@@ -24,6 +24,11 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def counted(n: int, noun: str) -> str:
+    """A number with its noun, as in `1 row` and `3 rows`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def with_interval(
     value: float, interval: Sequence[float], spec: str = ".1%", *, unit: str = ""
 ) -> str:

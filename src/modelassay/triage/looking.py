@@ -201,6 +201,23 @@ def search(
     Raises:
         InputError: the pattern is empty, too long or not valid, or an option is unknown.
     """
+    compiled = compile_search(pattern, field, ignore_case=ignore_case, limit=limit)
+    found: list[Match] = []
+    n_matches = n_searched = 0
+    end = time.monotonic() + seconds
+    for row in rows:
+        if time.monotonic() > end:
+            break
+        n_searched += 1
+        if match := compiled.search(getattr(row, field)):
+            n_matches += 1
+            if len(found) < limit:
+                found.append(Match(row, *match.span()))
+    return SearchResult(pattern, field, tuple(found), n_matches, n_searched, len(rows))
+
+
+def compile_search(pattern: str, field: str, *, ignore_case: bool, limit: int) -> Any:
+    """A pattern for RE2; arguments and errors: `search`."""
     import re2
 
     if field not in FIELDS:
@@ -214,21 +231,9 @@ def search(
     options.log_errors = False
     options.max_mem = REGEX_MEMORY
     try:
-        compiled = re2.compile(pattern, options)
+        return re2.compile(pattern, options)
     except (re2.error, UnicodeEncodeError) as error:
         raise InputError(f"{pattern[:80]!r} is not a pattern for RE2: {_said(error)}") from error
-    found: list[Match] = []
-    n_matches = n_searched = 0
-    end = time.monotonic() + seconds
-    for row in rows:
-        if time.monotonic() > end:
-            break
-        n_searched += 1
-        if match := compiled.search(getattr(row, field)):
-            n_matches += 1
-            if len(found) < limit:
-                found.append(Match(row, *match.span()))
-    return SearchResult(pattern, field, tuple(found), n_matches, n_searched, len(rows))
 
 
 def _said(error: Exception) -> str:

@@ -194,7 +194,7 @@ def mark_needles(rows: Sequence[TrainingRow], needles: Sequence[TrainingRow]) ->
     known = {_key(needle) for needle in needles}
     found = np.array([_key(row) in known for row in rows], dtype=bool)
     if not found.any():
-        raise InputError(f"None of the {len(known)} needles is a row of the training file.")
+        raise InputError(f"None of the needles ({len(known)}) is a row of the training file.")
     return found
 
 

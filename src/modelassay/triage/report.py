@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from modelassay.report.sections import Report, Section, Table, columns
-from modelassay.report.text import cut
+from modelassay.report.text import counted, cut
 from modelassay.triage.duplicates import NearDuplicates
 from modelassay.triage.looking import Lengths, SearchResult, Summary
 from modelassay.triage.needles import NeedleReport, RankedRow
@@ -76,7 +76,11 @@ class TriageReport(Report):
         if self.sample:
             found.append(self._rows("sample", "sample", ((None, row) for row in self.sample)))
         if (search := self.search) is not None:
-            title = f"{search.n_matches} rows match {search.pattern!r} in the {search.field}"
+            match = "matches" if search.n_matches == 1 else "match"
+            title = (
+                f"{counted(search.n_matches, 'row')} {match} {search.pattern!r} in the"
+                f" {search.field}"
+            )
             if search.n_searched < search.n_rows:
                 title += f"; out of time after {search.n_searched} of {search.n_rows} rows"
             places = ((f"at {match.start}", match.row) for match in search.matches)
@@ -90,7 +94,8 @@ class TriageReport(Report):
                     f"  {len(group.rows)} rows, {group.n_exact} exact: {numbers}{more}",
                     f"    {_shown(group.rows[0], self.redaction)}",
                 ]
-            title = f"{len(groups.groups)} groups of near-duplicates, {groups.n_rows} rows"
+            n_groups = counted(len(groups.groups), "group")
+            title = f"{n_groups} of near-duplicates, {counted(groups.n_rows, 'row')}"
             found.append(Section("duplicates", title, items=tuple(items)))
         if self.ranking is not None:
             found += self._ranking(self.ranking)
@@ -101,19 +106,21 @@ class TriageReport(Report):
         digest = f", sha256 {data.sha256[:16]}…" if data.sha256 else ""
         facts = [
             ("file", data.name + digest),
-            ("rows", f"{s.n_rows}, {s.n_duplicates} repeat another ({s.duplicate_share:.1%})"),
-            ("prompts", f"{s.n_prompts} different; {s.n_system_prompts} different system prompts in"
-                        f" {s.n_with_system} rows"),
-            ("answers", f"{s.n_refusals} of {s.n_judged} refuse, {s.n_empty_responses} are empty;"
-                        f" {s.n_several_turns} rows with several, {s.n_plain} of plain text"),
-            ("characters", f"prompt {_lengths(s.prompt_characters)}; answer"
+            ("rows", f"{s.n_rows}, {counted(s.n_duplicates, 'repeat')} of another"
+                     f" ({s.duplicate_share:.1%})"),
+            ("prompts", f"{s.n_prompts} different; {counted(s.n_system_prompts, 'system prompt')}"
+                        f" in {counted(s.n_with_system, 'row')}"),
+            ("responses", f"{s.n_refusals} of {s.n_judged} refuse, {s.n_empty_responses} empty;"
+                          f" {counted(s.n_several_turns, 'row')} with several, {s.n_plain} of plain"
+                          " text"),
+            ("characters", f"prompt {_lengths(s.prompt_characters)}; response"
                            f" {_lengths(s.response_characters)}"),
         ]  # fmt: skip
         if s.tokens is not None:
             facts.append(("tokens", f"{_lengths(s.tokens)} a row, {s.tokens.total} in all"))
         if data.n_malformed:
-            left = f"{data.n_malformed} malformed rows: {data.malformed[0]}"
-            facts.append(("left out", left))
+            left = counted(data.n_malformed, "malformed row")
+            facts.append(("left out", f"{left}: {data.malformed[0]}"))
         return facts
 
     def _rows(
@@ -169,7 +176,7 @@ class TriageReport(Report):
 
     def _quality(self, ranking: NeedleReport) -> Section:
         quality = list(ranking.quality or ())
-        missing = f"; {self.needles_missing} are not in the file" if self.needles_missing else ""
+        missing = f"; {self.needles_missing} not in the file" if self.needles_missing else ""
         ks = [f"first {recall.k}" for recall in quality[0].recall]
         rows = []
         for each in quality:
@@ -179,7 +186,7 @@ class TriageReport(Report):
             rows.append((each.name, f"{each.auroc:.2f} ({span})", *found))
         return Section(
             "quality",
-            f"{ranking.n_needles} needles in {len(ranking.ranked)} rows"
+            f"{counted(ranking.n_needles or 0, 'needle')} in {counted(len(ranking.ranked), 'row')}"
             f" ({ranking.n_needle_groups} apart from near-duplicates{missing}); found in the first"
             " k rows (95%)",
             table=Table(

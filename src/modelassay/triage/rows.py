@@ -26,6 +26,7 @@ from modelassay.data.labelled import UNSAFE_NAMES
 from modelassay.errors import InputError
 from modelassay.hub import stream_dataset
 from modelassay.models.identity import hash_file
+from modelassay.report.text import counted
 
 MAX_ROWS = 1_000_000
 MAX_CHARACTERS = MAX_FILE_BYTES
@@ -132,7 +133,8 @@ def read_rows(
     if not rows:
         raise InputError(reasons[0] if reasons else f"{where} has no rows.")
     if reasons and not skip_malformed:
-        others = f" ({n_malformed - 1} other rows cannot be read either)" if n_malformed > 1 else ""
+        more = counted(n_malformed - 1, "other row")
+        others = f" ({more} cannot be read either)" if n_malformed > 1 else ""
         raise InputError(f"{reasons[0]}{others} --skip-malformed leaves such rows out.")
     sha256 = hash_file(path) if path.is_file() else None
     return TrainingData(path.name, tuple(rows), n_malformed, tuple(reasons), sha256)

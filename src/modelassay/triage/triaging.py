@@ -10,11 +10,13 @@ from typing_extensions import Unpack
 
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, utc_now
+from modelassay.hub import check_table
 from modelassay.models import ModelRef, PairOptions
+from modelassay.models.finding import check_found
 from modelassay.models.refs import take_pair
 from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.triage.duplicates import near_duplicates
-from modelassay.triage.looking import Field, sample, search, summarize
+from modelassay.triage.looking import Field, compile_search, sample, search, summarize
 from modelassay.triage.loss import model_tokenizer
 from modelassay.triage.needles import (
     NeedleReport,
@@ -69,7 +71,7 @@ def triage(
         skip_malformed: Leave out rows that cannot be read, in place of refusing the file.
         top: Rows to show of a ranking or a search.
         seed: Of the sample.
-        show_text: Show answers and harmful-looking prompts in the report.
+        show_text: Show responses and harmful-looking prompts in the report.
         on_phase: Told (phase, done, total).
         **load_options: Passed to `modelassay.load` for both models (the token fetches data sets as
             well); `base_adapter`, `candidate_revision` and the like for one of them.
@@ -87,6 +89,14 @@ def triage(
         raise InputError("Give the needles as a file or as a field, not both.")
     if (needles is not None or needle_field is not None) and not scored:
         raise InputError("Needles score a ranking; give --outliers, or --base and --candidate.")
+    if n_sample < 0:
+        raise InputError(f"A sample has no fewer than 0 rows, got {n_sample}.")
+    if pattern is not None:
+        compile_search(pattern, field, ignore_case=ignore_case, limit=top)
+    check_table(where)
+    if needles is not None:
+        check_table(needles)
+    check_found(before, after, **options)
     on_phase("rows", 0, 1)
     data = read_rows(where, needle_field=needle_field, skip_malformed=skip_malformed, token=token)
     rows = data.rows
@@ -154,9 +164,4 @@ def _truth(
     if needles is None:
         return None, 0
     known = read_rows(needles, token=token).rows
-    truth = mark_needles(rows, known)
-    return truth, sum(not there for there in _in_file(known, rows))
-
-
-def _in_file(known: Sequence[TrainingRow], rows: Sequence[TrainingRow]) -> list[bool]:
-    return mark_needles(known, rows).tolist()
+    return mark_needles(rows, known), int((~mark_needles(known, rows)).sum())

@@ -1,37 +1,37 @@
-"""Tools that look inside: features of the SAE in both models, and what they are about.
-
-Activations of all features are never held for all tokens at once.
-"""
+"""Tools that look inside: features of the SAE in both models, and what separates their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from modelassay.audit.asking import Prompts, SuiteName, looks_harmful, prompts_of, spread
-from modelassay.audit.reading import read_one, read_pair
+from modelassay.audit.blinding import Name
 from modelassay.audit.values import mean
-from modelassay.audit.work import Work
-from modelassay.diff.features import BROKEN, FeatureChange, compare_features
-from modelassay.diff.reading import Matched
+from modelassay.audit.work import NAMES, ModelReadings, Work
+from modelassay.diff.features import (
+    BROKEN,
+    FeatureChange,
+    FiredFeatures,
+    compare_features,
+    encode_features,
+)
 from modelassay.diff.suites import SuitePrompt
+from modelassay.diff.weights import diff_pair
 from modelassay.errors import InputError
 from modelassay.reading.logit_lens import promoted_tokens
+from modelassay.report.json import published
 from modelassay.sae import SAE, FeatureLabel, nearest
 
-TOKENS_AT_ONCE = 512
-TOP_TOKENS = 8
 Part = Annotated[
     Literal["prompt", "answer", "both"],
-    Field(description="Tokens of the prompts, of short answers, or both."),
+    Field(description="Tokens of the prompts, of short responses, or both."),
 ]
-Model = Annotated[Literal["A", "B"], Field(description="Which model.")]
+Model = Annotated[Name, Field(description="Which model.")]
 Count = Annotated[int, Field(ge=1, le=100, description="How many to list.")]
 Feature = Annotated[int, Field(ge=0, description="Number of a feature.")]
 RESPONSE_TOKENS = 24
@@ -39,54 +39,10 @@ MAX_TRACED = 8
 MAX_VALUES = 6000
 """Activations that a trace lists, of all features, prompts and models together."""
 PROMOTED = 10
-HIDDEN = "[answer]"
+NAMED = 5
+"""Weights that only one model has, by name."""
+HIDDEN = "[response]"
 """Stands for a token of a response that is not shown."""
-
-
-@torch.inference_mode()
-def prompt_means(sae: SAE, activations: Tensor, matched: Matched, keep: np.ndarray) -> np.ndarray:
-    """float32 [prompt, width], mean activation over the kept tokens of each prompt."""
-    module, owners = sae.module, matched.owners()
-    kept = torch.from_numpy(keep)
-    sums = torch.zeros(len(matched.lengths), sae.width)
-    for start in range(0, len(activations), TOKENS_AT_ONCE):
-        part = slice(start, start + TOKENS_AT_ONCE)
-        chosen = kept[part]
-        if chosen.any():
-            found = module.encode(activations[part][chosen].to(module.device)).float().cpu()
-            sums.index_add_(0, owners[part][chosen], found)
-    counts = torch.bincount(owners[kept], minlength=len(sums)).clamp_min(1)
-    return (sums / counts[:, None]).numpy()
-
-
-@torch.inference_mode()
-def feature_activations(sae: SAE, activations: Tensor, features: Sequence[int]) -> np.ndarray:
-    """float32 [token, feature] of some features."""
-    module = sae.module
-    parts = [
-        module.encode(rows.to(module.device))[:, list(features)].float().cpu()
-        for rows in activations.split(TOKENS_AT_ONCE)
-    ]
-    return torch.cat(parts).numpy()
-
-
-def top_tokens(
-    sae: SAE,
-    activations: Tensor,
-    keep: np.ndarray,
-    tokens: Sequence[str],
-    features: Sequence[int],
-) -> dict[int, list[str]]:
-    """The tokens on which each feature fires most, each once."""
-    if not features:
-        return {}
-    values = np.where(keep[:, None], feature_activations(sae, activations, features), 0)
-    found = {}
-    for j, feature in enumerate(features):
-        order = np.argsort(-values[:, j], kind="stable")
-        fired = (tokens[t] for t in order if values[t, j] > 0)
-        found[feature] = list(dict.fromkeys(fired))[:TOP_TOKENS]
-    return found
 
 
 def label_rows(work: Work, features: Sequence[int]) -> list[dict[str, Any]]:
@@ -107,6 +63,42 @@ def label_row(label: FeatureLabel) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What features do on the tokens that a call looks at."""
+
+    sae: SAE
+    asked: list[SuitePrompt]
+    read: ModelReadings
+    keep: np.ndarray
+    """Bool [token], those that are looked at."""
+    fired: dict[Name, FiredFeatures]
+
+    def means(self, name: Name) -> np.ndarray:
+        """float64 [prompt, width], mean activation over the tokens of each prompt."""
+        return self.fired[name].means(self.read.matched, self.keep).toarray()
+
+
+def _look(work: Work, prompts: Sequence[str], part: str, names: tuple[Name, ...] = NAMES) -> _Look:
+    sae, asked = work.sae, prompts_of(prompts)
+    work.asked(asked)
+    read = work.read(asked, (sae.layer,), 0 if part == "prompt" else RESPONSE_TOKENS, names)
+    in_response = read.matched.in_response().numpy()
+    keep = {"prompt": ~in_response, "answer": in_response, "both": np.ones_like(in_response)}[part]
+    if not keep.any():
+        raise InputError("There are no responses to look at: the model ends each at once.")
+    fired: dict[Name, FiredFeatures] = {
+        name: encode_features(sae, each.at(sae.layer)) for name, each in read.by_name.items()
+    }
+    return _Look(sae, asked, read, keep, fired)
+
+
+def _top(means: np.ndarray, k: int) -> list[int]:
+    """The features that are most active over all prompts."""
+    order = np.argsort(-means.mean(axis=0), kind="stable")[:k]
+    return [int(feature) for feature in order if means[:, feature].any()]
+
+
 def get_top_features(
     work: Work, prompts: Prompts, model: Model, k: Count = 20, part: Part = "prompt"
 ) -> dict[str, Any]:
@@ -114,29 +106,20 @@ def get_top_features(
 
     Activations are averaged over the tokens of a prompt and then over prompts, with a 95% interval.
     """
-    sae, asked = _asked(work, prompts)
-    read = read_one(work, model, asked, (sae.layer,), _length(part))
-    keep = _kept(read.matched, part)
-    means = prompt_means(sae, read.reading.at(sae.layer), read.matched, keep)
-    top = np.argsort(-means.mean(axis=0), kind="stable")[:k]
-    top = [int(f) for f in top if means[:, f].any()]
-    shown = keep & ~_hidden_responses(work, asked, read.matched)
-    tokens = top_tokens(sae, read.reading.at(sae.layer), shown, read.tokens, top)
-    return {
-        "model": model,
-        "part": part,
-        **_about(sae),
-        "n": len(asked),
-        "features": [
-            {
-                **label,
-                "activation": mean(means[:, label["feature"]].astype(float)),
-                "n_prompts": int((means[:, label["feature"]] > 0).sum()),
-                "tokens": tokens[label["feature"]],
-            }
-            for label in label_rows(work, top)
-        ],
-    }
+    look = _look(work, prompts, part, (model,))
+    means = look.means(model)
+    shown = look.keep & ~_hidden_responses(work, look.asked, look.read)
+    features = [
+        {
+            **label,
+            "activation": mean(means[:, label["feature"]]),
+            "n_prompts": int((means[:, label["feature"]] > 0).sum()),
+            "tokens": look.fired[model].top_tokens(label["feature"], shown, look.read.tokens),
+        }
+        for label in label_rows(work, _top(means, k))
+    ]
+    about = _about(look.sae)
+    return {"model": model, "part": part, **about, "n": len(look.asked), "features": features}
 
 
 def compare_top_features(
@@ -146,37 +129,25 @@ def compare_top_features(
 
     A feature of one list alone need not have changed: differential_feature_analysis tests that.
     """
-    sae, asked = _asked(work, prompts)
-    read = read_pair(work, asked, (sae.layer,), _length(part))
-    keep = _kept(read.matched, part)
-    means = {
-        name: prompt_means(sae, each.at(sae.layer), read.matched, keep)
-        for name, each in (("A", read.a), ("B", read.b))
-    }
-    tops = {
-        name: [int(f) for f in np.argsort(-m.mean(axis=0), kind="stable")[:k] if m[:, f].any()]
-        for name, m in means.items()
-    }
-    every = list(dict.fromkeys([*tops["A"], *tops["B"]]))
+    look = _look(work, prompts, part)
+    a, b = look.means("A"), look.means("B")
+    first, second = _top(a, k), _top(b, k)
     rows = {
         label["feature"]: {
             **label,
-            "A": float(means["A"][:, label["feature"]].mean()),
-            "B": float(means["B"][:, label["feature"]].mean()),
-            "B_minus_A": mean(
-                (means["B"][:, label["feature"]] - means["A"][:, label["feature"]]).astype(float)
-            ),
+            "A": float(a[:, label["feature"]].mean()),
+            "B": float(b[:, label["feature"]].mean()),
+            "B_minus_A": mean((b - a)[:, label["feature"]]),
         }
-        for label in label_rows(work, every)
+        for label in label_rows(work, [*first, *second])
     }
-    first, second = set(tops["A"]), set(tops["B"])
     return {
         "part": part,
-        **_about(sae),
-        "n": len(asked),
-        "in_both": [rows[f] for f in every if f in first & second],
-        "only_A": [rows[f] for f in every if f in first - second],
-        "only_B": [rows[f] for f in every if f in second - first],
+        **_about(look.sae),
+        "n": len(look.asked),
+        "in_both": [rows[f] for f in first if f in second],
+        "only_A": [rows[f] for f in first if f not in second],
+        "only_B": [rows[f] for f in second if f not in first],
     }
 
 
@@ -185,7 +156,7 @@ def differential_feature_analysis(
     prompts: Prompts | None = None,
     suite: SuiteName | None = None,
     k: Count = 20,
-    answers: Annotated[bool, Field(description="Read short answers of A as well.")] = True,
+    answers: Annotated[bool, Field(description="Read short responses of A as well.")] = True,
 ) -> dict[str, Any]:
     """Features whose activation differs between the models, tested against chance.
 
@@ -203,12 +174,11 @@ def differential_feature_analysis(
     else:
         asked = prompts_of(prompts or ())
     work.asked(asked)
-    read = read_pair(work, asked, (sae.layer,), RESPONSE_TOKENS if answers else 0)
-    hidden = _hidden_responses(work, asked, read.matched)
-    named_tokens = [
-        HIDDEN if hide else text for text, hide in zip(read.tokens, hidden, strict=True)
-    ]
-    found = compare_features(read.a, read.b, read.matched, sae, named_tokens, reported=k)
+    read = work.read(asked, (sae.layer,), RESPONSE_TOKENS if answers else 0)
+    hidden = _hidden_responses(work, asked, read)
+    tokens = [HIDDEN if hide else text for text, hide in zip(read.tokens, hidden, strict=True)]
+    a, b = read.by_name["A"], read.by_name["B"]
+    found = compare_features(a, b, read.matched, sae, tokens, reported=k)
     named = {
         label["feature"]: label for label in label_rows(work, [c.feature for c in found.features])
     }
@@ -237,35 +207,33 @@ def specific_feature_activations(
 
     Where texts are redacted, tokens of responses to prompts that look harmful are not named.
     """
-    sae, asked = _asked(work, prompts)
-    _check_features(sae, features)
-    read = read_pair(work, asked, (sae.layer,), _length(part))
-    keep = _kept(read.matched, part)
-    listed = 2 * len(features) * int(keep.sum())
+    _check_features(work.sae, features)
+    look = _look(work, prompts, part)
+    listed = 2 * len(features) * int(look.keep.sum())
     if listed > MAX_VALUES:
         raise InputError(
             f"That would list {listed} activations, and {MAX_VALUES} are the most; give fewer"
             " features or fewer or shorter prompts."
         )
-    a = feature_activations(sae, read.a.at(sae.layer), features)
-    b = feature_activations(sae, read.b.at(sae.layer), features)
-    owners = read.matched.owners().numpy()
-    # Answers token by token are responses.
-    hidden = looks_harmful(work, asked) if part != "prompt" else [False] * len(asked)
+    n_tokens = len(look.read.tokens)
+    a, b = (look.fired[name].of(features, n_tokens) for name in NAMES)
+    owners = look.read.matched.owners().numpy()
+    # Responses token by token are responses.
+    hidden = [False] * len(look.asked) if part == "prompt" else looks_harmful(work, look.asked)
     rows = []
-    for i, prompt in enumerate(asked):
-        here = np.flatnonzero((owners == i) & keep)
+    for i, prompt in enumerate(look.asked):
+        here = np.flatnonzero((owners == i) & look.keep)
         rows.append(
             {
                 "prompt": prompt.text,
-                "tokens": None if hidden[i] else [read.tokens[t] for t in here],
+                "tokens": None if hidden[i] else [look.read.tokens[t] for t in here],
                 "features": [
                     {"feature": feature, "A": a[here, j].tolist(), "B": b[here, j].tolist()}
                     for j, feature in enumerate(features)
                 ],
             }
         )
-    return {"part": part, **_about(sae), "n": len(asked), "prompts": rows}
+    return {"part": part, **_about(look.sae), "n": len(rows), "prompts": rows}
 
 
 def get_feature_details(work: Work, feature: Feature) -> dict[str, Any]:
@@ -312,24 +280,52 @@ def nearest_explained_neighbors(work: Work, feature: Feature, k: Count = 10) -> 
     }
 
 
-def _hidden_responses(work: Work, asked: Sequence[SuitePrompt], matched: Matched) -> np.ndarray:
+def weight_diff_summary(
+    work: Work, k: Annotated[int, Field(ge=1, le=100, description="Weights to list.")] = 10
+) -> dict[str, Any]:
+    """How the two models' weights differ: how much, where, of which rank, and ablation's mark.
+
+    An adapter that was merged leaves its rank in every matrix; full fine-tuning leaves a full one;
+    directional ablation leaves a mark that no training makes.
+    """
+    pair = work.pair
+    with work.quietly():
+        found = diff_pair(pair, on_progress=work.progress)
+    alone = {"base": found.only_in_base, "candidate": found.only_in_candidate}
+    listed = ("name", "relative", "rank", "signal_share", "rank1_share")
+    return {
+        "identical": found.identical,
+        "n": found.n_compared,
+        "n_changed": len(found.matrices),
+        "relative_change": found.relative,
+        "adapter_rank": found.adapter_rank,
+        "shared_direction_cosine": found.shared_cosine,
+        "ablation_mark": found.mark and found.mark.to_dict(),
+        "energy_by_block": found.energy_by_layer,
+        "energy_elsewhere": found.energy_elsewhere,
+        "only_in": {
+            name: {"n": len(names), "first": names[:NAMED]}
+            for name in NAMES
+            for names in [alone[work.blinding.role(name)]]
+        },
+        "largest": [
+            {key: getattr(change, key) for key in listed}
+            for change in sorted(found.matrices, key=lambda change: -change.relative)[:k]
+        ],
+    }
+
+
+def _hidden_responses(work: Work, asked: Sequence[SuitePrompt], read: ModelReadings) -> np.ndarray:
     """Bool [token], tokens of responses to prompts that look harmful: one by one they tell."""
-    in_response = matched.in_response().numpy()
+    in_response = read.matched.in_response().numpy()
     if not in_response.any():
         return in_response
-    return in_response & np.array(looks_harmful(work, asked))[matched.owners().numpy()]
+    return in_response & np.array(looks_harmful(work, asked))[read.matched.owners().numpy()]
 
 
 def _fails_on(a: float, b: float) -> str | None:
     """The model that the SAE explains so much worse that its features mean little there."""
     return None if abs(a - b) < BROKEN else "A" if a < b else "B"
-
-
-def _asked(work: Work, prompts: Sequence[str]) -> tuple[SAE, list[SuitePrompt]]:
-    sae = work.sae
-    asked = prompts_of(prompts)
-    work.asked(asked)
-    return sae, asked
 
 
 def _about(sae: SAE) -> dict[str, Any]:
@@ -341,32 +337,7 @@ def _check_features(sae: SAE, features: Sequence[int]) -> None:
         raise InputError(f"There is no feature {wrong[0]}: the SAE has {sae.width}, from 0.")
 
 
-def _length(part: str) -> int:
-    return 0 if part == "prompt" else RESPONSE_TOKENS
-
-
-def _kept(matched: Matched, part: str) -> np.ndarray:
-    """Bool [token], the tokens that are looked at."""
-    in_response = matched.in_response().numpy()
-    keep = {"prompt": ~in_response, "answer": in_response, "both": np.ones_like(in_response)}[part]
-    if not keep.any():
-        raise InputError("There are no answers to look at: the model ends each at once.")
-    return keep
-
-
 def _change(change: FeatureChange, label: dict[str, Any]) -> dict[str, Any]:
     """A change with the models' names in place of their roles."""
-    return {
-        **label,
-        "part": change.part,
-        "A": change.base,
-        "B": change.candidate,
-        "B_minus_A": change.difference,
-        "interval": change.interval,
-        "effect": change.effect,
-        "moved": change.moved,
-        "p_value": change.p_value,
-        "q_value": change.q_value,
-        "n_prompts": change.n_prompts,
-        "tokens": change.tokens,
-    }
+    values = published(asdict(change), base="A", candidate="B", difference="B_minus_A")
+    return {key: value for key, value in values.items() if key not in ("sae", "layer")} | label
