@@ -88,3 +88,10 @@ def test_a_broken_candidate_is_named(gpt2):
         candidate.network.transformer.h[1].mlp.c_proj.bias[0] = float("nan")
     with pytest.raises(InputError, match="NaN"):
         diff(load(str(gpt2)), candidate, SUITE, depth=Depth(response_tokens=0))
+
+
+def test_a_candidate_that_is_not_there_is_refused_before_the_base_is_loaded(gpt2):
+    told = []
+    with pytest.raises(InputError, match="No organism 'nope'"):
+        diff(str(gpt2), "organism:nope", SUITE, on_progress=lambda *phase: told.append(phase))
+    assert told == []
