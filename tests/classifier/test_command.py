@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from exchanges import synthetic
-from modelassay.classifier.card import CARD_FILE, CLASSIFIERS
+from modelassay.classifier.record import CLASSIFIERS, RECORD_FILE
 from modelassay.cli.main import run
 from modelassay.data.labelled import LABELS, LabelledExchange
 
@@ -63,7 +63,7 @@ def test_command_calibrates(copy, tmp_path, capsys):
     assert run([*command, "--out", str(tmp_path / "new")]) == 0
     said = capsys.readouterr()
     assert "catches" in said.out
-    assert (tmp_path / "new" / CARD_FILE).is_file()
+    assert (tmp_path / "new" / RECORD_FILE).is_file()
 
 
 @pytest.mark.parametrize(

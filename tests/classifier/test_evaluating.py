@@ -12,8 +12,8 @@ import pytest
 from exchanges import synthetic
 from modelassay.artifacts import Origin
 from modelassay.classifier import evaluate, evaluating, load_classifier
-from modelassay.classifier.card import CLASSIFIERS
 from modelassay.classifier.evaluating import find_threshold, fit_threshold, recalibrate, score
+from modelassay.classifier.record import CLASSIFIERS
 from modelassay.data.labelled import LABELS, LabelledExchange
 from modelassay.errors import InputError
 
@@ -65,12 +65,12 @@ def test_calibration_needs_benign_rows():
 
 def test_recalibrating_writes_a_copy_or_the_own_folder(copy, tmp_path):
     classifier, rows = load_classifier(str(copy), device="cpu"), synthetic(90, seed=7)
-    card = recalibrate(classifier, rows, 0.2, out=tmp_path / "new")
-    assert CLASSIFIERS.open(tmp_path / "new").record.threshold == card.threshold
-    assert load_classifier(str(tmp_path / "new"), device="cpu").threshold == card.threshold
+    record = recalibrate(classifier, rows, 0.2, out=tmp_path / "new")
+    assert CLASSIFIERS.open(tmp_path / "new").record.threshold == record.threshold
+    assert load_classifier(str(tmp_path / "new"), device="cpu").threshold == record.threshold
     assert CLASSIFIERS.open(copy).record.threshold == classifier.threshold
     recalibrate(classifier, rows, 0.2)
-    assert CLASSIFIERS.open(copy).record.threshold == card.threshold
+    assert CLASSIFIERS.open(copy).record.threshold == record.threshold
     with pytest.raises(InputError, match="--out"):
         recalibrate(replace(classifier, origin=Origin("embedded", "shipped")), rows)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from exchanges import RECIPE, synthetic
 from modelassay.classifier import load_classifier, model, train_classifier
-from modelassay.classifier.card import CARD_FILE, CLASSIFIERS, WEIGHTS_FILE
+from modelassay.classifier.record import CLASSIFIERS, RECORD_FILE, WEIGHTS_FILE
 from modelassay.data.labelled import LABELS
 from modelassay.errors import InputError
 
@@ -35,8 +35,8 @@ def test_another_order_of_labels_is_put_right(copy):
 
 
 def change(folder: Path, **fields) -> None:
-    card = json.loads((folder / CARD_FILE).read_text())
-    (folder / CARD_FILE).write_text(json.dumps(card | fields))
+    record = json.loads((folder / RECORD_FILE).read_text())
+    (folder / RECORD_FILE).write_text(json.dumps(record | fields))
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def test_hostile_cards_are_refused(copy, fields, said):
 
 
 def test_damaged_and_pickled_folders_are_refused(copy, tmp_path):
-    (copy / CARD_FILE).write_text("{")
+    (copy / RECORD_FILE).write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         load_classifier(str(copy))
-    (copy / CARD_FILE).unlink()
+    (copy / RECORD_FILE).unlink()
     with pytest.raises(InputError, match=r"no classifier\.json"):
         load_classifier(str(copy))
     with pytest.raises(InputError, match="No classifier at"):
@@ -114,12 +114,12 @@ def test_the_shipped_classifier_is_small_and_says_how_good_it_is():
     folder = CLASSIFIERS.shipped_folder() / "embedded"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 3_500_000
     assert (folder / "README.md").is_file()
-    card = CLASSIFIERS.open(folder).record
-    assert card.kind == "adapter"
-    assert card.metrics is not None
-    assert card.calibration is not None
-    assert card.calibration.held_out is not None
-    assert card.metrics.n > 300
+    record = CLASSIFIERS.open(folder).record
+    assert record.kind == "adapter"
+    assert record.metrics is not None
+    assert record.calibration is not None
+    assert record.calibration.held_out is not None
+    assert record.metrics.n > 300
 
 
 @pytest.mark.real_model

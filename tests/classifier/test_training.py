@@ -13,28 +13,28 @@ from safetensors.torch import load_file
 from exchanges import RECIPE, name_of, synthetic
 from modelassay.classifier import load_classifier, train_classifier, training
 from modelassay.classifier.augmenting import with_prefixes
-from modelassay.classifier.card import CARD_FILE, CLASSIFIERS, WEIGHTS_FILE
 from modelassay.classifier.encoding import collate, encode_pairs
+from modelassay.classifier.record import CLASSIFIERS, RECORD_FILE, WEIGHTS_FILE
 from modelassay.classifier.training import TrainingRecipe, class_weights, split_rows
 from modelassay.data.labelled import LABELS
 from modelassay.errors import InputError
 
 
 def test_training_judges_unseen_prompts(trained):
-    card = CLASSIFIERS.open(trained).record
-    assert card.kind == "full"
-    assert card.base.id == "tiny-bert"  # and no path of this machine
-    assert card.metrics is not None
-    assert card.metrics.macro_f1 > 0.8
-    assert card.metrics.auroc > 0.9
-    assert card.metrics.intervals["auroc"][0] <= card.metrics.auroc
-    assert card.calibration is not None
-    assert card.calibration.held_out is not None
-    assert sum(part["n"] for part in card.data.parts.values()) == 240
+    record = CLASSIFIERS.open(trained).record
+    assert record.kind == "full"
+    assert record.base.id == "tiny-bert"  # and no path of this machine
+    assert record.metrics is not None
+    assert record.metrics.macro_f1 > 0.8
+    assert record.metrics.auroc > 0.9
+    assert record.metrics.intervals["auroc"][0] <= record.metrics.auroc
+    assert record.calibration is not None
+    assert record.calibration.held_out is not None
+    assert sum(part["n"] for part in record.data.parts.values()) == 240
     names = {path.name for path in trained.iterdir()}
     assert {"classifier.json", "config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in trained.rglob("*"))
-    assert str(trained.parent) not in (trained / CARD_FILE).read_text()
+    assert str(trained.parent) not in (trained / RECORD_FILE).read_text()
 
 
 def test_the_parts_share_no_prompt_and_only_the_training_part_grows(bert, tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_an_adapter_is_small_and_reads_as_it_was_trained(embedded_is_tiny, tmp_p
     judged = synthetic(30, seed=5)
     recipe = replace(RECIPE, rank=4)
     out = train_classifier(synthetic(240), encoder="embedded", out=tmp_path / "a", recipe=recipe)
-    assert {path.name for path in out.iterdir()} == {CARD_FILE, WEIGHTS_FILE}
+    assert {path.name for path in out.iterdir()} == {RECORD_FILE, WEIGHTS_FILE}
     classifier = load_classifier(str(out), device="cpu")
     again = classifier.predict([(row.prompt, row.response) for row in judged])
     assert np.abs(again - kept["live"]).max() < 0.02  # it is kept in bfloat16

@@ -1,13 +1,8 @@
 """The exchange classifier: is a prompt with its response a safe response, a refusal, or unsafe?"""
 
-from modelassay.classifier.card import CLASSIFIERS, find_classifier
-from modelassay.classifier.evaluating import (
-    ClassifierMetrics,
-    ThresholdFit,
-    evaluate,
-    fit_threshold,
-)
+from modelassay.classifier.evaluating import ThresholdFit, evaluate, fit_threshold
 from modelassay.classifier.model import ExchangeClassifier, load_classifier
+from modelassay.classifier.record import CLASSIFIERS, ClassifierMetrics, find_classifier
 from modelassay.classifier.training import train_classifier
 
 __all__ = [

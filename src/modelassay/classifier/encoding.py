@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from modelassay.errors import InputError
 
@@ -24,7 +25,7 @@ LONGEST_TOKEN = 40
 
 @dataclass(frozen=True)
 class EncodedExchange:
-    """Token ids of one exchange: opening token, prompt, separator, answer, separator."""
+    """Token ids of one exchange: opening token, prompt, separator, response, separator."""
 
     ids: tuple[int, ...]
     response_start: int
@@ -111,14 +112,12 @@ def collate(rows: Sequence[EncodedExchange], pad: int, *, types: bool) -> dict[s
     Returns:
         `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 [row, token].
     """
-    width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    segments = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        n = len(row.ids)
-        ids[i, :n] = torch.tensor(row.ids)
-        mask[i, :n] = 1
-        segments[i, row.response_start : n] = 1
+    tokens = [torch.tensor(row.ids) for row in rows]
+    ids = pad_sequence(tokens, batch_first=True, padding_value=pad)
+    steps = torch.arange(ids.shape[1])
+    mask = (steps < torch.tensor([[len(row.ids)] for row in rows])).long()
     batch = {"input_ids": ids, "attention_mask": mask}
-    return batch | {"token_type_ids": segments} if types else batch
+    if types:
+        starts = torch.tensor([[row.response_start] for row in rows])
+        batch["token_type_ids"] = mask * (steps >= starts)
+    return batch

@@ -12,98 +12,26 @@ responses would interrupt far more often than it says.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modelassay.classifier.augmenting import stream_prefixes
-from modelassay.classifier.card import CLASSIFIERS, Card, CardCalibration, write_card
 from modelassay.classifier.model import UNSAFE, ExchangeClassifier
+from modelassay.classifier.record import (
+    CLASSIFIERS,
+    Calibration,
+    ClassifierMetrics,
+    ClassifierRecord,
+    ClassMetrics,
+    write_record,
+)
 from modelassay.data.labelled import LABELS, LabelledExchange, prompt_groups, require_classes
 from modelassay.errors import InputError
-from modelassay.report.charts import new_figure
-from modelassay.report.sections import Report, Section, Table, columns
-from modelassay.report.text import with_interval
 from modelassay.statistics import cluster_interval, rank_auroc, threshold_at, wilson_interval
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 BINARY = ("safe", "unsafe")
 DEFAULT_RATE = 0.01
-
-
-@dataclass(frozen=True)
-class ClassMetrics:
-    """Of one class against the rest."""
-
-    precision: float | None
-    """None where nothing was predicted to be of the class."""
-    recall: float
-    f1: float
-    n: int
-
-
-@dataclass(frozen=True)
-class ClassifierMetrics(Report):
-    """Scores of a classifier on labelled exchanges."""
-
-    classes: tuple[str, ...]
-    """The classes that are scored: those of the data, two or three."""
-    macro_f1: float
-    """Mean F1 over the classes that occur in the data."""
-    auroc: float
-    """Of P(unsafe_compliance), unsafe rows against the rest."""
-    per_class: dict[str, ClassMetrics]
-    intervals: dict[str, tuple[float, float]]
-    """95%, for macro_f1 and auroc: prompts are resampled, not rows."""
-    n: int
-    n_prompts: int
-    """Independent ones: near-duplicates count once."""
-    confusion: dict[str, dict[str, int]]
-    """Rows by true class, then by predicted class."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields by name."""
-        return asdict(self)
-
-    def sections(self) -> list[Section]:
-        """Scores over all classes, those of each class, and the confusion."""
-        rows = [
-            (
-                name,
-                f"{of.f1:.3f}",
-                "none predicted" if of.precision is None else f"{of.precision:.3f}",
-                f"{of.recall:.3f}",
-                str(of.n),
-            )
-            for name, of in self.per_class.items()
-        ]
-        records = [{"class": name, **asdict(of)} for name, of in self.per_class.items()]
-        names = ("class", "F1", "precision", "recall", "n")
-        table = Table(columns(*names, right=range(1, 5)), rows, lambda: records)
-        facts = [
-            (title, with_interval(getattr(self, name), self.intervals[name], ".3f"))
-            for title, name in (("macro-F1", "macro_f1"), ("AUROC", "auroc"))
-        ]
-        counted = ("rows", f"{self.n}, of {self.n_prompts} prompts")
-        return [
-            Section("metrics", facts=[counted, *facts]),
-            Section("classes", "class by class", table=table, chart=self._chart),
-        ]
-
-    def _chart(self) -> Figure:
-        """Rows by true and by predicted class."""
-        figure = new_figure("Where the classifier errs", "predicted", "true")
-        counts = [[self.confusion[name][other] for other in self.classes] for name in self.classes]
-        names = list(self.classes)
-        figure.add_heatmap(
-            x=names, y=names, z=counts, texttemplate="%{z}", colorscale="Blues", showscale=False
-        )
-        figure.update_yaxes(autorange="reversed", automargin=True)
-        return figure
 
 
 def evaluate(
@@ -190,25 +118,10 @@ def _of_class(confusion: np.ndarray, i: int) -> ClassMetrics:
     )
 
 
-@dataclass(frozen=True)
-class ThresholdFit:
-    """A threshold with its costs and its use; 95% Wilson intervals."""
+class ThresholdFit(Calibration):
+    """A threshold with its costs and its use."""
 
     threshold: float
-    target_block_rate: float
-    block_rate: float
-    """Share of benign streams that reach the threshold at least once."""
-    interval: tuple[float, float]
-    tpr: float | None
-    """Share of unsafe streams that do; None where there are none."""
-    tpr_interval: tuple[float, float] | None
-    n: int
-    """Benign streams."""
-    n_unsafe: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields by name."""
-        return asdict(self)
 
 
 def growing_risks(
@@ -289,19 +202,25 @@ def measure(risks: np.ndarray, unsafe: np.ndarray, threshold: float, rate: float
     )
 
 
-def calibrate_card(
+def calibrated(
     classifier: ExchangeClassifier,
     rows: Sequence[LabelledExchange],
     rate: float,
     test: Sequence[LabelledExchange] = (),
-) -> Card:
-    """The card with a new threshold, and what that does on rows that did not choose it."""
+) -> ClassifierRecord:
+    """The record with a new threshold, and what that does on rows that did not choose it."""
     found = fit_threshold(classifier, rows, rate)
-    entry = _entry(found)
+    held_out = None
     if any(not row.unsafe for row in test):
-        seen = fit_threshold(classifier, test, rate, threshold=found.threshold)
-        entry = entry.model_copy(update={"held_out": _entry(seen)})
-    return classifier.card.model_copy(update={"threshold": found.threshold, "calibration": entry})
+        held_out = _rates(fit_threshold(classifier, test, rate, threshold=found.threshold))
+    calibration = _rates(found).model_copy(update={"held_out": held_out})
+    return classifier.record.model_copy(
+        update={"threshold": found.threshold, "calibration": calibration}
+    )
+
+
+def _rates(found: ThresholdFit) -> Calibration:
+    return Calibration(**found.model_dump(exclude={"threshold"}))
 
 
 def recalibrate(
@@ -310,7 +229,7 @@ def recalibrate(
     rate: float = DEFAULT_RATE,
     *,
     out: Path | None = None,
-) -> Card:
+) -> ClassifierRecord:
     """Chooses a new threshold and writes it down.
 
     Args:
@@ -321,7 +240,7 @@ def recalibrate(
             must be a folder of the user's.
 
     Returns:
-        The new card.
+        The new record.
 
     Raises:
         InputError: as `fit_threshold`, or `out` exists, or is needed and not given.
@@ -331,17 +250,11 @@ def recalibrate(
         raise InputError(f"{classifier.id} is not yours to change; give a new folder with --out.")
     if out is not None and out.exists():
         raise InputError(f"{out} exists already; give a new folder for --out.")
-    card = calibrate_card(classifier, rows, rate)
+    record = calibrated(classifier, rows, rate)
     if out is None:
-        write_card(classifier.folder, card)
-        return card
+        write_record(classifier.folder, record)
+        return record
     with CLASSIFIERS.new(out=out) as partial:
         CLASSIFIERS.copy(classifier.folder, partial)
-        write_card(partial, card)
-    return card
-
-
-def _entry(found: ThresholdFit) -> CardCalibration:
-    fields = found.to_dict()
-    del fields["threshold"]
-    return CardCalibration(**fields)
+        write_record(partial, record)
+    return record

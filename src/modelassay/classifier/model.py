@@ -12,13 +12,6 @@ import numpy as np
 import torch
 
 from modelassay.artifacts import Origin
-from modelassay.classifier.card import (
-    FULL_WEIGHTS,
-    WEIGHTS_FILE,
-    Card,
-    check_classifier,
-    find_classifier,
-)
 from modelassay.classifier.encoding import (
     EncodedExchange,
     collate,
@@ -26,6 +19,13 @@ from modelassay.classifier.encoding import (
     special_ids,
 )
 from modelassay.classifier.network import PairNetwork, load_encoder, read_adapter
+from modelassay.classifier.record import (
+    FULL_WEIGHTS,
+    WEIGHTS_FILE,
+    ClassifierRecord,
+    check_classifier,
+    find_classifier,
+)
 from modelassay.data.labelled import LABELS
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models.embedded import ENCODER_ID, ensure_encoder
@@ -48,7 +48,7 @@ class ExchangeClassifier:
     network: Any
     """A module that gives logits, in evaluation mode."""
     tokenizer: Any
-    card: Card
+    record: ClassifierRecord
     device: torch.device
     types: bool
     """Whether the encoder reads `token_type_ids`."""
@@ -59,12 +59,12 @@ class ExchangeClassifier:
     @property
     def threshold(self) -> float:
         """P(unsafe_compliance) from which a response counts as unsafe."""
-        return self.card.threshold
+        return self.record.threshold
 
     @property
     def max_length(self) -> int:
         """Most tokens of an exchange that are read."""
-        return self.card.max_length
+        return self.record.max_length
 
     def predict(
         self, exchanges: Sequence[tuple[str, str]], batch: int = BATCH, *, whole: bool = False
@@ -145,9 +145,9 @@ def load_classifier(
     where = pick_device(device)
     found = find_classifier(name, revision=revision, token=token)
     found.warn()
-    folder, card = found.folder, check_classifier(found.folder)
-    opened = _open_adapter if card.kind == "adapter" else _open_full
-    network, tokenizer = opened(folder, card)
+    folder, record = found.folder, check_classifier(found.folder)
+    opened = _open_adapter if record.kind == "adapter" else _open_full
+    network, tokenizer = opened(folder, record)
     special_ids(tokenizer)
     network.to(where).eval().requires_grad_(False)
     return ExchangeClassifier(
@@ -156,10 +156,10 @@ def load_classifier(
         origin=found.origin,
         network=network,
         tokenizer=tokenizer,
-        card=card,
+        record=record,
         device=where,
-        types=card.kind == "adapter" or reads_types(network),
-        order=tuple(card.labels.index(label) for label in LABELS),
+        types=record.kind == "adapter" or reads_types(network),
+        order=tuple(record.labels.index(label) for label in LABELS),
     )
 
 
@@ -186,28 +186,28 @@ def reads_types(network: Any) -> bool:
     return getattr(network.config, "type_vocab_size", 0) >= 2
 
 
-def _open_adapter(folder: Path, card: Card) -> tuple[PairNetwork, Any]:
+def _open_adapter(folder: Path, record: ClassifierRecord) -> tuple[PairNetwork, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = folder / WEIGHTS_FILE
-    if card.base.id != ENCODER_ID or card.lora is None:
-        raise InputError(f"{folder} is an adapter over {card.base.id}, which is not shipped.")
+    if record.base.id != ENCODER_ID or record.lora is None:
+        raise InputError(f"{folder} is an adapter over {record.base.id}, which is not shipped.")
     encoder_folder = ensure_encoder()
-    if hash_file(encoder_folder / FULL_WEIGHTS) != card.base.sha256:
+    if hash_file(encoder_folder / FULL_WEIGHTS) != record.base.sha256:
         raise InputError(f"{folder} was trained over another encoder; train it again.")
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is not a valid safetensors file.") from error
     encoder, tokenizer = load_encoder(encoder_folder)
-    network = PairNetwork(encoder, int(encoder.config.hidden_size))  # type: ignore[union-attr]
-    _check_length(folder, card, encoder.config)
-    read_adapter(network, tensors, card.lora.alpha / card.lora.rank, str(file))
+    network = PairNetwork(encoder)
+    _check_length(folder, record, encoder.config)
+    read_adapter(network, tensors, record.lora.alpha / record.lora.rank, str(file))
     return network, tokenizer
 
 
-def _open_full(folder: Path, card: Card) -> tuple[Any, Any]:
+def _open_full(folder: Path, record: ClassifierRecord) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     with explain_loading(str(folder)):
@@ -217,10 +217,10 @@ def _open_full(folder: Path, card: Card) -> tuple[Any, Any]:
         )
     if network.config.num_labels != len(LABELS):
         raise InputError(f"{folder} has {network.config.num_labels} classes in place of three.")
-    _check_length(folder, card, network.config)
+    _check_length(folder, record, network.config)
     return network, tokenizer
 
 
-def _check_length(folder: Path, card: Card, config: Any) -> None:
-    if card.max_length > int(getattr(config, "max_position_embeddings", card.max_length)):
+def _check_length(folder: Path, record: ClassifierRecord, config: Any) -> None:
+    if record.max_length > int(getattr(config, "max_position_embeddings", record.max_length)):
         raise InputError(f"{folder} asks for a max_length that its encoder cannot read.")

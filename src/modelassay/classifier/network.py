@@ -26,12 +26,12 @@ PREFIX = "base_model.model."
 class PairNetwork(nn.Module):
     """Encoder and head; gives logits [row, 3]."""
 
-    def __init__(self, encoder: nn.Module, hidden: int) -> None:
-        """Takes an encoder of that width."""
+    def __init__(self, encoder: Any) -> None:
+        """Takes an encoder of transformers."""
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(DROPOUT)
-        self.head = nn.Linear(2 * hidden, len(LABELS))
+        self.head = nn.Linear(2 * int(encoder.config.hidden_size), len(LABELS))
 
     def forward(
         self,

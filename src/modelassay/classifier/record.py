@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,11 +16,17 @@ from modelassay.classifier.encoding import MIN_LENGTH
 from modelassay.data.labelled import LABELS
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
+from modelassay.files.records import Sha256, Share
 from modelassay.hub import REPO_ID, check_weight_files, fetch_model, is_main_head
 from modelassay.models.identity import hash_file
+from modelassay.report.charts import new_figure
+from modelassay.report.sections import Report, Section, Table, columns
 from modelassay.report.text import with_interval
 
-CARD_FILE = "classifier.json"
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+RECORD_FILE = "classifier.json"
 WEIGHTS_FILE, FULL_WEIGHTS = "classifier.safetensors", "model.safetensors"
 """Of an adapter and its head, and of a whole encoder."""
 TOKENIZER_FILES = (
@@ -29,9 +35,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 SCHEMA = "modelassay.classifier/1"
 
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Interval = tuple[Share, Share]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(max_length=300)]
 
 
@@ -54,50 +58,101 @@ class Lora(_Part):
     alpha: float = Field(gt=0, le=4096)
 
 
-class CardCalibration(_Part):
-    """How the threshold was chosen, and what it costs; see `evaluating`."""
+class Calibration(_Part):
+    """How a threshold was chosen, what it costs and what it catches; see `evaluating`."""
 
     target_block_rate: Share
     block_rate: Share
+    """Share of benign streams that reach the threshold at least once."""
     interval: Interval
+    """95%, Wilson."""
     tpr: Share | None
+    """Share of unsafe streams that do; None where there are none."""
     tpr_interval: Interval | None
     n: int = Field(ge=1)
+    """Benign streams."""
     n_unsafe: int = Field(ge=0)
-    held_out: CardCalibration | None = None
+    held_out: Calibration | None = None
     """Rates at the same threshold on exchanges that chose neither weights nor threshold."""
 
 
-class CardClass(_Part):
-    """One class against the rest."""
+class ClassMetrics(_Part):
+    """Of one class against the rest."""
 
     precision: Share | None
+    """None where nothing was predicted to be of the class."""
     recall: Share
     f1: Share
     n: int = Field(ge=0)
 
 
-class CardMetrics(_Part):
-    """`ClassifierMetrics`, as it is written down."""
+class ClassifierMetrics(_Part, Report):
+    """Scores of a classifier on labelled exchanges."""
 
     classes: tuple[Text, ...]
+    """The classes that are scored: those of the data, two or three."""
     macro_f1: Share
+    """Mean F1 over the classes that occur in the data."""
     auroc: Share
-    per_class: dict[Text, CardClass]
+    """Of P(unsafe_compliance), unsafe rows against the rest."""
+    per_class: dict[Text, ClassMetrics]
     intervals: dict[Literal["macro_f1", "auroc"], Interval] = Field(min_length=2)
+    """95%: prompts are resampled, not rows."""
     n: int = Field(ge=1)
     n_prompts: int = Field(ge=1)
+    """Independent ones: near-duplicates count once."""
     confusion: dict[Text, dict[Text, int]]
+    """Rows by true class, then by predicted class."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return self.model_dump()
+
+    def sections(self) -> list[Section]:
+        """Scores over all classes, those of each class, and the confusion."""
+        rows = [
+            (
+                name,
+                f"{of.f1:.3f}",
+                "none predicted" if of.precision is None else f"{of.precision:.3f}",
+                f"{of.recall:.3f}",
+                str(of.n),
+            )
+            for name, of in self.per_class.items()
+        ]
+        records = [{"class": name, **of.model_dump()} for name, of in self.per_class.items()]
+        names = ("class", "F1", "precision", "recall", "n")
+        table = Table(columns(*names, right=range(1, 5)), rows, lambda: records)
+        facts = [
+            ("rows", f"{self.n}, of {self.n_prompts} prompts"),
+            ("macro-F1", with_interval(self.macro_f1, self.intervals["macro_f1"], ".3f")),
+            ("AUROC", with_interval(self.auroc, self.intervals["auroc"], ".3f")),
+        ]
+        return [
+            Section("metrics", facts=facts),
+            Section("classes", "class by class", table=table, chart=self._chart),
+        ]
+
+    def _chart(self) -> Figure:
+        """Rows by true and by predicted class."""
+        figure = new_figure("Where the classifier errs", "predicted", "true")
+        counts = [[self.confusion[name][other] for other in self.classes] for name in self.classes]
+        names = list(self.classes)
+        figure.add_heatmap(
+            x=names, y=names, z=counts, texttemplate="%{z}", colorscale="Blues", showscale=False
+        )
+        figure.update_yaxes(autorange="reversed", automargin=True)
+        return figure
 
 
-class CardData(_Part):
+class TrainedOn(_Part):
     """What the rows were."""
 
     sources: tuple[Text, ...] = ()
     parts: dict[Text, Any] = Field(default_factory=dict)
 
 
-class Card(_Part):
+class ClassifierRecord(_Part):
     """The whole file."""
 
     schema_: Literal["modelassay.classifier/1"] = Field(alias="schema")
@@ -112,15 +167,15 @@ class Card(_Part):
         ge=0, le=1.000001
     )  # just above the highest benign risk, which may be 1
     """Of P(unsafe_compliance), from which a response counts as unsafe."""
-    calibration: CardCalibration | None = None
-    metrics: CardMetrics | None = None
+    calibration: Calibration | None = None
+    metrics: ClassifierMetrics | None = None
     """On held-out prompts."""
-    data: CardData = CardData()
+    data: TrainedOn = TrainedOn()
     training: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, Text] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _check(self) -> Card:
+    def _check(self) -> ClassifierRecord:
         if sorted(self.labels) != sorted(LABELS):
             raise ValueError(f"the labels must be {', '.join(LABELS)}")
         if (self.kind == "adapter") != (self.lora is not None):
@@ -128,47 +183,47 @@ class Card(_Part):
         return self
 
 
-def write_card(folder: Path, card: Card) -> None:
-    """Writes a folder's card."""
-    text = card.model_dump_json(by_alias=True, indent=2)
-    write_text_atomically(folder / CARD_FILE, text + "\n")
+def write_record(folder: Path, record: ClassifierRecord) -> None:
+    """Writes a folder's record."""
+    text = record.model_dump_json(by_alias=True, indent=2)
+    write_text_atomically(folder / RECORD_FILE, text + "\n")
 
 
-def check_classifier(folder: Path) -> Card:
-    """Checks that a classifier's weights are those of its card, without opening them.
+def check_classifier(folder: Path) -> ClassifierRecord:
+    """Checks that a classifier's weights are those of its record, without opening them.
 
     Raises:
         InputError: a file is missing, damaged, too large, pickled, or another one.
     """
-    card = CLASSIFIERS.open(folder).record
-    if card.kind == "full":
+    record = CLASSIFIERS.open(folder).record
+    if record.kind == "full":
         check_weight_files(str(folder), [file.name for file in folder.iterdir()])
-    file = folder / (WEIGHTS_FILE if card.kind == "adapter" else FULL_WEIGHTS)
+    file = folder / (WEIGHTS_FILE if record.kind == "adapter" else FULL_WEIGHTS)
     if not file.is_file():
         raise InputError(f"{folder} lacks {file.name}.")
-    if hash_file(file) != card.weights_sha256:
+    if hash_file(file) != record.weights_sha256:
         raise InputError(
-            f"{file} is not the file that its {CARD_FILE} describes; fetch both again."
+            f"{file} is not the file that its {RECORD_FILE} describes; fetch both again."
         )
-    return card
+    return record
 
 
-def describe_classifier(card: Card) -> list[str]:
+def describe_classifier(record: ClassifierRecord) -> list[str]:
     """What a classifier is, what it learnt from and how well it does, in lines for a person."""
-    over = "adapter over" if card.kind == "adapter" else "fine-tune of"
+    over = "adapter over" if record.kind == "adapter" else "fine-tune of"
     return [
-        f"{over} {card.base.id}, {card.max_length} tokens",
-        f"classes: {', '.join(card.labels)}",
-        *calibration_lines(card),
-        *metric_lines(card.metrics),
-        *(f"data: {source}" for source in card.data.sources),
+        f"{over} {record.base.id}, {record.max_length} tokens",
+        f"classes: {', '.join(record.labels)}",
+        *calibration_lines(record),
+        *metric_lines(record.metrics),
+        *(f"data: {source}" for source in record.data.sources),
     ]
 
 
-def calibration_lines(card: Card) -> list[str]:
+def calibration_lines(record: ClassifierRecord) -> list[str]:
     """The threshold, what it costs and what it catches."""
-    lines = [f"threshold on P(unsafe): {card.threshold:.4f}"]
-    found, kind = card.calibration, "chosen on"
+    lines = [f"threshold on P(unsafe): {record.threshold:.4f}"]
+    found, kind = record.calibration, "chosen on"
     while found is not None:
         lines.append(
             f"{kind} {found.n} benign exchanges as they grow: blocks"
@@ -181,7 +236,7 @@ def calibration_lines(card: Card) -> list[str]:
     return lines
 
 
-def metric_lines(metrics: CardMetrics | None) -> list[str]:
+def metric_lines(metrics: ClassifierMetrics | None) -> list[str]:
     """Scores of all classes and of each."""
     if metrics is None:
         return []
@@ -199,14 +254,14 @@ def metric_lines(metrics: CardMetrics | None) -> list[str]:
     return lines
 
 
-def _row(card: Card) -> dict[str, Any]:
-    metrics = card.metrics
+def _row(record: ClassifierRecord) -> dict[str, Any]:
+    metrics = record.metrics
     return {
-        "base": card.base.id,
-        "kind": card.kind,
-        "max_length": card.max_length,
-        "threshold": card.threshold,
-        "block_rate": card.calibration.block_rate if card.calibration else None,
+        "base": record.base.id,
+        "kind": record.kind,
+        "max_length": record.max_length,
+        "threshold": record.threshold,
+        "block_rate": record.calibration.block_rate if record.calibration else None,
         "macro_f1": metrics.macro_f1 if metrics else None,
         "auroc": metrics.auroc if metrics else None,
         "n": metrics.n if metrics else None,
@@ -219,24 +274,26 @@ CLASSIFIERS = Store(
         command="classifier",
         folder="classifiers",
         variable="MODELASSAY_CLASSIFIERS",
-        record=Card,
-        record_file=CARD_FILE,
+        record=ClassifierRecord,
+        record_file=RECORD_FILE,
         files={
-            CARD_FILE: 1_000_000,
+            RECORD_FILE: 1_000_000,
             WEIGHTS_FILE: 200_000_000,
             FULL_WEIGHTS: 5_000_000_000,
             "config.json": 1_000_000,
             **dict.fromkeys(TOKENIZER_FILES, 100_000_000),
             "README.md": 1_000_000,
         },
-        model_id=lambda card: card.base.id,
+        model_id=lambda record: record.base.id,
         check=check_classifier,
-        summary=lambda card: (
-            f"{card.kind}, macro-F1 {card.metrics.macro_f1:.3f}" if card.metrics else card.kind
+        summary=lambda record: (
+            f"{record.kind}, macro-F1 {record.metrics.macro_f1:.3f}"
+            if record.metrics
+            else record.kind
         ),
         describe=describe_classifier,
-        values=lambda card: {"model": card.base.id, "kind": card.kind},
-        write_table=lambda card, path: write_lines([_row(card)], path),
+        values=lambda record: {"model": record.base.id, "kind": record.kind},
+        write_table=lambda record, path: write_lines([_row(record)], path),
         tag="modelassay-classifier",
         about="""Encoders that judge a prompt with its response: safe, a refusal, or unsafe.
 `classifiers/NAME/classifier.json` holds the threshold, what it costs on harmless exchanges and what
@@ -255,7 +312,7 @@ Score it on data of your own with `modelassay classifier eval`.""",
 
 def find_classifier(
     reference: str, *, revision: str | None = None, token: str | bool | None = None
-) -> Found[Card]:
+) -> Found[ClassifierRecord]:
     """A classifier by name, path, or on the Hub: in a data set, or as a model of its own.
 
     Args:

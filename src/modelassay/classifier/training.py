@@ -2,7 +2,7 @@
 
 The rows are split by prompt into three parts. Training stops when held-out prompts are judged no
 better; those set the threshold, too, and others that were never looked at give the numbers in the
-card. The loss weighs classes alike. Nothing is saved on the way: the best weights stay in memory.
+record. The loss weighs classes alike. Nothing is saved on the way: the best weights stay in memory.
 """
 
 from __future__ import annotations
@@ -18,20 +18,8 @@ import numpy as np
 import torch
 
 from modelassay.classifier.augmenting import with_prefixes
-from modelassay.classifier.card import (
-    CLASSIFIERS,
-    FULL_WEIGHTS,
-    SCHEMA,
-    WEIGHTS_FILE,
-    BaseEncoder,
-    Card,
-    CardData,
-    CardMetrics,
-    Lora,
-    write_card,
-)
 from modelassay.classifier.encoding import MIN_LENGTH, EncodedExchange, collate, encode_pairs
-from modelassay.classifier.evaluating import calibrate_card, evaluate
+from modelassay.classifier.evaluating import calibrated, evaluate
 from modelassay.classifier.model import (
     load_classifier,
     network_logits,
@@ -44,6 +32,17 @@ from modelassay.classifier.network import (
     adapter_tensors,
     add_lora,
     load_encoder,
+)
+from modelassay.classifier.record import (
+    CLASSIFIERS,
+    FULL_WEIGHTS,
+    SCHEMA,
+    WEIGHTS_FILE,
+    BaseEncoder,
+    ClassifierRecord,
+    Lora,
+    TrainedOn,
+    write_record,
 )
 from modelassay.data.labelled import (
     LABELS,
@@ -130,7 +129,7 @@ class TrainingRecipe:
     batch_size: int = 16
     max_length: int = 256
     prefixes: int = 1
-    """Prefixes that are added of each training answer."""
+    """Prefixes that are added of each training response."""
     rank: int = 16
     """Of the adapter over the embedded encoder."""
     seed: int = 0
@@ -182,7 +181,7 @@ def fit(
         on_step: Told how far the training is.
 
     Returns:
-        What the card says of it.
+        What the record says of it.
 
     Raises:
         UnavailableError: it does not fit into memory.
@@ -349,42 +348,28 @@ def train_classifier(
         trainee = _open_trainee(encoder, recipe, pick_device(device), token)
         learnt, watched = ([rows[i] for i in part] for part in (parts.train, parts.validation))
         outcome = fit(trainee, learnt, watched, partial, on_step)
-        card = _save(trainee, partial)
-        card = card.model_copy(
+        record = _save(trainee, partial).model_copy(
             update={
-                "data": _data(rows, parts),
+                "data": _trained_on(rows, parts),
                 "training": asdict(recipe) | outcome,
                 "versions": installed_versions("modelassay", "torch", "transformers", "peft"),
             }
         )
-        write_card(partial, card)
-        write_card(partial, _measured(partial, card, rows, parts, rate, device))
+        write_record(partial, record)
+        # The rest is measured on the files as they are saved.
+        classifier = load_classifier(str(partial), device=device)
+        test = [rows[i] for i in parts.test]
+        record = calibrated(classifier, watched, rate, test)
+        if {row.unsafe for row in test} == {True, False}:
+            metrics = evaluate(classifier, test, groups=parts.groups[parts.test])
+            record = record.model_copy(update={"metrics": metrics})
+        write_record(partial, record)
     return out
 
 
-def _measured(
-    folder: Path,
-    card: Card,
-    rows: Sequence[LabelledExchange],
-    parts: Parts,
-    rate: float,
-    device: str,
-) -> Card:
-    """The card with threshold, calibration and metrics, measured on the files as they are saved."""
-    classifier = load_classifier(str(folder), device=device)
-    validation, test = ([rows[i] for i in part] for part in (parts.validation, parts.test))
-    card = calibrate_card(classifier, validation, rate, test)
-    classes = {row.unsafe for row in test}
-    metrics = None
-    if classes == {True, False}:
-        scored = evaluate(classifier, test, groups=parts.groups[parts.test])
-        metrics = CardMetrics.model_validate(scored.to_dict())
-    return card.model_copy(update={"metrics": metrics})
-
-
-def _data(rows: Sequence[LabelledExchange], parts: Parts) -> CardData:
+def _trained_on(rows: Sequence[LabelledExchange], parts: Parts) -> TrainedOn:
     named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
-    return CardData(
+    return TrainedOn(
         sources=tuple(sorted({row.source[:300] for row in rows})),
         parts={
             name: {
@@ -407,7 +392,7 @@ def _open_trainee(
     if encoder == ENCODER_ID:
         folder = ensure_encoder()
         model, tokenizer = load_encoder(folder)
-        network: Any = PairNetwork(model, int(model.config.hidden_size))  # type: ignore[union-attr]
+        network: Any = PairNetwork(model)
         limit = model.config.max_position_embeddings  # type: ignore[union-attr]
         add_lora(network, recipe.rank, ALPHA_PER_RANK * recipe.rank)
     else:
@@ -438,8 +423,8 @@ def _open_trainee(
     return Trainee(name, network, tokenizer, hash_file(weights[0]), recipe, device)
 
 
-def _save(trainee: Trainee, folder: Path) -> Card:
-    """Writes weights (and what else a whole encoder needs); gives the card so far."""
+def _save(trainee: Trainee, folder: Path) -> ClassifierRecord:
+    """Writes weights (and what else a whole encoder needs); gives the record so far."""
     own = isinstance(trainee.network, PairNetwork)
     if own:
         from safetensors.torch import save_file
@@ -450,7 +435,7 @@ def _save(trainee: Trainee, folder: Path) -> Card:
         trainee.network.save_pretrained(folder, max_shard_size="100GB")
         trainee.tokenizer.save_pretrained(folder)
     rank = trainee.recipe.rank
-    return Card(
+    return ClassifierRecord(
         schema=SCHEMA,
         kind="adapter" if own else "full",
         base=BaseEncoder(id=trainee.encoder[:300], sha256=trainee.base_sha256),

@@ -146,19 +146,19 @@ def calibrate_command(
     json: options.Json = False,
 ) -> None:
     """Choose the threshold that blocks at most a share of benign responses while they grow."""
-    from modelassay.classifier.card import calibration_lines
+    from modelassay.classifier.record import calibration_lines
     from modelassay.classifier.evaluating import recalibrate
 
     _check_rate(rate)
     rows = given.read()
-    card = recalibrate(given.load(), rows, rate, out=out)
-    found = card.calibration
+    record = recalibrate(given.load(), rows, rate, out=out)
+    found = record.calibration
     if found is None:  # cannot be
         return
     if json:
-        print_json({"threshold": card.threshold, **found.model_dump(exclude={"held_out"})})
+        print_json({"threshold": record.threshold, **found.model_dump(exclude={"held_out"})})
         return
-    typer.echo("\n".join(calibration_lines(card)))
+    typer.echo("\n".join(calibration_lines(record)))
     if found.n < 1 / max(rate, 1e-9):
         typer.echo(f"{found.n} benign exchanges cannot tell a rate as small as {rate:g}.", err=True)
 
