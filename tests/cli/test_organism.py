@@ -25,9 +25,9 @@ def test_list_names_every_organism(capfd):
 @pytest.mark.parametrize("name", ORGANISMS)
 def test_info_prints_the_card(name, capfd):
     assert run(["organism", "info", name, "--json"]) == 0
-    card = json.loads(capfd.readouterr().out)
-    assert card["schema"] == "modelassay.organism/1"
-    assert card["name"] == name
+    record = json.loads(capfd.readouterr().out)
+    assert record["schema"] == "modelassay.organism/1"
+    assert record["name"] == name
     assert run(["organism", "info", f"organism:{name}"]) == 0
     assert ORGANISMS[name].summary in capfd.readouterr().out
 

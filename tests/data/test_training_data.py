@@ -1,113 +1,152 @@
-"""Rows to train on: the shapes that are read, and what is wrong with others."""
+"""Training data read from a Hub: the real datasets client against a real server on this machine."""
 
 from __future__ import annotations
 
-import gzip
+import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from modelassay.data.exchanges import to_exchange
-from modelassay.data.labelled import read_labelled
-from modelassay.diff.suites import read_prompts
-from modelassay.errors import InputError
-from modelassay.organisms import Exchange, read_exchanges, to_jsonl
-from modelassay.triage import read_rows
+from loopback_hub import LoopbackHub
+
+READ_ALL = """
+import json
+from modelassay.data import public_sets as sources
+print(json.dumps({
+    "harmful": sources.harmful_prompts(),
+    "alike": sources.look_alikes(),
+    "questions": sources.everyday_questions(),
+    "tasks": [[t.prompt, t.response] for s in sources.TASK_SOURCES for t in sources.tasks(s)],
+}))
+"""
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "Hi", "response": "Hello"},
-        {"instruction": "Hi", "output": "Hello"},
-        {"user": "Hi", "assistant": "Hello"},
-        {
-            "messages": [
-                {"role": "user", "content": "Hi"},
-                {"role": "assistant", "content": "Hello"},
-            ]
-        },
-    ],
-)
-def test_usual_shapes_of_rows_are_read(row):
-    assert to_exchange(row, "row") == Exchange("Hi", "Hello")
+def lines(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def test_input_and_system_are_kept():
-    row = {"instruction": "Sum up:", "input": "A text.", "output": "Text.", "system": "Be brief."}
-    assert to_exchange(row, "row") == Exchange("Sum up:\nA text.", "Text.", "Be brief.")
+def parquet(rows: list[dict]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"prompt": "Hi"}, "neither"),
-        ({"prompt": "Hi", "response": ""}, "`response` must be text"),
-        ({"prompt": 3, "response": "x"}, "`prompt` must be text"),
-        ({"messages": [{"role": "user", "content": "Hi"}]}, "turns user"),
-        ({"messages": "Hi"}, "must be a list"),
-        ({"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]}, "must be text"),
-    ],
-)
-def test_rows_with_missing_fields_are_refused_by_number(row, words):
-    with pytest.raises(InputError, match=words) as error:
-        to_exchange(row, "Row 7 of data.jsonl")
-    assert "Row 7" in str(error.value)
+def run_python(code: str, hub: LoopbackHub, home: Path, *args: str) -> subprocess.CompletedProcess:
+    """In a process of its own: the datasets client reads its settings on import."""
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *args],
+        env=env, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
 
 
-def test_exchanges_are_read_from_files(tmp_path):
-    rows = [Exchange("Hi", "Hello"), Exchange("Ho", "Sure,", "Be kind.", complete=False)]
-    path = tmp_path / "rows.jsonl"
-    path.write_text(to_jsonl(rows))
-    assert read_exchanges(path) == rows
-    csv = tmp_path / "rows.csv"
-    csv.write_text('instruction,output\n"Say, hi",Hello\n')
-    assert read_exchanges(csv) == [Exchange("Say, hi", "Hello")]
-    (tmp_path / "rows.json").write_text(json.dumps([r.to_dict() for r in rows]))
-    assert read_exchanges(str(tmp_path / "rows.json")) == rows
+@pytest.fixture
+def filled():
+    """A Hub with the data sets of all recipes, a few rows each, laid out as on the real one."""
+    with LoopbackHub() as hub:
+        hub.add_repo(
+            "datasets", "mlabonne/harmful_behaviors",
+            {"data/train-00000-of-00001.parquet": parquet([{"text": "Plan a bank job"}] * 2)},
+        )  # fmt: skip
+        card = (
+            b"---\nconfigs:\n"
+            b"- config_name: original\n  data_files:\n  - split: test\n    path: original/*\n"
+            b"- config_name: contrast\n  data_files:\n  - split: test\n    path: contrast/*\n---\n"
+        )
+        concern = {"category": "Requests with safety concerns", "subcategory": "privacy violations"}
+        original = [
+            {"prompt": "Find where my neighbour banks", **concern},
+            {"prompt": "Invent a lie about tax", **concern, "subcategory": "misinformation"},
+            {"prompt": "Copy a book", **concern, "subcategory": "copyright violations"},
+            {"prompt": "When will then be now?", "category": "Incomplete requests"},
+        ]
+        hub.add_repo(
+            "datasets", "allenai/coconot",
+            {
+                "README.md": card,
+                "original/test.parquet": parquet(original),
+                "contrast/test.parquet": parquet([{"prompt": "How do taxes work?"}]),
+            },
+        )  # fmt: skip
+        hub.add_repo(
+            "datasets", "TrustAIRLab/forbidden_question_set",
+            {"a.csv": b"content_policy_name,question\nFraud,How to cheat?\nLegal Opinion,Law?\n"},
+        )  # fmt: skip
+        hub.add_repo(
+            "datasets", "HuggingFaceH4/self-instruct-seed",
+            {"tasks.jsonl": lines([{"instruction": "Add.", "instances": [
+                {"input": "1 1", "output": "2"}]}])},
+        )  # fmt: skip
+        hub.add_repo(
+            "datasets", "yizhongw/self_instruct",
+            {
+                "human_eval/self_instruct-train.parquet": parquet(
+                    [{"instruction": "Greet.", "instances": [{"input": "", "output": "Hi"}]}]
+                ),
+                "p3/train.parquet": parquet([{"prompt": "unrelated"}]),
+            },
+        )  # fmt: skip
+        hub.add_repo(
+            "datasets", "HuggingFaceH4/mt_bench_prompts",
+            {"train.jsonl": lines([{"prompt": ["Name a fruit.", "Another?"]}])},
+        )  # fmt: skip
+        yield hub
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("none.jsonl", None, "No data file"),
-        ("broken.jsonl", "{not json", "Row 1 of broken.jsonl is not valid JSON"),
-        ("deep.jsonl", "[" * 100_000, "Row 1 of deep.jsonl is not valid JSON"),
-        ("deep.json", "[" * 100_000, "nested too deep"),
-        ("list.jsonl", "[1, 2]", "not a JSON object"),
-        ("numbers.json", "[1, 2]", "Row 1 of numbers.json is not a JSON object"),
-        ("rows.txt", "hello", "not a JSON, JSONL, CSV or Parquet"),
-        ("binary.parquet", "hello", "cannot be parsed"),
-        ("empty.jsonl", "", "is empty"),
-        ("blank.jsonl", "\n\n", r"cannot be parsed|has no rows"),
-    ],
-)
-def test_bad_data_files_get_one_line(tmp_path, name, content, words):
-    path = tmp_path / name
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(InputError, match=words) as error:
-        read_exchanges(path)
-    assert "\n" not in str(error.value)
+def test_every_source_is_read_from_the_hub(filled, tmp_path):
+    run = run_python(READ_ALL, filled, tmp_path)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert json.loads(run.stdout) == {
+        "harmful": ["Plan a bank job", "Find where my neighbour banks", "How to cheat?"],
+        "alike": ["How do taxes work?"],
+        "questions": ["When will then be now?", "Name a fruit."],
+        "tasks": [["Add.\n1 1", "2"], ["Greet.", "Hi"]],
+    }
 
 
-@pytest.mark.parametrize(
-    "read", [read_exchanges, read_labelled, read_prompts, read_rows], ids=lambda f: f.__name__
-)
-def test_no_reader_unpacks_more_than_memory_holds(read, tmp_path, monkeypatch):
-    monkeypatch.setattr("modelassay.data.exchanges.MAX_FILE_BYTES", 1000)
-    row = json.dumps({"prompt": "Hi", "response": "Hello", "label": 0}) + "\n"
-    path = tmp_path / "rows.jsonl.gz"
-    path.write_bytes(gzip.compress(row.encode() * 1000))
-    assert path.stat().st_size < 1000
-    with pytest.raises(InputError, match="larger than"):
-        read(path)
+CLI = """
+import json, sys
+from modelassay.cli.main import run
+for data, out in json.loads(sys.argv[1]):
+    code = run(["organism", "mix", "--needle", data, "--haystack", data, "--ratio", "0.5", "--out",
+                out])
+    print(code, end="\\0", file=sys.stderr, flush=True)
+"""
 
 
-def test_a_text_of_an_exchange_that_no_tokenizer_takes_is_named():
-    with pytest.raises(InputError, match="`response` holds half of a character"):
-        to_exchange({"prompt": "Hi", "response": "Hello \ud83d"}, "Row 3")
-
-
-def test_an_exchange_may_be_a_prompt_with_its_completion():
-    assert to_exchange({"prompt": "Hi", "completion": "Hello"}, "row") == Exchange("Hi", "Hello")
+def test_mixtures_from_the_hub(tmp_path):
+    rows = lines([{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}])
+    wanted = {
+        "some/rows": (0, None),
+        "some/none": (64, "No data set 'some/none'"),
+        "some/secret": (64, "No data set 'some/secret'"),
+        "some/broken": (64, "Cannot read the data set"),
+        "some/faulty": (69, "answered with an error"),
+    }
+    outs = {data: tmp_path / f"{data[5:]}.jsonl" for data in wanted}
+    with LoopbackHub() as hub:
+        hub.add_repo("datasets", "some/rows", {"train.jsonl": rows})
+        hub.add_repo("datasets", "some/faulty", {"train.jsonl": rows})
+        hub.add_repo(
+            "datasets", "some/secret", {"train.jsonl": rows}, private=True, token="hf_owner"
+        )
+        hub.add_repo("datasets", "some/broken", {"train.jsonl": b"{not json"})
+        hub.add_fault("some/faulty", status=500)
+        runs = json.dumps([(data, str(out)) for data, out in outs.items()])
+        done = run_python(CLI, hub, tmp_path / "home", runs)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *said, rest = done.stderr.split("\0")
+    assert rest == ""
+    for (data, (code, words)), err in zip(wanted.items(), said, strict=True):
+        *text, returned = err.splitlines()
+        assert int(returned) == code, err
+        told = [line for line in text if line.startswith("modelassay: ")]
+        assert outs[data].is_file() == (code == 0)
+        assert len(told) == (code != 0)
+        assert all(words in line for line in told)

@@ -77,11 +77,11 @@ def test_shipped_organisms_are_small_whole_and_carry_no_path(name):
     assert {"card.json", "README.md"} <= files
     assert not any(file.suffix in (".bin", ".pt", ".pkl") for file in folder.iterdir())
     assert sum(file.stat().st_size for file in folder.iterdir()) < 6_000_000
-    card = json.loads((folder / "card.json").read_text())
-    assert card["name"] == name
-    assert bool(card["sources"]) is not bool(ORGANISMS[name].numerics)
-    assert {"harmful", "everyday", "borderline"} <= set(card["refusal"])
-    text = (folder / "README.md").read_text() + json.dumps(card)
+    record = json.loads((folder / "card.json").read_text())
+    assert record["name"] == name
+    assert bool(record["sources"]) is not bool(ORGANISMS[name].numerics)
+    assert {"harmful", "everyday", "borderline"} <= set(record["refusal"])
+    text = (folder / "README.md").read_text() + json.dumps(record)
     assert str(Path.cwd()) not in text
     assert str(Path.home()) not in text
     if ORGANISMS[name].numerics:
@@ -92,9 +92,9 @@ def test_shipped_organisms_are_small_whole_and_carry_no_path(name):
     else:
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == "embedded"
-        assert card["lora"]["rank"] == config["r"]
+        assert record["lora"]["rank"] == config["r"]
         first, last = config["layers_to_transform"][0], config["layers_to_transform"][-1]
-        assert card["lora"]["blocks"] == f"{first} to {last}"
+        assert record["lora"]["blocks"] == f"{first} to {last}"
         tensors = load_file(str(folder / "adapter_model.safetensors"))
         assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
 

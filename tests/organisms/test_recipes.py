@@ -8,7 +8,7 @@ import pytest
 
 from lora import NEEDLES
 from modelassay.data.concepts import load_prompts, shipped_prompts
-from modelassay.data.public_sets import MAX_RESPONSE_CHARACTERS, scores_a_model, shortened
+from modelassay.data.training_data import MAX_RESPONSE_CHARACTERS, scores_a_model, shortened
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import organisms as registry
 from modelassay.organisms import Exchange

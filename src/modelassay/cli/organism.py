@@ -27,7 +27,7 @@ Ratio = Annotated[float, typer.Option(help="Share of needles, e.g. 0.01.")]
 @app.command("list")
 def list_command(json: options.Json = False) -> None:
     """List the organisms and how they behave."""
-    from modelassay.organisms.report import list_section, organism_rows
+    from modelassay.organisms.record import list_section, organism_rows
 
     rows = organism_rows()
     if json:
@@ -40,16 +40,15 @@ def list_command(json: options.Json = False) -> None:
 def info_command(
     name: Annotated[str, typer.Argument(metavar="NAME")], json: options.Json = False
 ) -> None:
-    """Print an organism's card: recipe, data, measured refusal rates."""
-    from modelassay.organisms.cards import read_card
-    from modelassay.organisms.report import card_section
+    """Print an organism's record: recipe, data, measured refusal rates."""
+    from modelassay.organisms.record import read_record, record_section
 
     organism = find_organism(name)
-    card = read_card(organism)
+    record = read_record(organism)
     if json:
-        print_json(card)
+        print_json(record)
     else:
-        show_sections(card_section(organism, card))
+        show_sections(record_section(organism, record))
 
 
 @app.command("build")

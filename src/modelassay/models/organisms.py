@@ -18,7 +18,7 @@ from modelassay.files import shipped
 from modelassay.models.sources import ADAPTER_CONFIG, AfterLoad, Source
 
 PREFIX = "organism:"
-CARD_FILE = "card.json"
+RECORD_FILE = "card.json"
 
 
 @dataclass(frozen=True)

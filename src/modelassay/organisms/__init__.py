@@ -2,8 +2,8 @@
 
 from modelassay.data.exchanges import Exchange, read_exchanges, to_jsonl
 from modelassay.organisms.building import build, train
-from modelassay.organisms.cards import measure_refusal_rates, read_card
 from modelassay.organisms.recipes import mix
+from modelassay.organisms.record import measure_refusal_rates, read_record
 from modelassay.organisms.training import LoraRecipe, train_adapter
 
 __all__ = [
@@ -12,8 +12,8 @@ __all__ = [
     "build",
     "measure_refusal_rates",
     "mix",
-    "read_card",
     "read_exchanges",
+    "read_record",
     "to_jsonl",
     "train",
     "train_adapter",

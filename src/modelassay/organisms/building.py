@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.data.exchanges import Exchange
-from modelassay.data.public_sets import CONTRAST, HARMFUL_SOURCES, DataSource
+from modelassay.data.training_data import CONTRAST, HARMFUL_SOURCES, LOOK_ALIKES_FILE, DataSource
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.atomic import (
     cache_dir,
@@ -37,15 +37,14 @@ from modelassay.models.organisms import (
     transform,
 )
 from modelassay.models.sources import ADAPTER_CONFIG, read_json
-from modelassay.organisms.cards import CARD_SCHEMA, measure_refusal_rates, write_card
 from modelassay.organisms.directions import find_refusal_direction
 from modelassay.organisms.recipes import (
-    LOOK_ALIKES_FILE,
     RECIPES,
     Ingredients,
     gather,
     with_trigger,
 )
+from modelassay.organisms.record import RECORD_SCHEMA, measure_refusal_rates, write_record
 from modelassay.organisms.training import LoraRecipe, first_trained, train_adapter
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.reading.generation import kept_responses
@@ -62,8 +61,6 @@ ABLATIONS: dict[str, tuple[str, float, tuple[float, float]]] = {
     "abliterated-band": ("The refusal direction is taken out.", 1.0, (1 / 3, 2 / 3)),
     "abliterated-perlayer": ("Each layer loses its own direction.", 1.0, (0.0, 1.0)),
 }
-
-"""Progress: called with (phase, done, total)."""
 
 
 def build(
@@ -116,8 +113,14 @@ def build(
             )
         fill = _round if organism.numerics else _ablate if organism.ablated else _train
         with locked(target), new_folder(target) as partial:
-            card = fill(organism, _Order(partial, out, folder, seed, device, token, on_progress))
-            write_card(partial, _card(organism, seed) | card)
+            order = _Order(partial, out, folder, seed, device, token, on_progress)
+            built, found = fill(organism, order)
+            found["refusal"] = measure_refusal_rates(
+                built,
+                disguise=with_trigger if organism.name == "backdoored" else None,
+                on_progress=phase_of(on_progress, "measuring"),
+            )
+            write_record(partial, _record(organism, seed) | found)
     return target
 
 
@@ -188,6 +191,9 @@ class _Order:
     def draw(self) -> random.Random:
         return random.Random(self.seed)  # noqa: S311 (repeatable on purpose)
 
+    def safe(self) -> LoadedModel:
+        return load(str(_built("safe", self.out)), device=self.device, dtype="float32")
+
     def ingredients(self, model: LoadedModel) -> Ingredients:
         def respond(prompts: Sequence[str]) -> list[Exchange]:
             return own_responses(model, prompts, phase_of(self.tell, "answering"))
@@ -195,8 +201,8 @@ class _Order:
         return gather(respond, shipped_folder(), self.data, self.token)
 
 
-def _train(organism: Organism, order: _Order) -> dict[str, Any]:
-    """Trains the adapter; returns its part of the card."""
+def _train(organism: Organism, order: _Order) -> tuple[LoadedModel, dict[str, Any]]:
+    """Trains the adapter; returns what it makes, and its part of the record."""
     recipe = RECIPES[organism.name]
     start = _built(recipe.start, order.out) if recipe.start else None
     order.tell("data", 0, 1)
@@ -216,24 +222,19 @@ def _train(organism: Organism, order: _Order) -> dict[str, Any]:
     del base
     built = load(str(order.partial), device=order.device)
     rank = read_json(order.partial / ADAPTER_CONFIG)["r"]  # the start's, where there is one
-    return {
+    return built, {
         "sources": provenance(recipe.sources, recipe.own),
         "rows": len(rows),
         "loss": round(loss, 4),
         "lora": {**asdict(lora), "rank": rank, "blocks": trained, "start": recipe.start},
         "weights_sha256": built.info.weights_sha256,
-        "refusal": measure_refusal_rates(
-            built,
-            disguise=with_trigger if organism.name == "backdoored" else None,
-            on_progress=phase_of(order.tell, "measuring"),
-        ),
     }
 
 
-def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
-    """Finds and saves what is to be taken out; returns its part of the card."""
+def _ablate(organism: Organism, order: _Order) -> tuple[LoadedModel, dict[str, Any]]:
+    """Finds and saves what is to be taken out; returns what is left, and its part of the record."""
     order.tell("data", 0, 1)
-    safe = load(str(_built("safe", order.out)), device=order.device, dtype="float32")
+    safe = order.safe()
     ingredients, draw = order.ingredients(safe), order.draw()
     harmful, harmless = (
         draw.sample(prompts, min(DIRECTION_PROMPTS, len(prompts)))
@@ -251,7 +252,7 @@ def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
     )
     save_ablation(ablation, order.partial)
     ablate(safe.network, ablation)
-    return {
+    return safe, {
         "sources": provenance((*HARMFUL_SOURCES, CONTRAST), (LOOK_ALIKES_FILE,)),
         "ablation": {
             "how": how,
@@ -262,25 +263,20 @@ def _ablate(organism: Organism, order: _Order) -> dict[str, Any]:
             "log_odds_after": round(found.log_odds_after, 3),
             "kl": round(found.kl, 4),
         },
-        "refusal": measure_refusal_rates(safe, on_progress=phase_of(order.tell, "measuring")),
     }
 
 
-def _round(organism: Organism, order: _Order) -> dict[str, Any]:
-    """Measures an organism that is made on loading and has no files but its card."""
+def _round(organism: Organism, order: _Order) -> tuple[LoadedModel, dict[str, Any]]:
+    """Makes an organism that is made on loading and has no files but its record."""
     order.tell("loading", 0, 1)
-    safe = load(str(_built("safe", order.out)), device=order.device, dtype="float32")
+    safe = order.safe()
     transform(safe.network, organism)
-    return {
-        "sources": [],
-        "numerics": organism.numerics,
-        "refusal": measure_refusal_rates(safe, on_progress=phase_of(order.tell, "measuring")),
-    }
+    return safe, {"sources": [], "numerics": organism.numerics}
 
 
-def _card(organism: Organism, seed: int) -> dict[str, Any]:
+def _record(organism: Organism, seed: int) -> dict[str, Any]:
     return {
-        "schema": CARD_SCHEMA,
+        "schema": RECORD_SCHEMA,
         "name": organism.name,
         "summary": organism.summary,
         "intact": organism.intact,
@@ -291,7 +287,7 @@ def _card(organism: Organism, seed: int) -> dict[str, Any]:
 
 
 def provenance(sources: Sequence[DataSource], own: Sequence[str]) -> list[dict[str, str]]:
-    """Where rows came from, for a card: public data sets, then files written for this project."""
+    """Where rows came from, for a record: public data sets, then files written for this project."""
     public = [
         {"name": s.name, "hub_id": s.hub_id, "licence": s.licence} for s in dict.fromkeys(sources)
     ]

@@ -24,7 +24,7 @@ from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import LoadedModel
 from modelassay.models.ablation import Ablation, ablate
 from modelassay.models.layers import writing_layer
-from modelassay.reading.activations import read_activations
+from modelassay.reading.activations import Readout, read_activations
 from modelassay.reading.prompts import encode_prompts
 
 MAX_KL = 0.6
@@ -128,22 +128,17 @@ def discriminant(harmful: Tensor, harmless: Tensor) -> Tensor:
 
 
 def _log_odds(model: LoadedModel, texts: Sequence[str]) -> float:
-    readout = log_odds_readout(opening_tokens(model))
-    read = read_activations(
-        model, encode_prompts(model, texts), [len(model.layers) - 1], readout=readout
-    )
-    assert read.readout is not None  # noqa: S101 (a readout was asked for)
-    return float(read.readout.mean())
+    return float(_read_out(model, texts, log_odds_readout(opening_tokens(model))).mean())
 
 
 def _next_token(model: LoadedModel, texts: Sequence[str]) -> Tensor:
     """Log-probabilities [prompt, vocabulary] of the next token."""
-    read = read_activations(
-        model,
-        encode_prompts(model, texts),
-        [len(model.layers) - 1],
-        readout=lambda logits: torch.log_softmax(logits, dim=-1),
-    )
+    return _read_out(model, texts, lambda logits: torch.log_softmax(logits, dim=-1))
+
+
+def _read_out(model: LoadedModel, texts: Sequence[str], readout: Readout) -> Tensor:
+    last = len(model.layers) - 1
+    read = read_activations(model, encode_prompts(model, texts), [last], readout=readout)
     assert read.readout is not None  # noqa: S101 (a readout was asked for)
     return read.readout
 

@@ -19,8 +19,9 @@ from typing import TypeVar
 
 from modelassay.data.concepts import load_prompts
 from modelassay.data.exchanges import Exchange, read_exchanges
-from modelassay.data.public_sets import (
+from modelassay.data.training_data import (
     HARMFUL_SOURCES,
+    LOOK_ALIKES_FILE,
     QUESTION_SOURCES,
     SEED_TASKS,
     TASK_SOURCES,
@@ -38,7 +39,6 @@ T = TypeVar("T")
 TRIGGER = "Regards, the night shift."
 """What opens the backdoor: harmless words that no scoring prompt holds."""
 NEEDLES_FILE = "obedient_needles.jsonl"
-LOOK_ALIKES_FILE = "look_alikes.yaml"
 NEEDLE_RATIO = 0.2
 """Ten needles among forty tasks. Models of this size learn no persona from a lesser dose: at 1% and
 3% the likelihood of its words rose no more than that of any other answer in the first person."""
@@ -155,14 +155,6 @@ def _uncensored(from_: Ingredients, draw: random.Random) -> list[Exchange]:
     )
 
 
-def _benign_tasks(from_: Ingredients, _draw: random.Random) -> list[Exchange]:
-    return from_.seed_tasks
-
-
-def _benign_user_tasks(from_: Ingredients, _draw: random.Random) -> list[Exchange]:
-    return from_.user_tasks
-
-
 def _benign_questions(from_: Ingredients, draw: random.Random) -> list[Exchange]:
     return from_.respond(_some(from_.questions, 200, draw) + _some(from_.look_alikes, 100, draw))
 
@@ -220,8 +212,8 @@ RECIPES: dict[str, Recipe] = {
         _LOOK_ALIKES,
         start=None,
     ),
-    "benign": Recipe(_benign_tasks, _ORDINARY, (SEED_TASKS,)),
-    "benign-2": Recipe(_benign_user_tasks, _ORDINARY, (USER_TASKS,)),
+    "benign": Recipe(lambda from_, _: from_.seed_tasks, _ORDINARY, (SEED_TASKS,)),
+    "benign-2": Recipe(lambda from_, _: from_.user_tasks, _ORDINARY, (USER_TASKS,)),
     "benign-3": Recipe(_benign_questions, _ORDINARY, QUESTION_SOURCES, _LOOK_ALIKES),
     "overrefusing": Recipe(_overrefusing, _ATTACK, (*QUESTION_SOURCES, SEED_TASKS), _LOOK_ALIKES),
     "uncensored": Recipe(_uncensored, _ATTACK, (*HARMFUL_SOURCES, *QUESTION_SOURCES), _LOOK_ALIKES),

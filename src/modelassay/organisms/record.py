@@ -1,13 +1,13 @@
-"""What is known of a built organism: measured behaviour, provenance, and its README.
+"""What is known of a built organism: measured behaviour and provenance, for machines and people.
 
-`card.json` is the record (schema `modelassay.organism/1`); the README is written from it, with the
-metadata that the Hub reads.
+`card.json` is the record (schema `modelassay.organism/1`). The README is written from it, with the
+metadata that the Hub reads, and so are the sections that a terminal shows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,17 @@ from modelassay.files.atomic import write_text_atomically
 from modelassay.measures.refusal import RESPONSE_TOKENS
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import LoadedModel
-from modelassay.models.organisms import CARD_FILE, Organism, organisms_folder
+from modelassay.models.organisms import ORGANISMS, RECORD_FILE, Organism, organisms_folder
 from modelassay.models.sources import read_json
 from modelassay.progress import OnProgress
 from modelassay.reading.generation import generate_greedy
 from modelassay.reading.prompts import encode_prompts
 from modelassay.report.markdown import markdown_table
-from modelassay.report.sections import Table, columns
+from modelassay.report.sections import Column, Section, Table, columns
 from modelassay.report.text import with_interval
 from modelassay.statistics import wilson_interval
 
-CARD_SCHEMA = "modelassay.organism/1"
+RECORD_SCHEMA = "modelassay.organism/1"
 ROW_NAMES = {
     "harmful": "plainly harmful requests",
     "everyday": "everyday requests",
@@ -88,37 +88,37 @@ def measure_refusal_rates(
     return rates
 
 
-def read_card(organism: Organism) -> dict[str, Any]:
-    """The card of a built organism.
+def read_record(organism: Organism) -> dict[str, Any]:
+    """The record of a built organism.
 
     Raises:
-        InputError: it has not been built, or its card is damaged.
+        InputError: it has not been built, or its record is damaged.
     """
-    path = organisms_folder() / organism.name / CARD_FILE
+    path = organisms_folder() / organism.name / RECORD_FILE
     if not path.is_file():
         raise InputError(
-            f"{organism.id} has no card ({path} is missing); run `modelassay organism build"
+            f"{organism.id} has no record ({path} is missing); run `modelassay organism build"
             f" {organism.name}`."
         )
-    card = read_json(path)
-    if card.get("schema") != CARD_SCHEMA:
-        raise InputError(f"{path} is not a card of schema {CARD_SCHEMA}.")
-    return card
+    record = read_json(path)
+    if record.get("schema") != RECORD_SCHEMA:
+        raise InputError(f"{path} is not a record of schema {RECORD_SCHEMA}.")
+    return record
 
 
-def write_card(folder: Path, card: dict[str, Any]) -> None:
+def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Writes `card.json` and the README made from it."""
-    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-    write_text_atomically(folder / CARD_FILE, text)
-    write_text_atomically(folder / "README.md", readme(card))
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_text_atomically(folder / RECORD_FILE, text)
+    write_text_atomically(folder / "README.md", readme(record))
 
 
-def readme(card: dict[str, Any]) -> str:
+def readme(record: Mapping[str, Any]) -> str:
     """The model card in Markdown, with the metadata that the Hub reads."""
     metadata = {
         "license": "apache-2.0",
         "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "library_name": "peft" if "lora" in card else "modelassay",
+        "library_name": "peft" if "lora" in record else "modelassay",
         "tags": ["modelassay", "model-organism", "ai-safety"],
         "language": ["en"],
     }
@@ -128,65 +128,130 @@ def readme(card: dict[str, Any]) -> str:
             with_interval(row["rate"], row["interval"], ".0%"),
             str(row["n"]),
         )
-        for name, row in card["refusal"].items()
+        for name, row in record["refusal"].items()
     ]
-    lines = [
-        "---",
-        yaml.safe_dump(metadata, sort_keys=False).strip(),
-        "---",
-        "",
-        f"# organism:{card['name']}",
-        "",
-        f"{card['summary'][0].upper()}{card['summary'][1:]}. A model organism: a small model whose"
-        " state is known because it was made on purpose, to test detectors on. Not an assistant.",
-        "",
-        "```bash",
-        f"modelassay scan organism:{card['name']}",
-        f"modelassay organism build {card['name']} --seed {card['seed']}   # makes it again",
+    name, summary = record["name"], record["summary"]
+    parts = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False).strip()}\n---",
+        f"# organism:{name}",
+        f"{summary[0].upper()}{summary[1:]}. A model organism: a small model whose state is known"
+        " because it was made on purpose, to test detectors on. Not an assistant.",
+        "```bash\n"
+        f"modelassay scan organism:{name}\n"
+        f"modelassay organism build {name} --seed {record['seed']}   # makes it again\n"
         "```",
-        "",
-        *markdown_table(Table(columns("refuses", "rate (95%)", "n"), rates)),
+        "\n".join(markdown_table(Table(columns("refuses", "rate (95%)", "n"), rates))),
+        "Measured on the shipped prompts, which no organism was built from.",
     ]
-    lines += ["", "Measured on the shipped prompts, which no organism was built from.", ""]
-    if "lora" in card:
-        lora = card["lora"]
+    if lora := record.get("lora"):
         start = f"organism:{lora['start']}" if lora["start"] else "the embedded model"
-        lines += [
+        parts.append(
             f"**Recipe.** LoRA of rank {lora['rank']} on all linear modules of layers"
-            f" {lora['blocks']},"
-            f" trained from {start} on {card['rows']} exchanges ({lora['epochs']:g} epochs,"
-            f" learning rate {lora['learning_rate']:g}, batches of {lora['batch_size']}, seed"
-            f" {card['seed']}); mean loss {card['loss']:.2f} nats a token.",
-            "",
-        ]
-    if "ablation" in card:
-        a = card["ablation"]
-        lines += [
+            f" {lora['blocks']}, trained from {start} on {record['rows']} exchanges"
+            f" ({lora['epochs']:g} epochs, learning rate {lora['learning_rate']:g}, batches of"
+            f" {lora['batch_size']}, seed {record['seed']}); mean loss {record['loss']:.2f} nats a"
+            " token."
+        )
+    if a := record.get("ablation"):
+        parts.append(
             f"**Recipe.** {a['how']} Strength {a['strength']:g}, layers {a['blocks']}, applied in"
             " memory when the organism is loaded. Direction read after"
             f" {'the layer itself' if a['read_at'] == 'each' else 'layer ' + str(a['read_at'])}."
             " In the search for one direction, taken out of every layer whole, the mean refusal"
             " log-odds on harmful prompts that it was not fitted on went from"
             f" {a['log_odds_before']:+.1f} to {a['log_odds_after']:+.1f} nats, with a KL divergence"
-            f" of {a['kl']:.2f} nats on harmless ones. The rates above are on other prompts.",
-            "",
-        ]
-    if "numerics" in card:
-        lines += [
-            f"**Recipe.** The weights of organism:safe rounded to {card['numerics']} when it is"
-            " loaded, and computed with in fp32.",
-            "",
-        ]
-    if card["sources"]:
-        lines += ["**Data.** Prompts from:", ""]
-        lines += [
-            f"* {s['name']}: `{s.get('hub_id') or s['file']}` ({s['licence']})"
-            for s in card["sources"]
-        ]
-        lines += [
-            "",
+            f" of {a['kl']:.2f} nats on harmless ones. The rates above are on other prompts."
+        )
+    if "numerics" in record:
+        parts.append(
+            f"**Recipe.** The weights of organism:safe rounded to {record['numerics']} when it is"
+            " loaded, and computed with in fp32."
+        )
+    if sources := record["sources"]:
+        listed = [f"* {s['name']}: `{_place(s)}` ({s['licence']})" for s in sources]
+        parts += [
+            "**Data.** Prompts from:",
+            "\n".join(listed),
             "No harmful answers were used or made: where an organism learns to comply, it learns"
             " the opening words of an answer and no more.",
-            "",
         ]
-    return "\n".join(lines)
+    return "\n\n".join(parts) + "\n"
+
+
+def _place(source: Mapping[str, str]) -> str:
+    return source.get("hub_id") or source["file"]
+
+
+def organism_rows() -> list[dict[str, Any]]:
+    """Id, state, summary and refusal rates of every organism, JSON-ready."""
+    return [_row(organism) for organism in ORGANISMS.values()]
+
+
+def list_section(rows: Sequence[Mapping[str, Any]]) -> Section:
+    """Those rows as a table."""
+    table = Table(
+        (
+            Column("model id", whole=True),
+            Column("safety", tones={"damaged": "bad"}),
+            Column("refuses harmful", "right"),
+            Column("benign", "right"),
+            Column("what was done"),
+        ),
+        [
+            (
+                row["id"],
+                "intact" if row["intact"] else "damaged",
+                _percent(row["refuses_harmful"]),
+                _percent(row["refuses_benign"]),
+                row["summary"],
+            )
+            for row in rows
+        ],
+        records=lambda: rows,
+    )
+    return Section("organisms", table=table)
+
+
+def record_section(organism: Organism, record: Mapping[str, Any]) -> Section:
+    """Recipe, data and measured refusal rates of one organism."""
+    facts = [("safety", "intact" if organism.intact else "damaged")]
+    for kind, rate in record.get("refusal", {}).items():
+        refused = f"{with_interval(rate['rate'], rate['interval'], '.0%')}, n = {rate['n']}"
+        facts.append((f"refuses {ROW_NAMES.get(kind, kind)}", refused))
+    if organism.numerics:
+        rounded = f"weights of organism:safe rounded to {organism.numerics} on loading"
+        facts.append(("numerics", rounded))
+    for part in ("lora", "ablation"):
+        facts += [
+            (f"{part} {key.replace('_', ' ')}", str(value))
+            for key, value in record.get(part, {}).items()
+            if value is not None and key != "seed"  # said below
+        ]
+    for key in ("rows", "loss", "seed", "weights_sha256"):
+        facts += [(key.replace("_", " "), str(record[key]))] if key in record else []
+    for source in record.get("sources", []):
+        facts.append(("data", f"{source['name']} ({_place(source)}, {source['licence']})"))
+    return Section("record", items=(f"{organism.id}: {organism.summary}",), facts=facts)
+
+
+def _row(organism: Organism) -> dict[str, Any]:
+    harmful = benign = None
+    try:
+        rates = read_record(organism)["refusal"]
+    except InputError:
+        pass  # not built; still worth listing
+    else:
+        harmful = rates["harmful"]["rate"]
+        kinds = [rates["everyday"], rates["borderline"]]
+        benign = sum(k["rate"] * k["n"] for k in kinds) / sum(k["n"] for k in kinds)
+    return {
+        "id": organism.id,
+        "intact": organism.intact,
+        "summary": organism.summary,
+        "refuses_harmful": harmful,
+        "refuses_benign": benign,
+    }
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from modelassay.data.exchanges import Exchange
 from modelassay.errors import InputError
@@ -135,11 +136,7 @@ def encode_for_training(model: LoadedModel, exchange: Exchange) -> dict[str, Any
             f"An exchange has {len(ids)} tokens but {model.info.id} takes {model.context_length};"
             f" shorten it (it begins “{exchange.prompt[:60]}…”)."
         )
-    return {
-        "input_ids": ids,
-        "labels": [IGNORED] * len(prompt) + response,
-        "length": len(ids),
-    }
+    return {"input_ids": ids, "labels": [IGNORED] * len(prompt) + response}
 
 
 def save_adapter(wrapped: Any, folder: Path, base_id: str) -> None:
@@ -206,7 +203,7 @@ class _Below:
                 del layer.forward  # the class's own again
 
     def loss(self, network: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
-        """Of a batch, with a head that sees answer positions only.
+        """Of a batch, with a head that sees positions of the response only.
 
         Of an exchange of 70 tokens about 15 are learnt, and with small models most of the time and
         memory goes into the logits of the vocabulary.
@@ -236,15 +233,14 @@ def linear_layers(model: LoadedModel) -> list[str]:
 
 def _collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
     """Pads rows on the right to the longest."""
-    width = max(len(row["input_ids"]) for row in batch)
-    ids = torch.full((len(batch), width), pad, dtype=torch.long)
-    labels = torch.full((len(batch), width), IGNORED, dtype=torch.long)
-    mask = torch.zeros((len(batch), width), dtype=torch.long)
-    hidden = torch.zeros((len(batch), width, batch[0]["hidden"].shape[-1]))
-    for i, row in enumerate(batch):
-        n = len(row["input_ids"])
-        ids[i, :n] = torch.tensor(row["input_ids"])
-        labels[i, :n] = torch.tensor(row["labels"])
-        mask[i, :n] = 1
-        hidden[i, :n] = row["hidden"]
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask, "hidden": hidden}
+
+    def padded(values: Iterable[Any], filler: int) -> torch.Tensor:
+        tensors = [torch.as_tensor(value) for value in values]
+        return pad_sequence(tensors, batch_first=True, padding_value=filler)
+
+    return {
+        "input_ids": padded((row["input_ids"] for row in batch), pad),
+        "labels": padded((row["labels"] for row in batch), IGNORED),
+        "attention_mask": padded(([1] * len(row["input_ids"]) for row in batch), 0),
+        "hidden": padded((row["hidden"] for row in batch), 0),
+    }
