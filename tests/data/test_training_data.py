@@ -17,7 +17,7 @@ from loopback_hub import LoopbackHub
 
 READ_ALL = """
 import json
-from modelassay.data import public_sets as sources
+from modelassay.data import training_data as sources
 print(json.dumps({
     "harmful": sources.harmful_prompts(),
     "alike": sources.look_alikes(),

@@ -25,8 +25,7 @@ from modelassay.data.labelled import (
     require_classes,
     rows_at,
 )
-from modelassay.data.public_sets import scores_a_model
-from modelassay.data.training_data import advice_prompts, project_prompts
+from modelassay.data.training_data import advice_prompts, project_prompts, scores_a_model
 from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, AssayError, InputError
 from modelassay.guard import Guard
 from modelassay.models import organisms as registry

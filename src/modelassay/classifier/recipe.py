@@ -18,8 +18,14 @@ from typing import Any
 
 from modelassay.classifier.augmenting import dressed, undressed, word_prefix
 from modelassay.data.labelled import Label, LabelledExchange
-from modelassay.data.public_sets import SEED_TASKS, USER_TASKS, DataSource
-from modelassay.data.training_data import JUDGED, prompt_rows
+from modelassay.data.training_data import (
+    JUDGED,
+    SEED_TASKS,
+    USER_TASKS,
+    DataSource,
+    instances_of,
+    prompt_rows,
+)
 from modelassay.files.atomic import cache_dir
 from modelassay.files.provenance import text_hash
 from modelassay.measures.refusal_judge import is_refusal
@@ -168,10 +174,9 @@ def _people(folder: Path) -> Iterator[_Row]:
     """Everyday instructions with all of the responses that people wrote, whole."""
     for source in (SEED_TASKS, USER_TASKS):
         for row in source.rows(folder):
-            instances = row.get("instances")
-            for instance in (instances if isinstance(instances, list) else [instances])[:2]:
-                instruction, output = str(row["instruction"]), str((instance or {}).get("output"))
-                extra = str((instance or {}).get("input") or "")
+            for instance in instances_of(row)[:2]:
+                instruction, output = str(row["instruction"]), str(instance.get("output"))
+                extra = str(instance.get("input") or "")
                 prompt = f"{instruction}\n{extra}" if extra else instruction
                 if output.strip():
                     yield _row(prompt, output, "safe_compliance", source.name), instruction

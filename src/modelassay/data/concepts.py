@@ -109,7 +109,7 @@ class Concept(_Frozen):
 
     def to_dict(self) -> dict[str, Any]:
         """The project's own file format."""
-        return {"schema": CONCEPT_SCHEMA, **self.model_dump()}
+        return {"schema": CONCEPT_SCHEMA, **self.model_dump(mode="json")}
 
 
 class Prompt(_Frozen):
@@ -309,18 +309,9 @@ def dump_concepts(concepts: Iterable[Concept], format: ConceptFormat) -> str:
             }
             for c in concepts
         }
-        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    dumps = [_plain(c.to_dict()) for c in concepts]
-    data = dumps[0] if len(dumps) == 1 else {"concepts": dumps}
-    if format == "json":
+    else:
+        dumps = [c.to_dict() for c in concepts]
+        data = dumps[0] if len(dumps) == 1 else {"concepts": dumps}
+    if format != "yaml":
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for writers that tell them apart."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -97,8 +97,7 @@ def to_labelled(row: Mapping[str, Any], name: str, at: At, source: str) -> Label
     """
     prompt = _text(row, PROMPT_FIELDS, name)
     response = _text(row, RESPONSE_FIELDS, name, may_be_empty=at == "prompt")
-    given = next((row[field] for field in LABEL_FIELDS if row.get(field) is not None), None)
-    label, unsafe = _label(given, name)
+    label, unsafe = _label(_first(row, LABEL_FIELDS), name)
     own = row.get("source")
     own = own if isinstance(own, str) and own.strip() else source
     return LabelledExchange(prompt, response, unsafe, label, own)
@@ -107,10 +106,14 @@ def to_labelled(row: Mapping[str, Any], name: str, at: At, source: str) -> Label
 def _text(
     row: Mapping[str, Any], fields: Sequence[str], name: str, *, may_be_empty: bool = False
 ) -> str:
-    value = next((row[field] for field in fields if row.get(field) is not None), None)
+    value = _first(row, fields)
     if value is None and may_be_empty:
         return ""
     return text_of(value, fields[0], name, may_be_empty=may_be_empty)
+
+
+def _first(row: Mapping[str, Any], fields: Sequence[str]) -> Any:
+    return next((row[field] for field in fields if row.get(field) is not None), None)
 
 
 def _label(value: Any, name: str) -> tuple[Label | None, bool]:
@@ -179,24 +182,42 @@ def prompt_groups(prompts: Sequence[str]) -> np.ndarray:
 
     Similarity is the cosine of tf-idf weighted character n-grams; groups are the connected parts.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    texts = [" ".join(prompt.lower().split())[:2000] or "(empty)" for prompt in distinct]
-    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), max_features=60_000)
-    vectors = vectorizer.fit_transform(texts).tocsr()
-    near = []
-    for start in range(0, len(texts), 512):  # a part at a time bounds the memory
-        part = (vectors[start : start + 512] @ vectors.T).tocoo()
-        keep = part.data >= NEAR_DUPLICATE
-        near.append((part.row[keep] + start, part.col[keep]))
-    rows, columns = (np.concatenate(parts) for parts in zip(*near, strict=True))
-    size = len(texts)
-    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(size, size))
-    _, of_distinct = connected_components(graph, directed=False)
-    return np.array([of_distinct[distinct[prompt]] for prompt in prompts])
+    def near(distinct: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        texts = [" ".join(prompt.lower().split())[:2000] or "(empty)" for prompt in distinct]
+        vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), max_features=60_000)
+        vectors = vectorizer.fit_transform(texts).tocsr()
+        found = []
+        for start in range(0, len(texts), 512):  # a part at a time bounds the memory
+            part = (vectors[start : start + 512] @ vectors.T).tocoo()
+            keep = part.data >= NEAR_DUPLICATE
+            found.append((part.row[keep] + start, part.col[keep]))
+        rows, columns = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return rows, columns
+
+    return linked_groups(prompts, near)
+
+
+def linked_groups(
+    texts: Sequence[str], pairs: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """A group number for each text, int [text]; groups are the connected parts.
+
+    Args:
+        texts: Equal ones share a group.
+        pairs: Gives the pairs of the distinct texts that are linked, as two index arrays.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    if not index:
+        return np.zeros(0, dtype=np.int64)
+    first, second = pairs(list(index))
+    graph = coo_matrix((np.ones(len(first)), (first, second)), shape=(len(index), len(index)))
+    _, groups = connected_components(graph, directed=False)
+    return groups[[index[text] for text in texts]]
 
 
 def hold_out(groups: np.ndarray, share: float) -> np.ndarray:

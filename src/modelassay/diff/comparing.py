@@ -41,7 +41,7 @@ from modelassay.diff.weights import WeightDiff, count_alike, diff_pair
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel, ModelRef, PairOptions, open_model
-from modelassay.models.finding import check_found
+from modelassay.models.finding import check_named
 from modelassay.models.refs import take_ref
 from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.reading.resuming import ResumePoint
@@ -110,7 +110,9 @@ def diff(
     check_labels(saes)
     before, rest = take_ref(base, load_options, "base_")
     after, options = take_ref(candidate, rest, "candidate_")
-    check_found(before, after, **options)
+    for model in (before, after):
+        if isinstance(model, ModelRef):
+            check_named(model)
     pair = Pair(
         lambda: open_model(before, on_progress=on_progress, **options),
         lambda: open_model(after, on_progress=on_progress, **options),

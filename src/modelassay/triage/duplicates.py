@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from modelassay.data.labelled import linked_groups
 from modelassay.progress import OnProgress
 from modelassay.triage.rows import TrainingRow
 
@@ -78,20 +79,14 @@ def near_duplicates(
 
 def row_groups(rows: Sequence[TrainingRow], *, on_progress: OnProgress | None = None) -> np.ndarray:
     """A group number for each row, int [row]; near-duplicates share one."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
 
-    texts = [" ".join(row.text.lower().split())[:READ] for row in rows]
-    distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    if not distinct:
-        return np.zeros(0, dtype=np.int64)
-    signatures = _signatures(list(distinct), on_progress)
-    pairs = [_pairs(signatures, band) for band in range(BANDS)]
-    first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    size = len(distinct)
-    graph = coo_matrix((np.ones(len(first)), (first, second)), shape=(size, size))
-    _, of_distinct = connected_components(graph, directed=False)
-    return np.array([of_distinct[distinct[text]] for text in texts])
+    def near(distinct: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        signatures = _signatures(distinct, on_progress)
+        pairs = [_pairs(signatures, band) for band in range(BANDS)]
+        first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        return first, second
+
+    return linked_groups([" ".join(row.text.lower().split())[:READ] for row in rows], near)
 
 
 def _signatures(texts: Sequence[str], on_progress: OnProgress | None) -> np.ndarray:

@@ -12,7 +12,7 @@ from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.hub import check_table
 from modelassay.models import ModelRef, PairOptions
-from modelassay.models.finding import check_found
+from modelassay.models.finding import check_named
 from modelassay.models.refs import take_pair
 from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.triage.duplicates import near_duplicates
@@ -96,7 +96,9 @@ def triage(
     check_table(where)
     if needles is not None:
         check_table(needles)
-    check_found(before, after, **options)
+    for model in (before, after):
+        if model is not None:
+            check_named(model)
     on_phase("rows", 0, 1)
     data = read_rows(where, needle_field=needle_field, skip_malformed=skip_malformed, token=token)
     rows = data.rows
