@@ -146,8 +146,8 @@ def calibrate_command(
     json: options.Json = False,
 ) -> None:
     """Choose the threshold that blocks at most a share of benign responses while they grow."""
-    from modelassay.classifier.record import calibration_lines
     from modelassay.classifier.evaluating import recalibrate
+    from modelassay.classifier.record import calibration_lines
 
     _check_rate(rate)
     rows = given.read()
