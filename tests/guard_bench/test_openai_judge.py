@@ -13,12 +13,10 @@ import pytest
 from modelassay.errors import InputError, UnavailableError
 from modelassay.guard_bench.judges import (
     FILTERED,
-    LONGEST_WAIT,
     UNCLEAR,
     Judgement,
     openai_judge,
     parse_verdict,
-    waiting_time,
 )
 
 SECRET = "sk-loopback-0123456789abcdef"
@@ -121,7 +119,7 @@ def test_endpoint_that_is_busy(endpoint):
 def test_endpoint_that_stays_broken(endpoint):
     waits = []
     endpoint.script.append((503, {}, {}))
-    with pytest.raises(UnavailableError, match=r"no answer in 3 attempts \(HTTP 503\)"):
+    with pytest.raises(UnavailableError, match=r"no response in 3 attempts \(HTTP 503\)"):
         judge_at(endpoint, waits, attempts=3)("p", "r")
     assert len(waits) == 2
 
@@ -184,14 +182,6 @@ def test_verdicts():
     assert parse_verdict('<think>safe?</think>{"unsafe": true, "refusal": "no"}').unsafe is True
     for text in ("", "not safe", "safe or unsafe", '{"unsafe": "no"}', '{"unsafe": 1}', "[true]"):
         assert parse_verdict(text) == UNCLEAR
-
-
-def test_waiting():
-    assert waiting_time(0, "3") == 3
-    assert waiting_time(0, "100000") == LONGEST_WAIT
-    assert waiting_time(0, "Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert 2 <= waiting_time(2, "soon") <= 4
-    assert waiting_time(50, None) <= LONGEST_WAIT
 
 
 def test_addresses(monkeypatch):

@@ -14,11 +14,11 @@ from scipy.sparse import csr_matrix
 pytest.importorskip("sae_lens")
 from labelled import AFTER_O, DEAD, HELD_OUT, ON_X, RANDOM, TEXTS, WIDTH, in_folder
 from modelassay.errors import InputError
+from modelassay.report.text import plain_line
 from modelassay.sae import find_labels, find_sae, label_features, load_labels, save_labels
-from modelassay.sae.evidence import Fired, read_features
+from modelassay.sae.evidence import Fired, count_predictions, read_features, score_labels
+from modelassay.sae.labelling import Vocabulary
 from modelassay.sae.labels import weights_hash
-from modelassay.sae.reliability import count_predictions, score_labels
-from modelassay.sae.tokens import Vocabulary, printable
 from modelassay.statistics import rank_auroc
 
 
@@ -148,7 +148,7 @@ def test_bad_texts_are_said(tiny, planted):
 
 
 def test_what_cannot_be_printed_is_escaped():
-    assert printable("a\nb\u202ec\x1b") == "a\\nb\\u202ec\\x1b"
+    assert plain_line("a\nb\u202ec\x1b") == "a\\nb\\u202ec\\x1b"
 
 
 def test_what_was_saved_is_loaded(planted, labels, tmp_path):

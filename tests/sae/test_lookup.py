@@ -64,7 +64,7 @@ def test_neuronpedia_comes_first_and_explains_neighbours(planted, labels, neuron
 def test_without_network_labels_say_so(planted, labels, tmp_path, monkeypatch):
     monkeypatch.setenv("NEURONPEDIA_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("modelassay.sae.neuronpedia.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("modelassay.hub.endpoint.LONGEST_WAIT", 0.01)
     bare = open_labels(planted, [ON_X], neuronpedia=True)
     assert bare.of(ON_X).source == "none"
     assert "no connection" in bare.note

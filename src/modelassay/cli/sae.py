@@ -216,7 +216,7 @@ def show_command(
 ) -> None:
     """Print what an SAE is and how good, or what one of its features is about."""
     from modelassay.sae import find_sae, open_labels
-    from modelassay.sae.report import dictionary_section, feature_section
+    from modelassay.sae.lookup import sae_section, feature_section
 
     sae = find_sae(where, token=token, revision=revision)
     asked = [] if feature is None else [feature]
@@ -237,7 +237,7 @@ def show_command(
         values["explained"] = len(labels.explanations)
         print_json(values)
         return
-    show_sections(dictionary_section(sae, labels))
+    show_sections(sae_section(sae, labels))
 
 
 @app.command("label")
@@ -272,7 +272,7 @@ def label_command(
     from modelassay.models import open_model
     from modelassay.sae import find_sae, label_features
     from modelassay.sae.labels import kept_folder, save_labels
-    from modelassay.sae.report import labels_line
+    from modelassay.sae.lookup import labels_line
 
     if not texts and not neuronpedia and export is None:
         raise InputError("Give text to read with --data FILE, or --neuronpedia, or --export FILE.")

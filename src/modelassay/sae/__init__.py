@@ -3,13 +3,11 @@
 from modelassay.sae.corpus import Corpus
 from modelassay.sae.evaluating import SaeMetrics, evaluate_sae
 from modelassay.sae.files import SAE, load_sae, save_sae
-from modelassay.sae.finding import find_sae
+from modelassay.sae.finding import Release, find_sae, list_releases
 from modelassay.sae.labelling import label_features
 from modelassay.sae.labels import FeatureLabels, find_labels, load_labels, save_labels
-from modelassay.sae.lookup import FeatureLabel, Labels, open_labels
-from modelassay.sae.neighbours import Neighbour, nearest
+from modelassay.sae.lookup import FeatureLabel, Labels, Neighbour, nearest, open_labels
 from modelassay.sae.record import SAES, SAERecord
-from modelassay.sae.releases import Release, list_releases
 from modelassay.sae.training import Settings, train_sae
 
 __all__ = [

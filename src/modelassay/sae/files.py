@@ -2,12 +2,17 @@
 
 `cfg.json` and `sae_weights.safetensors` open in sae-lens as they are; `dictionary.json` is ours and
 says which model it belongs to and how good it is. SAEs of others come without it.
+
+Layer i is the output of layer i, the residual stream. TransformerLens calls it
+`blocks.i.hook_resid_post`, and what goes into layer i `blocks.i.hook_resid_pre`, which is the same
+as the output of layer i - 1; transformers calls it `model.layers.i`.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +29,6 @@ from modelassay.models import LoadedModel
 from modelassay.models.identity import hash_file
 from modelassay.progress import OnProgress
 from modelassay.sae.evaluating import evaluate_sae
-from modelassay.sae.points import parse_layer
 from modelassay.sae.record import (
     CONFIG_FILE,
     RECORD_FILE,
@@ -33,10 +37,51 @@ from modelassay.sae.record import (
     WEIGHTS_FILE,
     SAERecord,
     SAEScores,
-    check_dictionary,
+    check_sae,
     read_config,
 )
 from modelassay.sae.training import Settings
+
+_TRANSFORMER_LENS = re.compile(r"blocks\.(\d{1,4})\.hook_resid_(post|pre)")
+_TRANSFORMERS = re.compile(r"(?:[A-Za-z_]\w*\.)*(?:layers|h|blocks)\.(\d{1,4})(?:\.output)?")
+# What a name contains that is not an output of a layer, and what an error calls it.
+_ELSEWHERE = {
+    "hook_resid_mid": "the residual stream inside a layer, between attention and MLP",
+    "attn": "attention",
+    "hook_z": "attention",
+    "mlp": "an MLP",
+    "feedforward": "an MLP",
+}
+
+
+def parse_layer(hook_name: str | None, what: str) -> int:
+    """The layer whose output is read at a hook point.
+
+    Args:
+        hook_name: As an SAE's config has it.
+        what: The SAE, for errors.
+
+    Raises:
+        InputError: it reads something else than the output of a layer.
+    """
+    name = hook_name or ""
+    if match := _TRANSFORMER_LENS.fullmatch(name):
+        layer = int(match[1]) - (match[2] == "pre")
+        if layer >= 0:
+            return layer
+        reads = "the embeddings, which no layer has written yet"
+    elif match := _TRANSFORMERS.fullmatch(name):
+        return int(match[1])
+    elif not name:
+        raise InputError(f"{what} does not say where in a model it reads (no hook_name).")
+    else:
+        found = (text for part, text in _ELSEWHERE.items() if part in name)
+        reads = next(found, "a point that is unknown here")
+    raise InputError(
+        f"{what} reads {reads} ({name[:80]}); modelassay compares what layers put out, the residual"
+        " stream: choose an SAE of resid_post or resid_pre."
+    )
+
 
 ARCHITECTURES = ("jumprelu", "topk", "standard", "gated")
 """Those whose features are never below zero and read one token at a time."""
@@ -93,7 +138,7 @@ class SAE:
 def as_sae(
     sae: Any, name: str, *, record: SAERecord | None = None, folder: Path | None = None
 ) -> SAE:
-    """A sae-lens SAE as a dictionary.
+    """A sae-lens SAE as an `SAE`.
 
     Raises:
         InputError: it is of a kind that cannot be read here, or reads no output of a layer.
@@ -207,12 +252,12 @@ def save_sae(
 
 
 def load_sae(folder: Path, device: str = "cpu") -> SAE:
-    """Reads and checks an SAE that `save_dictionary` wrote.
+    """Reads and checks an SAE that `save_sae` wrote.
 
     Raises:
         InputError: a file is missing, damaged, too large, or does not fit the others.
     """
-    record = check_dictionary(folder)
+    record = check_sae(folder)
     found = as_sae(read_sae(folder, device), record.name, record=record, folder=folder)
     if found.layer != record.layer:
         raise InputError(f"{folder / CONFIG_FILE} does not fit {RECORD_FILE}; fetch both again.")

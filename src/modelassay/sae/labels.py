@@ -21,6 +21,7 @@ from modelassay.files import records as untrusted
 from modelassay.files.atomic import cache_dir, explain_os_errors, new_file, write_text_atomically
 from modelassay.files.records import Count, LayerIndex, Line, Record, Sha256, Share
 from modelassay.models.identity import ModelIdentity, hash_file, states
+from modelassay.report.text import plain_line
 from modelassay.sae.files import SAE
 from modelassay.sae.record import (
     LABEL_TABLE_FILE,
@@ -28,10 +29,11 @@ from modelassay.sae.record import (
     MAX_LABEL_TABLE_BYTES,
     MAX_LABELS_BYTES,
 )
-from modelassay.sae.tokens import SNIPPET, printable
 
 LABELS_SCHEMA = "modelassay.sae-labels/1"
 MAX_LISTED = 20
+SNIPPET = 200
+"""Characters of a context."""
 
 
 class LabelsRecord(Record):
@@ -65,7 +67,7 @@ class LabelsRecord(Record):
 
 @dataclass(frozen=True)
 class Reliability:
-    """How well a label predicts when its feature fires; see `modelassay.sae.reliability`."""
+    """How well a label predicts when its feature fires; see `modelassay.sae.evidence`."""
 
     value: float
     """Balanced accuracy on held-out tokens: 0.5 is chance, 1 is perfect."""
@@ -104,7 +106,7 @@ class OwnLabel:
 
 @dataclass(frozen=True)
 class FeatureLabels:
-    """The labels of all features of one dictionary."""
+    """The labels of all features of one SAE."""
 
     record: LabelsRecord
     table: Any
@@ -142,12 +144,12 @@ class FeatureLabels:
             n_fired = int(row["n_fired"] or 0)
             reliability = Reliability(value, interval, self.record.held_out_tokens, n_fired)
         lines = {
-            name: tuple(printable(str(text))[:SNIPPET] for text in (row[name] or [])[:MAX_LISTED])
+            name: tuple(plain_line(str(text))[:SNIPPET] for text in (row[name] or [])[:MAX_LISTED])
             for name in ("named", "tokens", "contexts", "promoted")
         }
         return OwnLabel(
             feature=int(row["feature"]),
-            text=printable(row["label"] or "")[:300],
+            text=plain_line(row["label"] or "")[:300],
             reliability=reliability,
             density=_share(row["density"]) or 0.0,
             max_activation=_number(row["max_activation"]),

@@ -2,6 +2,10 @@
 
 Neuronpedia's explanation first, then our own automatic label, then the label of the nearest
 explained feature as a proxy, else the bare number. Each answer says which it is.
+
+Features whose decoder rows point the same way write nearly the same into the residual stream. A
+label of one is a hint of what the other is about, and no more than that: it is a proxy, and is
+marked as one, with the cosine.
 """
 
 from __future__ import annotations
@@ -11,11 +15,63 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from modelassay.errors import AssayError, InputError
+from modelassay.report.sections import Section
+from modelassay.report.text import with_interval
 from modelassay.sae.files import SAE
-from modelassay.sae.labels import FeatureLabels, OwnLabel, Reliability, find_labels
-from modelassay.sae.neighbours import Neighbour, nearest
+from modelassay.sae.labels import FeatureLabels, LabelsRecord, OwnLabel, Reliability, find_labels
 from modelassay.sae.neuronpedia import cached_explanations, fetch_explanations, read_export
+from modelassay.sae.record import describe_sae
+
+FEATURES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A feature near another."""
+
+    feature: int
+    cosine: float
+    """Of the two decoder rows."""
+
+
+@torch.inference_mode()
+def nearest(
+    sae: SAE,
+    features: Sequence[int],
+    *,
+    among: Sequence[int] | None = None,
+    top: int = 5,
+) -> list[list[Neighbour]]:
+    """The features nearest to each of some, from near to far.
+
+    Args:
+        sae: Whose features.
+        features: Those whose neighbours are asked for.
+        among: Those that may be named; None for all. A feature is never its own neighbour.
+        top: Neighbours of each.
+    """
+    rows = sae.module.W_dec.detach().float()
+    lengths = rows.norm(dim=1).clamp_min(1e-12)
+    there = torch.zeros(sae.width, dtype=torch.bool, device=rows.device)
+    there[... if among is None else torch.tensor(list(among), device=rows.device).long()] = True
+    top = min(top, int(there.sum()))
+    found: list[list[Neighbour]] = []
+    for start in range(0, len(features), FEATURES_AT_ONCE):
+        asked = torch.tensor(features[start : start + FEATURES_AT_ONCE], device=rows.device).long()
+        cosines: Tensor = (rows[asked] @ rows.T) / lengths[asked, None] / lengths
+        cosines[:, ~there] = -torch.inf
+        cosines[torch.arange(len(asked)), asked] = -torch.inf
+        values, nearest_ones = cosines.topk(top, dim=1)
+        found += [
+            [Neighbour(feature, value) for feature, value in zip(*row, strict=True) if value > -2]
+            for row in zip(nearest_ones.tolist(), values.tolist(), strict=True)
+        ]
+    return found
+
 
 LABELS_SCHEMA = "modelassay.sae-feature/1"
 MIN_COSINE = 0.3
@@ -136,7 +192,7 @@ def open_labels(
         sae: Whose features.
         features: Those that will be asked for; only these, and the nearest to those that have no
             explanation, are looked up online.
-        neuronpedia: Look them up on Neuronpedia, if it knows the dictionary.
+        neuronpedia: Look them up on Neuronpedia, if it knows the SAE.
         export: Files of Neuronpedia's export.
         url: Where Neuronpedia is.
 
@@ -153,7 +209,7 @@ def open_labels(
     if export is not None:
         explanations |= read_export(export, known)
     if neuronpedia and known is None:
-        notes.append("Neuronpedia does not know this dictionary.")
+        notes.append("Neuronpedia does not know this SAE.")
     elif neuronpedia and known is not None and wanted:
         try:
             asked = [feature for feature in wanted if feature not in explanations]
@@ -181,3 +237,61 @@ def _measured(own: OwnLabel | None) -> dict[str, Any]:
         "promoted": own.promoted,
         "contexts": own.contexts,
     }
+
+
+SOURCES = {"own": "automatic", "proxy": "of its nearest neighbour", "none": "no label"}
+
+
+def sae_section(sae: SAE, labels: Labels) -> Section:
+    """What an SAE is and how good, and where its labels are from."""
+    if sae.record is not None:
+        lines = describe_sae(sae.record)
+    else:
+        lines = [
+            f"{sae.name}: {sae.width} features of layer {sae.layer} of a model"
+            f" of hidden size {sae.hidden_size}; not trained by modelassay, so without a"
+            " score"
+        ]
+    if labels.own is not None:
+        lines.append(labels_line(labels.own.record))
+    if labels.explanations:
+        lines.append(f"  Neuronpedia explains {len(labels.explanations)} features")
+    return Section("sae", items=tuple(lines), note=labels.note or "")
+
+
+def feature_section(labels: Labels, feature: int) -> Section:
+    """One feature: its label, how far to believe it, and its neighbours.
+
+    Raises:
+        InputError: there is no such feature.
+    """
+    found = labels.of(feature)
+    lines = [f"{feature}: {found.text} ({SOURCES.get(found.source, found.source)})"]
+    if score := found.reliability:
+        value = f"{score.value:.2f}"
+        if score.interval is not None:
+            value = with_interval(score.value, score.interval, ".2f")
+        lines.append(
+            f"  reliability {value}, 0.5 is chance; it fires on {score.n_fired} of {score.n_tokens}"
+            " held-out tokens"
+        )
+    if found.density is not None:
+        lines.append(f"  fires on {found.density:.3%} of tokens")
+    for name in ("tokens", "promoted", "contexts"):
+        if listed := getattr(found, name):
+            lines.append(f"  {name}: " + "  ".join(f"“{text}”" for text in listed))
+    lines += [
+        f"  near #{neighbour.feature} (cosine {neighbour.cosine:.2f}): {text}"
+        for neighbour, text in labels.neighbours(feature)
+    ]
+    return Section("feature", items=tuple(lines), note=labels.note or "")
+
+
+def labels_line(record: LabelsRecord) -> str:
+    """What labels were made from."""
+    median = record.median_reliability
+    how = "" if median is None else f", median reliability {median:.2f} (0.5 is chance)"
+    return (
+        f"  automatic labels from {record.tokens} tokens: {record.fired} of {record.width} features"
+        f" fired; {record.scored} scored on {record.held_out_tokens} held-out tokens{how}"
+    )

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -23,7 +21,8 @@ from urllib.parse import urlsplit
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.atomic import cache_dir, explain_os_errors, write_text_atomically
 from modelassay.hub import stream_dataset
-from modelassay.sae.tokens import printable
+from modelassay.hub.endpoint import Endpoint, Reply, check_url
+from modelassay.report.text import plain_line
 
 URL_VARIABLE, DEFAULT_URL = "NEURONPEDIA_URL", "https://www.neuronpedia.org"
 BATCH = 50
@@ -32,8 +31,6 @@ MAX_RESPONSE_BYTES = 32_000_000
 TIMEOUT = 30.0
 """Seconds that one response may take in all."""
 ATTEMPTS = 4
-FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
-RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 ASKED_AGAIN_AFTER = timedelta(days=7)
 """A feature that had no explanation may have one later."""
 LONGEST_TEXT = 300
@@ -46,7 +43,7 @@ def fetch_explanations(
     *,
     url: str | None = None,
     timeout: float = TIMEOUT,
-    first_wait: float | None = None,
+    first_wait: float = 1.0,
 ) -> dict[int, str]:
     """Explanations of features, from the cache or from Neuronpedia.
 
@@ -65,23 +62,22 @@ def fetch_explanations(
     model, source = _parts(neuronpedia_id)
     base, cache = _open_cache(neuronpedia_id, url)
     missing = [feature for feature in dict.fromkeys(features) if not cache.knows(feature)]
-    wait = FIRST_WAIT if first_wait is None else first_wait
     if missing:
-        import httpx
-
-        try:
-            client = httpx.Client(timeout=timeout, follow_redirects=False)
-        except (ValueError, ImportError) as error:  # its text may quote a proxy's password
-            raise UnavailableError(
-                "The proxy that the environment names cannot be used."
-            ) from error
-        with client:
-            for start in range(0, len(missing), BATCH):
-                part = missing[start : start + BATCH]
-                asked = [{"modelId": model, "layer": source, "index": i} for i in part]
-                asked[0]["maxActsToReturn"] = 1  # else each comes with dozens of example texts
-                rows = _ask(client, f"{base}/api/features", asked, timeout, wait)
-                cache.add(part, _explanations(rows, source))
+        endpoint = Endpoint(
+            f"{base}/api/features",
+            name="Neuronpedia",
+            given_by=URL_VARIABLE,
+            advice="try again later, or pass files of its export with --export.",
+            max_bytes=MAX_RESPONSE_BYTES,
+            timeout=timeout,
+            attempts=ATTEMPTS,
+            first_wait=first_wait,
+        )
+        for start in range(0, len(missing), BATCH):
+            part = missing[start : start + BATCH]
+            asked = [{"modelId": model, "layer": source, "index": i} for i in part]
+            asked[0]["maxActsToReturn"] = 1  # else each comes with dozens of example texts
+            cache.add(part, _explanations(endpoint.ask(asked, _rows), source))
     return {feature: text for feature in features if (text := cache.texts.get(feature))}
 
 
@@ -113,7 +109,7 @@ def read_export(path: Path, neuronpedia_id: str | None) -> dict[int, str]:
         neuronpedia_id: `model/source`; rows of others are refused. None takes what there is.
 
     Raises:
-        InputError: no such file, no such rows, or rows of another dictionary.
+        InputError: no such file, no such rows, or rows of another SAE.
     """
     files = [path]
     if path.is_dir():
@@ -136,64 +132,22 @@ def read_export(path: Path, neuronpedia_id: str | None) -> dict[int, str]:
 
 def _open_cache(neuronpedia_id: str, url: str | None) -> tuple[str, _Cache]:
     """Neuronpedia's address, and what was fetched from there."""
-    base = _check_url(url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
+    given = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    base = check_url(given, URL_VARIABLE).geturl().rstrip("/")
     return base, _Cache(*_parts(neuronpedia_id), base)
 
 
-def _ask(client: Any, url: str, body: Any, timeout: float, first_wait: float) -> list[Any]:
-    """The rows of one response, after as many attempts as it takes."""
-    failure = ""
-    for attempt in range(ATTEMPTS):
-        status, retry_after, content = _send(client, url, body, timeout)
-        if status == 200:
-            try:
-                rows = json.loads(content)
-            except (ValueError, RecursionError):
-                rows = None
-            if isinstance(rows, list):
-                return rows
-            failure = "an answer that makes no sense"
-        elif status is None:
-            failure = content.decode()
-        elif status in RETRIED:
-            failure = f"HTTP {status}"
-        else:
-            raise UnavailableError(
-                f"Neuronpedia at {url} does not take this request (HTTP {status})."
-            )
-        if attempt + 1 < ATTEMPTS:
-            time.sleep(_waiting_time(attempt, retry_after, first_wait))
-    raise UnavailableError(
-        f"Neuronpedia at {url} gave no answer in {ATTEMPTS} attempts ({failure}); try again later,"
-        " or pass files of its export with --export."
-    )
-
-
-def _send(client: Any, url: str, body: Any, timeout: float) -> tuple[int | None, str | None, bytes]:
-    """Status, Retry-After and content; without status what went wrong on the way."""
-    import httpx
-
-    deadline, received = time.monotonic() + timeout, bytearray()
+def _rows(reply: Reply) -> list[Any] | str:
+    """The rows of one response, or why it does not count."""
+    if reply.status != 200:
+        raise UnavailableError(
+            f"Neuronpedia at {reply.url} does not take this request (HTTP {reply.status})."
+        )
     try:
-        with client.stream("POST", url, json=body) as response:
-            # httpx times single reads; a server that drips would be waited for without end.
-            for chunk in response.iter_bytes():
-                received += chunk
-                if len(received) > MAX_RESPONSE_BYTES:
-                    return None, None, b"its answer is too long"
-                if time.monotonic() > deadline:
-                    return None, None, b"timed out"
-            return response.status_code, response.headers.get("retry-after"), bytes(received)
-    except httpx.TimeoutException:
-        return None, None, b"timed out"
-    except (httpx.HTTPError, OSError):
-        return None, None, b"no connection"
-
-
-def _waiting_time(attempt: int, retry_after: str | None, first_wait: float) -> float:
-    if retry_after and re.fullmatch(r"\s*\d{1,6}(\.\d{1,6})?\s*", retry_after):
-        return min(LONGEST_WAIT, float(retry_after))
-    return min(LONGEST_WAIT, first_wait * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
+        rows = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        rows = None
+    return rows if isinstance(rows, list) else "a response that makes no sense"
 
 
 def _explanations(rows: Iterable[Any], source: str) -> dict[int, str]:
@@ -216,7 +170,7 @@ def _entry(index: Any, text: Any) -> tuple[int, str] | None:
         return None
     if not isinstance(text, str) or not text.strip():
         return None
-    return int(index), printable(" ".join(text.split()))[:LONGEST_TEXT]
+    return int(index), plain_line(" ".join(text.split()))[:LONGEST_TEXT]
 
 
 class _Cache:
@@ -259,16 +213,3 @@ def _parts(neuronpedia_id: str) -> tuple[str, str]:
     if match is None:
         raise InputError(f"{neuronpedia_id[:80]!r} is not an id of Neuronpedia's (MODEL/SOURCE).")
     return match[1], match[2]
-
-
-def _check_url(url: str) -> str:
-    try:
-        parts = urlsplit(url.strip())
-        _ = parts.port
-    except ValueError as error:
-        raise InputError(f"{URL_VARIABLE} is not an address.") from error
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError(f"{URL_VARIABLE} must hold no user, password or query.")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"{URL_VARIABLE} must begin with http:// or https://, got {url[:80]!r}.")
-    return url.strip().rstrip("/")

@@ -62,7 +62,7 @@ class SAERecord(Record):
     weights_sha256: Sha256
 
 
-def check_dictionary(folder: Path) -> SAERecord:
+def check_sae(folder: Path) -> SAERecord:
     """Checks that an SAE's files are whole and belong together, without opening the weights.
 
     Raises:
@@ -94,9 +94,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{folder} is not a whole SAE: {first_line(error)}.") from error
     except ValueError as error:
-        raise InputError(f"{config_file} is no config of a dictionary.") from error
+        raise InputError(f"{config_file} is no config of an SAE.") from error
     if not isinstance(config, dict):
-        raise InputError(f"{config_file} is no config of a dictionary.")
+        raise InputError(f"{config_file} is no config of an SAE.")
     return config
 
 
@@ -114,7 +114,7 @@ def metrics_row(record: SAERecord) -> dict[str, Any]:
     }
 
 
-def describe_dictionary(record: SAERecord) -> list[str]:
+def describe_sae(record: SAERecord) -> list[str]:
     """What an SAE is and how good, in lines for a person."""
     m = record.metrics
     undone = (
@@ -149,9 +149,9 @@ SAES = Store(
             LABEL_TABLE_FILE: MAX_LABEL_TABLE_BYTES,
         },
         model_id=lambda record: record.model.id,
-        check=check_dictionary,
+        check=check_sae,
         summary=lambda record: f"layer {record.layer}, {record.width} features",
-        describe=describe_dictionary,
+        describe=describe_sae,
         values=lambda record: {"model": record.model.id, "layer": record.layer},
         write_table=lambda record, path: write_lines([metrics_row(record)], path),
         tag="modelassay-dictionary",

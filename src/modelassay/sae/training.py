@@ -87,7 +87,7 @@ def train_sae(
     state: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Any:
-    """Trains a dictionary.
+    """Trains an SAE.
 
     Args:
         model: Whose activations are read; it is not changed.
