@@ -8,14 +8,17 @@ next-token loss when the reconstruction takes the place of what the layer wrote.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, computed_field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from modelassay.errors import InputError
+from modelassay.files.records import Count, Share
 from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress
 from modelassay.reading.activations import read_activations
@@ -29,20 +32,20 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 LOSS_BATCH = 8
+"""Contexts whose logits are in memory together."""
 LEAST_DAMAGE = 1e-4
 """Nats a token that the mean in a layer's place must cost, for a share of it to mean anything."""
-"""Contexts whose logits are in memory together."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class SaeMetrics(Report):
     """Of an SAE on held-out text; the first token of a context is left out throughout."""
 
-    explained_variance: float
-    """1 - Σ‖x - x̂‖² / Σ‖x - mean x‖²."""
-    l0: float
+    explained_variance: Annotated[float, Field(le=1)]
+    """1 - Σ‖x - x̂‖² / Σ‖x - mean x‖²; a poor SAE explains less than nothing."""
+    l0: Annotated[float, Field(ge=0)]
     """Features active on a token, on average."""
-    dead_share: float
+    dead_share: Share
     """Of the features, those that fire on none of the tokens."""
     loss: float
     """Next-token loss of the model, in nats."""
@@ -50,13 +53,15 @@ class SaeMetrics(Report):
     """The same with the layer's output replaced by the reconstruction."""
     loss_mean: float
     """The same with the layer's output replaced by its mean: what no SAE at all would do."""
-    n_tokens: int
+    n_tokens: Count
 
+    @computed_field
     @property
     def loss_added(self) -> float:
         """What the reconstruction costs, in nats a token."""
         return self.loss_spliced - self.loss
 
+    @computed_field
     @property
     def loss_recovered(self) -> float | None:
         """Share of the damage of `loss_mean` that the reconstruction undoes; 1 is all of it.

@@ -38,6 +38,10 @@ from modelassay.sae.stream import encode_contexts
 from modelassay.statistics import N_CLUSTER_RESAMPLES, SEED
 
 TEXTS_AT_ONCE = 32
+EXAMPLES = 12
+"""Strongest tokens to keep of each feature, at most one a context; as many are drawn at random."""
+AROUND = 6
+"""Tokens to keep on each side of the strongest."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,6 @@ def gather_evidence(
     texts: Iterable[str],
     *,
     tokens: int,
-    examples: int,
-    around: int,
     context: int,
     on_progress: OnProgress | None = None,
 ) -> Evidence:
@@ -115,17 +117,14 @@ def gather_evidence(
         sae: Whose features.
         texts: The stream.
         tokens: Read up to the end of the context in which this many are reached.
-        examples: Strongest tokens to keep of each feature, at most one a context; as many are drawn
-            at random, by a fixed seed.
-        around: Tokens to keep on each side of them.
         context: Tokens that are read together.
         on_progress: Told (tokens read, tokens in all).
 
     Raises:
         InputError: there is no text that makes two tokens.
     """
-    strongest = _Strongest(sae.width, examples, around)
-    drawn, draw = _Strongest(sae.width, examples, 1), torch.Generator().manual_seed(SEED)
+    strongest = _Strongest(sae.width, AROUND)
+    drawn, draw = _Strongest(sae.width, 1), torch.Generator().manual_seed(SEED)
     fired, seen = torch.zeros(sae.width, dtype=torch.long), 0
     for part in read_features(model, sae, texts, context):
         strongest.add(part.features, part.ids)
@@ -149,10 +148,10 @@ def gather_evidence(
 class _Strongest:
     """The strongest tokens of every feature so far: a heap for each, all in one tensor."""
 
-    def __init__(self, width: int, examples: int, around: int) -> None:
+    def __init__(self, width: int, around: int) -> None:
         self.around = around
-        self.values = torch.zeros((width, examples))
-        self.windows = torch.full((width, examples, 2 * around + 1), -1, dtype=torch.int32)
+        self.values = torch.zeros((width, EXAMPLES))
+        self.windows = torch.full((width, EXAMPLES, 2 * around + 1), -1, dtype=torch.int32)
         self.waiting: list[tuple[Tensor, Tensor, tuple[int, ...]]] = []
 
     def add(self, features: Tensor, ids: tuple[int, ...]) -> None:

@@ -36,7 +36,6 @@ from modelassay.sae.record import (
     STATED,
     WEIGHTS_FILE,
     SAERecord,
-    SAEScores,
     check_sae,
     read_config,
 )
@@ -242,7 +241,7 @@ def save_sae(
             tokens=settings.tokens,
             passes=settings.passes,
             data=tuple(data),
-            metrics=SAEScores(**metrics.to_dict()),
+            metrics=metrics,
             versions=installed_versions("torch", "transformers", "sae-lens"),
             weights_sha256=hash_file(weights),
         )

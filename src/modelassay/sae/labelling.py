@@ -71,8 +71,6 @@ class Vocabulary:
         return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
 
-EXAMPLES = 12
-AROUND = 6
 PROMOTED = 8
 NAMED, NAMED_PROMOTED = 4, 3
 """Tokens that a label's text names; the tables have them all."""
@@ -119,8 +117,6 @@ def label_features(
         sae,
         texts,
         tokens=tokens,
-        examples=EXAMPLES,
-        around=AROUND,
         context=context,
         on_progress=on_progress,
     )

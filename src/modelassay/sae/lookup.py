@@ -22,7 +22,7 @@ from modelassay.errors import AssayError, InputError
 from modelassay.report.sections import Section
 from modelassay.report.text import with_interval
 from modelassay.sae.files import SAE
-from modelassay.sae.labels import FeatureLabels, LabelsRecord, OwnLabel, Reliability, find_labels
+from modelassay.sae.labels import FeatureLabels, LabelsRecord, Reliability, find_labels
 from modelassay.sae.neuronpedia import cached_explanations, fetch_explanations, read_export
 from modelassay.sae.record import describe_sae
 
@@ -78,6 +78,7 @@ MIN_COSINE = 0.3
 """A neighbour farther away than that says nothing: in a few hundred dimensions the nearest of
 thousands of random directions reaches 0.2."""
 NEIGHBOURS = 10
+MEASURED = ("density", "tokens", "promoted", "contexts")
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ class Labels:
 
     def _label(self, feature: int, proxy: Neighbour | None) -> FeatureLabel:
         own = self.own.of(feature) if self.own is not None else None
-        known = _measured(own)
+        # What was measured of a feature, whoever explains it.
+        known = {name: getattr(own, name) for name in MEASURED} if own is not None else {}
         if text := self.explanations.get(feature):
             return FeatureLabel(feature, text, "neuronpedia", **known)
         if own is not None and own.text:
@@ -225,18 +227,6 @@ def open_labels(
         notes.append("Labels made by rule stand in." if own else "Some features are numbers only.")
     explanations = {i: text for i, text in explanations.items() if i < sae.width}
     return Labels(sae, own, explanations, " ".join(notes) or None)
-
-
-def _measured(own: OwnLabel | None) -> dict[str, Any]:
-    """What was measured of a feature, whoever explains it."""
-    if own is None:
-        return {}
-    return {
-        "density": own.density,
-        "tokens": own.tokens,
-        "promoted": own.promoted,
-        "contexts": own.contexts,
-    }
 
 
 SOURCES = {"own": "automatic", "proxy": "of its nearest neighbour", "none": "no label"}

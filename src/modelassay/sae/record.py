@@ -13,8 +13,9 @@ from pydantic import Field
 
 from modelassay.artifacts import Kind, Store, write_lines
 from modelassay.errors import InputError, first_line
-from modelassay.files.records import Count, LayerIndex, Line, Name, Record, Sha256, Share
+from modelassay.files.records import Count, LayerIndex, Line, Name, Record, Sha256
 from modelassay.models.identity import ModelIdentity, hash_file, states
+from modelassay.sae.evaluating import SaeMetrics
 from modelassay.sae.training import Kind as Training
 
 SAE_SCHEMA = "modelassay.sae/1"
@@ -25,20 +26,6 @@ MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 100_000, 20_000_000_000
 MAX_LABELS_BYTES, MAX_LABEL_TABLE_BYTES = 500_000, 2_000_000_000
 STATED = ("architecture", "n_layers", "hidden_size", "weights_sha256")
 """Of the model that an SAE belongs to."""
-
-
-class SAEScores(Record):
-    """As `SaeMetrics`; a poor SAE explains less than nothing."""
-
-    explained_variance: float = Field(le=1)
-    l0: float = Field(ge=0)
-    dead_share: Share
-    loss: float
-    loss_spliced: float
-    loss_mean: float
-    loss_added: float
-    loss_recovered: float | None
-    n_tokens: Count
 
 
 class SAERecord(Record):
@@ -57,7 +44,7 @@ class SAERecord(Record):
     """Activations it was trained on."""
     passes: Count
     data: tuple[Line, ...] = Field(max_length=100)
-    metrics: SAEScores
+    metrics: SaeMetrics
     versions: dict[Line, Line]
     weights_sha256: Sha256
 
@@ -110,7 +97,7 @@ def metrics_row(record: SAERecord) -> dict[str, Any]:
         "width": record.width,
         "k": record.k,
         "tokens": record.tokens,
-        **record.metrics.model_dump(mode="json"),
+        **record.metrics.to_dict(),
     }
 
 

@@ -28,6 +28,13 @@ from modelassay.sae.stream import Window, read_windows, shuffled_batches
 
 Kind = Literal["batchtopk", "topk", "jumprelu", "matryoshka"]
 STATE_FILE, PROGRESS_FILE = "state.safetensors", "progress.json"
+OWN_COUNTS = ("tokens", "windows", "texts_read")
+TRAINER_COUNTS = {
+    "steps": "n_training_steps",
+    "samples": "n_training_samples",
+    "counted": "n_frac_active_samples",
+}
+"""How far a run has come: fields of the run, and of sae-lens's trainer by their name on disk."""
 
 
 @dataclass(frozen=True)
@@ -220,12 +227,8 @@ class _Run:
         tensors["since_fired"] = trainer.n_forward_passes_since_fired
         progress = {
             "identity": self.identity,
-            "tokens": self.tokens,
-            "windows": self.windows,
-            "texts_read": self.texts_read,
-            "steps": trainer.n_training_steps,
-            "samples": trainer.n_training_samples,
-            "counted": trainer.n_frac_active_samples,
+            **{name: getattr(self, name) for name in OWN_COUNTS},
+            **{name: getattr(trainer, counted) for name, counted in TRAINER_COUNTS.items()},
             "scale": trainer.activation_scaler.scaling_factor,
         }
         with explain_os_errors("keeping the training's state"):
@@ -262,49 +265,40 @@ class _Run:
         trainer.optimizer.load_state_dict({**optimizer, "state": moments})
         trainer.act_freq_scores = tensors["frequency"].to(trainer.act_freq_scores)
         trainer.n_forward_passes_since_fired = tensors["since_fired"].to(trainer.act_freq_scores)
-        trainer.n_training_steps = progress["steps"]
-        trainer.n_training_samples = progress["samples"]
-        trainer.n_frac_active_samples = progress["counted"]
+        for name, counted in TRAINER_COUNTS.items():
+            setattr(trainer, counted, progress[name])
+        for name in OWN_COUNTS:
+            setattr(self, name, progress[name])
         trainer.activation_scaler.scaling_factor = progress["scale"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of steps without the optimizer's, which it has taken
             for _ in range(progress["steps"]):
                 trainer.lr_scheduler.step()
-        self.tokens, self.windows = progress["tokens"], progress["windows"]
-        self.texts_read = progress["texts_read"]
 
 
 def _new_sae(settings: Settings, d_in: int, device: str, steps: int) -> Any:
-    import sae_lens
+    from sae_lens.registry import get_sae_training_class
 
     logging.getLogger("sae_lens").setLevel(logging.ERROR)
-    common: dict[str, Any] = {
-        "d_in": d_in,
-        "d_sae": settings.width,
-        "device": device,
-        "normalize_activations": "expected_average_only_in",
-        "apply_b_dec_to_input": True,
-    }
-    if settings.kind == "topk":
-        return sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(k=settings.k, **common))
-    if settings.kind == "batchtopk":
-        return sae_lens.BatchTopKTrainingSAE(
-            sae_lens.BatchTopKTrainingSAEConfig(k=settings.k, **common)
-        )
+    kind = "matryoshka_batchtopk" if settings.kind == "matryoshka" else settings.kind
+    own: dict[str, Any] = {"k": settings.k}
     if settings.kind == "matryoshka":
-        widths = [settings.width // 8, settings.width // 2, settings.width]
-        return sae_lens.MatryoshkaBatchTopKTrainingSAE(
-            sae_lens.MatryoshkaBatchTopKTrainingSAEConfig(
-                k=settings.k, matryoshka_widths=widths, **common
-            )
-        )
-    return sae_lens.JumpReLUTrainingSAE(
-        sae_lens.JumpReLUTrainingSAEConfig(
-            jumprelu_sparsity_loss_mode="quadratic",
-            target_l0=float(settings.k),
-            l0_warm_up_steps=steps // 5,
-            jumprelu_bandwidth=0.5,
-            pre_act_loss_coefficient=3e-6,
-            **common,
-        )
+        own["matryoshka_widths"] = [settings.width // 8, settings.width // 2, settings.width]
+    elif settings.kind == "jumprelu":
+        own = {
+            "jumprelu_sparsity_loss_mode": "quadratic",
+            "target_l0": float(settings.k),
+            "l0_warm_up_steps": steps // 5,
+            "jumprelu_bandwidth": 0.5,
+            "pre_act_loss_coefficient": 3e-6,
+        }
+    sae_class, config_class = get_sae_training_class(kind)
+    config = config_class(
+        d_in=d_in,
+        d_sae=settings.width,
+        device=device,
+        normalize_activations="expected_average_only_in",
+        apply_b_dec_to_input=True,
+        **own,
     )
+    return sae_class(config)
