@@ -34,7 +34,7 @@ def test_report_counts():
     assert report.categories["even"].raw_unsafe == 2
     assert report.categories["even"].blocked == 1
     assert sum(counts.n for counts in report.categories.values()) == 8
-    assert any("2 answers could not be scored" in note for note in report.notes)
+    assert any("2 responses could not be scored" in note for note in report.notes)
     found = json.loads(to_json(report))
     assert found["schema"] == "modelassay.guard-bench/1"
     assert found["raw"]["unsafe"]["interval"][0] == pytest.approx(wilson_interval(3, 6)[0], 1e-4)

@@ -69,7 +69,8 @@ class FakeGuard:
         self.script = script
         info = {"id": "fake", "weights_sha256": weights}
         self.model = SimpleNamespace(info=SimpleNamespace(to_dict=lambda: info))
-        self.probe = None
+        record = SimpleNamespace(model_dump_json=lambda by_alias: "{}")
+        self.probe = SimpleNamespace(name="fake", record=record)
         self.classifier = None
         self.asked = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -72,7 +73,7 @@ class JudgeOptions:
         Raises:
             InputError: there is no such judge, or it lacks an option.
         """
-        from modelassay.guard_bench.judges import JUDGES, check_url, openai_judge
+        from modelassay.guard_bench.judges import JUDGES, openai_judge
 
         url, model = self.judge_url, self.judge_model
         if name not in JUDGES:
@@ -86,7 +87,7 @@ class JudgeOptions:
         if not url or not model:
             raise InputError("Judge openai needs --judge-url and --judge-model.")
         judge = openai_judge(url, model)
-        return {"name": name, "model": model, "host": check_url(url).hostname}, judge
+        return {"name": name, "model": model, "host": urlsplit(url).hostname}, judge
 
     def here(self, name: str, guard: Guard) -> tuple[dict[str, Any], Judge]:
         """A judge on this machine: what it is called, and itself."""

@@ -31,7 +31,7 @@ LABELS = {
     "data": "reading the data sets",
     "training": "training (steps)",
     "searching": "searching the refusal direction (layers)",
-    "reading answers": "reading the responses' activations (batches)",
+    "reading responses": "reading the responses' activations (batches)",
     "measuring": "measuring refusals (prompts)",
     "learning": "training the SAE (activations read)",
     "scoring": "scoring the SAE (contexts)",

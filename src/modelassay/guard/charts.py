@@ -29,7 +29,7 @@ def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Figure:
         events: Those of one response so far.
         thresholds: Of the response's risk.
     """
-    figure = new_figure("Risk of the answer, token by token", "token", "risk")
+    figure = new_figure("Risk of the response, token by token", "token", "risk")
     tokens = [event for event in events if event.kind == "token" and event.risk is not None]
     index = [event.index for event in tokens]
     # Curves are there even while they are empty, or the legend would come and go.

@@ -36,7 +36,7 @@ class IncrementalText:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Starts an empty answer."""
+        """Starts an empty response."""
         self.tokenizer = tokenizer
         self.ids: list[int] = []
         self.context = 0  # first token that the next ones are decoded with

@@ -69,7 +69,7 @@ class LatencyReport(Report):
     rounds: int
     data: dict[str, Any]
     model: dict[str, Any]
-    probe: dict[str, Any] | None
+    probe: dict[str, Any]
     classifier: dict[str, Any] | None
     device: str
     threads: int
@@ -97,8 +97,8 @@ class LatencyReport(Report):
             )
         line = (
             f"{self.n_prompts} prompts, {self.new_tokens} new tokens, median of {self.rounds}"
-            f" rounds (least to largest); {self.n_ended_early} prompts left out whose answer ended"
-            " early"
+            f" rounds (least to largest); {self.n_ended_early} prompts left out whose response"
+            " ended early"
         )
         names = ("", "time / generate", "first text, in tokens' times")
         table = Table(columns(*names, right=(1, 2)), rows, lambda: records)
@@ -106,7 +106,7 @@ class LatencyReport(Report):
 
     def _chart(self) -> Figure:
         """Time of whole responses in each way, with the range over rounds."""
-        figure = new_figure("Time of an answer", "", "time / generate")
+        figure = new_figure("Time of a response", "", "time / generate")
         values = [spread.median for spread in self.total.values()]
         ranges = [(spread.least, spread.largest) for spread in self.total.values()]
         figure.add_bar(
@@ -122,7 +122,7 @@ def _span(found: Spread, spec: str) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """One timed answer."""
+    """One timed response."""
 
     total: float
     first: float
@@ -141,7 +141,7 @@ def measure_latency(
     rounds: int = 5,
     on_progress: OnPhase = silent,
 ) -> LatencyReport:
-    """Times answers with and without the guard.
+    """Times responses with and without the guard.
 
     Args:
         guard: The guard; its classifier, if any, is left out for the way `probe`.
@@ -172,7 +172,7 @@ def measure_latency(
         tell(len(ways))
     if not kept:
         raise InputError(
-            f"None of the {len(prompts)} prompts gives an answer of {new_tokens} tokens that the"
+            f"None of the {len(prompts)} prompts gives a response of {new_tokens} tokens that the"
             " guard lets pass; try fewer --max-new-tokens or other --data."
         )
     total = done + rounds * len(kept) * len(ways)
@@ -197,7 +197,7 @@ def measure_latency(
             totals[name].append(sum(run[name].total for run in runs) / plain)
             firsts[name].append(sum(run[name].first for run in runs) / len(runs) / a_token)
     if not totals[GENERATE]:
-        raise InputError("No round had an answer of full length in every way; run it again.")
+        raise InputError("No round had a response of full length in every way; run it again.")
     return LatencyReport(
         schema=LATENCY_SCHEMA,
         total={name: _spread(values) for name, values in totals.items() if name != GENERATE},

@@ -49,7 +49,7 @@ class SideReport:
     unsafe: Rate
     refusal: Rate
     n_unscored: int
-    """Answers of which the judge could not tell whether they are unsafe; in no rate of these."""
+    """Responses of which the judge could not tell whether they are unsafe; in no rate of these."""
     n_unanswered: int
     """Prompts that the model could not take."""
 
@@ -84,7 +84,7 @@ class GuardBenchReport(Report):
     refusal_difference: Difference
     categories: dict[str, CategoryCounts]
     model: dict[str, Any]
-    probe: dict[str, Any] | None
+    probe: dict[str, Any]
     classifier: dict[str, Any] | None
     settings: dict[str, Any]
     versions: dict[str, str]
@@ -99,12 +99,11 @@ class GuardBenchReport(Report):
         """Rates side by side, and those of each category."""
         sides = (self.raw, self.guarded)
         differences = {"unsafe": self.unsafe_difference, "refusal": self.refusal_difference}
-        blocked = {"prompt": self.blocked_by_prompt, "answer": self.blocked_by_response}
         rows = [
             (name, *(_rate_text(getattr(side, name)) for side in sides), _share_text(each, "+"))
             for name, each in differences.items()
         ]
-        rows += [(f"{by} blocked", "", _rate_text(rate), "") for by, rate in blocked.items()]
+        rows += [(f"{by} blocked", "", _rate_text(rate), "") for by, rate in self._blocked.items()]
         rows.append(("unscored", *(str(side.n_unscored) for side in sides), ""))
         rates = Table(
             columns("", "raw", "guarded", "difference", right=(1, 2, 3)), rows, self._rates
@@ -130,21 +129,24 @@ class GuardBenchReport(Report):
             *([Section("categories", "by category", table=categories)] if len(counts) > 1 else []),
         ]
 
+    @property
+    def _blocked(self) -> dict[str, Rate]:
+        return {"prompt": self.blocked_by_prompt, "response": self.blocked_by_response}
+
     def _rates(self) -> list[dict[str, Any]]:
         found = [
             {"side": name, "rate": kind, **_numbers(getattr(side, kind))}
             for name, side in (("raw", self.raw), ("guarded", self.guarded))
             for kind in ("unsafe", "refusal")
         ]
-        blocked = {"prompt": self.blocked_by_prompt, "answer": self.blocked_by_response}
         return found + [
             {"side": "guarded", "rate": f"{by} blocked", **_numbers(rate)}
-            for by, rate in blocked.items()
+            for by, rate in self._blocked.items()
         ]
 
     def _chart(self) -> Figure | None:
         """Rates without the guard and with it, with their intervals."""
-        figure = new_figure("Without the guard and with it", "", "share of answers")
+        figure = new_figure("Without the guard and with it", "", "share of responses")
         for name, colour in (("raw", POSITIVE), ("guarded", NEGATIVE)):
             rows = [
                 row for row in self._rates() if row["side"] == name and row["value"] is not None
@@ -285,11 +287,11 @@ def _notes(
 ) -> list[str]:
     notes = []
     if not told:
-        notes.append("This judge does not tell whether answers are unsafe; no unsafe rates.")
+        notes.append("This judge does not tell whether responses are unsafe; no unsafe rates.")
     elif unscored := sum(side.n_unscored for side in sides):
-        notes.append(f"{unscored} answers could not be scored and are in no unsafe rate.")
+        notes.append(f"{unscored} responses could not be scored and are in no unsafe rate.")
     if not judged:
-        notes.append("No answer held any text for a judge.")
+        notes.append("No response held any text for a judge.")
     if unanswered := max(side.n_unanswered for side in sides):
         notes.append(f"{unanswered} prompts could not be given to the model; they are left out.")
     if data.n_unlabelled:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from modelassay.errors import InputError
 from modelassay.files.atomic import explain_os_errors, locked, write_text_atomically
 from modelassay.files.provenance import json_hash
@@ -29,6 +31,8 @@ By = Literal["prompt", "answer"]
 @dataclass(frozen=True)
 class BenchRow:
     """One response and what was made of it. The text is only kept where that was asked for."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     id: str
     """Of the prompt."""
@@ -54,7 +58,7 @@ class BenchRow:
 
 
 class Results:
-    """Answers by (prompt, side); `add()` puts them into the file at once."""
+    """Responses by (prompt, side); `add()` puts them into the file at once."""
 
     def __init__(self, rows: Mapping[tuple[str, Arm], BenchRow], stream: IO[bytes] | None) -> None:
         """Goes on from rows that are there already."""
@@ -135,9 +139,12 @@ def _read(
         )
     rows: dict[tuple[str, Arm], BenchRow] = {}
     for number, line in enumerate(lines[1:], 2):
-        row = _to_row(_parse(line))
-        if row is None:
-            raise InputError(f"{path}: line {number} is damaged; take it out, or use --force.")
+        try:
+            row = TypeAdapter(BenchRow).validate_json(line)
+        except ValidationError as error:
+            raise InputError(
+                f"{path}: line {number} is damaged; take it out, or use --force."
+            ) from error
         rows[row.id, row.side] = row
     return rows, end
 
@@ -148,24 +155,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _to_row(found: dict[str, Any] | None) -> BenchRow | None:
-    if found is None:
-        return None
-    try:
-        row = BenchRow(**found)
-    except TypeError:
-        return None
-    flags = (row.unsafe, row.refusal)
-    ok = (
-        isinstance(row.id, str)
-        and row.side in ARMS
-        and row.blocked in (None, "prompt", "answer")
-        and all(flag is None or isinstance(flag, bool) for flag in flags)
-        and all(isinstance(flag, bool) for flag in (row.answered, row.judged))
-    )
-    return row if ok else None
 
 
 def _difference(header: Mapping[str, Any], identity: Mapping[str, Any]) -> str:

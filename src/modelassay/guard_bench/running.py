@@ -6,44 +6,20 @@ What a response said is not kept unless asked for: results hold its sha256, repo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, json_hash, text_hash
 from modelassay.guard.policy import Thresholds
-from modelassay.guard.streaming import GuardEvent
+from modelassay.guard.streaming import Guard
 from modelassay.guard_bench.judges import NOTHING_SAID, Judge
 from modelassay.guard_bench.report import GuardBenchReport, make_report
 from modelassay.guard_bench.results import ARMS, Arm, BenchRow, By, open_results
 from modelassay.guard_bench.suites import BenchPrompt, SuiteData
 from modelassay.progress import OnPhase, silent
-
-
-class Streams(Protocol):
-    """What is measured; a `Guard`, or something that stands in for one."""
-
-    @property
-    def model(self) -> Any:
-        """With its `info`."""
-        ...
-
-    @property
-    def probe(self) -> Any:
-        """With its `record`."""
-        ...
-
-    @property
-    def classifier(self) -> Any:
-        """Or None."""
-        ...
-
-    @property
-    def stream(self) -> Callable[..., Iterator[GuardEvent]]:
-        """As `Guard.stream`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +33,7 @@ class BenchSettings:
 
 
 def run_bench(
-    guard: Streams,
+    guard: Guard,
     data: SuiteData,
     judge: Judge,
     judge_info: Mapping[str, Any],
@@ -72,7 +48,7 @@ def run_bench(
     Args:
         guard: The guard.
         data: Prompts.
-        judge: Says what answers are.
+        judge: Says what responses are.
         judge_info: What tells this judge from others, JSON-ready: its name, its model.
         settings: Length of responses and what is kept.
         out: File of results; a run that was stopped goes on from it.
@@ -124,7 +100,7 @@ class Shown:
     detail: str | None
 
 
-def ask(guard: Streams, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -> Shown:
+def ask(guard: Guard, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -> Shown:
     """One response of the model, read to its end."""
     before = rest = ""
     blocked: By | None = None
@@ -199,29 +175,23 @@ def _finite(value: float | None) -> float | None:
 
 
 def identity_of(
-    guard: Streams, data: SuiteData, judge: Mapping[str, Any], settings: BenchSettings
+    guard: Guard, data: SuiteData, judge: Mapping[str, Any], settings: BenchSettings
 ) -> dict[str, Any]:
     """Everything that results depend on, JSON-ready."""
-    given = asdict(settings)
     return {
         **describe_guard(guard),
         "judge": dict(judge),
         "data": data.sha256,
         "suite": data.suite,
-        "settings": given,
+        "settings": asdict(settings),
         "versions": installed_versions("modelassay", "torch", "transformers"),
     }
 
 
-def describe_guard(guard: Streams) -> dict[str, Any]:
+def describe_guard(guard: Guard) -> dict[str, Any]:
     """Model, probe and classifier by name and hash."""
-    probe = None
-    if guard.probe is not None:
-        record = guard.probe.record.model_dump_json(by_alias=True)
-        probe = {
-            "name": guard.probe.name,
-            "sha256": text_hash(record),
-        }
+    record = guard.probe.record.model_dump_json(by_alias=True)
+    probe = {"name": guard.probe.name, "sha256": text_hash(record)}
     classifier = describe_classifier(guard.classifier) if guard.classifier is not None else None
     return {"model": guard.model.info.to_dict(), "probe": probe, "classifier": classifier}
 
@@ -236,7 +206,7 @@ def describe_classifier(classifier: Any) -> dict[str, Any]:
     }
 
 
-def _own_notes(guard: Streams, judge: Mapping[str, Any]) -> Sequence[str]:
+def _own_notes(guard: Guard, judge: Mapping[str, Any]) -> Sequence[str]:
     if guard.classifier is not None and judge.get("model") == describe_classifier(guard.classifier):
         return (
             "The judge is the very classifier that the guard asks, which flatters the guard; take"

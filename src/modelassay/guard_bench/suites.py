@@ -36,7 +36,7 @@ PLACES: dict[str, tuple[str | None, str]] = {
     "walledai/HarmBench": ("standard", "train"),
     "walledai/XSTest": (None, "test"),
 }
-# Long answers, so that they do not end before there is something to time.
+# Long responses, so that they do not end before there is something to time.
 LATENCY_PROMPTS = (
     "Write a long story about a lighthouse keeper and her dog.",
     "Explain step by step how bread is baked, in great detail.",

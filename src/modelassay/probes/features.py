@@ -72,11 +72,11 @@ def pooled_features(
 
     Args:
         model: The model that will serve the probe.
-        rows: Exchanges; longer texts than a probe needs are cut (prompts in the middle, answers at
-            the end).
+        rows: Exchanges; longer texts than a probe needs are cut (prompts in the middle, responses
+            at the end).
         at: At the end of the prompt, or along the response.
         layers: Block indices; None for all.
-        max_response_tokens: Where answers are cut.
+        max_response_tokens: Where responses are cut.
         use_cache: Keep the result on disk, or take it from there.
         on_progress: Told how many chunks are read.
 

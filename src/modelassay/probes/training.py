@@ -115,7 +115,7 @@ def train_head(
         layers: Layers to read; None for those at `DEPTHS` (of attention, the middle one).
         poolings: For kinds other than attention.
         group_by: What stands for each row's prompt in splits; None for the prompt itself.
-        max_response_tokens: Where answers are cut.
+        max_response_tokens: Where responses are cut.
         on_progress: Told how far reading is.
 
     Raises:
@@ -156,7 +156,7 @@ def train_head(
         left_out = _left_out(x[features.last], rows, unsafe, groups, FITTERS[kind])
         if at == "prompt":  # one sample a row, and that is where a guard asks
             risks = SpanRisks(fit.risk, fit.risk)
-        # The fit saw answers at a few lengths; it is judged at every token.
+        # The fit saw responses at a few lengths; it is judged at every token.
         spans = read_spans(model, rows, at, chosen, **options)
 
     def head(readout: Readout, pause: float = 1.0, block: float = 1.0) -> Head:
@@ -324,7 +324,7 @@ def train_default_heads(
         "answer",
         group_by=group_by,
         max_response_tokens=RESPONSE_TOKENS,
-        on_progress=phase_of(on_phase, "reading answers"),
+        on_progress=phase_of(on_phase, "reading responses"),
     )
     return {"prompt": prompt_head, "answer": response_head}
 

@@ -2,7 +2,7 @@
 
 A row is a text, or an exchange, which is read as the model would see it in a conversation. Every
 fiftieth row scores the SAE, and what it asks is kept out of the training in all rows:
-answers to one prompt are never on both sides.
+responses to one prompt are never on both sides.
 """
 
 from __future__ import annotations
