@@ -26,10 +26,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from modelassay.errors import InputError, UnavailableError
+from modelassay.errors import InputError
 from modelassay.models import LoadedModel
-from modelassay.models.explain import is_out_of_memory
 from modelassay.progress import OnProgress
+from modelassay.reading.batching import batch_budget, pad, run_in_batches
 from modelassay.reading.hooks import capture, head_at
 from modelassay.reading.prompts import Encoded
 from modelassay.reading.resuming import ResumePoint, begin_after
@@ -40,8 +40,6 @@ Position = Literal["last", "mean", "all"]
 Readout = Callable[[Tensor], Tensor]
 """Reduces next-token logits [prompt, vocabulary] to what is kept [prompt, k]."""
 
-BATCH_TOKENS_CPU = 512  # what stays in a processor's cache; larger batches are slower
-BATCH_TOKENS_GPU = 16384
 MIN_SHARED_PREFIX = 8  # tokens; below that the bookkeeping costs more than it saves
 # Largest relative difference that counts as rounding when the shared prefix is checked.
 PREFIX_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -108,33 +106,38 @@ def read_activations(
         )
     if resume is not None and resume.layer > min(layers):
         raise InputError(f"A pass that begins above layer {resume.layer} cannot read lower ones.")
-    if batch_tokens is None:
-        batch_tokens = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
-
     distinct = sorted(set(prompts), key=lambda p: (len(p.ids), p.ids, p.response_start))
     with torch.inference_mode():
-        reader = _Reader(model, layers, position, readout, batch_tokens, resume)
+        reader = _Reader(model, layers, position, readout, resume)
         if share_prefix:
             reader.share_prefix_of(distinct)
-        rows = reader.read_all(distinct, on_progress)
+        rows = run_in_batches(
+            reader.read_batch,
+            distinct,
+            reader.size,
+            batch_tokens or batch_budget(model),
+            noun="prompt",
+            on_progress=on_progress,
+        )
     index = {prompt: i for i, prompt in enumerate(distinct)}
     order = [index[prompt] for prompt in prompts]
-    values = [rows.values[i] for i in order]
+    values = [rows[i].values for i in order]
     if position == "all":
         ends = torch.tensor([len(value) for value in values]).cumsum(0).tolist()
         stacked, offsets = torch.cat(values), (0, *ends)
     else:
         stacked, offsets = torch.stack(values), None
-    kept = None if readout is None else torch.stack([rows.readouts[i] for i in order])
+    kept = None if readout is None else torch.stack([rows[i].readout for i in order])
     return Activations(stacked, layers, position, offsets, kept)
 
 
-@dataclass
-class _Rows:
-    """Results of distinct prompts, in their order."""
+@dataclass(frozen=True)
+class _Row:
+    """What was read of one prompt."""
 
-    values: list[Tensor]
-    readouts: list[Tensor]
+    values: Tensor
+    readout: Tensor
+    """Empty where none is asked for."""
 
 
 class _Reader:
@@ -146,14 +149,12 @@ class _Reader:
         layers: tuple[int, ...],
         position: Position,
         readout: Readout | None,
-        batch_tokens: int,
         resume: ResumePoint | None,
     ) -> None:
         self.model = model
         self.layers = layers
         self.position = position
         self.readout = readout
-        self.batch_tokens = batch_tokens
         self.resume = resume
         self.device = model.device
         self.prefix: tuple[int, ...] = ()
@@ -174,7 +175,7 @@ class _Reader:
             return
         from transformers import DynamicCache
 
-        plain = self.read_batch([probe])
+        plain = self.read_batch([probe])[0]
         try:
             cache = DynamicCache(config=self.model.network.config)
             self._forward(
@@ -185,7 +186,7 @@ class _Reader:
                 None,
             )
             self.prefix, self.prefix_cache = probe.ids[:length], cache
-            shared = self.read_batch([probe])
+            shared = self.read_batch([probe])[0]
         except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
             log.debug("no shared prefix: %s", error)  # this model keeps its cache in another way
             shared = None
@@ -196,49 +197,11 @@ class _Reader:
                 self.resume = None
                 self.share_prefix_of(prompts)
 
-    def read_all(self, prompts: Sequence[Encoded], on_progress: OnProgress | None) -> _Rows:
-        """Reads all prompts, in batches that shrink when memory runs out."""
-        rows = _Rows([], [])
-        if on_progress:
-            on_progress(0, len(prompts))
-        while (start := len(rows.values)) < len(prompts):
-            batch = self._next_batch(prompts, start)
-            try:
-                part = self.read_batch(batch)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._shrink(batch)
-                continue
-            rows.values += part.values
-            rows.readouts += part.readouts
-            if on_progress:
-                on_progress(len(rows.values), len(prompts))
-        return rows
+    def size(self, prompt: Encoded) -> int:
+        """Tokens of a prompt that are read."""
+        return len(prompt.ids) - len(self.prefix)
 
-    def _next_batch(self, prompts: Sequence[Encoded], start: int) -> Sequence[Encoded]:
-        """As many of the following prompts as the token budget holds; they grow in length."""
-        end = start + 1
-        while end < len(prompts):
-            longest = len(prompts[end].ids) - len(self.prefix)
-            if longest * (end + 1 - start) > self.batch_tokens:
-                break
-            end += 1
-        return prompts[start:end]
-
-    def _shrink(self, batch: Sequence[Encoded]) -> None:
-        if len(batch) == 1:
-            raise UnavailableError(
-                f"Not even one prompt of {len(batch[0].ids)} tokens fits into memory beside the"
-                " model; try --load-4bit, --dtype bfloat16 or another device."
-            )
-        longest = len(batch[-1].ids) - len(self.prefix)
-        self.batch_tokens = max(1, longest * len(batch) // 2)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        log.warning("Out of memory; going on with batches of %d tokens.", self.batch_tokens)
-
-    def read_batch(self, batch: Sequence[Encoded]) -> _Rows:
+    def read_batch(self, batch: Sequence[Encoded]) -> list[_Row]:
         """Reads prompts that fit into one batch."""
         skip = len(self.prefix)
         remainders = [list(prompt.ids[skip:]) for prompt in batch]
@@ -270,10 +233,10 @@ class _Reader:
             stacked = torch.stack([hidden.to(device) for hidden in per_layer], dim=1)
             values = list(stacked.float().cpu().unbind(0))
         self._check_finite(values)
-        readouts: list[Tensor] = []
+        readouts = torch.empty(len(batch), 0)
         if self.readout is not None and logits is not None:
-            readouts = list(self.readout(logits.float()).cpu().unbind(0))
-        return _Rows(values, readouts)
+            readouts = self.readout(logits.float()).cpu()
+        return [_Row(*pair) for pair in zip(values, readouts, strict=True)]
 
     def _select(self, hidden: Tensor, first: Tensor, last: Tensor) -> Any:
         """[batch, token, hidden] at the wanted positions."""
@@ -296,11 +259,7 @@ class _Reader:
         last: Tensor | None,
     ) -> Tensor | None:
         """One forward pass over right-padded rows; logits at `last` if a readout wants them."""
-        width = max(len(row) for row in rows)
-        ids = torch.zeros((len(rows), width), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        inputs = {"input_ids": ids.to(self.device), "use_cache": cache is not None}
+        inputs = {"input_ids": pad(rows).to(self.device), "use_cache": cache is not None}
         if cache is not None:
             inputs["past_key_values"] = cache
         modules = self.model.layers
@@ -335,9 +294,11 @@ def common_prefix_length(prompts: Sequence[Encoded]) -> int:
     return min(length, *(min(p.response_start, len(p.ids) - 1) for p in prompts))
 
 
-def _relative_difference(a: _Rows, b: _Rows) -> float:
+def _relative_difference(a: _Row, b: _Row) -> float:
     worst = 0.0
-    for x, y in zip(a.values + a.readouts, b.values + b.readouts, strict=True):
+    for x, y in ((a.values, b.values), (a.readout, b.readout)):
+        if not x.numel():
+            continue
         scale = x.norm(dim=-1).clamp_min(1e-12)
         worst = max(worst, float(((x - y).norm(dim=-1) / scale).max()))
     return worst

@@ -15,12 +15,10 @@ from typing import Any
 
 import torch
 
-from modelassay.errors import UnavailableError
 from modelassay.files.atomic import explain_os_errors, write_text_atomically
 from modelassay.models import LoadedModel
-from modelassay.models.explain import is_out_of_memory
 from modelassay.progress import OnProgress
-from modelassay.reading.activations import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU
+from modelassay.reading.batching import batch_budget, pad, run_in_batches
 from modelassay.reading.prompts import Encoded, encode_prompts
 
 log = logging.getLogger(__name__)
@@ -61,64 +59,41 @@ def generate_greedy(
         UnavailableError: not even one prompt fits into memory.
     """
     if batch_tokens is None:  # decoding is bound by memory traffic and gains from wider batches
-        batch_tokens = 8 * BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
+        wider = 8 if model.device.type == "cpu" else 1
+        batch_tokens = wider * batch_budget(model)
     distinct = sorted({prompt.ids for prompt in prompts}, key=lambda ids: (len(ids), ids))
-    responses: dict[tuple[int, ...], Response] = {}
-    if on_progress:
-        on_progress(0, len(distinct))
-    while len(responses) < len(distinct):
-        start = end = len(responses)
-        room = _room(model, distinct[start], max_new_tokens)
-        while end < len(distinct):
-            size = (len(distinct[end]) + max_new_tokens) * (end + 1 - start)
-            if end > start and (
-                size > batch_tokens or _room(model, distinct[end], max_new_tokens) != room
-            ):
-                break
-            end += 1
-        batch = distinct[start:end]
-        try:
-            made = _generate_batch(model, batch, room)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise UnavailableError(
-                    "Not even one response fits into memory beside the model; try --load-4bit,"
-                    " --dtype bfloat16 or another device."
-                ) from error
-            batch_tokens = (len(batch[-1]) + max_new_tokens) * len(batch) // 2
-            continue
-        responses.update(zip(batch, made, strict=True))
-        if on_progress:
-            on_progress(len(responses), len(distinct))
+
+    def room(ids: Sequence[int]) -> int:
+        """Tokens that a response may have: what the context leaves, and one in any case."""
+        return max(min(max_new_tokens, model.context_length - len(ids)), 1)
+
+    made = run_in_batches(
+        lambda batch: _generate_batch(model, batch, room(batch[0])),
+        distinct,
+        lambda ids: len(ids) + max_new_tokens,
+        batch_tokens,
+        noun="response",
+        alike=room,
+        on_progress=on_progress,
+    )
+    responses = dict(zip(distinct, made, strict=True))
     return [responses[prompt.ids] for prompt in prompts]
-
-
-def _room(model: LoadedModel, ids: Sequence[int], max_new_tokens: int) -> int:
-    """Tokens that a response may have: what the context leaves, and one in any case."""
-    return max(min(max_new_tokens, model.context_length - len(ids)), 1)
 
 
 def _generate_batch(
     model: LoadedModel, batch: Sequence[tuple[int, ...]], max_new_tokens: int
 ) -> list[Response]:
-    width = max(len(ids) for ids in batch)
     config = greedy_config(model, max_new_tokens)
-    pad = int(config.pad_token_id)
     # Decoding appends on the right, so padding goes to the left, under a mask.
-    ids = torch.full((len(batch), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(batch), width), dtype=torch.long)
-    for i, row in enumerate(batch):
-        ids[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = 1
+    ids = pad(batch, int(config.pad_token_id), "left")
+    mask = pad([[1] * len(row) for row in batch], 0, "left")
     with torch.inference_mode():
         output = model.network.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
         )
-    new = output[:, width:].cpu()
+    new = output[:, ids.shape[1] :].cpu()
     texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
     return [Response(text, int(row[0])) for text, row in zip(texts, new, strict=True)]
 

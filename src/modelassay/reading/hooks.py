@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,20 +35,14 @@ def capture(
         on_output: Gets the layer's output [batch, token, hidden], on its device.
         stop: End the forward pass after the highest of `at`.
     """
-    owner = threading.get_ident()
     highest = max(at)
 
-    def make_hook(layer: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if threading.get_ident() != owner:
-                return
-            on_output(layer, output[0] if isinstance(output, tuple) else output)
-            if stop and layer == highest:
-                raise _StopForward
+    def watch(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        on_output(layer, output[0] if isinstance(output, tuple) else output)
+        if stop and layer == highest:
+            raise _StopForward
 
-        return hook
-
-    hooks = (layers[layer].register_forward_hook(make_hook(layer)) for layer in at)
+    hooks = (layers[i].register_forward_hook(_in_this_thread(partial(watch, i))) for i in at)
     with _held(hooks), suppress(_StopForward):
         yield
 
@@ -64,19 +59,14 @@ def rewrite(
         layers: The model's decoder layers.
         edits: Layer index to a function of its output [batch, token, hidden], on its device.
     """
-    owner = threading.get_ident()
 
-    def make_hook(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            if threading.get_ident() != owner:
-                return None
-            if isinstance(output, tuple):
-                return (edit(output[0]), *output[1:])
-            return edit(output)
+    def change(layer: int, _module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (edits[layer](output[0]), *output[1:])
+        return edits[layer](output)
 
-        return hook
-
-    with _held(layers[layer].register_forward_hook(make_hook(edits[layer])) for layer in edits):
+    hooks = (layers[i].register_forward_hook(_in_this_thread(partial(change, i))) for i in edits)
+    with _held(hooks):
         yield
 
 
@@ -88,18 +78,22 @@ def head_at(network: Any, positions: Tensor, rows: Tensor | None = None) -> Iter
 
     Whatever the model does to logits afterwards (soft-capping, scaling) still happens.
     """
-    owner = threading.get_ident()
 
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if threading.get_ident() != owner:
-            return None
+    def choose(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]
         where = torch.arange(len(positions)) if rows is None else rows
         chosen = hidden[where.to(hidden.device), positions.to(hidden.device)]
         return (chosen.unsqueeze(1), *args[1:])
 
-    with _held([network.get_output_embeddings().register_forward_pre_hook(hook)]):
+    head = network.get_output_embeddings()
+    with _held([head.register_forward_pre_hook(_in_this_thread(choose))]):
         yield
+
+
+def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, doing nothing in passes of other threads."""
+    owner = threading.get_ident()
+    return lambda *args: hook(*args) if threading.get_ident() == owner else None
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from modelassay.files.records import Count, Share
 from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress
 from modelassay.reading.activations import read_activations
+from modelassay.reading.batching import pad
 from modelassay.reading.hooks import rewrite
 from modelassay.reading.prompts import Encoded
 from modelassay.report.charts import PALETTE, new_figure
@@ -196,15 +197,10 @@ def _from_second(hidden: Tensor, instead: Tensor) -> Tensor:
 
 def _loss(model: LoadedModel, contexts: Sequence[Encoded]) -> float:
     """Summed next-token loss in nats, of every token but the first two."""
-    width = max(len(context.ids) for context in contexts)
-    ids = torch.zeros((len(contexts), width), dtype=torch.long)
-    # Right padding: no real token sees it, and what it predicts is not counted.
-    targets = torch.full((len(contexts), width), -100, dtype=torch.long)
-    for row, context in enumerate(contexts):
-        ids[row, : len(context.ids)] = torch.tensor(context.ids)
-        targets[row, : len(context.ids)] = torch.tensor(context.ids)
-    # The token that follows the first one is predicted from it alone, and it is never replaced.
-    targets = targets[:, 2:]
+    rows = [context.ids for context in contexts]
+    # Right padding: no real token sees it, and what it predicts is not counted. The token that
+    # follows the first one is predicted from it alone, and it is never replaced.
+    ids, targets = pad(rows), pad(rows, -100)[:, 2:]
     logits = model.network(input_ids=ids.to(model.device), use_cache=False).logits[:, 1:-1].float()
     total = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets.to(logits.device).flatten(), reduction="sum"

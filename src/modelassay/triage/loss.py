@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from modelassay.errors import InputError, UnavailableError
+from modelassay.errors import InputError
 from modelassay.models import LoadedModel, LoadOptions, ModelIdentity, ModelRef, open_model
-from modelassay.models.explain import is_out_of_memory
 from modelassay.models.finding import find_sources
 from modelassay.models.identity import hash_tokenizer
 from modelassay.models.loading import load_tokenizer
 from modelassay.models.refs import fetch_options
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
-from modelassay.reading.activations import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU
+from modelassay.reading.batching import batch_budget, pad, run_in_batches
 from modelassay.reading.hooks import head_at
 from modelassay.reading.prompts import Encoded, render_messages
 from modelassay.triage.rows import TrainingRow
@@ -236,42 +235,22 @@ def response_losses(
         InputError: the model gives losses that are not numbers.
         UnavailableError: not even one row fits into memory.
     """
-    if batch_tokens is None:
-        batch_tokens = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
     vocabulary = model.network.get_output_embeddings().weight.shape[0]
     # The logits of a batch are in memory together, or its pass would be made once for each part.
-    batch_tokens = min(batch_tokens, max(1, MAX_LOGITS // vocabulary))
+    batch_tokens = min(batch_tokens or batch_budget(model), max(1, MAX_LOGITS // vocabulary))
     distinct = sorted(
         {e for each in rows for e in each}, key=lambda e: (len(e.ids), e.ids, e.response_start)
     )
-    sums: dict[Encoded, float] = {}
-    if on_progress:
-        on_progress(0, len(distinct))
-    start = 0
     with torch.inference_mode():
-        while start < len(distinct):
-            end = start + 1
-            while (
-                end < len(distinct) and len(distinct[end].ids) * (end + 1 - start) <= batch_tokens
-            ):
-                end += 1
-            batch = distinct[start:end]
-            try:
-                losses = _batch_losses(model, batch)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    raise UnavailableError(
-                        f"Not even one row of {len(batch[0].ids)} tokens fits into memory beside"
-                        f" {model.info.id}; try --dtype bfloat16 or another device."
-                    ) from error
-                batch_tokens = max(1, len(batch[-1].ids) * len(batch) // 2)
-                continue
-            sums.update(zip(batch, losses, strict=True))
-            start = end
-            if on_progress:
-                on_progress(start, len(distinct))
+        losses = run_in_batches(
+            lambda batch: _batch_losses(model, batch),
+            distinct,
+            lambda each: len(each.ids),
+            batch_tokens,
+            noun="row",
+            on_progress=on_progress,
+        )
+    sums = dict(zip(distinct, losses, strict=True))
     found = np.full(len(rows), np.nan)
     for i, each in enumerate(rows):
         if each:
@@ -281,10 +260,7 @@ def response_losses(
 
 def _batch_losses(model: LoadedModel, batch: Sequence[Encoded]) -> list[float]:
     """Summed loss of each one's response tokens, in nats."""
-    width = max(len(e.ids) for e in batch)
-    ids = torch.zeros((len(batch), width), dtype=torch.long)
-    for i, e in enumerate(batch):  # padded on the right: no real token sees it
-        ids[i, : len(e.ids)] = torch.tensor(e.ids)
+    ids = pad([each.ids for each in batch])  # on the right: no real token sees it
     # A token is predicted at the position before its own.
     places = [(i, p - 1) for i, e in enumerate(batch) for p in range(e.response_start, len(e.ids))]
     rows, positions = torch.tensor(places).unbind(1)

@@ -1,0 +1,93 @@
+"""Batches that a memory holds: a fixed number of tokens, halved where even that is too many."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from modelassay.errors import UnavailableError
+from modelassay.models import LoadedModel
+from modelassay.models.explain import is_out_of_memory
+from modelassay.progress import OnProgress
+
+log = logging.getLogger(__name__)
+
+BATCH_TOKENS_CPU = 512  # what stays in a processor's cache; larger batches are slower
+BATCH_TOKENS_GPU = 16384
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def batch_budget(model: LoadedModel) -> int:
+    """Tokens in a batch that suit the device a model is on."""
+    return BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_GPU
+
+
+def run_in_batches(
+    run: Callable[[Sequence[T]], Sequence[R]],
+    items: Sequence[T],
+    size: Callable[[T], int],
+    budget: int,
+    *,
+    noun: str,
+    alike: Callable[[T], object] = lambda _: None,
+    on_progress: OnProgress | None = None,
+) -> list[R]:
+    """What `run` makes of each item, given as many at once as fit.
+
+    Args:
+        run: Gives a result for each item of a batch.
+        items: From short to long, so that batches hold little padding.
+        size: Tokens of an item.
+        budget: Upper bound on tokens in a batch, padding included; halved when memory runs out.
+        noun: What an error calls an item.
+        alike: Only neighbours for which this is equal come into one batch.
+        on_progress: Told how many items are done.
+
+    Raises:
+        UnavailableError: not even one item fits into memory.
+    """
+    done: list[R] = []
+    if on_progress:
+        on_progress(0, len(items))
+    while (start := len(done)) < len(items):
+        end = start + 1
+        while (
+            end < len(items)
+            and size(items[end]) * (end + 1 - start) <= budget
+            and alike(items[end]) == alike(items[start])
+        ):
+            end += 1
+        longest = size(items[end - 1])
+        try:
+            done += run(items[start:end])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if end - start == 1:
+                raise UnavailableError(
+                    f"Not even one {noun} of {longest} tokens fits into memory beside the model;"
+                    " try --load-4bit, --dtype bfloat16 or another device."
+                ) from error
+            budget = max(1, longest * (end - start) // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            log.warning("Out of memory; going on with batches of %d tokens.", budget)
+            continue
+        if on_progress:
+            on_progress(len(done), len(items))
+    return done
+
+
+def pad(
+    rows: Sequence[Sequence[int]], value: int = 0, side: Literal["left", "right"] = "right"
+) -> Tensor:
+    """Rows of different lengths as one int64 tensor [row, position]."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
