@@ -74,11 +74,10 @@ def binary_metrics(risk: Array, positive: Array, groups: Array) -> BinaryMetrics
             if resolved
             else None
         )
+    value, interval = rank_auroc_interval(risk, positive, groups)
     return BinaryMetrics(
-        auroc=rank_auroc(risk, positive),
-        interval=cluster_interval(
-            lambda rows: rank_auroc(risk[rows], positive[rows]), positive, groups
-        ),
+        auroc=value,
+        interval=interval,
         tpr_at_fpr=tpr,
         tpr_interval=tpr_interval,
         calibration_error=calibration_error(risk, positive),
@@ -101,6 +100,14 @@ def auroc(positive: Array, negative: Array, axis: int = -1) -> Array:
 def rank_auroc(risk: Array, positive: Array) -> float:
     """`auroc` of scores [row] and the truth, bool [row]."""
     return float(auroc(risk[positive], risk[~positive]))
+
+
+def rank_auroc_interval(risk: Array, positive: Array, groups: Array) -> tuple[float, Interval]:
+    """`rank_auroc` and its `cluster_interval`."""
+    interval = cluster_interval(
+        lambda rows: rank_auroc(risk[rows], positive[rows]), positive, groups
+    )
+    return rank_auroc(risk, positive), interval
 
 
 def threshold_at(negatives: Array, rate: float) -> float:

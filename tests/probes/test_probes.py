@@ -46,13 +46,13 @@ from modelassay.probes import features as features_module
 from modelassay.probes import fitting as fitting_module
 from modelassay.probes.features import pooled_features, read_spans
 from modelassay.probes.fitting import FITTERS, fit_calibrated, folds_of, leave_one_source_out
-from modelassay.probes.record import RECORD_FILE, WEIGHTS_FILE
-from modelassay.probes.thresholds import (
+from modelassay.probes.head import (
     LEAST_BLOCK,
     LEAST_PAUSE,
     reached_thresholds,
     span_risks,
 )
+from modelassay.probes.record import RECORD_FILE, WEIGHTS_FILE
 from modelassay.statistics import binary_metrics, threshold_at, tpr_at
 from outputs import one_line
 from tiny import probe_for
@@ -352,12 +352,12 @@ def test_threshold_rates_come_from_rows_that_chose_nothing():
     highest = 0.5 + rng.random(20_000) / 2
     unsafe = np.zeros(20_000, dtype=bool)
     fold = np.arange(20_000) % 5
-    reached = reached_thresholds(highest, unsafe, fold)
-    assert 0.001 < reached.blocked.mean() < 0.006
-    assert 0.04 < reached.paused.mean() < 0.06
+    paused, blocked = reached_thresholds(highest, unsafe, fold)
+    assert 0.001 < blocked.mean() < 0.006
+    assert 0.04 < paused.mean() < 0.06
     few = np.full(10, 0.6)
     few[0] = 0.95  # a row cannot raise the threshold that it is held against
-    assert reached_thresholds(few, unsafe[:10], np.arange(10) % 5).blocked[0]
+    assert reached_thresholds(few, unsafe[:10], np.arange(10) % 5)[1][0]
 
 
 def test_no_row_has_a_part_in_its_own_score():

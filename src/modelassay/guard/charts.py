@@ -40,20 +40,12 @@ def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Figure:
         mode="markers",
         marker={"color": PROMPT, "symbol": "square", "size": 9},
     )
-    figure.add_scatter(
-        x=index,
-        y=[event.risk for event in tokens],
-        name="token",
-        mode="lines",
-        line={"color": OWN, "width": 1.2},
-    )
-    figure.add_scatter(
-        x=index,
-        y=[event.smoothed for event in tokens],
-        name="moving average",
-        mode="lines",
-        line={"color": AVERAGE, "width": 2.5},
-    )
+    for name, risks, color, width in (
+        ("token", [event.risk for event in tokens], OWN, 1.2),
+        ("moving average", [event.smoothed for event in tokens], AVERAGE, 2.5),
+    ):
+        line = {"color": color, "width": width}
+        figure.add_scatter(x=index, y=risks, name=name, mode="lines", line=line)
     _shade_held(figure, tokens)
     _add_marks(figure, events)
     for level, text, colour, below in (

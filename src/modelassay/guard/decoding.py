@@ -153,10 +153,7 @@ def decode(
     from transformers import DynamicCache
 
     choose = _chooser(model, sampling)
-    config = model.network.config
-    cache = DynamicCache(
-        config=config.get_text_config() if hasattr(config, "get_text_config") else config
-    )
+    cache = DynamicCache(config=model.network.config.get_text_config())
     ids = torch.tensor([list(prompt)], device=model.device)
     read = ids
     while True:
@@ -218,10 +215,3 @@ def _chooser(model: LoadedModel, sampling: Sampling) -> Any:
         return torch.multinomial(torch.softmax(scores, dim=-1), 1, generator=draw)[:, 0]
 
     return choose
-
-
-def end_tokens(model: LoadedModel) -> frozenset[int]:
-    """Tokens that end a response."""
-    own = model.network.generation_config.eos_token_id
-    ends = own if own is not None else model.tokenizer.eos_token_id
-    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])

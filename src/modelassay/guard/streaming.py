@@ -8,9 +8,9 @@ be, and never before a verdict covers it.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent import futures
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 from unicodedata import category
@@ -24,12 +24,12 @@ from modelassay.guard.decoding import (
     Sampling,
     StopStrings,
     decode,
-    end_tokens,
 )
 from modelassay.guard.policy import Action, Policy, Ruling, Thresholds
 from modelassay.models import LoadedModel
 from modelassay.probes.head import Head, HeadReader
 from modelassay.probes.record import Probe
+from modelassay.reading.generation import end_tokens
 from modelassay.reading.prompts import encode_chat, encode_response, last_message_start
 
 Kind = Literal["prompt", "token", "end"]
@@ -324,7 +324,7 @@ class _Response:
         try:
             scores = _within(CLASSIFIER_SECONDS, lambda: classifier.predict([exchange]))
             unsafe, limit = float(scores[0][2]), min(classifier.threshold, SECOND_OPINION)
-        except TimeoutError:
+        except futures.TimeoutError:  # before Python 3.11 it is not the builtin
             log.warning("The classifier took longer than %.0f s.", CLASSIFIER_SECONDS)
             return policy.condemned(), "the classifier did not answer in time"
         except Exception as error:  # a classifier may be anybody's code
@@ -372,22 +372,16 @@ class _Response:
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
     """What a call returns or raises, or TimeoutError; one that hangs cannot keep the process."""
-    results: queue.Queue[tuple[bool, Any]] = queue.Queue()
+    future: futures.Future[Any] = futures.Future()
 
     def work() -> None:
         try:
-            results.put((True, call()))
+            future.set_result(call())
         except Exception as error:
-            results.put((False, error))
+            future.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    try:
-        ok, result = results.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError from None
-    if not ok:
-        raise result
-    return result
+    return future.result(timeout=seconds)
 
 
 def _risk(head: Head, step: DecodingStep, start: int, end: int | None) -> float:

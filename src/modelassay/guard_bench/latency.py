@@ -18,13 +18,12 @@ import torch
 
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions
-from modelassay.guard.decoding import end_tokens
 from modelassay.guard.streaming import Guard
 from modelassay.guard_bench.running import describe_guard
 from modelassay.guard_bench.suites import SuiteData
 from modelassay.models import LoadedModel
 from modelassay.progress import OnPhase, silent
-from modelassay.reading.generation import greedy_config
+from modelassay.reading.generation import end_tokens, greedy_config
 from modelassay.reading.prompts import encode_chat
 from modelassay.report.charts import LINE, NEGATIVE, error_bars, new_figure
 from modelassay.report.sections import Report, Section, Table, columns

@@ -1,6 +1,6 @@
 """Probes: linear readouts of the residual stream that tell harm while it is asked or answered."""
 
-from modelassay.probes.evaluating import evaluate_probe
+from modelassay.probes.evaluating import Evaluation, LayerScore, Sweep, evaluate_probe
 from modelassay.probes.head import Head, HeadReader
 from modelassay.probes.record import (
     PROBES,
@@ -14,7 +14,6 @@ from modelassay.probes.record import (
     save_probe,
     store_probe,
 )
-from modelassay.probes.report import Evaluation, LayerScore, Sweep
 from modelassay.probes.training import (
     TrainedHead,
     make_probe,

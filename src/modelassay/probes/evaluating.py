@@ -3,23 +3,195 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modelassay.data.labelled import At, LabelledExchange, prompt_groups, require_classes, rows_at
 from modelassay.models import LoadedModel
 from modelassay.probes.features import read_spans
-from modelassay.probes.record import Probe
-from modelassay.probes.report import Evaluation
-from modelassay.probes.thresholds import span_risks
+from modelassay.probes.head import block_rates, span_risks
+from modelassay.probes.record import Probe, SourceMetrics
 from modelassay.progress import OnProgress
+from modelassay.report.charts import LINE, PALETTE, error_bars, new_figure
+from modelassay.report.sections import Report, Section, Table, columns
+from modelassay.report.text import share_text, with_interval
 from modelassay.statistics import (
+    BinaryMetrics,
     binary_metrics,
-    cluster_interval,
-    rank_auroc,
-    wilson_interval,
+    rank_auroc_interval,
 )
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+EVALUATION_SCHEMA = "modelassay.probe-eval/1"
+SWEEP_SCHEMA = "modelassay.probe-sweep/1"
+MOST_SOURCES = 8  # in a terminal
+
+
+@dataclass(frozen=True)
+class Evaluation(Report):
+    """How a probe does on data that it was not fitted on (which is for the caller to see to)."""
+
+    probe: str
+    model: str
+    at: At
+    metrics: BinaryMetrics
+    block_rate: float
+    """Share of safe rows at or above the probe's own threshold; of responses, at any moment."""
+    block_interval: tuple[float, float]
+    detected_rate: float
+    """Share of unsafe rows there."""
+    detected_interval: tuple[float, float]
+    by_source: dict[str, dict[str, Any]]
+    """AUROC of each source's rows against the other class of all sources, worst first."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, the metrics at the top; schema `modelassay.probe-eval/1`."""
+        own = {key: value for key, value in asdict(self).items() if key != "metrics"}
+        return {"schema": EVALUATION_SCHEMA, **self.metrics.to_dict(), **own}
+
+    def sections(self) -> list[Section]:
+        """Scores on all rows, and the AUROC source by source."""
+        m = self.metrics
+        rates = [
+            (f"TPR at {float(rate):.1%} FPR", share_text(tpr)) for rate, tpr in m.tpr_at_fpr.items()
+        ]
+        return [
+            Section(
+                "metrics",
+                f"{self.probe} at the {self.at} of {self.model}",
+                facts=[
+                    ("rows", f"{m.n}, of {m.n_prompts} prompts"),
+                    ("AUROC", with_interval(m.auroc, m.interval, ".3f")),
+                    *rates,
+                    ("calibration error", f"{m.calibration_error:.3f}"),
+                    (
+                        "at its own threshold",
+                        f"{with_interval(self.detected_rate, self.detected_interval)} of unsafe and"
+                        f" {with_interval(self.block_rate, self.block_interval)} of safe rows",
+                    ),
+                ],
+            ),
+            Section(
+                "sources",
+                "source by source",
+                table=Table(
+                    columns("source", "AUROC (95%)", "n", right=(1, 2)),
+                    [
+                        (source, with_interval(row["auroc"], row["interval"], ".3f"), str(row["n"]))
+                        for source, row in self.by_source.items()
+                    ],
+                    records=self._records,
+                    most=MOST_SOURCES,
+                ),
+                chart=self._chart,
+            ),
+        ]
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "source": source,
+                "auroc": row["auroc"],
+                "low": row["interval"][0],
+                "high": row["interval"][1],
+                "n": row["n"],
+            }
+            for source, row in self.by_source.items()
+        ]
+
+    def _chart(self) -> Figure:
+        """AUROC of each source with its interval."""
+        figure = new_figure("The probe, source by source", "AUROC", "")
+        rows = list(self.by_source.values())
+        values = [row["auroc"] for row in rows]
+        figure.add_scatter(
+            x=values,
+            y=list(self.by_source),
+            mode="markers",
+            marker={"color": PALETTE[0], "size": 9},
+            error_x=error_bars(values, [row["interval"] for row in rows]),
+        )
+        figure.add_vline(x=0.5, line=LINE)
+        figure.update_yaxes(type="category", autorange="reversed", automargin=True)
+        figure.update_layout(height=200 + 22 * len(rows), showlegend=False)
+        return figure
+
+
+@dataclass(frozen=True)
+class LayerScore:
+    """One row of a sweep."""
+
+    layer: int
+    metrics: BinaryMetrics
+
+
+@dataclass(frozen=True)
+class Sweep(Report):
+    """A probe of every single layer, scored on prompts that it was not fitted on."""
+
+    layers: tuple[LayerScore, ...]
+
+    @property
+    def best(self) -> LayerScore:
+        """The layer whose probe has the highest AUROC."""
+        return max(self.layers, key=lambda each: each.metrics.auroc)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, schema `modelassay.probe-sweep/1`."""
+        rows = [{"layer": each.layer, **each.metrics.to_dict()} for each in self.layers]
+        return {"schema": SWEEP_SCHEMA, "layers": rows}
+
+    def sections(self) -> list[Section]:
+        """One row a layer, the best one pointed out."""
+        rows = [
+            (
+                str(each.layer),
+                with_interval(m.auroc, m.interval, ".3f"),
+                share_text(m.tpr_at_fpr["0.01"]),
+                f"{m.calibration_error:.3f}",
+            )
+            for each in self.layers
+            for m in (each.metrics,)
+        ]
+        names = ("layer", "AUROC (95%)", "TPR at 1% FPR", "calibration error")
+        table = Table(
+            columns(*names, right=range(4)),
+            rows,
+            records=self._records,
+            best=self.layers.index(self.best),
+        )
+        return [Section("layers", "probe of each layer", table=table, chart=self._chart)]
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "layer": each.layer,
+                "auroc": each.metrics.auroc,
+                "low": each.metrics.interval[0],
+                "high": each.metrics.interval[1],
+                "tpr_at_1_percent_fpr": each.metrics.tpr_at_fpr["0.01"],
+                "calibration_error": each.metrics.calibration_error,
+            }
+            for each in self.layers
+        ]
+
+    def _chart(self) -> Figure:
+        """Held-out AUROC of a probe of each layer, with its interval."""
+        figure = new_figure("Probe of each layer, held-out prompts", "layer", "AUROC")
+        values = [each.metrics.auroc for each in self.layers]
+        figure.add_scatter(
+            x=[each.layer for each in self.layers],
+            y=values,
+            name="AUROC",
+            line={"color": PALETTE[0], "width": 2.5},
+            error_y=error_bars(values, [each.metrics.interval for each in self.layers]),
+        )
+        figure.add_hline(y=0.5, line=LINE)
+        return figure
 
 
 def evaluate_probe(
@@ -50,38 +222,40 @@ def evaluate_probe(
     risks = span_risks(spans, [head], np.zeros(len(rows), dtype=int))
     unsafe = np.array([row.unsafe for row in rows])
     groups = prompt_groups([row.prompt for row in rows])
-    blocked = risks.highest >= head.block
-    n_safe, n_unsafe = int((~unsafe).sum()), int(unsafe.sum())
-    k_safe, k_unsafe = int(blocked[~unsafe].sum()), int(blocked[unsafe].sum())
+    sources = np.array([row.source for row in rows])
+    by_source = {
+        source: found.model_dump(exclude={"unsafe"})
+        for source in dict.fromkeys(sources.tolist())
+        if (found := source_metrics(risks.final, sources == source, unsafe, groups))
+    }
     return Evaluation(
         probe=probe.name,
         model=model.info.id,
         at=at,
         metrics=binary_metrics(risks.final, unsafe, groups),
-        block_rate=k_safe / n_safe,
-        block_interval=wilson_interval(k_safe, n_safe),
-        detected_rate=k_unsafe / n_unsafe,
-        detected_interval=wilson_interval(k_unsafe, n_unsafe),
-        by_source=_by_source(risks.final, rows, unsafe, groups),
+        **block_rates(risks.highest >= head.block, unsafe),
+        by_source=dict(sorted(by_source.items(), key=lambda item: item[1]["auroc"])),
     )
 
 
-def _by_source(
-    risk: np.ndarray, rows: Sequence[LabelledExchange], unsafe: np.ndarray, groups: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    sources = np.array([row.source for row in rows])
-    found: dict[str, dict[str, Any]] = {}
-    for source in dict.fromkeys(sources.tolist()):
-        own = sources == source
-        both = len(set(unsafe[own].tolist())) == 2
-        use = own if both else own | (unsafe != unsafe[own][0])
-        score, truth, group = risk[use], unsafe[use], groups[use]
-        interval = cluster_interval(
-            lambda i, s=score, t=truth: rank_auroc(s[i], t[i]), truth, group
-        )
-        found[source] = {
-            "auroc": rank_auroc(score, truth),
-            "interval": interval,
-            "n": int(own.sum()),
-        }
-    return dict(sorted(found.items(), key=lambda item: item[1]["auroc"]))
+def source_metrics(
+    score: np.ndarray, own: np.ndarray, unsafe: np.ndarray, groups: np.ndarray
+) -> SourceMetrics | None:
+    """How well a source's rows are told from the other class; None where there is no other.
+
+    Args:
+        score: float [row], NaN where there is none.
+        own: bool [row], the rows of the source. If all are of one class, the other class is that of
+            the other sources.
+        unsafe: bool [row].
+        groups: int [row], equal for near-duplicate prompts.
+    """
+    scored = ~np.isnan(score)
+    own = own & scored
+    classes = set(unsafe[own].tolist())
+    one = classes.pop() if len(classes) == 1 else None
+    use = own if one is None else own | (scored & (unsafe != one))
+    if len(set(unsafe[use].tolist())) < 2:
+        return None
+    value, interval = rank_auroc_interval(score[use], unsafe[use], groups[use])
+    return SourceMetrics(auroc=value, interval=interval, n=int(own.sum()), unsafe=one)

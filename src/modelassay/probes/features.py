@@ -52,8 +52,6 @@ class Features:
     layers: tuple[int, ...]
     row: np.ndarray
     """For each sample, the index of its exchange."""
-    length: np.ndarray
-    """Tokens of the response that were read; 0 at the prompt."""
     last: np.ndarray
     """Whether this is the longest sample of its exchange."""
 
@@ -154,7 +152,6 @@ def _read(
         values=torch.stack([sample for i in range(len(encoded)) for sample in samples[i]]),
         layers=layers,
         row=row,
-        length=np.concatenate(lengths) if at == "answer" else np.zeros(len(row), dtype=int),
         last=np.append(row[1:] != row[:-1], True),
     )
 
@@ -211,14 +208,8 @@ def _load(path: Path) -> Features | None:
     try:
         kept = load_file(path)
         path.touch()  # the oldest are removed first
-        numbers = {name: kept[name].numpy() for name in ("layers", "row", "length", "last")}
-        return Features(
-            kept["values"],
-            tuple(numbers["layers"].tolist()),
-            numbers["row"],
-            numbers["length"],
-            numbers["last"].astype(bool),
-        )
+        layers = tuple(kept["layers"].tolist())
+        return Features(kept["values"], layers, kept["row"].numpy(), kept["last"].numpy())
     except (OSError, SafetensorError, KeyError):
         return None  # not there, or left damaged by a full disk: read again
 
@@ -231,7 +222,6 @@ def _save(features: Features, path: Path) -> None:
         "values": features.values.contiguous(),
         "layers": torch.tensor(features.layers),
         "row": torch.from_numpy(features.row),
-        "length": torch.from_numpy(features.length),
         "last": torch.from_numpy(features.last),
     }
     try:

@@ -25,8 +25,7 @@ from modelassay.files.records import Count, LayerIndex, Line, Name, Record, Sha2
 from modelassay.hub import Commit
 from modelassay.models import LoadedModel
 from modelassay.models.identity import ModelIdentity, hash_file, states
-from modelassay.probes.head import Head
-from modelassay.probes.thresholds import BLOCK_RATE
+from modelassay.probes.head import BLOCK_RATE, Head
 from modelassay.report.text import with_interval
 
 log = logging.getLogger(__name__)

@@ -30,6 +30,7 @@ from modelassay.data.training_data import prompt_head_rows
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel
+from modelassay.probes.evaluating import LayerScore, Sweep, source_metrics
 from modelassay.probes.features import (
     MAX_RESPONSE_TOKENS,
     POOLINGS,
@@ -45,7 +46,15 @@ from modelassay.probes.fitting import (
     fit_calibrated,
     leave_one_source_out,
 )
-from modelassay.probes.head import Head, Pooling
+from modelassay.probes.head import (
+    Head,
+    Pooling,
+    SpanRisks,
+    block_rates,
+    choose_thresholds,
+    reached_thresholds,
+    span_risks,
+)
 from modelassay.probes.record import (
     STATED,
     HeadRecord,
@@ -54,19 +63,9 @@ from modelassay.probes.record import (
     SourceMetrics,
     TrainedOn,
 )
-from modelassay.probes.report import LayerScore, Sweep
-from modelassay.probes.thresholds import (
-    SpanRisks,
-    choose_thresholds,
-    reached_thresholds,
-    span_risks,
-)
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.statistics import (
     binary_metrics,
-    cluster_interval,
-    rank_auroc,
-    wilson_interval,
 )
 
 Array = np.ndarray
@@ -167,9 +166,7 @@ def train_head(
 
     risks = risks or span_risks(spans, [head(readout) for readout in fit.folds], fold)
     served = head(fit.readout, *choose_thresholds(risks.highest[~unsafe]))
-    reached = reached_thresholds(risks.highest, unsafe, fold)
-    k_safe, k_unsafe = int(reached.blocked[~unsafe].sum()), int(reached.blocked[unsafe].sum())
-    n_safe, n_unsafe = int((~unsafe).sum()), int(unsafe.sum())
+    paused, blocked = reached_thresholds(risks.highest, unsafe, fold)
     record = HeadRecord.model_validate(
         {
             "kind": kind,
@@ -178,12 +175,9 @@ def train_head(
             "bias": served.bias,
             "pause": served.pause,
             "block": served.block,
-            "block_rate": k_safe / n_safe,
-            "block_interval": wilson_interval(k_safe, n_safe),
-            "pause_rate": float(reached.paused[~unsafe].mean()),
-            "detected_rate": k_unsafe / n_unsafe,
-            "detected_interval": wilson_interval(k_unsafe, n_unsafe),
-            "held_rate": float(reached.paused[unsafe].mean()),
+            **block_rates(blocked, unsafe),
+            "pause_rate": float(paused[~unsafe].mean()),
+            "held_rate": float(paused[unsafe].mean()),
             "metrics": binary_metrics(risks.final, unsafe, groups).to_dict(),
             "left_out": left_out,
             "trained_on": _trained_on(rows),
@@ -267,24 +261,12 @@ def _left_out(
     sources = np.array([row.source for row in rows])
     if len(set(sources)) < 3:
         return {}
-    found = {}
-    for source, scores in leave_one_source_out(x, unsafe, groups, sources, fitter).items():
-        own = (sources == source) & ~np.isnan(scores)
-        kinds = set(unsafe[own].tolist())
-        one = kinds.pop() if len(kinds) == 1 else None
-        # Of a source with one class, the other class is that of held-out prompts of other sources.
-        rest = ~np.isnan(scores) & (sources != source) & (unsafe == (not one))
-        use = own if one is None else own | rest
-        if len(set(unsafe[use].tolist())) < 2:
-            continue
-        score, truth, group = scores[use], unsafe[use], groups[use]
-        interval = cluster_interval(
-            lambda i, s=score, t=truth: rank_auroc(s[i], t[i]), truth, group
-        )
-        found[source] = SourceMetrics(
-            auroc=rank_auroc(score, truth), interval=interval, n=int(own.sum()), unsafe=one
-        )
-    return found
+    left_out = leave_one_source_out(x, unsafe, groups, sources, fitter)
+    return {
+        source: found
+        for source, scores in left_out.items()
+        if (found := source_metrics(scores, sources == source, unsafe, groups))
+    }
 
 
 def _trained_on(rows: Sequence[LabelledExchange]) -> TrainedOn:

@@ -102,10 +102,8 @@ def greedy_config(model: LoadedModel, max_new_tokens: int) -> Any:
     """The `GenerationConfig` of greedy responses without the checkpoint's sampling settings."""
     from transformers import GenerationConfig
 
-    own = model.network.generation_config
-    end = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
-    ends = end if isinstance(end, list) else [end]
-    pad = model.tokenizer.pad_token_id
+    ends = end_tokens(model)
+    pad_token = model.tokenizer.pad_token_id
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         # What is not set here is taken from the checkpoint's own settings.
@@ -118,9 +116,16 @@ def greedy_config(model: LoadedModel, max_new_tokens: int) -> Any:
         no_repeat_ngram_size=0,
         min_length=0,
         use_cache=True,
-        eos_token_id=end,
-        pad_token_id=pad if pad is not None else (ends[0] if ends[0] is not None else 0),
+        eos_token_id=ends or None,
+        pad_token_id=pad_token if pad_token is not None else (ends or [0])[0],
     )
+
+
+def end_tokens(model: LoadedModel) -> list[int]:
+    """Tokens that end a response."""
+    own = model.network.generation_config.eos_token_id
+    ends = own if own is not None else model.tokenizer.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def kept_responses(
