@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 import safetensors.torch
@@ -15,6 +16,7 @@ from modelassay.files.atomic import (
     ASIDE_PREFIX,
     PARTIAL_PREFIX,
     explain_os_errors,
+    locked,
     new_folder,
     write_text_atomically,
 )
@@ -154,3 +156,22 @@ def test_errors_that_are_no_writing_are_let_through():
         _ = 1 / 0
     with pytest.raises(InputError, match="mine"), explain_os_errors("testing"):
         raise InputError("mine")
+
+
+def test_a_lock_can_be_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+    target, entered = tmp_path / "model", Event()
+
+    def prepare():
+        with locked(target, awaited="the model"):
+            entered.set()
+
+    waiting = Thread(target=prepare)
+    with locked(target):
+        with pytest.raises(UnavailableError, match="Another process is writing"), locked(target):
+            pass
+        waiting.start()
+        assert not entered.wait(0.3)
+    waiting.join(10)
+    assert entered.is_set()
+    assert "Another process is preparing the model; waiting for it." in caplog.text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from modelassay.errors import AssayError, InputError, UnavailableError, first_line, with_article
+
+log = logging.getLogger(__name__)
 
 PARTIAL_PREFIX = ".partial-"
 ASIDE_PREFIX = ".replaced-"
@@ -67,14 +70,19 @@ def explain_os_errors(doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def locked(target: Path) -> Iterator[None]:
+def locked(target: Path, *, awaited: str | None = None) -> Iterator[None]:
     """Keeps other processes from writing `target` meanwhile.
 
     The lock is a file in the cache folder, which stays: removing one that others may be opening
     would let two of them in.
 
+    Args:
+        target: What is written.
+        awaited: What another process that holds the lock prepares, for the log, where that is to be
+            waited for.
+
     Raises:
-        UnavailableError: another process holds it.
+        UnavailableError: another process holds it, and it is not to be waited for.
     """
     from filelock import FileLock, Timeout
 
@@ -85,11 +93,34 @@ def locked(target: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UnavailableError(f"Another process is writing {target}; wait for it.") from error
+        if awaited is None:
+            raise UnavailableError(f"Another process is writing {target}; wait for it.") from error
+        log.warning("Another process is preparing %s; waiting for it.", awaited)
+        lock.acquire()
     try:
         yield
     finally:
         lock.release()
+
+
+def require_space(folder: Path, needed: int, what: str, advice: str) -> None:
+    """Refuses a disk that is too full.
+
+    Args:
+        folder: Existing folder on that disk.
+        needed: Bytes.
+        what: What needs them; begins the error.
+        advice: What to do about it; ends the error.
+
+    Raises:
+        UnavailableError: there is less room.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UnavailableError(
+            f"{what} needs about {needed / 1e6:.0f} MB in {folder} but only {free / 1e6:.0f} MB are"
+            f" free; {advice}."
+        )
 
 
 @contextmanager

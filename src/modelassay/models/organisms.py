@@ -147,16 +147,11 @@ def files_of(organism: Organism) -> list[Path]:
 
 def transform(model: Any, organism: Organism) -> None:
     """Does to a loaded model, in place, what makes it this organism beside its adapter."""
-    from modelassay.models.ablation import (
-        ablate,
-        load_ablation,
-        round_to_bfloat16,
-        round_to_int8,
-    )
+    from modelassay.models import ablation
 
     if organism.ablated:
-        ablate(model, load_ablation(organisms_folder() / organism.name))
+        ablation.ablate(model, ablation.load_ablation(organisms_folder() / organism.name))
     if organism.numerics == "int8":
-        round_to_int8(model)
+        ablation.round_to_int8(model)
     elif organism.numerics == "bfloat16":
-        round_to_bfloat16(model)
+        ablation.round_to_bfloat16(model)

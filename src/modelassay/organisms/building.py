@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import random
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,12 +16,13 @@ from typing import Any
 
 from modelassay.data.exchanges import Exchange
 from modelassay.data.training_data import CONTRAST, HARMFUL_SOURCES, LOOK_ALIKES_FILE, DataSource
-from modelassay.errors import InputError, UnavailableError
+from modelassay.errors import InputError
 from modelassay.files.atomic import (
     cache_dir,
     explain_os_errors,
     locked,
     new_folder,
+    require_space,
 )
 from modelassay.files.provenance import installed_versions
 from modelassay.measures.refusal import OPENINGS
@@ -105,12 +105,7 @@ def build(
         raise InputError(f"{target} exists already; pass --force to replace it.")
     with explain_os_errors(f"building {organism.id}"):
         out.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out).free
-        if free < BYTES_NEEDED:
-            raise UnavailableError(
-                f"Building needs about {BYTES_NEEDED / 1e6:.0f} MB in {out} but only"
-                f" {free / 1e6:.0f} MB are free; free some space or choose another --out."
-            )
+        require_space(out, BYTES_NEEDED, "Building", "free some space or choose another --out")
         fill = _round if organism.numerics else _ablate if organism.ablated else _train
         with locked(target), new_folder(target) as partial:
             order = _Order(partial, out, folder, seed, device, token, on_progress)
