@@ -8,6 +8,7 @@ from scipy.sparse import csc_matrix
 from sklearn.metrics import roc_auc_score
 
 from modelassay import statistics as s
+from modelassay.statistics import binary_metrics, threshold_at, tpr_at
 
 
 def samples(seed: int, ties: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -102,3 +103,37 @@ def test_sign_flips_are_uniform_under_the_null():
     assert s.benjamini_hochberg(np.array([0.01, 0.02, 0.5])).tolist() == pytest.approx(
         [0.03, 0.03, 0.5]
     )
+
+
+def test_metrics_of_a_case_worked_by_hand():
+    positive = np.array([True] * 4 + [False] * 4)
+    risk = np.array([0.9, 0.8, 0.7, 0.2, 0.6, 0.3, 0.1, 0.1])
+    metrics = binary_metrics(risk, positive, np.arange(8))
+    assert metrics.auroc == pytest.approx(14 / 16)
+    assert metrics.interval[0] <= metrics.auroc <= metrics.interval[1]
+    assert metrics.tpr_at_fpr == {"0.01": None, "0.001": None}  # four negatives cannot tell
+    assert tpr_at(risk, positive, 0.0) == 0.75
+    assert tpr_at(risk, positive, 0.5) == 1.0
+    assert threshold_at(risk[4:], 0.0) > 0.6
+
+
+def test_threshold_never_exceeds_its_rate():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        negatives = rng.choice(np.linspace(0, 1, 7), size=rng.integers(1, 300))
+        for rate in (0.0, 0.01, 0.1):
+            assert (negatives >= threshold_at(negatives, rate)).mean() <= rate
+
+
+def test_intervals_count_prompts_not_rows():
+    """A hundred copies of ten prompts tell no more than ten prompts do."""
+    rng = np.random.default_rng(1)
+    positive = np.repeat([True, False], 10)
+    risk = rng.random(20) + 0.3 * positive
+    few = binary_metrics(risk, positive, np.arange(20)).interval
+    many = binary_metrics(
+        np.repeat(risk, 100), np.repeat(positive, 100), np.repeat(np.arange(20), 100)
+    )
+    assert many.n == 2000
+    assert many.n_prompts == 20
+    assert many.interval == pytest.approx(few, abs=0.02)

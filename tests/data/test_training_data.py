@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from loopback_hub import LoopbackHub
+from modelassay.data.concepts import load_concepts, load_prompts
+from modelassay.data.training_data import advice_prompts, project_prompts, scores_a_model
+from modelassay.models import organisms as registry
 
 READ_ALL = """
 import json
@@ -150,3 +153,15 @@ def test_mixtures_from_the_hub(tmp_path):
         assert outs[data].is_file() == (code == 0)
         assert len(told) == (code != 0)
         assert all(words in line for line in told)
+
+
+def test_advice_teaches_the_prompt_head_only_and_scores_nothing():
+    rows = list(advice_prompts())
+    texts = [text for text, _, _ in rows]
+    assert len(set(texts)) == len(texts)
+    assert not set(texts) & {text for text, _, _ in project_prompts()}
+    assert [text for text in texts if scores_a_model(text)] == []
+    alone = load_prompts(registry.shipped_folder() / "advice.yaml").texts
+    pairs = load_concepts(registry.shipped_folder() / "advice_pairs.yaml")["advice"].pairs
+    assert len(rows) == len(alone) + 2 * len(pairs)
+    assert {text for text, unsafe, _ in rows if unsafe} == {pair.positive for pair in pairs}

@@ -13,49 +13,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
+from guarding import OPEN, Judge, generated, text_of
 from modelassay.errors import InputError
-from modelassay.guard import Guard, Policy, Sampling, Thresholds
+from modelassay.guard import Guard, Thresholds
 from modelassay.guard import streaming as streaming_module
-from modelassay.guard.decoding import IncrementalText, StopStrings
 from modelassay.guard.streaming import stream_unguarded
 from modelassay.probes import HeadReader
 from modelassay.reading.prompts import encode_chat, encode_response
 from tiny import FAMILIES, probe_for
 
-OPEN = Thresholds(0.999999, 1.0)
-
-
-class Judge:
-    """A classifier that says what it is told."""
-
-    threshold = 0.5
-
-    def __init__(self, unsafe=0.0):
-        self.unsafe = unsafe
-        self.asked = []
-
-    def predict(self, exchanges):
-        self.asked += exchanges
-        if isinstance(self.unsafe, Exception):
-            raise self.unsafe
-        if callable(self.unsafe):
-            return self.unsafe()
-        return np.array([[1 - self.unsafe, 0.0, self.unsafe]], dtype=np.float32)
-
-
-def text_of(events):
-    return "".join(event.text for event in events)
-
-
-def generated(model, prompt, n):
-    """What transformers' own greedy generation gives."""
-    ids = torch.tensor([encode_chat(model, [{"role": "user", "content": prompt}])])
-    with torch.inference_mode():
-        out = model.network.generate(input_ids=ids, max_new_tokens=n, do_sample=False)
-    return out[0, ids.shape[1] :].tolist()
+NAN = np.array([[np.nan] * 3])
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -130,57 +98,6 @@ def test_the_reader_gives_the_same_risk_in_pieces(tiny):
     assert HeadReader(attention).read({1: states}) == pytest.approx(direct, abs=1e-5)
 
 
-# --- what may be shown --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(300))
-def test_nothing_is_shown_that_no_verdict_covers(seed):
-    """Over random risks and classifiers: a refused answer has shown no token from the first that
-    reached the block threshold on, nor any that was held when the classifier condemned it."""
-    draw = random.Random(seed)  # noqa: S311
-    pause = draw.uniform(0.05, 0.9)
-    thresholds = Thresholds(pause, draw.uniform(pause, 1.0))
-    can_escalate = draw.random() < 0.6
-    policy = Policy(thresholds, can_escalate=can_escalate)
-    policy.paused = draw.random() < 0.3
-    covered = 0
-    may_show = 0
-    for n in range(1, draw.randint(2, 80)):
-        risk = (
-            draw.choice([draw.random(), draw.random() * pause, float("nan")])
-            if draw.random() < 0.97
-            else 1.0
-        )
-        ruling = policy.judge(risk)
-        if not risk < thresholds.block:
-            assert ruling.action == "refuse"  # no smoothing delays a jump
-        if ruling.action == "refuse":
-            assert ruling.covered == covered < n
-            break
-        if ruling.action == "continue":
-            assert risk < thresholds.pause
-            may_show = n
-        else:
-            assert ruling.covered == covered
-        if ruling.action == "escalate":
-            assert can_escalate
-            if draw.random() < 0.3:
-                ruling = policy.condemned()
-                assert ruling.covered == covered
-                assert policy.judge(0.0).action == "refuse"
-                break
-            ruling = policy.cleared()
-            may_show = n
-        covered = ruling.covered
-        assert covered == may_show  # what a low risk or the classifier let through, no token more
-    final = policy.finish()
-    if final.action == "escalate":
-        assert can_escalate
-    elif final.action == "stop":
-        assert final.covered == policy.scored
-    assert final.covered == covered
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_a_stream_leaks_nothing(tiny, seed, monkeypatch):
     """Random risks through the real stream: what was shown before a refusal was covered."""
@@ -218,17 +135,6 @@ def test_the_first_text_comes_one_token_late(tiny):
     assert events[1].index == 1
 
 
-def test_a_pause_holds_and_resumes():
-    policy = Policy(Thresholds(0.5, 0.9))
-    rulings = [policy.judge(risk) for risk in (0.1, 0.6, 0.1, 0.1, 0.1)]
-    assert [r.action for r in rulings] == ["continue", "pause", "continue", "continue", "continue"]
-    assert [r.covered for r in rulings] == [1, 1, 3, 4, 5]
-    high = Policy(Thresholds(0.5, 0.9))
-    actions = [high.judge(risk).action for risk in (0.85, 0.45, 0.45, 0.1, 0.1, 0.1, 0.1, 0.1)]
-    assert actions[:3] == ["pause"] * 3  # between resume and pause it stays as it was
-    assert actions[-1] == "continue"
-
-
 def test_what_is_held_at_the_end_is_refused_without_a_classifier(tiny, monkeypatch):
     monkeypatch.setattr(HeadReader, "read", lambda _self, _states: 0.6)
     guard = Guard(tiny(), probe_for(tiny(), pause=0.5, block=0.9))
@@ -238,9 +144,6 @@ def test_what_is_held_at_the_end_is_refused_without_a_classifier(tiny, monkeypat
     events = list(Guard(tiny(), guard.probe, judge).stream("Hi", max_new_tokens=5))
     assert events[-1].reason == "length"
     assert len(judge.asked) == 1
-
-
-NAN = np.array([[np.nan] * 3])
 
 
 @pytest.mark.parametrize(
@@ -274,59 +177,6 @@ def test_states_that_are_no_numbers_are_as_risky_as_can_be(tiny):
     assert HeadReader(head).read(dict.fromkeys(head.layers, states)) == 1.0
 
 
-# --- text ---------------------------------------------------------------------------------------
-
-
-def metaspace_tokenizer():
-    """As SentencePiece does it: a mark for spaces, byte tokens for what has no token."""
-    pieces = ["<unk>", "▁", "▁hello", "▁world", "h", "é", *(f"<0x{b:02X}>" for b in range(256))]
-    backend = Tokenizer(
-        models.BPE({p: i for i, p in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True)
-    )
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
-
-
-@pytest.mark.parametrize(
-    "text", ["hello world", "你好，世界", "naïve café 👩‍👩‍👧 ok", "  two  spaces\n\ttab", "🙂"]
-)
-@pytest.mark.parametrize("kind", ["bytes", "metaspace"])
-def test_pieces_join_to_the_whole(tiny, text, kind):
-    tokenizer = tiny().tokenizer if kind == "bytes" else metaspace_tokenizer()
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    pieces = IncrementalText(tokenizer)
-    parts = [pieces.push(token) for token in ids] + [pieces.flush()]
-    assert "".join(parts) == tokenizer.decode(ids, skip_special_tokens=True)
-    assert not any("\ufffd" in part for part in parts)
-
-
-def test_an_unfinished_character_is_not_shown(tiny):
-    ids = tiny().tokenizer("ab🙂", add_special_tokens=False)["input_ids"][:-1]
-    pieces = IncrementalText(tiny().tokenizer)
-    assert "".join([*(pieces.push(i) for i in ids), pieces.flush()]) == "ab"
-
-
-def test_stop_strings_are_never_shown_in_part():
-    for cut in range(1, 8):
-        stops = StopStrings(["\n\nUser:", "END"])
-        whole = "Some text.\n\nUser: more"
-        parts = [stops.push(whole[i : i + cut]) for i in range(0, len(whole), cut)]
-        assert "".join(parts) == "Some text."
-        assert stops.found
-    stops = StopStrings(["END"])
-    assert stops.push("an EN") + stops.push("D") == "an "
-    stops = StopStrings(["END"])
-    assert stops.push("an EN") + stops.flush() == "an EN"
-
-
 def test_stop_string_ends_the_answer(tiny):
     model = tiny()
     whole = model.tokenizer.decode(generated(model, "Hello", 20), skip_special_tokens=True)
@@ -353,9 +203,6 @@ def test_a_stop_string_ends_an_answer_that_is_held_back(tiny, monkeypatch):
     assert events[-1].index == free[-1].index
     assert text_of(events) == text_of(free) == whole[: whole.index(stop)]
     assert judge.asked == [("Hello", whole[: whole.index(stop)])]
-
-
-# --- many users, and those who leave -------------------------------------------------------------
 
 
 def test_32_conversations_stay_separate(tiny):
@@ -441,24 +288,6 @@ def test_leaving_ends_generation_and_frees_memory(tiny, monkeypatch):
     assert events[-1].index == 2
 
 
-def test_sampling_is_repeatable_and_bounded(tiny):
-    guard = Guard(tiny(), probe_for(tiny()))
-
-    def response(**settings):
-        sampling = Sampling(temperature=1.5, **settings)
-        return text_of(guard.stream("Hi", max_new_tokens=15, sampling=sampling, thresholds=OPEN))
-
-    assert response(seed=1) == response(seed=1) != response(seed=2)
-    greedy = text_of(guard.stream("Hi", max_new_tokens=15, thresholds=OPEN))
-    assert response(seed=3, top_k=1) == greedy
-    for bad in ({"top_p": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}):
-        with pytest.raises(InputError):
-            Sampling(**bad)
-
-
-# --- bad input ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
@@ -506,14 +335,6 @@ def test_a_finished_exchange_is_cleaned_as_a_conversation_is(tiny):
     assert guard.score("a", evil)["answer"] is not None
     with pytest.raises(InputError, match="empty"):
         guard.score(" \ud800", "x")
-
-
-@pytest.mark.parametrize(
-    "pair", [(0.9, 0.5), (0.0, 0.5), (0.5, 1.1), (float("nan"), 0.5), (-1, 0.2)]
-)
-def test_thresholds_out_of_order(pair):
-    with pytest.raises(InputError, match="pause <= block"):
-        Thresholds(*pair)
 
 
 def test_a_guard_refuses_a_probe_of_another_model(tiny):

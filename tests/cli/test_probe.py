@@ -1,0 +1,120 @@
+"""`modelassay probe`: train, eval, list, sweep."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from modelassay.cli.main import run
+from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE
+from outputs import one_line
+from probe_rows import exchanges, write
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MODELASSAY_PROBES", str(tmp_path / "store"))
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_train_eval_info_list_sweep(tiny_folder, tmp_path, capfd):
+    model, data = str(tiny_folder()), write(tmp_path / "rows.jsonl", exchanges())
+    args = ["probe", "train", model, "--data", data, "--name", "mine", "--layers", "1,3", "-q"]
+    assert run(args) == 0
+    out = capfd.readouterr().out
+    assert "AUROC" in out
+    assert out.strip().endswith("mine")
+    assert run([*args]) == EXIT_BAD_INPUT
+    assert "--force" in one_line(capfd.readouterr().err)
+    for at in ("prompt", "answer"):
+        assert (
+            run(
+                [
+                    "probe",
+                    "eval",
+                    "mine",
+                    "--model",
+                    model,
+                    "--data",
+                    data,
+                    "--at",
+                    at,
+                    "--json",
+                    "-q",
+                ]
+            )
+            == 0
+        )
+        values = json.loads(capfd.readouterr().out)
+        assert values["auroc"] > 0.9
+        assert values["n"] == 60
+        assert set(values) >= {
+            "interval",
+            "tpr_at_fpr",
+            "calibration_error",
+            "by_source",
+            "block_rate",
+        }
+    assert run(["probe", "eval", model, "--data", data, "-q"]) == 0
+    assert "AUROC" in capfd.readouterr().out
+    assert run(["probe", "info", "mine", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["heads"]["prompt"]["layers"] == [1, 3]
+    assert run(["probe", "info", "mine"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if "ranks worst" in line)
+    listed = [line for line in lines[first + 1 :] if line.startswith("  without ")][:3]
+    scores = [float(line.split("AUROC ")[1].split()[0]) for line in listed]
+    assert len(scores) > 1
+    assert scores == sorted(scores)
+    assert run(["probe", "list"]) == 0
+    assert "mine (local)" in capfd.readouterr().out
+    page = tmp_path / "sweep.html"
+    assert run(["probe", "sweep", model, "--data", data, "--html", str(page), "-q"]) == 0
+    assert "layer" in capfd.readouterr().out
+    assert "plotly" in page.read_text()
+
+
+GOOD = '{"prompt": "a", "response": "b", "label": 1}'
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "{model}"], "--data"),
+        (["train", "{model}", "--data", "{bad}"], "Row 2"),
+        (["train", "{model}", "--data", "{safe}"], "unsafe"),
+        (["train", "{model}", "--data", "{few}"], "distinct prompts"),
+        (["train", "{model}", "--data", "{good}", "--layers", "1,99"], "0…4"),
+        (["train", "{model}", "--data", "{good}", "--layers", "x"], "--layers"),
+        (["train", "{model}", "--data", "{good}", "--kind", "magic"], "kind"),
+        (["train", "{model}", "--data", "{good}", "--at", "end"], "--at"),
+        (["train", "{model}", "--data", "{good}", "--kind", "attention", "--layers", "1,3"], "one"),
+        (["train", "{model}", "--data", "/nowhere.jsonl"], "nowhere"),
+        (["train", "{model}", "--folder", "/nowhere"], "nowhere"),
+        (["eval", "{model}", "--data", "{good}"], "no probe"),
+        (["eval", "nothing/such:probe", "--data", "{good}"], "nothing/such"),
+        (["eval", "{model}"], "--data"),
+        (["info", "unknown"], "No probe"),
+        (["info", "/etc"], "holds no probe"),
+        (["pull", "not a reference"], "Hub data set"),
+        (["sweep", "{model}"], "--data"),
+    ],
+)
+def test_bad_input_gets_one_line_and_leaves_nothing(tiny_folder, tmp_path, capfd, args, words):
+    rows = exchanges()
+    places = {
+        "model": str(tiny_folder()),
+        "good": write(tmp_path / "good.jsonl", rows),
+        "safe": write(tmp_path / "safe.jsonl", [replace(row, unsafe=False) for row in rows]),
+        "few": write(tmp_path / "few.jsonl", rows[:6]),
+    }
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(f"{GOOD}\n" + '{"prompt": "a"}\n')
+    places["bad"] = str(bad)
+    code = run(["probe", *(arg.format(**places) for arg in args)])
+    assert code in (EXIT_BAD_INPUT, EXIT_UNAVAILABLE)
+    assert words in capfd.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "store").exists()

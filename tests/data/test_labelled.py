@@ -1,0 +1,134 @@
+"""Labelled exchanges: what a row may say, and which rows stay together."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from modelassay.data.labelled import (
+    LabelledExchange,
+    hold_out,
+    prompt_groups,
+    read_labelled,
+    require_classes,
+    rows_at,
+)
+from modelassay.errors import InputError
+from modelassay.probes.fitting import folds_of
+from probe_rows import WORDS
+
+GOOD = '{"prompt": "a", "response": "b", "label": 1}'
+
+
+@pytest.mark.parametrize(
+    ("label", "unsafe", "name"),
+    [
+        (0, False, None), (1, True, None), (True, True, None), ("0", False, None),
+        ("harmful", True, None), ("Benign", False, None), (1.0, True, None),
+        ("safe_refusal", False, "safe_refusal"), ("unsafe_compliance", True, "unsafe_compliance"),
+    ],
+)  # fmt: skip
+def test_labels(tmp_path, label, unsafe, name):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "response": "b", "label": label}) + "\n")
+    (row,) = read_labelled(path)
+    assert (row.unsafe, row.label, row.source) == (unsafe, name, "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "Row 3 .* not valid JSON"),
+        ("[1]", "Row 3 .* not a JSON object"),
+        ('{"prompt": "a", "response": "b"}', "Row 3 .*label"),
+        ('{"prompt": "a", "response": "b", "label": 2}', "Row 3 .*label"),
+        ('{"prompt": "a", "response": "b", "label": [1]}', "Row 3 .*label"),
+        ('{"prompt": "", "response": "b", "label": 1}', "Row 3 .*prompt"),
+        ('{"prompt": 5, "response": "b", "label": 1}', "Row 3 .*prompt"),
+        ('{"prompt": "a", "response": "", "label": 1}', "Row 3 .*response"),
+        ('{"prompt": "a", "label": 1}', "Row 3 .*response"),
+        ('{"prompt": "a \\ud800", "response": "b", "label": 1}', "Row 3 .*half of a character"),
+        (json.dumps({"prompt": "a" * 300_000, "response": "b", "label": 1}), "Row 3 .*more than"),
+        ("[" * 100_000, "Row 3 .* not valid JSON"),
+    ],
+)
+def test_malformed_rows_are_named(tmp_path, line, words):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{GOOD}\n\n{line}\n{GOOD}\n")
+    with pytest.raises(InputError, match=words):
+        read_labelled(path)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(GOOD.encode() + b"\n\xff\xfe\x00\x01\n")
+    with pytest.raises(InputError, match="Row 2 .* UTF-8"):
+        read_labelled(path)
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(GOOD.encode() * 1000)[:-20])
+    with pytest.raises(InputError):
+        read_labelled(path)
+    (tmp_path / "none.jsonl").write_text("\n")
+    with pytest.raises(InputError, match="no rows"):
+        read_labelled(tmp_path / "none.jsonl")
+
+
+def test_responses_may_be_empty_at_the_prompt(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "label": 1}\n{"prompt": "b", "response": "", "label": 0}\n')
+    assert [row.response for row in read_labelled(path, at="prompt")] == ["", ""]
+
+
+def test_a_missing_class_is_named():
+    with pytest.raises(InputError, match=r"unsafe \(1\)"):
+        require_classes([LabelledExchange("a", "b", False, None, "s")], (True, False), "A probe")
+
+
+def test_near_duplicates_stay_together():
+    prompts = [
+        "How do I bake a chocolate cake for ten people?",
+        "How do I bake a chocolate cake for ten people??",
+        "how do I bake a chocolate cake  for ten people",
+        "What is the tallest mountain in Africa?",
+        "",
+    ]
+    groups = prompt_groups([*prompts, prompts[3]])
+    assert groups[0] == groups[1] == groups[2] != groups[3]
+    assert groups[3] == groups[5] != groups[4]
+    rows = [row for i in range(40) for row in (f"{WORDS[i % 14]} number {i * 7919}",) * 3]
+    groups = prompt_groups(rows)
+    test = hold_out(groups, 0.25)
+    assert not set(groups[test]) & set(groups[~test])
+    assert 0.1 < test.mean() < 0.4
+    unsafe = np.arange(len(rows)) % 2 == 0
+    for train, left in folds_of(unsafe, groups):
+        assert not set(groups[train]) & set(groups[left])
+
+
+def test_at_the_prompt_labels_speak_of_the_prompt(caplog):
+    """An exchange's label says what was answered; a refusal says nothing about what was asked."""
+
+    def row(prompt, label):
+        return LabelledExchange(prompt, "x", label == "unsafe_compliance", label, "s")
+
+    rows = [
+        row("bad", "safe_refusal"),
+        row("bad", "unsafe_compliance"),
+        row("bad", "safe_compliance"),
+        row("good", "safe_compliance"),
+        row("unknown", "safe_refusal"),
+    ]
+    kept = rows_at(rows, "prompt")
+    assert [(each.prompt, each.unsafe) for each in kept] == [("bad", True)] * 3 + [("good", False)]
+    assert "1 rows are left out" in caplog.text
+    assert rows_at(rows, "answer") == rows
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    text = '{"prompt": "a", "response": "b", "label": 0}\n' * 2
+    file.write_text(text, encoding="utf-8-sig")
+    assert len(read_labelled(file)) == 2
