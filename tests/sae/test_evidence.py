@@ -8,7 +8,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 pytest.importorskip("sae_lens")
-from labelled import DEAD, HELD_OUT, ON_X, RANDOM, TEXTS
+from labelled import DEAD, HELD_OUT, ON_X, RANDOM, TEXTS, WIDTH
 from modelassay.sae import label_features
 from modelassay.sae.evidence import Fired, count_predictions, read_features, score_labels
 from modelassay.sae.labelling import Vocabulary

@@ -216,7 +216,7 @@ def show_command(
 ) -> None:
     """Print what an SAE is and how good, or what one of its features is about."""
     from modelassay.sae import find_sae, open_labels
-    from modelassay.sae.lookup import sae_section, feature_section
+    from modelassay.sae.lookup import feature_section, sae_section
 
     sae = find_sae(where, token=token, revision=revision)
     asked = [] if feature is None else [feature]
