@@ -19,7 +19,7 @@ from modelassay.cli.output import LABELS
 from modelassay.diff import Depth, DiffReport, diff, load_suite
 from modelassay.diff.calibrating import add_row
 from modelassay.diff.calibration import CALIBRATIONS
-from modelassay.diff.charts import benign_levels, feature_effects, stream_levels
+from modelassay.diff.report import benign_levels, feature_effects, stream_levels
 from modelassay.errors import InputError
 from modelassay.models import load
 from modelassay.models.ablation import Ablation, ablate

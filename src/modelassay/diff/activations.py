@@ -10,8 +10,7 @@ the logit lens and by a patchscope (Ghandeharioun et al. 2024).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -89,10 +88,6 @@ class ActivationDiff:
     layers: tuple[LayerChange, ...]
     lens: tuple[LensReading, ...]
     n_tokens: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
 
 
 def compare_activations(base: Reading, candidate: Reading) -> tuple[LayerChange, ...]:

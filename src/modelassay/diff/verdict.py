@@ -155,6 +155,12 @@ def measure_streams(
     }
 
 
+def level_in(stream: Stream, value: float, benign: Sequence[float]) -> float:
+    """Distance of a value from the median of benign ones, in units of their spread."""
+    spread = float(np.std(benign, ddof=1)) if len(benign) > 1 else 0.0
+    return (value - float(np.median(benign))) / max(spread, stream.floor)
+
+
 def levels_of(values: Values, benign: Sequence[Values]) -> tuple[Level, ...]:
     """Each stream of a candidate, beside the same of benign fine-tunes."""
     found = []
@@ -163,8 +169,7 @@ def levels_of(values: Values, benign: Sequence[Values]) -> tuple[Level, ...]:
         others = [v for row in benign if (v := row.get(stream.name)) is not None]
         level = None
         if value is not None and others:
-            spread = float(np.std(others, ddof=1)) if len(others) > 1 else 0.0
-            level = (value - float(np.median(others))) / max(spread, stream.floor)
+            level = level_in(stream, value, others)
         found.append(Level(stream.name, value, tuple(others), level, stream.counts))
     return tuple(found)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,3 +43,22 @@ def error_bars(values: Sequence[float], intervals: Sequence[tuple[float, float]]
         "thickness": 1,
         "width": 0,
     }
+
+
+def bars_of_change(figure: Figure, changes: Mapping[Any, float], marked: Collection[Any]) -> None:
+    """Bars of how much the weights of each layer changed.
+
+    Args:
+        figure: Where they are drawn.
+        changes: By layer.
+        marked: Layers whose change has the mark of directional ablation.
+    """
+    for name, colour, layers in (
+        ("changed", PALETTE[0], [layer for layer in changes if layer not in marked]),
+        ("changed as ablation does", PALETTE[1], [layer for layer in changes if layer in marked]),
+    ):
+        if layers:
+            values = [changes[layer] for layer in layers]
+            figure.add_bar(x=layers, y=values, name=name, marker_color=colour)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_layout(showlegend=True)

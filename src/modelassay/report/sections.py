@@ -7,8 +7,8 @@ them are plain: renderers escape what they write, and no markup in them is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from modelassay.errors import InputError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from plotly.graph_objects import Figure
 
+T = TypeVar("T")
 Tone = Literal["good", "warning", "bad", "neutral", "muted"]
 Draw = Callable[[], "Figure | None"]
 """Makes a plotly figure; None where there is nothing to draw."""
@@ -162,6 +163,31 @@ class Report:
 def columns(*names: str, right: Sequence[int] = ()) -> tuple[Column, ...]:
     """Columns of these names; those at the indices `right` hold numbers."""
     return tuple(Column(name, "right" if i in right else "left") for i, name in enumerate(names))
+
+
+def table_of(
+    found: Sequence[T],
+    cells: Sequence[tuple[str | Column, Callable[[T], str]]],
+    *,
+    right: Sequence[int] = (),
+    record: Callable[[Any], Mapping[str, Any]] = asdict,
+    most: int | None = None,
+) -> Table:
+    """A table with one row for each thing that was found.
+
+    Args:
+        found: What the rows are of.
+        cells: Each column, or its name, and how its cells are written.
+        right: As in `columns`.
+        record: Gives the numbers of a row: the fields of a dataclass.
+        most: Rows that a terminal shows; None for all.
+    """
+    shown = [
+        name if isinstance(name, Column) else Column(name, "right" if i in right else "left")
+        for i, (name, _) in enumerate(cells)
+    ]
+    rows = [[write(each) for _, write in cells] for each in found]
+    return Table(tuple(shown), rows, lambda: map(record, found), most=most)
 
 
 def sections_of(report: Report | Iterable[Section]) -> list[Section]:
