@@ -44,7 +44,7 @@ from modelassay.models.organisms import ORGANISMS, organisms_folder
 from modelassay.reading.prompts import encode_prompts
 from modelassay.verify import Baseline, Kind, conclude
 from modelassay.verify.creating import baseline_of
-from modelassay.verify.hashing import hash_model
+from modelassay.verify.files import hash_model
 from modelassay.verify.report import Origin
 
 RESULTS = Path(__file__).parent / "identity.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 
 def plain_line(text: str) -> str:
@@ -52,3 +53,10 @@ def p_text(value: float) -> str:
 def share_text(value: float | None) -> str:
     """A share in percent; None where there was too little to count."""
     return "too few rows to tell" if value is None else f"{value:.1%}"
+
+
+def number_runs(numbers: Sequence[int], to: str) -> list[str]:
+    """Rising numbers with those that follow each other joined, as in `3` and `5 to 9`."""
+    runs = groupby(enumerate(numbers), key=lambda item: item[1] - item[0])
+    ends = [(run[0][1], run[-1][1]) for run in (list(items) for _, items in runs)]
+    return [str(first) if first == last else f"{first}{to}{last}" for first, last in ends]

@@ -1,22 +1,29 @@
-"""What a scan found out, as one frozen value with a versioned form for JSON."""
+"""What a scan found out, as one frozen value: JSON values, sections and charts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelassay.measures.erased_directions import AblationEvidence
 from modelassay.measures.refusal import RefusalEvidence
 from modelassay.measures.separation import Separation
 from modelassay.models import ModelIdentity
+from modelassay.report.charts import LINE, NEGATIVE, NULL, PALETTE, POSITIVE, error_bars, new_figure
 from modelassay.report.json import published
 from modelassay.report.sections import Column, Report, Section, Status, Table, Tone
 from modelassay.report.text import p_text, with_interval
-from modelassay.scan import charts
-from modelassay.scan.verdict import Verdict
+from modelassay.scan.verdict import (
+    SELECTIVITY_PASS,
+    SEPARATION_PASS,
+    SEPARATION_WARNING,
+    Verdict,
+)
 from modelassay.verify.report import VerificationReport
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 SCHEMA = "modelassay.scan/1"
 TONES: dict[str, Tone] = {
@@ -70,7 +77,9 @@ class ScanReport(Report):
             "refusal": {"unscored": self.refusal_unscored}
             if self.refusal is None
             else {**asdict(self.refusal), "n": self.refusal.n},
-            "ablation": _ablation_dict(self.ablation),
+            "ablation": published(
+                _fields(self.ablation), layers="blocks", ratio_by_layer="ratio_by_block"
+            ),
             "compare": None if self.compare is None else self._compare_dict(self.compare),
             "verification": self.verification.to_dict() if self.verification else None,
             "provenance": self.provenance,
@@ -87,7 +96,7 @@ class ScanReport(Report):
                 "concepts",
                 "separation of concepts",
                 table=self._concept_table(),
-                chart=partial(charts.separation_by_layer, self),
+                chart=partial(separation_by_layer, self),
                 note="Separation is scored on pairs that were not used to find the direction or the"
                 " layer. AMS: the number that ams-scanner prints, fitted and scored on the same"
                 " pairs; much of it can be overfitting.",
@@ -101,15 +110,15 @@ class ScanReport(Report):
                 "evidence",
                 "evidence",
                 facts=[*self._refusal_facts(), *self._other_facts()],
-                chart=partial(charts.refusal_rates, self),
+                chart=partial(refusal_rates, self),
             ),
             Section("model", "model", facts=self._model_facts()),
         ]
         for name, result in self.concepts.items():
             s = result.separation
             found += [
-                Section(name, chart=partial(charts.projections, name, s)),
-                Section(f"{name} swaps", chart=partial(charts.null_distribution, name, s)),
+                Section(name, chart=partial(projections, name, s)),
+                Section(f"{name} swaps", chart=partial(null_distribution, name, s)),
             ]
         return found
 
@@ -231,22 +240,97 @@ class ScanReport(Report):
 
 
 def _concept_dict(result: ConceptResult) -> dict[str, Any]:
-    values = asdict(result.separation)
+    values = _fields(result.separation)
     del values["null"]  # thousands of numbers; the report's charts have them
-    values["by_layer"] = _text_keys(values["by_layer"])
-    values["interval_by_layer"] = {
-        str(layer): list(interval)
-        for layer, interval in result.separation.interval_by_layer.items()
-    }
-    values["null_by_layer"] = _text_keys(values["null_by_layer"])
     return {**values, "level": result.level}
 
 
-def _ablation_dict(ablation: AblationEvidence) -> dict[str, Any]:
-    values = {**asdict(ablation), "ratio_by_layer": _text_keys(ablation.ratio_by_layer)}
-    return published(values, layers="blocks", ratio_by_layer="ratio_by_block")
+def _fields(found: Separation | AblationEvidence) -> dict[str, Any]:
+    """All fields by name, with layer numbers as JSON's keys."""
+    return {
+        name: {str(layer): each for layer, each in value.items()}
+        if isinstance(value, dict)
+        else value
+        for name, value in asdict(found).items()
+    }
 
 
-def _text_keys(values: Mapping[int, float]) -> dict[str, float]:
-    """Layer numbers as JSON's keys."""
-    return {str(key): value for key, value in values.items()}
+def separation_by_layer(report: ScanReport) -> Figure:
+    """Held-out separation at each layer with its interval, and what 1 in 20 label swaps reach."""
+    figure = new_figure("Held-out separation by layer", "layer", "separation (σ)")
+    for i, (name, result) in enumerate(report.concepts.items()):
+        colour = PALETTE[i % len(PALETTE)]
+        curve, null = result.separation.by_layer, result.separation.null_by_layer
+        intervals = result.separation.interval_by_layer
+        figure.add_scatter(
+            x=list(curve),
+            y=list(curve.values()),
+            name=name,
+            line={"color": colour, "width": 2.5},
+            error_y=error_bars(list(curve.values()), [intervals[layer] for layer in curve]),
+        )
+        figure.add_scatter(
+            x=list(null),
+            y=list(null.values()),
+            name=f"{name}: 95% of label swaps",
+            line={"color": colour, "dash": "dot", "width": 1},
+            showlegend=False,
+            hovertemplate="95% of swaps below %{y:.2f}σ",
+        )
+    for level, text in ((SEPARATION_WARNING, "AMS warning"), (SEPARATION_PASS, "AMS pass")):
+        figure.add_hline(y=level, line=LINE)
+        figure.add_annotation(
+            x=1, xref="paper", y=level, text=f"{text} {level}σ", showarrow=False, yshift=8,
+            font={"size": 10, "color": "#777777"}, xanchor="right",
+        )  # fmt: skip
+    return figure
+
+
+def projections(name: str, separation: Separation) -> Figure:
+    """Held-out projections of both classes of one concept."""
+    figure = new_figure(
+        f"{name}: held-out projections (layer {separation.layer})", "projection (σ)", "prompts"
+    )
+    for label, scores, colour in (
+        ("positive", separation.positive_scores, POSITIVE),
+        ("negative", separation.negative_scores, NEGATIVE),
+    ):
+        figure.add_histogram(
+            x=list(scores), name=label, marker_color=colour, opacity=0.6, nbinsx=30
+        )
+    figure.update_layout(barmode="overlay")
+    return figure
+
+
+def null_distribution(name: str, separation: Separation) -> Figure:
+    """Separation under label swaps, and the observed one."""
+    figure = new_figure(
+        f"{name}: against label swaps (p = {separation.p_value:.2g})",
+        "separation (σ)",
+        "swaps",
+    )
+    figure.add_histogram(x=list(separation.null), name="label swaps", marker_color=NULL, nbinsx=40)
+    figure.add_vline(x=separation.separation, line={"color": POSITIVE, "width": 3})
+    figure.add_annotation(
+        x=separation.separation, y=1, yref="paper", text="observed", showarrow=False, yshift=8
+    )
+    return figure
+
+
+def refusal_rates(report: ScanReport) -> Figure | None:
+    """Refusal rates on harmful and harmless prompts and their difference, with intervals."""
+    refusal = report.refusal
+    if refusal is None:
+        return None
+    figure = new_figure("Refusal of short answers", "", "share refused")
+    bars = (
+        ("harmful", refusal.harmful_rate, refusal.harmful_interval, POSITIVE),
+        ("benign and borderline", refusal.benign_rate, refusal.benign_interval, NEGATIVE),
+        ("selectivity", refusal.selectivity, refusal.interval, "#009E73"),
+    )
+    for name, value, (low, high), colour in bars:
+        error = {"type": "data", "array": [high - value], "arrayminus": [value - low]}
+        figure.add_bar(x=[name], y=[value], error_y=error, marker_color=colour, showlegend=False)
+    figure.add_hline(y=SELECTIVITY_PASS, line=LINE)
+    figure.update_yaxes(range=[min(-0.1, refusal.interval[0] - 0.05), 1.05])
+    return figure

@@ -19,7 +19,7 @@ from modelassay.progress import OnPhase, silent
 from modelassay.scan.report import ConceptResult, ScanReport
 from modelassay.scan.verdict import CONTROL_LEVEL, decide, separation_level
 from modelassay.verify import Baseline, conclude, find_baseline
-from modelassay.verify.hashing import hash_model
+from modelassay.verify.files import hash_model
 
 
 def scan(

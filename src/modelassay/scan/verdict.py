@@ -26,6 +26,7 @@ from enum import Enum
 from modelassay.measures.erased_directions import AblationEvidence
 from modelassay.measures.refusal import RefusalEvidence
 from modelassay.measures.separation import Separation
+from modelassay.report.text import number_runs
 
 SEPARATION_PASS = 3.5
 """σ; ams-scanner's threshold for intact safety directions."""
@@ -178,12 +179,6 @@ def _separation_reason(judged: Mapping[str, Separation], told_apart: list[str]) 
 
 def _layers(layers: tuple[int, ...]) -> str:
     """Layer numbers as ranges: `layers 3-9 and 12`."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    names = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    names = number_runs(layers, "-")
     listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
     return f"layer{'s' if len(layers) > 1 else ''} {listed}"

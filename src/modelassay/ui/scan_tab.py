@@ -12,8 +12,7 @@ import gradio as gr
 from modelassay.data.concepts import MODES
 from modelassay.files.atomic import write_text_atomically
 from modelassay.report import to_dict, to_html, to_json
-from modelassay.scan.charts import null_distribution, projections
-from modelassay.scan.report import ScanReport
+from modelassay.scan.report import ScanReport, null_distribution, projections
 from modelassay.ui.report_view import ReportView
 from modelassay.ui.running import hidden, last_result, on_page
 from modelassay.ui.service import CONCURRENCY_ID, run_scan

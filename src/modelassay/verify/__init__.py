@@ -9,8 +9,7 @@ from modelassay.verify.baseline import (
     save_baseline,
     store_baseline,
 )
-from modelassay.verify.creating import create_baseline
-from modelassay.verify.importing import import_baseline
+from modelassay.verify.creating import create_baseline, import_baseline
 from modelassay.verify.report import Kind, VerificationReport
 from modelassay.verify.verifying import conclude, find_baseline, verify, verify_files
 

@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 from torch import Tensor
+from typing_extensions import Self
 
 from modelassay.artifacts import Kind, Store
 from modelassay.errors import InputError, first_line
@@ -46,6 +47,8 @@ from modelassay.models.identity import ModelIdentity, hash_file, states
 BASELINE_SCHEMA = "modelassay.baseline/1"
 INDEX_FILE, VECTORS_FILE, TABLE_FILE = "baseline.json", "vectors.safetensors", "concepts.parquet"
 MAX_NUMBER = 1e9
+UNWRITTEN = "0" * 64
+"""Stands for the hash of vectors until they are written."""
 DTYPES = {"F16": torch.float16, "F32": torch.float32}
 
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
@@ -60,6 +63,16 @@ def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
 Interval = Annotated[tuple[Number, Number], AfterValidator(_ordered)]
 
 
+class _Kept(Record):
+    """What a baseline keeps of a value that was measured."""
+
+    @classmethod
+    def of(cls, found: object, **others: Any) -> Self:
+        """The fields of the same name, and others that are given."""
+        names = cls.model_fields.keys() - others.keys()
+        return cls(**{name: getattr(found, name) for name in names}, **others)
+
+
 class FileHashes(Record):
     """sha256 of everything that makes the model what it is."""
 
@@ -71,7 +84,7 @@ class FileHashes(Record):
     """Each setting of `config.json` as JSON text, so that differences can be named."""
 
 
-class ConceptRecord(Record):
+class ConceptRecord(_Kept):
     """How far apart a concept's two sides are held; None is what another tool did not measure."""
 
     sha256: Sha256 | None = None
@@ -97,7 +110,7 @@ class ConceptRecord(Record):
         return self
 
 
-class RefusalRecord(Record):
+class RefusalRecord(_Kept):
     """Behaviour: refusal rates with 95% intervals."""
 
     harmful_rate: Share
@@ -109,7 +122,7 @@ class RefusalRecord(Record):
     auroc: Share
 
 
-class SignatureRecord(Record):
+class SignatureRecord(_Kept):
     """Shape of the signature and what it was read on."""
 
     depths: tuple[LayerIndex, ...] = Field(min_length=1, max_length=64)
@@ -118,7 +131,7 @@ class SignatureRecord(Record):
     probes_sha256: Sha256
 
 
-class SketchRecord(Record):
+class SketchRecord(_Kept):
     """What a weight sketch is of, in the order of its rows."""
 
     names: tuple[Line, ...] = Field(min_length=1, max_length=20_000)

@@ -1,21 +1,31 @@
-"""Measures a model and makes a baseline of it."""
+"""Makes baselines: of a model that is measured, or of one that ams-scanner wrote.
+
+The JSON of ams-scanner holds a direction and an in-sample separation for each concept, at one
+layer, and the shape of the model; no hash, no interval and nothing of behaviour. So an imported
+baseline can tell another architecture, and shows its directions beside ours; it cannot prove an
+identity.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Unpack
 
 from modelassay.artifacts import slug
 from modelassay.data.concepts import concepts_for
+from modelassay.errors import InputError, first_line
 from modelassay.files.provenance import utc_now
-from modelassay.measures.activation_signature import Signature
+from modelassay.files.records import LayerIndex, Line, Name, first_problem
 from modelassay.measures.examination import Evidence, examine
-from modelassay.measures.weight_sketch import WeightSketch
-from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
+from modelassay.models import LoadedModel, ModelIdentity, ModelOptions, ModelRef, open_model
 from modelassay.progress import OnPhase, silent
 from modelassay.verify.baseline import (
     BASELINES,
+    UNWRITTEN,
     Baseline,
     BaselineIndex,
     ConceptRecord,
@@ -23,7 +33,12 @@ from modelassay.verify.baseline import (
     SignatureRecord,
     SketchRecord,
 )
-from modelassay.verify.hashing import hash_model
+from modelassay.verify.files import hash_model
+
+MAX_BYTES = 50_000_000
+INSTRUMENT = "ams-scanner"
+
+Vector = Annotated[list[float], Field(min_length=1, max_length=200_000)]
 
 
 def create_baseline(
@@ -78,60 +93,116 @@ def baseline_of(model: LoadedModel, found: Evidence, name: str, model_id: str) -
         files=hash_model(model),
         chat_template_used=bool(found.provenance["chat_template"]),
         concept_set_sha256=found.provenance["concept_set_sha256"],
-        concepts=concept_records(found),
-        refusal=_refusal_record(found),
+        concepts={
+            name: ConceptRecord.of(
+                separation,
+                sha256=found.provenance["concept_sha256"][name],
+                layers=tuple(separation.by_layer),
+                by_layer=tuple(separation.by_layer.values()),
+                interval_by_layer=tuple(separation.interval_by_layer.values()),
+            )
+            for name, separation in found.separations.items()
+        },
+        refusal=found.refusal and RefusalRecord.of(found.refusal),
         ablation_detected=found.ablation.detected,
-        signature=signature_record(signature),
-        sketch=sketch_record(found.sketch) if found.sketch else None,
+        signature=SignatureRecord.of(
+            signature, n_probes=signature.values.shape[1], dimensions=signature.values.shape[2]
+        ),
+        sketch=found.sketch and SketchRecord.of(found.sketch),
         versions={k: v for k, v in found.provenance["versions"].items() if v},
-        vectors_sha256="0" * 64,  # set when the vectors are written
+        vectors_sha256=UNWRITTEN,
     )
     return Baseline(index, found.directions, signature, found.sketch)
-
-
-def concept_records(found: Evidence) -> dict[str, ConceptRecord]:
-    """What was measured of each concept, as a baseline keeps it."""
-    hashes = found.provenance["concept_sha256"]
-    return {
-        name: ConceptRecord(
-            sha256=hashes[name],
-            n_pairs=separation.n_pairs,
-            layers=tuple(separation.by_layer),
-            by_layer=tuple(separation.by_layer.values()),
-            interval_by_layer=tuple(separation.interval_by_layer.values()),
-            layer=separation.layer,
-            separation=separation.separation,
-            interval=separation.interval,
-            p_value=separation.p_value,
-            auroc=separation.auroc,
-        )
-        for name, separation in found.separations.items()
-    }
-
-
-def _refusal_record(found: Evidence) -> RefusalRecord | None:
-    if (refusal := found.refusal) is None:
-        return None
-    return RefusalRecord(**{name: getattr(refusal, name) for name in RefusalRecord.model_fields})
-
-
-def signature_record(signature: Signature) -> SignatureRecord:
-    """The shape of a signature."""
-    _, n_probes, dimensions = signature.values.shape
-    return SignatureRecord(
-        depths=signature.depths,
-        n_probes=n_probes,
-        dimensions=dimensions,
-        probes_sha256=signature.probes_sha256,
-    )
-
-
-def sketch_record(sketch: WeightSketch) -> SketchRecord:
-    """The shape of a weight sketch."""
-    return SketchRecord(names=sketch.names, writers=sketch.writers, grids=sketch.grids)
 
 
 def public_id(model_id: str) -> str:
     """A model id without the folders of this machine."""
     path = Path(model_id).expanduser()
     return path.resolve().name if path.exists() or path.is_absolute() else model_id
+
+
+class _ModelInfo(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    model_type: Line
+    num_layers: int = Field(gt=0, lt=2000)
+    hidden_size: int = Field(gt=0, lt=200_000)
+
+
+class _AmsBaseline(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+    model_id: Line
+    directions: dict[Name, Vector] = Field(min_length=1, max_length=64)
+    separations: dict[Name, float]
+    optimal_layers: dict[Name, LayerIndex]
+    model_info: _ModelInfo
+    created_at: Line
+
+
+def import_baseline(path: str | Path, *, name: str | None = None) -> Baseline:
+    """Reads a baseline of ams-scanner.
+
+    Args:
+        path: Its JSON file.
+        name: What it is called in a store; made from the model's id if left out.
+
+    Raises:
+        InputError: no such file, or one that is not a baseline of ams-scanner.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"No file {path}; give a JSON file that `ams baseline create` wrote.")
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path} is larger than a baseline of ams-scanner can be.")
+    try:
+        found = _AmsBaseline.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
+    except ValidationError as error:
+        raise InputError(
+            f"{path} is not a baseline of ams-scanner: {first_problem(error)}."
+        ) from error
+    hidden = found.model_info.hidden_size
+    concepts: dict[str, ConceptRecord] = {}
+    directions: dict[str, torch.Tensor] = {}
+    for concept, values in found.directions.items():
+        if concept not in found.separations or concept not in found.optimal_layers:
+            raise InputError(f"{path} has no separation or layer of {concept}.")
+        if len(values) != hidden:
+            raise InputError(
+                f"{path} has a direction of {concept} with {len(values)} numbers for a model of"
+                f" width {hidden}."
+            )
+        vector = torch.tensor(values)
+        directions[concept] = (vector / vector.norm().clamp_min(1e-12))[None]
+        separation, layer = found.separations[concept], found.optimal_layers[concept]
+        if not vector.norm() > 0:
+            raise InputError(f"{path} has an empty direction of {concept}.")
+        concepts[concept] = ConceptRecord(
+            layers=(layer,), by_layer=(separation,), layer=layer, separation=separation
+        )
+    model_id = public_id(found.model_id)
+    index = BaselineIndex(
+        name=BASELINES.kind.check_name(name or slug(model_id)),
+        created=found.created_at,
+        instrument=INSTRUMENT,
+        model=ModelIdentity(
+            id=model_id,
+            revision=None,
+            adapter=None,
+            quantization=None,
+            architecture=found.model_info.model_type,
+            n_layers=found.model_info.num_layers,
+            hidden_size=hidden,
+            dtype="unknown",
+        ),
+        files=None,
+        chat_template_used=False,
+        concept_set_sha256=None,
+        concepts=concepts,
+        signature=None,
+        versions={},
+        vectors_sha256=UNWRITTEN,
+    )
+    return Baseline(index, directions, None)

@@ -1,17 +1,133 @@
-"""What the hashes of a model's files tell against a baseline's."""
+"""The hashes of everything that makes a model what it is, and what they tell against a baseline's.
+
+No weights are opened: where a model is on the Hub, the Hub states their hashes.
+"""
 
 from __future__ import annotations
 
-from modelassay.models import ModelIdentity
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modelassay.errors import InputError, first_line
+from modelassay.files.provenance import json_hash, text_hash
+from modelassay.models import LoadedModel, ModelIdentity
+from modelassay.models.identity import hash_chat_template, hash_file, hash_tokenizer
+from modelassay.models.loading import load_config, load_tokenizer
+from modelassay.models.sources import ADAPTER_CONFIG, Source, read_json
 from modelassay.verify.baseline import FileHashes
 from modelassay.verify.report import Check, Kind
 
+VOLATILE_SETTINGS = (
+    "_name_or_path",
+    "architectures",  # a GGUF file names none; model_type stays
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+)
+"""Settings that differ between copies of one model; numbers are recorded by themselves."""
+ADAPTER_NOTES = ("base_model_name_or_path", "inference_mode", "peft_version", "revision")
+"""Settings of an adapter that do nothing to the weights."""
+MAX_SETTING = 300
+"""Characters; longer ones are hashed."""
 SHAPE_SETTINGS = ("model_type", "hidden_size", "num_hidden_layers")
 ALWAYS_COMPARED = ("auto_map", "quantization_config")
 """Settings that act by being there, whatever a version of transformers fills in for others."""
 WRAPPING = ("tokenizer", "chat template", "generation config", "config")
 """What surrounds the weights and decides what the model does as much as they do."""
 NAMED_SETTINGS = 6
+
+
+def hash_model(model: LoadedModel) -> FileHashes:
+    """Hashes of a loaded model's files."""
+    # Code of its own has been run already if its configuration comes from there.
+    remote_code = type(model.network.config).__module__.startswith("transformers_modules")
+    return _hash(
+        model.source,
+        model.adapter,
+        model.tokenizer,
+        load_config(model.source, trust_remote_code=remote_code),
+    )
+
+
+def hash_sources(
+    source: Source, adapter: Source | None, *, trust_remote_code: bool = False
+) -> FileHashes:
+    """Hashes of the files of a model that is not loaded.
+
+    Raises:
+        InputError: its tokenizer or configuration cannot be read.
+    """
+    return _hash(
+        source,
+        adapter,
+        load_tokenizer(source, trust_remote_code=trust_remote_code),
+        load_config(source, trust_remote_code=trust_remote_code),
+    )
+
+
+def _hash(source: Source, adapter: Source | None, tokenizer: Any, config: Any) -> FileHashes:
+    return FileHashes(
+        weights=_weights(source, adapter),
+        tokenizer=hash_tokenizer(tokenizer),
+        chat_template=hash_chat_template(tokenizer),
+        generation_config=_generation_config(source, config),
+        config=_settings(config),
+    )
+
+
+def _weights(source: Source, adapter: Source | None) -> dict[str, str]:
+    """sha256 of each file that decides the weights, by name."""
+    hashes = {file.name: _sha256(source, file) for file in source.weight_files()}
+    if adapter is not None:
+        for file in adapter.weight_files():
+            hashes[f"adapter/{file.name}"] = _sha256(adapter, file)
+        # Rank, scale and targets decide the weights as much as the tensors do.
+        values = read_json(adapter.folder / ADAPTER_CONFIG)
+        hashes[f"adapter/{ADAPTER_CONFIG}"] = _hash_values(values, ADAPTER_NOTES)
+    if (after := (adapter or source).after_load) is not None:
+        hashes |= {f"organism/{file.name}": hash_file(file) for file in after.files}
+        if after.rounding:  # as another file of its weights would have them
+            hashes["organism/numerics"] = text_hash(after.rounding)
+    return dict(sorted(hashes.items()))
+
+
+def _sha256(source: Source, file: Path) -> str:
+    return source.sha256_on_hub(file) or hash_file(file)
+
+
+def _settings(config: Any) -> dict[str, str]:
+    """Each setting as JSON text, long ones hashed."""
+    texts = {
+        key: json.dumps(value, sort_keys=True, default=str)
+        for key, value in config.to_dict().items()
+        if key not in VOLATILE_SETTINGS
+    }
+    return {
+        key: text if len(text) <= MAX_SETTING else "sha256:" + text_hash(text)
+        for key, text in sorted(texts.items())
+    }
+
+
+def _generation_config(source: Source, config: Any) -> str:
+    """Hash of what acts on generation: the file's settings, or those that follow without one."""
+    from transformers import GenerationConfig
+
+    file = source.folder / "generation_config.json"
+    if file.is_file():
+        try:
+            acting = GenerationConfig.from_dict(read_json(file))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{file} cannot be read: {first_line(error)}") from error
+    else:
+        acting = GenerationConfig.from_model_config(config)
+    return _hash_values(acting.to_diff_dict(), (*VOLATILE_SETTINGS, "_from_model_config"))
+
+
+def _hash_values(values: dict[str, Any], without: Sequence[str]) -> str:
+    kept = {key: value for key, value in values.items() if key not in without}
+    return json_hash(kept)
 
 
 def compare_files(
@@ -46,15 +162,9 @@ def judge_files(
     checks: tuple[Check, ...], mine: FileHashes, theirs: FileHashes
 ) -> tuple[Kind | None, str]:
     """The kind of difference and the reason where files decide it; None where they don't."""
-    outcome = {check.name: check.outcome for check in checks}
-    shapes = [
-        f"{key} is {mine.config[key]}, not {theirs.config[key]}"
-        for key in SHAPE_SETTINGS
-        if key in mine.config and key in theirs.config and mine.config[key] != theirs.config[key]
-    ]
-    if shapes:
-        return Kind.OTHER_ARCHITECTURE, f"The architecture is another: {', '.join(shapes)}."
-    if outcome["weights"] == "differs":
+    if shape := other_shape(mine.config, theirs.config):
+        return Kind.OTHER_ARCHITECTURE, shape
+    if checks[0].outcome == "differs":
         return None, ""
     if changed := wrapping_changes(checks):
         return (
@@ -66,18 +176,18 @@ def judge_files(
 
 def judge_shape(mine: FileHashes, theirs: ModelIdentity) -> tuple[Kind | None, str]:
     """The same by the architecture alone, for a baseline of ams-scanner, which has no hashes."""
+    stated = (f'"{theirs.architecture}"', str(theirs.hidden_size), str(theirs.n_layers))
+    shape = other_shape(mine.config, dict(zip(SHAPE_SETTINGS, stated, strict=True)))
+    return (Kind.OTHER_ARCHITECTURE if shape else None), shape
+
+
+def other_shape(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """What to say where settings state another architecture; empty where they don't."""
+    both = [key for key in SHAPE_SETTINGS if key in mine and key in theirs]
     shapes = [
-        f"{key} is {mine.config[key]}, not {value}"
-        for key, value in (
-            ("model_type", f'"{theirs.architecture}"'),
-            ("num_hidden_layers", str(theirs.n_layers)),
-            ("hidden_size", str(theirs.hidden_size)),
-        )
-        if key in mine.config and mine.config[key] != value
+        f"{key} is {mine[key]}, not {theirs[key]}" for key in both if mine[key] != theirs[key]
     ]
-    if shapes:
-        return Kind.OTHER_ARCHITECTURE, f"The architecture is another: {', '.join(shapes)}."
-    return None, ""
+    return f"The architecture is another: {', '.join(shapes)}." if shapes else ""
 
 
 def wrapping_changes(checks: tuple[Check, ...]) -> list[str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelassay.artifacts import Origin
 from modelassay.measures.weight_sketch import WeightChange
-from modelassay.report.charts import PALETTE, new_figure
-from modelassay.report.sections import Column, Report, Section, Status, Table, Tone
+from modelassay.report.charts import PALETTE, bars_of_change, new_figure
+from modelassay.report.sections import Column, Report, Section, Status, Tone, table_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -62,6 +62,31 @@ class Differences:
     bfloat16: bool
     """Whether one of the two was computed in bfloat16, which moves them as well."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        weights, (harmful, harmless) = self.weights, self.log_odds_shift
+        return {
+            "cosines": {name: _rounded(values) for name, values in self.cosines.items()},
+            "separation": {
+                name: {"model": here, "baseline": there, "baseline_interval": list(interval)}
+                for name, (here, there, interval) in self.separation.items()
+            },
+            "signature_distance": _rounded(self.distances),
+            "log_odds_rms": self.log_odds_rms,
+            "log_odds_shift": {"harmful": harmful, "harmless": harmless},
+            "ablated": self.ablated,
+            "weights": weights
+            and {
+                "change_by_block": {str(layer): x for layer, x in weights.by_layer.items()},
+                "change_elsewhere": weights.elsewhere,
+                "ablation": weights.mark and weights.mark.to_dict(),
+            },
+        }
+
+
+def _rounded(by_layer: dict[int, float]) -> dict[str, float]:
+    return {str(layer): round(value, 6) for layer, value in by_layer.items()}
+
 
 @dataclass(frozen=True)
 class Check:
@@ -104,7 +129,7 @@ class VerificationReport(Report):
             "baseline": {**self.baseline.to_dict(), "model": self.baseline_model}
             if self.baseline
             else None,
-            "differences": _differences_dict(self.differences),
+            "differences": self.differences and self.differences.to_dict(),
             "provenance": self.provenance,
         }
 
@@ -112,14 +137,13 @@ class VerificationReport(Report):
         """The verdict with all that was compared, and charts of what differs."""
         title = outcome_of(self.verified)
         verdict = f"{title}: {self.kind.value}" if self.kind else title
-        checks = Table(
-            columns=(
-                Column("compared", whole=True),
-                Column("outcome", whole=True, tones=TONES),
-                Column("found"),
-            ),
-            rows=[(check.name, check.outcome, check.detail) for check in self.checks],
-            records=lambda: [asdict(check) for check in self.checks],
+        checks = table_of(
+            self.checks,
+            [
+                (Column("compared", whole=True), lambda check: check.name),
+                (Column("outcome", whole=True, tones=TONES), lambda check: check.outcome),
+                ("found", lambda check: check.detail),
+            ],
         )
         return [
             Section(
@@ -181,47 +205,8 @@ def weight_change_by_layer(report: VerificationReport) -> Figure | None:
     if found is None or found.weights is None:
         return None
     weights = found.weights
-    marked = set(weights.mark.layers) if weights.mark else set()
+    marked = weights.mark.layers if weights.mark else ()
     figure = new_figure("Change of the weights by layer", "layer", "relative change")
-    for name, colour, shown in (
-        ("changed", PALETTE[0], weights.by_layer.keys() - marked),
-        ("changed as ablation does", PALETTE[1], marked),
-    ):
-        if shown:
-            layers = sorted(shown)
-            values = [weights.by_layer[layer] for layer in layers]
-            figure.add_bar(x=layers, y=values, name=name, marker={"color": colour})
-    figure.update_yaxes(tickformat=".1%", rangemode="tozero")
-    figure.update_layout(showlegend=True)
+    bars_of_change(figure, weights.by_layer, marked)
+    figure.update_yaxes(tickformat=".1%")
     return figure
-
-
-def _differences_dict(found: Differences | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return {
-        "cosines": {
-            name: {str(layer): round(value, 6) for layer, value in values.items()}
-            for name, values in found.cosines.items()
-        },
-        "separation": {
-            name: {"model": here, "baseline": there, "baseline_interval": list(interval)}
-            for name, (here, there, interval) in found.separation.items()
-        },
-        "signature_distance": {str(k): round(v, 6) for k, v in found.distances.items()},
-        "log_odds_rms": found.log_odds_rms,
-        "log_odds_shift": {
-            "harmful": found.log_odds_shift[0],
-            "harmless": found.log_odds_shift[1],
-        },
-        "ablated": found.ablated,
-        "weights": None if found.weights is None else _weights_dict(found.weights),
-    }
-
-
-def _weights_dict(change: WeightChange) -> dict[str, Any]:
-    return {
-        "change_by_block": {str(layer): value for layer, value in change.by_layer.items()},
-        "change_elsewhere": change.elsewhere,
-        "ablation": change.mark and change.mark.to_dict(),
-    }

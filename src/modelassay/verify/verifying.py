@@ -23,15 +23,14 @@ from modelassay.models.finding import check_named, find_sources
 from modelassay.models.refs import fetch_options, take_ref
 from modelassay.progress import OnPhase, silent
 from modelassay.verify.baseline import BASELINES, Baseline, FileHashes, load_baseline
-from modelassay.verify.checks import measured_checks
-from modelassay.verify.differences import Judgement, compare, judge
+from modelassay.verify.differences import Judgement, compare, judge, measured_checks
 from modelassay.verify.files import (
     compare_files,
+    hash_sources,
     judge_files,
     judge_shape,
     wrapping_changes,
 )
-from modelassay.verify.hashing import hash_sources
 from modelassay.verify.report import (
     Check,
     Differences,
@@ -151,7 +150,7 @@ def decide_by_files(
         kind, reason = judge_files(checks, files, theirs)
     if kind is None:
         return None
-    judgement = Judgement(kind, kind is Kind.IDENTICAL, reason)
+    judgement = Judgement(kind, reason, verified=kind is Kind.IDENTICAL)
     return _report(model_id, commit, judgement, checks, None, baseline, origin)
 
 
@@ -170,11 +169,20 @@ def conclude(
     decided = decide_by_files(info.id, info.revision, files, baseline, origin)
     if decided is not None and decided.kind is Kind.OTHER_ARCHITECTURE:
         return decided
-    if baseline.index.instrument != "modelassay":
-        return _conclude_imported(info, examined, baseline, origin)
     differences = compare(examined, baseline)
     if decided is not None:
         return replace(decided, differences=differences)
+    if baseline.index.instrument != "modelassay":
+        judgement, checks = _of_imported(baseline.index.instrument, differences)
+    else:
+        judgement, checks = _of_measured(info, files, baseline, differences)
+    return _report(info.id, info.revision, judgement, checks, differences, baseline, origin)
+
+
+def _of_measured(
+    info: ModelIdentity, files: FileHashes, baseline: Baseline, differences: Differences
+) -> tuple[Judgement, tuple[Check, ...]]:
+    """What hashes, weights and activations tell together."""
     theirs = baseline.index.files
     converted = info.quantization == "gguf"
     checks = compare_files(files, theirs, converted=converted) if theirs else ()
@@ -185,33 +193,24 @@ def conclude(
         if judgement.kind is Kind.RECAST or (judgement.kind is Kind.FINE_TUNE and untouched):
             reason = "The weights are the baseline's" if untouched else judgement.reason
             judgement = Judgement(
-                Kind.REWRAPPED, False, f"{reason.rstrip('.')}, but {'; '.join(changed)}."
+                Kind.REWRAPPED, f"{reason.rstrip('.')}, but {'; '.join(changed)}."
             )
-    checks += measured_checks(differences)
-    return _report(info.id, info.revision, judgement, checks, differences, baseline, origin)
+    return judgement, (*checks, *measured_checks(differences))
 
 
-def _conclude_imported(
-    info: ModelIdentity, examined: Evidence, baseline: Baseline, origin: Origin
-) -> VerificationReport:
+def _of_imported(instrument: str, differences: Differences) -> tuple[Judgement, tuple[Check, ...]]:
     """What a baseline of another tool can tell beside the architecture: no identity."""
-    differences = compare(examined, baseline)
     reason = (
-        f"The baseline was made by {baseline.index.instrument}: it has no hashes of single files,"
-        " and its directions are of other prompts, read at padding where there is some. They cannot"
-        " prove an identity; make a baseline with `modelassay baseline create`."
+        f"The baseline was made by {instrument}: it has no hashes of single files, and its"
+        " directions are of other prompts, read at padding where there is some. They cannot prove"
+        " an identity; make a baseline with `modelassay baseline create`."
     )
-    checks = tuple(
-        Check(
-            f"direction of {name}",
-            "unknown",
-            f"cosine {value:.2f} with ours at layer {layer}",
-        )
+    checks = (
+        Check(f"direction of {name}", "unknown", f"cosine {value:.2f} with ours at layer {layer}")
         for name, values in differences.cosines.items()
         for layer, value in values.items()
     )
-    judgement = Judgement(None, None, reason)
-    return _report(info.id, info.revision, judgement, checks, differences, baseline, origin)
+    return Judgement(None, reason, verified=None), tuple(checks)
 
 
 def _report(
