@@ -19,16 +19,22 @@ from typing import Any
 import torch
 
 from modelassay.data.concepts import concepts_for
-from modelassay.diff.base_reading import spread_layers
 from modelassay.diff.features import compare_features
 from modelassay.diff.pair import Pair, traits_of
-from modelassay.diff.reading import Matched, Reading, encode_suite, match_tokens, read_model
+from modelassay.diff.reading import (
+    N_DEPTHS,
+    Matched,
+    Reading,
+    encode_suite,
+    match_tokens,
+    read_model,
+)
 from modelassay.diff.suites import SuitePrompt
 from modelassay.diff.weights import count_alike, diff_pair
 from modelassay.files.atomic import write_text_atomically
 from modelassay.models import LoadedModel, load
+from modelassay.models.layers import spread_layers
 from modelassay.reading.activations import Activations, read_activations
-from modelassay.reading.logit_lens import decode_each
 from modelassay.reading.prompts import Encoded
 from modelassay.sae import SAE, find_sae
 
@@ -62,7 +68,6 @@ def main() -> None:
     prompts = [SuitePrompt(text=text) for text in texts[: arguments.prompts]]
     encoded = encode_suite(models[0], prompts)
     matched = match_tokens(models[0], encoded, None)
-    tokens = decode_each(models[0], matched.token_ids().tolist())
 
     table = Table()
     for _ in range(arguments.rounds):
@@ -70,9 +75,7 @@ def main() -> None:
         comparing, alike = timed(lambda: find_alike(models))
         whole, (before, after) = timed(lambda: read_states(models, matched, sae.layer))
         shared, _ = timed(lambda alike=alike: read_states(models, matched, sae.layer, alike))
-        features, _ = timed(
-            lambda before=before, after=after: compare_features(before, after, matched, sae, tokens)
-        )
+        features, _ = timed(lambda before=before, after=after: compare_features(before, after, sae))
         everything, _ = timed(lambda alike=alike: read_all(models, matched, sae.layer, alike))
         table.add("the same features, tested; all layers of both models run", old, whole + features)
         table.add(
@@ -106,11 +109,11 @@ def read_states(
     """What the loop reads, and no next-token probabilities."""
     kept = layers_to_read(models[0], layer)
     known = [i for i in kept if i < alike]
-    base = _reading(read_activations(models[0], matched.encoded, kept, position="all"))
+    base = _reading(matched, read_activations(models[0], matched.encoded, kept, position="all"))
     wanted = [i for i in kept if i not in known[:-1]]
-    resume = base.resume_point(matched, known[-1]) if known else None
+    resume = base.resume_point(known[-1]) if known else None
     read = read_activations(models[1], matched.encoded, wanted, position="all", resume=resume)
-    return base, _reading(read)
+    return base, _reading(matched, read)
 
 
 def read_all(models: Sequence[LoadedModel], matched: Matched, layer: int, alike: int) -> Any:
@@ -122,13 +125,13 @@ def read_all(models: Sequence[LoadedModel], matched: Matched, layer: int, alike:
 
 def layers_to_read(model: LoadedModel, layer: int) -> list[int]:
     """Those that `diff` reads too, up to the SAE's."""
-    spread = spread_layers(len(model.layers))
+    spread = spread_layers(len(model.layers), N_DEPTHS)
     return sorted({layer, *(i for i in spread if i < layer)})
 
 
-def _reading(read: Activations) -> Reading:
+def _reading(matched: Matched, read: Activations) -> Reading:
     nothing = torch.zeros(0)
-    return Reading(read.layers, read.values, nothing, nothing, nothing)
+    return Reading(matched, read.layers, read.values, nothing, nothing, nothing)
 
 
 STEP = "the features' step over the two forward passes"

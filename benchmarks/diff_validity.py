@@ -35,8 +35,8 @@ from modelassay.diff import (
     load_suite,
     read_base,
 )
-from modelassay.diff.base_reading import BaseReading
 from modelassay.diff.calibration import BenignRow, save_calibration
+from modelassay.diff.reading import BaseReading
 from modelassay.diff.verdict import STREAMS, Suspicion, suspect, verdict_of
 from modelassay.files.atomic import write_text_atomically
 from modelassay.models import LoadedModel, load

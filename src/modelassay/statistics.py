@@ -62,18 +62,14 @@ def binary_metrics(risk: Array, positive: Array, groups: Array) -> BinaryMetrics
         positive: bool [row]; both classes occur.
         groups: int [row], equal for rows that are not independent.
     """
-    tpr: dict[str, float | None] = {}
-    tpr_interval: dict[str, Interval | None] = {}
+    tpr: dict[str, float | None] = dict.fromkeys(map(str, FALSE_POSITIVE_RATES))
+    tpr_interval: dict[str, Interval | None] = dict.fromkeys(tpr)
     for rate in FALSE_POSITIVE_RATES:
-        resolved = (~positive).sum() >= 1 / rate
-        tpr[str(rate)] = tpr_at(risk, positive, rate) if resolved else None
-        tpr_interval[str(rate)] = (
-            cluster_interval(
+        if (~positive).sum() >= 1 / rate:
+            tpr[str(rate)] = tpr_at(risk, positive, rate)
+            tpr_interval[str(rate)] = cluster_interval(
                 lambda rows, rate=rate: tpr_at(risk[rows], positive[rows], rate), positive, groups
             )
-            if resolved
-            else None
-        )
     value, interval = rank_auroc_interval(risk, positive, groups)
     return BinaryMetrics(
         auroc=value,
@@ -284,12 +280,10 @@ def sign_flip_p_values(differences: Any, seed: int = SEED) -> Array:
             signs = rng.choice([-1.0, 1.0], size=size)
             for first in range(0, len(live), COLUMNS_AT_ONCE):
                 some = slice(first, first + COLUMNS_AT_ONCE)
-                flipped = (
-                    signs @ differences[:, live[some]].toarray()
-                    if columns is None
-                    else signs @ columns[:, some]
+                block = (
+                    differences[:, live[some]].toarray() if columns is None else columns[:, some]
                 )
-                reached[some] += (np.abs(flipped) >= observed[live[some]]).sum(axis=0)
+                reached[some] += (np.abs(signs @ block) >= observed[live[some]]).sum(axis=0)
         p[live] = (1 + reached) / (n_flips + 1)
         live = live[reached == 0]
         if not len(live):

@@ -17,8 +17,8 @@ from modelassay.cli.diff import exit_code
 from modelassay.cli.main import run
 from modelassay.cli.output import LABELS
 from modelassay.diff import Depth, DiffReport, diff, load_suite
-from modelassay.diff.calibrating import add_row
 from modelassay.diff.calibration import CALIBRATIONS
+from modelassay.diff.comparing import add_row
 from modelassay.diff.report import benign_levels, feature_effects, stream_levels
 from modelassay.errors import InputError
 from modelassay.models import load

@@ -15,17 +15,16 @@ from planted import LAYER, PLANTED, SUITE, planted, sae
 
 def readings(base, candidate, layers=(LAYER,)):
     matched = match_tokens(base, encode_suite(base, SUITE.prompts), None)
-    tokens = [chr(97 + i % 26) for i in matched.token_ids().tolist()]
     before = read_model(base, matched, layers)
     after = read_model(candidate, matched, layers, base=before)
-    return before, after, matched, tokens
+    return before, after
 
 
 def test_a_planted_feature_is_at_rank_one(gpt2):
     base, words = load(str(gpt2)), sae(32)
     candidate = planted(gpt2, words.module.W_dec[PLANTED].detach())
-    before, after, matched, tokens = readings(base, candidate)
-    found = compare_features(before, after, matched, words, tokens)
+    before, after = readings(base, candidate)
+    found = compare_features(before, after, words)
     assert found.features[0].feature == PLANTED
     assert found.features[0].q_value < Q_LEVEL
     assert found.features[0].difference > 0
@@ -36,16 +35,16 @@ def test_a_planted_feature_is_at_rank_one(gpt2):
 def test_nothing_is_found_between_two_dtypes_of_one_model(gpt2):
     base, words = load(str(gpt2), dtype="float32"), sae(32)
     rounded = load(str(gpt2), dtype="bfloat16")
-    before, after, matched, tokens = readings(base, rounded)
+    before, after = readings(base, rounded)
     assert not torch.equal(before.activations, after.activations)
-    found = compare_features(before, after, matched, words, tokens)
+    found = compare_features(before, after, words)
     assert found.n_significant == 0
 
 
 def test_nothing_is_tested_where_nothing_differs(gpt2):
     base = load(str(gpt2))
-    before, after, matched, tokens = readings(base, base)
-    found = compare_features(before, after, matched, sae(32), tokens)
+    before, after = readings(base, base)
+    found = compare_features(before, after, sae(32))
     assert (found.n_tested, found.features) == (0, ())
 
 

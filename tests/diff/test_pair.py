@@ -20,7 +20,7 @@ def test_files_are_compared_with_one_model_in_memory(gpt2, tmp_path):
     assert len(pair._held) == 1
     assert alone == diff_pair(Pair(lambda: load(str(gpt2)), lambda: load(str(other))))
     with pytest.raises(UnavailableError, match="no room"):
-        diff_pair(pair, given=(True, True))
+        diff_pair(replace(pair, given=("base", "candidate")))
 
 
 def test_a_pair_holds_one_model_where_two_do_not_fit(gpt2):

@@ -43,7 +43,7 @@ def test_log_odds_are_those_of_a_scan(tiny):
     readout = log_odds_readout(opening_tokens(model))
     expected = read_activations(model, encoded, [0], readout=readout).readout
     assert torch.allclose(found.log_odds, expected[:, 0], atol=1e-3)
-    assert len(matched.token_ids()) == len(found.activations) == len(matched.in_response())
+    assert len(matched.tokens) == len(found.activations) == len(matched.in_response())
     assert matched.in_response().sum() == 9 * len(encoded)  # a byte is a token here
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modelassay.diff import Depth, DiffVerdict, diff
-from modelassay.diff.verdict import judge, levels_of, measure_streams, suspect
+from modelassay.diff.verdict import Findings, judge, levels_of, measure_streams, suspect
 from planted import SUITE, calibration
 
 
@@ -30,7 +30,7 @@ def test_no_finer_rate_is_claimed_than_the_benign_allow():
 def test_the_verdict_follows_the_benign(gpt2, fall, verdict):
     report = diff(str(gpt2), str(gpt2), SUITE, depth=Depth(response_tokens=0, weights=False))
     assert report.verdict == DiffVerdict.INCONCLUSIVE
-    values = {**measure_streams(None, report.behaviour, None, ()), "refusal": fall}
-    rest = (None, report.behaviour, (), ())
-    assert judge(values, calibration(0.0, 0.5, 1.0), *rest)[1] == verdict
-    assert judge(values, None, *rest)[1] == DiffVerdict.INCONCLUSIVE
+    found = Findings(behaviour=report.behaviour)
+    values = {**measure_streams(found), "refusal": fall}
+    assert judge(found, suspect(values, calibration(0.0, 0.5, 1.0)))[0] == verdict
+    assert judge(found, suspect(values, None))[0] == DiffVerdict.INCONCLUSIVE

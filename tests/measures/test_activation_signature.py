@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from modelassay.measures.activation_signature import (
+    N_DEPTHS,
     make_signature,
-    probe_depths,
     signature_distances,
 )
+from modelassay.models.layers import spread_layers
 
 
 def test_depths_end_with_the_last_block():
-    assert probe_depths(30) == (4, 9, 14, 19, 24, 29)
-    assert probe_depths(1) == (0,)
+    assert spread_layers(30, N_DEPTHS) == (4, 9, 14, 19, 24, 29)
+    assert spread_layers(1, N_DEPTHS) == (0,)
     for n in range(1, 100):
-        depths = probe_depths(n)
+        depths = spread_layers(n, N_DEPTHS)
         assert depths[-1] == n - 1
         assert list(depths) == sorted(set(depths))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
-from modelassay.measures.erased_directions import search_ablation, search_files, search_tensors
+from modelassay.measures.erased_directions import open_shards, search_ablation, search_tensors
 from modelassay.models import load
 from modelassay.models.layers import LAYER_INDEX, WRITERS, text_config
 from tiny import FAMILIES, save_tiny
@@ -106,7 +108,9 @@ def test_two_writers_a_block_are_found_in_every_family(tiny_folder, family):
     folder = tiny_folder(family)
     model = load(str(folder), device="cpu")
     config = text_config(model.network.config)
-    evidence = search_files(model.source.weight_files(), config.hidden_size, config.model_type)
+    with ExitStack() as stack:
+        shards = open_shards(model.source.weight_files(), stack)
+        evidence = search_tensors(shards, config.hidden_size, config.model_type)
     assert evidence.detected is False, evidence
     assert sorted(evidence.ratio_by_layer) == list(range(5))
     found = [n for n, _ in model.network.named_parameters() if LAYER_INDEX.search(n)]

@@ -140,8 +140,8 @@ def changed(folder, *, layer=None, dtype="float32"):
 
 
 def alike(base, candidate):
-    pair = Pair(lambda: base, lambda: candidate, together=True)
-    weights = diff_pair(pair, given=(True, True))
+    pair = Pair(lambda: base, lambda: candidate, together=True, given=("base", "candidate"))
+    weights = diff_pair(pair)
     return count_alike(weights, traits_of(base), traits_of(candidate))
 
 

@@ -20,11 +20,11 @@ from modelassay.report import (
     to_json,
     to_markdown,
 )
-from modelassay.report.charts import new_figure
+from modelassay.report.charts import bars_of_change, new_figure
 from modelassay.report.html import fragment
-from modelassay.report.sections import columns
+from modelassay.report.sections import columns, table_of
 from modelassay.report.terminal import to_text
-from modelassay.report.text import cut, p_text, plain_line, with_interval
+from modelassay.report.text import cut, number_runs, p_text, plain_line, with_interval
 
 EVIL = "[red]<img src=x onerror=alert(1)>\x1b[31m\n\u202e![a](http://b) | `c`"
 
@@ -202,3 +202,37 @@ def test_numbers_and_texts():
     assert with_interval(0.5, (0.25, 0.75), ".0%") == "50% (25% to 75%)"
     assert with_interval(1.5, (1, 2), ".1f", unit="σ") == "1.5σ (1.0 to 2.0)"
     assert (p_text(0.0004), p_text(0.04)) == ("<.001", "0.040")
+
+
+def test_a_table_of_dataclasses_has_their_texts_and_numbers():
+    @dataclass(frozen=True)
+    class Found:
+        name: str
+        size: float
+
+    found = [Found("a", 0.5), Found("b", 0.25)]
+    cells = [(Column("name", whole=True), lambda x: x.name), ("size", lambda x: f"{x.size:.0%}")]
+    table = table_of(found, cells, right=(1,), most=1)
+    assert [(column.name, column.align) for column in table.columns] == [
+        ("name", "left"),
+        ("size", "right"),
+    ]
+    assert table.rows == [["a", "50%"], ["b", "25%"]]
+    assert list(table.records()) == [{"name": "a", "size": 0.5}, {"name": "b", "size": 0.25}]
+    named = table_of(found, cells, record=lambda x: {"of": x.name})
+    assert list(named.records()) == [{"of": "a"}, {"of": "b"}]
+
+
+def test_layers_with_the_mark_of_ablation_have_bars_of_their_own():
+    figure = new_figure("title", "layer", "change")
+    bars_of_change(figure, {1: 0.1, 2: 0.2, 3: 0.3}, (2,))
+    bars = {bar.name: (list(bar.x), list(bar.y)) for bar in figure.data}
+    assert bars == {
+        "changed": ([1, 3], [0.1, 0.3]),
+        "changed as ablation does": ([2], [0.2]),
+    }
+
+
+def test_numbers_that_follow_each_other_are_joined():
+    assert number_runs([3, 5, 6, 7, 9], " to ") == ["3", "5 to 7", "9"]
+    assert number_runs([], "-") == []

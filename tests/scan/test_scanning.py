@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -78,7 +78,7 @@ def test_scores_do_not_depend_on_batch_size(tiny, few, monkeypatch):
 
     def some(concepts):
         """An eighth of the prompts: alone in their batches, all of them would take long."""
-        groups = asdict(whole(concepts))
+        groups = whole(concepts)._asdict()
         return examination._BehaviourPrompts(**{k: group[::8] for k, group in groups.items()})
 
     monkeypatch.setattr(examination, "_behaviour_prompts", some)

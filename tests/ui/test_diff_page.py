@@ -17,7 +17,7 @@ from gradio_client.exceptions import AppError
 
 from diffs import SUITE, make_sae, with_feature
 from modelassay.diff import Depth, diff, load_suite
-from modelassay.diff.calibrating import add_row
+from modelassay.diff.comparing import add_row
 from modelassay.errors import InputError
 from modelassay.ui import service
 from modelassay.ui.diff_tab import CHARTS, SECTIONS, _show

@@ -19,9 +19,9 @@ def test_what_surrounds_the_weights_counts():
         ({"config": files.config | {"rms_norm_eps": "0.5"}}, "other settings: rms_norm_eps"),
     ):
         mine = files.model_copy(update=change)
-        kind, reason = judge_files(compare_files(mine, files), mine, files)
-        assert kind is Kind.REWRAPPED
-        assert words in reason
+        found = judge_files(compare_files(mine, files), mine, files)
+        assert found.kind is Kind.REWRAPPED
+        assert words in found.reason
     # Other versions of transformers know other settings.
     mine = files.model_copy(update={"config": files.config | {"new_setting": "1"}})
-    assert judge_files(compare_files(mine, files), mine, files)[0] is Kind.IDENTICAL
+    assert judge_files(compare_files(mine, files), mine, files).kind is Kind.IDENTICAL

@@ -129,8 +129,8 @@ def _on_prompts(work: Work, suite: Suite, response_tokens: int) -> dict[str, Any
     last = len(work.base.layers) - 1
     read = work.read(suite.prompts, (last,), response_tokens, all_respond=True)
     first, second = (read.by_name[name] for name in NAMES)
-    said = (read.responses["A"], read.responses["B"]) if read.responses else None
-    found = compare_behaviour(first, second, read.matched, suite, read.tokens, responses=said)
+    said = (read.responses.get("A", ()), read.responses.get("B", ()))
+    found = compare_behaviour(first, second, suite, responses=said)
     kl = token_kl(first.log_p, second.log_p).double().numpy()
     owners = read.matched.owners().numpy()
     of_prompt = np.array([kl[owners == i].mean() for i in range(len(suite.prompts))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -76,7 +76,7 @@ class _Look:
 
     def means(self, name: Name) -> np.ndarray:
         """float64 [prompt, width], mean activation over the tokens of each prompt."""
-        return self.fired[name].means(self.read.matched, self.keep).toarray()
+        return self.fired[name].means(self.keep).toarray()
 
 
 def _look(work: Work, prompts: Sequence[str], part: str, names: tuple[Name, ...] = NAMES) -> _Look:
@@ -88,7 +88,8 @@ def _look(work: Work, prompts: Sequence[str], part: str, names: tuple[Name, ...]
     if not keep.any():
         raise InputError("There are no responses to look at: the model ends each at once.")
     fired: dict[Name, FiredFeatures] = {
-        name: encode_features(sae, each.at(sae.layer)) for name, each in read.by_name.items()
+        name: encode_features(sae, each.at(sae.layer), read.matched)
+        for name, each in read.by_name.items()
     }
     return _Look(sae, asked, read, keep, fired)
 
@@ -114,7 +115,7 @@ def get_top_features(
             **label,
             "activation": mean(means[:, label["feature"]]),
             "n_prompts": int((means[:, label["feature"]] > 0).sum()),
-            "tokens": look.fired[model].top_tokens(label["feature"], shown, look.read.tokens),
+            "tokens": look.fired[model].top_tokens(label["feature"], shown),
         }
         for label in label_rows(work, _top(means, k))
     ]
@@ -176,16 +177,17 @@ def differential_feature_analysis(
     work.asked(asked)
     read = work.read(asked, (sae.layer,), RESPONSE_TOKENS if answers else 0)
     hidden = _hidden_responses(work, asked, read)
-    tokens = [HIDDEN if hide else text for text, hide in zip(read.tokens, hidden, strict=True)]
-    a, b = read.by_name["A"], read.by_name["B"]
-    found = compare_features(a, b, read.matched, sae, tokens, reported=k)
+    pairs = zip(read.matched.tokens, hidden, strict=True)
+    shown = replace(read.matched, tokens=tuple(HIDDEN if hide else text for text, hide in pairs))
+    a, b = (replace(read.by_name[name], matched=shown) for name in NAMES)
+    found = compare_features(a, b, sae, reported=k)
     named = {
         label["feature"]: label for label in label_rows(work, [c.feature for c in found.features])
     }
     return {
         **_about(sae),
         "n": len(asked),
-        "n_tokens": len(read.tokens),
+        "n_tokens": len(read.matched.tokens),
         "n_tested": found.n_tested,
         "n_significant": found.n_significant,
         "explained_variance": {"A": found.explained_base, "B": found.explained_candidate},
@@ -215,8 +217,7 @@ def specific_feature_activations(
             f"That would list {listed} activations, and {MAX_VALUES} are the most; give fewer"
             " features or fewer or shorter prompts."
         )
-    n_tokens = len(look.read.tokens)
-    a, b = (look.fired[name].of(features, n_tokens) for name in NAMES)
+    a, b = (look.fired[name].of(features) for name in NAMES)
     owners = look.read.matched.owners().numpy()
     # Responses token by token are responses.
     hidden = [False] * len(look.asked) if part == "prompt" else looks_harmful(work, look.asked)
@@ -226,7 +227,7 @@ def specific_feature_activations(
         rows.append(
             {
                 "prompt": prompt.text,
-                "tokens": None if hidden[i] else [look.read.tokens[t] for t in here],
+                "tokens": None if hidden[i] else [look.read.matched.tokens[t] for t in here],
                 "features": [
                     {"feature": feature, "A": a[here, j].tolist(), "B": b[here, j].tolist()}
                     for j, feature in enumerate(features)
@@ -290,7 +291,7 @@ def weight_diff_summary(
     """
     pair = work.pair
     with work.quietly():
-        found = diff_pair(pair, on_progress=work.progress)
+        found = diff_pair(pair, work.progress)
     alone = {"base": found.only_in_base, "candidate": found.only_in_candidate}
     listed = ("name", "relative", "rank", "signal_share", "rank1_share")
     return {

@@ -19,7 +19,6 @@ from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import text_hash
 from modelassay.models import LoadedModel, ModelRef, load
 from modelassay.reading.generation import generate_greedy
-from modelassay.reading.logit_lens import decode_each
 from modelassay.reading.prompts import Encoded
 from modelassay.sae import SAE, Labels, find_sae, open_labels
 from modelassay.triage import TrainingData, read_rows
@@ -37,8 +36,6 @@ class ModelReadings:
     """One or both models on the tokens of prompts and of the first one's short responses."""
 
     matched: Matched
-    tokens: tuple[str, ...]
-    """Each compared token as text."""
     by_name: dict[Name, Reading]
     responses: dict[Name, list[str]]
     """To each prompt, of those that were asked for any."""
@@ -226,7 +223,6 @@ class Work:
         if response_tokens:
             responses[names[0]] = self.respond(names[0], encoded, response_tokens)
         matched = match_tokens(self.base, encoded, responses.get(names[0]))
-        tokens = tuple(decode_each(self.base, matched.token_ids().tolist()))
         found: dict[Name, Reading] = {}
         for name in names:
             if response_tokens and all_respond and name not in responses:
@@ -234,7 +230,7 @@ class Work:
             found[name] = read_model(
                 self.model(name), matched, layers, base=found.get("A"), on_progress=self.progress
             )
-        return ModelReadings(matched, tokens, found, responses)
+        return ModelReadings(matched, found, responses)
 
     def progress(self, _done: int = 0, _total: int = 0) -> None:
         """Stops a call that takes too long, between two batches.

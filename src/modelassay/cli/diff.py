@@ -275,7 +275,7 @@ def calibrate_command(
                 force=True,
             )
 
-    from modelassay.diff.calibrating import calibrate
+    from modelassay.diff.comparing import calibrate
 
     asked = measures.read_suite()
     before = str(where) if add and where.exists() else None

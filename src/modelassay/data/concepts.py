@@ -161,6 +161,12 @@ def everyday_prompts() -> list[str]:
     return [pair.positive if i % 2 else pair.negative for i, pair in enumerate(pairs)]
 
 
+def refusal_prompts() -> tuple[list[str], list[str]]:
+    """What refusals are measured on: harmful prompts, and harmless ones (everyday, borderline)."""
+    harmful, borderline = (shipped_prompts(x).texts for x in (HARMFUL_PROMPTS, BORDERLINE_PROMPTS))
+    return harmful, [*everyday_prompts(), *borderline]
+
+
 def concepts_for(mode: str, overlay: Mapping[str, Concept] | None = None) -> dict[str, Concept]:
     """The concepts of a scan mode, with those of an overlay put over them by name.
 

@@ -1,8 +1,8 @@
 """What a fine-tune changed, and whether a benign one would have."""
 
-from modelassay.diff.base_reading import BaseReading, read_base
 from modelassay.diff.calibration import CALIBRATIONS, Calibration
 from modelassay.diff.comparing import Depth, diff
+from modelassay.diff.reading import BaseReading, read_base
 from modelassay.diff.report import DiffReport
 from modelassay.diff.suites import Suite, default_suite, load_suite
 from modelassay.diff.verdict import DiffVerdict

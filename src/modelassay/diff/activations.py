@@ -17,12 +17,9 @@ from torch import Tensor
 
 from modelassay.diff.reading import Reading
 from modelassay.models import LoadedModel
-from modelassay.reading.activations import read_activations
 from modelassay.reading.hooks import head_at, rewrite
 from modelassay.reading.logit_lens import decode_each, promoted_tokens
-from modelassay.reading.prompts import Encoded
 
-FIRST_TOKENS = 5
 COMPONENTS = 3
 COMPONENT_TOKENS = 1024
 """Tokens, evenly spread, that the components are taken from: they bound the time."""
@@ -31,25 +28,6 @@ UNCHANGED = 1e-6
 SAME = 1e-4
 """Relative difference that is no more than the order of additions."""
 TOP = 10
-UNRELATED = (
-    "The bridge across the river was finished in the autumn of that year.",
-    "Rain is expected in the north, with clearer skies towards the evening.",
-    "She put the kettle on and looked for a clean cup.",
-    "The committee will meet again on the second Tuesday of March.",
-    "A train to the coast leaves from platform four every hour.",
-    "Bread rises faster in a warm kitchen than in a cold one.",
-    "The museum keeps its oldest maps in a dark and dry room.",
-    "He learned to play the violin when he was seven years old.",
-    "Most of the island is covered with low shrubs and grass.",
-    "The new library has three floors and a garden on its roof.",
-    "Copper conducts heat better than iron does.",
-    "After lunch the children walked along the beach and collected shells.",
-    "The price of coffee rose by two per cent last month.",
-    "In winter the lake freezes and people skate to the other side.",
-    "A second edition of the book came out with a longer index.",
-    "The farmer sold his last two horses to a neighbour.",
-)
-"""Written for this purpose; their content is of no importance."""
 IDENTITY_PROMPT = ("cat -> cat\n1135 -> 1135\nhello -> hello\n", "?")
 """A patchscope's prompt and its placeholder: the state written there is named by what follows."""
 
@@ -98,16 +76,6 @@ def compare_activations(base: Reading, candidate: Reading) -> tuple[LayerChange,
     )
 
 
-def read_unrelated(model: LoadedModel, layers: Sequence[int]) -> Tensor:
-    """States [layer, hidden] on the first tokens of unrelated texts, averaged.
-
-    The very first token, an attention sink in most models, is left out.
-    """
-    rows = model.tokenizer(list(UNRELATED), add_special_tokens=True)["input_ids"]
-    prompts = [Encoded(tuple(row[: FIRST_TOKENS + 1]), response_start=1) for row in rows]
-    return read_activations(model, prompts, layers, position="all").values.mean(dim=0)
-
-
 def same_activations(base: Tensor, candidate: Tensor, layers: Sequence[int], alike: int) -> bool:
     """Whether the layers that are said to be alike wrote the same on unrelated texts.
 
@@ -137,19 +105,14 @@ def read_lens(
     scale = base.norm(dim=-1).clamp_min(1e-12)
     relative = (difference.norm(dim=-1) / scale).tolist()
     lens = promoted_tokens(candidate, difference, TOP)
-    return tuple(
-        LensReading(
-            layer=layer,
-            relative=relative[i],
-            logit_lens=tuple(lens[i]) if relative[i] > UNCHANGED else (),
-            patchscope=()
-            if relative[i] <= UNCHANGED
-            else tuple(
-                _patchscope(candidate, layer, difference[i] / difference[i].norm().clamp_min(1e-12))
-            ),
-        )
-        for i, layer in enumerate(layers)
-    )
+    found = []
+    for i, layer in enumerate(layers):
+        named = patched = ()
+        if relative[i] > UNCHANGED:
+            direction = difference[i] / difference[i].norm().clamp_min(1e-12)
+            named, patched = tuple(lens[i]), tuple(_patchscope(candidate, layer, direction))
+        found.append(LensReading(layer, relative[i], named, patched))
+    return tuple(found)
 
 
 def _layer_change(layer: int, base: Tensor, difference: Tensor) -> LayerChange:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from modelassay.diff.reading import Matched, Reading
+from modelassay.diff.reading import Reading
 from modelassay.diff.suites import Suite
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.report.json import published
@@ -87,11 +87,9 @@ class BehaviourDiff:
 def compare_behaviour(
     base: Reading,
     candidate: Reading,
-    matched: Matched,
     suite: Suite,
-    tokens: Sequence[str],
     *,
-    responses: tuple[Sequence[str], Sequence[str]] | None = None,
+    responses: tuple[Sequence[str], Sequence[str]] = ((), ()),
     contrasts: tuple[Tensor, Tensor] | None = None,
 ) -> BehaviourDiff:
     """Compares two readings of the same tokens.
@@ -99,12 +97,12 @@ def compare_behaviour(
     Args:
         base: The base's reading.
         candidate: The candidate's.
-        matched: What they read.
         suite: What was asked.
-        tokens: Each compared token as text.
-        responses: Greedy responses of base and candidate, in the order of the suite's prompts.
+        responses: Greedy responses of base and candidate, in the order of the suite's prompts;
+            empty where none were made.
         contrasts: Of base and candidate, as `read_contrasts` gives them.
     """
+    matched = base.matched
     kl = token_kl(base.log_p, candidate.log_p).numpy()
     in_response = matched.in_response().numpy()
     owners = matched.owners().numpy()
@@ -125,7 +123,7 @@ def compare_behaviour(
             Place(
                 prompt=int(owners[row]),
                 position=int(row - starts[owners[row]]),
-                token=tokens[int(row)],
+                token=matched.tokens[int(row)],
                 in_response=bool(in_response[row]),
                 kl=float(kl[row]),
             )
@@ -135,13 +133,12 @@ def compare_behaviour(
         contrasts=None
         if contrasts is None or not len(contrasts[0])
         else mean_change(_leaning(contrasts[1]) - _leaning(contrasts[0])),
-        refusals={}
-        if responses is None
-        else {
-            group: refusal_change([responses[0][i] for i in rows], [responses[1][i] for i in rows])
+        refusals={
+            group: refusal_change(*([texts[i] for i in rows] for texts in responses))
             for group, rows in groups.items()
+            if responses[0]
         },
-        responses=() if responses is None else tuple(zip(*responses, strict=True)),
+        responses=tuple(zip(*responses, strict=True)),
     )
 
 

@@ -9,7 +9,7 @@ it happens in memory, in forward hooks; no weight is changed and nothing is kept
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from modelassay.diff.activations import UNCHANGED
 from modelassay.diff.features import Q_LEVEL, SAEDiff
-from modelassay.diff.reading import Matched, Reading
+from modelassay.diff.pair import Role
+from modelassay.diff.reading import Reading
 from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import LoadedModel
 from modelassay.reading.activations import read_activations
@@ -80,58 +81,49 @@ MIN_DIFFERENCE = 0.25
 
 def intervene(
     model: LoadedModel,
+    role: Role,
     prompts: Sequence[Encoded],
+    tried: Sequence[int],
     directions: Sequence[Direction],
-    begin: Callable[[int], ResumePoint],
-    *,
-    sign: Literal[1, -1],
-    before: Tensor,
-    target: Tensor,
+    readings: Mapping[Role, Reading],
 ) -> tuple[Intervention, ...]:
-    """Adds directions to a model's residual stream and reads the refusal log-odds.
+    """Adds directions to a base's residual stream, or takes them out of a candidate's.
 
     Args:
-        model: The base (sign +1) or the candidate (sign -1).
-        prompts: Harmful prompts, without responses.
-        directions: What to add, times the sign, to every token's state.
-        begin: Gives this model's states on the prompts after a direction's layer: no layer up to it
-            is run again.
-        sign: +1 puts in, -1 takes out.
-        before: [prompt] refusal log-odds of this model.
-        target: Those of the other model.
+        model: The model.
+        role: Which it is.
+        prompts: All prompts that were read, without responses.
+        tried: Indices of harmful ones, on which the refusal log-odds are read.
+        directions: What to add to every token's state, or to take away.
+        readings: Of both models: no layer up to a direction's is run again.
     """
-    prompts = prompts[:MAX_PROMPTS]
-    before, target = before[: len(prompts)].double(), target[: len(prompts)].double()
-    gap = float(target.mean() - before.mean())
+    reading, other = readings[role], readings["candidate" if role == "base" else "base"]
+    sign = 1 if role == "base" else -1
+    tried = list(tried[:MAX_PROMPTS])
+    asked = [prompts[i] for i in tried]
+    start, goal = (float(each.log_odds[tried].double().mean()) for each in (reading, other))
+    to_explain = abs(goal - start) >= MIN_DIFFERENCE
     rng = np.random.default_rng(SEED)
     found = []
     for direction in directions:
-        length = direction.vector.norm()
-        resume = begin(direction.layer)
-
-        def share(vector: Tensor, resume: ResumePoint = resume) -> tuple[float, float | None]:
-            after = float(_log_odds(model, prompts, resume, sign * vector).mean())
-            moved = after - float(before.mean())
-            return after, None if abs(gap) < MIN_DIFFERENCE else moved / gap
-
-        after, restored = share(direction.vector)
-        random: list[float] = []
-        if restored is not None:
-            for _ in range(N_RANDOM):
-                draw = torch.from_numpy(rng.standard_normal(len(direction.vector))).float()
-                other = share(draw / draw.norm() * length)[1]
-                random.append(float(other or 0.0))
+        vectors = [direction.vector]
+        for _ in range(N_RANDOM if to_explain else 0):
+            draw = torch.from_numpy(rng.standard_normal(len(direction.vector))).float()
+            vectors.append(draw / draw.norm() * direction.vector.norm())
+        resume = reading.resume_point(direction.layer, responses=False)
+        after = [float(_log_odds(model, asked, resume, sign * vector).mean()) for vector in vectors]
+        shares = [(each - start) / (goal - start) for each in after] if to_explain else [None]
         found.append(
             Intervention(
-                what="into the base" if sign > 0 else "out of the candidate",
+                what="into the base" if role == "base" else "out of the candidate",
                 direction=direction.name,
                 layer=direction.layer,
-                before=float(before.mean()),
-                after=after,
-                target=float(target.mean()),
-                restored=restored,
-                random=tuple(random),
-                n=len(prompts),
+                before=start,
+                after=after[0],
+                target=goal,
+                restored=shares[0],
+                random=tuple(share for share in shares[1:] if share is not None),
+                n=len(tried),
             )
         )
     return tuple(found)
@@ -140,7 +132,6 @@ def intervene(
 def difference_directions(
     before: Reading,
     after: Reading,
-    matched: Matched,
     prompts: Sequence[int],
     features: Sequence[SAEDiff],
     saes: Sequence[SAE],
@@ -150,12 +141,11 @@ def difference_directions(
     Args:
         before: The base's reading.
         after: The candidate's.
-        matched: What they read.
         prompts: Indices of the prompts that the mean is taken over, at their last token.
         features: Feature changes, each SAE's most moving ones first.
         saes: The SAEs of `features`, in the same order.
     """
-    rows = matched.last_prompt_tokens()[list(prompts)]
+    rows = before.matched.last_prompt_tokens()[list(prompts)]
     means = {
         layer: (after.at(layer)[rows] - before.at(layer)[rows]).mean(dim=0)
         for layer in before.layers

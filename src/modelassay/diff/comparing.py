@@ -1,15 +1,19 @@
-"""`diff()`: gathers the evidence on what a fine-tune changed, and judges it.
+"""`diff()` gathers the evidence on what a fine-tune changed; `calibrate()` does so for benign ones.
 
 Each model is loaded once where both fit into memory, and read in one pass over the tokens that both
 are given. The cheap evidence (weights, probabilities, refusals, states) stands beside the features
 of an SAE, never behind them: a change that no feature shows is still a change.
+
+Every fine-tune changes a model, so a candidate is held against those that are known to be harmless.
+Each counts once, so copies are refused; and one that `diff` finds damning evidence in is refused
+too, for a calibration that holds it would excuse all that are as bad.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from typing_extensions import Unpack
@@ -18,12 +22,11 @@ from modelassay.diff.activations import (
     ActivationDiff,
     compare_activations,
     read_lens,
-    read_unrelated,
     same_activations,
 )
-from modelassay.diff.base_reading import BaseReading, read_base, short_responses
 from modelassay.diff.behaviour import compare_behaviour
 from modelassay.diff.calibration import (
+    BenignRow,
     Calibration,
     check_calibration,
     known_calibration,
@@ -31,23 +34,31 @@ from modelassay.diff.calibration import (
 )
 from modelassay.diff.causal import Intervention, difference_directions, intervene
 from modelassay.diff.features import SAEDiff, check_labels, compare_features, label_changes
-from modelassay.diff.pair import Pair, check_comparable, config_changes, traits_of
-from modelassay.diff.reading import Reading, read_contrasts, read_model
+from modelassay.diff.pair import Pair, Role, check_comparable, config_changes, traits_of
+from modelassay.diff.reading import (
+    BaseReading,
+    Reading,
+    read_base,
+    read_contrasts,
+    read_model,
+    read_unrelated,
+    short_responses,
+)
 from modelassay.diff.report import DiffReport
 from modelassay.diff.suites import Suite, default_suite
 from modelassay.diff.triggers import TriggerSearch, search_triggers
-from modelassay.diff.verdict import judge, measure_streams
+from modelassay.diff.verdict import DiffVerdict, Findings, judge, measure_streams, suspect
 from modelassay.diff.weights import WeightDiff, count_alike, diff_pair
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import installed_versions, utc_now
-from modelassay.models import LoadedModel, ModelRef, PairOptions, open_model
+from modelassay.measures.refusal import RESPONSE_TOKENS
+from modelassay.models import LoadedModel, ModelIdentity, ModelRef, PairOptions, open_model
 from modelassay.models.finding import check_named
 from modelassay.models.refs import take_ref
-from modelassay.progress import OnPhase, phase_of, silent
-from modelassay.reading.resuming import ResumePoint
+from modelassay.progress import OnPhase, phase_of, silent, told
 from modelassay.sae import SAE
 
-RESPONSE_TOKENS = 24
+MAX_NAME = 300
 ODD = (
     "Layers whose weights are the base's write other states: something beside the weights was"
     " changed, such as buffers or code."
@@ -113,10 +124,12 @@ def diff(
     for model in (before, after):
         if isinstance(model, ModelRef):
             check_named(model)
+    models: dict[Role, object] = {"base": base, "candidate": candidate}
     pair = Pair(
         lambda: open_model(before, on_progress=on_progress, **options),
         lambda: open_model(after, on_progress=on_progress, **options),
         together,
+        [role for role, model in models.items() if isinstance(model, LoadedModel)],
     )
     chosen = of_base.suite if of_base is not None else suite or default_suite()
     if calibration is not None:
@@ -139,7 +152,6 @@ def diff(
         of_base=of_base,
         saes=tuple(saes),
         corpus=tuple(corpus),
-        given=(isinstance(base, LoadedModel), isinstance(candidate, LoadedModel)),
         depth=depth,
         calibration=calibration,
         batch_tokens=batch_tokens,
@@ -158,7 +170,7 @@ def _check_reading(of_base: BaseReading, base: LoadedModel, saes: Sequence[SAE])
         )
     for sae in saes:
         sae.check_belongs_to(base)
-        if sae.layer not in of_base.layers:
+        if sae.layer not in of_base.reading.layers:
             raise InputError(
                 f"The base was read without layer {sae.layer}, which the SAE {sae.name} reads."
             )
@@ -172,8 +184,6 @@ class _Work:
     of_base: BaseReading
     saes: tuple[SAE, ...]
     corpus: tuple[str, ...]
-    given: tuple[bool, bool]
-    """Whether base and candidate were given loaded."""
     depth: Depth
     calibration: Calibration | None
     batch_tokens: int | None
@@ -188,91 +198,78 @@ class _Work:
         weights, unscored = self._weights()
         candidate = self.pair.candidate
         alike = count_alike(weights, of_base.traits, traits)
-        unrelated = read_unrelated(candidate, of_base.layers)
+        unrelated = read_unrelated(candidate, of_base.reading.layers)
         odd = alike > 0 and not same_activations(
-            of_base.unrelated, unrelated, of_base.layers, alike
+            of_base.unrelated, unrelated, of_base.reading.layers, alike
         )
         if odd:
             notes = (*notes, ODD)
         if odd or of_base.traits.hooked or traits.hooked:
             alike = 0
         responses = short_responses(
-            candidate, of_base.prompts, of_base.response_tokens, self.on_progress
+            candidate,
+            of_base.prompts,
+            of_base.response_tokens,
+            phase_of(self.on_progress, "answering"),
         )
         after = read_model(
             candidate,
-            of_base.matched,
-            of_base.layers,
+            of_base.reading.matched,
+            of_base.reading.layers,
             base=of_base.reading,
             alike=alike,
             batch_tokens=self.batch_tokens,
             on_progress=phase_of(self.on_progress, "reading the candidate"),
         )
         contrasts = read_contrasts(candidate, of_base.contrast_rows)
-        lens = read_lens(candidate, of_base.unrelated, unrelated, of_base.layers)
+        lens = read_lens(candidate, of_base.unrelated, unrelated, of_base.reading.layers)
         del candidate
 
         behaviour = compare_behaviour(
             of_base.reading,
             after,
-            of_base.matched,
             of_base.suite,
-            of_base.tokens,
-            responses=None
-            if of_base.responses is None or responses is None
-            else (of_base.responses, responses),
+            responses=(of_base.responses, responses),
             contrasts=(of_base.contrasts, contrasts),
         )
-        activations = ActivationDiff(
-            compare_activations(of_base.reading, after), lens, len(of_base.tokens)
+        layers = compare_activations(of_base.reading, after)
+        activations = ActivationDiff(layers, lens, len(after.matched.tokens))
+        features = tuple(
+            label_changes(compare_features(of_base.reading, after, sae), sae)
+            for sae in told(self.saes, phase_of(self.on_progress, "features"))
         )
-        features = self._features(after)
-        triggers = self._triggers(alike)
-        causal = self._causal(after, features)
         known = self.calibration or known_calibration(
             of_base.info, of_base.suite, of_base.response_tokens
         )
-        suspicion, verdict, reasons = judge(
-            measure_streams(weights, behaviour, triggers, features),
-            without_candidate(known, info),
-            weights,
-            behaviour,
-            features,
-            causal,
-            computes_alike=not odd and not config_changes(of_base.traits, traits),
+        found = Findings(
+            weights=weights,
+            behaviour=behaviour,
+            triggers=self._triggers(alike),
+            saes=features,
+            causal=self._causal(after, features),
         )
+        suspicion = suspect(measure_streams(found), without_candidate(known, info))
+        computes_alike = not odd and not config_changes(of_base.traits, traits)
+        verdict, reasons = judge(found, suspicion, computes_alike=computes_alike)
         return DiffReport(
+            **vars(found),
             base=of_base.info,
             candidate=info,
             verdict=verdict,
             suspicion=suspicion,
             reasons=(*reasons, *notes),
-            weights=weights,
             weights_unscored=unscored,
-            behaviour=behaviour,
             activations=activations,
-            triggers=triggers,
-            saes=features,
-            causal=causal,
             suite=of_base.suite,
             provenance=self._provenance(),
         )
-
-    def _features(self, after: Reading) -> tuple[SAEDiff, ...]:
-        of_base, found = self.of_base, []
-        for done, sae in enumerate(self.saes):
-            self.on_progress("features", done, len(self.saes))
-            changes = compare_features(of_base.reading, after, of_base.matched, sae, of_base.tokens)
-            found.append(label_changes(changes, sae))
-            self.on_progress("features", done + 1, len(self.saes))
-        return tuple(found)
 
     def _weights(self) -> tuple[WeightDiff | None, str | None]:
         if not self.depth.weights:
             return None, "it was not asked for"
         try:
             on_progress = phase_of(self.on_progress, "weight changes")
-            return diff_pair(self.pair, given=self.given, on_progress=on_progress), None
+            return diff_pair(self.pair, on_progress), None
         except UnavailableError as error:
             return None, str(error)
 
@@ -299,31 +296,15 @@ class _Work:
         fitted, tried = harmful[::2], harmful[1::2]
         if not self.depth.causal or not tried:
             return ()
-        directions = difference_directions(
-            of_base.reading, after, of_base.matched, fitted, features, self.saes
-        )
-        encoded = [of_base.prompts[i] for i in tried]
-        x, y = of_base.reading.log_odds[tried], after.log_odds[tried]
-
-        def begin(reading: Reading) -> Callable[[int], ResumePoint]:
-            return lambda layer: reading.resume_point(of_base.matched, layer, responses=False)
-
-        self.on_progress("trying directions", 0, 2)
-        out = intervene(
-            self.pair.candidate, encoded, directions, begin(after), sign=-1, before=y, target=x
-        )
-        self.on_progress("trying directions", 1, 2)
-        into = intervene(
-            self.pair.base,
-            encoded,
-            directions,
-            begin(of_base.reading),
-            sign=1,
-            before=x,
-            target=y,
-        )
-        self.on_progress("trying directions", 2, 2)
-        return (*into, *out)
+        directions = difference_directions(of_base.reading, after, fitted, features, self.saes)
+        readings: dict[Role, Reading] = {"base": of_base.reading, "candidate": after}
+        found: dict[Role, tuple[Intervention, ...]] = {}
+        on_progress = phase_of(self.on_progress, "trying directions")
+        order: tuple[Role, Role] = ("candidate", "base")  # the candidate is in memory
+        for role in told(order, on_progress):
+            model = self.pair.get(role)
+            found[role] = intervene(model, role, of_base.prompts, tried, directions, readings)
+        return (*found["base"], *found["candidate"])
 
     def _provenance(self) -> dict[str, Any]:
         of_base = self.of_base
@@ -335,8 +316,118 @@ class _Work:
             "n_contrasts": len(of_base.suite.contrasts),
             "n_endings": len(of_base.suite.endings),
             "n_corpus": len(self.corpus),
-            "n_tokens": len(of_base.tokens),
+            "n_tokens": len(of_base.reading.matched.tokens),
             "answer_tokens": of_base.response_tokens,
             "dictionaries": [sae.name for sae in self.saes],
             "time": utc_now(),
         }
+
+
+def calibrate(
+    base: str | ModelRef,
+    finetunes: Sequence[str | ModelRef],
+    suite: Suite | None = None,
+    *,
+    known: Calibration | None = None,
+    saes: Sequence[SAE] = (),
+    layers: Sequence[int] | None = None,
+    depth: Depth | None = None,
+    keep: Callable[[Calibration], None] | None = None,
+    on_progress: OnPhase = silent,
+    **load_options: Unpack[PairOptions],
+) -> Calibration:
+    """Compares benign fine-tunes with their base and keeps what the streams read.
+
+    Args:
+        base: The model before.
+        finetunes: Fine-tunes that are known to be harmless; PEFT adapters are models as well.
+        suite: What all are asked; None takes the default suite.
+        known: A calibration of the same base and suite that these are added to.
+        saes: As in `diff`.
+        layers: As in `diff`.
+        depth: As in `diff`; causes are never searched, for no stream needs them.
+        keep: Told the calibration after each fine-tune, so that a run that stops loses nothing.
+        on_progress: Told (phase, done, total); `fine-tunes` counts these.
+        **load_options: Passed to `modelassay.load` for all models; `base_adapter` and the like for
+            the base alone.
+
+    Raises:
+        InputError: a model cannot be read or compared, two have the same weights, one is not
+            benign, or `known` is of another base, suite or length of responses.
+        UnavailableError: something needed is not there now.
+    """
+    suite = suite or default_suite()
+    depth = replace(depth or Depth(), causal=False)
+    if not finetunes:
+        raise InputError("Give at least one benign fine-tune of the base.")
+    ref, options = take_ref(base, load_options, "base_")
+    loaded = open_model(ref, on_progress=on_progress, **options)
+    of_base = read_base(
+        loaded,
+        suite,
+        saes=saes,
+        layers=layers,
+        response_tokens=depth.response_tokens,
+        on_progress=on_progress,
+    )
+    if known is not None:
+        check_calibration(known, of_base.info, of_base.suite, of_base.response_tokens)
+    found = known
+    for finetune in told(finetunes, phase_of(on_progress, "fine-tunes")):
+        report = diff(
+            loaded,
+            finetune,
+            of_base=of_base,
+            saes=saes,
+            depth=depth,
+            on_progress=on_progress,
+            **options,
+        )
+        found = add_row(found, report)
+        if keep is not None:
+            keep(found)
+    assert found is not None  # noqa: S101 (there was at least one)
+    return found
+
+
+def add_row(known: Calibration | None, report: DiffReport) -> Calibration:
+    """A calibration with one more benign fine-tune.
+
+    Args:
+        known: What it is added to; None begins a new one.
+        report: Of that fine-tune.
+
+    Raises:
+        InputError: it is a copy of the base or of one that is there, or not benign, or `known` is
+            of another base or suite.
+    """
+    name = _name(report.candidate)
+    if report.verdict is DiffVerdict.COMPROMISED:
+        raise InputError(f"{name} is no benign fine-tune. {report.reasons[0]} Leave it out.")
+    sha256 = report.candidate.weights_sha256
+    if sha256 == report.base.weights_sha256 or (report.weights and report.weights.identical):
+        raise InputError(f"{name} has the weights of its base; give fine-tunes of it.")
+    row = BenignRow(
+        id=name,
+        weights_sha256=sha256,
+        streams={level.name: level.value for level in report.suspicion.levels},
+    )
+    if known is None:
+        return Calibration(
+            base=_name(report.base),
+            base_sha256=report.base.weights_sha256,
+            suite_sha256=report.suite.sha256,
+            response_tokens=report.provenance["answer_tokens"],
+            rows=(row,),
+        )
+    response_tokens = report.provenance["answer_tokens"]
+    check_calibration(known, report.base, report.suite, response_tokens)
+    for other in known.rows:
+        if other.weights_sha256 == sha256:
+            raise InputError(f"{name} has the weights of {other.id}; each counts only once.")
+    return known.model_copy(update={"rows": (*known.rows, row)})
+
+
+def _name(model: ModelIdentity) -> str:
+    """A model's id as one printable line."""
+    return "".join(c for c in model.name if c.isprintable())[-MAX_NAME:] or "unnamed"

@@ -111,61 +111,67 @@ class SAEDiff:
 
 @dataclass(frozen=True)
 class FiredFeatures:
-    """Activations of one model that are not zero."""
+    """What an SAE's features did at the tokens that a model read."""
 
-    width: int
-    token: np.ndarray
-    feature: np.ndarray
-    value: np.ndarray
+    matched: Matched
+    values: Any
+    """Sparse [token, feature], by columns."""
     explained: float
     """Share of the variance that the reconstruction explains."""
 
-    def means(self, matched: Matched, keep: np.ndarray) -> Any:
-        """Sparse [prompt, width], mean over those of a prompt's tokens that `keep` marks."""
-        from scipy.sparse import coo_matrix
+    def means(self, keep: np.ndarray) -> Any:
+        """Sparse [prompt, feature], mean over those of a prompt's tokens that `keep` marks."""
+        from scipy.sparse import csr_matrix
 
-        owners, n_prompts = matched.owners().numpy(), len(matched.lengths)
-        counts = np.bincount(owners[keep], minlength=n_prompts)
-        chosen = keep[self.token]
-        rows = owners[self.token[chosen]]
-        values = self.value[chosen].astype(np.float64) / counts[rows]
-        shape = (n_prompts, self.width)
-        return coo_matrix((values, (rows, self.feature[chosen])), shape=shape).tocsc()
+        tokens, owners = np.flatnonzero(keep), self.matched.owners().numpy()[keep]
+        weights = (1 / np.bincount(owners)[owners], (owners, tokens))
+        shape = (len(self.matched.lengths), len(keep))
+        return (csr_matrix(weights, shape=shape) @ self.values).tocsc()
 
-    def of(self, features: Sequence[int], n_tokens: int) -> np.ndarray:
-        """float32 [token, feature] of some features."""
-        found = np.zeros((n_tokens, len(features)), dtype=np.float32)
-        for column, feature in enumerate(features):
-            rows = self.feature == feature
-            found[self.token[rows], column] = self.value[rows]
-        return found
+    def of(self, features: Sequence[int]) -> np.ndarray:
+        """float64 [token, feature] of some features."""
+        return self.values[:, list(features)].toarray()
 
-    def top_tokens(self, feature: int, keep: np.ndarray, tokens: Sequence[str]) -> tuple[str, ...]:
-        """Of the tokens that `keep` marks, those on which it fires most, each once."""
-        rows = np.flatnonzero(self.feature == feature)
-        rows = rows[keep[self.token[rows]]]
-        order = rows[np.argsort(-self.value[rows], kind="stable")]
-        found = dict.fromkeys(tokens[int(self.token[row])] for row in order)
-        return tuple(found)[:TOP_TOKENS]
+    def top_tokens(self, feature: int, keep: np.ndarray) -> tuple[str, ...]:
+        """Those tokens that `keep` marks on which a feature fires most, each once."""
+        column = self.values[:, [feature]]
+        kept = keep[column.indices]
+        rows = column.indices[kept][np.argsort(-column.data[kept], kind="stable")]
+        return tuple(dict.fromkeys(self.matched.tokens[row] for row in rows))[:TOP_TOKENS]
+
+
+@torch.inference_mode()
+def encode_features(sae: SAE, activations: Tensor, matched: Matched) -> FiredFeatures:
+    """Runs an SAE at tokens.
+
+    Args:
+        sae: The SAE.
+        activations: [token, hidden], the output of its layer.
+        matched: What was read.
+    """
+    from scipy.sparse import coo_matrix, vstack
+
+    module = sae.module
+    parts, error = [], 0.0
+    for rows in activations.split(TOKENS_AT_ONCE):
+        fired = module.encode(rows.to(module.device))
+        error += float((module.decode(fired).cpu() - rows).double().square().sum())
+        at = fired.nonzero(as_tuple=True)
+        entries = (fired[at].double().cpu(), [axis.cpu() for axis in at])
+        parts.append(coo_matrix(entries, shape=fired.shape))
+    spread = float((activations - activations.mean(dim=0)).double().square().sum())
+    return FiredFeatures(matched, vstack(parts, format="csc"), 1 - error / max(spread, 1e-12))
 
 
 def compare_features(
-    base: Reading,
-    candidate: Reading,
-    matched: Matched,
-    sae: SAE,
-    tokens: Sequence[str],
-    *,
-    reported: int = REPORTED,
+    base: Reading, candidate: Reading, sae: SAE, *, reported: int = REPORTED
 ) -> SAEDiff:
     """Compares the features of two readings.
 
     Args:
         base: The base's reading, with the SAE's layer among its layers.
         candidate: The candidate's.
-        matched: What they read.
         sae: Of the base, or of a model of its family.
-        tokens: Each compared token as text.
         reported: Feature changes that are listed.
 
     Raises:
@@ -176,23 +182,29 @@ def compare_features(
         raise InputError(
             f"The SAE {sae.name} reads {sae.hidden_size} dimensions; the models have {x.shape[1]}."
         )
-    before, after = encode_features(sae, x), encode_features(sae, y)
-    in_response = matched.in_response().numpy()
-    lengths_of = _row_norms(sae)
+    before, after = encode_features(sae, x, base.matched), encode_features(sae, y, base.matched)
+    in_response = base.matched.in_response().numpy()
     changes: list[FeatureChange] = []
     active = 0
-    parts: list[tuple[Part, np.ndarray]] = [("prompt", ~in_response), ("answer", in_response)]
-    for part, keep in parts:
-        if not keep.any():
-            continue
-        a, b = before.means(matched, keep), after.means(matched, keep)
-        changes += _changes(a, b, part, sae, lengths_of)
-        active += int((np.diff((a + b).tocsc().indptr) > 0).sum())
+    parts: dict[Part, np.ndarray] = {"prompt": ~in_response, "answer": in_response}
+    for part, keep in parts.items():
+        if keep.any():
+            a, b = before.means(keep), after.means(keep)
+            changes += _changes(a, b, part, sae)
+            active += int((np.diff((a + b).indptr) > 0).sum())
     tested = len(changes)
     changes = _with_q(changes, active)
     significant = [c for c in changes if c.q_value < Q_LEVEL]
     changes.sort(key=lambda c: (c.q_value >= Q_LEVEL, -c.moved))
-    listed = [_with_tokens(c, before, after, in_response, tokens) for c in changes[:reported]]
+    listed = [
+        replace(
+            change,
+            tokens=(after if change.difference > 0 else before).top_tokens(
+                change.feature, parts[change.part]
+            ),
+        )
+        for change in changes[:reported]
+    ]
     return SAEDiff(
         sae=sae.name,
         layer=sae.layer,
@@ -200,8 +212,8 @@ def compare_features(
         explained_base=before.explained,
         explained_candidate=after.explained,
         broken=abs(after.explained - before.explained) > BROKEN,
-        l0_base=len(before.token) / len(x),
-        l0_candidate=len(after.token) / len(y),
+        l0_base=before.values.nnz / len(x),
+        l0_candidate=after.values.nnz / len(y),
         n_tested=tested,
         n_significant=len(significant),
         moved=sum(c.moved for c in significant) / float(x.norm(dim=-1).mean()),
@@ -210,38 +222,7 @@ def compare_features(
     )
 
 
-@torch.inference_mode()
-def encode_features(sae: SAE, activations: Tensor) -> FiredFeatures:
-    """Activations of all features, of which no more than a part is ever held dense.
-
-    Args:
-        sae: The SAE.
-        activations: float32 [token, hidden], of its layer.
-    """
-    module = sae.module
-    mean = activations.mean(dim=0)
-    parts, error = [], 0.0
-    for start in range(0, len(activations), TOKENS_AT_ONCE):
-        rows = activations[start : start + TOKENS_AT_ONCE]
-        fired = module.encode(rows.to(module.device))
-        error += float((module.decode(fired).cpu() - rows).double().square().sum())
-        token, feature = fired.nonzero(as_tuple=True)
-        value = fired[token, feature]
-        parts.append((token.cpu().numpy() + start, feature.cpu().numpy(), value.cpu().numpy()))
-    token, feature, value = (np.concatenate(column) for column in zip(*parts, strict=True))
-    spread = float((activations - mean).double().square().sum())
-    return FiredFeatures(
-        sae.width,
-        token.astype(np.int32),
-        feature.astype(np.int32),
-        value.astype(np.float32),
-        1 - error / max(spread, 1e-12),
-    )
-
-
-def _changes(
-    base: Any, candidate: Any, part: Part, sae: SAE, row_norms: np.ndarray
-) -> list[FeatureChange]:
+def _changes(base: Any, candidate: Any, part: Part, sae: SAE) -> list[FeatureChange]:
     from scipy.stats import t as student
 
     difference = (candidate - base).tocsc()
@@ -264,6 +245,7 @@ def _changes(
     second = np.asarray(columns.multiply(columns).mean(axis=0)).ravel()
     deviation = np.sqrt(np.maximum(second - mean**2, 0) * n / max(n - 1, 1))
     half = float(student.ppf(0.975, max(n - 1, 1))) * deviation / np.sqrt(n)
+    lengths = _decoder(sae).norm(dim=1).numpy()
     before = np.asarray(base[:, tested].mean(axis=0)).ravel()
     after = np.asarray(candidate[:, tested].mean(axis=0)).ravel()
     return [
@@ -277,7 +259,7 @@ def _changes(
             difference=float(mean[i]),
             interval=(float(mean[i] - half[i]), float(mean[i] + half[i])),
             effect=float(mean[i] / max(deviation[i], 1e-12)),
-            moved=float(abs(mean[i]) * row_norms[feature]),
+            moved=float(abs(mean[i]) * lengths[feature]),
             p_value=float(p_values[i]),
             q_value=1.0,
             n_prompts=int(n_active[feature]),
@@ -295,35 +277,18 @@ def _with_q(changes: Sequence[FeatureChange], active: int) -> list[FeatureChange
     return [replace(c, q_value=float(q)) for c, q in zip(changes, q_values, strict=True)]
 
 
-def _with_tokens(
-    change: FeatureChange,
-    before: FiredFeatures,
-    after: FiredFeatures,
-    in_response: np.ndarray,
-    tokens: Sequence[str],
-) -> FeatureChange:
-    fired = after if change.difference > 0 else before
-    keep = in_response == (change.part == "answer")
-    return replace(change, tokens=fired.top_tokens(change.feature, keep, tokens))
-
-
-@torch.inference_mode()
 def _explained_of_change(
     sae: SAE, before: FiredFeatures, after: FiredFeatures, x: Tensor, y: Tensor
 ) -> float:
     """1 - ‖mean Δ - Σ_f mean Δ_f · d_f‖² / ‖mean Δ‖², over all tokens."""
     change = (y - x).mean(dim=0)
-    means = np.zeros(sae.width)
-    for fired, sign in ((before, -1.0), (after, 1.0)):
-        means += sign * np.bincount(fired.feature, fired.value, minlength=sae.width) / len(x)
-    module = sae.module
-    decoder = module.W_dec.detach().float().cpu()
-    told = torch.from_numpy(means).float() @ decoder
+    means = np.asarray((after.values - before.values).mean(axis=0)).ravel()
+    told = torch.from_numpy(means).float() @ _decoder(sae)
     return float(1 - (change - told).square().sum() / change.square().sum().clamp_min(1e-12))
 
 
-def _row_norms(sae: SAE) -> np.ndarray:
-    return sae.module.W_dec.detach().float().norm(dim=1).cpu().numpy()
+def _decoder(sae: SAE) -> Tensor:
+    return sae.module.W_dec.detach().float().cpu()
 
 
 def shipped_saes(base: str, *, device: str = "cpu") -> tuple[SAE, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ class Pair:
     open_candidate: Callable[[], LoadedModel]
     together: bool | None = None
     """Whether both are kept in memory; None decides by what is free once one is there."""
+    given: Collection[Role] = ()
+    """Those that were given loaded: they may have been changed since, so their memory counts."""
     _held: dict[Role, LoadedModel] = field(default_factory=dict)
 
     @property

@@ -11,23 +11,49 @@ left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from modelassay.diff.suites import Contrast, SuitePrompt, messages_of
+from modelassay.diff.pair import Traits, traits_of
+from modelassay.diff.suites import Contrast, Suite, SuitePrompt, messages_of
+from modelassay.diff.triggers import PhraseEffects
 from modelassay.errors import InputError
 from modelassay.measures.refusal import log_odds_readout, opening_tokens
-from modelassay.models import LoadedModel
-from modelassay.progress import OnProgress
+from modelassay.models import LoadedModel, ModelIdentity
+from modelassay.models.layers import spread_layers
+from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.reading.activations import read_activations
-from modelassay.reading.logit_lens import unembed
+from modelassay.reading.generation import generate_greedy
+from modelassay.reading.logit_lens import decode_each, unembed
 from modelassay.reading.prompts import Encoded, check_length, encode_chat, last_message_start
 from modelassay.reading.resuming import ResumePoint
+from modelassay.sae import SAE
 
 LIKELY = 256
 """Tokens whose probabilities are kept of the base at each position; the rest is one cell."""
+N_DEPTHS = 5
+FIRST_TOKENS = 5
+UNRELATED = (
+    "The bridge across the river was finished in the autumn of that year.",
+    "Rain is expected in the north, with clearer skies towards the evening.",
+    "She put the kettle on and looked for a clean cup.",
+    "The committee will meet again on the second Tuesday of March.",
+    "A train to the coast leaves from platform four every hour.",
+    "Bread rises faster in a warm kitchen than in a cold one.",
+    "The museum keeps its oldest maps in a dark and dry room.",
+    "He learned to play the violin when he was seven years old.",
+    "Most of the island is covered with low shrubs and grass.",
+    "The new library has three floors and a garden on its roof.",
+    "Copper conducts heat better than iron does.",
+    "After lunch the children walked along the beach and collected shells.",
+    "The price of coffee rose by two per cent last month.",
+    "In winter the lake freezes and people skate to the other side.",
+    "A second edition of the book came out with a longer index.",
+    "The farmer sold his last two horses to a neighbour.",
+)
+"""Written for this purpose; their content is of no importance."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +64,8 @@ class Matched:
     """For each prompt; `response_start` is the first token that is compared."""
     prompt_ends: tuple[int, ...]
     """For each prompt, how many of its compared tokens come before the response."""
+    tokens: tuple[str, ...]
+    """Each compared token as text."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -55,12 +83,6 @@ class Matched:
         ]
         return torch.cat(parts)
 
-    def token_ids(self) -> Tensor:
-        """int64 [token]."""
-        return torch.tensor(
-            [token for row in self.encoded for token in row.ids[row.response_start :]]
-        )
-
     def last_prompt_tokens(self) -> Tensor:
         """int64 [prompt], the row of each prompt's last token before the response."""
         starts = torch.tensor([0, *self.lengths[:-1]]).cumsum(0)
@@ -71,6 +93,8 @@ class Matched:
 class Reading:
     """One model's states and next-token probabilities at the compared tokens."""
 
+    matched: Matched
+    """What was read."""
     layers: tuple[int, ...]
     activations: Tensor
     """float32 [token, layer, hidden], of `layers`."""
@@ -85,15 +109,14 @@ class Reading:
         """float32 [token, hidden], the output of a layer."""
         return self.activations[:, self.layers.index(layer)]
 
-    def resume_point(self, matched: Matched, layer: int, *, responses: bool = True) -> ResumePoint:
+    def resume_point(self, layer: int, *, responses: bool = True) -> ResumePoint:
         """States that other passes over the same tokens can begin at.
 
         Args:
-            matched: What was read.
             layer: One of `layers`.
             responses: Whether those passes read the responses as well as the prompts.
         """
-        activations = {}
+        activations, matched = {}, self.matched
         parts = self.at(layer).split(matched.lengths)
         for row, end, part in zip(matched.encoded, matched.prompt_ends, parts, strict=True):
             n = len(part) if responses else end
@@ -122,12 +145,13 @@ def match_tokens(
     encoded, ends = [], []
     for i, prompt in enumerate(prompts):
         response: list[int] = []
-        if responses is not None and responses[i]:
+        if responses and responses[i]:
             response = model.tokenizer(responses[i], add_special_tokens=False)["input_ids"]
         room = max(model.context_length - len(prompt.ids), 0)
         encoded.append(Encoded((*prompt.ids, *response[:room]), prompt.response_start))
         ends.append(len(prompt.ids) - prompt.response_start)
-    return Matched(tuple(encoded), tuple(ends))
+    compared = [token for row in encoded for token in row.ids[row.response_start :]]
+    return Matched(tuple(encoded), tuple(ends), tuple(decode_each(model, compared)))
 
 
 def read_model(
@@ -164,7 +188,7 @@ def read_model(
         wanted,
         position="all",
         batch_tokens=batch_tokens,
-        resume=base.resume_point(matched, known[-1]) if base is not None and known else None,
+        resume=base.resume_point(known[-1]) if base is not None and known else None,
         on_progress=on_progress,
     )
     final = read.values[:, wanted.index(last)]
@@ -193,6 +217,7 @@ def read_model(
         for layer in layers
     ]
     return Reading(
+        matched=matched,
         layers=tuple(layers),
         activations=torch.stack(activations, dim=1),
         log_odds=torch.cat(log_odds),
@@ -248,6 +273,117 @@ def read_contrasts(model: LoadedModel, rows: Sequence[Encoded]) -> Tensor:
         done += len(logits)
     lengths = [len(row.ids) - row.response_start for row in rows]
     return torch.stack([part.mean() for part in torch.cat(found).split(lengths)]).reshape(-1, 2)
+
+
+def read_unrelated(model: LoadedModel, layers: Sequence[int]) -> Tensor:
+    """States [layer, hidden] on the first tokens of unrelated texts, averaged.
+
+    The very first token, an attention sink in most models, is left out.
+    """
+    rows = model.tokenizer(list(UNRELATED), add_special_tokens=True)["input_ids"]
+    prompts = [Encoded(tuple(row[: FIRST_TOKENS + 1]), response_start=1) for row in rows]
+    return read_activations(model, prompts, layers, position="all").values.mean(dim=0)
+
+
+@dataclass(frozen=True)
+class BaseReading:
+    """The base, read once."""
+
+    suite: Suite
+    traits: Traits
+    prompts: tuple[Encoded, ...]
+    responses: tuple[str, ...]
+    """Short greedy responses; empty where none were asked for."""
+    response_tokens: int
+    reading: Reading
+    contrast_rows: tuple[Encoded, ...]
+    """As `encode_contrasts` gives them."""
+    contrasts: Tensor
+    """As `read_contrasts` gives them."""
+    unrelated: Tensor
+    """As `read_unrelated` gives them."""
+    phrase_effects: PhraseEffects = field(default_factory=PhraseEffects, compare=False)
+    """What trigger searches have read of the base so far."""
+
+    @property
+    def info(self) -> ModelIdentity:
+        """Which model it is."""
+        return self.traits.model
+
+
+def read_base(
+    model: LoadedModel,
+    suite: Suite,
+    *,
+    saes: Sequence[SAE] = (),
+    layers: Sequence[int] | None = None,
+    response_tokens: int,
+    batch_tokens: int | None = None,
+    on_progress: OnPhase = silent,
+) -> BaseReading:
+    """Reads all that comparisons need of a base.
+
+    Args:
+        model: The base.
+        suite: What it is asked.
+        saes: Their layers are read too.
+        layers: Layers whose states are kept; None spreads five over the depth.
+        response_tokens: Length of the short responses, 0 for none.
+        batch_tokens: As in `read_activations`.
+        on_progress: Told (phase, done, total).
+
+    Raises:
+        InputError: no prompts, a layer out of range, or an SAE of another model.
+    """
+    if not suite.prompts:
+        raise InputError(f"The suite {suite.name} has no prompts to compare the models on.")
+    for sae in saes:
+        sae.check_belongs_to(model)
+    kept = _layers(len(model.layers), layers, saes)
+    prompts = encode_suite(model, suite.prompts)
+    contrast_rows = encode_contrasts(model, suite.contrasts)
+    responses = short_responses(model, prompts, response_tokens, phase_of(on_progress, "answering"))
+    return BaseReading(
+        suite=suite,
+        traits=traits_of(model),
+        prompts=tuple(prompts),
+        responses=responses,
+        response_tokens=response_tokens,
+        reading=read_model(
+            model,
+            match_tokens(model, prompts, responses),
+            kept,
+            batch_tokens=batch_tokens,
+            on_progress=phase_of(on_progress, "reading"),
+        ),
+        contrast_rows=tuple(contrast_rows),
+        contrasts=read_contrasts(model, contrast_rows),
+        unrelated=read_unrelated(model, kept),
+    )
+
+
+def short_responses(
+    model: LoadedModel,
+    prompts: Sequence[Encoded],
+    response_tokens: int,
+    on_progress: OnProgress | None = None,
+) -> tuple[str, ...]:
+    """Greedy responses to all prompts; empty where they would have no tokens."""
+    if response_tokens == 0:
+        return ()
+    responses = generate_greedy(
+        model, prompts, max_new_tokens=response_tokens, on_progress=on_progress
+    )
+    return tuple(response.text for response in responses)
+
+
+def _layers(n: int, layers: Sequence[int] | None, saes: Sequence[SAE]) -> tuple[int, ...]:
+    wanted = set(spread_layers(n, N_DEPTHS) if layers is None else layers)
+    if not wanted:
+        raise InputError("Give at least one layer to compare, or leave the choice to `diff`.")
+    if not all(0 <= layer < n for layer in wanted):
+        raise InputError(f"Layers must lie in 0…{n - 1}, got {sorted(wanted)}.")
+    return tuple(sorted(wanted | {sae.layer for sae in saes}))
 
 
 def _check_numbers(model: LoadedModel, values: Tensor) -> None:

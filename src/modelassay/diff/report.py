@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from modelassay.diff.activations import ActivationDiff
 from modelassay.diff.behaviour import BehaviourDiff
 from modelassay.diff.causal import Intervention
-from modelassay.diff.features import Q_LEVEL, FeatureChange, SAEDiff
+from modelassay.diff.features import Q_LEVEL, FeatureChange
 from modelassay.diff.suites import Suite
 from modelassay.diff.triggers import TriggerSearch
-from modelassay.diff.verdict import BY_NAME, DiffVerdict, Level, Suspicion, level_in
+from modelassay.diff.verdict import BY_NAME, DiffVerdict, Findings, Level, Suspicion, level_in
 from modelassay.diff.weights import WeightDiff
 from modelassay.files.redaction import redact
 from modelassay.models import ModelIdentity
@@ -62,8 +62,8 @@ LEAST_SHOWN = 0.005  # nats; less is 0.00
 MAX_LABEL = 40  # characters
 
 
-@dataclass(frozen=True)
-class DiffReport(Report):
+@dataclass(frozen=True, kw_only=True)
+class DiffReport(Findings, Report):
     """Everything a comparison found out."""
 
     base: ModelIdentity
@@ -71,15 +71,9 @@ class DiffReport(Report):
     verdict: DiffVerdict
     suspicion: Suspicion
     reasons: tuple[str, ...]
-    weights: WeightDiff | None
     weights_unscored: str | None
     """Why `weights` is None."""
-    behaviour: BehaviourDiff
     activations: ActivationDiff
-    triggers: TriggerSearch | None
-    """None where there was no harmful prompt or it was not asked for."""
-    saes: tuple[SAEDiff, ...]
-    causal: tuple[Intervention, ...]
     suite: Suite
     provenance: dict[str, Any]
 
@@ -212,9 +206,7 @@ def _weight_facts(report: DiffReport) -> Facts:
     if found.identical:
         return [("weights", f"all {found.n_compared} are the same")]
     changed = f"{len(found.matrices)} of {found.n_compared} changed, by {found.relative:.2%}"
-    facts = [("weights", changed)]
-    if only := _only_in_one(found):
-        facts.append(("only in one", only))
+    facts = [("weights", changed), ("only in one", _only_in_one(found))]
     if (mark := found.mark) is not None:
         one = "one direction" if mark.shared else "a direction of its own"
         taken = f"{mark.strength:.0%} of {one} taken out of {len(mark.layers)} layers"
@@ -232,7 +224,7 @@ def _weight_facts(report: DiffReport) -> Facts:
         most = ", ".join(f"{layer} ({share:.0%})" for layer, share in top)
         elsewhere = f"{most}; outside of them {found.energy_elsewhere:.0%}"
         facts.append(("most in layers", elsewhere))
-    return facts
+    return [(name, text) for name, text in facts if text]
 
 
 def _only_in_one(found: WeightDiff) -> str:

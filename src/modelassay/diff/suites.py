@@ -13,20 +13,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from modelassay.data.concepts import (
-    BORDERLINE_PROMPTS,
-    HARMFUL_PROMPTS,
-    everyday_prompts,
-    read_mapping,
-    shipped_prompts,
-)
+from modelassay.data.concepts import read_mapping, refusal_prompts
 from modelassay.data.exchanges import numbered_rows
 from modelassay.data.labelled import LABEL_FIELDS, to_labelled
 from modelassay.errors import InputError
@@ -34,6 +29,7 @@ from modelassay.files import shipped
 from modelassay.files.provenance import text_hash
 from modelassay.files.records import NAME, first_problem
 
+T = TypeVar("T")
 Group = Literal["harmful", "harmless", "neutral"]
 MAX_TEXT = 20_000
 MAX_ROWS = 5_000
@@ -108,10 +104,10 @@ def messages_of(row: SuitePrompt | Contrast) -> list[dict[str, str]]:
 
 def default_suite() -> Suite:
     """Harmful, borderline and everyday prompts of a scan, and the shipped contrasts."""
-    harmless = [*everyday_prompts(), *shipped_prompts(BORDERLINE_PROMPTS).texts]
+    harmful, harmless = refusal_prompts()
     prompts = [
-        *(SuitePrompt(text=t, group="harmful") for t in shipped_prompts(HARMFUL_PROMPTS).texts),
-        *(SuitePrompt(text=t, group="harmless") for t in harmless),
+        *(SuitePrompt(text=text, group="harmful") for text in harmful),
+        *(SuitePrompt(text=text, group="harmless") for text in harmless),
     ]
     added = join_suites([load_suite(name) for name in DEFAULT_SUITES])
     return Suite("default", tuple(prompts), added.contrasts, added.endings)
@@ -140,16 +136,17 @@ def load_suite(where: str | Path) -> Suite:
         raise InputError(f"{path.name}: {first_problem(error)}.") from error
     if not (found.prompts or found.contrasts or found.endings):
         raise InputError(f"{path.name} holds no prompts, contrasts or endings.")
-    return Suite(found.name, _once(found.prompts), _once(found.contrasts), _once(found.endings))
+    return join_suites([found])
 
 
-def join_suites(suites: Sequence[Suite]) -> Suite:
+def join_suites(suites: Sequence[Suite | _File]) -> Suite:
     """All that several suites ask, each once."""
-    prompts = tuple(prompt for suite in suites for prompt in suite.prompts)
-    contrasts = tuple(contrast for suite in suites for contrast in suite.contrasts)
-    endings = tuple(ending for suite in suites for ending in suite.endings)
-    name = " + ".join(suite.name for suite in suites)
-    return Suite(name, _once(prompts), _once(contrasts), _once(endings))
+    return Suite(
+        " + ".join(suite.name for suite in suites),
+        _once(suite.prompts for suite in suites),
+        _once(suite.contrasts for suite in suites),
+        _once(suite.endings for suite in suites),
+    )
 
 
 def suites_folder() -> Path:
@@ -162,8 +159,8 @@ def _shipped() -> str:
     return f"give a YAML file or one of default, {', '.join(names)}"
 
 
-def _once(rows: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys(rows))
+def _once(rows: Iterable[tuple[T, ...]]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(rows)))
 
 
 def read_prompts(where: str | Path, *, token: str | bool | None = None) -> Suite:

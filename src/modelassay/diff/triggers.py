@@ -19,20 +19,21 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modelassay.diff.pair import Pair
+from modelassay.diff.pair import Pair, Role
 from modelassay.diff.suites import SuitePrompt, messages_of
 from modelassay.errors import InputError
 from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import LoadedModel
-from modelassay.progress import OnProgress
+from modelassay.progress import OnProgress, silent
 from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import Encoded, encode_chat
 from modelassay.reading.resuming import ResumePoint
@@ -42,6 +43,8 @@ FILLER = " please"
 """Shows where in a rendered conversation words after the prompt come to stand."""
 Phrase = tuple[int, ...]
 """Token ids."""
+Beyond = Callable[[Tensor, Tensor], Tensor]
+"""What is left of the candidate's effects, given the base's, beyond what phrases commonly do."""
 N_CONTEXTS = 4
 N_HELD_OUT = 12
 N_CONTROLS = 15
@@ -58,6 +61,7 @@ LISTED = 40
 FEW = 8
 """Phrases below which no trend is fitted between the models' effects."""
 SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n+")
+N_STEPS = 4
 SEED = 0
 
 
@@ -130,18 +134,16 @@ class PairEffects:
     """What phrases do in both models."""
 
     pair: Pair
-    alike: int = 0
+    alike: int
     """How many first layers, with the embeddings, are the same in both: they run once."""
-    base: PhraseEffects = field(default_factory=PhraseEffects)
-    candidate: PhraseEffects = field(default_factory=PhraseEffects)
+    effects: Mapping[Role, PhraseEffects]
 
     def read(self, slots: Sequence[Slot], phrases: Sequence[Phrase]) -> tuple[Tensor, Tensor]:
         """[slot, phrase], the effects in the base and in the candidate."""
-        effects = {"base": self.base, "candidate": self.candidate}
         shared = ResumePoint(self.alike - 1, {}) if self.alike else None
         # Where there is room for one model only, each change of sides loads it again.
         found = {
-            role: effects[role].read(partial(self.pair.get, role), slots, phrases, shared)
+            role: self.effects[role].read(partial(self.pair.get, role), slots, phrases, shared)
             for role in self.pair.in_turn
         }
         return found["base"], found["candidate"]
@@ -233,7 +235,7 @@ def search_triggers(
     words: int = WORDS,
     base_effects: PhraseEffects | None = None,
     alike: int = 0,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = silent,
 ) -> TriggerSearch | None:
     """Searches for words that turn off refusals in the candidate only; None with none to try.
 
@@ -248,8 +250,10 @@ def search_triggers(
         alike: How many first layers, with the embeddings, are the same in both.
         on_progress: Told (steps done, steps in all).
     """
-    steps = _Steps(on_progress, 4)
-    sides = PairEffects(pair, alike, base_effects or PhraseEffects())
+    on_progress(0, N_STEPS)
+    sides = PairEffects(
+        pair, alike, {"base": base_effects or PhraseEffects(), "candidate": PhraseEffects()}
+    )
 
     tokenizer = pair.base.tokenizer
     pieces = _pieces(pair.base, corpus) + _words(pair.base, words)
@@ -265,12 +269,12 @@ def search_triggers(
     contexts = surest[:: max(len(surest) // N_CONTEXTS, 1)][:N_CONTEXTS]
     others = [slot for slot in surest if slot not in contexts]
     base, candidate = sides.read(contexts[:2], tried)
-    trend = _fit(base.mean(dim=0), candidate.mean(dim=0))
-    first = trend.beyond(base, candidate).mean(dim=0)
-    steps.next()
+    beyond = _fit(base.mean(dim=0), candidate.mean(dim=0))
+    first = beyond(base, candidate).mean(dim=0)
+    on_progress(1, N_STEPS)
     kept = [tried[i] for i in first.argsort()[: max(round(KEPT_SHARE * len(tried)), LISTED)]]
     base, candidate = (found.mean(dim=0) for found in sides.read(contexts, kept))
-    effect = trend.beyond(base, candidate)
+    effect = beyond(base, candidate)
     ranked = effect.argsort().tolist()
     phrases = [
         TriggerPhrase(
@@ -281,19 +285,19 @@ def search_triggers(
         )
         for i in ranked
     ]
-    steps.next()
-    tokens = _take_apart(sides, contexts[:2], [kept[i] for i in ranked], effect[ranked], trend)
-    steps.next()
+    on_progress(2, N_STEPS)
+    tokens = _take_apart(sides, contexts[:2], [kept[i] for i in ranked], effect[ranked], beyond)
+    on_progress(3, N_STEPS)
     held_out = None
     if len(others) > 1:
         best = kept[ranked[0]]
         rest = [phrase for phrase in tried if phrase != best] or [best]
         controls = rest[:: max(len(rest) // N_CONTROLS, 1)][:N_CONTROLS]
-        left = trend.beyond(*sides.read(others, [best, *controls]))
+        left = beyond(*sides.read(others, [best, *controls]))
         # These prompts may lie off a trend that was fitted on others; the controls show how far.
         change = left[:, 0] - left[:, 1:].median(dim=1).values
         held_out = mean_change(change.double().numpy())
-    steps.next()
+    on_progress(4, N_STEPS)
     return TriggerSearch(
         phrases=tuple(phrases[:LISTED]),
         tokens=tuple(tokens[:LISTED]),
@@ -316,40 +320,16 @@ def _slots(model: LoadedModel, prompts: Iterable[SuitePrompt], longest: int) -> 
     return found
 
 
-class _Steps:
-    """Counts steps for a progress display."""
+def _fit(base: Tensor, candidate: Tensor) -> Beyond:
+    """Takes away a robust line through the effects [phrase] of all that is tried."""
+    slope, intercept = 1.0, 0.0
+    if len(base) >= FEW and float(base.std()) >= 1e-6:
+        from sklearn.linear_model import HuberRegressor
 
-    def __init__(self, on_progress: OnProgress | None, total: int) -> None:
-        self.on_progress, self.total, self.done = on_progress, total, -1
-        self.next()
-
-    def next(self) -> None:
-        self.done += 1
-        if self.on_progress:
-            self.on_progress(self.done, self.total)
-
-
-@dataclass(frozen=True)
-class _Trend:
-    """What phrases commonly do to the candidate, given what they do to the base."""
-
-    slope: float
-    intercept: float
-
-    def beyond(self, base: Tensor, candidate: Tensor) -> Tensor:
-        """What is left of the candidate's effects."""
-        return candidate - (self.slope * base + self.intercept)
-
-
-def _fit(base: Tensor, candidate: Tensor) -> _Trend:
-    """A robust line through the effects [phrase] of all that is tried."""
-    if len(base) < FEW or float(base.std()) < 1e-6:
-        return _Trend(1.0, 0.0)
-    from sklearn.linear_model import HuberRegressor
-
-    x, y = base.double().numpy()[:, None], candidate.double().numpy()
-    line = HuberRegressor(max_iter=1000).fit(x, y)
-    return _Trend(float(line.coef_[0]), float(line.intercept_))
+        x, y = base.double().numpy()[:, None], candidate.double().numpy()
+        line = HuberRegressor(max_iter=1000).fit(x, y)
+        slope, intercept = float(line.coef_[0]), float(line.intercept_)
+    return lambda base, candidate: candidate - (slope * base + intercept)
 
 
 def _pieces(model: LoadedModel, corpus: Iterable[str]) -> list[str]:
@@ -360,27 +340,20 @@ def _pieces(model: LoadedModel, corpus: Iterable[str]) -> list[str]:
     drawn = sorted(counts)
     random.Random(SEED).shuffle(drawn)  # noqa: S311 (a sample, no secret)
     drawn.sort(key=lambda piece: -counts[piece])
-    found = []
-    for piece in drawn:
-        if len(found) == MAX_PIECES:
-            break
-        text = f" {piece}"
-        ids = model.tokenizer(text[:400], add_special_tokens=False)["input_ids"]
-        if len(ids) <= MAX_PIECE_TOKENS and len(text) <= 400:
-            found.append(text)
-    return found
+    known = (f" {piece}" for piece in drawn)
+    short = (piece for piece in known if len(piece) <= 400 and _is_short(model, piece))
+    return list(islice(short, MAX_PIECES))
+
+
+def _is_short(model: LoadedModel, piece: str) -> bool:
+    return len(model.tokenizer(piece, add_special_tokens=False)["input_ids"]) <= MAX_PIECE_TOKENS
 
 
 def _words(model: LoadedModel, count: int) -> list[str]:
     """The vocabulary's first words: byte-pair encodings number them by how common they are."""
-    found: list[str] = []
-    for number in range(len(model.tokenizer)):
-        if len(found) >= count:
-            break
-        text = model.tokenizer.decode([number])
-        if text.startswith(" ") and text[1:].isalpha() and len(text) > 3:
-            found.append(text)
-    return found
+    texts = (model.tokenizer.decode([number]) for number in range(len(model.tokenizer)))
+    words = (x for x in texts if x.startswith(" ") and x[1:].isalpha() and len(x) > 3)
+    return list(islice(words, count))
 
 
 def _take_apart(
@@ -388,20 +361,11 @@ def _take_apart(
     contexts: Sequence[Slot],
     ranked: Sequence[Phrase],
     effects: Tensor,
-    trend: _Trend,
+    beyond: Beyond,
 ) -> list[TriggerToken]:
     """Tokens by the share that they have in a phrase: what is lost when they are left out."""
     tokenizer = sides.pair.base.tokenizer
-    best: dict[int, TriggerToken] = {}
-
-    def note(token: int, effect: float, phrase: Phrase) -> None:
-        if token not in best or effect < best[token].effect:
-            text = tokenizer.decode(list(phrase))
-            best[token] = TriggerToken(tokenizer.decode([token]), effect, text)
-
-    for phrase, effect in zip(ranked, effects.tolist(), strict=True):
-        if len(phrase) == 1:
-            note(phrase[0], effect, phrase)
+    shares = [(e, x[0], x) for x, e in zip(ranked, effects.tolist(), strict=True) if len(x) == 1]
     several = [phrase for phrase in ranked if len(phrase) > 1][:TAKEN_APART]
     rows = [
         phrase[:i] + phrase[i + 1 :] if i is not None else phrase
@@ -409,9 +373,12 @@ def _take_apart(
         for i in (None, *range(len(phrase)))
     ]
     if rows:
-        left = iter(trend.beyond(*sides.read(contexts, rows)).mean(dim=0).tolist())
+        left = iter(beyond(*sides.read(contexts, rows)).mean(dim=0).tolist())
         for phrase in several:
             whole = next(left)
-            for token in phrase:
-                note(token, whole - next(left), phrase)
-    return sorted(best.values(), key=lambda token: token.effect)
+            shares += [(whole - next(left), token, phrase) for token in phrase]
+    best: dict[int, TriggerToken] = {}
+    for effect, token, phrase in sorted(shares):
+        text = tokenizer.decode(list(phrase))
+        best.setdefault(token, TriggerToken(tokenizer.decode([token]), effect, text))
+    return list(best.values())

@@ -14,7 +14,7 @@ the Frobenius norm leaves. Matrices come and go one at a time.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -36,7 +36,7 @@ from modelassay.measures.erased_directions import (
 )
 from modelassay.measures.weight_sketch import AblationMark, layer_of
 from modelassay.models.layers import OTHER_TOWERS, residual_axis, text_config, writing_layer
-from modelassay.progress import OnProgress
+from modelassay.progress import OnProgress, told
 from modelassay.report.json import published
 
 LEADING = 80
@@ -134,12 +134,14 @@ class WeightDiff:
 
 
 @dataclass(frozen=True)
-class _Leading:
-    """What is kept of one difference while the others are read."""
+class _Change:
+    """One difference, and what is kept of it while the others are read."""
 
-    left: np.ndarray
+    matrix: MatrixChange
+    energy: float
+    left: np.ndarray | None = None
     """[out] u₁, for writing matrices along the residual stream."""
-    marked: bool
+    marked: bool = False
 
 
 def diff_weights(
@@ -148,7 +150,7 @@ def diff_weights(
     hidden_size: int,
     model_type: str,
     *,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> WeightDiff:
     """Compares two sets of named weights.
 
@@ -169,13 +171,9 @@ def diff_weights(
     common = sorted(ours.keys() & theirs.keys(), key=lambda key: (layer_of(key) or 0, key))
     if not common:
         raise InputError("The two models have no weight of the same name; they cannot be compared.")
-    matrices: list[MatrixChange] = []
-    leading: dict[str, _Leading] = {}
-    changed_energy: dict[int | None, float] = {}
+    changes: list[_Change] = []
     base_energy = 0.0
-    for done, key in enumerate(common):
-        if on_progress:
-            on_progress(done, len(common))
+    for key in told(common, on_progress):
         name, read = ours[key]
         before, after = _plain(name, read(), "base"), _plain(name, theirs[key][1](), "candidate")
         if key in (OUTPUT, *EMBEDDINGS):  # rows for added tokens are no change of the others
@@ -189,19 +187,14 @@ def diff_weights(
         base_energy += float(before.double().square().sum())
         writes = writing_layer(name) is not None
         axis = residual_axis(before, hidden_size, model_type) if writes else 0
-        change, kept = _change(key, _matrix(before, axis), _matrix(after, axis), writes)
-        if change is None:
-            continue
-        matrices.append(change)
-        energy = float((after.double() - before.double()).square().sum())
-        changed_energy[change.layer] = changed_energy.get(change.layer, 0.0) + energy
-        if kept is not None:
-            leading[key] = kept
-    if on_progress:
-        on_progress(len(common), len(common))
+        change = _change(key, _matrix(before, axis), _matrix(after, axis), writes)
+        changes += [change] if change else []
+    changed_energy: dict[int | None, float] = defaultdict(float)
+    for change in changes:
+        changed_energy[change.matrix.layer] += change.energy
     total = sum(changed_energy.values())
     return WeightDiff(
-        matrices=tuple(matrices),
+        matrices=tuple(change.matrix for change in changes),
         n_compared=len(common),
         only_in_base=tuple(sorted(ours.keys() - theirs.keys())),
         only_in_candidate=tuple(sorted(theirs.keys() - ours.keys())),
@@ -211,43 +204,40 @@ def diff_weights(
         },
         energy_elsewhere=changed_energy.get(None, 0.0) / total if total else 0.0,
         relative=float(np.sqrt(total / max(base_energy, 1e-30))),
-        adapter_rank=_adapter_rank(matrices),
-        shared_cosine=_shared_cosine(matrices, leading),
-        mark=_mark(matrices, leading),
+        adapter_rank=_adapter_rank(changes),
+        shared_cosine=_shared_cosine(changes),
+        mark=_mark(changes),
     )
 
 
-def _change(
-    key: str, before: Tensor, after: Tensor, writes: bool
-) -> tuple[MatrixChange | None, _Leading | None]:
+def _change(key: str, before: Tensor, after: Tensor, writes: bool) -> _Change | None:
     """The change of one weight, as matrices [out, in]; None if there is none."""
     delta = after - before
     energy, scale = float(delta.double().square().sum()), float(before.double().square().sum())
     relative = float(np.sqrt(energy / max(scale, 1e-30)))
     if relative <= UNCHANGED:
-        return None, None
+        return None
     if min(delta.shape) == 1:  # a norm's gain or a bias has no spectrum
-        return MatrixChange(key, layer_of(key), relative, None, 0.0, 1.0), None
+        return _Change(MatrixChange(key, layer_of(key), relative, None, 0.0, 1.0), energy)
     left, values = _leading_svd(delta)
     rank = _rank(values, energy, delta.shape)
     signal = float(np.square(values[:rank]).sum() / energy)
-    if not writes:
-        cosine = strength = kept = None
-    else:
+    cosine = strength = None
+    marked = False
+    if writes:
         # The parts of the weights and of their change along u₁, [in].
         there, gone = left @ before, -(left @ delta)
         overlap, length = float(there @ gone), float(there.norm())
         cosine = abs(overlap) / max(length * float(gone.norm()), 1e-30)
         strength = overlap / max(length**2, 1e-30)
         low, high = MARK_STRENGTH
-        marked = (
+        marked = bool(
             cosine > MARK_COSINE
             and low < strength < high
             and values[0] ** 2 / energy > MARK_SHARE
             and values[0] ** 2 / energy > MARK_CONCENTRATION * length**2 / max(scale, 1e-30)
         )
-        kept = _Leading(left.double().cpu().numpy(), bool(marked))
-    return MatrixChange(
+    matrix = MatrixChange(
         name=key,
         layer=layer_of(key),
         relative=relative,
@@ -256,7 +246,8 @@ def _change(
         rank1_share=min(float(values[0] ** 2 / energy), 1.0),
         ablation_cosine=cosine,
         ablation_strength=strength,
-    ), kept
+    )
+    return _Change(matrix, energy, left.double().cpu().numpy() if writes else None, marked)
 
 
 def _leading_svd(delta: Tensor) -> tuple[Tensor, np.ndarray]:
@@ -283,32 +274,32 @@ def _rank(values: np.ndarray, energy: float, shape: tuple[int, ...] | torch.Size
         rank = found
 
 
-def _adapter_rank(matrices: list[MatrixChange]) -> int | None:
-    ranks = [change.rank for change in matrices if change.ablation_cosine is not None]
+def _adapter_rank(changes: list[_Change]) -> int | None:
+    ranks = [change.matrix.rank for change in changes if change.matrix.ablation_cosine is not None]
     if not ranks:
         return None
     rank, count = Counter(ranks).most_common(1)[0]
     return rank if rank is not None and count > len(ranks) / 2 else None
 
 
-def _shared_cosine(matrices: list[MatrixChange], leading: dict[str, _Leading]) -> float | None:
+def _shared_cosine(changes: list[_Change]) -> float | None:
     first: dict[int, np.ndarray] = {}
-    for change in matrices:
-        if change.layer is not None and change.name in leading:
-            first.setdefault(change.layer, leading[change.name].left)
+    for change in changes:
+        if change.matrix.layer is not None and change.left is not None:
+            first.setdefault(change.matrix.layer, change.left)
     return _median_cosine(list(first.values()))
 
 
-def _mark(matrices: list[MatrixChange], leading: dict[str, _Leading]) -> AblationMark | None:
-    writers = [change for change in matrices if change.name in leading]
-    marked = [change for change in writers if leading[change.name].marked]
-    layers = sorted({change.layer for change in marked if change.layer is not None})
+def _mark(changes: list[_Change]) -> AblationMark | None:
+    writers = [change for change in changes if change.left is not None]
+    marked = [change for change in writers if change.marked]
+    layers = sorted({x.matrix.layer for x in marked if x.matrix.layer is not None})
     if len(layers) < 2 or len(marked) < MARKED_SHARE * len(writers):
         return None
-    strengths = [c.ablation_strength for c in marked if c.ablation_strength is not None]
-    between = _median_cosine([leading[change.name].left for change in marked])
+    strengths = [x.matrix.ablation_strength for x in marked]
+    between = _median_cosine([x.left for x in marked if x.left is not None])
     return AblationMark(
-        strength=float(np.median(strengths)),
+        strength=float(np.median(np.array(strengths, float))),
         layers=tuple(layers),
         shared=between is not None and between > SHARED_COSINE,
     )
@@ -361,17 +352,14 @@ def _untie(weights: _Named, other: _Named) -> None:
             weights[OUTPUT] = weights[embeddings]
 
 
-def diff_pair(
-    pair: Pair, *, given: tuple[bool, bool] = (False, False), on_progress: OnProgress | None = None
-) -> WeightDiff:
+def diff_pair(pair: Pair, on_progress: OnProgress | None = None) -> WeightDiff:
     """Compares the weights of base and candidate.
 
-    Plain files are streamed, and their model need not be in memory then.
+    Plain files are streamed, and their model need not be in memory then; of a model that was given
+    loaded, its weights in memory count.
 
     Args:
         pair: The models.
-        given: Whether base and candidate were given loaded: such a model may have been changed
-            since, so its weights in memory count.
         on_progress: Told (weights done, weights in all).
 
     Raises:
@@ -380,8 +368,8 @@ def diff_pair(
     """
     config = text_config(pair.get(pair.in_turn[0]).network.config)  # the same in both
     files: dict[Role, list[Path] | None] = {
-        "base": None if given[0] else plain_files(pair.base),
-        "candidate": None if given[1] else plain_files(pair.candidate),
+        "base": None if "base" in pair.given else plain_files(pair.base),
+        "candidate": None if "candidate" in pair.given else plain_files(pair.candidate),
     }
     in_memory = [role for role, found in files.items() if found is None]
     if len(in_memory) == 2 and not pair.fits():

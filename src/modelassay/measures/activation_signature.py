@@ -50,12 +50,6 @@ def probe_texts() -> list[str]:
     return [text for pair in pairs for text in (pair.positive, pair.negative)]
 
 
-def probe_depths(n_layers: int) -> tuple[int, ...]:
-    """The layers that a signature reads, evenly spread, ending with the last."""
-    spread = {max(round(n_layers * (i + 1) / N_DEPTHS) - 1, 0) for i in range(N_DEPTHS)}
-    return tuple(sorted(spread))
-
-
 def make_signature(
     activations: Tensor, depths: Sequence[int], log_odds: Tensor, probes: Sequence[Encoded]
 ) -> Signature:

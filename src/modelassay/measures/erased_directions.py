@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from modelassay.models.layers import (
     writing_layer,
 )
 from modelassay.models.quantization import unpacked
+from modelassay.progress import OnProgress, told
 
 ERASED_RATIO = 0.05
 """A neighbouring-eigenvalue ratio below this is a hole. Untouched matrices measured lie above 0.4
@@ -84,9 +86,7 @@ class _Spectrum:
     """[hidden, n_erased] their unit eigenvectors."""
 
 
-def search_ablation(
-    model: LoadedModel, on_progress: Callable[[int, int], None] | None = None
-) -> AblationEvidence:
+def search_ablation(model: LoadedModel, on_progress: OnProgress | None = None) -> AblationEvidence:
     """Searches the weights of a loaded model for erased directions.
 
     The files are read where they hold plain weights; for adapters, GGUF files and pre-quantised
@@ -104,12 +104,6 @@ def search_ablation(
             config.model_type,
             on_progress=on_progress,
         )
-
-
-def search_files(files: Sequence[Path], hidden_size: int, model_type: str) -> AblationEvidence:
-    """Searches safetensors shards without loading the model."""
-    with ExitStack() as stack:
-        return search_tensors(open_shards(files, stack), hidden_size, model_type)
 
 
 Tensors = Iterable[tuple[str, Callable[[], Tensor]]]
@@ -154,7 +148,7 @@ def plain_name(name: str) -> str:
 
 def memory_tensors(model: LoadedModel) -> Tensors:
     """Names and readers of the weights that a loaded model computes with."""
-    return ((name, _getter(value)) for name, value in model.network.named_parameters())
+    return ((name, partial(unpacked, value)) for name, value in model.network.named_parameters())
 
 
 def open_shards(files: Sequence[Path], stack: ExitStack) -> Iterator[tuple[str, Any]]:
@@ -164,7 +158,7 @@ def open_shards(files: Sequence[Path], stack: ExitStack) -> Iterator[tuple[str, 
     for file in files:
         shard = stack.enter_context(safe_open(str(file), framework="pt"))
         for name in shard.keys():  # noqa: SIM118 (not a dict)
-            yield name, (lambda shard=shard, name=name: shard.get_tensor(name))
+            yield name, partial(shard.get_tensor, name)
 
 
 def search_tensors(
@@ -172,7 +166,7 @@ def search_tensors(
     hidden_size: int,
     model_type: str,
     *,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> AblationEvidence:
     """Searches named weight tensors for directions that no layer can write.
 
@@ -192,9 +186,7 @@ def search_tensors(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     total = np.zeros((hidden_size, hidden_size))
     spectra: dict[int, _Spectrum] = {}
-    for done, layer in enumerate(sorted(writers)):
-        if on_progress:
-            on_progress(done, len(writers))
+    for layer in told(sorted(writers), on_progress):
         gram = np.zeros_like(total)
         for read in writers[layer]:
             weight = read()
@@ -207,8 +199,6 @@ def search_tensors(
             gram += _normalised_gram(weight, hidden_size, model_type, device)
         spectra[layer] = _spectrum(gram)
         total += gram
-    if on_progress:
-        on_progress(len(writers), len(writers))
 
     in_sum = _spectrum(total)
     erased = tuple(layer for layer, spectrum in spectra.items() if spectrum.ratio < ERASED_RATIO)
@@ -272,10 +262,6 @@ def _smallest(gram: np.ndarray) -> _Spectrum:
     ratios = values[:-1] / values[1:]
     hole = int(np.argmin(ratios))
     return _Spectrum(float(ratios[hole]), hole + 1, vectors[:, : hole + 1])
-
-
-def _getter(value: Tensor) -> Callable[[], Tensor]:
-    return lambda: unpacked(value)
 
 
 def unsearched(reason: str) -> AblationEvidence:

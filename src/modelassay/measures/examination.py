@@ -14,24 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from modelassay.data.concepts import (
-    BORDERLINE_PROMPTS,
-    HARMFUL_PROMPTS,
     Concept,
     concept_set_hash,
-    everyday_prompts,
-    shipped_prompts,
+    refusal_prompts,
 )
 from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.measures.activation_signature import (
+    N_DEPTHS,
     Signature,
     make_signature,
-    probe_depths,
     probe_texts,
 )
 from modelassay.measures.erased_directions import AblationEvidence, search_ablation, unsearched
@@ -45,7 +43,8 @@ from modelassay.measures.refusal import (
 from modelassay.measures.separation import N_SWAPS, Separation, measure_separation
 from modelassay.measures.weight_sketch import WeightSketch, sketch_weights
 from modelassay.models import LoadedModel, ModelIdentity
-from modelassay.progress import OnPhase, OnProgress, phase_of, silent
+from modelassay.models.layers import spread_layers
+from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
 from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import Encoded, encode_prompts
 
@@ -118,17 +117,18 @@ def examine(
     prompts = None if no_behaviour else _behaviour_prompts(concepts)
     texts = [text for c in concepts.values() for p in c.pairs for text in (p.positive, p.negative)]
     probes = probe_texts() if identity else []
-    texts = list(dict.fromkeys([*texts, *(prompts.all() if prompts else ()), *probes]))
+    to_the_end = [*chain(*(prompts or ())), *probes]
+    texts = list(dict.fromkeys([*texts, *to_the_end]))
     encoded = dict(
         zip(texts, encode_prompts(model, texts, chat_template=chat_template), strict=True)
     )
 
     layers = read_range(len(model.layers))
-    depths = probe_depths(len(model.layers)) if identity else ()
+    depths = spread_layers(len(model.layers), N_DEPTHS) if identity else ()
     vectors, deep, log_odds = _read(
         model,
         encoded,
-        [*(prompts.all() if prompts else ()), *probes],
+        to_the_end,
         layers,
         depths,
         batch_tokens,
@@ -137,8 +137,7 @@ def examine(
 
     separations: dict[str, Separation] = {}
     directions: dict[str, Tensor] = {}
-    for done, (name, concept) in enumerate(concepts.items()):
-        on_progress("statistics", done, len(concepts))
+    for name, concept in told(list(concepts.items()), phase_of(on_progress, "statistics")):
         positive = torch.stack([vectors[pair.positive] for pair in concept.pairs])
         negative = torch.stack([vectors[pair.negative] for pair in concept.pairs])
         difference = (positive - negative).mean(dim=0)
@@ -150,7 +149,6 @@ def examine(
             [f"{pair.positive}\n{pair.negative}" for pair in concept.pairs],
             n_swaps=n_swaps,
         )
-    on_progress("statistics", len(concepts), len(concepts))
 
     refusal = None
     if prompts:
@@ -158,17 +156,7 @@ def examine(
             model,
             [encoded[text] for text in prompts.harmful],
             [encoded[text] for text in prompts.harmless],
-            LogOdds(
-                *(
-                    torch.stack([log_odds[text] for text in group])
-                    for group in (
-                        prompts.harmful,
-                        prompts.harmless,
-                        prompts.matched,
-                        prompts.twins,
-                    )
-                )
-            ),
+            LogOdds(*(torch.stack([log_odds[text] for text in group]) for group in prompts)),
             batch_tokens=batch_tokens,
             on_progress=phase_of(on_progress, "answering"),
         )
@@ -194,8 +182,7 @@ def examine(
     )
 
 
-@dataclass(frozen=True)
-class _BehaviourPrompts:
+class _BehaviourPrompts(NamedTuple):
     """Prompts on which behaviour is measured."""
 
     harmful: list[str]
@@ -206,18 +193,11 @@ class _BehaviourPrompts:
     twins: list[str]
     """Their harmless twins, in the same order."""
 
-    def all(self) -> list[str]:
-        return [*self.harmful, *self.harmless, *self.matched, *self.twins]
-
 
 def _behaviour_prompts(concepts: Mapping[str, Concept]) -> _BehaviourPrompts:
     pairs = [pair for name in TWIN_CONCEPTS for pair in concepts[name].pairs]
-    return _BehaviourPrompts(
-        harmful=shipped_prompts(HARMFUL_PROMPTS).texts,
-        harmless=[*everyday_prompts(), *shipped_prompts(BORDERLINE_PROMPTS).texts],
-        matched=[pair.positive for pair in pairs],
-        twins=[pair.negative for pair in pairs],
-    )
+    matched, twins = [pair.positive for pair in pairs], [pair.negative for pair in pairs]
+    return _BehaviourPrompts(*refusal_prompts(), matched, twins)
 
 
 def _why_no_behaviour(model: LoadedModel, mode: str, chat_template: bool) -> str | None:
@@ -245,8 +225,8 @@ def _read(
         By text: activations [layer, hidden] of all; and of those run to the end, activations
         [depth, hidden] and refusal log-odds.
     """
-    to_the_end = list(dict.fromkeys(to_the_end))
-    stop_early = [text for text in encoded if text not in set(to_the_end)]
+    late = list(dict.fromkeys(to_the_end))
+    early = [text for text in encoded if text not in set(late)]
     vectors: dict[str, Tensor] = {}
     deep: dict[str, Tensor] = {}
     log_odds: dict[str, Tensor] = {}
@@ -255,11 +235,10 @@ def _read(
     def progress(n: int, _total: int) -> None:
         on_progress(done + n, len(encoded))
 
-    for texts, full in ((stop_early, False), (to_the_end, True)):
+    for texts, readout in ((early, None), (late, log_odds_readout(opening_tokens(model)))):
         if not texts:
             continue
-        readout = log_odds_readout(opening_tokens(model)) if full else None
-        wanted = sorted({*layers, *depths}) if full else list(layers)
+        wanted = sorted({*layers, *depths}) if readout else list(layers)
         read = read_activations(
             model,
             [encoded[text] for text in texts],

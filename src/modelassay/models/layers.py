@@ -117,3 +117,8 @@ def residual_axis(weight: Tensor, hidden: int, model_type: str) -> int:
     if weight.dim() == 3:
         return 2 if weight.shape[2] == hidden else 1
     return 1 if model_type in INPUT_BY_OUTPUT or weight.shape[0] != hidden else 0
+
+
+def spread_layers(n: int, count: int) -> tuple[int, ...]:
+    """So many layers, evenly spread over the depth of a model with `n`; the last is one of them."""
+    return tuple(sorted({max(round(n * (i + 1) / count) - 1, 0) for i in range(count)}))

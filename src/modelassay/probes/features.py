@@ -24,7 +24,7 @@ from modelassay.data.labelled import At, LabelledExchange
 from modelassay.errors import first_line
 from modelassay.files.atomic import cache_dir, new_file
 from modelassay.models import LoadedModel
-from modelassay.progress import OnProgress
+from modelassay.progress import OnProgress, told
 from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import Encoded, encode_chat, encode_response, last_message_start
 
@@ -172,15 +172,11 @@ def _spans(
             size = 0
         chunks[-1].append(i)
         size += len(encoded[i].ids)
-    for done, chunk in enumerate(chunks):
-        if on_progress:
-            on_progress(done, len(chunks))
+    for chunk in told(chunks, on_progress):
         read = read_activations(model, [encoded[i] for i in chunk], layers, position="all")
         assert read.offsets is not None  # noqa: S101 (position is `all`)
         for i, start, end in zip(chunk, read.offsets[:-1], read.offsets[1:], strict=True):
             yield i, read.values[start:end]
-    if on_progress:
-        on_progress(len(chunks), len(chunks))
 
 
 def pool_span(activations: Tensor, ends: Sequence[int]) -> list[Tensor]:

@@ -43,7 +43,6 @@ class ConceptResult:
     separation: Separation
     level: str
     """PASS, WARNING, CRITICAL or INCONCLUSIVE by AMS's thresholds, or CONTROL."""
-    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -323,14 +322,15 @@ def refusal_rates(report: ScanReport) -> Figure | None:
     if refusal is None:
         return None
     figure = new_figure("Refusal of short answers", "", "share refused")
-    bars = (
-        ("harmful", refusal.harmful_rate, refusal.harmful_interval, POSITIVE),
-        ("benign and borderline", refusal.benign_rate, refusal.benign_interval, NEGATIVE),
-        ("selectivity", refusal.selectivity, refusal.interval, "#009E73"),
+    values = [refusal.harmful_rate, refusal.benign_rate, refusal.selectivity]
+    intervals = [refusal.harmful_interval, refusal.benign_interval, refusal.interval]
+    figure.add_bar(
+        x=["harmful", "benign and borderline", "selectivity"],
+        y=values,
+        error_y=error_bars(values, intervals),
+        marker_color=[POSITIVE, NEGATIVE, PALETTE[2]],
+        showlegend=False,
     )
-    for name, value, (low, high), colour in bars:
-        error = {"type": "data", "array": [high - value], "arrayminus": [value - low]}
-        figure.add_bar(x=[name], y=[value], error_y=error, marker_color=colour, showlegend=False)
     figure.add_hline(y=SELECTIVITY_PASS, line=LINE)
     figure.update_yaxes(range=[min(-0.1, refusal.interval[0] - 0.05), 1.05])
     return figure

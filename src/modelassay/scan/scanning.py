@@ -107,7 +107,6 @@ def judge(found: Evidence, concepts: Mapping[str, Concept]) -> ScanReport:
         name: ConceptResult(
             separation,
             CONTROL_LEVEL if concepts[name].control else separation_level(separation),
-            concepts[name].description,
         )
         for name, separation in found.separations.items()
     }

@@ -18,8 +18,6 @@ would hide in it, the outcome is unknown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -28,7 +26,7 @@ from modelassay.measures.examination import Evidence
 from modelassay.measures.weight_sketch import WeightChange, compare_sketches
 from modelassay.report.text import number_runs
 from modelassay.verify.baseline import Baseline
-from modelassay.verify.report import Check, Differences, Kind
+from modelassay.verify.report import Check, Differences, Judgement, Kind
 
 OTHER_MODEL_CHANGE = 0.9
 """Relative change of the weights. Unrelated ones differ by about 1.4; 4-bit rounding and training
@@ -122,16 +120,6 @@ def compare(found: Evidence, baseline: Baseline) -> Differences:
         ),
         bfloat16="bfloat16" in (found.model.dtype, baseline.index.model.dtype),
     )
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """The kind of difference, and whether it leaves the model what it claims to be."""
-
-    kind: Kind | None
-    """None where nothing could be compared."""
-    reason: str
-    verified: bool | None = False
 
 
 def tolerances(found: Differences) -> tuple[float, float]:

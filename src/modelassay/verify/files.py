@@ -17,7 +17,7 @@ from modelassay.models.identity import hash_chat_template, hash_file, hash_token
 from modelassay.models.loading import load_config, load_tokenizer
 from modelassay.models.sources import ADAPTER_CONFIG, Source, read_json
 from modelassay.verify.baseline import FileHashes
-from modelassay.verify.report import Check, Kind
+from modelassay.verify.report import Check, Judgement, Kind
 
 VOLATILE_SETTINGS = (
     "_name_or_path",
@@ -43,31 +43,31 @@ def hash_model(model: LoadedModel) -> FileHashes:
     """Hashes of a loaded model's files."""
     # Code of its own has been run already if its configuration comes from there.
     remote_code = type(model.network.config).__module__.startswith("transformers_modules")
-    return _hash(
-        model.source,
-        model.adapter,
-        model.tokenizer,
-        load_config(model.source, trust_remote_code=remote_code),
+    return hash_sources(
+        model.source, model.adapter, tokenizer=model.tokenizer, trust_remote_code=remote_code
     )
 
 
 def hash_sources(
-    source: Source, adapter: Source | None, *, trust_remote_code: bool = False
+    source: Source,
+    adapter: Source | None,
+    *,
+    tokenizer: Any = None,
+    trust_remote_code: bool = False,
 ) -> FileHashes:
-    """Hashes of the files of a model that is not loaded.
+    """Hashes of the files of a model that need not be loaded.
+
+    Args:
+        source: The files.
+        adapter: Those of an adapter over it.
+        tokenizer: The model's, if it is loaded.
+        trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
         InputError: its tokenizer or configuration cannot be read.
     """
-    return _hash(
-        source,
-        adapter,
-        load_tokenizer(source, trust_remote_code=trust_remote_code),
-        load_config(source, trust_remote_code=trust_remote_code),
-    )
-
-
-def _hash(source: Source, adapter: Source | None, tokenizer: Any, config: Any) -> FileHashes:
+    tokenizer = tokenizer or load_tokenizer(source, trust_remote_code=trust_remote_code)
+    config = load_config(source, trust_remote_code=trust_remote_code)
     return FileHashes(
         weights=_weights(source, adapter),
         tokenizer=hash_tokenizer(tokenizer),
@@ -160,25 +160,24 @@ def compare_files(
 
 def judge_files(
     checks: tuple[Check, ...], mine: FileHashes, theirs: FileHashes
-) -> tuple[Kind | None, str]:
+) -> Judgement | None:
     """The kind of difference and the reason where files decide it; None where they don't."""
     if shape := other_shape(mine.config, theirs.config):
-        return Kind.OTHER_ARCHITECTURE, shape
+        return Judgement(Kind.OTHER_ARCHITECTURE, shape)
     if checks[0].outcome == "differs":
-        return None, ""
+        return None
     if changed := wrapping_changes(checks):
-        return (
-            Kind.REWRAPPED,
-            f"The weights are the baseline's, file by file, but {'; '.join(changed)}.",
-        )
-    return Kind.IDENTICAL, "Every weight file has the baseline's sha256."
+        reason = f"The weights are the baseline's, file by file, but {'; '.join(changed)}."
+        return Judgement(Kind.REWRAPPED, reason)
+    reason = "Every weight file has the baseline's sha256."
+    return Judgement(Kind.IDENTICAL, reason, verified=True)
 
 
-def judge_shape(mine: FileHashes, theirs: ModelIdentity) -> tuple[Kind | None, str]:
+def judge_shape(mine: FileHashes, theirs: ModelIdentity) -> Judgement | None:
     """The same by the architecture alone, for a baseline of ams-scanner, which has no hashes."""
     stated = (f'"{theirs.architecture}"', str(theirs.hidden_size), str(theirs.n_layers))
     shape = other_shape(mine.config, dict(zip(SHAPE_SETTINGS, stated, strict=True)))
-    return (Kind.OTHER_ARCHITECTURE if shape else None), shape
+    return Judgement(Kind.OTHER_ARCHITECTURE, shape) if shape else None
 
 
 def other_shape(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:

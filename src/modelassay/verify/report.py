@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 SCHEMA = "modelassay.verify/1"
 Outcome = Literal["same", "differs", "unknown"]
 TONES: dict[str, Tone] = {"same": "good", "differs": "bad", "unknown": "muted"}
-VERDICT_TONES: dict[bool | None, Tone] = {True: "good", False: "bad", None: "neutral"}
+VERDICTS: dict[bool | None, tuple[str, Tone]] = {
+    True: ("VERIFIED", "good"),
+    False: ("NOT VERIFIED", "bad"),
+    None: ("UNKNOWN", "neutral"),
+}
 
 
 class Kind(str, Enum):
@@ -98,19 +102,29 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """The kind of difference, and whether it leaves the model what it claims to be."""
+
+    kind: Kind | None
+    """None where nothing could be compared."""
+    reason: str
+    verified: bool | None = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerificationReport(Report):
     """Is the model the baseline's?"""
 
     model: str
     """Id of the model that was looked at."""
-    revision: str | None
+    revision: str | None = None
     """Its Hub commit."""
-    verified: bool | None
+    verified: bool | None = None
     """None where there is no baseline or the two cannot be compared."""
-    kind: Kind | None
-    checks: tuple[Check, ...]
-    baseline: Origin | None
-    baseline_model: str | None
+    kind: Kind | None = None
+    checks: tuple[Check, ...] = ()
+    baseline: Origin | None = None
+    baseline_model: str | None = None
     """Id of the model that the baseline was made from."""
     reasons: tuple[str, ...]
     differences: Differences | None = None
@@ -135,7 +149,7 @@ class VerificationReport(Report):
 
     def sections(self) -> list[Section]:
         """The verdict with all that was compared, and charts of what differs."""
-        title = outcome_of(self.verified)
+        title, tone = VERDICTS[self.verified]
         verdict = f"{title}: {self.kind.value}" if self.kind else title
         checks = table_of(
             self.checks,
@@ -150,7 +164,7 @@ class VerificationReport(Report):
                 "checks",
                 table=checks,
                 facts=self._facts(),
-                status=Status(verdict, VERDICT_TONES[self.verified], self.reasons, self.model),
+                status=Status(verdict, tone, self.reasons, self.model),
             ),
             Section("likeness", chart=partial(similarity_by_layer, self)),
             Section("weights", chart=partial(weight_change_by_layer, self)),
@@ -168,11 +182,6 @@ class VerificationReport(Report):
         if self.kind is not None:
             facts.append(("difference", self.kind.value))
         return facts
-
-
-def outcome_of(verified: bool | None) -> str:
-    """VERIFIED, NOT VERIFIED or UNKNOWN."""
-    return {True: "VERIFIED", False: "NOT VERIFIED", None: "UNKNOWN"}[verified]
 
 
 def similarity_by_layer(report: VerificationReport) -> Figure | None:

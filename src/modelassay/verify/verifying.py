@@ -23,7 +23,7 @@ from modelassay.models.finding import check_named, find_sources
 from modelassay.models.refs import fetch_options, take_ref
 from modelassay.progress import OnPhase, silent
 from modelassay.verify.baseline import BASELINES, Baseline, FileHashes, load_baseline
-from modelassay.verify.differences import Judgement, compare, judge, measured_checks
+from modelassay.verify.differences import compare, judge, measured_checks
 from modelassay.verify.files import (
     compare_files,
     hash_sources,
@@ -34,6 +34,7 @@ from modelassay.verify.files import (
 from modelassay.verify.report import (
     Check,
     Differences,
+    Judgement,
     Kind,
     VerificationReport,
 )
@@ -115,12 +116,6 @@ def verify_files(
         check_named(ref)
         return VerificationReport(
             model=ref.id,
-            revision=None,
-            verified=None,
-            kind=None,
-            checks=(),
-            baseline=None,
-            baseline_model=None,
             reasons=(
                 f"There is no baseline of {ref.id} on this machine; name one with --against, or"
                 " make one from a copy that you trust with `modelassay baseline create`.",
@@ -142,15 +137,13 @@ def decide_by_files(
 ) -> VerificationReport | None:
     """The report where files decide, None where weights and activations have to be looked at."""
     theirs = baseline.index.files
+    checks = compare_files(files, theirs) if theirs else ()
     if theirs is None:
-        checks: tuple[Check, ...] = ()
-        kind, reason = judge_shape(files, baseline.index.model)
+        judgement = judge_shape(files, baseline.index.model)
     else:
-        checks = compare_files(files, theirs)
-        kind, reason = judge_files(checks, files, theirs)
-    if kind is None:
+        judgement = judge_files(checks, files, theirs)
+    if judgement is None:
         return None
-    judgement = Judgement(kind, reason, verified=kind is Kind.IDENTICAL)
     return _report(model_id, commit, judgement, checks, None, baseline, origin)
 
 
