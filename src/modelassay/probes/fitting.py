@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -155,7 +156,7 @@ def cross_fit(
     for k, readout in enumerate(raw):
         curve = platt(held_out[fold != k], unsafe[fold != k])
         folds.append(readout.scaled(*curve))
-        risk[fold == k] = sigmoid(curve[0] * held_out[fold == k] + curve[1])
+        risk[fold == k] = expit(curve[0] * held_out[fold == k] + curve[1])
     whole = fit(np.arange(len(unsafe))).scaled(*platt(held_out, unsafe))
     return Fitted(whole, tuple(folds), fold, risk)
 
@@ -225,11 +226,6 @@ def platt(score: Array, unsafe: Array) -> tuple[float, float]:
 def _standard(features: Array) -> tuple[Array, Array]:
     scale = features.std(0)
     return features.mean(0), np.where(scale > 1e-6, scale, 1.0)
-
-
-def sigmoid(x: Array) -> Array:
-    """1 / (1 + e^-x), without overflow."""
-    return 1 / (1 + np.exp(-np.clip(x, -500, 500)))
 
 
 def fit_attention(activations: Sequence[Tensor], unsafe: np.ndarray, groups: np.ndarray) -> Fitted:

@@ -24,6 +24,12 @@ from modelassay.probes.features import LARGEST
 from modelassay.statistics import wilson_interval
 
 Pooling = Literal["last", "mean", "attention"]
+Array = np.ndarray
+BLOCK_RATE, PAUSE_RATE = 0.003, 0.05
+"""Shares of harmless prompts, or responses, that may reach the two thresholds. A pause costs a
+question to the classifier; a block is final."""
+LEAST_BLOCK, LEAST_PAUSE = 0.5, 0.25
+"""Few rows that separate well would put both next to zero, and any other prompt above them."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +104,6 @@ class HeadReader:
         total = self.sums.get(layer, torch.zeros_like(hidden[0])) * kept + weights @ hidden
         self.top[layer], self.mass[layer], self.sums[layer] = top, mass, total
         return total / mass
-
-
-Array = np.ndarray
-BLOCK_RATE, PAUSE_RATE = 0.003, 0.05
-"""Shares of harmless prompts, or responses, that may reach the two thresholds. A pause costs a
-question to the classifier; a block is final."""
-LEAST_BLOCK, LEAST_PAUSE = 0.5, 0.25
-"""Few rows that separate well would put both next to zero, and any other prompt above them."""
 
 
 @dataclass(frozen=True)

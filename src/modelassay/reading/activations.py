@@ -140,25 +140,17 @@ class _Row:
     """Empty where none is asked for."""
 
 
+@dataclass
 class _Reader:
     """One `read_activations` call: holds what its batches have in common."""
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        layers: tuple[int, ...],
-        position: Position,
-        readout: Readout | None,
-        resume: ResumePoint | None,
-    ) -> None:
-        self.model = model
-        self.layers = layers
-        self.position = position
-        self.readout = readout
-        self.resume = resume
-        self.device = model.device
-        self.prefix: tuple[int, ...] = ()
-        self.prefix_cache: Any = None
+    model: LoadedModel
+    layers: tuple[int, ...]
+    position: Position
+    readout: Readout | None
+    resume: ResumePoint | None
+    prefix: tuple[int, ...] = ()
+    prefix_cache: Any = None
 
     def share_prefix_of(self, prompts: Sequence[Encoded]) -> None:
         """Computes the tokens common to all prompts once, if that is exact and worth it."""
@@ -259,7 +251,7 @@ class _Reader:
         last: Tensor | None,
     ) -> Tensor | None:
         """One forward pass over right-padded rows; logits at `last` if a readout wants them."""
-        inputs = {"input_ids": pad(rows).to(self.device), "use_cache": cache is not None}
+        inputs = {"input_ids": pad(rows).to(self.model.device), "use_cache": cache is not None}
         if cache is not None:
             inputs["past_key_values"] = cache
         modules = self.model.layers

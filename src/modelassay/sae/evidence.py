@@ -42,6 +42,12 @@ EXAMPLES = 12
 """Strongest tokens to keep of each feature, at most one a context; as many are drawn at random."""
 AROUND = 6
 """Tokens to keep on each side of the strongest."""
+GROUPS = 50
+"""Held-out texts are dealt into so many groups, which are what an interval draws from: tokens of
+one text are not independent."""
+MIN_GROUPS = 5
+"""A feature that fires in fewer of them has no interval."""
+FEATURES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -206,14 +212,6 @@ def promoted_ids(model: LoadedModel, sae: SAE, top: int) -> Tensor:
     return torch.cat([(logits - nothing).topk(top, dim=1).indices.cpu() for logits in parts])
 
 
-GROUPS = 50
-"""Held-out texts are dealt into so many groups, which are what an interval draws from: tokens of
-one text are not independent."""
-MIN_GROUPS = 5
-"""A feature that fires in fewer of them has no interval."""
-AT_ONCE = 4096
-
-
 @dataclass(frozen=True)
 class Counts:
     """Held-out tokens, by group of texts and feature."""
@@ -290,7 +288,9 @@ def score_labels(counts: Counts) -> Scores:
         rng = np.random.default_rng(SEED)
         share = np.full(drawn_from, 1 / drawn_from)
         draws = rng.multinomial(drawn_from, share, size=N_CLUSTER_RESAMPLES).astype(np.float32)
-        for columns in np.array_split(np.flatnonzero(enough), max(1, enough.sum() // AT_ONCE)):
+        for columns in np.array_split(
+            np.flatnonzero(enough), max(1, enough.sum() // FEATURES_AT_ONCE)
+        ):
             part = Counts(
                 counts.tokens[there],
                 counts.fired[np.ix_(there, columns)],

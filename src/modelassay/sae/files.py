@@ -51,6 +51,8 @@ _ELSEWHERE = {
     "mlp": "an MLP",
     "feedforward": "an MLP",
 }
+ARCHITECTURES = ("jumprelu", "topk", "standard", "gated")
+"""Those whose features are never below zero and read one token at a time."""
 
 
 def parse_layer(hook_name: str | None, what: str) -> int:
@@ -80,10 +82,6 @@ def parse_layer(hook_name: str | None, what: str) -> int:
         f"{what} reads {reads} ({name[:80]}); modelassay compares what layers put out, the residual"
         " stream: choose an SAE of resid_post or resid_pre."
     )
-
-
-ARCHITECTURES = ("jumprelu", "topk", "standard", "gated")
-"""Those whose features are never below zero and read one token at a time."""
 
 
 @dataclass(frozen=True)

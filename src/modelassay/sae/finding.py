@@ -23,6 +23,15 @@ from modelassay.hub import RemoteFile, fetch_snapshot, hub_errors
 from modelassay.sae.files import SAE, as_sae, load_plain, load_sae, parse_layer
 from modelassay.sae.record import CONFIG_FILE, MAX_WEIGHTS_BYTES, RECORD_FILE, SAES
 
+PICKLE_FREE = ("sae_lens", "gemma_2", "gemma_3", "llama_scope", "llama_scope_r1_distill")
+"""sae-lens's converters that open no pickle (read in its source, 6.54)."""
+PICKLED = ("connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfire", "qwen_scope")
+SUFFIXES = (".json", ".safetensors", ".npz")
+_NOT_RESIDUAL = re.compile(r"attn|[-_]att\b|mlp|transcoder|clt|resid[-_]mid|lxa|lxm|embedding")
+_LAYER = re.compile(r"(?:\blayer_?|\b[lL])(\d{1,3})(?:r\b|R\b|r_|_|/|$)")
+_WIDTH = re.compile(r"width[-_](2pow\d+|\d+[km])|[-_](\d+k)(?![a-z0-9])|(?<=_)(\d{4,7})$")
+ELSEWHERE = "give the folder of an SAE on this machine"
+
 
 def find_sae(
     where: str,
@@ -90,16 +99,6 @@ def _plain_folder(where: str) -> Path | None:
 def _check_no_revision(where: str, revision: str | None) -> None:
     if revision is not None:
         raise InputError(f"{where} has no revisions to choose from; leave --revision out.")
-
-
-PICKLE_FREE = ("sae_lens", "gemma_2", "gemma_3", "llama_scope", "llama_scope_r1_distill")
-"""sae-lens's converters that open no pickle (read in its source, 6.54)."""
-PICKLED = ("connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfire", "qwen_scope")
-SUFFIXES = (".json", ".safetensors", ".npz")
-_NOT_RESIDUAL = re.compile(r"attn|[-_]att\b|mlp|transcoder|clt|resid[-_]mid|lxa|lxm|embedding")
-_LAYER = re.compile(r"(?:\blayer_?|\b[lL])(\d{1,3})(?:r\b|R\b|r_|_|/|$)")
-_WIDTH = re.compile(r"width[-_](2pow\d+|\d+[km])|[-_](\d+k)(?![a-z0-9])|(?<=_)(\d{4,7})$")
-ELSEWHERE = "give the folder of an SAE on this machine"
 
 
 @dataclass(frozen=True)

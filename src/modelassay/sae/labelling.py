@@ -33,6 +33,13 @@ from modelassay.sae.files import SAE
 from modelassay.sae.labels import SNIPPET, FeatureLabels, LabelsRecord, weights_hash
 
 LONGEST = 40
+PROMOTED = 8
+NAMED, NAMED_PROMOTED = 4, 3
+"""Tokens that a label's text names; the tables have them all."""
+AFTER_MARGIN = 0.25
+"""By how much more alike the tokens before must be for a label to name them."""
+SEEN_AT_LEAST = 2
+"""Times that a token is among the firings looked at, for a label to name it."""
 
 
 class Vocabulary:
@@ -69,15 +76,6 @@ class Vocabulary:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-
-
-PROMOTED = 8
-NAMED, NAMED_PROMOTED = 4, 3
-"""Tokens that a label's text names; the tables have them all."""
-AFTER_MARGIN = 0.25
-"""By how much more alike the tokens before must be for a label to name them."""
-SEEN_AT_LEAST = 2
-"""Times that a token is among the firings looked at, for a label to name it."""
 
 
 def label_features(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -99,10 +99,6 @@ class OwnLabel:
     promoted: tuple[str, ...]
     """By its direction, through the logit lens."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class FeatureLabels:
@@ -129,14 +125,7 @@ class FeatureLabels:
             raise InputError(
                 f"There is no feature {feature}: the SAE has {self.record.width}, from 0."
             )
-        return self._read(self.table.slice(feature, 1).to_pylist()[0])
-
-    def labelled(self) -> list[int]:
-        """The features that have a label."""
-        texts = self.table.column("label").to_pylist()
-        return [feature for feature, text in enumerate(texts) if text]
-
-    def _read(self, row: dict[str, Any]) -> OwnLabel:
+        row = self.table.slice(feature, 1).to_pylist()[0]
         value, low, high = (_share(row[f"reliability{end}"]) for end in ("", "_low", "_high"))
         reliability = None
         if value is not None:
@@ -157,6 +146,11 @@ class FeatureLabels:
             activations=tuple(_number(v) for v in (row["activations"] or [])[:MAX_LISTED]),
             **lines,
         )
+
+    def labelled(self) -> list[int]:
+        """The features that have a label."""
+        texts = self.table.column("label").to_pylist()
+        return [feature for feature, text in enumerate(texts) if text]
 
 
 def save_labels(labels: FeatureLabels, folder: Path) -> FeatureLabels:

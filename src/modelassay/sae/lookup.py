@@ -27,6 +27,13 @@ from modelassay.sae.neuronpedia import cached_explanations, fetch_explanations, 
 from modelassay.sae.record import describe_sae
 
 FEATURES_AT_ONCE = 256
+LABELS_SCHEMA = "modelassay.sae-feature/1"
+MIN_COSINE = 0.3
+"""A neighbour farther away than that says nothing: in a few hundred dimensions the nearest of
+thousands of random directions reaches 0.2."""
+NEIGHBOURS = 10
+MEASURED = ("density", "tokens", "promoted", "contexts")
+SOURCES = {"own": "automatic", "proxy": "of its nearest neighbour", "none": "no label"}
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,6 @@ def nearest(
             for row in zip(nearest_ones.tolist(), values.tolist(), strict=True)
         ]
     return found
-
-
-LABELS_SCHEMA = "modelassay.sae-feature/1"
-MIN_COSINE = 0.3
-"""A neighbour farther away than that says nothing: in a few hundred dimensions the nearest of
-thousands of random directions reaches 0.2."""
-NEIGHBOURS = 10
-MEASURED = ("density", "tokens", "promoted", "contexts")
 
 
 @dataclass(frozen=True)
@@ -227,9 +226,6 @@ def open_labels(
         notes.append("Labels made by rule stand in." if own else "Some features are numbers only.")
     explanations = {i: text for i, text in explanations.items() if i < sae.width}
     return Labels(sae, own, explanations, " ".join(notes) or None)
-
-
-SOURCES = {"own": "automatic", "proxy": "of its nearest neighbour", "none": "no label"}
 
 
 def sae_section(sae: SAE, labels: Labels) -> Section:
