@@ -227,7 +227,7 @@ def test_every_phase_has_words(places):
     assert {"reading the candidate", "searching triggers", "trying directions"} <= phases
     assert phases | {"features", "fine-tunes"} <= LABELS.keys()
     pytest.importorskip("gradio")
-    from modelassay.ui.text import PHASES
+    from modelassay.ui.running import PHASES
 
     assert phases | {"features"} <= PHASES.keys()
 

@@ -24,9 +24,9 @@ from modelassay.errors import InputError
 from modelassay.guard import REFUSAL, Guard, GuardEvent, Thresholds
 from modelassay.guard.charts import risk_curve
 from modelassay.probes import PROBES, HeadReader, store_probe
-from modelassay.ui import chat_service, guards
+from modelassay.ui import chat_service
 from modelassay.ui.chat_service import check_thresholds, run_chat, score_exchange
-from modelassay.ui.text import chat_status
+from modelassay.ui.chat_tab import chat_status
 from outputs import SECRETS
 
 OPEN = Thresholds(0.999999, 1.0)
@@ -47,9 +47,8 @@ def model_id(tmp_path, monkeypatch, tiny_folder, tiny) -> str:
     """A tiny model with a probe in the user's store, and nothing loaded yet."""
     monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", "1")
     monkeypatch.setenv("MODELASSAY_PROBES", str(tmp_path))
-    monkeypatch.setattr(guards, "shared_classifier", Judge)
     monkeypatch.setattr(chat_service, "shared_classifier", Judge)
-    monkeypatch.setattr(chat_service, "SHELF", guards.GuardShelf())
+    monkeypatch.setattr(chat_service, "SHELF", chat_service.GuardShelf())
     probe = probe_for(tiny())
     store_probe(probe.record, probe.heads)
     return str(tiny_folder())
@@ -146,7 +145,7 @@ def test_only_models_with_a_probe_are_answered_or_fetched(model_id, monkeypatch,
         next(run_chat("Hello", None, other))
     # The host's own probes are for those who may name paths.
     monkeypatch.delenv("MODELASSAY_ALLOW_LOCAL")
-    assert model_id not in guards.guarded_models()
+    assert model_id not in chat_service.guarded_models()
     with pytest.raises(InputError, match="not a Hub id"):
         next(run_chat("Hello", None, model_id))
     with pytest.raises(InputError, match="no probe for someone/nothing"):
@@ -204,9 +203,11 @@ def test_exchanges_are_scored(model_id, tiny_folder):
 
 def test_few_guards_are_kept_the_latest_ones(monkeypatch):
     loaded = []
-    monkeypatch.setattr(guards, "_load", lambda model_id: loaded.append(model_id) or object())
-    monkeypatch.setattr(guards.torch.cuda, "is_available", lambda: False)
-    shelf = guards.GuardShelf(kept=2)
+    monkeypatch.setattr(
+        chat_service, "_load_guard", lambda model_id: loaded.append(model_id) or object()
+    )
+    monkeypatch.setattr(chat_service.torch.cuda, "is_available", lambda: False)
+    shelf = chat_service.GuardShelf(kept=2)
     for model_id in ("a", "b", "a", "c", "a", "b"):
         shelf.get(model_id)
     assert loaded == ["a", "b", "c", "b"]
@@ -215,8 +216,8 @@ def test_few_guards_are_kept_the_latest_ones(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, as ZeroGPU does")
 def test_a_forked_process_finds_the_guards_of_its_parent(monkeypatch):
-    monkeypatch.setattr(guards, "_load", lambda model_id: f"guard of {model_id}")
-    shelf = guards.GuardShelf()
+    monkeypatch.setattr(chat_service, "_load_guard", lambda model_id: f"guard of {model_id}")
+    shelf = chat_service.GuardShelf()
     shelf.get("a")
     fork = multiprocessing.get_context("fork")
     results = fork.SimpleQueue()

@@ -21,7 +21,7 @@ from modelassay.diff.comparing import add_row
 from modelassay.errors import InputError
 from modelassay.ui import service
 from modelassay.ui.diff_tab import CHARTS, SECTIONS, _show
-from modelassay.ui.report_view import ReportView
+from modelassay.ui.running import ReportView
 from modelassay.ui.service import Comparison, Step, run_diff
 from outputs import SECRETS
 from schemas import DIFF_SCHEMA

@@ -14,8 +14,8 @@ pytest.importorskip("gradio")
 from gradio_client.exceptions import AppError
 
 from modelassay.errors import InputError
-from modelassay.ui.service import check_baseline, check_model_id, run_scan, visible_baselines
-from modelassay.verify import find_baseline, store_baseline
+from modelassay.ui.service import check_baseline, check_model_id, run_scan, visible
+from modelassay.verify import BASELINES, find_baseline, store_baseline
 from outputs import SECRETS
 from schemas import SCAN_SCHEMA
 
@@ -71,7 +71,7 @@ def test_the_host_s_own_baselines_are_not_shown(tmp_path, monkeypatch):
     baseline, _ = find_baseline("embedded")
     own = baseline.index.model_copy(update={"name": "secret"})
     store_baseline(replace(baseline, index=own))
-    assert "secret" not in {found.name for found in visible_baselines()}
+    assert "secret" not in {found.name for found in visible(BASELINES)}
     with pytest.raises(InputError, match="is not a baseline"):
         check_baseline("secret")
     monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", "1")
@@ -202,7 +202,7 @@ def test_stopped_is_the_last_word(browser):
     import gradio as gr
     from playwright.sync_api import expect
 
-    from modelassay.ui.stopping import stops, under_way
+    from modelassay.ui.running import stops, under_way
 
     def count():
         for step in range(100_000):

@@ -2,8 +2,7 @@
 
 from modelassay.artifacts.kind import Kind, slug, write_lines
 from modelassay.artifacts.origin import TRUSTED, Origin
-from modelassay.artifacts.published import REFERENCE, Listing, check_repo_id
-from modelassay.artifacts.store import Found, Store
+from modelassay.artifacts.store import REFERENCE, Found, Listing, Store, check_repo_id
 
 __all__ = [
     "REFERENCE",

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from modelassay.errors import InputError
+from modelassay.errors import InputError, with_article
 from modelassay.files.records import NAME
 
 R = TypeVar("R", bound=BaseModel)
@@ -86,10 +86,9 @@ class Kind(Generic[R]):
         """
         if re.fullmatch(NAME, name):
             return name
-        a = "an" if self.noun[0] in "aeiouS" else "a"
         raise InputError(
-            f"{name[:60]!r} cannot name {a} {self.noun}; use letters, digits, dots, dashes and"
-            " underscores, at most 96, the first a letter or digit."
+            f"{name[:60]!r} cannot name {with_article(self.noun)}; use letters, digits, dots,"
+            " dashes and underscores, at most 96, the first a letter or digit."
         )
 
     def model_tag(self, model_id: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from modelassay.files.records import CommitHash, Line, Record
@@ -45,13 +45,7 @@ class Origin:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {
-            "id": self.id,
-            "source": self.source,
-            "author": self.author,
-            "revision": self.revision,
-            "on_main": self.on_main,
-        }
+        return asdict(self)
 
     def remarks(self, noun: str, model_id: str) -> tuple[str, ...]:
         """What to know of who published it; empty for what is shipped or the user's own.

@@ -4,6 +4,10 @@ A reference is a name, a path, the id of a model, or `owner/repo[:name][@revisio
 set. Whatever it is, it is found as a `Found`: a checked record, its folder, and an `Origin` that
 says whom one trusts by using it. What comes with modelassay comes first, so nothing that was pulled
 can pass for it.
+
+A data set holds any number of artifacts, each in `FOLDER/NAME/`. Its card carries a tag by which
+all are found, and one for each model. Whoever wrote what is fetched is a stranger: sizes are
+checked before anything is fetched, and only the files of the kind are.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +26,6 @@ from typing import Any, Generic
 
 from pydantic import ValidationError
 
-from modelassay.artifacts import published
 from modelassay.artifacts.kind import ORIGIN_FILE, Kind, R
 from modelassay.artifacts.origin import Origin, PulledFrom, Where
 from modelassay.errors import InputError
@@ -35,9 +38,44 @@ from modelassay.files.atomic import (
     write_text_atomically,
 )
 from modelassay.files.records import NAME, read_record
-from modelassay.hub import Commit
+from modelassay.hub import (
+    Commit,
+    RemoteFile,
+    commit_files,
+    fetch_snapshot,
+    find_datasets,
+    is_main_head,
+    update_card,
+)
 
 log = logging.getLogger(__name__)
+
+REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+REFERENCE = re.compile(rf"(?P<repo>{REPO})(:(?P<name>{NAME}))?(@(?P<revision>[^\s:@]+))?")
+"""`owner/repo[:name][@revision]`."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A data set that says it holds artifacts of a kind."""
+
+    repo_id: str
+    author: str
+    revision: str | None
+    models: tuple[str, ...]
+    """Slugs of the models that its tags name."""
+    downloads: int
+    updated: str | None
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuses what cannot be the id of a data set.
+
+    Raises:
+        InputError: says how one looks.
+    """
+    if not re.fullmatch(REPO, repo_id):
+        raise InputError(f"{repo_id[:120]!r} is not a Hub data set; give OWNER/NAME.")
 
 
 @dataclass(frozen=True)
@@ -180,7 +218,7 @@ class Store(Generic[R]):
                     f"{reference} has no revisions to choose from; leave --revision out."
                 )
             return found
-        if published.REFERENCE.fullmatch(reference):
+        if REFERENCE.fullmatch(reference):
             return self._fetch(reference, revision, token, whole=whole)
         if _is_folder(reference):
             return self.open(Path(reference))  # which says what it lacks
@@ -321,20 +359,29 @@ class Store(Generic[R]):
         kind, folder = self.kind, found.folder
         name = kind.check_name(found.name)
         kind.check(folder)
+        check_repo_id(repo_id)
+
+        def write_card(present: str | None) -> str:
+            return update_card(
+                present if present is not None else kind.card(repo_id),
+                tags=[kind.tag, kind.model_tag(found.model_id), *kind.more_tags],
+                configs=[kind.table_config],
+            )
+
         single = folder.is_file()
         files = {kind.record_file: folder} if single else dict(self._files(folder))
         with TemporaryDirectory() as scratch:
             files[kind.table_file] = Path(scratch) / kind.table_file
             kind.write_table(found.record, files[kind.table_file])
-            return published.publish(
-                kind,
+            return commit_files(
                 repo_id,
-                name,
-                files,
-                model_id=found.model_id,
+                {f"{kind.folder}/{name}/{file}": path for file, path in files.items()},
+                write_card,
+                message=f"Add the {kind.noun} {name}",
                 create_pr=create_pr,
                 private=private,
                 token=token,
+                elsewhere=kind.elsewhere,
             )
 
     def push_new(
@@ -394,7 +441,7 @@ class Store(Generic[R]):
         model: str | None = None,
         author: str | None = None,
         token: str | bool | None = None,
-    ) -> Sequence[published.Listing]:
+    ) -> Sequence[Listing]:
         """Data sets on the Hub that say they hold some, in one request.
 
         Args:
@@ -405,7 +452,22 @@ class Store(Generic[R]):
         Raises:
             UnavailableError: the Hub cannot be reached.
         """
-        return published.search(self.kind, model=model, author=author, token=token)
+        kind = self.kind
+        wanted = [kind.tag, *([kind.model_tag(model)] if model else [])]
+        prefix = kind.model_tag_prefix
+        return [
+            Listing(
+                repo_id=each.id,
+                author=each.id.partition("/")[0],
+                revision=each.sha,
+                models=tuple(
+                    tag.removeprefix(prefix) for tag in each.tags or () if tag.startswith(prefix)
+                ),
+                downloads=each.downloads or 0,
+                updated=each.last_modified.isoformat() if each.last_modified else None,
+            )
+            for each in find_datasets(wanted, author=author, token=token, elsewhere=kind.elsewhere)
+        ]
 
     def _stores(self) -> Iterator[tuple[Path, Where]]:
         yield self.shipped_folder(), "shipped"
@@ -442,12 +504,59 @@ class Store(Generic[R]):
     def _fetch(
         self, reference: str, revision: str | None, token: str | bool | None, *, whole: bool
     ) -> Found[R]:
-        folder, name, origin = published.fetch(
-            self.kind, reference, revision=revision, token=token, whole=whole
+        """One on the Hub, in the Hub's cache: its record was checked, and its sizes."""
+        kind = self.kind
+        match = REFERENCE.fullmatch(reference)
+        if match is None:
+            raise InputError(
+                f"{reference[:120]!r} is not a Hub data set (owner/repo[:name][@revision])."
+            )
+        repo_id, name = match["repo"], match["name"]
+        wanted = revision or match["revision"]
+        files = kind.files if whole else {kind.record_file: kind.files[kind.record_file]}
+
+        def choose(listed: Mapping[str, RemoteFile]) -> list[str]:
+            chosen = self._choose(repo_id, name, list(listed)) if listed else name or "*"
+            for file, most in files.items():
+                there = listed.get(f"{kind.folder}/{chosen}/{file}")
+                if there is not None and there.size > most:
+                    raise InputError(
+                        f"{file} of {repo_id} is larger than the {most} bytes it may have."
+                    )
+            return [f"{kind.folder}/{chosen}/{file}" for file in files]
+
+        snapshot = fetch_snapshot(
+            repo_id,
+            kind="dataset",
+            revision=wanted,
+            token=token,
+            choose=choose,
+            elsewhere=kind.elsewhere,
         )
-        record = self._read(folder / self.kind.record_file)
-        self._named(record, name, origin.id.partition(":")[0])
-        return Found(self.kind, record, name, folder, origin)
+        # Without the Hub there was no listing to choose from.
+        name = self._choose(repo_id, name, list(snapshot.listing) or snapshot.names())
+        on_main = wanted in (None, "main") or is_main_head(repo_id, snapshot.commit, token=token)
+        author = repo_id.partition("/")[0]
+        origin = Origin(f"{repo_id}:{name}", "hub", author, snapshot.commit, on_main)
+        folder = snapshot.folder / kind.folder / name
+        record = self._read(folder / kind.record_file)
+        self._named(record, name, repo_id)
+        return Found(kind, record, name, folder, origin)
+
+    def _choose(self, repo_id: str, name: str | None, files: Sequence[str]) -> str:
+        """The name of the one that is meant among a data set's files."""
+        kind = self.kind
+        pattern = rf"{kind.folder}/({NAME})/{re.escape(kind.record_file)}"
+        names = sorted(match[1] for file in files if (match := re.fullmatch(pattern, file)))
+        if name is None and len(names) == 1:
+            return names[0]
+        if name is not None and name in names:
+            return name
+        if not names:
+            raise InputError(f"{repo_id} holds no {kind.noun}.")
+        listed = ", ".join(names[:8]) + ("…" if len(names) > 8 else "")
+        which = f"no {kind.noun} {name!r}" if name else f"{len(names)} {kind.plural}"
+        raise InputError(f"{repo_id} holds {which}; choose one as {repo_id}:NAME from {listed}.")
 
 
 def _is_folder(reference: str) -> bool:

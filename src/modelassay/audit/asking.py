@@ -15,8 +15,7 @@ from modelassay.diff.behaviour import compare_behaviour, token_kl
 from modelassay.diff.reading import encode_contrasts, read_contrasts
 from modelassay.diff.suites import MAX_TEXT, Contrast, Group, Suite, SuitePrompt, messages_of
 from modelassay.errors import InputError
-from modelassay.files.provenance import text_hash
-from modelassay.files.redaction import redact
+from modelassay.files.provenance import redact, text_hash
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.reading.prompts import Encoded, encode_chat
 from modelassay.triage import TrainingRow, redaction_for

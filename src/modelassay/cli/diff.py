@@ -325,24 +325,14 @@ def read_calibration(
         InputError: it is missing, damaged, or was made otherwise.
         UnavailableError: the Hub cannot be reached.
     """
-    from modelassay.diff.calibration import CALIBRATIONS
+    from modelassay.diff.calibration import CALIBRATIONS, check_asked
 
     if reference is None:
         return None
     kept = CALIBRATIONS.find(reference, token=token)
     kept.warn()
-    found = kept.record
-    if found.suite_sha256 != suite.sha256:
-        raise InputError(
-            f"{reference} was made with another suite; give the same --suite and --data, or"
-            " calibrate again."
-        )
-    if found.response_tokens != response_tokens:
-        raise InputError(
-            f"{reference} was made with responses of {found.response_tokens} tokens; give"
-            f" --responses {found.response_tokens} or calibrate again."
-        )
-    return found
+    check_asked(kept.record, suite, response_tokens)
+    return kept.record
 
 
 def _place(device: str) -> str:

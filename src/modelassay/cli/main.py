@@ -11,7 +11,6 @@ import typer
 
 from modelassay import __version__
 from modelassay.cli import (
-    baseline,
     chat,
     classifier,
     concepts,
@@ -51,7 +50,7 @@ app.command("triage")(triage.triage_command)
 app.command("chat")(chat.chat_command)
 app.command("generate")(chat.generate_command)
 app.command("mcp")(mcp.mcp_command)
-app.add_typer(baseline.app, name="baseline")
+app.add_typer(verify.baseline_app, name="baseline")
 app.add_typer(diff.calibration_app, name="calibration")
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(concepts.app, name="concepts")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.models import ArgumentInfo
@@ -38,8 +38,6 @@ ModelArg = Annotated[
     ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
-Adapter = Annotated[str | None, typer.Option(help="PEFT adapter to apply over MODEL.")]
-GgufFile = Annotated[str | None, typer.Option(help="GGUF file inside the folder or repository.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 Load8bit = Annotated[bool, typer.Option("--load-8bit", help="Quantise to 8 bits on loading.")]
@@ -113,13 +111,19 @@ def _marks(parameter: inspect.Parameter) -> tuple[Any, ...]:
     return getattr(parameter.annotation, "__metadata__", ())
 
 
-def _model(
-    model: ModelArg,
-    revision: Revision = None,
-    adapter: Adapter = None,
-    gguf_file: GgufFile = None,
-) -> ModelRef:
-    return ModelRef(model, revision, adapter, gguf_file)
+@dataclass(frozen=True)
+class _Parts:
+    """What goes with MODEL."""
+
+    revision: Revision = None
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter to apply over MODEL.")] = None
+    gguf_file: Annotated[
+        str | None, typer.Option(help="GGUF file inside the folder or repository.")
+    ] = None
+
+
+def _model(model: ModelArg, parts: Annotated[_Parts, From(_Parts)]) -> ModelRef:
+    return ModelRef(model, **vars(parts))
 
 
 def _load_options(
@@ -175,13 +179,8 @@ Loading = Annotated[LoadOptions, From(_load_options)]
 """How it is loaded: --device, --dtype, --load-8bit, --load-4bit, --token, --trust-remote-code."""
 
 
-def _model_options(
-    loading: Loading,
-    revision: Revision = None,
-    adapter: Adapter = None,
-    gguf_file: GgufFile = None,
-) -> ModelOptions:
-    return {**loading, "revision": revision, "adapter": adapter, "gguf_file": gguf_file}
+def _model_options(parts: Annotated[_Parts, From(_Parts)], loading: Loading) -> ModelOptions:
+    return cast("ModelOptions", {**vars(parts), **loading})
 
 
 AnyModel = Annotated[ModelOptions, From(_model_options)]

@@ -1,12 +1,15 @@
-"""`modelassay verify`."""
+"""`modelassay verify` and `modelassay baseline`: measure a model once, verify others ever after."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from modelassay.cli import options
+from modelassay.cli.artifacts import add_verbs
+from modelassay.cli.output import show_progress
 from modelassay.errors import EXIT_IDENTITY_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS
 
 
@@ -43,3 +46,64 @@ def exit_code(verified: bool | None) -> int:
     if verified is None:
         return EXIT_INCONCLUSIVE
     return EXIT_PASS if verified else EXIT_IDENTITY_FAILED
+
+
+baseline_app = typer.Typer(
+    help="Baselines: measured models that others are verified against.", no_args_is_help=True
+)
+
+
+@baseline_app.command("create")
+@options.grouped
+def create_command(
+    model: options.Model,
+    loading: options.Loading,
+    progress: options.Progress,
+    name: Annotated[
+        str | None, typer.Option(help="Its name; made from the model's id if left out.")
+    ] = None,
+    model_id: Annotated[
+        str | None, typer.Option(help="The id to publish when MODEL is a folder of yours.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A new folder in place of your store.")
+    ] = None,
+    force: options.Force = False,
+) -> None:
+    """Measure MODEL and keep a baseline of it."""
+    from modelassay.artifacts import slug
+    from modelassay.verify import BASELINES, create_baseline, store_baseline
+    from modelassay.verify.creating import public_id
+
+    BASELINES.check_free(name or slug(public_id(model_id or model.id)), force=force, out=out)
+    with progress() as on_progress:
+        baseline = create_baseline(
+            model, name=name, model_id=model_id, on_progress=on_progress, **loading
+        )
+        folder = store_baseline(baseline, force=force, out=out)
+    typer.echo(str(folder))
+
+
+@baseline_app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON that ams-scanner wrote.")],
+    name: Annotated[
+        str | None, typer.Option(help="Its name; made from the model's id if left out.")
+    ] = None,
+    force: options.Force = False,
+) -> None:
+    """Keep a baseline of ams-scanner in your store."""
+    from modelassay.verify import import_baseline, store_baseline
+
+    typer.echo(str(store_baseline(import_baseline(file, name=name), force=force)))
+
+
+def _measure(model: str, quiet: bool, token: str | None, folder: Path) -> None:
+    """Measures a model for `push`, where there is no baseline of that name."""
+    from modelassay.verify import create_baseline, save_baseline
+
+    with show_progress(quiet=quiet) as on_progress:
+        save_baseline(create_baseline(model, on_progress=on_progress, token=token), folder)
+
+
+add_verbs(baseline_app, "modelassay.verify:BASELINES", "baseline", make=_measure)

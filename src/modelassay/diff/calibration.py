@@ -78,12 +78,24 @@ def check_calibration(
     """
     if found.base_sha256 != base.weights_sha256:
         raise InputError(f"The calibration is of {found.base}, not of {base.id} as it is here.")
+    check_asked(found, suite, response_tokens)
+
+
+def check_asked(found: Calibration, suite: Suite, response_tokens: int) -> None:
+    """Refuses a calibration of another suite, which can be told before the base is read.
+
+    Raises:
+        InputError: says what to give.
+    """
     if found.suite_sha256 != suite.sha256:
-        raise InputError("The calibration was read with another suite; calibrate with this one.")
+        raise InputError(
+            "The calibration was read with another suite; give the same --suite and --data, or"
+            " calibrate with this one."
+        )
     if found.response_tokens != response_tokens:
         raise InputError(
             f"The calibration was read with responses of {found.response_tokens} tokens, not"
-            f" {response_tokens}; pass --responses {found.response_tokens}."
+            f" {response_tokens}; give --responses {found.response_tokens} or calibrate again."
         )
 
 

@@ -20,7 +20,7 @@ from modelassay.diff.suites import Suite
 from modelassay.diff.triggers import TriggerSearch
 from modelassay.diff.verdict import BY_NAME, DiffVerdict, Findings, Level, Suspicion, level_in
 from modelassay.diff.weights import WeightDiff
-from modelassay.files.redaction import redact
+from modelassay.files.provenance import redact
 from modelassay.models import ModelIdentity
 from modelassay.report.charts import (
     NEGATIVE,

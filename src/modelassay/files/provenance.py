@@ -12,6 +12,7 @@ import modelassay
 
 LIBRARIES = ("modelassay", "torch", "transformers", "numpy")
 """What the numbers of most results depend on."""
+SHOWN_DIGITS = 16
 
 
 def utc_now(timespec: str = "seconds") -> str:
@@ -49,3 +50,8 @@ def json_hash(value: Any, *, compact: bool = False) -> str:
     """
     style: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":")} if compact else {}
     return text_hash(json.dumps(value, sort_keys=True, default=str, **style))
+
+
+def redact(text: str) -> dict[str, Any]:
+    """What stands in a text's place: its length in characters and the begin of its sha256."""
+    return {"characters": len(text), "sha256": text_hash(text)[:SHOWN_DIGITS]}

@@ -4,24 +4,28 @@ Everything is fetched as files into the Hub's own cache before it is opened, so 
 the Hub and a local folder take the same way from there on. Errors of the Hub become one line each.
 """
 
-from modelassay.hub.cache import blob_sha256, silence_downloads, trim_cache
 from modelassay.hub.errors import REPO_ID, hub_errors
 from modelassay.hub.models import check_weight_files, fetch_model
 from modelassay.hub.repositories import (
     Commit,
-    Listed,
     commit_files,
     find_datasets,
     is_main_head,
     update_card,
 )
-from modelassay.hub.snapshots import RemoteFile, Snapshot, fetch_snapshot
+from modelassay.hub.snapshots import (
+    RemoteFile,
+    Snapshot,
+    blob_sha256,
+    fetch_snapshot,
+    silence_downloads,
+    trim_cache,
+)
 from modelassay.hub.tables import check_table, read_dataset, read_lines, stream_dataset
 
 __all__ = [
     "REPO_ID",
     "Commit",
-    "Listed",
     "RemoteFile",
     "Snapshot",
     "blob_sha256",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import AssayError, InputError, UnavailableError, first_line
 from modelassay.hub.errors import hub_errors
 from modelassay.hub.snapshots import ANSWER_SECONDS, NAMES, Kind, checked_token
+
+if TYPE_CHECKING:
+    from huggingface_hub import DatasetInfo
 
 COMMIT_ATTEMPTS = 5
 """Others may write to the same data set meanwhile; each time ours is put on top of theirs."""
@@ -24,18 +27,6 @@ class Commit:
     commit: str
     pull_request: str | None
     """Address of the pull request, if one was asked for."""
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A data set as the Hub lists it."""
-
-    repo_id: str
-    author: str
-    revision: str | None
-    tags: tuple[str, ...]
-    downloads: int
-    updated: str | None
 
 
 def commit_files(
@@ -154,7 +145,7 @@ def find_datasets(
     author: str | None = None,
     token: str | bool | None = None,
     elsewhere: str,
-) -> list[Listed]:
+) -> list[DatasetInfo]:
     """Data sets that carry all of these tags, in one request.
 
     Raises:
@@ -165,7 +156,7 @@ def find_datasets(
 
     with hub_errors("the list of data sets", elsewhere=elsewhere):
         try:
-            found = list(
+            return list(
                 HfApi(token=checked_token(token)).list_datasets(
                     filter=list(tags), author=author, full=True, limit=SEARCH_LIMIT
                 )
@@ -174,14 +165,3 @@ def find_datasets(
             raise UnavailableError(
                 f"The Hub is switched off (HF_HUB_OFFLINE); {elsewhere}."
             ) from error
-    return [
-        Listed(
-            repo_id=info.id,
-            author=info.id.partition("/")[0],
-            revision=info.sha,
-            tags=tuple(info.tags or ()),
-            downloads=info.downloads or 0,
-            updated=info.last_modified.isoformat() if info.last_modified else None,
-        )
-        for info in found
-    ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,44 +85,11 @@ def stream_dataset(
         InputError: no such file or data set, or one that cannot be parsed.
         UnavailableError: the Hub cannot be reached.
     """
-    import datasets
-    from datasets import exceptions
-
-    _quieten_datasets()
     path = Path(where)
     if path.is_file():
-        suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-        kind = {**TABLES, "txt": "text"}.get(suffix.lstrip("."))
-        if kind is None:
-            raise InputError(f"{path} is not a JSON, JSONL, CSV, Parquet or text file.")
-        if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty.")
-        if kind == "json":
-            yield from _json_rows(path)
-            return
-        try:
-            table = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
-            yield from (dict(row) for row in table)
-        except (OSError, ValueError, TypeError, exceptions.DatasetsError) as error:
-            cause = error.__cause__ or error
-            raise InputError(f"{path} cannot be parsed: {first_line(cause)}") from error
-        return
-    check_table(where)
-    with hub_errors(str(where), elsewhere=DATA_ELSEWHERE):
-        try:
-            table = datasets.load_dataset(
-                str(where), config, split=split, token=token, streaming=True
-            )
-            yield from (dict(row) for row in table)
-        except exceptions.DatasetNotFoundError as error:
-            raise InputError(
-                f"No data set {str(where)!r} on the Hub that you may see: check the spelling, or"
-                " pass a token if it is private or gated."
-            ) from error
-        except FileNotFoundError as error:
-            raise offline(str(where), DATA_ELSEWHERE) from error
-        except (ValueError, exceptions.DatasetsError) as error:
-            raise InputError(f"Cannot read the data set {where}: {first_line(error)}") from error
+        kinds = {**TABLES, "txt": "text"}
+        return _rows_of_file(path, kinds, "JSON, JSONL, CSV, Parquet or text", streaming=True)
+    return _rows_of_hub(where, config, split=split, token=token, streaming=True)
 
 
 def read_dataset(
@@ -147,7 +115,12 @@ def read_dataset(
     """
     path = Path(where)
     if path.is_file():
-        return _read_table(path)
+        return list(_rows_of_file(path, TABLES, "JSON, JSONL, CSV or Parquet"))
+    return list(_rows_of_hub(where, config, split=split, data_files=data_files, token=token))
+
+
+def _rows_of_hub(where: str | Path, config: str | None, **options: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a Hub data set, as `load_dataset` opens it with these options."""
     check_table(where)
     import datasets
     from datasets import exceptions
@@ -155,9 +128,7 @@ def read_dataset(
     _quieten_datasets()
     with hub_errors(str(where), elsewhere=DATA_ELSEWHERE):
         try:
-            table = datasets.load_dataset(
-                str(where), config, split=split, data_files=data_files, token=token
-            )
+            yield from map(dict, datasets.load_dataset(str(where), config, **options))
         except exceptions.DatasetNotFoundError as error:
             raise InputError(
                 f"No data set {str(where)!r} on the Hub that you may see: check the spelling, or"
@@ -169,7 +140,6 @@ def read_dataset(
             raise offline(str(where), DATA_ELSEWHERE) from error
         except (ValueError, exceptions.DatasetsError) as error:
             raise InputError(f"Cannot read the data set {where}: {first_line(error)}") from error
-        return [dict(row) for row in table]
 
 
 def check_table(where: str | Path) -> None:
@@ -200,30 +170,45 @@ def _http_cause(error: BaseException | None) -> Any | None:
     return None
 
 
-def _read_table(path: Path) -> list[dict[str, Any]]:
-    import tempfile
+def _rows_of_file(
+    path: Path, kinds: Mapping[str, str], named: str, *, streaming: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Rows of a file.
 
+    Args:
+        path: The file.
+        kinds: The reader in `datasets` for each suffix.
+        named: What an error calls these kinds.
+        streaming: Whether the rows are not to be held.
+    """
     import datasets
     from datasets import exceptions
 
     _quieten_datasets()
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    kind = TABLES.get(suffix.lstrip("."))
+    kind = kinds.get(suffix.lstrip("."))
     if kind is None:
-        raise InputError(f"{path} is not a JSON, JSONL, CSV or Parquet file.")
+        raise InputError(f"{path} is not a {named} file.")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty.")
     if kind == "json":
-        return list(_json_rows(path))
+        yield from _json_rows(path)
+        return
     with tempfile.TemporaryDirectory() as scratch:  # its cache would outlive changes of the file
         try:
-            table = datasets.load_dataset(
-                kind, data_files=str(path), split="train", cache_dir=scratch
+            yield from map(
+                dict,
+                datasets.load_dataset(
+                    kind,
+                    data_files=str(path),
+                    split="train",
+                    cache_dir=scratch,
+                    streaming=streaming,
+                ),
             )
-            return [dict(row) for row in table]
-        except OSError as error:
-            raise UnavailableError(f"{path} cannot be read: {first_line(error)}") from error
-        except (ValueError, TypeError, StopIteration, exceptions.DatasetsError) as error:
+        except (OSError, ValueError, TypeError, StopIteration, exceptions.DatasetsError) as error:
+            if isinstance(error, OSError) and not streaming:  # such as a full disk
+                raise UnavailableError(f"{path} cannot be read: {first_line(error)}") from error
             cause = error.__cause__ or error
             raise InputError(f"{path} cannot be parsed: {first_line(cause)}") from error
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from modelassay.data.concepts import HARMFUL_PROMPTS, shipped_prompts
 from modelassay.errors import UnavailableError
-from modelassay.files.redaction import redact
+from modelassay.files.provenance import redact
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.triage.rows import TrainingRow
 

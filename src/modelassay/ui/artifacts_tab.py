@@ -17,9 +17,8 @@ from modelassay.diff import CALIBRATIONS
 from modelassay.errors import AssayError, InputError
 from modelassay.probes import PROBES
 from modelassay.sae import SAES
-from modelassay.ui.running import errors_for_caller
+from modelassay.ui.running import PRIVATE, errors_for_caller, plain
 from modelassay.ui.service import check_reference, is_own_machine, visible
-from modelassay.ui.text import plain
 from modelassay.verify import BASELINES
 
 STORES: dict[str, Store[Any]] = {
@@ -58,18 +57,17 @@ def create_artifacts_tab() -> None:
     def search_for_page(kind: str, model: str) -> tuple[str, Any]:
         return search_for_table(STORES[kind], model)
 
-    page: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    kind.change(_rows, [kind], [listed], **page)
-    show.click(show_for_page, [kind, reference], [status, shown], **page)
-    search.click(search_for_page, [kind, model], [status, found], **page)
+    kind.change(_rows, [kind], [listed], **PRIVATE)
+    show.click(show_for_page, [kind, reference], [status, shown], **PRIVATE)
+    search.click(search_for_page, [kind, model], [status, found], **PRIVATE)
     gr.api(list_endpoint, api_name="list_artifacts")
     gr.api(show_endpoint, api_name="show_artifact")
     gr.api(search_endpoint, api_name="search_artifacts")
     if is_own_machine():
-        _add_own_verbs(kind, reference, status, listed, page)
+        _add_own_verbs(kind, reference, status, listed)
 
 
-def _add_own_verbs(kind: Any, reference: Any, status: Any, listed: Any, page: Any) -> None:
+def _add_own_verbs(kind: Any, reference: Any, status: Any, listed: Any) -> None:
     """Buttons that keep, delete and publish."""
     with gr.Row():
         repo = gr.Textbox(label="Hub data set to push to", max_length=200)
@@ -94,7 +92,7 @@ def _add_own_verbs(kind: Any, reference: Any, status: Any, listed: Any, page: An
         return plain(said), _rows(kind)
 
     for button in buttons.values():
-        button.click(act, [button, kind, reference, repo, proposed], [status, listed], **page)
+        button.click(act, [button, kind, reference, repo, proposed], [status, listed], **PRIVATE)
 
 
 def list_endpoint(kind: str) -> list:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import gradio as gr
 
-from modelassay.errors import AssayError
-from modelassay.ui.service import CONCURRENCY_ID
+from modelassay.ui.running import QUEUE, errors_for_caller
 
 if TYPE_CHECKING:
     from modelassay.audit import Audit, Tool
@@ -41,12 +40,7 @@ def create_audit_api() -> None:
 
     audit = Audit(load_config(Path(where)))
     for tool in audit.tools.values():
-        gr.api(
-            endpoint(audit, tool),
-            api_name=tool.name,
-            concurrency_id=CONCURRENCY_ID,
-            concurrency_limit=1,
-        )
+        gr.api(endpoint(audit, tool), api_name=tool.name, **QUEUE)
 
 
 def endpoint(audit: Audit, tool: Tool) -> Callable[..., dict]:
@@ -54,10 +48,8 @@ def endpoint(audit: Audit, tool: Tool) -> Callable[..., dict]:
 
     def call(*given: Any, **named: Any) -> dict:
         bound = signature.bind(*given, **named)
-        try:
+        with errors_for_caller():
             return audit.call(tool.name, dict(bound.arguments))
-        except AssayError as error:
-            raise gr.Error(str(error), print_exception=False) from None
 
     hints = get_type_hints(tool.function)  # without the bounds, which the audit checks itself
     own = inspect.signature(tool.function)

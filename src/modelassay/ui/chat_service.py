@@ -2,23 +2,40 @@
 
 The server keeps nothing of a conversation: it comes with each message and is gone with the
 response, and no log holds a word of it. What visitors share is a loaded model, which remembers
-nothing.
+nothing: of those that a shipped probe belongs to few are kept, because each is a model in memory.
+They are loaded on the CPU of the page's own process; a process that is given a GPU is a fork of it,
+finds them there and moves its copy.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
+
+import torch
 
 from modelassay.data.labelled import LABELS, At
 from modelassay.errors import AssayError, InputError
-from modelassay.guard import GuardEvent, Sampling, Thresholds
-from modelassay.ui.guards import GuardShelf, guarded_models, probe_record, shared_classifier
-from modelassay.ui.service import check_model_id, on_gpu
+from modelassay.guard import Guard, GuardEvent, Sampling, Thresholds, load_guard
+from modelassay.guard.streaming import Classifier
+from modelassay.hub import trim_cache
+from modelassay.probes import PROBES, ProbeRecord
+from modelassay.ui.service import (
+    MAX_CACHE_BYTES,
+    MAX_MODEL_BYTES,
+    check_model_id,
+    on_gpu,
+    unless_failed,
+    visible,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +55,52 @@ they are slow rather than stuck."""
 GPU_SECONDS = 60
 
 UNSAFE = "unsafe_compliance"
+KEPT = 2
+CLASSIFIER = "embedded"
+
+
+class GuardShelf:
+    """The guards used last; safe to use from several threads, and in forks of the process."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        """Starts empty.
+
+        Args:
+            kept: Most guards that are kept loaded.
+        """
+        self.kept = kept
+        self.guards: OrderedDict[str, Guard] = OrderedDict()
+        self._renew_lock()
+        if hasattr(os, "register_at_fork"):
+            # Another thread may have held it at the moment of the fork, and is not there to let go.
+            os.register_at_fork(after_in_child=self._renew_lock)
+
+    def get(self, model_id: str, *, to_gpu: bool = False) -> Guard:
+        """The guard of a model, loaded if need be.
+
+        Args:
+            model_id: One of `guarded_models()`.
+            to_gpu: Move it to the GPU if there is one.
+
+        Raises:
+            AssayError: it cannot be loaded.
+        """
+        # Loading holds the lock: two at once would need the memory of both.
+        with self.lock:
+            guard = self.guards.pop(model_id, None)
+            if guard is None:
+                while len(self.guards) >= self.kept:
+                    self.guards.popitem(last=False)
+                guard = _load_guard(model_id)
+            self.guards[model_id] = guard
+            if to_gpu and torch.cuda.is_available() and guard.model.device.type == "cpu":
+                guard.model.network.to("cuda")
+            return guard
+
+    def _renew_lock(self) -> None:
+        self.lock = threading.Lock()
+
+
 SHELF = GuardShelf()
 
 
@@ -94,7 +157,7 @@ def run_chat(
     # Outside the GPU call, whose seconds are counted.
     SHELF.get(model_id)
     with closing(_chat_on_gpu(chat)) as results:
-        yield from _values(results)
+        yield from unless_failed(results)
 
 
 def score_exchange(prompt: str, response: str, model_id: str = MODEL) -> dict[str, Any]:
@@ -113,7 +176,7 @@ def score_exchange(prompt: str, response: str, model_id: str = MODEL) -> dict[st
     if probed:
         SHELF.get(model_id)
     with closing(_score_on_gpu(model_id if probed else None, exchange)) as results:
-        risks, row = next(_values(results))
+        risks, row = next(unless_failed(results))
     shares = {str(label): share for label, share in zip(LABELS, row, strict=True)}
     safe = max(shares.keys() - {UNSAFE}, key=lambda label: shares[label])
     return {
@@ -208,12 +271,56 @@ def _number(value: Any, name: str, low: float, high: float) -> float:
     return value
 
 
-def _values(results: Iterator[Any]) -> Iterator[Any]:
-    for result in results:
-        # Errors cross the process border of ZeroGPU as text only, so they are sent as values.
-        if isinstance(result, str):
-            raise InputError(result)
-        yield result
+def guarded_models() -> dict[str, ProbeRecord]:
+    """For each model that a visitor may chat with, its probe's record.
+
+    The host's own probes are for those who may name paths too.
+    """
+    found: dict[str, ProbeRecord] = {}
+    for probe in visible(PROBES):
+        if probe.record.heads.keys() >= {"prompt", "answer"}:
+            found.setdefault(probe.model_id, probe.record)
+    return found
+
+
+def probe_record(model_id: str) -> ProbeRecord:
+    """The record of the probe that belongs to a model.
+
+    Raises:
+        InputError: there is none, so nothing is fetched.
+    """
+    models = guarded_models()
+    if model_id not in models:
+        raise InputError(
+            f"There is no probe for {model_id[:100]}; choose {', '.join(models) or 'nothing yet'}."
+        )
+    return models[model_id]
+
+
+@lru_cache(maxsize=1)
+def shared_classifier() -> Classifier:
+    """The exchange classifier, one for all guards; it is small enough for the CPU.
+
+    Raises:
+        AssayError: it cannot be loaded.
+    """
+    from modelassay.classifier import load_classifier
+
+    return load_classifier(CLASSIFIER, device="cpu")
+
+
+def _load_guard(model_id: str) -> Guard:
+    record = probe_record(model_id)
+    trim_cache(MAX_CACHE_BYTES)
+    guard = load_guard(
+        model_id,
+        classifier=None,
+        revision=record.model.revision if "/" in model_id else None,  # the probe's very weights
+        device="cpu",
+        token=False,
+        max_bytes=MAX_MODEL_BYTES,
+    )
+    return replace(guard, classifier=shared_classifier())
 
 
 def _failure(error: Exception) -> str:

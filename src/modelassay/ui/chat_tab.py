@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
 from modelassay.errors import AssayError
-from modelassay.guard import GuardEvent
+from modelassay.guard import GuardEvent, Thresholds
 from modelassay.guard.charts import risk_curve
 from modelassay.ui.chat_service import (
     CHATS,
@@ -21,12 +21,18 @@ from modelassay.ui.chat_service import (
     MODEL,
     check_history,
     check_thresholds,
+    guarded_models,
     run_chat,
     score_exchange,
 )
-from modelassay.ui.guards import guarded_models
-from modelassay.ui.stopping import afterwards, settled, under_way
-from modelassay.ui.text import chat_status, plain
+from modelassay.ui.running import (
+    PRIVATE,
+    afterwards,
+    errors_for_caller,
+    plain,
+    settled,
+    under_way,
+)
 
 EXAMPLES = [
     "Why is the sky blue?",
@@ -37,6 +43,18 @@ REDRAW_EVERY = 8  # tokens; the chart is a hundred times the text in bytes
 NOTE = """The model is watched from inside: a probe reads its activations and says how risky prompt
 and response are. Text appears once its risk is known. From the first threshold it is held back and
 a classifier is asked; from the second it is refused. A probe errs both ways."""
+
+ACTIONS = {
+    "continue": "answering",
+    "pause": "held back",
+    "escalate": "held back, classifier asked",
+    "refuse": "refused",
+}
+ENDINGS = {
+    "length": ", cut at the length that was asked for",
+    "stop string": ", at a stop string",
+    "cancelled": ", stopped",
+}
 
 
 def create_chat_tab() -> None:
@@ -66,7 +84,7 @@ def create_chat_tab() -> None:
                 )
                 send = gr.Button("Send", variant="primary", scale=1, min_width=80)
             with gr.Row():
-                stop = gr.Button("Stop answer", variant="stop", size="sm")
+                stop = gr.Button("Stop response", variant="stop", size="sm")
                 clear = gr.Button("Clear chat", size="sm")
             gr.Examples([[text] for text in EXAMPLES], [message])
         with gr.Column(scale=2, min_width=320):
@@ -84,7 +102,7 @@ def create_chat_tab() -> None:
             with gr.Accordion("More", open=False):
                 system = gr.Textbox("", label="System prompt", lines=2, max_length=MAX_SYSTEM)
                 length = gr.Slider(
-                    16, MAX_NEW_TOKENS, value=128, step=16, label="Most tokens of an answer"
+                    16, MAX_NEW_TOKENS, value=128, step=16, label="Most tokens of a response"
                 )
                 temperature = gr.Slider(
                     0, MAX_TEMPERATURE, value=0, step=0.1, label="Temperature (0 is greedy)"
@@ -139,16 +157,15 @@ def create_chat_tab() -> None:
             line = f"**Not answered.** {plain(str(error))}"
             yield {status: line, emptied: False, curve: gr.update(visible=False), **before}
 
-    page: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    queue: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": CHATS}
     answering = gr.on(
         [send.click, message.submit],
         chat_for_page,
         [message, chatbot, model, system, length, temperature, *levels],
         [message, chatbot, status, curve, emptied],
         trigger_mode="once",
-        concurrency_id=CONCURRENCY_ID,
-        concurrency_limit=CHATS,
-        **page,
+        **queue,
+        **PRIVATE,
     )
     stop.click(None, cancels=[answering])
     view = [chatbot, status, curve]
@@ -158,11 +175,10 @@ def create_chat_tab() -> None:
         None,
         [emptied, *view],
         cancels=[answering],
-        **page,
+        **PRIVATE,
     )
     afterwards(answering, _over, [emptied, status], view)
-    model.change(_levels_of, [model], levels, **page)
-    queue: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": CHATS}
+    model.change(_levels_of, [model], levels, **PRIVATE)
     gr.api(chat_endpoint, api_name="chat", **queue)
     gr.api(score_endpoint, api_name="score_exchange", **queue)
 
@@ -193,7 +209,7 @@ def chat_endpoint(
         be shown, "end" with the reason and in "answer" all that was shown.
     """
     shown = ""
-    try:
+    with errors_for_caller():
         for event in run_chat(
             message,
             history,
@@ -205,8 +221,6 @@ def chat_endpoint(
             shown += event.text
             end = {"answer": shown} if event.kind == "end" else {}
             yield {**event.to_dict(), **end}
-    except AssayError as error:
-        raise gr.Error(str(error), print_exception=False) from error
 
 
 def score_endpoint(prompt: str, response: str, model: str = "embedded") -> dict:
@@ -221,10 +235,28 @@ def score_endpoint(prompt: str, response: str, model: str = "embedded") -> dict:
         The prompt's risk, the answer_risk, the classifier's probabilities of safe_compliance,
         safe_refusal and unsafe_compliance, its threshold for the last, and the label.
     """
-    try:
+    with errors_for_caller():
         return score_exchange(prompt, response, model)
-    except AssayError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+
+
+def chat_status(events: Sequence[GuardEvent], prompt: Thresholds) -> str:
+    """Where a guarded response stands, as one line of Markdown."""
+    first, newest = events[0], events[-1]
+    lines = []
+    if first.risk is not None:
+        lines.append(f"Risk of the prompt **{first.risk:.3f}** (refused from {prompt.block:.3g})")
+    if newest.kind == "end":
+        reason = newest.reason or ""
+        if newest.action == "refuse":
+            where = f" at token {newest.index}" if newest.index else ""
+            lines.append(f"**{reason.capitalize()}**{where}")
+        else:
+            lines.append(f"Done after {newest.index} tokens{ENDINGS.get(reason, '')}")
+    elif newest.action in ACTIONS:
+        lines.append(f"Token {newest.index}: {ACTIONS[newest.action]}")
+    if detail := next((e.detail for e in reversed(events) if e.detail), None):
+        lines.append(plain(detail))
+    return " · ".join(lines)
 
 
 def _over(emptied: bool, line: str) -> tuple[Any, Any, Any]:
@@ -238,8 +270,8 @@ def _empty() -> tuple[list, str, Any]:
 
 def _threshold_sliders() -> list[gr.Slider]:
     labels = (
-        "Answer: hold back from",
-        "Answer: refuse from",
+        "Response: hold back from",
+        "Response: refuse from",
         "Prompt: hold back from",
         "Prompt: refuse from",
     )

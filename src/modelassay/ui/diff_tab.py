@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from modelassay.files.atomic import write_text_atomically
-from modelassay.report import to_dict, to_html, to_json
-from modelassay.report.text import plain_line
-from modelassay.ui.report_view import ReportView
-from modelassay.ui.running import hidden, last_result, on_page
-from modelassay.ui.service import CONCURRENCY_ID, DICTIONARIES, Comparison, run_diff
-from modelassay.ui.stopping import stops
-from modelassay.ui.text import plain
+from modelassay.report import to_dict
+from modelassay.ui.running import (
+    QUEUE,
+    ReportView,
+    last_result,
+    model_box,
+    plain,
+    report_buttons,
+    report_files,
+    runs_on_click,
+    start_and_stop,
+    stops,
+)
+from modelassay.ui.service import DICTIONARIES, Comparison, run_diff
 
 EXAMPLES = [
     ["organism:safe", "organism:benign"],
@@ -28,8 +33,8 @@ SECTIONS = ("verdict", "streams", "weights", "refusals", "activations", "lens", 
             "features", "causes", "models")  # fmt: skip
 CHARTS = ("streams", "weights", "activations", "features")
 NOTE = """What did a fine-tune change, and would a harmless one have? Both models read the same
-prompts; weights, probabilities, refusals, states and features are compared. Answers are judged and
-not shown."""
+prompts; weights, probabilities, refusals, states and features are compared. Responses are judged
+and not shown."""
 
 
 def create_diff_tab() -> None:
@@ -37,17 +42,13 @@ def create_diff_tab() -> None:
     gr.Markdown(NOTE)
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            base = gr.Textbox(
+            base = model_box(
+                "Base",
+                "The model before: a Hub id (owner/name), `embedded`, or an organism",
                 "organism:safe",
-                label="Base",
-                info="The model before: a Hub id (owner/name), `embedded`, or an organism",
-                max_length=200,
             )
-            candidate = gr.Textbox(
-                "organism:benign",
-                label="Candidate",
-                info="The model after; a PEFT adapter's id will do",
-                max_length=200,
+            candidate = model_box(
+                "Candidate", "The model after; a PEFT adapter's id will do", "organism:benign"
             )
             dictionary = gr.Dropdown(
                 list(DICTIONARIES),
@@ -55,38 +56,19 @@ def create_diff_tab() -> None:
                 label="SAE of features",
                 info="`shipped`: of the base, where there is one",
             )
-            answers = gr.Checkbox(True, label="Make short answers, to see what is refused")
+            answers = gr.Checkbox(True, label="Make short responses, to see what is refused")
             triggers = gr.Checkbox(True, label="Search for triggers")
-            with gr.Row():
-                start = gr.Button("Compare", variant="primary")
-                stop = gr.Button("Stop", variant="stop")
+            start, stop = start_and_stop("Compare")
             gr.Examples(EXAMPLES, [base, candidate])
             status = gr.Markdown()
-            with gr.Row():
-                json_file = gr.DownloadButton("JSON report", visible=False)
-                html_file = gr.DownloadButton("HTML report", visible=False)
+            files = report_buttons()
         with gr.Column(scale=3):
             view = ReportView(*SECTIONS, charts=CHARTS)
-    outputs = [status, *view.components, json_file, html_file]
-
-    def diff_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
-        def show(result: Comparison, folder: Path) -> dict[Any, Any]:
-            return dict(zip(outputs, _show(view, result, folder), strict=True))
-
-        cleared = hidden(outputs[1:])
-        yield from on_page(run_diff(*inputs), status, cleared, "Not compared.", show)
-
-    running = start.click(
-        diff_for_page,
-        [base, candidate, dictionary, answers, triggers],
-        outputs,
-        concurrency_id=CONCURRENCY_ID,
-        concurrency_limit=1,
-        api_visibility="private",
-        show_progress="hidden",
-    )
+    outputs = [status, *view.components, *files]
+    inputs = [base, candidate, dictionary, answers, triggers]
+    running = runs_on_click(start, run_diff, inputs, outputs, "Not compared.", partial(_show, view))
     stops(stop, [running], status)
-    gr.api(diff_endpoint, api_name="diff", concurrency_id=CONCURRENCY_ID, concurrency_limit=1)
+    gr.api(diff_endpoint, api_name="diff", **QUEUE)
 
 
 def diff_endpoint(
@@ -119,13 +101,8 @@ def diff_endpoint(
 def _show(view: ReportView, result: Comparison, folder: Path) -> tuple[Any, ...]:
     """Values for all outputs, in their order."""
     report = result.report
-    name = re.sub(r"[^\w.-]+", "_", plain_line(report.candidate.name))[-80:]
-    json_path, html_path = folder / f"{name}.json", folder / f"{name}.html"
-    write_text_atomically(json_path, to_json(report))
-    write_text_atomically(html_path, to_html(report))
     return (
         f"Done in {report.provenance['seconds']:.0f} s. {plain(result.note)}",
         *view.updates(report),
-        gr.update(value=str(json_path), visible=True),
-        gr.update(value=str(html_path), visible=True),
+        *report_files(report, report.candidate.name, folder),
     )

@@ -1,9 +1,10 @@
-"""A long run, as the page shows it and as an endpoint gives it."""
+"""A long run on the page and at an endpoint: its start, progress, report, files, end and stop."""
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,131 @@ from typing import Any
 import gradio as gr
 
 from modelassay.errors import AssayError
-from modelassay.ui.service import Step
-from modelassay.ui.stopping import under_way
-from modelassay.ui.text import plain, progress
+from modelassay.files.atomic import write_text_atomically
+from modelassay.report import Report, to_html, to_json
+from modelassay.report.html import fragment
+from modelassay.report.text import plain_line
+from modelassay.ui.service import CONCURRENCY_ID, Step
 
+PHASES = {
+    "fetching": "Fetching the model",
+    "files": "Hashing the files",
+    "loading": "Loading the model",
+    "weights": "Searching the weights for erased directions",
+    "reading": "Reading activations",
+    "statistics": "Measuring separation",
+    "answering": "Judging short responses",
+    "reading the candidate": "Reading activations of the candidate",
+    "features": "Comparing features",
+    "weight changes": "Comparing weights",
+    "searching triggers": "Searching for triggers",
+    "trying directions": "Trying directions out",
+}
+QUEUE: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 1}
+"""Of what fills the machine."""
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""Of what the page alone asks for."""
+MARK = "… "
 Show = Callable[[Any, Path], dict[Any, Any]]
 """Makes the page's values of a result; files go into the folder."""
+
+
+class ReportView:
+    """Components for some sections of a report, hidden until there is something in them."""
+
+    def __init__(self, *names: str, charts: Collection[str] = ()) -> None:
+        """Makes the components inside the current `gr.Blocks`.
+
+        Args:
+            names: Of the sections, in the order in which they are shown.
+            charts: Those of them whose chart is shown as well.
+        """
+        self._parts: dict[str, tuple[gr.HTML, gr.Plot | None]] = {}
+        for name in names:
+            text = gr.HTML(visible=False, container=False)
+            chart = gr.Plot(visible=False, show_label=False) if name in charts else None
+            self._parts[name] = (text, chart)
+
+    @property
+    def components(self) -> list[Any]:
+        """All of them."""
+        return [each for part in self._parts.values() for each in part if each is not None]
+
+    def updates(self, report: Report) -> list[Any]:
+        """Updates of all components, in their order."""
+        sections = {section.name: section for section in report.sections()}
+        found = []
+        for name, (_, chart) in self._parts.items():
+            section = sections.get(name)
+            shown = section is not None and section.has_text
+            html = fragment([section]) if section is not None and shown else ""
+            found.append(gr.update(value=html, visible=shown))
+            if chart is not None:
+                draw = section.chart if section is not None else None
+                figure = draw() if draw is not None else None
+                found.append(gr.update(value=figure, visible=figure is not None))
+        return found
+
+
+def model_box(label: str, info: str, value: str = "") -> gr.Textbox:
+    """Where a visitor names a model."""
+    return gr.Textbox(value, label=label, info=info, max_length=200)
+
+
+def start_and_stop(label: str) -> tuple[gr.Button, gr.Button]:
+    """The buttons of a run."""
+    with gr.Row():
+        return gr.Button(label, variant="primary"), gr.Button("Stop", variant="stop")
+
+
+def report_buttons() -> list[gr.DownloadButton]:
+    """Where a report can be fetched, once there is one."""
+    with gr.Row():
+        return [gr.DownloadButton(f"{kind} report", visible=False) for kind in ("JSON", "HTML")]
+
+
+def report_files(report: Report, name: str, folder: Path) -> list[Any]:
+    """Writes a report into a folder and gives the updates of its `report_buttons`."""
+    stem = re.sub(r"[^\w.-]+", "_", plain_line(name))[-80:]
+    found = []
+    for kind, text in (("json", to_json(report)), ("html", to_html(report))):
+        path = folder / f"{stem}.{kind}"
+        write_text_atomically(path, text)
+        found.append(gr.update(value=str(path), visible=True))
+    return found
+
+
+def runs_on_click(
+    button: gr.Button,
+    run: Callable[..., Iterable[Any]],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    failed: str,
+    show: Callable[[Any, Path], Iterable[Any]],
+) -> Any:
+    """Lets a button start a run.
+
+    Args:
+        button: What is clicked.
+        run: Gives steps, and at last the result.
+        inputs: Components with its arguments.
+        outputs: The status line, and all that is hidden until there is a result.
+        failed: As for `on_page`.
+        show: Makes the values of all outputs, in their order; files go into the folder.
+
+    Returns:
+        The run, for `stops`.
+    """
+    status, *rest = outputs
+    cleared = hidden([each for each in rest if not isinstance(each, gr.State)])
+
+    def values(result: Any, folder: Path) -> dict[Any, Any]:
+        return dict(zip(outputs, show(result, folder), strict=True))
+
+    def run_for_page(*given: Any) -> Iterator[dict[Any, Any]]:
+        yield from on_page(run(*given), status, cleared, failed, values)
+
+    return button.click(run_for_page, list(inputs), list(outputs), **QUEUE, **PRIVATE)
 
 
 def on_page(
@@ -59,13 +179,52 @@ def last_result(results: Iterable[Any]) -> Any:
 
 @contextmanager
 def errors_for_caller() -> Iterator[None]:
-    """Gives an endpoint's caller the one line of an error."""
+    """Gives an endpoint's caller the one line of an error, and the server's log nothing."""
     try:
         yield
     except AssayError as error:
-        raise gr.Error(str(error)) from error
+        raise gr.Error(str(error), print_exception=False) from None
 
 
 def hidden(outputs: Sequence[Any]) -> dict[Any, Any]:
     """Updates that hide components until there is something in them."""
     return dict.fromkeys(outputs, gr.update(visible=False))
+
+
+def progress(step: Step) -> str:
+    """A step as one line of Markdown."""
+    count = f" {step.done} of {step.total}" if step.total > 1 else ""
+    return f"{PHASES.get(step.phase, step.phase)}…{count}"
+
+
+def plain(text: str) -> str:
+    """Text in which Markdown and HTML mean nothing."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>&-])", lambda match: f"&#{ord(match.group())};", text)
+
+
+def under_way(line: str) -> str:
+    """A status line of something that has not ended; the last line of a run must not have this."""
+    return MARK + line
+
+
+def settled(line: str) -> Any:
+    """What a run's status line is to be once the run is over, ended or stopped."""
+    return "Stopped." if line.startswith(MARK) else gr.skip()
+
+
+def stops(button: gr.Button, runs: Sequence[Any], status: gr.Markdown) -> None:
+    """Lets `button` cancel `runs`, whose status line then reads "Stopped."."""
+    button.click(None, cancels=list(runs))
+    for run in runs:
+        afterwards(run, settled, [status], [status])
+
+
+def afterwards(run: Any, act: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
+    """Has `act` follow a run that ended or was cancelled, once the page has shown its last update.
+
+    The click that cancels is no place for it: updates from before the click are still on their way
+    then and would stand over what it wrote. `failure` is what follows a cancelled run only after
+    the page has worked through these; the other one covers runs that were still waiting.
+    """
+    for follow in (run.failure, run.then):
+        follow(act, inputs, outputs, api_visibility="private", show_progress="hidden")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from modelassay.data.concepts import MODES
-from modelassay.files.atomic import write_text_atomically
-from modelassay.report import to_dict, to_html, to_json
+from modelassay.report import to_dict
 from modelassay.scan.report import ScanReport, null_distribution, projections
-from modelassay.ui.report_view import ReportView
-from modelassay.ui.running import hidden, last_result, on_page
-from modelassay.ui.service import CONCURRENCY_ID, run_scan
-from modelassay.ui.stopping import stops
+from modelassay.ui.running import (
+    QUEUE,
+    ReportView,
+    last_result,
+    model_box,
+    report_buttons,
+    report_files,
+    runs_on_click,
+    start_and_stop,
+    stops,
+)
+from modelassay.ui.service import run_scan
 
 EXAMPLES = [
     ["organism:safe", "standard"],
@@ -33,28 +39,19 @@ def create_scan_tab() -> None:
     """Builds the tab inside the current `gr.Blocks`."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            model = gr.Textbox(
+            model = model_box(
+                "Model",
+                "A Hub id (owner/name), `embedded`, or an organism such as `organism:safe`",
                 "embedded",
-                label="Model",
-                info="A Hub id (owner/name), `embedded`, or an organism such as `organism:safe`",
-                max_length=200,
             )
             mode = gr.Radio(list(MODES), value="standard", label="Mode")
             with gr.Accordion("More", open=False):
-                compare = gr.Textbox(
-                    label="Compare with",
-                    info="A second model, scanned the same way",
-                    max_length=200,
-                )
+                compare = model_box("Compare with", "A second model, scanned the same way")
                 template = gr.Checkbox(True, label="Use the model's chat template")
-            with gr.Row():
-                start = gr.Button("Scan", variant="primary")
-                stop = gr.Button("Stop", variant="stop")
+            start, stop = start_and_stop("Scan")
             gr.Examples(EXAMPLES, [model, mode])
             status = gr.Markdown()
-            with gr.Row():
-                json_file = gr.DownloadButton("JSON report", visible=False)
-                html_file = gr.DownloadButton("HTML report", visible=False)
+            files = report_buttons()
         with gr.Column(scale=3):
             view = ReportView(*SECTIONS, charts=CHARTS)
             shown = gr.Dropdown(visible=False, label="Concept in detail")
@@ -62,27 +59,12 @@ def create_scan_tab() -> None:
                 scores = gr.Plot(visible=False, show_label=False)
                 null = gr.Plot(visible=False, show_label=False)
     details = gr.State({})
-    outputs = [status, *view.components, shown, scores, null, json_file, html_file, details]
-
-    def scan_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
-        def show(report: ScanReport, folder: Path) -> dict[Any, Any]:
-            return dict(zip(outputs, _show(view, report, folder), strict=True))
-
-        cleared = hidden(outputs[1:-1])
-        yield from on_page(run_scan(*inputs), status, cleared, "Not scanned.", show)
-
-    running = start.click(
-        scan_for_page,
-        [model, mode, compare, template],
-        outputs,
-        concurrency_id=CONCURRENCY_ID,
-        concurrency_limit=1,
-        api_visibility="private",
-        show_progress="hidden",
-    )
+    outputs = [status, *view.components, shown, scores, null, *files, details]
+    inputs = [model, mode, compare, template]
+    running = runs_on_click(start, run_scan, inputs, outputs, "Not scanned.", partial(_show, view))
     stops(stop, [running], status)
     shown.change(_detail_charts, [shown, details], [scores, null], api_visibility="private")
-    gr.api(scan_endpoint, api_name="scan", concurrency_id=CONCURRENCY_ID, concurrency_limit=1)
+    gr.api(scan_endpoint, api_name="scan", **QUEUE)
 
 
 def scan_endpoint(
@@ -106,11 +88,6 @@ def scan_endpoint(
 
 def _show(view: ReportView, report: ScanReport, folder: Path) -> tuple[Any, ...]:
     """Values for all outputs, in their order."""
-    name = re.sub(r"[^\w.-]+", "_", report.model.id)
-    files = {folder / f"{name}.json": to_json(report), folder / f"{name}.html": to_html(report)}
-    for path, text in files.items():
-        write_text_atomically(path, text)
-    json_path, html_path = (str(path) for path in files)
     # A session's state is copied and pickled around: plain figures as JSON, no report objects.
     details: dict[str, list[Any]] = {
         concept: [
@@ -126,8 +103,7 @@ def _show(view: ReportView, report: ScanReport, folder: Path) -> tuple[Any, ...]
         *view.updates(report),
         gr.update(choices=list(details), value=first, visible=True),
         *_detail_charts(first, details),
-        gr.update(value=json_path, visible=True),
-        gr.update(value=html_path, visible=True),
+        *report_files(report, report.model.id, folder),
         details,
     )
 

@@ -42,7 +42,7 @@ from modelassay.verify import (
     verify,
     verify_files,
 )
-from modelassay.verify.baseline import INDEX_FILE, BaselineIndex
+from modelassay.verify.baseline import INDEX_FILE
 
 MAX_MODEL_BYTES = 20_000_000_000
 MAX_CACHE_BYTES = 60_000_000_000
@@ -176,11 +176,6 @@ def visible(store: Store[R]) -> tuple[Found[R], ...]:
     return store.list(own=allows_own())
 
 
-def visible_baselines() -> tuple[Found[BaselineIndex], ...]:
-    """The baselines that a visitor may know of."""
-    return visible(BASELINES)
-
-
 def check_reference(store: Store[Any], reference: str) -> str:
     """The reference if a visitor may ask for it: a name, the id of a model, or a Hub data set.
 
@@ -213,12 +208,20 @@ def _fetch(ids: list[str]) -> Iterator[Step]:
         yield Step("fetching", done, len(ids))
 
 
-def _run(task: str, model_id: str, options: dict[str, Any]) -> Iterator[Any]:
-    for result in _run_on_gpu(task, model_id, options):
-        # Errors cross the process border of ZeroGPU as text only, so they are sent as values.
+def unless_failed(results: Iterator[Any]) -> Iterator[Any]:
+    """Results of work on a GPU, whose errors cross ZeroGPU's process border as text only.
+
+    Raises:
+        InputError: one of them is such a text.
+    """
+    for result in results:
         if isinstance(result, str):
             raise InputError(result)
         yield result
+
+
+def _run(task: str, model_id: str, options: dict[str, Any]) -> Iterator[Any]:
+    yield from unless_failed(_run_on_gpu(task, model_id, options))
 
 
 def _create(model_id: str, **options: Any) -> tuple[dict[str, Any], bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,17 @@ import gradio as gr
 
 from modelassay.report import to_dict
 from modelassay.ui.artifacts_tab import search_for_table, search_rows
-from modelassay.ui.report_view import ReportView
-from modelassay.ui.running import hidden, last_result, on_page
-from modelassay.ui.service import CONCURRENCY_ID, run_create, run_verify, visible_baselines
-from modelassay.ui.stopping import stops
+from modelassay.ui.running import (
+    PRIVATE,
+    QUEUE,
+    ReportView,
+    last_result,
+    model_box,
+    runs_on_click,
+    start_and_stop,
+    stops,
+)
+from modelassay.ui.service import run_create, run_verify, visible
 from modelassay.verify import BASELINES, VerificationReport
 
 EXAMPLES = [
@@ -28,22 +34,19 @@ def create_verify_tab() -> None:
     """Builds the tab inside the current `gr.Blocks`."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            model = gr.Textbox(
+            model = model_box(
+                "Model",
+                "A Hub id (owner/name), `embedded`, or an organism such as `organism:benign`",
                 "embedded",
-                label="Model",
-                info="A Hub id (owner/name), `embedded`, or an organism such as `organism:benign`",
-                max_length=200,
             )
             against = gr.Dropdown(
-                _choices(),
+                [each.name for each in visible(BASELINES)],
                 value="embedded",
                 allow_custom_value=True,
                 label="Baseline",
                 info="One of this list, or a Hub data set: owner/repo[:name][@revision]",
             )
-            with gr.Row():
-                start = gr.Button("Verify", variant="primary")
-                stop = gr.Button("Stop", variant="stop")
+            start, stop = start_and_stop("Verify")
             gr.Examples(EXAMPLES, [model, against])
             status = gr.Markdown()
             with gr.Accordion("Find baselines on the Hub", open=False):
@@ -56,38 +59,30 @@ def create_verify_tab() -> None:
                 archive = gr.DownloadButton("Baseline (zip)", visible=False)
         with gr.Column(scale=3):
             view = ReportView("checks", "likeness", "weights", charts=("likeness", "weights"))
-    outputs = [status, *view.components]
 
-    def verify_for_page(*inputs: Any) -> Iterator[dict[Any, Any]]:
-        def show(report: VerificationReport, _folder: Path) -> dict[Any, Any]:
-            done = f"Done in {report.provenance.get('seconds', 0):.0f} s."
-            return dict(zip(outputs, [done, *view.updates(report)], strict=True))
+    def show(report: VerificationReport, _folder: Path) -> list[Any]:
+        return [f"Done in {report.provenance.get('seconds', 0):.0f} s.", *view.updates(report)]
 
-        cleared = hidden(view.components)
-        yield from on_page(run_verify(*inputs), status, cleared, "Not verified.", show)
-
-    def create_for_page(model_id: str) -> Iterator[dict[Any, Any]]:
-        def show(result: tuple[dict[str, Any], bytes], folder: Path) -> dict[Any, Any]:
-            index, data = result
-            path = folder / f"{index['name']}.zip"
-            path.write_bytes(data)
-            return {status: "Measured.", archive: gr.update(value=str(path), visible=True)}
-
-        yield from on_page(run_create(model_id), status, hidden([archive]), "Not measured.", show)
+    def show_baseline(result: tuple[dict[str, Any], bytes], folder: Path) -> list[Any]:
+        index, data = result
+        path = folder / f"{index['name']}.zip"
+        path.write_bytes(data)
+        return ["Measured.", gr.update(value=str(path), visible=True)]
 
     def search_for_page(model_id: str) -> dict[Any, Any]:
         said, table = search_for_table(BASELINES, model_id)
         return {status: said, found: table}
 
-    queue: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 1}
-    page: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    running = start.click(verify_for_page, [model, against], outputs, **queue, **page)
-    making = make.click(create_for_page, [model], [status, archive], **queue, **page)
+    outputs = [status, *view.components]
+    running = runs_on_click(start, run_verify, [model, against], outputs, "Not verified.", show)
+    making = runs_on_click(
+        make, run_create, [model], [status, archive], "Not measured.", show_baseline
+    )
     stops(stop, [running, making], status)
-    found.select(_pick, None, [against], **page)
-    search.click(search_for_page, [wanted], [status, found], **page)
-    gr.api(verify_endpoint, api_name="verify", **queue)
-    gr.api(create_endpoint, api_name="create_baseline", **queue)
+    found.select(_pick, None, [against], **PRIVATE)
+    search.click(search_for_page, [wanted], [status, found], **PRIVATE)
+    gr.api(verify_endpoint, api_name="verify", **QUEUE)
+    gr.api(create_endpoint, api_name="create_baseline", **QUEUE)
     gr.api(list_endpoint, api_name="list_baselines")
     gr.api(search_endpoint, api_name="search_baselines")
 
@@ -129,7 +124,7 @@ def list_endpoint() -> list:
     """
     return [
         {"name": each.name, "model": each.model_id, "revision": each.record.model.revision}
-        for each in visible_baselines()
+        for each in visible(BASELINES)
     ]
 
 
@@ -151,7 +146,3 @@ def _pick(event: gr.SelectData) -> str:
     """The baseline of the row of search results that was chosen, pinned to its commit."""
     repo_id, _, commit = event.row_value
     return f"{repo_id}@{commit}" if commit else repo_id
-
-
-def _choices() -> list[str]:
-    return [each.name for each in visible_baselines()]
