@@ -10,6 +10,36 @@ OnProgress = Callable[[int, int], None]
 """Progress of one phase: called with (done, total)."""
 OnPhase = Callable[[str, int, int], None]
 """Progress: called with (phase, done, total)."""
+PHASES = {
+    "fetching": "fetching the model",
+    "files": "hashing files",
+    "loading": "loading the model",
+    "weights": "searching the weights (layers)",
+    "reading": "reading activations (prompts)",
+    "statistics": "statistics (concepts)",
+    "answering": "short responses (prompts)",
+    "data": "reading the data sets",
+    "training": "training (steps)",
+    "searching": "searching the refusal direction (layers)",
+    "reading responses": "reading the responses' activations (batches)",
+    "measuring": "measuring refusals (prompts)",
+    "learning": "training the SAE (activations read)",
+    "scoring": "scoring the SAE (contexts)",
+    "labelling": "reading features (tokens)",
+    "rows": "reading the training file",
+    "duplicates": "looking for near-duplicates (rows)",
+    "embedding": "embedding rows (different ones)",
+    "harm": "judging responses (rows)",
+    "candidate loss": "loss under the candidate (responses)",
+    "base loss": "loss under the base (responses)",
+    "fine-tunes": "benign fine-tunes",
+    "reading the candidate": "reading the candidate (prompts)",
+    "features": "comparing features",
+    "weight changes": "comparing weights (matrices)",
+    "searching triggers": "searching triggers (steps)",
+    "trying directions": "trying directions out",
+}
+"""What people are told of a phase, and in brackets what is counted."""
 
 
 def silent(*_progress: object) -> None:

@@ -2,7 +2,7 @@
 
 from modelassay.artifacts.kind import Kind, slug, write_lines
 from modelassay.artifacts.origin import TRUSTED, Origin
-from modelassay.artifacts.store import REFERENCE, Found, Listing, Store, check_repo_id
+from modelassay.artifacts.store import REFERENCE, Found, Listing, Store, check_repo_id, is_folder
 
 __all__ = [
     "REFERENCE",
@@ -13,6 +13,7 @@ __all__ = [
     "Origin",
     "Store",
     "check_repo_id",
+    "is_folder",
     "slug",
     "write_lines",
 ]

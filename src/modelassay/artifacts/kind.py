@@ -32,18 +32,13 @@ class Kind(Generic[R]):
 
     noun: str
     """What people call one, such as `probe`."""
-    command: str
-    """Of the command line, such as `probe`."""
     folder: str
     """Name of the folder that holds them: where they are shipped, kept, and in a data set."""
-    variable: str
-    """Environment variable with the folder of the user's own ones."""
     record: type[R]
     """What the record file must be. Its `name`, if it has one, is the folder's."""
-    record_file: str
     files: Mapping[str, int]
-    """All files that one may consist of, each with the most bytes it may have. Nothing else is
-    fetched, published or replaced."""
+    """All files that one may consist of, the record first, each with the most bytes it may have.
+    Nothing else is fetched, published or replaced."""
     model_id: Callable[[R], str]
     """Id of the model that one belongs to."""
     check: Callable[[Path], object]
@@ -62,6 +57,21 @@ class Kind(Generic[R]):
     """By which data sets are found."""
     more_tags: tuple[str, ...] = ()
     table_file: str = "metrics.jsonl"
+
+    @property
+    def command(self) -> str:
+        """Of the command line, such as `probe`."""
+        return self.noun.lower()
+
+    @property
+    def variable(self) -> str:
+        """Environment variable with the folder of the user's own ones."""
+        return f"MODELASSAY_{self.plural.upper()}"
+
+    @property
+    def record_file(self) -> str:
+        """The one that every folder of this kind has."""
+        return next(iter(self.files))
 
     @property
     def plural(self) -> str:
@@ -98,7 +108,7 @@ class Kind(Generic[R]):
     @property
     def model_tag_prefix(self) -> str:
         """What the tags of models begin with, such as `probe-of-`."""
-        return f"{self.noun.lower()}-of-"
+        return f"{self.command}-of-"
 
     def card(self, repo_id: str) -> str:
         """The README of a new data set."""

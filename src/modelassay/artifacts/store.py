@@ -220,7 +220,7 @@ class Store(Generic[R]):
             return found
         if REFERENCE.fullmatch(reference):
             return self._fetch(reference, revision, token, whole=whole)
-        if _is_folder(reference):
+        if is_folder(reference):
             return self.open(Path(reference))  # which says what it lacks
         raise InputError(
             f"No {self.kind.noun} {reference[:120]!r}: give the name of one"
@@ -559,7 +559,8 @@ class Store(Generic[R]):
         raise InputError(f"{repo_id} holds {which}; choose one as {repo_id}:NAME from {listed}.")
 
 
-def _is_folder(reference: str) -> bool:
+def is_folder(reference: str) -> bool:
+    """Whether a folder has this name; also of what cannot be a path."""
     try:
         return bool(reference) and Path(reference).expanduser().is_dir()
     except (OSError, RuntimeError):  # too long, not permitted, or no such user's home

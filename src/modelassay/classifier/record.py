@@ -271,11 +271,8 @@ def _row(record: ClassifierRecord) -> dict[str, Any]:
 CLASSIFIERS = Store(
     Kind(
         noun="classifier",
-        command="classifier",
         folder="classifiers",
-        variable="MODELASSAY_CLASSIFIERS",
         record=ClassifierRecord,
-        record_file=RECORD_FILE,
         files={
             RECORD_FILE: 1_000_000,
             WEIGHTS_FILE: 200_000_000,

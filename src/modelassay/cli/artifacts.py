@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelassay.cli import options
-from modelassay.cli.output import print_json, show_sections
+from modelassay.cli.output import give
 from modelassay.errors import InputError, with_article
 from modelassay.report.sections import Section, Table, columns
 
 if TYPE_CHECKING:
-    from modelassay.artifacts import Found, Store
+    from modelassay.artifacts import Store
 
 Reference = Annotated[
     str,
@@ -59,11 +59,14 @@ def add_verbs(
     def kept() -> Store[Any]:
         return _load(store)
 
-    def shown(reference: str, **source: Any) -> Found[Any]:
-        return (_load(find) if find else kept().show)(reference, **source)
-
     def list_command(json: options.Json = False) -> None:
-        print_list(kept().list(), json)
+        found = kept().list()
+        items = []
+        for each in found:
+            by = f", by {each.origin.author}" if each.origin.author else ""
+            what = each.kind.summary(each.record)
+            items.append(f"{each.name} ({each.origin.source}{by}): {each.model_id}; {what}")
+        give([each.row() for each in found], json, Section(items=tuple(items)))
 
     def show_command(
         reference: Reference,
@@ -71,7 +74,9 @@ def add_verbs(
         token: options.Token = None,
         json: options.Json = False,
     ) -> None:
-        print_found(shown(reference, revision=revision, token=token), json)
+        found = (_load(find) if find else kept().show)(reference, revision=revision, token=token)
+        lines = (*found.kind.describe(found.record), *found.remarks)
+        give(found.to_dict(), json, Section(items=(f"{found.name} ({found.origin})", *lines)))
 
     def pull_command(
         reference: Published,
@@ -123,7 +128,20 @@ def add_verbs(
         token: options.Token = None,
         json: options.Json = False,
     ) -> None:
-        print_listings(kept().search(model=model, author=author, token=token), json)
+        found = kept().search(model=model, author=author, token=token)
+        rows = [
+            (
+                each.repo_id,
+                ", ".join(each.models[:4]),
+                str(each.downloads),
+                (each.updated or "")[:10],
+                (each.revision or "")[:12],
+            )
+            for each in found
+        ]
+        names = ("data set", "models", "downloads", "updated", "commit")
+        table = Table(columns(*names, right=(2,)), rows)
+        give([vars(each) for each in found], json, Section(table=table))
 
     def delete_command(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
         typer.echo(f"deleted {kept().delete(name)}", err=True)
@@ -143,47 +161,6 @@ def add_verbs(
             app.command(name, help=text, context_settings=more)(verb)
     if "show" not in own:
         add_old_info(app, command, show_command)
-
-
-def print_list(found: Sequence[Found[Any]], json: bool) -> None:
-    """What is on this machine."""
-    if json:
-        print_json([each.row() for each in found])
-        return
-    items = []
-    for each in found:
-        by = f", by {each.origin.author}" if each.origin.author else ""
-        what = each.kind.summary(each.record)
-        items.append(f"{each.name} ({each.origin.source}{by}): {each.model_id}; {what}")
-    show_sections(Section(items=tuple(items)))
-
-
-def print_found(found: Found[Any], json: bool) -> None:
-    """What one is, and what to know of who published it."""
-    if json:
-        print_json(found.to_dict())
-        return
-    lines = (*found.kind.describe(found.record), *found.remarks)
-    show_sections(Section(items=(f"{found.name} ({found.origin})", *lines)))
-
-
-def print_listings(found: Sequence[Any], json: bool) -> None:
-    """Data sets on the Hub."""
-    if json:
-        print_json([vars(each) for each in found])
-        return
-    rows = [
-        (
-            each.repo_id,
-            ", ".join(each.models[:4]),
-            str(each.downloads),
-            (each.updated or "")[:10],
-            (each.revision or "")[:12],
-        )
-        for each in found
-    ]
-    names = ("data set", "models", "downloads", "updated", "commit")
-    show_sections(Section(table=Table(columns(*names, right=(2,)), rows)))
 
 
 def add_old_info(app: typer.Typer, command: str, show: Callable[..., Any]) -> None:

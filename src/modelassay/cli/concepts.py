@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 import typer
 
 from modelassay.cli import options
-from modelassay.cli.output import check_file, print_json, show_sections
+from modelassay.cli.output import check_file, give, print_json
 from modelassay.data.concepts import (
     MODES,
     Concept,
@@ -47,15 +47,12 @@ def list_command(
         }
         for concept in found.values()
     ]
-    if json:
-        print_json(rows)
-        return
     cells = [
         (row["name"], str(row["pairs"]), ", ".join(row["modes"]) or "-", row["description"])
         for row in rows
     ]
     names = ("concept", "pairs", "modes", "description")
-    show_sections(Section(table=Table(columns(*names, right=(1,)), cells)))
+    give(rows, json, Section(table=Table(columns(*names, right=(1,)), cells)))
 
 
 @app.command("show")

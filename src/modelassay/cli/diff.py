@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -210,9 +209,10 @@ def compare_command(
     something needed is unavailable, 70 internal error.
     """
     from modelassay.diff import diff
+    from modelassay.triage.rows import read_rows
 
     asked = measures.read_suite()
-    tried = read_corpus(corpus, measures.token)
+    rows = [row for file in corpus or () for row in read_rows(file, token=measures.token).rows]
     benign = read_calibration(calibration, asked, measures.responses, measures.token)
     saes = measures.open_saes(base.id)
     with progress() as on_progress:
@@ -222,7 +222,7 @@ def compare_command(
             asked,
             saes=saes,
             layers=layers,
-            corpus=tried,
+            corpus=[row.prompt or row.plain for row in rows],
             depth=measures.depth(causal=not no_causal),
             calibration=benign,
             on_progress=on_progress,
@@ -301,19 +301,6 @@ def exit_code(verdict: str) -> int:
     """Exit code of a comparison with this verdict."""
     codes = {"BENIGN-LIKE": EXIT_PASS, "INCONCLUSIVE": EXIT_INCONCLUSIVE}
     return codes.get(verdict, EXIT_SCAN_FAILED)
-
-
-def read_corpus(files: Sequence[str] | None, token: str | None) -> list[str]:
-    """Prompts of training files, in the shapes that `modelassay triage` reads.
-
-    Raises:
-        InputError: a file cannot be read.
-        UnavailableError: the Hub cannot be reached.
-    """
-    from modelassay.triage.rows import read_rows
-
-    rows = [row for file in files or () for row in read_rows(file, token=token).rows]
-    return [row.prompt or row.plain for row in rows]
 
 
 def read_calibration(

@@ -28,20 +28,20 @@ def _root() -> None:
     pass  # keeps `bench` a command of its own while it is the only one
 
 
-def _asked(
-    suite: Annotated[str, typer.Option(help="jailbreak, overrefusal or latency.")] = "jailbreak",
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Prompts: a file or a Hub id; else the suite's own."),
-    ] = None,
-    config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a Hub data set.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most prompts.")] = None,
-) -> dict[str, Any]:
-    from modelassay.guard_bench.suites import as_suite
+@dataclass(frozen=True)
+class Asked:
+    """The prompts, as `read_suite` takes them."""
 
-    chosen = as_suite(suite)
-    return {"suite": chosen, "where": data, "config": config, "split": split, "limit": limit}
+    suite: Annotated[str, typer.Option(help="jailbreak, overrefusal or latency.")] = "jailbreak"
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="DATA", help="Prompts: a file or a Hub id; else the suite's own."
+        ),
+    ] = None
+    config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None
+    split: Annotated[str | None, typer.Option(help="Split of a Hub data set.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Most prompts.")] = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class JudgeOptions:
 @options.grouped
 def bench_command(
     model: options.Model,
-    asked: Annotated[dict[str, Any], options.From(_asked)],
+    asked: Annotated[Asked, options.From(Asked)],
     judging: Annotated[JudgeOptions, options.From(JudgeOptions)],
     parts: options.GuardParts,
     limits: options.ResponseLimits,
@@ -134,9 +134,9 @@ def bench_command(
     ones: how many are refused), `latency` (what guarding costs in time, in ratios).
     """
     from modelassay.guard import load_guard
-    from modelassay.guard_bench.suites import read_suite
+    from modelassay.guard_bench.suites import as_suite, read_suite
 
-    found = asked["suite"]
+    found = as_suite(asked.suite)
     if found == "latency" and (judging.judge or out or keep_text or limits):
         raise InputError(
             "Suite latency judges and keeps nothing, at the probe's own thresholds; leave --judge,"
@@ -146,7 +146,7 @@ def bench_command(
         raise InputError("--keep-text needs --out, where the responses are kept.")
     name = judging.judge or ("refusal" if found == "overrefusal" else "classifier")
     remote = judging.check(name)
-    prompts = read_suite(**asked, token=loading.get("token"))
+    prompts = read_suite(**vars(asked), token=loading.get("token"))
     with progress() as on_progress:
         guard = load_guard(model, **parts, **loading)
         if found == "latency":

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from modelassay.cli import options
-from modelassay.cli.output import check_file, print_json, show_sections
+from modelassay.cli.output import check_file, give
 from modelassay.models.organisms import ORGANISMS, find_organism
 
 app = typer.Typer(
@@ -30,10 +30,7 @@ def list_command(json: options.Json = False) -> None:
     from modelassay.organisms.record import list_section, organism_rows
 
     rows = organism_rows()
-    if json:
-        print_json(rows)
-    else:
-        show_sections(list_section(rows))
+    give(rows, json, list_section(rows))
 
 
 @app.command("info")
@@ -45,10 +42,7 @@ def info_command(
 
     organism = find_organism(name)
     record = read_record(organism)
-    if json:
-        print_json(record)
-    else:
-        show_sections(record_section(organism, record))
+    give(record, json, record_section(organism, record))
 
 
 @app.command("build")

@@ -18,37 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
 from modelassay.hub import silence_downloads
-from modelassay.progress import OnPhase, silent
+from modelassay.progress import PHASES, OnPhase, silent
 from modelassay.report import Report, Section, print_report, to_html, to_json
-
-LABELS = {
-    "files": "hashing files",
-    "loading": "loading the model",
-    "weights": "searching the weights (layers)",
-    "reading": "reading activations (prompts)",
-    "statistics": "statistics (concepts)",
-    "answering": "short responses (prompts)",
-    "data": "reading the data sets",
-    "training": "training (steps)",
-    "searching": "searching the refusal direction (layers)",
-    "reading responses": "reading the responses' activations (batches)",
-    "measuring": "measuring refusals (prompts)",
-    "learning": "training the SAE (activations read)",
-    "scoring": "scoring the SAE (contexts)",
-    "labelling": "reading features (tokens)",
-    "rows": "reading the training file",
-    "duplicates": "looking for near-duplicates (rows)",
-    "embedding": "embedding rows (different ones)",
-    "harm": "judging responses (rows)",
-    "candidate loss": "loss under the candidate (responses)",
-    "base loss": "loss under the base (responses)",
-    "fine-tunes": "benign fine-tunes",
-    "reading the candidate": "reading the candidate (prompts)",
-    "features": "comparing features",
-    "weight changes": "comparing weights (matrices)",
-    "searching triggers": "searching triggers (steps)",
-    "trying directions": "trying directions out",
-}
 
 
 @contextmanager
@@ -64,7 +35,7 @@ def show_progress(*, quiet: bool = False) -> Iterator[OnPhase]:
         def say(phase: str, _done: int, total: int) -> None:
             if phase not in seen:
                 seen.add(phase)
-                console.print(f"{LABELS[phase]}: {total}")
+                console.print(f"{PHASES[phase]}: {total}")
 
         yield say
     else:
@@ -74,7 +45,7 @@ def show_progress(*, quiet: bool = False) -> Iterator[OnPhase]:
 
             def update(phase: str, done: int, total: int) -> None:
                 if phase not in tasks:
-                    tasks[phase] = progress.add_task(LABELS[phase], total=total)
+                    tasks[phase] = progress.add_task(PHASES[phase], total=total)
                 progress.update(tasks[phase], completed=done, total=total)  # type: ignore[arg-type]
 
             yield update
@@ -114,6 +85,14 @@ class Output:
 def show_sections(*sections: Section) -> None:
     """Prints sections on standard output."""
     print_report(sections, Console())
+
+
+def give(values: Any, json: bool, *sections: Section) -> None:
+    """Prints JSON values where they were asked for, else the sections that tell the same."""
+    if json:
+        print_json(values)
+    else:
+        show_sections(*sections)
 
 
 def print_json(values: Any) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from modelassay.cli import options
 from modelassay.cli.artifacts import add_old_info, add_verbs
-from modelassay.cli.output import print_json, show_sections
+from modelassay.cli.output import give, print_json
 from modelassay.errors import InputError
 from modelassay.progress import phase_of
 
@@ -221,23 +221,17 @@ def show_command(
     sae = find_sae(where, token=token, revision=revision)
     asked = [] if feature is None else [feature]
     labels = open_labels(sae, asked, neuronpedia=neuronpedia, export=export)
-    if feature is not None and not json:
-        show_sections(feature_section(labels, feature))
-        return
     if feature is not None:
         near = labels.neighbours(feature)
         rows = [{**asdict(neighbour), "label": text} for neighbour, text in near]
-        found = {**labels.of(feature).to_dict(), "neighbours": rows, "note": labels.note}
-        print_json(found)
+        values = {**labels.of(feature).to_dict(), "neighbours": rows, "note": labels.note}
+        give(values, json, feature_section(labels, feature))
         return
     own = labels.own.record if labels.own is not None else None
-    if json:
-        values = _plain_values(sae)
-        values["labels"] = None if own is None else own.model_dump(mode="json", by_alias=True)
-        values["explained"] = len(labels.explanations)
-        print_json(values)
-        return
-    show_sections(sae_section(sae, labels))
+    values = _plain_values(sae)
+    values["labels"] = None if own is None else own.model_dump(mode="json", by_alias=True)
+    values["explained"] = len(labels.explanations)
+    give(values, json, sae_section(sae, labels))
 
 
 @app.command("label")
@@ -269,6 +263,7 @@ def label_command(
     With --neuronpedia or --export, explanations are taken into the cache; --data is then not
     needed.
     """
+    from modelassay.artifacts import is_folder
     from modelassay.models import open_model
     from modelassay.sae import find_sae, label_features
     from modelassay.sae.labels import kept_folder, save_labels
@@ -299,7 +294,7 @@ def label_command(
                 contexts=not no_contexts,
                 on_progress=phase_of(on_phase, "labelling"),
             )
-        local = sae.folder if _is_folder(where) else None
+        local = sae.folder if is_folder(where) else None
         folder = out or local or kept_folder(sae)
         record = save_labels(labels, folder).record
         result |= record.model_dump(mode="json", by_alias=True) | {"folder": str(folder)}
@@ -333,13 +328,6 @@ def _plain_values(sae: Any) -> dict[str, Any]:
         return values | {"origin": sae.origin.to_dict()}
     names = ("name", "layer", "hidden_size", "width", "neuronpedia_id")
     return {name: getattr(sae, name) for name in names}
-
-
-def _is_folder(where: str) -> bool:
-    try:
-        return Path(where).expanduser().is_dir()
-    except (OSError, RuntimeError):
-        return False
 
 
 add_old_info(app, "modelassay sae", show_command)

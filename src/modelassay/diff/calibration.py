@@ -116,11 +116,8 @@ def describe_calibration(found: Calibration) -> list[str]:
 CALIBRATIONS = Store(
     Kind(
         noun="calibration",
-        command="calibration",
         folder="calibrations",
-        variable="MODELASSAY_CALIBRATIONS",
         record=Calibration,
-        record_file=CALIBRATION_FILE,
         files={CALIBRATION_FILE: 1_000_000},
         model_id=lambda found: found.base,
         check=lambda folder: CALIBRATIONS.open(folder),

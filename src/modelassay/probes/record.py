@@ -294,11 +294,8 @@ def describe_probe(record: ProbeRecord) -> list[str]:
 PROBES = Store(
     Kind(
         noun="probe",
-        command="probe",
         folder="probes",
-        variable="MODELASSAY_PROBES",
         record=ProbeRecord,
-        record_file=RECORD_FILE,
         files={RECORD_FILE: 500_000, WEIGHTS_FILE: 100_000_000},
         model_id=lambda record: record.model.id,
         check=load_probe,

@@ -123,11 +123,8 @@ def describe_sae(record: SAERecord) -> list[str]:
 SAES = Store(
     Kind(
         noun="SAE",
-        command="sae",
         folder="dictionaries",
-        variable="MODELASSAY_SAES",
         record=SAERecord,
-        record_file=RECORD_FILE,
         files={
             RECORD_FILE: 500_000,
             CONFIG_FILE: MAX_CONFIG_BYTES,

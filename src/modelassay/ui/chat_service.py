@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -104,18 +104,6 @@ class GuardShelf:
 SHELF = GuardShelf()
 
 
-@dataclass(frozen=True)
-class _Chat:
-    """What is to be answered; travels to the process that has the GPU."""
-
-    model: str
-    messages: tuple[dict[str, str], ...]
-    max_new_tokens: int
-    temperature: float
-    thresholds: Thresholds | None
-    prompt_thresholds: Thresholds | None
-
-
 def run_chat(
     message: str,
     history: Sequence[Any] | None = None,
@@ -146,17 +134,15 @@ def run_chat(
     turns = [{"role": "system", "content": text}] if (text := _check_system(system)) else []
     turns += check_history(history)
     turns.append({"role": "user", "content": _check_text(message, "message", MAX_MESSAGE)})
-    chat = _Chat(
-        model=model_id,
-        messages=tuple(turns),
-        max_new_tokens=int(_number(max_new_tokens, "max_new_tokens", 1, MAX_NEW_TOKENS)),
-        temperature=_number(temperature, "temperature", 0, MAX_TEMPERATURE),
-        thresholds=thresholds,
-        prompt_thresholds=prompt_thresholds,
-    )
+    options = {
+        "sampling": Sampling(temperature=_number(temperature, "temperature", 0, MAX_TEMPERATURE)),
+        "max_new_tokens": int(_number(max_new_tokens, "max_new_tokens", 1, MAX_NEW_TOKENS)),
+        "thresholds": thresholds,
+        "prompt_thresholds": prompt_thresholds,
+    }
     # Outside the GPU call, whose seconds are counted.
     SHELF.get(model_id)
-    with closing(_chat_on_gpu(chat)) as results:
+    with closing(_chat_on_gpu(model_id, turns, options)) as results:
         yield from unless_failed(results)
 
 
@@ -332,16 +318,11 @@ def _failure(error: Exception) -> str:
 
 
 @on_gpu(duration=GPU_SECONDS)
-def _chat_on_gpu(chat: _Chat) -> Generator[Any, None, None]:
+def _chat_on_gpu(
+    model_id: str, turns: list[dict[str, str]], options: dict[str, Any]
+) -> Generator[Any, None, None]:
     try:
-        guard = SHELF.get(chat.model, to_gpu=True)
-        yield from guard.stream(
-            chat.messages,
-            sampling=Sampling(temperature=chat.temperature),
-            max_new_tokens=chat.max_new_tokens,
-            thresholds=chat.thresholds,
-            prompt_thresholds=chat.prompt_thresholds,
-        )
+        yield from SHELF.get(model_id, to_gpu=True).stream(turns, **options)
     except Exception as error:
         yield _failure(error)
 

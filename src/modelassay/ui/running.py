@@ -13,25 +13,12 @@ import gradio as gr
 
 from modelassay.errors import AssayError
 from modelassay.files.atomic import write_text_atomically
+from modelassay.progress import PHASES
 from modelassay.report import Report, to_html, to_json
 from modelassay.report.html import fragment
 from modelassay.report.text import plain_line
 from modelassay.ui.service import CONCURRENCY_ID, Step
 
-PHASES = {
-    "fetching": "Fetching the model",
-    "files": "Hashing the files",
-    "loading": "Loading the model",
-    "weights": "Searching the weights for erased directions",
-    "reading": "Reading activations",
-    "statistics": "Measuring separation",
-    "answering": "Judging short responses",
-    "reading the candidate": "Reading activations of the candidate",
-    "features": "Comparing features",
-    "weight changes": "Comparing weights",
-    "searching triggers": "Searching for triggers",
-    "trying directions": "Trying directions out",
-}
 QUEUE: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 1}
 """Of what fills the machine."""
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -194,7 +181,8 @@ def hidden(outputs: Sequence[Any]) -> dict[Any, Any]:
 def progress(step: Step) -> str:
     """A step as one line of Markdown."""
     count = f" {step.done} of {step.total}" if step.total > 1 else ""
-    return f"{PHASES.get(step.phase, step.phase)}…{count}"
+    words = PHASES.get(step.phase, step.phase)
+    return f"{words[:1].upper()}{words[1:]}…{count}"
 
 
 def plain(text: str) -> str:

@@ -346,11 +346,8 @@ def describe_baseline(index: BaselineIndex) -> list[str]:
 BASELINES = Store(
     Kind(
         noun="baseline",
-        command="baseline",
         folder="baselines",
-        variable="MODELASSAY_BASELINES",
         record=BaselineIndex,
-        record_file=INDEX_FILE,
         files={INDEX_FILE: 2_000_000, VECTORS_FILE: 30_000_000},
         model_id=lambda index: index.model.id,
         check=load_baseline,
