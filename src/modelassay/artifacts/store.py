@@ -28,10 +28,9 @@ from pydantic import ValidationError
 
 from modelassay.artifacts.kind import ORIGIN_FILE, Kind, R
 from modelassay.artifacts.origin import Origin, PulledFrom, Where
-from modelassay.errors import InputError
+from modelassay.errors import InputError, with_article
 from modelassay.files import shipped
 from modelassay.files.atomic import (
-    check_replaceable,
     explain_os_errors,
     locked,
     new_folder,
@@ -248,10 +247,14 @@ class Store(Generic[R]):
             InputError: no name that can be one, or something is there that may not be replaced.
         """
         target = out or self.local_folder() / self.kind.check_name(name or "")
-        kind = self.kind
-        check_replaceable(
-            target, kind.own_files, kind.noun, force=force, record_file=kind.record_file
-        )
+        if not target.exists() and not target.is_symlink():
+            return target
+        names = {file.name for file in target.iterdir()} if target.is_dir() else {""}
+        if self.kind.record_file not in names or not names <= self.kind.own_files:
+            what = with_article(self.kind.noun)
+            raise InputError(f"{target} is there and is not {what}; give a new folder.")
+        if not force:
+            raise InputError(f"{target} exists already; pass --force to replace it.")
         return target
 
     @contextmanager

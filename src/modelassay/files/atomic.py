@@ -12,11 +12,11 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modelassay.errors import AssayError, InputError, UnavailableError, first_line, with_article
+from modelassay.errors import AssayError, UnavailableError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -158,30 +158,6 @@ def new_folder(target: Path) -> Iterator[Path]:
 def _make_readable(path: Path | str) -> None:
     """Gives a file or folder the usual mode: temporary ones are private, and results are not."""
     os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~_UMASK)
-
-
-def check_replaceable(
-    target: Path, files: Collection[str], what: str, *, force: bool, record_file: str
-) -> None:
-    """Refuses a place that is taken, before the work for it is done.
-
-    Args:
-        target: The folder that is to be written.
-        files: Names that a folder of this kind consists of; only such a one is ever replaced.
-        what: What an error calls it, such as `probe`.
-        force: Whether it may be replaced.
-        record_file: The one that every folder of this kind has.
-
-    Raises:
-        InputError: something is there.
-    """
-    if not target.exists() and not target.is_symlink():
-        return
-    names = {file.name for file in target.iterdir()} if target.is_dir() else {""}
-    if record_file not in names or not names <= set(files):
-        raise InputError(f"{target} is there and is not {with_article(what)}; give a new folder.")
-    if not force:
-        raise InputError(f"{target} exists already; pass --force to replace it.")
 
 
 @contextmanager
