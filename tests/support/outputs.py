@@ -1,5 +1,8 @@
 """What users of the command line and of the page may and may not see."""
 
+import sys
+
+COMMAND = [sys.executable, "-c", "from modelassay.cli import main; main()"]
 SECRETS = ("/etc/passwd", "/etc", "../..", "~", ".", "file:///etc/passwd", "C:\\", "src/modelassay")
 
 

@@ -222,9 +222,10 @@ def show_command(
     asked = [] if feature is None else [feature]
     labels = open_labels(sae, asked, neuronpedia=neuronpedia, export=export)
     if feature is not None:
+        values = labels.of(feature).to_dict()
         near = labels.neighbours(feature)
-        rows = [{**asdict(neighbour), "label": text} for neighbour, text in near]
-        values = {**labels.of(feature).to_dict(), "neighbours": rows, "note": labels.note}
+        values["neighbours"] = [{**asdict(each), "label": text} for each, text in near]
+        values["note"] = labels.note
         give(values, json, feature_section(labels, feature))
         return
     own = labels.own.record if labels.own is not None else None
