@@ -21,13 +21,14 @@ def test_explanations_are_fetched_in_batches_and_kept(neuronpedia):
     assert len(neuronpedia.asked) == 2  # from the cache, what has none as well
 
 
-def test_busy_and_broken_answers_are_asked_for_again(neuronpedia):
+def test_busy_and_broken_answers_are_asked_for_again(neuronpedia, monkeypatch):
+    monkeypatch.setattr("modelassay.hub.endpoint.LONGEST_WAIT", 0.01)
     neuronpedia.planned = [
         (429, b"", {"Retry-After": "0"}),
         (500, b"oops", {}),
         (200, b"{not json", {}),
     ]
-    assert fetch_explanations(NEURONPEDIA, [ON_X], first_wait=0.01) == {ON_X: "the letter x"}
+    assert fetch_explanations(NEURONPEDIA, [ON_X]) == {ON_X: "the letter x"}
     assert len(neuronpedia.asked) == 4
 
 
@@ -41,10 +42,11 @@ def test_busy_and_broken_answers_are_asked_for_again(neuronpedia):
         ((200, b"[" + b" " * 40_000_000 + b"]", {}), "too long"),
     ],
 )
-def test_answers_that_do_not_come_are_one_line(neuronpedia, response, message):
+def test_answers_that_do_not_come_are_one_line(neuronpedia, response, message, monkeypatch):
+    monkeypatch.setattr("modelassay.hub.endpoint.LONGEST_WAIT", 0.01)
     neuronpedia.planned = [response] * 4
     with pytest.raises(UnavailableError, match=message) as error:
-        fetch_explanations(NEURONPEDIA, [ON_X], first_wait=0.01)
+        fetch_explanations(NEURONPEDIA, [ON_X])
     assert "\n" not in str(error.value)
 
 
@@ -66,7 +68,8 @@ def test_odd_rows_are_left_out(neuronpedia):
 @pytest.mark.parametrize("address", ["ftp://x", "http://a:b@c", "http://c/?q=1", "nonsense"])
 def test_addresses_that_cannot_be_are_said(address, monkeypatch, tmp_path):
     monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path))
+    monkeypatch.setenv("NEURONPEDIA_URL", address)
     with pytest.raises(InputError, match="NEURONPEDIA_URL"):
-        fetch_explanations(NEURONPEDIA, [1], url=address)
+        fetch_explanations(NEURONPEDIA, [1])
     with pytest.raises(InputError, match="is not an id"):
         fetch_explanations("../../etc", [1])

@@ -63,21 +63,17 @@ class Ruling:
 class Policy:
     """Follows one response: `judge()` each token, `cleared()` or `condemned()` after a question."""
 
-    def __init__(
-        self, thresholds: Thresholds, *, prompt_risk: float = 0.0, can_escalate: bool = False
-    ) -> None:
+    def __init__(self, thresholds: Thresholds, *, can_escalate: bool = False) -> None:
         """Starts a response.
 
         Args:
             thresholds: Of the response's risk.
-            prompt_risk: The prompt's, on the response's scale: at or above `pause` the response
-                begins held back.
             can_escalate: Whether there is a classifier to ask.
         """
         self.thresholds = thresholds
         self.can_escalate = can_escalate
         self.smoothed: float | None = None
-        self.paused = prompt_risk >= thresholds.pause
+        self.paused = False
         self.covered = 0
         self.scored = 0
         self.last_asked = 0

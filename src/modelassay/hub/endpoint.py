@@ -48,9 +48,6 @@ class Endpoint:
     timeout: float = 60.0
     """Seconds that one response may take in all."""
     attempts: int = 5
-    first_wait: float = 1.0
-    """Seconds before the first repetition; doubled each time, unless a response says when to come
-    back."""
     sleep: Callable[[float], None] = time.sleep
     """Waits between attempts."""
 
@@ -95,7 +92,7 @@ class Endpoint:
             else:
                 return found
             if attempt + 1 < self.attempts:
-                self.sleep(waiting_time(attempt, retry_after, self.first_wait))
+                self.sleep(waiting_time(attempt, retry_after))
         raise UnavailableError(
             f"{self.name} at {self.url} gave no response in {self.attempts} attempts ({failure});"
             f" {self.advice}"
@@ -146,10 +143,10 @@ def check_url(url: str, given_by: str, hint: str = "") -> SplitResult:
     return parts
 
 
-def waiting_time(attempt: int, retry_after: str | None, first_wait: float = 1.0) -> float:
+def waiting_time(attempt: int, retry_after: str | None) -> float:
     """Seconds before the next attempt: what the endpoint asks for, else exponential with jitter."""
     asked = _seconds(retry_after)
-    backoff = min(LONGEST_WAIT, first_wait * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
+    backoff = min(LONGEST_WAIT, 2.0**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
     return backoff if asked is None else min(LONGEST_WAIT, max(asked, 0.0))
 
 

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from modelassay.reading.prompts import Encoded, encode_chat, encode_response, la
 
 log = logging.getLogger(__name__)
 
-POOLINGS = ("last", "mean")
+POOLINGS: tuple[Literal["last", "mean"], ...] = ("last", "mean")
 CHECKPOINTS = (4, 12, 32, 80)
 """Lengths of a response, in tokens, at which a sample is taken, beside its end."""
 MAX_PROMPT_TOKENS = 2048

@@ -34,7 +34,6 @@ from modelassay.probes.evaluating import LayerScore, Sweep, source_metrics
 from modelassay.probes.features import (
     MAX_RESPONSE_TOKENS,
     POOLINGS,
-    Features,
     pooled_features,
     read_spans,
 )
@@ -99,7 +98,6 @@ def train_head(
     *,
     kind: str = "logistic",
     layers: Sequence[int] | None = None,
-    poolings: Sequence[Pooling] = POOLINGS,
     group_by: Sequence[str] | None = None,
     max_response_tokens: int = MAX_RESPONSE_TOKENS,
     on_progress: OnProgress | None = None,
@@ -112,7 +110,6 @@ def train_head(
         at: Where it reads.
         kind: One of `KINDS`.
         layers: Layers to read; None for those at `DEPTHS` (of attention, the middle one).
-        poolings: For kinds other than attention.
         group_by: What stands for each row's prompt in splits; None for the prompt itself.
         max_response_tokens: Where responses are cut.
         on_progress: Told how far reading is.
@@ -138,7 +135,7 @@ def train_head(
     }
     left_out: dict[str, SourceMetrics] = {}
     risks: SpanRisks | None = None
-    pools: tuple[Pooling, ...] = tuple(poolings)
+    pools: tuple[Pooling, ...] = POOLINGS
     if kind == "attention":
         pools = ("attention",)
         activations = {i: each[:, 0] for i, each in read_spans(model, rows, at, chosen, **options)}
@@ -149,7 +146,7 @@ def train_head(
         )
     else:
         features = pooled_features(model, rows, at, layers=chosen, **options)
-        x, of = flat(features, pools), features.row
+        x, of = features.values.float().flatten(1).numpy(), features.row
         fit = fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind])
         fold = fit.fold[features.last]
         left_out = _left_out(x[features.last], rows, unsafe, groups, FITTERS[kind])
@@ -186,15 +183,12 @@ def train_head(
     return TrainedHead(served, record)
 
 
-def probe_record(
-    model: LoadedModel, name: str, heads: Mapping[At, TrainedHead], *, model_id: str | None = None
-) -> ProbeRecord:
+def probe_record(model: LoadedModel, name: str, heads: Mapping[At, TrainedHead]) -> ProbeRecord:
     """The record of a probe of these heads, to be saved."""
-    info = model.info
     return ProbeRecord(
         name=name,
         created=utc_now(),
-        model=info.keep(*STATED, "revision", "organism", id=model_id or info.id),
+        model=model.info.keep(*STATED, "revision", "organism"),
         heads={at: trained.record for at, trained in heads.items()},
         versions=installed_versions("torch", "transformers", "scikit-learn", "numpy"),
         weights_sha256=NO_WEIGHTS,
@@ -235,12 +229,6 @@ def sweep_layers(
         risk = fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind]).risk[features.last]
         scores.append(LayerScore(layer, binary_metrics(risk, unsafe, groups)))
     return Sweep(tuple(scores))
-
-
-def flat(features: Features, poolings: Sequence[Pooling]) -> Array:
-    """float32 [sample, layer x pooling x hidden]."""
-    kept = [POOLINGS.index(pooling) for pooling in poolings]
-    return features.values[:, :, kept].float().flatten(1).numpy()
 
 
 def check_layers(layers: Sequence[int], n_layers: int) -> None:

@@ -183,7 +183,6 @@ def open_labels(
     *,
     neuronpedia: bool = False,
     export: Path | None = None,
-    url: str | None = None,
 ) -> Labels:
     """Gathers the labels of an SAE; what cannot be had is noted, not an error.
 
@@ -195,7 +194,6 @@ def open_labels(
             explanation, are looked up online.
         neuronpedia: Look them up on Neuronpedia, if it knows the SAE.
         export: Files of Neuronpedia's export.
-        url: Where Neuronpedia is.
 
     Raises:
         InputError: the export is not there or another SAE's, or labels of our own are
@@ -206,7 +204,7 @@ def open_labels(
     notes: list[str] = []
     wanted, known = list(dict.fromkeys(features)), sae.neuronpedia_id
     if known is not None:
-        explanations |= cached_explanations(known, url=url)
+        explanations |= cached_explanations(known)
     if export is not None:
         explanations |= read_export(export, known)
     if neuronpedia and known is None:
@@ -214,10 +212,10 @@ def open_labels(
     elif neuronpedia and known is not None and wanted:
         try:
             asked = [feature for feature in wanted if feature not in explanations]
-            explanations |= fetch_explanations(known, asked, url=url)
+            explanations |= fetch_explanations(known, asked)
             if bare := [feature for feature in wanted if feature not in explanations]:
                 near = {n.feature for row in nearest(sae, bare, top=NEIGHBOURS) for n in row}
-                explanations |= fetch_explanations(known, sorted(near), url=url)
+                explanations |= fetch_explanations(known, sorted(near))
         except AssayError as error:
             notes.append(str(error))
     if own is None and not explanations:

@@ -37,30 +37,19 @@ LONGEST_TEXT = 300
 Explanations = Mapping[int, str]
 
 
-def fetch_explanations(
-    neuronpedia_id: str,
-    features: Sequence[int],
-    *,
-    url: str | None = None,
-    timeout: float = TIMEOUT,
-    first_wait: float = 1.0,
-) -> dict[int, str]:
+def fetch_explanations(neuronpedia_id: str, features: Sequence[int]) -> dict[int, str]:
     """Explanations of features, from the cache or from Neuronpedia.
 
     Args:
         neuronpedia_id: `model/source`, as sae-lens has it.
         features: Which; those that have no explanation are left out of the response.
-        url: Where Neuronpedia is; NEURONPEDIA_URL, else its public address.
-        timeout: Seconds that one response may take.
-        first_wait: Seconds before the first repetition; doubled each time, unless the response says
-            when to come back.
 
     Raises:
         InputError: an id or an address that cannot be one.
         UnavailableError: no response, or one that makes no sense, after several attempts.
     """
     model, source = _parts(neuronpedia_id)
-    base, cache = _open_cache(neuronpedia_id, url)
+    base, cache = _open_cache(neuronpedia_id)
     missing = [feature for feature in dict.fromkeys(features) if not cache.knows(feature)]
     if missing:
         endpoint = Endpoint(
@@ -69,9 +58,8 @@ def fetch_explanations(
             given_by=URL_VARIABLE,
             advice="try again later, or pass files of its export with --export.",
             max_bytes=MAX_RESPONSE_BYTES,
-            timeout=timeout,
+            timeout=TIMEOUT,
             attempts=ATTEMPTS,
-            first_wait=first_wait,
         )
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
@@ -81,13 +69,13 @@ def fetch_explanations(
     return {feature: text for feature in features if (text := cache.texts.get(feature))}
 
 
-def cached_explanations(neuronpedia_id: str, *, url: str | None = None) -> dict[int, str]:
+def cached_explanations(neuronpedia_id: str) -> dict[int, str]:
     """Explanations that were fetched or imported before; nothing is asked of anybody."""
-    cache = _open_cache(neuronpedia_id, url)[1]
+    cache = _open_cache(neuronpedia_id)[1]
     return {feature: text for feature, text in cache.texts.items() if text}
 
 
-def import_export(path: Path, neuronpedia_id: str, *, url: str | None = None) -> int:
+def import_export(path: Path, neuronpedia_id: str) -> int:
     """Takes files of Neuronpedia's export into the cache, for use without the network.
 
     Returns:
@@ -97,7 +85,7 @@ def import_export(path: Path, neuronpedia_id: str, *, url: str | None = None) ->
         InputError: see `read_export`.
     """
     found = read_export(path, neuronpedia_id)
-    _open_cache(neuronpedia_id, url)[1].add(list(found), found)
+    _open_cache(neuronpedia_id)[1].add(list(found), found)
     return len(found)
 
 
@@ -130,9 +118,9 @@ def read_export(path: Path, neuronpedia_id: str | None) -> dict[int, str]:
     return found
 
 
-def _open_cache(neuronpedia_id: str, url: str | None) -> tuple[str, _Cache]:
+def _open_cache(neuronpedia_id: str) -> tuple[str, _Cache]:
     """Neuronpedia's address, and what was fetched from there."""
-    given = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    given = os.environ.get(URL_VARIABLE) or DEFAULT_URL
     base = check_url(given, URL_VARIABLE).geturl().rstrip("/")
     return base, _Cache(*_parts(neuronpedia_id), base)
 
