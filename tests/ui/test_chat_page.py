@@ -392,7 +392,7 @@ def test_a_visitor_chats(visit):
     box.fill("Tell me a story about a fox.")
     send.click()
     expect(page.get_by_text(re.compile(r"Token \d+:"))).to_be_visible(timeout=WAIT)
-    page.get_by_role("button", name="Stop answer").click()
+    page.get_by_role("button", name="Stop response").click()
     expect(page.get_by_text("Stopped.")).to_be_visible(timeout=60_000)
     said = chat.inner_text()
     page.wait_for_timeout(2000)
