@@ -20,7 +20,6 @@ from modelassay.triage import (
     sample,
     score_rows,
     search,
-    search_dict,
     summarize,
 )
 from modelassay.triage import near_duplicates as find_duplicates
@@ -52,7 +51,7 @@ def sample_training_data(
     rows = work.training_data.rows
     drawn = sample(rows, _allowed(work, n), seed)
     redaction = _redaction(work, drawn)
-    return {"n": len(drawn), "n_rows": len(rows), "rows": [redaction.row(row) for row in drawn]}
+    return {"n": len(drawn), "n_rows": len(rows), "rows": redaction.values(tuple(drawn))}
 
 
 def search_training_data(
@@ -80,7 +79,7 @@ def search_training_data(
     )
     redaction = _redaction(work, [match.row for match in found.matches])
     share = rate(found.n_matches, found.n_searched)
-    return {"n": found.n_searched, "share": share, **search_dict(found, redaction)}
+    return {"n": found.n_searched, "share": share, **redaction.values(found)}
 
 
 def near_duplicates(

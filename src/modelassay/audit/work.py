@@ -14,7 +14,7 @@ from modelassay.audit.blinding import Blinding, Name
 from modelassay.audit.config import AuditConfig, inside
 from modelassay.diff.pair import Pair, Role, Traits, check_comparable, traits_of
 from modelassay.diff.reading import Matched, Reading, encode_suite, match_tokens, read_model
-from modelassay.diff.suites import Suite, SuitePrompt, default_suite, load_suite, suites_folder
+from modelassay.diff.suites import Suite, SuitePrompt, load_suite, suites_folder
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import text_hash
 from modelassay.models import LoadedModel, ModelRef, load
@@ -154,13 +154,11 @@ class Work:
         """
         if given in self.config.suites:
             return load_suite(Path(self.config.suites[given]))
-        if given == "default":
-            return default_suite()
-        shipped = {path.stem: path for path in suites_folder().glob("*.yaml")}
+        shipped = ["default", *(path.stem for path in suites_folder().glob("*.yaml"))]
         if given in shipped:
-            return load_suite(shipped[given])
+            return load_suite(given)
         if Path(given).suffix not in (".yaml", ".yml", ".json"):
-            names = ", ".join(sorted({*self.config.suites, *shipped, "default"}))
+            names = ", ".join(sorted({*self.config.suites, *shipped}))
             raise InputError(
                 f"There is no suite {given[:60]!r}; give one of {names}, or a YAML file in the"
                 " audit's folder."

@@ -164,7 +164,19 @@ def fit_threshold(
     unsafe = np.array([row.unsafe for row in rows])
     if threshold is None:
         threshold = find_threshold(risks[~unsafe], rate)
-    return measure(risks, unsafe, threshold, rate)
+    blocked = risks >= threshold
+    n, n_unsafe = int((~unsafe).sum()), int(unsafe.sum())
+    k, k_unsafe = int((blocked & ~unsafe).sum()), int((blocked & unsafe).sum())
+    return ThresholdFit(
+        threshold=threshold,
+        target_block_rate=rate,
+        block_rate=k / n,
+        interval=wilson_interval(k, n),
+        tpr=k_unsafe / n_unsafe if n_unsafe else None,
+        tpr_interval=wilson_interval(k_unsafe, n_unsafe) if n_unsafe else None,
+        n=n,
+        n_unsafe=n_unsafe,
+    )
 
 
 def find_threshold(benign: np.ndarray, rate: float) -> float:
@@ -176,30 +188,6 @@ def find_threshold(benign: np.ndarray, rate: float) -> float:
         rate: The share.
     """
     return threshold_at(benign.astype(np.float32), rate)
-
-
-def measure(risks: np.ndarray, unsafe: np.ndarray, threshold: float, rate: float) -> ThresholdFit:
-    """What a threshold costs and catches.
-
-    Args:
-        risks: Highest P(unsafe) of each stream, [stream].
-        unsafe: bool [stream]; some are False.
-        threshold: From which a stream is blocked.
-        rate: The target, for the record.
-    """
-    blocked = risks >= threshold
-    n, n_unsafe = int((~unsafe).sum()), int(unsafe.sum())
-    k, k_unsafe = int((blocked & ~unsafe).sum()), int((blocked & unsafe).sum())
-    return ThresholdFit(
-        threshold=float(threshold),
-        target_block_rate=rate,
-        block_rate=k / n,
-        interval=wilson_interval(k, n),
-        tpr=k_unsafe / n_unsafe if n_unsafe else None,
-        tpr_interval=wilson_interval(k_unsafe, n_unsafe) if n_unsafe else None,
-        n=n,
-        n_unsafe=n_unsafe,
-    )
 
 
 def calibrated(

@@ -21,17 +21,14 @@ from modelassay.classifier.augmenting import with_prefixes
 from modelassay.classifier.encoding import MIN_LENGTH, EncodedExchange, collate, encode_pairs
 from modelassay.classifier.evaluating import calibrated, evaluate
 from modelassay.classifier.model import (
-    load_classifier,
-    network_logits,
-    pad_id,
-    pick_device,
-    reads_types,
-)
-from modelassay.classifier.network import (
     PairNetwork,
     adapter_tensors,
     add_lora,
+    load_classifier,
     load_encoder,
+    network_logits,
+    pad_id,
+    reads_types,
 )
 from modelassay.classifier.record import (
     CLASSIFIERS,
@@ -57,6 +54,7 @@ from modelassay.files.provenance import installed_versions
 from modelassay.hub import check_weight_files, fetch_model
 from modelassay.models.embedded import ENCODER_ID, ensure_encoder
 from modelassay.models.identity import hash_file
+from modelassay.models.loading import pick_device
 from modelassay.models.trainer import Schedule, run_trainer
 from modelassay.progress import OnProgress
 

@@ -188,17 +188,28 @@ def _device_map(device: str | Mapping[str, Any]) -> Any:
         if not device:
             raise InputError('The device map is empty; {"": "cpu"} puts a whole model on the CPU.')
         return dict(device)
+    if device == "auto" and torch.cuda.is_available():
+        return "auto"
+    return {"": str(pick_device(device))}
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of that name; `auto` takes a GPU if there is one.
+
+    Raises:
+        InputError: no such name.
+        UnavailableError: CUDA was asked for and there is none.
+    """
     if device == "auto":
-        return "auto" if torch.cuda.is_available() else {"": "cpu"}
-    if device == "cpu":
-        return {"": "cpu"}
-    if device == "cuda" or (device.startswith("cuda:") and device[5:].isdigit()):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "cpu":
+        if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdigit()):
+            raise InputError(f"Unknown device {device[:40]!r}; choose auto, cpu, cuda or cuda:N.")
         if not torch.cuda.is_available():
             raise UnavailableError("CUDA was asked for but there is none here; use --device cpu.")
         if device != "cuda" and int(device[5:]) >= torch.cuda.device_count():
             raise UnavailableError(f"There is no {device}; {torch.cuda.device_count()} GPUs found.")
-        return {"": device}
-    raise InputError(f"Unknown device {device!r}; choose auto, cpu, cuda or cuda:N.")
+    return torch.device(device)
 
 
 def _load_base(

@@ -15,7 +15,6 @@ from modelassay.triage.report import (
     TriageReport,
     duplicates_dict,
     ranking_dict,
-    search_dict,
 )
 from modelassay.triage.rows import TrainingData, TrainingRow, read_rows
 from modelassay.triage.signals import Signal, score_rows
@@ -46,7 +45,6 @@ __all__ = [
     "sample",
     "score_rows",
     "search",
-    "search_dict",
     "summarize",
     "triage",
 ]

@@ -86,19 +86,14 @@ class NeedleReport:
 
 def tail_shares(scores: np.ndarray) -> np.ndarray:
     """Rank from the top over the number of scored rows, float64 [row]; 1 for NaN."""
-    ranks = stream_ranks(scores)
-    known = np.isfinite(ranks)
-    return np.where(known, ranks / max(int(known.sum()), 1), 1.0)
+    return np.nan_to_num(stream_ranks(scores) / max(int(np.isfinite(scores).sum()), 1), nan=1.0)
 
 
 def stream_ranks(scores: np.ndarray) -> np.ndarray:
     """Place of every row in a stream from 1, the highest score first; NaN stays NaN."""
     from scipy.stats import rankdata
 
-    ranks = np.full(len(scores), np.nan)
-    known = np.isfinite(scores)
-    ranks[known] = rankdata(-scores[known])
-    return ranks
+    return rankdata(np.where(np.isfinite(scores), -scores, np.nan), nan_policy="omit")
 
 
 def check_truth(truth: np.ndarray) -> None:
@@ -170,12 +165,7 @@ def _quality(
     interval = None
     if all(len(np.unique(groups[side])) > 1 for side in (truth, ~truth)):
         interval = cluster_interval(lambda i: rank_auroc(-places[i], truth[i]), truth, groups)
-    return RankingQuality(
-        name,
-        rank_auroc(-places, truth),
-        interval,
-        tuple(recall),
-    )
+    return RankingQuality(name, rank_auroc(-places, truth), interval, tuple(recall))
 
 
 def mark_needles(rows: Sequence[TrainingRow], needles: Sequence[TrainingRow]) -> np.ndarray:

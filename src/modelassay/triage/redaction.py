@@ -10,7 +10,7 @@ one harmful prompt in ten is shown all the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -49,6 +49,15 @@ class Redaction:
             "prompt": row.prompt if shown else redact(row.prompt),
             "response": self.text(row.response),
         }
+
+    def values(self, found: Any) -> Any:
+        """JSON values of what was found; in place of a `row` stands what of it may be shown."""
+        if isinstance(found, TrainingRow):
+            return self.row(found)
+        if is_dataclass(found):
+            values = {each.name: self.values(getattr(found, each.name)) for each in fields(found)}
+            return values.pop("row", {}) | values
+        return [self.values(each) for each in found] if isinstance(found, tuple) else found
 
     def text(self, text: str) -> Any:
         """A text that is shown only if everything is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from modelassay.report.sections import Report, Section, Table, columns
@@ -56,8 +56,8 @@ class TriageReport(Report):
             },
             "text_shown": self.redaction.show_text,
             "summary": self.summary.to_dict(),
-            "sample": [self.redaction.row(row) for row in self.sample],
-            "search": None if self.search is None else search_dict(self.search, self.redaction),
+            "sample": self.redaction.values(self.sample),
+            "search": self.redaction.values(self.search),
             "duplicates": None
             if self.duplicates is None
             else duplicates_dict(self.duplicates, self.redaction, n_groups=self.n_groups),
@@ -228,21 +228,6 @@ def _part(value: Any) -> str:
     return cut(" ".join(value.split()), MAX_SHOWN)
 
 
-def search_dict(found: SearchResult, redaction: Redaction) -> dict[str, Any]:
-    """A search as JSON values."""
-    return {
-        "pattern": found.pattern,
-        "field": found.field,
-        "n_matches": found.n_matches,
-        "n_searched": found.n_searched,
-        "n_rows": found.n_rows,
-        "matches": [
-            {**redaction.row(match.row), "start": match.start, "end": match.end}
-            for match in found.matches
-        ],
-    }
-
-
 def duplicates_dict(
     found: NearDuplicates, redaction: Redaction, *, n_groups: int = 10
 ) -> dict[str, Any]:
@@ -255,7 +240,7 @@ def duplicates_dict(
                 "n_rows": len(group.rows),
                 "n_exact": group.n_exact,
                 "numbers": [row.number for row in group.rows[:LISTED_IN_GROUP]],
-                "rows": [redaction.row(row) for row in group.rows[:SHOWN_IN_GROUP]],
+                "rows": redaction.values(group.rows[:SHOWN_IN_GROUP]),
             }
             for group in found.groups[:n_groups]
         ],
@@ -275,19 +260,8 @@ def ranking_dict(found: NeedleReport, redaction: Redaction, *, top: int = 20) ->
             }
             for stream in found.streams
         ],
-        "rows": [
-            {
-                "place": each.place,
-                **redaction.row(each.row),
-                "suspicion": each.suspicion,
-                "scores": each.scores,
-                "ranks": each.ranks,
-                "parts": each.parts,
-                "needle": each.needle,
-            }
-            for each in found.ranked[:top]
-        ],
+        "rows": redaction.values(found.ranked[:top]),
         "n_needles": found.n_needles,
         "n_needle_groups": found.n_needle_groups,
-        "quality": None if found.quality is None else [asdict(each) for each in found.quality],
+        "quality": redaction.values(found.quality),
     }

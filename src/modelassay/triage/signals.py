@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from modelassay.classifier.model import UNSAFE, load_classifier, pick_device
-from modelassay.classifier.network import load_encoder
+from modelassay.classifier.model import UNSAFE, load_classifier, load_encoder
 from modelassay.errors import InputError
 from modelassay.models import ModelIdentity, ModelRef, PairOptions
 from modelassay.models.embedded import ensure_encoder
+from modelassay.models.loading import pick_device
 from modelassay.models.refs import take_pair
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.report.text import counted
