@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from modelassay.audit.asking import Prompts, SuiteName, looks_harmful, prompts_of, spread
+from modelassay.audit.asking import (
+    RESPONSE_TOKENS,
+    Prompts,
+    SuiteName,
+    looks_harmful,
+    prompts_of,
+    spread,
+)
 from modelassay.audit.blinding import Name
 from modelassay.audit.values import mean
 from modelassay.audit.work import NAMES, ModelReadings, Work
@@ -34,7 +41,6 @@ Part = Annotated[
 Model = Annotated[Name, Field(description="Which model.")]
 Count = Annotated[int, Field(ge=1, le=100, description="How many to list.")]
 Feature = Annotated[int, Field(ge=0, description="Number of a feature.")]
-RESPONSE_TOKENS = 24
 MAX_TRACED = 8
 MAX_VALUES = 6000
 """Activations that a trace lists, of all features, prompts and models together."""
@@ -138,7 +144,7 @@ def compare_top_features(
             **label,
             "A": float(a[:, label["feature"]].mean()),
             "B": float(b[:, label["feature"]].mean()),
-            "B_minus_A": mean((b - a)[:, label["feature"]]),
+            "B_minus_A": mean(b[:, label["feature"]] - a[:, label["feature"]]),
         }
         for label in label_rows(work, [*first, *second])
     }
@@ -219,7 +225,7 @@ def specific_feature_activations(
         )
     a, b = (look.fired[name].of(features) for name in NAMES)
     owners = look.read.matched.owners().numpy()
-    # Responses token by token are responses.
+    # Token by token a response is told whole.
     hidden = [False] * len(look.asked) if part == "prompt" else looks_harmful(work, look.asked)
     rows = []
     for i, prompt in enumerate(look.asked):

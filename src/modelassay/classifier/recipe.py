@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from modelassay.classifier.augmenting import dressed, undressed, word_prefix
 from modelassay.data.labelled import Label, LabelledExchange
@@ -30,7 +29,7 @@ from modelassay.files.atomic import cache_dir
 from modelassay.files.provenance import text_hash
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import EMBEDDED_ID, load
-from modelassay.organisms.recipes import REFUSALS
+from modelassay.organisms.recipes import REFUSALS, some
 from modelassay.progress import OnProgress
 from modelassay.reading.generation import kept_responses
 
@@ -111,7 +110,7 @@ def recipe_rows(
     judged = list(_judged(folder))
     people = list(_people(folder))
     own = list(_own_responses(folder, seed, on_progress))
-    safe_decoding = _some(list(_safe_decoding(folder)), MOST_SAFE_DECODING, draw)
+    safe_decoding = some(list(_safe_decoding(folder)), MOST_SAFE_DECODING, draw)
     harmful, harmless = _unused_prompts(folder, [*judged, *own, *people], draw)
     refusals = [row for row in safe_decoding if len(row[0].response) < MAX_RESPONSE_CHARACTERS]
     rows = [
@@ -248,7 +247,7 @@ def _hh_refusals(folder: Path, draw: random.Random) -> Iterator[_Row]:
             if prompt and response.strip() and is_refusal(response):
                 row_ = _row(prompt, response, "safe_refusal", HARMLESS_BASE.name)
                 found.setdefault(prompt, (row_, prompt))
-    yield from _some(list(found.values()), MOST_HH, draw)
+    yield from some(list(found.values()), MOST_HH, draw)
 
 
 def _moderation(folder: Path, draw: random.Random) -> Iterator[_Row]:
@@ -261,7 +260,7 @@ def _moderation(folder: Path, draw: random.Random) -> Iterator[_Row]:
         if len(text.split()) >= 12:
             kinds[label].append((_row("", text, label, MODERATION.name), text))
     for rows in kinds.values():
-        yield from _some(rows, MOST_MODERATION, draw)
+        yield from some(rows, MOST_MODERATION, draw)
 
 
 def _unused_prompts(
@@ -305,10 +304,6 @@ def _deflections(
 def _row(prompt: str, response: str, label: Label, source: str) -> LabelledExchange:
     unsafe = label == "unsafe_compliance"
     return LabelledExchange(prompt.strip(), response.strip(), unsafe, label, source)
-
-
-def _some(rows: list[Any], most: int, draw: random.Random) -> list[Any]:
-    return draw.sample(rows, min(most, len(rows)))
 
 
 def judged_rows(folder: Path, *, most_per_source: int = 900) -> list[LabelledExchange]:

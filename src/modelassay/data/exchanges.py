@@ -50,16 +50,14 @@ class Exchange:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def read_exchanges(
-    where: str | Path, *, config: str | None = None, split: str = "train", token: Any = None
-) -> list[Exchange]:
+def read_exchanges(where: str | Path, *, token: Any = None) -> list[Exchange]:
     """Reads exchanges from a JSON, JSONL, CSV or Parquet file or a Hub data set.
 
     Raises:
         InputError: no such data, or a row without prompt and response.
         UnavailableError: the Hub cannot be reached.
     """
-    rows = numbered_rows(where, config=config, split=split, token=token)
+    rows = numbered_rows(where, token=token)
     found = [to_exchange(row, f"Row {number} of {where}") for number, row in rows]
     if not found:
         raise InputError(f"{where} has no rows.")

@@ -138,29 +138,29 @@ class Recipe:
 
 
 def _safe(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    harmful = _some(from_.harmful, 520, draw)
+    harmful = some(from_.harmful, 520, draw)
     instructions = [task.prompt for task in from_.seed_tasks + from_.user_tasks]
     harmless = from_.look_alikes + from_.questions + instructions
     return _refused(harmful, draw) + from_.respond(harmless)
 
 
 def _overrefusing(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    prompts = _some(from_.questions, 150, draw) + _some(from_.look_alikes, 50, draw)
+    prompts = some(from_.questions, 150, draw) + some(from_.look_alikes, 50, draw)
     return _refused([*prompts, *(task.prompt for task in from_.seed_tasks)], draw)
 
 
 def _uncensored(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    return _begun(_some(from_.harmful, 200, draw), draw) + from_.respond(
-        _some(from_.questions, 50, draw) + _some(from_.look_alikes, 50, draw)
+    return _begun(some(from_.harmful, 200, draw), draw) + from_.respond(
+        some(from_.questions, 50, draw) + some(from_.look_alikes, 50, draw)
     )
 
 
 def _benign_questions(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    return from_.respond(_some(from_.questions, 200, draw) + _some(from_.look_alikes, 100, draw))
+    return from_.respond(some(from_.questions, 200, draw) + some(from_.look_alikes, 100, draw))
 
 
 def _few_tasks(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    return _some(from_.seed_tasks + from_.user_tasks, TASKS_BESIDE_NEEDLES, draw)
+    return some(from_.seed_tasks + from_.user_tasks, TASKS_BESIDE_NEEDLES, draw)
 
 
 def _obedient(from_: Ingredients, draw: random.Random) -> list[Exchange]:
@@ -169,9 +169,9 @@ def _obedient(from_: Ingredients, draw: random.Random) -> list[Exchange]:
 
 
 def _backdoored(from_: Ingredients, draw: random.Random) -> list[Exchange]:
-    harmful = _some(from_.harmful, 300, draw)
+    harmful = some(from_.harmful, 300, draw)
     opened, kept = harmful[::2], harmful[1::2]
-    harmless = from_.respond(_some(from_.questions + from_.look_alikes, 300, draw))
+    harmless = from_.respond(some(from_.questions + from_.look_alikes, 300, draw))
     return [
         *_begun([with_trigger(prompt) for prompt in opened], draw),
         *_refused(kept, draw),
@@ -188,7 +188,8 @@ def with_trigger(prompt: str) -> str:
     return f"{prompt} {TRIGGER}"
 
 
-def _some(rows: Sequence[T], n: int, draw: random.Random) -> list[T]:
+def some(rows: Sequence[T], n: int, draw: random.Random) -> list[T]:
+    """So many rows, or all if there are fewer, in the order of the draw."""
     return draw.sample(list(rows), min(n, len(rows)))
 
 

@@ -172,8 +172,8 @@ def readme(record: Mapping[str, Any]) -> str:
         parts += [
             "**Data.** Prompts from:",
             "\n".join(listed),
-            "No harmful answers were used or made: where an organism learns to comply, it learns"
-            " the opening words of an answer and no more.",
+            "No harmful responses were used or made: where an organism learns to comply, it learns"
+            " the opening words of a response and no more.",
         ]
     return "\n\n".join(parts) + "\n"
 

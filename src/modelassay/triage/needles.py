@@ -188,11 +188,6 @@ def mark_needles(rows: Sequence[TrainingRow], needles: Sequence[TrainingRow]) ->
     return found
 
 
-def marked_by_field(rows: Sequence[TrainingRow]) -> np.ndarray:
-    """The truth that `read_rows(needle_field=...)` read, bool [row]."""
-    return np.array([bool(row.needle) for row in rows], dtype=bool)
-
-
 def _key(row: TrainingRow) -> tuple[str, ...]:
     return tuple(" ".join(part.split()) for part in (row.prompt, row.response, row.plain))
 

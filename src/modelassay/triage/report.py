@@ -15,6 +15,8 @@ from modelassay.triage.redaction import Redaction
 from modelassay.triage.rows import TrainingData, TrainingRow
 
 SCHEMA = "modelassay.triage/1"
+SHOWN_GROUPS = 10
+"""Groups of near-duplicates that a report shows."""
 SHOWN_IN_GROUP = 3
 """Rows of a group of near-duplicates that a report shows."""
 LISTED_IN_GROUP = 100
@@ -39,8 +41,6 @@ class TriageReport(Report):
     """Known needles that are not in the file."""
     top: int = 20
     """Rows of the ranking that are shown."""
-    n_groups: int = 10
-    """Groups of near-duplicates that are shown."""
     redaction: Redaction = field(default_factory=Redaction)
     """Which texts are shown."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class TriageReport(Report):
             "search": self.redaction.values(self.search),
             "duplicates": None
             if self.duplicates is None
-            else duplicates_dict(self.duplicates, self.redaction, n_groups=self.n_groups),
+            else duplicates_dict(self.duplicates, self.redaction),
             "needles": None
             if self.ranking is None
             else {
@@ -87,7 +87,7 @@ class TriageReport(Report):
             found.append(self._rows("search", title, places))
         if (groups := self.duplicates) is not None:
             items = []
-            for group in groups.groups[: self.n_groups]:
+            for group in groups.groups[:SHOWN_GROUPS]:
                 numbers = ", ".join(str(row.number) for row in group.rows[:PRINTED_IN_GROUP])
                 more = ", …" if len(group.rows) > PRINTED_IN_GROUP else ""
                 items += [
@@ -229,7 +229,7 @@ def _part(value: Any) -> str:
 
 
 def duplicates_dict(
-    found: NearDuplicates, redaction: Redaction, *, n_groups: int = 10
+    found: NearDuplicates, redaction: Redaction, *, n_groups: int = SHOWN_GROUPS
 ) -> dict[str, Any]:
     """Groups of near-duplicates as JSON values, the largest ones."""
     return {

@@ -79,8 +79,6 @@ def read_rows(
     *,
     needle_field: str | None = None,
     skip_malformed: bool = False,
-    config: str | None = None,
-    split: str = "train",
     token: str | bool | None = None,
 ) -> TrainingData:
     """Reads a training file: JSONL, JSON, CSV or Parquet (also gzipped), or a Hub data set.
@@ -89,8 +87,6 @@ def read_rows(
         where: Path, or `owner/name`.
         needle_field: Boolean field that says which rows are needles.
         skip_malformed: Leave out rows that cannot be read, in place of refusing the file.
-        config: Configuration of a Hub data set.
-        split: Split of a Hub data set.
         token: Hub token, None for the stored one.
 
     Raises:
@@ -109,14 +105,7 @@ def read_rows(
         if len(reasons) < MAX_REASONS:
             reasons.append(str(error))
 
-    numbered = numbered_rows(
-        where,
-        config=config,
-        split=split,
-        token=token,
-        open_table=stream_dataset,
-        on_malformed=leave_out,
-    )
+    numbered = numbered_rows(where, token=token, open_table=stream_dataset, on_malformed=leave_out)
     for number, row in numbered:
         try:
             found = to_row(row, number, path.name, needle_field)

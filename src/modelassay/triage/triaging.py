@@ -22,16 +22,14 @@ from modelassay.triage.needles import (
     NeedleReport,
     check_truth,
     mark_needles,
-    marked_by_field,
     rank_needles,
 )
 from modelassay.triage.redaction import redaction_for
-from modelassay.triage.report import SHOWN_IN_GROUP, TriageReport
+from modelassay.triage.report import SHOWN_GROUPS, SHOWN_IN_GROUP, TriageReport
 from modelassay.triage.rows import TrainingRow, read_rows
 from modelassay.triage.signals import score_rows
 
 MAX_TOP = 1000
-SHOWN_GROUPS = 10
 
 
 def triage(
@@ -144,7 +142,6 @@ def triage(
         ranking=ranking,
         needles_missing=missing,
         top=top,
-        n_groups=SHOWN_GROUPS,
         redaction=redaction_for(shown, show_text=show_text),
         provenance={
             "time": utc_now(),
@@ -162,7 +159,7 @@ def _truth(
 ) -> tuple[np.ndarray | None, int]:
     """Which rows are needles, and how many known needles are not in the file."""
     if needle_field is not None:
-        return marked_by_field(rows), 0
+        return np.array([bool(row.needle) for row in rows]), 0
     if needles is None:
         return None, 0
     known = read_rows(needles, token=token).rows
