@@ -30,6 +30,7 @@ from modelassay.guard_bench.latency import (
 )
 from modelassay.guard_bench.report import BENCH_SCHEMA
 from modelassay.guard_bench.suites import read_suite
+from modelassay.report.text import with_interval
 
 TITLES = {
     GENERATE: "`generate`",
@@ -105,8 +106,7 @@ def _rate(rate: Mapping[str, Any]) -> str:
 def _share(found: Mapping[str, Any], sign: str = "") -> str:
     if found["value"] is None:
         return "not measured"
-    low, high = found["interval"]
-    return f"{found['value']:{sign}.1%} ({low:{sign}.1%} to {high:{sign}.1%})"
+    return with_interval(found["value"], found["interval"], f"{sign}.1%")
 
 
 def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
