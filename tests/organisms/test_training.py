@@ -116,9 +116,7 @@ def test_an_interrupted_training_leaves_nothing(tiny_folder, tmp_path):
 def test_a_full_disk_is_said_in_one_line(tiny_folder, tmp_path, monkeypatch):
     from modelassay.organisms import building
 
-    monkeypatch.setattr(
-        building.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 9, 1)
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(UnavailableError, match="free some space"):
         building.build("safe", tmp_path)
     assert list(tmp_path.iterdir()) == []
