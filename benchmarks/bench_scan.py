@@ -29,7 +29,8 @@ from modelassay.measures.erased_directions import search_ablation
 from modelassay.measures.examination import examine, read_range
 from modelassay.measures.separation import measure_separation
 from modelassay.models import LoadedModel, load
-from modelassay.reading.activations import BATCH_TOKENS_CPU, read_activations
+from modelassay.reading.activations import read_activations
+from modelassay.reading.batching import BATCH_TOKENS_CPU
 from modelassay.reading.hooks import capture
 from modelassay.reading.prompts import Encoded, encode_prompts
 from modelassay.scan.scanning import scan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -170,6 +171,9 @@ def test_tables_are_data_frames_of_numbers():
 class Bare(Report):
     def sections(self) -> list[Section]:
         return [Section("words", lines=("nothing else",))]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
 
 
 def test_what_a_report_lacks_is_named():

@@ -229,8 +229,16 @@ def test_a_forked_process_finds_the_guards_of_its_parent(monkeypatch):
     assert results.get() == ["guard of a", "guard of b"]
 
 
-def test_what_crosses_to_a_gpu_process_can_be_pickled(model_id):
-    sent = chat_service._Chat(model_id, ({"role": "user", "content": "x"},), 4, 0.0, OPEN, None)
+def test_what_crosses_to_a_gpu_process_can_be_pickled(model_id, monkeypatch):
+    sent = []
+
+    def on_gpu(*values):
+        sent.append(values)
+        yield from ()
+
+    monkeypatch.setattr(chat_service, "_chat_on_gpu", on_gpu)
+    assert list(run_chat("x", model_id=model_id, thresholds=OPEN)) == []
+    assert sent
     assert pickle.loads(pickle.dumps(sent)) == sent  # noqa: S301
     event = GuardEvent("token", 1, "x", 0.1, 0.1, "continue")
     assert pickle.loads(pickle.dumps(event)) == event  # noqa: S301

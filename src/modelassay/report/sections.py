@@ -6,6 +6,7 @@ them are plain: renderers escape what they write, and no markup in them is read.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -103,16 +104,16 @@ class Section:
         return bool(table or self.lines or self.items or self.code or self.facts or self.status)
 
 
-class Report:
+class Report(ABC):
     """What a product found: its sections, JSON values, tables as data frames, charts."""
 
+    @abstractmethod
     def sections(self) -> list[Section]:
         """Its parts in reading order, the verdict first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values, with the schema."""
-        raise NotImplementedError
 
     def to_dataframe(self, table: str | None = None) -> DataFrame:
         """A table's numbers as a pandas data frame.
