@@ -16,6 +16,7 @@ from modelassay.classifier import load_classifier, model, train_classifier
 from modelassay.classifier.record import CLASSIFIERS, RECORD_FILE, WEIGHTS_FILE
 from modelassay.data.labelled import LABELS
 from modelassay.errors import InputError
+from modelassay.guard_bench.running import classifier_identity
 
 
 def test_predictions_do_not_depend_on_the_batch(trained):
@@ -165,3 +166,10 @@ def test_the_shipped_classifier_ranks_agreeing_to_harm_above_help(shipped):
         ]
     )
     assert agreed.min() > helped.max()
+
+
+def test_a_benchmark_names_the_classifier_by_its_weights(trained):
+    classifier = load_classifier(str(trained), device="cpu")
+    named = classifier_identity(classifier)
+    assert named["weights_sha256"] == classifier.record.weights_sha256
+    assert named["threshold"] == classifier.threshold

@@ -92,7 +92,7 @@ class JudgeOptions:
     def here(self, name: str, guard: Guard) -> tuple[dict[str, Any], Judge]:
         """A judge on this machine: what it is called, and itself."""
         from modelassay.guard_bench.judges import classifier_judge, refusal_judge
-        from modelassay.guard_bench.running import describe_classifier
+        from modelassay.guard_bench.running import classifier_identity
 
         if name == "refusal":
             return {"name": name}, refusal_judge
@@ -100,7 +100,7 @@ class JudgeOptions:
 
         own = guard.classifier if self.judge_model is None else None
         judging = own if own is not None else load_classifier(self.judge_model or "embedded")
-        return {"name": name, "model": describe_classifier(judging)}, classifier_judge(judging)
+        return {"name": name, "model": classifier_identity(judging)}, classifier_judge(judging)
 
 
 @app.command("bench")

@@ -19,7 +19,7 @@ import torch
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions
 from modelassay.guard.streaming import Guard
-from modelassay.guard_bench.running import describe_guard
+from modelassay.guard_bench.running import guard_identity
 from modelassay.guard_bench.suites import SuiteData
 from modelassay.models import LoadedModel
 from modelassay.progress import OnPhase, silent
@@ -207,7 +207,7 @@ def measure_latency(
         new_tokens=new_tokens,
         rounds=len(totals[GENERATE]),
         data={"source": data.source, "layout": data.layout, "sha256": data.sha256},
-        **describe_guard(guard),
+        **guard_identity(guard),
         device=guard.model.device.type,
         threads=torch.get_num_threads(),
         versions=installed_versions("modelassay", "torch", "transformers"),

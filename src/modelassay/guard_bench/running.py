@@ -179,7 +179,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """Everything that results depend on, JSON-ready."""
     return {
-        **describe_guard(guard),
+        **guard_identity(guard),
         "judge": dict(judge),
         "data": data.sha256,
         "suite": data.suite,
@@ -188,26 +188,26 @@ def identity_of(
     }
 
 
-def describe_guard(guard: Guard) -> dict[str, Any]:
+def guard_identity(guard: Guard) -> dict[str, Any]:
     """Model, probe and classifier by name and hash."""
     record = guard.probe.record.model_dump_json(by_alias=True)
     probe = {"name": guard.probe.name, "sha256": text_hash(record)}
-    classifier = describe_classifier(guard.classifier) if guard.classifier is not None else None
+    classifier = classifier_identity(guard.classifier) if guard.classifier is not None else None
     return {"model": guard.model.info.to_dict(), "probe": probe, "classifier": classifier}
 
 
-def describe_classifier(classifier: Any) -> dict[str, Any]:
+def classifier_identity(classifier: Any) -> dict[str, Any]:
     """A classifier by name and hash."""
-    card = getattr(classifier, "card", None)  # anybody's callable may have none
+    record = getattr(classifier, "record", None)  # anybody's callable may have none
     return {
         "id": getattr(classifier, "id", type(classifier).__name__),
-        "weights_sha256": getattr(card, "weights_sha256", None),
+        "weights_sha256": getattr(record, "weights_sha256", None),
         "threshold": float(classifier.threshold),
     }
 
 
 def _own_notes(guard: Guard, judge: Mapping[str, Any]) -> Sequence[str]:
-    if guard.classifier is not None and judge.get("model") == describe_classifier(guard.classifier):
+    if guard.classifier is not None and judge.get("model") == classifier_identity(guard.classifier):
         return (
             "The judge is the very classifier that the guard asks, which flatters the guard; take"
             " another judge as well.",
