@@ -1,19 +1,5 @@
 """Artifacts: named folders that come with modelassay, lie on this machine, or are on the Hub."""
 
-from modelassay.artifacts.kind import Kind, slug, write_lines
-from modelassay.artifacts.origin import TRUSTED, Origin
-from modelassay.artifacts.store import REFERENCE, Found, Listing, Store, check_repo_id, is_folder
+import lazy_loader
 
-__all__ = [
-    "REFERENCE",
-    "TRUSTED",
-    "Found",
-    "Kind",
-    "Listing",
-    "Origin",
-    "Store",
-    "check_repo_id",
-    "is_folder",
-    "slug",
-    "write_lines",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

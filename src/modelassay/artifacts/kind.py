@@ -2,6 +2,7 @@
 
 To add one:
 1. write its record, a pydantic model of its JSON file, and beside it `THINGS = Store(Kind(...))`;
+   what its data sets say of themselves goes to `readmes/thing.md`;
 2. give it a command: `add_verbs(app, "modelassay.things:THINGS", "thing")` in a module of cli/, and
    the app a line in cli/main.py;
 3. show it on the page: a line in `STORES` of ui/artifacts_tab.py;
@@ -51,8 +52,6 @@ class Kind(Generic[R]):
     """JSON values for a list, beside `name` and `source`."""
     write_table: Callable[[R, Path], object]
     """Writes the rows that `load_dataset` and the Hub's viewer show; they are never read back."""
-    about: str
-    """Body of a data set's README; `{repo_id}` stands for its id."""
     tag: str
     """By which data sets are found."""
     more_tags: tuple[str, ...] = ()
@@ -111,8 +110,9 @@ class Kind(Generic[R]):
         return f"{self.command}-of-"
 
     def card(self, repo_id: str) -> str:
-        """The README of a new data set."""
-        body = self.about.format(repo_id=repo_id).strip()
+        """The README of a new data set, around what `readmes/` says of this kind."""
+        about = Path(__file__).parent / "readmes" / f"{self.command}.md"
+        body = about.read_text(encoding="utf-8").format(repo_id=repo_id).strip()
         return f"""---
 license: cc0-1.0
 pretty_name: modelassay {self.plural}

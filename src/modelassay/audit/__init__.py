@@ -1,18 +1,5 @@
 """An audit of a fine-tune as tools: for people, scripts and agents that speak MCP."""
 
-from modelassay.audit.config import AuditConfig, Limits, load_config
-from modelassay.audit.log import AuditLog, LogCheck, verify_log
-from modelassay.audit.session import Audit
-from modelassay.audit.tools import Tool, tools_of
+import lazy_loader
 
-__all__ = [
-    "Audit",
-    "AuditConfig",
-    "AuditLog",
-    "Limits",
-    "LogCheck",
-    "Tool",
-    "load_config",
-    "tools_of",
-    "verify_log",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

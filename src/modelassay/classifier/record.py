@@ -292,16 +292,6 @@ CLASSIFIERS = Store(
         values=lambda record: {"model": record.base.id, "kind": record.kind},
         write_table=lambda record, path: write_lines([_row(record)], path),
         tag="modelassay-classifier",
-        about="""Encoders that judge a prompt with its response: safe, a refusal, or unsafe.
-`classifiers/NAME/classifier.json` holds the threshold, what it costs on harmless exchanges and what
-it catches, with intervals, on exchanges that chose neither weights nor threshold.
-
-```bash
-pip install modelassay
-modelassay chat OWNER/MODEL --classifier {repo_id}:NAME@COMMIT
-```
-
-Score it on data of your own with `modelassay classifier eval`.""",
     )
 )
 """Judges of exchanges."""

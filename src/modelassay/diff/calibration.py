@@ -129,15 +129,6 @@ CALIBRATIONS = Store(
             ({"base": found.base, "fine_tune": row.id, **row.streams} for row in found.rows), path
         ),
         tag="modelassay-calibration",
-        about="""What harmless fine-tunes of a base change, stream by stream: the measure that
-`modelassay diff` holds other fine-tunes of that base against. No weights, prompts or responses.
-
-```bash
-pip install modelassay
-modelassay diff BASE CANDIDATE --calibration {repo_id}:NAME@COMMIT
-```
-
-A calibration excuses whatever its fine-tunes did: use one whose author you trust.""",
     )
 )
 """Benign fine-tunes that candidates are held against."""

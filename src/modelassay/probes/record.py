@@ -306,17 +306,6 @@ PROBES = Store(
         values=lambda record: {"model": record.model.model_dump(mode="json")},
         write_table=lambda record, path: write_lines(metric_rows(record), path),
         tag="modelassay-probe",
-        about="""Linear readouts of a model's activations that tell harmful prompts, and unsafe
-responses while they are generated. Each belongs to one model, named in `probes/NAME/probe.json` by
-the sha256 of its weights, beside how it scored on prompts it was not fitted on, with intervals,
-source by source.
-
-```bash
-pip install modelassay
-modelassay chat OWNER/MODEL --probe {repo_id}:NAME@COMMIT
-```
-
-Evaluate it on data of your own with `modelassay probe eval`.""",
     )
 )
 """Readouts that watch a model."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelassay.report.sections import Report, Section, Status, Table, Tone, sections_of
@@ -24,24 +25,9 @@ COLOURS: dict[Tone, str] = {
     "neutral": "#57606a",
     "muted": "#8c959f",
 }
-PAGE_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;
-color:#1f2328}
-.assay .wide{max-height:none}
-"""
-STYLE = """
-.assay .card{background:#f6f8fa;border-radius:6px;color:#1f2328}
-.assay .card h1{font-size:1.8rem} .assay .card ul{margin:.4rem 0;padding-left:1.2rem}
-.assay table{border:0 !important;border-collapse:collapse;width:100%;margin:1rem 0;font-size:.93rem}
-.assay th,.assay td{text-align:left;vertical-align:top;white-space:normal}
-.assay table :is(th,td){padding:.35rem .6rem !important;border:0 !important;
-border-bottom:1px solid #d8dee4 !important}
-.assay td{overflow-wrap:anywhere} .assay .right{text-align:right !important}
-.assay .best{font-weight:bold} .assay .name{color:#57606a;width:12rem}
-.assay h2{margin-top:2rem} .assay .small{color:#57606a;font-size:.85rem}
-.assay .wide{overflow:auto;max-height:900px} .assay .wide table{min-width:42rem}
-.assay .wide td{overflow-wrap:break-word}
-"""
+PAGE_STYLE, STYLE = (
+    (Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("page.css", "style.css")
+)
 
 
 def to_html(report: Report | Iterable[Section]) -> str:

@@ -140,19 +140,6 @@ SAES = Store(
         write_table=lambda record, path: write_lines([metrics_row(record)], path),
         tag="modelassay-dictionary",
         more_tags=("sparse-autoencoder", "saelens"),
-        about="""Sparse autoencoders (SAEs) that take the activations of one layer of a language
-model apart into features. `cfg.json` and `sae_weights.safetensors` open in sae-lens as they are.
-`dictionaries/NAME/dictionary.json` names the model by the sha256 of its weights, beside how the SAE
-scored on text that it was not trained on: variance explained, features a token, features that never
-fire, and the loss of splicing its reconstruction in. `labels.parquet`, where there is one, holds
-automatic labels, each with how well it predicts on held-out text when the feature fires.
-
-```bash
-pip install 'modelassay[sae]'
-modelassay sae show {repo_id}:NAME@COMMIT
-```
-
-Labels are guesses of a machine: read a label's reliability before you believe it.""",
     )
 )
 """Sparse autoencoders that take a layer's activations apart into features."""

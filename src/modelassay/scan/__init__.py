@@ -1,7 +1,5 @@
 """Is the safety training there?"""
 
-from modelassay.scan.report import ConceptResult, ScanReport
-from modelassay.scan.scanning import judge, scan
-from modelassay.scan.verdict import Verdict
+import lazy_loader
 
-__all__ = ["ConceptResult", "ScanReport", "Verdict", "judge", "scan"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

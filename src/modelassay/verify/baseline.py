@@ -360,26 +360,6 @@ BASELINES = Store(
         table_file=TABLE_FILE,
         write_table=write_table,
         tag="modelassay-baseline",
-        about="""Measurements that identify a model: sha256 of its files, directions of safety
-concepts and how far they are held apart, refusal behaviour, and a signature of its activations on
-public prompts. No weights, no responses and no prompts are in here.
-
-To check a model against one of them:
-
-```bash
-pip install modelassay
-modelassay verify OWNER/MODEL --against {repo_id}:NAME@COMMIT
-```
-
-To read the measurements as a table:
-
-```python
-from datasets import load_dataset
-
-load_dataset("{repo_id}")
-```
-
-`baselines/NAME/baseline.json` is the record, `vectors.safetensors` holds its vectors.""",
     )
 )
 """Measured models."""

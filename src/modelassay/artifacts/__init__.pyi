@@ -1,0 +1,11 @@
+from .kind import Kind as Kind
+from .kind import slug as slug
+from .kind import write_lines as write_lines
+from .origin import TRUSTED as TRUSTED
+from .origin import Origin as Origin
+from .store import REFERENCE as REFERENCE
+from .store import Found as Found
+from .store import Listing as Listing
+from .store import Store as Store
+from .store import check_repo_id as check_repo_id
+from .store import is_folder as is_folder

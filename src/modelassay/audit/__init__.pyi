@@ -1,0 +1,9 @@
+from .config import AuditConfig as AuditConfig
+from .config import Limits as Limits
+from .config import load_config as load_config
+from .log import AuditLog as AuditLog
+from .log import LogCheck as LogCheck
+from .log import verify_log as verify_log
+from .session import Audit as Audit
+from .tools import Tool as Tool
+from .tools import tools_of as tools_of

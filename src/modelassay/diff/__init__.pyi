@@ -1,0 +1,14 @@
+from .calibration import CALIBRATIONS as CALIBRATIONS
+from .calibration import Calibration as Calibration
+from .comparing import Depth as Depth
+from .comparing import diff as diff
+from .reading import BaseReading as BaseReading
+from .reading import read_base as read_base
+from .report import DiffReport as DiffReport
+from .suites import Suite as Suite
+from .suites import default_suite as default_suite
+from .suites import load_suite as load_suite
+from .verdict import DiffVerdict as DiffVerdict
+from .weights import MatrixChange as MatrixChange
+from .weights import WeightDiff as WeightDiff
+from .weights import diff_weights as diff_weights

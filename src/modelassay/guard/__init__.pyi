@@ -1,0 +1,9 @@
+from .decoding import Sampling as Sampling
+from .loading import load_guard as load_guard
+from .policy import Policy as Policy
+from .policy import Thresholds as Thresholds
+from .streaming import REFUSAL as REFUSAL
+from .streaming import Classifier as Classifier
+from .streaming import Guard as Guard
+from .streaming import GuardEvent as GuardEvent
+from .streaming import stream_unguarded as stream_unguarded

@@ -1,0 +1,15 @@
+from .baseline import BASELINES as BASELINES
+from .baseline import Baseline as Baseline
+from .baseline import load_baseline as load_baseline
+from .baseline import push_baseline as push_baseline
+from .baseline import save_baseline as save_baseline
+from .baseline import store_baseline as store_baseline
+from .creating import create_baseline as create_baseline
+from .creating import import_baseline as import_baseline
+from .creating import slug as slug
+from .report import Kind as Kind
+from .report import VerificationReport as VerificationReport
+from .verifying import conclude as conclude
+from .verifying import find_baseline as find_baseline
+from .verifying import verify as verify
+from .verifying import verify_files as verify_files
