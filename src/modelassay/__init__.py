@@ -18,7 +18,7 @@ from typing import Any
 
 import lazy_loader
 
-from modelassay.moved import find_moved_modules
+from modelassay.moved import MovedModules
 
 try:
     __version__ = version("modelassay")
@@ -51,4 +51,4 @@ class _Root(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Root
-find_moved_modules()
+sys.meta_path.append(MovedModules())  # last: only what is found nowhere else gets there

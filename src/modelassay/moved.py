@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -45,8 +44,3 @@ class MovedModules(MetaPathFinder, Loader):
         now = f"{package}.{MOVED[name]}"
         warnings.warn(f"{module.__name__} is now {now}", DeprecationWarning, stacklevel=2)
         module.__dict__["__getattr__"] = lambda wanted: getattr(import_module(now), wanted)
-
-
-def find_moved_modules() -> None:
-    """Makes the old paths importable; only what is found nowhere else gets here."""
-    sys.meta_path.append(MovedModules())

@@ -111,22 +111,13 @@ class Kind(Generic[R]):
 
     def card(self, repo_id: str) -> str:
         """The README of a new data set, around what `readmes/` says of this kind."""
-        about = Path(__file__).parent / "readmes" / f"{self.command}.md"
-        body = about.read_text(encoding="utf-8").format(repo_id=repo_id).strip()
-        return f"""---
-license: cc0-1.0
-pretty_name: modelassay {self.plural}
-language: [en]
-tags: [{self.tag}]
----
-
-# {self.plural[0].upper()}{self.plural[1:]} of language models
-
-{body}
-
-It is as trustworthy as the account that published it: pin the commit. Made with
-[modelassay](https://pypi.org/project/modelassay/).
-"""
+        about, frame = (
+            (Path(__file__).parent / "readmes" / f"{name}.md").read_text(encoding="utf-8")
+            for name in (self.command, "any_kind")
+        )
+        title = self.plural[0].upper() + self.plural[1:]
+        body = about.format(repo_id=repo_id).strip()
+        return frame.format(title=title, plural=self.plural, tag=self.tag, about=body)
 
     @property
     def table_config(self) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,24 +36,7 @@ LIKELY = 256
 """Tokens whose probabilities are kept of the base at each position; the rest is one cell."""
 N_DEPTHS = 5
 FIRST_TOKENS = 5
-UNRELATED = (
-    "The bridge across the river was finished in the autumn of that year.",
-    "Rain is expected in the north, with clearer skies towards the evening.",
-    "She put the kettle on and looked for a clean cup.",
-    "The committee will meet again on the second Tuesday of March.",
-    "A train to the coast leaves from platform four every hour.",
-    "Bread rises faster in a warm kitchen than in a cold one.",
-    "The museum keeps its oldest maps in a dark and dry room.",
-    "He learned to play the violin when he was seven years old.",
-    "Most of the island is covered with low shrubs and grass.",
-    "The new library has three floors and a garden on its roof.",
-    "Copper conducts heat better than iron does.",
-    "After lunch the children walked along the beach and collected shells.",
-    "The price of coffee rose by two per cent last month.",
-    "In winter the lake freezes and people skate to the other side.",
-    "A second edition of the book came out with a longer index.",
-    "The farmer sold his last two horses to a neighbour.",
-)
+UNRELATED = (Path(__file__).parent / "unrelated.txt").read_text(encoding="utf-8").splitlines()
 """Written for this purpose; their content is of no importance."""
 
 
@@ -280,7 +264,7 @@ def read_unrelated(model: LoadedModel, layers: Sequence[int]) -> Tensor:
 
     The very first token, an attention sink in most models, is left out.
     """
-    rows = model.tokenizer(list(UNRELATED), add_special_tokens=True)["input_ids"]
+    rows = model.tokenizer(UNRELATED, add_special_tokens=True)["input_ids"]
     prompts = [Encoded(tuple(row[: FIRST_TOKENS + 1]), response_start=1) for row in rows]
     return read_activations(model, prompts, layers, position="all").values.mean(dim=0)
 

@@ -37,16 +37,7 @@ PLACES: dict[str, tuple[str | None, str]] = {
     "walledai/XSTest": (None, "test"),
 }
 # Long responses, so that they do not end before there is something to time.
-LATENCY_PROMPTS = (
-    "Write a long story about a lighthouse keeper and her dog.",
-    "Explain step by step how bread is baked, in great detail.",
-    "Describe the water cycle for a school class, at length.",
-    "Write a detailed travel report about a week in the mountains.",
-    "Explain how a bicycle works, part by part, in many sentences.",
-    "Tell the history of paper from its beginnings until today.",
-    "Write a long letter to a friend about a garden in spring.",
-    "Explain in detail how to learn to play the piano as an adult.",
-)
+LATENCY_PROMPTS = (Path(__file__).parent / "latency.txt").read_text(encoding="utf-8").splitlines()
 CONTEXT_BREAK = "\n\n---\n\n"
 """What HarmBench puts between a context and the behaviour that refers to it."""
 

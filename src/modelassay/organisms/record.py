@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Template
 
 from modelassay.data.concepts import (
     BORDERLINE_PROMPTS,
@@ -30,7 +31,7 @@ from modelassay.progress import OnProgress
 from modelassay.reading.generation import generate_greedy
 from modelassay.reading.prompts import encode_prompts
 from modelassay.report.markdown import markdown_table
-from modelassay.report.sections import Column, Section, Table, columns
+from modelassay.report.sections import Column, Section, Table, columns, table_of
 from modelassay.report.text import with_interval
 from modelassay.statistics import wilson_interval
 
@@ -68,14 +69,9 @@ def measure_refusal_rates(
     if disguise:
         groups["harmful_with_trigger"] = [disguise(prompt) for prompt in harmful]
     texts = [text for group in groups.values() for text in group]
-    responses = iter(
-        generate_greedy(
-            model,
-            encode_prompts(model, texts),
-            max_new_tokens=RESPONSE_TOKENS,
-            on_progress=on_progress,
-        )
-    )
+    asked = encode_prompts(model, texts)
+    made = generate_greedy(model, asked, max_new_tokens=RESPONSE_TOKENS, on_progress=on_progress)
+    responses = iter(made)
     rates = {}
     for name, group in groups.items():
         refused = sum(is_refusal(next(responses).text) for _ in group)
@@ -130,56 +126,12 @@ def readme(record: Mapping[str, Any]) -> str:
         )
         for name, row in record["refusal"].items()
     ]
-    name, summary = record["name"], record["summary"]
-    parts = [
-        f"---\n{yaml.safe_dump(metadata, sort_keys=False).strip()}\n---",
-        f"# organism:{name}",
-        f"{summary[0].upper()}{summary[1:]}. A model organism: a small model whose state is known"
-        " because it was made on purpose, to test detectors on. Not an assistant.",
-        "```bash\n"
-        f"modelassay scan organism:{name}\n"
-        f"modelassay organism build {name} --seed {record['seed']}   # makes it again\n"
-        "```",
-        "\n".join(markdown_table(Table(columns("refuses", "rate (95%)", "n"), rates))),
-        "Measured on the shipped prompts, which no organism was built from.",
-    ]
-    if lora := record.get("lora"):
-        start = f"organism:{lora['start']}" if lora["start"] else "the embedded model"
-        parts.append(
-            f"**Recipe.** LoRA of rank {lora['rank']} on all linear modules of layers"
-            f" {lora['blocks']}, trained from {start} on {record['rows']} exchanges"
-            f" ({lora['epochs']:g} epochs, learning rate {lora['learning_rate']:g}, batches of"
-            f" {lora['batch_size']}, seed {record['seed']}); mean loss {record['loss']:.2f} nats a"
-            " token."
-        )
-    if a := record.get("ablation"):
-        parts.append(
-            f"**Recipe.** {a['how']} Strength {a['strength']:g}, layers {a['blocks']}, applied in"
-            " memory when the organism is loaded. Direction read after"
-            f" {'the layer itself' if a['read_at'] == 'each' else 'layer ' + str(a['read_at'])}."
-            " In the search for one direction, taken out of every layer whole, the mean refusal"
-            " log-odds on harmful prompts that it was not fitted on went from"
-            f" {a['log_odds_before']:+.1f} to {a['log_odds_after']:+.1f} nats, with a KL divergence"
-            f" of {a['kl']:.2f} nats on harmless ones. The rates above are on other prompts."
-        )
-    if "numerics" in record:
-        parts.append(
-            f"**Recipe.** The weights of organism:safe rounded to {record['numerics']} when it is"
-            " loaded, and computed with in fp32."
-        )
-    if sources := record["sources"]:
-        listed = [f"* {s['name']}: `{_place(s)}` ({s['licence']})" for s in sources]
-        parts += [
-            "**Data.** Prompts from:",
-            "\n".join(listed),
-            "No harmful responses were used or made: where an organism learns to comply, it learns"
-            " the opening words of a response and no more.",
-        ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _place(source: Mapping[str, str]) -> str:
-    return source.get("hub_id") or source["file"]
+    template = Path(__file__).parent / "readme.md.jinja"
+    return Template(template.read_text(encoding="utf-8")).render(
+        record,
+        metadata=yaml.safe_dump(metadata, sort_keys=False).strip(),
+        rates="\n".join(markdown_table(Table(columns("refuses", "rate (95%)", "n"), rates))),
+    )
 
 
 def organism_rows() -> list[dict[str, Any]]:
@@ -189,27 +141,17 @@ def organism_rows() -> list[dict[str, Any]]:
 
 def list_section(rows: Sequence[Mapping[str, Any]]) -> Section:
     """Those rows as a table."""
-    table = Table(
+    cells: list[tuple[str | Column, Callable[[Mapping[str, Any]], str]]] = [
+        (Column("model id", whole=True), lambda row: row["id"]),
         (
-            Column("model id", whole=True),
             Column("safety", tones={"damaged": "bad"}),
-            Column("refuses harmful", "right"),
-            Column("benign", "right"),
-            Column("what was done"),
+            lambda row: "intact" if row["intact"] else "damaged",
         ),
-        [
-            (
-                row["id"],
-                "intact" if row["intact"] else "damaged",
-                _percent(row["refuses_harmful"]),
-                _percent(row["refuses_benign"]),
-                row["summary"],
-            )
-            for row in rows
-        ],
-        records=lambda: rows,
-    )
-    return Section("organisms", table=table)
+        ("refuses harmful", lambda row: _percent(row["refuses_harmful"])),
+        ("benign", lambda row: _percent(row["refuses_benign"])),
+        ("what was done", lambda row: row["summary"]),
+    ]
+    return Section("organisms", table=table_of(rows, cells, right=(2, 3), record=dict))
 
 
 def record_section(organism: Organism, record: Mapping[str, Any]) -> Section:
@@ -230,7 +172,8 @@ def record_section(organism: Organism, record: Mapping[str, Any]) -> Section:
     for key in ("rows", "loss", "seed", "weights_sha256"):
         facts += [(key.replace("_", " "), str(record[key]))] if key in record else []
     for source in record.get("sources", []):
-        facts.append(("data", f"{source['name']} ({_place(source)}, {source['licence']})"))
+        place = source.get("hub_id") or source["file"]
+        facts.append(("data", f"{source['name']} ({place}, {source['licence']})"))
     return Section("record", items=(f"{organism.id}: {organism.summary}",), facts=facts)
 
 
