@@ -282,6 +282,7 @@ def test_the_hub_s_errors_get_one_line(site, baseline, status, code, monkeypatch
 
 
 def test_offline_what_was_pulled_still_verifies(site, baseline, tiny_folder, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
     pushed = push_baseline(baseline, REPO, token=MINE)
     find_baseline(REPO)
     site.close()
