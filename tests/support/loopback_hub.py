@@ -203,6 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
     timeout = 60  # a connection that nobody uses ends by itself
+    disable_nagle_algorithm = True  # header and body are two packets; the second would wait 40 ms
 
     def do_GET(self) -> None:
         self.hub.connections.add(self.connection)
