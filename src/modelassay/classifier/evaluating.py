@@ -20,10 +20,10 @@ from modelassay.classifier.augmenting import stream_prefixes
 from modelassay.classifier.model import UNSAFE, ExchangeClassifier
 from modelassay.classifier.record import (
     CLASSIFIERS,
-    Calibration,
     ClassifierMetrics,
     ClassifierRecord,
     ClassMetrics,
+    ThresholdRates,
     write_record,
 )
 from modelassay.data.labelled import LABELS, LabelledExchange, prompt_groups, require_classes
@@ -118,7 +118,7 @@ def _of_class(confusion: np.ndarray, i: int) -> ClassMetrics:
     )
 
 
-class ThresholdFit(Calibration):
+class ThresholdFit(ThresholdRates):
     """A threshold with its costs and its use."""
 
     threshold: float
@@ -207,8 +207,8 @@ def calibrated(
     )
 
 
-def _rates(found: ThresholdFit) -> Calibration:
-    return Calibration(**found.model_dump(exclude={"threshold"}))
+def _rates(found: ThresholdFit) -> ThresholdRates:
+    return ThresholdRates(**found.model_dump(exclude={"threshold"}))
 
 
 def recalibrate(

@@ -19,8 +19,9 @@ from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import Sha256, Share
 from modelassay.hub import REPO_ID, check_weight_files, fetch_model, is_main_head
 from modelassay.models.identity import hash_file
+from modelassay.report.base import Report
 from modelassay.report.charts import new_figure
-from modelassay.report.sections import Report, Section, Table, columns
+from modelassay.report.sections import Section, Table, columns
 from modelassay.report.text import with_interval
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Lora(_Part):
     alpha: float = Field(gt=0, le=4096)
 
 
-class Calibration(_Part):
+class ThresholdRates(_Part):
     """How a threshold was chosen, what it costs and what it catches; see `evaluating`."""
 
     target_block_rate: Share
@@ -72,7 +73,7 @@ class Calibration(_Part):
     n: int = Field(ge=1)
     """Benign streams."""
     n_unsafe: int = Field(ge=0)
-    held_out: Calibration | None = None
+    held_out: ThresholdRates | None = None
     """Rates at the same threshold on exchanges that chose neither weights nor threshold."""
 
 
@@ -167,7 +168,7 @@ class ClassifierRecord(_Part):
         ge=0, le=1.000001
     )  # just above the highest benign risk, which may be 1
     """Of P(unsafe_compliance), from which a response counts as unsafe."""
-    calibration: Calibration | None = None
+    calibration: ThresholdRates | None = None
     metrics: ClassifierMetrics | None = None
     """On held-out prompts."""
     data: TrainedOn = TrainedOn()

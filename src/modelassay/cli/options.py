@@ -196,7 +196,7 @@ Layers = Annotated[tuple[int, ...] | None, From(_layers)]
 
 
 @dataclass(frozen=True)
-class Limits:
+class ThresholdOptions:
     """Risks at which a guard acts, as they were given; None leaves the probe's own."""
 
     pause: float | None
@@ -230,8 +230,8 @@ def _response_limits(
     block: Annotated[
         float | None, typer.Option(help="Risk of the response from which it is refused.")
     ] = None,
-) -> Limits:
-    return Limits(pause, block)
+) -> ThresholdOptions:
+    return ThresholdOptions(pause, block)
 
 
 def _prompt_limits(
@@ -242,8 +242,8 @@ def _prompt_limits(
     prompt_block: Annotated[
         float | None, typer.Option(help="Risk of the prompt from which it is refused.")
     ] = None,
-) -> Limits:
-    return Limits(prompt_pause, prompt_block)
+) -> ThresholdOptions:
+    return ThresholdOptions(prompt_pause, prompt_block)
 
 
 def _guard_parts(
@@ -267,9 +267,9 @@ def _sampling(
     return Sampling(temperature=temperature, top_p=top_p, seed=seed)
 
 
-ResponseLimits = Annotated[Limits, From(_response_limits)]
+ResponseLimits = Annotated[ThresholdOptions, From(_response_limits)]
 """--pause and --block."""
-PromptLimits = Annotated[Limits, From(_prompt_limits)]
+PromptLimits = Annotated[ThresholdOptions, From(_prompt_limits)]
 """--prompt-pause and --prompt-block."""
 GuardParts = Annotated[dict[str, Any], From(_guard_parts)]
 """--probe and --classifier, as `load_guard` takes them."""

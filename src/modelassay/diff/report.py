@@ -22,6 +22,7 @@ from modelassay.diff.verdict import BY_NAME, DiffVerdict, Findings, Level, Suspi
 from modelassay.diff.weights import WeightDiff
 from modelassay.files.provenance import redact
 from modelassay.models import ModelIdentity
+from modelassay.report.base import Report
 from modelassay.report.charts import (
     NEGATIVE,
     NULL,
@@ -31,16 +32,7 @@ from modelassay.report.charts import (
     error_bars,
     new_figure,
 )
-from modelassay.report.sections import (
-    Column,
-    Report,
-    Section,
-    Status,
-    Table,
-    Tone,
-    columns,
-    table_of,
-)
+from modelassay.report.sections import Column, Section, Status, Table, Tone, columns, table_of
 from modelassay.report.text import cut, p_text, plain_line, quoted, with_interval
 
 if TYPE_CHECKING:

@@ -25,8 +25,9 @@ from modelassay.models import LoadedModel
 from modelassay.progress import OnPhase, silent
 from modelassay.reading.generation import end_tokens, greedy_config
 from modelassay.reading.prompts import encode_chat
+from modelassay.report.base import Report
 from modelassay.report.charts import LINE, NEGATIVE, error_bars, new_figure
-from modelassay.report.sections import Report, Section, Table, columns
+from modelassay.report.sections import Section, Table, columns
 from modelassay.report.text import with_interval
 
 if TYPE_CHECKING:

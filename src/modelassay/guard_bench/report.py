@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from modelassay.guard_bench.results import Arm, BenchRow
 from modelassay.guard_bench.suites import SuiteData
+from modelassay.report.base import Report
 from modelassay.report.charts import NEGATIVE, POSITIVE, error_bars, new_figure
 from modelassay.report.json import published
-from modelassay.report.sections import Report, Section, Table, columns
+from modelassay.report.sections import Section, Table, columns
 from modelassay.statistics import newcombe_interval, wilson_interval
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from modelassay.probes.features import read_spans
 from modelassay.probes.head import block_rates, span_risks
 from modelassay.probes.record import Probe, SourceMetrics
 from modelassay.progress import OnProgress
+from modelassay.report.base import Report
 from modelassay.report.charts import LINE, PALETTE, error_bars, new_figure
-from modelassay.report.sections import Report, Section, Table, columns
+from modelassay.report.sections import Section, Table, columns
 from modelassay.report.text import share_text, with_interval
 from modelassay.statistics import (
     BinaryMetrics,

@@ -1,9 +1,9 @@
+from .base import Report as Report
 from .html import to_html as to_html
 from .json import to_dict as to_dict
 from .json import to_json as to_json
 from .markdown import to_markdown as to_markdown
 from .sections import Column as Column
-from .sections import Report as Report
 from .sections import Section as Section
 from .sections import Status as Status
 from .sections import Table as Table

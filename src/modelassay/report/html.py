@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelassay.report.sections import Report, Section, Status, Table, Tone, sections_of
+from modelassay.report.sections import HasSections, Section, Status, Table, Tone, sections_of
 from modelassay.report.text import plain_line
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ PAGE_STYLE, STYLE = (
 )
 
 
-def to_html(report: Report | Iterable[Section]) -> str:
+def to_html(report: HasSections | Iterable[Section]) -> str:
     """A whole document: verdict, tables, charts, provenance."""
     sections = sections_of(report)
     figures = [section.chart() if section.chart else None for section in sections]
@@ -49,7 +49,7 @@ def to_html(report: Report | Iterable[Section]) -> str:
     )
 
 
-def fragment(report: Report | Iterable[Section]) -> str:
+def fragment(report: HasSections | Iterable[Section]) -> str:
     """The same without its charts, with its style, to stand in a notebook or on another page."""
     body = "".join(section_html(section) for section in sections_of(report))
     return f'<div class="assay"><style>{STYLE}</style>{body}</div>'

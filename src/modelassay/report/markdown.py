@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable
 from html import escape
 
-from modelassay.report.sections import Report, Section, Table, sections_of
+from modelassay.report.sections import HasSections, Section, Table, sections_of
 from modelassay.report.text import plain_line
 
 
-def to_markdown(report: Report | Iterable[Section]) -> str:
+def to_markdown(report: HasSections | Iterable[Section]) -> str:
     """All sections but their charts."""
     lines: list[str] = []
     for section in sections_of(report):

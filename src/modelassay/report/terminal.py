@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table as Grid
 from rich.text import Text
 
-from modelassay.report.sections import Report, Section, Status, Table, Tone, sections_of
+from modelassay.report.sections import HasSections, Section, Status, Table, Tone, sections_of
 from modelassay.report.text import plain_line
 
 STYLES: dict[Tone, str] = {
@@ -22,7 +22,7 @@ STYLES: dict[Tone, str] = {
 }
 
 
-def print_report(report: Report | Iterable[Section], console: Console) -> None:
+def print_report(report: HasSections | Iterable[Section], console: Console) -> None:
     """Prints all sections; a verdict that leads the report comes last, next to the prompt.
 
     Args:
@@ -54,7 +54,7 @@ def print_report(report: Report | Iterable[Section], console: Console) -> None:
         _print_status(sections[0].status, console)
 
 
-def to_text(report: Report | Iterable[Section], *, width: int = 80) -> str:
+def to_text(report: HasSections | Iterable[Section], *, width: int = 80) -> str:
     """The same as plain text, without colours."""
     console = Console(width=width, color_system=None, force_terminal=False, force_jupyter=False)
     with console.capture() as captured:

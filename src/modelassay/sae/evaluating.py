@@ -25,8 +25,9 @@ from modelassay.reading.activations import read_activations
 from modelassay.reading.batching import pad
 from modelassay.reading.hooks import rewrite
 from modelassay.reading.prompts import Encoded
+from modelassay.report.base import Report
 from modelassay.report.charts import PALETTE, new_figure
-from modelassay.report.sections import Report, Section, Table, columns
+from modelassay.report.sections import Section, Table, columns
 from modelassay.sae.stream import encode_contexts
 
 if TYPE_CHECKING:

@@ -62,7 +62,7 @@ class Fired:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class FeatureEvidence:
     """Of all features of an SAE."""
 
     density: Tensor
@@ -115,7 +115,7 @@ def gather_evidence(
     tokens: int,
     context: int,
     on_progress: OnProgress | None = None,
-) -> Evidence:
+) -> FeatureEvidence:
     """Reads a stream of texts until enough tokens were seen.
 
     Args:
@@ -148,7 +148,7 @@ def gather_evidence(
     if not seen:
         raise InputError("The texts to label features with are empty.")
     values, windows = strongest.kept()
-    return Evidence(fired.double() / seen, values, windows, drawn.kept()[1][:, :, :2], seen)
+    return FeatureEvidence(fired.double() / seen, values, windows, drawn.kept()[1][:, :, :2], seen)
 
 
 class _Strongest:
@@ -168,7 +168,7 @@ class _Strongest:
             self._merge()
 
     def kept(self) -> tuple[Tensor, Tensor]:
-        """Values and windows, as in `Evidence`."""
+        """Values and windows, as in `FeatureEvidence`."""
         self._merge()
         there = self.values > 0
         return self.values, torch.where(there[:, :, None], self.windows, -1).long()

@@ -21,7 +21,7 @@ from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress
 from modelassay.report.text import plain_line
 from modelassay.sae.evidence import (
-    Evidence,
+    FeatureEvidence,
     Scores,
     count_predictions,
     gather_evidence,
@@ -155,7 +155,7 @@ def label_features(
 class _Shared:
     """What the firings of each feature have in common."""
 
-    def __init__(self, found: Evidence, vocabulary: Vocabulary) -> None:
+    def __init__(self, found: FeatureEvidence, vocabulary: Vocabulary) -> None:
         middle = found.windows.shape[2] // 2
         # [width, firing, 2]: the token before, and the one that fired; the strongest come first.
         pairs = torch.cat([found.windows[:, :, middle - 1 : middle + 1], found.sampled], dim=1)
@@ -201,7 +201,7 @@ def _most_common(groups: torch.Tensor) -> torch.Tensor:
 
 def _row(
     feature: int,
-    found: Evidence,
+    found: FeatureEvidence,
     shared: _Shared,
     scores: Scores,
     promoted: Sequence[int],

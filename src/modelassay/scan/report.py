@@ -10,9 +10,10 @@ from modelassay.measures.erased_directions import AblationEvidence
 from modelassay.measures.refusal import RefusalEvidence
 from modelassay.measures.separation import Separation
 from modelassay.models import ModelIdentity
+from modelassay.report.base import Report
 from modelassay.report.charts import LINE, NEGATIVE, NULL, PALETTE, POSITIVE, error_bars, new_figure
 from modelassay.report.json import published
-from modelassay.report.sections import Column, Report, Section, Status, Table, Tone
+from modelassay.report.sections import Column, Section, Status, Table, Tone
 from modelassay.report.text import p_text, with_interval
 from modelassay.scan.verdict import (
     SELECTIVITY_PASS,

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelassay.report.sections import Report, Section, Table, columns
+from modelassay.report.base import Report
+from modelassay.report.sections import Section, Table, columns
 from modelassay.report.text import counted, cut
 from modelassay.triage.duplicates import NearDuplicates
 from modelassay.triage.looking import Lengths, SearchResult, Summary

@@ -26,7 +26,7 @@ from modelassay.measures.examination import Evidence
 from modelassay.measures.weight_sketch import WeightChange, compare_sketches
 from modelassay.report.text import number_runs
 from modelassay.verify.baseline import Baseline
-from modelassay.verify.report import Check, Differences, Judgement, Kind
+from modelassay.verify.report import Check, Differences, Finding, Kind
 
 OTHER_MODEL_CHANGE = 0.9
 """Relative change of the weights. Unrelated ones differ by about 1.4; 4-bit rounding and training
@@ -131,12 +131,12 @@ def tolerances(found: Differences) -> tuple[float, float]:
     return floor + ROUNDING_GAIN * size, log_odds_floor + LOG_ODDS_GAIN * size
 
 
-def judge(found: Differences) -> Judgement:
+def judge(found: Differences) -> Finding:
     """The rule at the top of this module."""
     weights = found.weights
     far = max(found.distances.values(), default=0.0)
     if weights is None and not found.same_tokens:
-        return Judgement(
+        return Finding(
             None,
             "The tokenizer or chat template makes other tokens of the same prompts, and the weights"
             " cannot be compared one by one: nothing can be said but that the files differ.",
@@ -145,7 +145,7 @@ def judge(found: Differences) -> Judgement:
     if weights is not None and weights.mark is not None:
         mark = weights.mark
         which = "A direction" if mark.shared else "A direction of its own"
-        return Judgement(
+        return Finding(
             Kind.ABLATED,
             f"{which} was taken out of {len(mark.layers)} layers at strength {mark.strength:.2f}:"
             " the change of the weights is of the form that only directional ablation makes.",
@@ -155,23 +155,23 @@ def judge(found: Differences) -> Judgement:
     else:
         what, apart, limit = "Weights", _median(weights), OTHER_MODEL_CHANGE
     if apart >= limit:
-        return Judgement(
+        return Finding(
             Kind.OTHER_MODEL,
             f"{what} are unrelated to the baseline's (relative distance {apart:.2f}): another model"
             " of the same architecture.",
         )
     if found.ablated:
-        return Judgement(
+        return Finding(
             Kind.ABLATED,
             "A direction has been erased from the weights that the baseline's model has: the mark"
             " of abliteration.",
         )
     if weights is not None and (said := _uneven(weights)):
-        return Judgement(Kind.FINE_TUNE, said)
+        return Finding(Kind.FINE_TUNE, said)
     return _judge_even(found, far)
 
 
-def _judge_even(found: Differences, far: float) -> Judgement:
+def _judge_even(found: Differences, far: float) -> Finding:
     """Of weights that changed alike in all layers, or are packed."""
     weights = found.weights
     size = None if weights is None else _median(weights)
@@ -180,27 +180,27 @@ def _judge_even(found: Differences, far: float) -> Judgement:
     allowed, allowed_log_odds = tolerances(found)
     inside = far <= allowed and found.log_odds_rms <= allowed_log_odds
     if not found.same_tokens:
-        return Judgement(
+        return Finding(
             Kind.RECAST,
             f"The weights changed evenly by {size:.2%}, as rounding changes them; the tokenizer or"
             " chat template makes other tokens, so that activations cannot confirm it.",
             verified=None,
         )
     if not inside and found.quantized:
-        return Judgement(
+        return Finding(
             Kind.RECAST,
             f"{changed or 'Packed weights moved ' + moved}: computing with packed weights moves"
             " them too, so this can be rounding or a fine-tune. Verify a copy with plain weights.",
             verified=None,
         )
     if not inside:
-        return Judgement(
+        return Finding(
             Kind.FINE_TUNE,
             f"{changed or 'The weights are others: they moved ' + moved}, more than rounding does:"
             " the weights were changed.",
         )
     if weights is None or size is None:
-        return Judgement(
+        return Finding(
             Kind.RECAST,
             f"The weights are other files, and cannot be compared one by one; they moved {moved},"
             " no more than rounding does. It is probably the same model; it is not proved.",
@@ -208,28 +208,28 @@ def _judge_even(found: Differences, far: float) -> Judgement:
         )
     if weights.nothing:
         reason = "The weights are the baseline's to the last digit, in other files."
-        return Judgement(Kind.RECAST, reason, verified=True)
+        return Finding(Kind.RECAST, reason, verified=True)
     if size > DIGITS and not _explains(found.grids, size):
         if _explains(found.baseline_grids, size):
-            return Judgement(
+            return Finding(
                 Kind.RECAST,
                 f"{changed}. The baseline's weights are rounded that much and these are not, so"
                 " they can be what it was rounded from, or a changed copy.",
                 verified=None,
             )
-        return Judgement(
+        return Finding(
             Kind.FINE_TUNE,
             f"{changed}. Rounding would have left numbers of a coarser format, and these are not:"
             " the weights were changed.",
         )
     if size > COARSE:
-        return Judgement(
+        return Finding(
             Kind.RECAST,
             f"{changed}, as coarse rounding does; a light fine-tune would hide in it. Verify a copy"
             " in 8 bits or more.",
             verified=None,
         )
-    return Judgement(
+    return Finding(
         Kind.RECAST,
         f"{changed}: no more than rounding does. It is the baseline's model in other numbers.",
         verified=True,

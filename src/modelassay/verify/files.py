@@ -17,7 +17,7 @@ from modelassay.models.identity import hash_chat_template, hash_file, hash_token
 from modelassay.models.loading import load_config, load_tokenizer
 from modelassay.models.sources import ADAPTER_CONFIG, Source, read_json
 from modelassay.verify.baseline import FileHashes
-from modelassay.verify.report import Check, Judgement, Kind
+from modelassay.verify.report import Check, Finding, Kind
 
 VOLATILE_SETTINGS = (
     "_name_or_path",
@@ -158,26 +158,24 @@ def compare_files(
     )
 
 
-def judge_files(
-    checks: tuple[Check, ...], mine: FileHashes, theirs: FileHashes
-) -> Judgement | None:
+def judge_files(checks: tuple[Check, ...], mine: FileHashes, theirs: FileHashes) -> Finding | None:
     """The kind of difference and the reason where files decide it; None where they don't."""
     if shape := other_shape(mine.config, theirs.config):
-        return Judgement(Kind.OTHER_ARCHITECTURE, shape)
+        return Finding(Kind.OTHER_ARCHITECTURE, shape)
     if checks[0].outcome == "differs":
         return None
     if changed := wrapping_changes(checks):
         reason = f"The weights are the baseline's, file by file, but {'; '.join(changed)}."
-        return Judgement(Kind.REWRAPPED, reason)
+        return Finding(Kind.REWRAPPED, reason)
     reason = "Every weight file has the baseline's sha256."
-    return Judgement(Kind.IDENTICAL, reason, verified=True)
+    return Finding(Kind.IDENTICAL, reason, verified=True)
 
 
-def judge_shape(mine: FileHashes, theirs: ModelIdentity) -> Judgement | None:
+def judge_shape(mine: FileHashes, theirs: ModelIdentity) -> Finding | None:
     """The same by the architecture alone, for a baseline of ams-scanner, which has no hashes."""
     stated = (f'"{theirs.architecture}"', str(theirs.hidden_size), str(theirs.n_layers))
     shape = other_shape(mine.config, dict(zip(SHAPE_SETTINGS, stated, strict=True)))
-    return Judgement(Kind.OTHER_ARCHITECTURE, shape) if shape else None
+    return Finding(Kind.OTHER_ARCHITECTURE, shape) if shape else None
 
 
 def other_shape(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:

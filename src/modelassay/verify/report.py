@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modelassay.artifacts import Origin
 from modelassay.measures.weight_sketch import WeightChange
+from modelassay.report.base import Report
 from modelassay.report.charts import PALETTE, bars_of_change, new_figure
-from modelassay.report.sections import Column, Report, Section, Status, Tone, table_of
+from modelassay.report.sections import Column, Section, Status, Tone, table_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -102,7 +103,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Finding:
     """The kind of difference, and whether it leaves the model what it claims to be."""
 
     kind: Kind | None

@@ -34,7 +34,7 @@ from modelassay.verify.files import (
 from modelassay.verify.report import (
     Check,
     Differences,
-    Judgement,
+    Finding,
     Kind,
     VerificationReport,
 )
@@ -174,7 +174,7 @@ def conclude(
 
 def _of_measured(
     info: ModelIdentity, files: FileHashes, baseline: Baseline, differences: Differences
-) -> tuple[Judgement, tuple[Check, ...]]:
+) -> tuple[Finding, tuple[Check, ...]]:
     """What hashes, weights and activations tell together."""
     theirs = baseline.index.files
     converted = info.quantization == "gguf"
@@ -185,13 +185,11 @@ def _of_measured(
         untouched = differences.weights is not None and differences.weights.nothing
         if judgement.kind is Kind.RECAST or (judgement.kind is Kind.FINE_TUNE and untouched):
             reason = "The weights are the baseline's" if untouched else judgement.reason
-            judgement = Judgement(
-                Kind.REWRAPPED, f"{reason.rstrip('.')}, but {'; '.join(changed)}."
-            )
+            judgement = Finding(Kind.REWRAPPED, f"{reason.rstrip('.')}, but {'; '.join(changed)}.")
     return judgement, (*checks, *measured_checks(differences))
 
 
-def _of_imported(instrument: str, differences: Differences) -> tuple[Judgement, tuple[Check, ...]]:
+def _of_imported(instrument: str, differences: Differences) -> tuple[Finding, tuple[Check, ...]]:
     """What a baseline of another tool can tell beside the architecture: no identity."""
     reason = (
         f"The baseline was made by {instrument}: it has no hashes of single files, and its"
@@ -203,13 +201,13 @@ def _of_imported(instrument: str, differences: Differences) -> tuple[Judgement, 
         for name, values in differences.cosines.items()
         for layer, value in values.items()
     )
-    return Judgement(None, reason, verified=None), tuple(checks)
+    return Finding(None, reason, verified=None), tuple(checks)
 
 
 def _report(
     model_id: str,
     commit: str | None,
-    judgement: Judgement,
+    judgement: Finding,
     checks: tuple[Check, ...],
     differences: Differences | None,
     baseline: Baseline,
