@@ -1,4 +1,4 @@
-"""A trained classifier judges prompts that it has not seen, and is written whole or not at all."""
+"""A trained classifier judges held-out prompts, and is written whole or not at all."""
 
 from __future__ import annotations
 

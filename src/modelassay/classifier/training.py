@@ -103,7 +103,7 @@ def split_rows(rows: Sequence[LabelledExchange], group_by: Sequence[str] | None 
     groups = prompt_groups(list(group_by) if group_by else [row.prompt for row in rows])
     if len(np.unique(groups)) < MIN_GROUPS:
         raise InputError(
-            f"A classifier is stopped and scored on prompts that it has not seen; the data have"
+            f"A classifier is stopped and scored on held-out prompts; the data have"
             f" fewer than {MIN_GROUPS} different ones."
         )
     everything = np.arange(len(rows))

@@ -160,7 +160,7 @@ class _Run:
                 lr_warm_up_steps=min(200, steps // 10),
                 lr_decay_steps=steps // 5,
                 device=str(model.device),
-                # A feature that a twentieth of the run has not seen fire gets the auxiliary loss.
+                # A feature that stays silent for a twentieth of the run gets the auxiliary loss.
                 dead_feature_window=max(steps // 20, 20),
             ),
             self.sae,

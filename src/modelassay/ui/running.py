@@ -191,7 +191,7 @@ def plain(text: str) -> str:
 
 
 def under_way(line: str) -> str:
-    """A status line of something that has not ended; the last line of a run must not have this."""
+    """A status line of something that still runs; the last line of a run must not have this."""
     return MARK + line
 
 
