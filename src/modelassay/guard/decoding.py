@@ -5,11 +5,12 @@ blocks come from hooks on that pass, so reading them costs no second one. Betwee
 is in place and no mode of torch is entered: a generator may be resumed from any thread, dropped at
 any point, and share its model with others.
 
-Token ids become text a complete character at a time (`IncrementalText`).
+Token ids become text as soon as it is final (`IncrementalText`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,49 +23,117 @@ from modelassay.models import LoadedModel
 from modelassay.reading.hooks import capture
 
 UNFINISHED = "\ufffd"
-"""What a tokenizer decodes part of a character to."""
-MOST_BYTES = 8
-"""Tokens after which a character that stays unfinished is taken for what was generated."""
+"""What a tokenizer decodes a byte to that is no character yet."""
+MOST_UNFINISHED = 3
+"""Bytes that a character can still wait to be completed with."""
+WINDOW = 16
+"""Tokens that the next ones are decoded with; at most twice as many are decoded at a time."""
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class IncrementalText:
-    """Decodes a response piece by piece, as decoding it whole would.
+    """Decodes a response piece by piece, to the text that decoding it whole gives.
 
-    Byte-level tokenizers split characters over tokens, and SentencePiece ones drop the space before
-    a first word, so a token cannot be decoded alone: the difference between two decodings, with and
-    without the new tokens, is what they add.
+    What a token adds depends on those around it. Byte-level tokenizers split characters over
+    tokens, SentencePiece drops the space before the first word, and WordPiece marks what continues
+    a word. So the last tokens are decoded together, and what is new at the end is given out, except
+    for what a later token can still change: the bytes of an unfinished character, a run of byte
+    tokens (tokenizers decodes it as one, and to nothing but replacement characters if its end is
+    cut), and the words that a clean-up of spaces may still join.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         """Starts an empty response."""
         self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self.context = 0  # first token that the next ones are decoded with
-        self.shown = 0  # tokens whose text has been given out
+        self._window: list[int] = []
+        self._given = 0  # characters of the window's text that were given out
+        self._skipped: dict[int, bool] = {}
+        self._spaces = _CleanUp(tokenizer) if _cleans_up(tokenizer) else None
 
     def push(self, token: int) -> str:
-        """Adds a token; returns the text that is complete now, often one word, or nothing."""
-        self.ids.append(token)
-        text = self._new_text()
-        if text.endswith(UNFINISHED) and len(self.ids) - self.shown < MOST_BYTES:
+        """Adds a token; returns the text that is final now, often one word, or nothing."""
+        if self._is_skipped(token):
             return ""
-        self.context, self.shown = self.shown, len(self.ids)
-        return text
+        self._window.append(token)
+        if _BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(token))):
+            return ""
+        text = self._decode(self._window)
+        end = len(text) - _unfinished(text)
+        new, self._given = text[self._given : end], max(self._given, end)
+        if len(self._window) >= 2 * WINDOW:
+            self._shorten()
+        return self._spaces.push(new) if self._spaces else new
 
     def flush(self) -> str:
-        """The rest, when no token follows: a character that stayed unfinished is dropped."""
-        text = self._new_text().rstrip(UNFINISHED)
-        self.context = self.shown = len(self.ids)
-        return text
+        """The rest, when no token follows; bytes that stayed unfinished come as decoded whole."""
+        new = self._decode(self._window)[self._given :] if self._window else ""
+        self._window, self._given = [], 0
+        return self._spaces.push(new) + self._spaces.flush() if self._spaces else new
 
-    def _new_text(self) -> str:
-        before = self._decode(self.ids[self.context : self.shown])
-        return self._decode(self.ids[self.context :])[len(before) :]
+    def _shorten(self) -> None:
+        """Forgets the first tokens of the window, unless the rest may be stripped as spaces."""
+        window = self._window[-WINDOW:]
+        text = self._decode(window)
+        given = len(text) - _unfinished(text)
+        if text[:given].strip() or given > WINDOW // 2:
+            self._window, self._given = window, given
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def _is_skipped(self, token: int) -> bool:
+        """Whether a token is a special one, which decoding takes out before anything else."""
+        if token not in self._skipped:
+            shown = self._decode([token]) or not self._decode([token], skip_special_tokens=False)
+            self._skipped[token] = not shown
+        return self._skipped[token]
+
+    def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(ids),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
         )
+
+
+def _unfinished(text: str) -> int:
+    """Characters at the end of a text that further bytes may still complete."""
+    tail = text[-MOST_UNFINISHED:]
+    return len(tail) - len(tail.rstrip(UNFINISHED))
+
+
+def _cleans_up(tokenizer: Any) -> bool:
+    """Whether decoding ends with a clean-up of spaces; of BPE, transformers leaves it out."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    forced = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+    is_bpe = backend is not None and type(backend.model).__name__ == "BPE"
+    wanted = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
+    return wanted and (not is_bpe or bool(getattr(tokenizer, forced, False)))
+
+
+class _CleanUp:
+    """transformers' clean-up of spaces before punctuation and English contractions, in pieces.
+
+    It replaces " ." by "." and the like, each over the whole text. A text can be cut before a space
+    that follows a letter or digit: nothing that is replaced reaches over such a place, except
+    " n ' t", which becomes "n't" in two steps.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.held = ""
+
+    def push(self, text: str) -> str:
+        """The cleaned text that can no longer change."""
+        start = len(self.held)  # no earlier space is a place to cut
+        self.held += text
+        cut = self.held.rfind(" ", start)
+        while cut > 0 and not (self.held[cut - 1].isalnum() and self.held[cut - 2 : cut] != " n"):
+            cut = self.held.rfind(" ", start, cut)
+        ready, self.held = self.held[: max(0, cut)], self.held[max(0, cut) :]
+        return self.tokenizer.clean_up_tokenization(ready)
+
+    def flush(self) -> str:
+        """The rest, when no text follows."""
+        ready, self.held = self.held, ""
+        return self.tokenizer.clean_up_tokenization(ready)
 
 
 class StopStrings:
