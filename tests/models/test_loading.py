@@ -152,7 +152,7 @@ def test_broken_gguf_files(tiny_folder, gguf_file, tmp_path):
     assert "not a GGUF file" in refusal(InputError, text)
     short = tmp_path / "short.gguf"
     short.write_bytes(gguf_file.read_bytes()[:30_000])
-    assert "Cannot load" in refusal(InputError, short)
+    assert "short.gguf cannot be read as a GGUF file" in refusal(InputError, short)
     mute = write_gguf(tiny_folder(), tmp_path / "mute.gguf", tokenizer=False)
     assert "Cannot load the tokenizer" in refusal(InputError, mute)
     name = "model.layers.2.mlp.up_proj.weight"

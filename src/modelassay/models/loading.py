@@ -19,6 +19,9 @@ from typing_extensions import Unpack
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models.explain import cause_of, explain_loading
 from modelassay.models.finding import find_sources
+from modelassay.models.gguf import check_tensors, read_gguf
+from modelassay.models.gguf_settings import complete_config
+from modelassay.models.gguf_tokens import complete_tokenizer
 from modelassay.models.identity import (
     ModelIdentity,
     hash_chat_template,
@@ -215,11 +218,10 @@ def pick_device(device: str) -> torch.device:
 def _load_base(
     source: Source, device_map: Any, dtype: str, quantization: str | None, trust_remote_code: bool
 ) -> tuple[Any, Any]:
-    import transformers
 
     where = _where(source, trust_remote_code)
     with explain_loading(source.id):
-        config = transformers.AutoConfig.from_pretrained(**where)
+        config = _read_config(where, source)
         check_architecture(config)
         tokenizer = _load_tokenizer(where, source)
         # Weights of another shape are taken as missing, because the report then names them.
@@ -228,6 +230,7 @@ def _load_base(
         if source.gguf_file:
             if quantization:
                 raise InputError("A GGUF file is already quantised; leave --load-8bit/4bit out.")
+            options["config"] = config
         else:
             options["use_safetensors"] = True
         if quantization:
@@ -254,6 +257,8 @@ def _load_base(
             len(unused),
             unused[0],
         )
+    if source.gguf_file:
+        check_tensors(read_gguf(source.folder / source.gguf_file), model)
     if getattr(model, "is_loaded_in_4bit", False):  # asked for, or stored so
         keep_from_packing(model)
     return model, tokenizer
@@ -326,11 +331,9 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
     Raises:
         InputError: it cannot be read.
     """
-    import transformers
-
     where = _where(source, trust_remote_code)
     with explain_loading(source.id):
-        return transformers.AutoConfig.from_pretrained(**where)
+        return _read_config(where, source)
 
 
 def _where(source: Source, trust_remote_code: bool) -> dict[str, Any]:
@@ -347,11 +350,20 @@ def _where(source: Source, trust_remote_code: bool) -> dict[str, Any]:
     return where
 
 
+def _read_config(where: dict[str, Any], source: Source) -> Any:
+    import transformers
+
+    if not source.gguf_file:
+        return transformers.AutoConfig.from_pretrained(**where)
+    file = read_gguf(source.folder / source.gguf_file)  # its refusals say more
+    return complete_config(file, transformers.AutoConfig.from_pretrained(**where))
+
+
 def _load_tokenizer(where: dict[str, Any], source: Source) -> Any:
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(**where)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
     except ImportError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception
@@ -359,6 +371,9 @@ def _load_tokenizer(where: dict[str, Any], source: Source) -> Any:
         if cause.startswith("Couldn't instantiate the backend tokenizer"):
             cause = "there is no tokenizer.json nor another tokenizer file"
         raise InputError(f"Cannot load the tokenizer of {source.id}: {cause}") from error
+    if source.gguf_file:
+        complete_tokenizer(read_gguf(source.folder / source.gguf_file), tokenizer)
+    return tokenizer
 
 
 def _auto_class(config: Any) -> Any:

@@ -1,0 +1,213 @@
+"""GGUF files: the model that is read is the one that they were made from, or they are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from checkpoints import refusal
+from ggufs import FAMILIES, make_model, vocabulary, write_gguf
+from modelassay.errors import InputError
+from modelassay.models import load
+
+IDS = torch.randint(0, 256, (1, 100), generator=torch.Generator().manual_seed(1))
+"""Longer than the windows and the lengths before scaling of the tiny models."""
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return make_model("llama")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_logits_are_those_of_the_model_that_it_was_made_from(family, tmp_path):
+    model = make_model(family)
+    loaded = load(str(write_gguf(model, tmp_path / "a.gguf", family)), device="cpu")
+    here, there = logits(loaded.network), logits(model)
+    assert torch.allclose(here, there, rtol=0, atol=1e-5 * float(there.abs().max()))
+    assert loaded.network.config.vocab_size == model.config.vocab_size
+    assert loaded.context_length == getattr(model.config, "max_position_embeddings", 2048)
+
+
+def test_frequencies_that_follow_no_rule_are_divided_one_by_one(tmp_path):
+    model = make_model("llama")
+    divided = np.array([1, 1.5, 7, 2, 9, 3, 30, 4], np.float32)
+    path = write_gguf(model, tmp_path / "a.gguf", tensors={"rope_freqs.weight": divided})
+    found = load(str(path), device="cpu").network
+    model.model.rotary_emb.inv_freq /= torch.from_numpy(divided)
+    assert torch.allclose(logits(found), logits(model), rtol=0, atol=1e-4)
+
+
+def test_all_ones_divide_nothing(llama, tmp_path):
+    ones = {"rope_freqs.weight": np.ones(8, np.float32)}
+    found = load(str(write_gguf(llama, tmp_path / "a.gguf", tensors=ones)), device="cpu").network
+    assert torch.equal(logits(found), logits(llama))
+    assert found.config.rope_parameters["rope_type"] == "default"
+
+
+def test_llama_3s_rule_is_named(tmp_path):
+    path = write_gguf(make_model("llama-3.1"), tmp_path / "a.gguf", "llama-3.1")
+    config = load(str(path), device="cpu").network.config
+    assert config.rope_parameters["rope_type"] == "llama3"
+    assert config.rope_parameters["original_max_position_embeddings"] == 64
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "said"),
+    [
+        ("llama", {"expert_count": 8, "expert_used_count": 2}, "llama.expert_count is 8"),
+        ("llama", {"logit_scale": 0.25}, "llama.logit_scale is 0.25"),
+        ("llama", {"embedding_scale": 12.0}, "llama.embedding_scale is 12"),
+        ("llama", {"attention.scale": 0.5}, "llama.attention.scale is 0.5"),
+        ("llama", {"final_logit_softcapping": 30.0}, "llama.final_logit_softcapping is 30"),
+        ("llama", {"attention.sliding_window": 64}, "llama.attention.sliding_window is 64"),
+        ("llama", {"attention.causal": False}, "llama.attention.causal is False"),
+        ("llama", {"attention.value_length": 8}, "llama.attention.value_length is 8"),
+        ("llama", {"rope.dimension_count": 8}, "llama.rope.dimension_count is 8"),
+        ("llama", {"rope.scaling.type": "dynamic"}, "llama.rope.scaling.type is 'dynamic'"),
+        ("llama", {"attention.head_count": [4, 4, 2]}, "attention.head_count says one for each"),
+        ("llama", {"a_thing_of_tomorrow": 1}, "llama.a_thing_of_tomorrow is 1"),
+        ("qwen3moe", {"expert_gating_func": 2}, "qwen3moe.expert_gating_func is 2"),
+        ("falcon", {"attention.head_count_kv": 2}, "falcon.attention.head_count_kv is 2"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_named(family, keys, said, tmp_path):
+    path = write_gguf(make_model(family), tmp_path / "a.gguf", family, keys=keys)
+    message = refusal(InputError, path)
+    assert said in message
+    assert "use the safetensors checkpoint" in message
+
+
+def test_settings_that_do_nothing_are_no_reason_to_refuse(llama, tmp_path):
+    keys = {
+        "expert_count": 0,
+        "logit_scale": 1.0,
+        "attention.scale": 0.25,
+        "attention.sliding_window": 4096,
+        "attention.causal": True,
+        "tensor_data_layout": "Meta AI original pth",
+        "rope.scaling.finetuned": True,
+        "rope.scaling.type": "none",
+        "general.license": "apache-2.0",
+        "quantize.imatrix.chunks_count": 100,
+    }
+    found = load(str(write_gguf(llama, tmp_path / "a.gguf", keys=keys)), device="cpu").network
+    assert torch.equal(logits(found), logits(llama))
+
+
+@pytest.mark.parametrize(
+    "name", ["blk.1.attn_q_norm.weight", "blk.0.ffn_gate_inp.weight", "cls.weight"]
+)
+def test_a_tensor_without_a_place_is_named(llama, name, tmp_path):
+    extra = {name: np.ones(16, np.float32)}
+    message = refusal(InputError, write_gguf(llama, tmp_path / "a.gguf", tensors=extra))
+    assert f"{name} would be left out" in message
+
+
+def test_an_image_tower_in_the_same_file_is_no_part_of_the_text(tmp_path):
+    model = make_model("gemma3")
+    path = write_gguf(
+        model,
+        tmp_path / "a.gguf",
+        "gemma3",
+        keys={"vision.block_count": 2, "mm.tokens_per_image": 4},
+        tensors={"v.patch_embedding.weight": np.ones((4, 4), np.float32)},
+    )
+    assert torch.allclose(logits(load(str(path), device="cpu").network), logits(model), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"split.count": 3, "split.no": 1}, "it is part 2 of 3; join the parts with"),
+        ({"general.type": "adapter"}, "holds a LoRA adapter"),
+        ({"general.type": "mmproj"}, "holds the image or audio encoder"),
+        ({"general.architecture": "command-r"}, "architecture 'command-r' are not read right"),
+        ({"tokenizer.ggml.pre": "of-tomorrow"}, "tokenizer.ggml.pre is 'of-tomorrow'"),
+        ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre is None"),
+    ],
+)
+def test_files_that_hold_no_model_of_their_own(llama, keys, said, tmp_path):
+    assert said in refusal(InputError, write_gguf(llama, tmp_path / "a.gguf", keys=keys))
+
+
+def test_a_vocabulary_alone(llama, tmp_path):
+    names = [tensor.name for tensor in gguf.GGUFReader(write_gguf(llama, tmp_path / "a")).tensors]
+    path = write_gguf(llama, tmp_path / "a.gguf", drop=names)
+    assert "holds no weights of a language model" in refusal(InputError, path)
+
+
+def test_numbers_that_cannot_be_unpacked(llama, tmp_path):
+    ids = {"blk.0.ffn_up.weight": np.ones((96, 64), np.int8)}
+    path = write_gguf(llama, tmp_path / "a.gguf", tensors=ids)
+    assert "blk.0.ffn_up.weight is stored as I8" in refusal(InputError, path)
+
+
+def test_big_endian(llama, tmp_path):
+    writer = gguf.GGUFWriter(str(tmp_path / "a.gguf"), "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.add_tensor("token_embd.weight", np.ones((300, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "its numbers are big-endian" in refusal(InputError, tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q5_1", "Q4_0"])
+def test_packed_weights_are_what_the_format_says(llama, kind, tmp_path):
+    path = write_gguf(llama, tmp_path / "a.gguf", quantize=kind)
+    found = load(str(path), device="cpu").network.state_dict()
+    name = "model.layers.1.mlp.down_proj.weight"
+    of_type = gguf.GGMLQuantizationType[kind]
+    packed = gguf.quants.quantize(llama.state_dict()[name].numpy(), of_type)
+    expected = gguf.quants.dequantize(packed, of_type)
+    assert torch.equal(found[name], torch.from_numpy(expected))
+
+
+def test_the_tokenizer_ends_begins_and_pads_as_the_file_says(llama, tmp_path):
+    keys = {"tokenizer.ggml.eot_token_id": 256, "tokenizer.ggml.padding_token_id": 258}
+    model = load(str(write_gguf(llama, tmp_path / "a.gguf", keys=keys)), device="cpu")
+    assert model.network.config.eos_token_id == [257, 256]
+    assert model.network.config.pad_token_id == 258
+    assert model.tokenizer.pad_token_id == 258
+
+
+def test_templates_of_several_names(llama, tmp_path):
+    keys = {"tokenizer.chat_template.tool_use": "{{ tools }}"}
+    path = write_gguf(llama, tmp_path / "a.gguf", keys=keys, template="{{ messages }}")
+    expected = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    assert load(str(path), device="cpu").tokenizer.chat_template == expected
+
+
+TOKENS = ["Ġ1", "12", "a1", "ab", "cd", "abcd"]
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("gpt-2", "ab 12", ["ab", "Ġ", "12"]),
+        ("starcoder", "ab 12", ["ab", "Ġ", "1", "2"]),
+        ("smollm", "ab12", ["ab", "1", "2"]),
+        ("llama-bpe", "abcd", ["abcd"]),
+        ("gpt-2", "abcd", ["ab", "cd"]),
+    ],
+)
+def test_text_is_split_as_the_file_says(llama, pre, text, pieces, tmp_path):
+    words = vocabulary(300)
+    words[260 : 260 + len(TOKENS)] = TOKENS
+    keys = {
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.merges": ["1 2", "a b", "c d"],
+    }
+    path = write_gguf(llama, tmp_path / "a.gguf", keys=keys, tokens=words)
+    tokenizer = load(str(path), device="cpu").tokenizer
+    assert tokenizer.tokenize(text) == pieces
