@@ -1,43 +1,41 @@
-"""Where an SAE reads."""
+"""Which models an SAE fits."""
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
+import torch
 
 pytest.importorskip("sae_lens")
 from modelassay.errors import InputError
-from modelassay.sae.files import parse_layer
+from modelassay.sae import SAE
 
 
-@pytest.mark.parametrize(
-    ("hook", "layer"),
-    [
-        ("blocks.12.hook_resid_post", 12),
-        ("blocks.12.hook_resid_pre", 11),
-        ("model.layers.12", 12),
-        ("model.layers.7.output", 7),
-        ("model.language_model.layers.3", 3),
-        ("transformer.h.5", 5),
-    ],
-)
-def test_hook_points_are_blocks(hook, layer):
-    assert parse_layer(hook, "It") == layer
+def planted_at(planted, **metadata) -> SAE:
+    module = deepcopy(planted.module)
+    for name, value in metadata.items():
+        module.cfg.metadata[name] = value
+    return replace(planted, module=module)
 
 
-@pytest.mark.parametrize(
-    ("hook", "reason"),
-    [
-        ("blocks.0.hook_resid_pre", "the embeddings"),
-        ("blocks.3.hook_resid_mid", "inside a layer"),
-        ("blocks.3.attn.hook_z", "attention"),
-        ("blocks.3.hook_mlp_out", "an MLP"),
-        ("model.layers.3.pre_feedforward_layernorm.output", "an MLP"),
-        ("somewhere", "unknown"),
-        (None, "does not say where"),
-        ("", "does not say where"),
-    ],
-)
-def test_other_hook_points_are_refused(hook, reason):
-    with pytest.raises(InputError, match=reason) as error:
-        parse_layer(hook, "The SAE d")
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("hook", ["model.layers.1", "model.language_model.layers.1.output"])
+def test_an_sae_named_by_a_module_fits_its_model_in_every_wrapping(tiny, planted, hook):
+    planted_at(planted, hook_name=hook).check_belongs_to(tiny())
+
+
+def test_an_sae_of_a_module_that_is_no_layer_of_the_language_model_is_refused(tiny, planted):
+    model = tiny()
+    elsewhere = replace(model, layers=(torch.nn.Identity(),) * len(model.layers))
+    with pytest.raises(InputError, match=r"reads model\.layers\.1, which is no layer"):
+        planted_at(planted, hook_name="model.layers.1").check_belongs_to(elsewhere)
+
+
+def test_the_model_of_an_sae_is_named_where_it_is_another(tiny, planted, caplog):
+    planted_at(planted, model_name="gemma-2-2b-pt").check_belongs_to(tiny())
+    assert "was trained on gemma-2-2b-pt" in caplog.text
+    caplog.clear()
+    own = tiny().info.id.rpartition("/")[2]
+    planted_at(planted, model_name=f"owner/{own}").check_belongs_to(tiny())
+    assert not caplog.text

@@ -39,6 +39,14 @@ def change_config(folder, **change):
     ("change", "message"),
     [
         ({"metadata": {"hook_name": "blocks.1.hook_mlp_out"}}, "reads an MLP"),
+        ({"metadata": {"hook_name": "vision_model.encoder.layers.1"}}, "reads a vision tower"),
+        ({"metadata": {"hf_hook_name": "visual.blocks.1"}}, "reads a vision tower"),
+        ({"metadata": {"hf_hook_name": "model.layers.4"}}, "names more than one layer"),
+        ({"metadata": {"hook_names": ["model.layers.1", "model.layers.2"]}}, "several places"),
+        ({"hook_names": ["model.layers.1", "model.layers.2"]}, "several places"),
+        ({"model_name": ["gemma-2-2b", "gemma-2-2b-it"]}, "cross-coder of several models"),
+        ({"metadata": {"hook_head_index": 3}}, "attention heads"),
+        ({"normalize_activations": "covariance_whitening"}, "covariance_whitening"),
         ({"normalize_activations": "expected_average_only_in"}, "does not say the scale"),
         ({"reshape_activations": "hook_z"}, "holds no SAE"),
         (

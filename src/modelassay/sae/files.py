@@ -3,16 +3,14 @@
 `cfg.json` and `sae_weights.safetensors` open in sae-lens as they are; `dictionary.json` is ours and
 says which model it belongs to and how good it is. SAEs of others come without it.
 
-Layer i is the output of layer i, the residual stream. TransformerLens calls it
-`blocks.i.hook_resid_post`, and what goes into layer i `blocks.i.hook_resid_pre`, which is the same
-as the output of layer i - 1; transformers calls it `model.layers.i`.
+Which layer an SAE reads is said by the name of its hook point (`hook_names`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from modelassay.models import LoadedModel
 from modelassay.models.identity import hash_file
 from modelassay.progress import OnProgress
 from modelassay.sae.evaluating import evaluate_sae
+from modelassay.sae.hook_names import module_path, parse_layer
 from modelassay.sae.record import (
     CONFIG_FILE,
     RECORD_FILE,
@@ -41,47 +40,14 @@ from modelassay.sae.record import (
 )
 from modelassay.sae.training import Settings
 
-_TRANSFORMER_LENS = re.compile(r"blocks\.(\d{1,4})\.hook_resid_(post|pre)")
-_TRANSFORMERS = re.compile(r"(?:[A-Za-z_]\w*\.)*(?:layers|h|blocks)\.(\d{1,4})(?:\.output)?")
-# What a name contains that is not an output of a layer, and what an error calls it.
-_ELSEWHERE = {
-    "hook_resid_mid": "the residual stream inside a layer, between attention and MLP",
-    "attn": "attention",
-    "hook_z": "attention",
-    "mlp": "an MLP",
-    "feedforward": "an MLP",
-}
+log = logging.getLogger(__name__)
+
 ARCHITECTURES = ("jumprelu", "topk", "standard", "gated")
 """Those whose features are never below zero and read one token at a time."""
 
 
-def parse_layer(hook_name: str | None, what: str) -> int:
-    """The layer whose output is read at a hook point.
-
-    Args:
-        hook_name: As an SAE's config has it.
-        what: The SAE, for errors.
-
-    Raises:
-        InputError: it reads something else than the output of a layer.
-    """
-    name = hook_name or ""
-    if match := _TRANSFORMER_LENS.fullmatch(name):
-        layer = int(match[1]) - (match[2] == "pre")
-        if layer >= 0:
-            return layer
-        reads = "the embeddings, which no layer has written yet"
-    elif match := _TRANSFORMERS.fullmatch(name):
-        return int(match[1])
-    elif not name:
-        raise InputError(f"{what} does not say where in a model it reads (no hook_name).")
-    else:
-        found = (text for part, text in _ELSEWHERE.items() if part in name)
-        reads = next(found, "a point that is unknown here")
-    raise InputError(
-        f"{what} reads {reads} ({name[:80]}); modelassay compares what layers put out, the residual"
-        " stream: choose an SAE of resid_post or resid_pre."
-    )
+SCALINGS = ("none", "constant_norm_rescale", "layer_norm")
+"""What sae-lens does to activations when an SAE reads them; it folds the others in beforehand."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +96,32 @@ class SAE:
                 f"The SAE {self.name} reads layer {self.layer}; the last one of {info.id} is"
                 f" {info.n_layers - 1}."
             )
+        self._check_module(model)
+        trained_on = self.module.cfg.metadata.model_name
+        named = self.record is None and isinstance(trained_on, str)
+        if named and plain_model_name(trained_on) not in plain_model_name(info.id):
+            log.warning(
+                "The SAE %s was trained on %s; what it says of %s is right only if that is a"
+                " fine-tune of it.",
+                self.name,
+                trained_on[:80],
+                info.id,
+            )
+
+    def _check_module(self, model: LoadedModel) -> None:
+        """Refuses an SAE of a module that is there and is no layer of the language model."""
+        for name in _hook_points(self.module.cfg.metadata):
+            if (path := module_path(name)) is None:
+                continue
+            try:
+                module = model.network.get_submodule(path)
+            except AttributeError:  # a name from another wrapping of the same layers
+                continue
+            if not any(module is layer for layer in model.layers):
+                raise InputError(
+                    f"The SAE {self.name} reads {name[:80]}, which is no layer of the language"
+                    f" model of {model.info.id}."
+                )
 
 
 def as_sae(
@@ -146,10 +138,15 @@ def as_sae(
         raise InputError(
             f"{what} is of the kind {architecture}; those of {', '.join(ARCHITECTURES)} are read."
         )
-    layer = parse_layer(cfg.metadata.hook_name, what)
+    layer = _layer_read(cfg.metadata, what)
     if cfg.normalize_activations == "expected_average_only_in":
         raise InputError(f"{what} was trained on scaled activations and does not say the scale.")
-    if cfg.reshape_activations != "none":
+    if cfg.normalize_activations not in SCALINGS:
+        raise InputError(
+            f"{what} scales activations in a way that is not known here"
+            f" (normalize_activations: {str(cfg.normalize_activations)[:40]!r})."
+        )
+    if cfg.metadata.hook_head_index is not None or cfg.reshape_activations != "none":
         raise InputError(f"{what} reads attention heads, not the output of a layer.")
     if not all(bool(value.isfinite().all()) for value in sae.state_dict().values()):
         raise InputError(f"{what} has weights that are not numbers.")
@@ -170,6 +167,25 @@ def as_sae(
         neuronpedia_id=known if isinstance(known, str) and known else None,
         folder=folder,
     )
+
+
+def _layer_read(metadata: Any, what: str) -> int:
+    """The layer that all the hook points of an SAE's config name."""
+    layers = {parse_layer(name, what) for name in _hook_points(metadata) or [None]}
+    if len(layers) > 1:
+        names = ", ".join(str(name)[:60] for name in _hook_points(metadata))
+        raise InputError(f"{what} names more than one layer ({names}); its config is wrong.")
+    return layers.pop()
+
+
+def _hook_points(metadata: Any) -> list[Any]:
+    """Where an SAE's config says that it reads, once for each of the names that it may have."""
+    return [name for name in (metadata.hook_name, metadata.hf_hook_name) if name]
+
+
+def plain_model_name(model: str) -> str:
+    """A model's name without owner and without the mark of a base model."""
+    return model.lower().rpartition("/")[2].removesuffix("-pt")
 
 
 def save_sae(
@@ -267,8 +283,17 @@ def load_plain(folder: Path, device: str = "cpu") -> SAE:
     Raises:
         InputError: a file is missing, damaged or too large, or the SAE cannot be used.
     """
-    read_config(folder)
-    return as_sae(read_sae(folder, device), folder.resolve().name, folder=folder)
+    config, name = read_config(folder), folder.resolve().name
+    metadata = config.get("metadata")
+    for stated in (config, metadata if isinstance(metadata, dict) else {}):
+        if several := stated.get("hook_names"):  # which sae-lens knows nothing of
+            parse_layer(several, f"The SAE {name}")
+        if isinstance(of := stated.get("model_name"), list) and len(of) > 1:
+            raise InputError(
+                f"The SAE {name} is a cross-coder of several models ({', '.join(map(str, of))});"
+                " choose an SAE of one."
+            )
+    return as_sae(read_sae(folder, device), name, folder=folder)
 
 
 def read_sae(folder: Path, device: str = "cpu") -> Any:

@@ -20,14 +20,17 @@ from typing import Any
 from modelassay.artifacts import REFERENCE
 from modelassay.errors import AssayError, InputError, UnavailableError, first_line
 from modelassay.hub import RemoteFile, fetch_snapshot, hub_errors
-from modelassay.sae.files import SAE, as_sae, load_plain, load_sae, parse_layer
+from modelassay.sae.files import SAE, as_sae, load_plain, load_sae, plain_model_name
+from modelassay.sae.hook_names import parse_layer
 from modelassay.sae.record import CONFIG_FILE, MAX_WEIGHTS_BYTES, RECORD_FILE, SAES
 
 PICKLE_FREE = ("sae_lens", "gemma_2", "gemma_3", "llama_scope", "llama_scope_r1_distill")
 """sae-lens's converters that open no pickle (read in its source, 6.54)."""
 PICKLED = ("connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfire", "qwen_scope")
 SUFFIXES = (".json", ".safetensors", ".npz")
-_NOT_RESIDUAL = re.compile(r"attn|[-_]att\b|mlp|transcoder|clt|resid[-_]mid|lxa|lxm|embedding")
+_NOT_RESIDUAL = re.compile(
+    r"attn|[-_]att\b|mlp|transcoder|clt|resid[-_]mid|lxa|lxm|embedding|cross-?coder|vision|audio"
+)
 _LAYER = re.compile(r"(?:\blayer_?|\b[lL])(\d{1,3})(?:r\b|R\b|r_|_|/|$)")
 _WIDTH = re.compile(r"width[-_](2pow\d+|\d+[km])|[-_](\d+k)(?![a-z0-9])|(?<=_)(\d{4,7})$")
 ELSEWHERE = "give the folder of an SAE on this machine"
@@ -130,11 +133,11 @@ def list_releases(contains: str = "", *, model: str | None = None) -> list[Relea
         contains: Part of `RELEASE:SAE_ID`, whatever the case.
         model: Only those of this model; its owner and whether it says `-pt` do not matter.
     """
-    wanted = None if model is None else _plain(model)
+    wanted = None if model is None else plain_model_name(model)
     found = (
         release
         for lookup in _registry().values()
-        if wanted is None or _plain(lookup.model) == wanted
+        if wanted is None or plain_model_name(lookup.model) == wanted
         for release in _entries(lookup)
     )
     return [release for release in found if contains.lower() in release.where.lower()]
@@ -242,7 +245,10 @@ def _entries(lookup: Any) -> Iterator[Release]:
 def _refusal(lookup: Any, text: str) -> str | None:
     converter = lookup.conversion_func or "sae_lens"
     if _NOT_RESIDUAL.search(text):
-        return "it reads attention, an MLP or the embeddings, not the output of a layer"
+        return (
+            "it reads attention, an MLP, the embeddings, another tower or several places, not the"
+            " output of a layer"
+        )
     if converter in PICKLED:
         return (
             "its files are pickles (.pt), which can run code when opened; only safetensors and"
@@ -266,8 +272,3 @@ def _width(*names: str) -> str | None:
         if match := _WIDTH.search(name):
             return next(group for group in match.groups() if group)
     return None
-
-
-def _plain(model: str) -> str:
-    """A model's name without owner and without the mark of a base model."""
-    return model.lower().rpartition("/")[2].removesuffix("-pt")
