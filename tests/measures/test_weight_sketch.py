@@ -169,12 +169,12 @@ def test_rounded_numbers_are_known(wide, edit, grids):
 
 
 def test_what_files_hold_beside_the_weights_is_no_matter(wide, tmp_path):
-    """A tensor that no model loads must not switch the comparison off."""
+    """A tensor that means nothing to the model must not switch the comparison off."""
     before = sketch_weights(wide)
     file = wide.source.folder / "model.safetensors"
     tensors = load_file(str(file)) | {
-        "model.layers.0.junk.weight": torch.zeros(2, 2, dtype=torch.long),
-        "model.layers.1.junk.weight": torch.ones(2, 2),
+        "mtp.layers.0.numbers.weight": torch.zeros(2, 2, dtype=torch.long),
+        "mtp.layers.1.up_proj.weight": torch.ones(2, 2),
     }
     save_file(tensors, str(file), metadata={"format": "pt"})
     for quantization in (None, "8bit"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -88,14 +86,6 @@ def test_a_tokenizer_with_code_of_its_own(copy):
         auto_map={"AutoTokenizer": ["code.Own", None]},
     )
     assert "Cannot load the tokenizer" in refusal(InputError, folder)
-
-
-def test_weights_that_the_config_has_no_place_for_are_named(copy, caplog):
-    folder = copy(num_hidden_layers=3)
-    with caplog.at_level(logging.WARNING, logger="modelassay"):
-        assert load(str(folder), device="cpu").info.n_layers == 3
-    (record,) = caplog.records
-    assert "18 weights that its config has no place for (first: model.layers.3." in record.message
 
 
 @pytest.mark.parametrize(

@@ -51,13 +51,14 @@ def test_a_broken_index(sharded, index):
     assert "does not say which file holds which weight" in refusal(InputError, sharded)
 
 
-def test_the_hash_is_of_the_weights_that_act(tiny_folder, sharded):
-    """Of two sets of weights in one folder, transformers takes one; that one is the identity."""
-    other = load(str(tiny_folder(seed=1)), device="cpu")
+def test_two_sets_of_weights_must_be_the_same(tiny, tiny_folder, sharded):
+    """transformers opens the single file, other programs the shards."""
     shutil.copy(tiny_folder(seed=1) / "model.safetensors", sharded)
+    assert "holds two sets of weights, model.safetensors and the" in refusal(InputError, sharded)
+    shutil.copy(tiny_folder() / "model.safetensors", sharded)
     model = load(str(sharded), device="cpu")
-    assert same(read(model), read(other))
-    assert model.info.weights_sha256 == other.info.weights_sha256
+    assert same(read(model), read(tiny()))
+    assert model.info.weights_sha256 == tiny().info.weights_sha256
 
 
 @pytest.mark.parametrize("shards", [False, True])

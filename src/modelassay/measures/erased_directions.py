@@ -129,8 +129,7 @@ def plain_files(model: LoadedModel) -> list[Path] | None:
     None as well where two weights in them differ by a prefix alone: which of the two the model
     computes with, and which is there to be looked at, only its memory tells.
     """
-    stored = getattr(model.network.config, "quantization_config", None)
-    packed = stored is not None and model.info.quantization not in ("8bit", "4bit")
+    packed = model.info.quantization not in (None, "8bit", "4bit")
     if model.adapter is not None or model.source.gguf_file or packed:
         return None
     files = model.source.weight_files()

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from modelassay.errors import InputError, first_line
 from modelassay.hub import REPO_ID, check_weight_files, fetch_model
+from modelassay.models.accounting import check_one_set
 from modelassay.models.embedded import EMBEDDED_ID, ensure_embedded
 from modelassay.models.organisms import find_organism, is_organism, organism_source
 from modelassay.models.refs import FetchOptions, ModelRef
@@ -175,4 +176,5 @@ def _checked(source: Source) -> Source:
     missing = [f for f in source.weight_files() if not (source.sha256_on_hub(f) or f.is_file())]
     if missing:
         raise InputError(f"{source.id} lacks the weight file {missing[0].name}.")
+    check_one_set(source)
     return source

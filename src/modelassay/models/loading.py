@@ -1,7 +1,7 @@
 """`load()`: one way to open a causal language model, whatever form it comes in.
 
 Only safetensors and GGUF files are opened, remote code stays off unless asked for, and a
-checkpoint that lacks weights is refused, because transformers would fill them in at random.
+checkpoint whose files are not the model that its config describes is refused (see `accounting`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from modelassay.errors import InputError, UnavailableError
+from modelassay.models.accounting import StoredTensor, check_accounts, read_headers
 from modelassay.models.explain import cause_of, explain_loading
 from modelassay.models.finding import find_sources
 from modelassay.models.gguf import check_tensors, read_gguf
@@ -31,14 +32,13 @@ from modelassay.models.identity import (
 from modelassay.models.layers import check_architecture, find_layers, text_config
 from modelassay.models.quantization import (
     bitsandbytes_config,
+    check_packed,
     keep_from_packing,
-    stored_quantization,
+    settle_quantization,
 )
 from modelassay.models.refs import ModelOptions, ModelRef, take_ref
 from modelassay.models.sources import Source, read_json
 from modelassay.progress import OnPhase, silent
-
-log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 QUANTIZATIONS = ("8bit", "4bit")
@@ -132,7 +132,9 @@ def load(
     after = (adapter_source or source).after_load
     if after is not None and after.refuses_packed and quantization:
         raise InputError(after.refuses_packed)
-    network, tokenizer = _load_base(source, device_map, dtype, quantization, trust_remote_code)
+    network, tokenizer, stored_by = _load_base(
+        source, device_map, dtype, quantization, trust_remote_code
+    )
     if adapter_source is not None:
         network = _apply_adapter(network, adapter_source, merge=quantization is None)
     network.eval().requires_grad_(False)
@@ -152,7 +154,7 @@ def load(
         n_layers=len(layers),
         hidden_size=config.hidden_size,
         dtype=str(network.dtype).removeprefix("torch."),
-        quantization=quantization or stored_quantization(network.config),
+        quantization=quantization or stored_by,
         weights_sha256=hash_files(files, after.rounding if after else None),
         tokenizer_sha256=hash_tokenizer(tokenizer),
         chat_template_sha256=hash_chat_template(tokenizer),
@@ -217,51 +219,39 @@ def pick_device(device: str) -> torch.device:
 
 def _load_base(
     source: Source, device_map: Any, dtype: str, quantization: str | None, trust_remote_code: bool
-) -> tuple[Any, Any]:
-
+) -> tuple[Any, Any, str | None]:
+    """The model, its tokenizer, and what its files are packed by."""
     where = _where(source, trust_remote_code)
     with explain_loading(source.id):
         config = _read_config(where, source)
         check_architecture(config)
+        model_class = _auto_class(config)
+        stored: dict[str, StoredTensor] = {}
+        packed_by: str | None = "gguf"
+        if not source.gguf_file:
+            stored = read_headers(source.weight_files())
+            packed_by = settle_quantization(source, config, stored, quantization)
         tokenizer = _load_tokenizer(where, source)
         # Weights of another shape are taken as missing, because the report then names them.
-        options: dict[str, Any] = {"ignore_mismatched_sizes": True}
+        options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
         options["dtype"] = _dtype(dtype, source, device_map)
-        if source.gguf_file:
-            if quantization:
-                raise InputError("A GGUF file is already quantised; leave --load-8bit/4bit out.")
-            options["config"] = config
-        else:
+        if source.gguf_file and quantization:
+            raise InputError("A GGUF file is already quantised; leave --load-8bit/4bit out.")
+        if not source.gguf_file:
             options["use_safetensors"] = True
         if quantization:
             options["quantization_config"] = bitsandbytes_config(quantization)
-        model_class = _auto_class(config)
         model, report = model_class.from_pretrained(
             **where, **options, device_map=device_map, output_loading_info=True
         )
-    if mismatched := sorted(report["mismatched_keys"]):
-        name, stored, expected = mismatched[0]
-        raise InputError(
-            f"{len(mismatched)} weights of {source.id} do not have the shape that its config asks"
-            f" for (first: {name} is {tuple(stored)}, not {tuple(expected)})."
-        )
-    if missing := sorted(report["missing_keys"]):
-        raise InputError(
-            f"{source.id} lacks {len(missing)} of the weights that its config asks for (first:"
-            f" {missing[0]}); they would be random. The checkpoint is incomplete or renamed."
-        )
-    if unused := sorted(report["unexpected_keys"]):
-        log.warning(
-            "%s holds %d weights that its config has no place for (first: %s); they are not read.",
-            source.id,
-            len(unused),
-            unused[0],
-        )
+        check_accounts(source, stored, model, report)
+        if packed_by:
+            check_packed(model, source)
     if source.gguf_file:
         check_tensors(read_gguf(source.folder / source.gguf_file), model)
     if getattr(model, "is_loaded_in_4bit", False):  # asked for, or stored so
         keep_from_packing(model)
-    return model, tokenizer
+    return model, tokenizer, packed_by
 
 
 def _apply_adapter(model: Any, adapter: Source, *, merge: bool) -> Any:
@@ -345,7 +335,9 @@ def _where(source: Source, trust_remote_code: bool) -> dict[str, Any]:
     }
     if source.gguf_file:
         where["gguf_file"] = source.gguf_file
-    elif not trust_remote_code:
+        return where
+    _check_settings(source)
+    if not trust_remote_code:
         _check_no_remote_code(source)
     return where
 
@@ -391,6 +383,25 @@ def _auto_class(config: Any) -> Any:
         f"Model type {config.model_type!r} is not a causal language model; modelassay cannot read"
         " it."
     )
+
+
+def _check_settings(source: Source) -> None:
+    """Refuses settings that transformers takes without a look at what they are."""
+    config = read_json(source.folder / "config.json")
+    for part in (config, *(part for part in config.values() if isinstance(part, dict))):
+        for setting in ("dtype", "torch_dtype"):
+            name = part.get(setting)
+            if isinstance(name, str) and not isinstance(getattr(torch, name, None), torch.dtype):
+                raise InputError(
+                    f"The config.json of {source.id} has the {setting} {name!r}, which torch does"
+                    " not know; write one such as bfloat16."
+                )
+        entry = part.get("quantization_config")
+        if not isinstance(entry, dict | type(None)):
+            raise InputError(
+                f"The quantization_config in the config.json of {source.id} must be an object, not"
+                f" {str(entry)[:40]!r}; correct it, or remove it if the weights are plain."
+            )
 
 
 def _check_no_remote_code(source: Source) -> None:

@@ -1,12 +1,23 @@
-"""8-bit and 4-bit weights through bitsandbytes, on GPUs and CPUs."""
+"""Quantised weights: those of a checkpoint, and bitsandbytes' on GPUs and CPUs."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from modelassay.errors import UnavailableError
+from modelassay.errors import InputError, UnavailableError
+from modelassay.models.accounting import SCALES, StoredTensor
+from modelassay.models.sources import Source, read_json
+
+log = logging.getLogger(__name__)
+
+OTHER_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""Beside config.json: where ModelOpt and early versions of GPTQ and AWQ say what they did."""
+ON_PLAIN_WEIGHTS = ("bitnet",)
+"""Methods that round plain weights at each step: these are no leftover."""
 
 
 def bitsandbytes_config(quantization: str) -> Any:
@@ -42,13 +53,108 @@ def keep_from_packing(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def stored_quantization(config: Any) -> str | None:
-    """Quantisation that the checkpoint brings along, e.g. `gguf`, `gptq`, `awq`, `fp8`."""
-    stored = getattr(config, "quantization_config", None)
-    if stored is None:
+def settle_quantization(
+    source: Source, config: Any, stored: Mapping[str, StoredTensor], asked: str | None
+) -> str | None:
+    """What the checkpoint's weights are packed by, e.g. `gptq`, `awq`, `fp8`; None for plain ones.
+
+    The files decide. An entry in the config that is left over from the base of a merge says nothing
+    of plain weights, and is taken out of the config, so that they are read as what they are.
+
+    Args:
+        source: The model's files.
+        config: Its transformers config; changed in place.
+        stored: The tensors in the files.
+        asked: Quantisation that is asked for on loading.
+
+    Raises:
+        InputError: the weights are packed, but not by anything that can be unpacked, or they are
+            packed already and shall be packed once more.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
+
+    entry, where = _declared(source)
+    method = _method(entry) if entry is not None else None
+    packed = [t for t in stored.values() if t.is_packed or SCALES.search(t.name)]
+    if not packed and method not in ON_PLAIN_WEIGHTS:
+        if entry is not None:
+            log.warning(
+                "The %s of %s says %s, but all weights in its files are plain: they are read so.",
+                where,
+                source.id,
+                f"they are quantised by {method}" if method else "nothing of how",
+            )
+        _forget(config)
         return None
-    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
-    return str(getattr(method, "value", method))
+    if entry is None:
+        return None  # `check_accounts` tells whether these are packed weights
+    known = KNOWN.keys() | {"bitsandbytes"}
+    if method not in known or not where.startswith("quantization_config"):
+        raise InputError(
+            f"The weights of {source.id} are quantised by {method or 'an unnamed method'} ({where};"
+            f" first: {packed[0] if packed else 'none'}), which transformers cannot apply; give a"
+            " copy in 16 bits, or one with a quantization_config of a known method."
+        )
+    if asked:
+        raise InputError(f"{source.id} is quantised already ({method}); leave --load-{asked} out.")
+    return method
+
+
+def _declared(source: Source) -> tuple[dict[str, Any] | None, str]:
+    """The entry that says how a checkpoint's weights are packed, and where it is."""
+    config = read_json(source.folder / "config.json")
+    # transformers looks in these two places only.
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for name in ("quantization_config", "compression_config"):
+        for part in parts:
+            if isinstance(entry := part.get(name), dict):
+                return entry, f"{name} in config.json"
+    for name in OTHER_FILES:
+        if (source.folder / name).is_file():
+            return read_json(source.folder / name), name
+    return None, ""
+
+
+def _method(entry: dict[str, Any]) -> str | None:
+    """Name of the method, which some entries only imply."""
+    if entry.get("load_in_4bit") or entry.get("load_in_8bit"):
+        return "bitsandbytes"
+    nested = entry.get("quantization")
+    algorithm = nested.get("quant_algo") if isinstance(nested, dict) else None
+    method = entry.get("quant_method") or algorithm or entry.get("quant_algo")
+    return None if method is None else str(method)
+
+
+def _forget(config: Any) -> None:
+    """Takes all that a config says about quantisation out of it."""
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        for name in ("quantization_config", "compression_config"):
+            if part is not None and name in vars(part):
+                delattr(part, name)
+
+
+def check_packed(model: Any, source: Source) -> None:
+    """Refuses layers that bitsandbytes would unpack, but whose weights are plain numbers.
+
+    Raises:
+        InputError: names the first.
+    """
+    if getattr(model, "quantization_method", None) != "bitsandbytes":
+        return
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    plain = [
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, Linear4bit) and getattr(module.weight, "quant_state", None) is None)
+        or (isinstance(module, Linear8bitLt) and getattr(module.weight, "SCB", None) is None)
+    ]
+    if plain:
+        raise InputError(
+            f"The config of {source.id} says that bitsandbytes packed its weights, but those of"
+            f" {len(plain)} layers are plain (first: {plain[0]}); name these in"
+            " llm_int8_skip_modules of its quantization_config."
+        )
 
 
 def unpacked(parameter: Any) -> Tensor:
