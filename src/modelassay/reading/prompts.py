@@ -2,16 +2,21 @@
 
 A prompt goes through the model's chat template when it has one, with the marker that the
 assistant's response comes next, because that is where a chat model decides what to do. The
-templated text already holds the special tokens, so none are added a second time.
+templated text already holds the special tokens, so none are added a second time. What was said is
+checked to be in what is read: in the text that the template makes of it, and in the tokens, which
+differ where the words do.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modelassay.errors import InputError, first_line
 from modelassay.models import LoadedModel
+from modelassay.reading.templates import lost_text, template_fails, template_of
+from modelassay.reading.tokens import control_tokens, tokenize
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ def encode_prompts(
             the raw text.
 
     Raises:
-        InputError: a text is empty or longer than the context, or the template fails.
+        InputError: a text is empty or longer than the context, the template fails or loses words,
+            or two texts become the same tokens.
     """
     return [
         Encoded(ids, response_start=len(ids)) for ids in _prompt_ids(model, texts, chat_template)
@@ -71,9 +77,10 @@ def _prompt_ids(
             raise InputError(f"A prompt must be text that is not empty, got {text!r}.")
     if not texts:
         return []
-    rendered = [render_chat(model, text) for text in texts] if chat else list(texts)
-    ids = model.tokenizer(rendered, add_special_tokens=not chat)["input_ids"]
+    rendered = [render_chat(model, apart(model, t)) for t in texts] if chat else list(texts)
+    ids = tokenize(model, rendered, special=not chat)
     _check_vocabulary(model, ids)
+    check_distinct(model, texts, ids)
     for text, row in zip(texts, ids, strict=True):
         if not row:
             raise InputError(f"The tokenizer makes no token of the prompt {text!r}.")
@@ -104,14 +111,12 @@ def encode_chat(
     Raises:
         InputError: there is nothing to read, it is too long, or the template fails.
     """
-    turns = [
-        {**turn, "content": _without_control_tokens(model, turn["content"])} for turn in messages
-    ]
+    turns = [{**turn, "content": apart(model, turn["content"])} for turn in messages]
     if not turns or not turns[-1]["content"].strip():
         raise InputError("There is nothing to answer: the last message is empty.")
     chat = model.has_chat_template
     text = render_messages(model, turns) if chat else "\n\n".join(turn["content"] for turn in turns)
-    ids = model.tokenizer(text, add_special_tokens=not chat)["input_ids"]
+    ids = tokenize(model, [text], special=not chat)[0]
     _check_vocabulary(model, [ids])
     if not ids:
         raise InputError("The tokenizer makes no token of the last message.")
@@ -136,17 +141,16 @@ def last_message_start(
 
 def encode_response(model: LoadedModel, text: str) -> list[int]:
     """Token ids of a response; control tokens written in it are taken apart, as in a message."""
-    return model.tokenizer(_without_control_tokens(model, text), add_special_tokens=False)[
-        "input_ids"
-    ]
+    return model.tokenizer(apart(model, text), add_special_tokens=False)["input_ids"]
 
 
-def _without_control_tokens(model: LoadedModel, text: str) -> str:
-    added = model.tokenizer.added_tokens_decoder.values()
-    tokens = {str(token) for token in added if token.special} | set(
-        model.tokenizer.all_special_tokens
-    )
-    for token in sorted(tokens, key=len, reverse=True):
+def apart(model: LoadedModel, text: str) -> str:
+    """The text with the control tokens written in it taken apart: they are words there."""
+    tokens = control_tokens(model.tokenizer)
+    if model.has_chat_template:  # those of turns are not always called special
+        turns = template_of(model).turn_tokens
+        tokens = [*tokens, *model.tokenizer.convert_ids_to_tokens(sorted(turns))]
+    for token in tokens:
         if len(token) > 1 and token in text:
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
@@ -156,21 +160,41 @@ def render_messages(model: LoadedModel, messages: Sequence[Mapping[str, str]]) -
     """The text of a conversation up to where the assistant's next response begins.
 
     Raises:
-        InputError: the model's template fails.
+        InputError: the model's template fails, or leaves out or changes what is said.
     """
+    template = template_of(model)
     try:
-        return model.tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=True,
-            # Reasoning models (Qwen 3 and others) answer at once; other templates ignore this.
-            enable_thinking=False,
-        )
+        text = template.render(model.tokenizer, messages)
     except Exception as error:  # a template is a program of the model's author: anything can fail
-        raise InputError(
-            f"The chat template of {model.info.id} fails ({first_line(error)}); a scan can read"
-            " raw prompts with --no-chat-template."
-        ) from error
+        raise template_fails(model, f"fails ({first_line(error)})") from error
+    if (lost := lost_text(text, messages)) is not None:
+        raise template_fails(model, f"cuts or changes what is said (“{_start(lost)}…”)")
+    return text
+
+
+def check_distinct(model: LoadedModel, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+    """Refuses what makes the same tokens of different words.
+
+    Raises:
+        InputError: names two texts. Such as differ in case or blanks alone may be the same.
+    """
+    first: dict[tuple[int, ...], str] = {}
+    for text, row in zip(texts, rows, strict=True):
+        other = first.setdefault(tuple(row), text)
+        if other != text and _folded(other) != _folded(text):
+            raise InputError(
+                f"{model.info.id} reads “{_start(other)}…” and “{_start(text)}…” as the same"
+                " tokens, so nothing could be measured; its tokenizer does not know these words."
+            )
+
+
+def _folded(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(c for c in plain if not (c.isspace() or unicodedata.combining(c)))
+
+
+def _start(text: str) -> str:
+    return " ".join(text[:60].split())
 
 
 def _check_vocabulary(model: LoadedModel, rows: Sequence[Sequence[int]]) -> None:
@@ -191,8 +215,7 @@ def check_length(model: LoadedModel, text: str, n_tokens: int) -> None:
         InputError: says how long it is.
     """
     if n_tokens > model.context_length:
-        start = " ".join(text[:60].split())
         raise InputError(
             f"A prompt has {n_tokens} tokens but {model.info.id} takes {model.context_length};"
-            f" shorten it (it begins “{start}…”)."
+            f" shorten it (it begins “{_start(text)}…”)."
         )

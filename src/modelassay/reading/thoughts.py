@@ -1,0 +1,128 @@
+"""Where a thought ends and the answer begins.
+
+Reasoning models think before they answer, between marks that differ by family. A thought is no
+answer: it is neither judged nor counted. The marks are in one table here; a chat template that
+opens a section of its own right before the response adds one more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Marks(NamedTuple):
+    """What opens a thought and what closes it."""
+
+    opens: re.Pattern[str]
+    closes: re.Pattern[str]
+
+
+class Spoken(NamedTuple):
+    """What a model said, parted."""
+
+    answer: str | None
+    """What follows the thought; None where the thought has not ended."""
+    thought: bool
+    """Whether a thought came first."""
+
+
+def _marks(opens: str, closes: str) -> Marks:
+    return Marks(re.compile(opens, re.I), re.compile(closes, re.I))
+
+
+# <think>, <thinking>, <seed:think>, <longcat_think>, <|thinking|>, <|START_THINKING|>,
+# <|begin_of_thought|>, and what closes them.
+_WORD = (
+    r"(?:\w+[:_])?(?:ant)?(?:think(?:ing)?|thoughts?|thought_process|reason(?:ing)?|reflection"
+    r"|scratchpad|analysis|cot)"
+)
+_OPEN = rf"<\|?(?:(?:begin|start)_?(?:of_?)?)?{_WORD}(?:_?(?:begin|start))?\|?>"
+_CLOSE = rf"<\|?(?:/\|?|end_?(?:of_?)?){_WORD}\|?>|<\|?{_WORD}_?end\|?>|\[/THINK\]|◁/think▷"
+# gpt-oss: every channel but the final one.
+_CHANNEL = r"[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
+_FINAL = rf"<\|channel\|>\s*final\b{_CHANNEL}"
+TABLE: tuple[Marks, ...] = (
+    _marks(rf"<\|channel\|>\s*(?!final\b)\w+{_CHANNEL}", _FINAL),
+    _marks(r"<\|channel>\s*thought", r"<channel\|>"),  # Gemma 4
+    _marks(r"<unused94>(?:\s*thought)?", r"<unused95>"),  # MedGemma
+    _marks(r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
+    _marks(r"\[THINK\]|◁think▷", r"\[/THINK\]|◁/think▷"),  # Magistral, Kimi-VL
+    _marks(r"here(?: is|'s) my thought process:", r"here(?: is|'s) my response:"),  # Granite 3.2
+    # Some end a thought with the mark of the answer alone.
+    _marks(_OPEN, rf"{_CLOSE}|<\|(?:(?:begin|start)_of_)?(?:response|answer|solution|output)\|>"),
+    _marks(r"analysis(?=[A-Z])", r"assistantfinal"),  # gpt-oss without its special tokens
+)
+_UNOPENED = re.compile(rf"{_CLOSE}|{_FINAL}", re.I)
+"""Ends a thought even where nothing shows that it began: a prompt may have opened it."""
+_SECTION = re.compile(r"([<\[])([\w:.|-]{2,30})([>\]])\s*\Z")
+_OF_ANSWERS = re.compile(r"respon|answer|reply|output|solution|final|assistant|model|bot|ai", re.I)
+
+
+def split_thought(text: str, opened: Marks | None = None) -> Spoken:
+    """The answer in what a model said.
+
+    Args:
+        text: What it said, with the special tokens that mark a thought.
+        opened: Marks of the thought that the prompt had opened, if it had.
+    """
+    marks, thought = opened, False
+    while True:
+        if marks is None:
+            text = text.lstrip()
+            found = ((each, each.opens.match(text)) for each in TABLE)
+            marks, start = next(((m, at) for m, at in found if at), (None, None))
+            if marks is None or start is None:
+                break
+            text = text[start.end() :]
+        thought = True
+        end = _last(marks.closes.finditer(text))
+        if end is None:
+            return Spoken(None, thought)
+        text, marks = text[end.end() :], None
+    if end := _last(_UNOPENED.finditer(text)):
+        return Spoken(text[end.end() :], thought=True)
+    return Spoken(text, thought)
+
+
+def opened_thought(prompt: str, others: Sequence[Marks] = ()) -> Marks | None:
+    """Marks of the thought that the end of a prompt opens, and leaves open; None if it does not.
+
+    Args:
+        prompt: Text whose end is looked at.
+        others: Marks beside those of the table.
+    """
+    for marks in (*others, *TABLE):
+        start = _last(marks.opens.finditer(prompt))
+        # Another mark after it begins something else: a turn, or the end of this very thought.
+        if start and not re.search(r"[<\[◁]", prompt[start.end() :]):
+            return marks
+    return None
+
+
+def own_marks(opening: str, source: str, between: str) -> Marks | None:
+    """Marks of a section that a template opens before a response, if it is a thought's.
+
+    Args:
+        opening: What the template puts before a response.
+        source: The template.
+        between: What it puts after a response: what is closed there held the response itself.
+    """
+    section = _SECTION.search(opening)
+    if section is None:
+        return None
+    left, name, right = section.groups()
+    closing = f"{left}/{name}{right}"
+    if closing not in source or closing in between or _OF_ANSWERS.search(name):
+        return None
+    return _marks(re.escape(f"{left}{name}{right}"), re.escape(closing))
+
+
+def _last(found: Iterable[T]) -> T | None:
+    last = None
+    for last in found:  # noqa: B007 (the last one is what is asked for)
+        pass
+    return last
