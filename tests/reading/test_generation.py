@@ -1,6 +1,156 @@
-"""Responses that are kept."""
+"""Greedy responses: free of a checkpoint's settings, ended where the model ends them, and kept."""
 
 from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from modelassay.models import load
+from modelassay.reading.generation import end_tokens, generate_greedy
+from modelassay.reading.prompts import encode_prompts
+from tiny import save_tiny
+
+ASKED = ["Hi", "How are you?"]
+# What other settings would turn upside down, for every field that `generate` knows.
+ODD = {
+    "assistant_confidence_threshold": 0.1,
+    "assistant_early_exit": 1,
+    "assistant_ensemble_weight": 0.5,
+    "assistant_lookbehind": 3,
+    "bad_words_ids": [[i] for i in range(60, 250)],
+    "begin_suppress_tokens": list(range(50, 250)),
+    "cache_config": {"nbits": 2},
+    "cache_implementation": "static",
+    "constraints": [],
+    "compile_config": {"dynamic": True},
+    "continuous_batching_config": {"block_size": 3},
+    "decoder_start_token_id": 3,
+    "disable_compile": False,
+    "diversity_penalty": 1.0,
+    "do_sample": True,
+    "dola_layers": "high",
+    "early_stopping": True,
+    "encoder_no_repeat_ngram_size": 1,
+    "encoder_repetition_penalty": 9.0,
+    "epsilon_cutoff": 0.5,
+    "eta_cutoff": 0.5,
+    "exponential_decay_length_penalty": [1, 9.0],
+    "force_words_ids": [[65]],
+    "forced_bos_token_id": 66,
+    "forced_decoder_ids": [[1, 67]],
+    "forced_eos_token_id": 68,
+    "guidance_scale": 7.0,
+    "is_assistant": True,
+    "length_penalty": 5.0,
+    "low_memory": True,
+    "max_cache_len": 2,
+    "max_length": 3,
+    "max_matching_ngram_size": 2,
+    "max_time": 1e-9,
+    "min_length": 200,
+    "min_new_tokens": 200,
+    "min_p": 0.9,
+    "no_repeat_ngram_size": 1,
+    "num_assistant_tokens": 3,
+    "num_assistant_tokens_schedule": "heuristic",
+    "num_beam_groups": 2,
+    "num_beams": 4,
+    "num_return_sequences": 4,
+    "output_attentions": True,
+    "output_hidden_states": True,
+    "output_logits": True,
+    "output_scores": True,
+    "pad_token_id": 100_000,
+    "penalty_alpha": 0.6,
+    "prefill_chunk_size": 2,
+    "prompt_lookup_num_tokens": 3,
+    "remove_invalid_values": True,
+    "renormalize_logits": True,
+    "repetition_penalty": 50.0,
+    "return_dict_in_generate": True,
+    "sequence_bias": [[[65], 1e9]],
+    "speculation_type": "prompt_lookup",
+    "stop_strings": ["a", "e", "<|stop|>"],
+    "suppress_tokens": list(range(60, 250)),
+    "target_lookbehind": 2,
+    "temperature": 0.01,
+    "token_healing": True,
+    "top_h": 0.1,
+    "top_k": 1,
+    "top_p": 0.01,
+    "typical_p": 0.1,
+    "use_cache": False,
+    "use_mtp": True,
+    "watermarking_config": {"bias": 9.0},
+    "an_entry_of_its_own": 1,
+}
+
+
+def plainly(model, ids, n):
+    """Greedy tokens, one pass a token, up to one that ends the response."""
+    made = []
+    for _ in range(n):
+        logits = model.network(input_ids=torch.tensor([[*ids, *made]])).logits[0, -1]
+        made.append(int(logits.argmax()))
+        if made[-1] in end_tokens(model):
+            break
+    return made
+
+
+def loud(folder, **settings):
+    """A saved tiny model whose tokens depend on what it has read, with other settings."""
+    save_tiny(folder, initializer_range=0.5)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+@pytest.mark.parametrize("names", [*([name] for name in ODD), list(ODD)], ids=lambda n: n[0])
+def test_no_setting_of_a_checkpoint_changes_a_greedy_response(tmp_path, names):
+    model = load(str(loud(tmp_path / "m", **{name: ODD[name] for name in names})), device="cpu")
+    before = model.network.generation_config.to_dict()
+    prompts = encode_prompts(model, ASKED)
+    for prompt, response in zip(
+        prompts, generate_greedy(model, prompts, max_new_tokens=6), strict=True
+    ):
+        tokens = plainly(model, prompt.ids, 6)
+        assert response.text == model.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert response.first_token == tokens[0]
+        assert response.answer == response.text
+        assert not response.thought
+    assert model.network.generation_config.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eos_token_id": 100_000},
+        {"eos_token_id": None},
+        {"eos_token_id": "two"},
+        {"eos_token_id": [257, None, -1, True, 2.5]},
+        {"pad_token_id": "none", "max_new_tokens": "many"},
+        {"num_beams": "four", "temperature": None},
+        {"early_stopping": "perhaps", "max_new_tokens": -3},
+    ],
+)
+def test_settings_that_make_no_sense_do_no_harm(tmp_path, settings):
+    model = load(str(loud(tmp_path / "m", **settings)), device="cpu")
+    assert end_tokens(model) == [256, 257]
+    prompts = encode_prompts(model, ASKED)
+    for prompt, response in zip(
+        prompts, generate_greedy(model, prompts, max_new_tokens=3), strict=True
+    ):
+        tokens = plainly(model, prompt.ids, 3)
+        assert response.text == model.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_every_setting_that_transformers_knows_is_tried():
+    own = {"bos_token_id", "eos_token_id", "max_new_tokens", "transformers_version"}
+    known = {name for name in GenerationConfig().to_dict() if not name.startswith("_")}
+    assert known - own <= set(ODD)
 
 
 def test_answers_are_kept_and_made_once(monkeypatch, tiny, tmp_path):
@@ -12,7 +162,7 @@ def test_answers_are_kept_and_made_once(monkeypatch, tiny, tmp_path):
 
     def generate(_model, prompts, *, max_new_tokens):
         asked.append(len(prompts))
-        return [SimpleNamespace(text=f" answer {max_new_tokens}") for _ in prompts]
+        return [SimpleNamespace(answer=f" answer {max_new_tokens}") for _ in prompts]
 
     monkeypatch.setattr(generation, "generate_greedy", generate)
     prompts = [f"question {i}" for i in range(40)]

@@ -23,7 +23,7 @@ from modelassay.guard_bench.running import guard_identity
 from modelassay.guard_bench.suites import SuiteData
 from modelassay.models import LoadedModel
 from modelassay.progress import OnPhase, silent
-from modelassay.reading.generation import end_tokens, greedy_config
+from modelassay.reading.generation import end_tokens, greedy_config, run_generate
 from modelassay.reading.prompts import encode_chat
 from modelassay.report.base import Report
 from modelassay.report.charts import LINE, NEGATIVE, error_bars, new_figure
@@ -269,13 +269,9 @@ def _time_generate(model: LoadedModel, prompt: str, new_tokens: int) -> _Run:
     started = time.perf_counter()
     ids = encode_chat(model, [{"role": "user", "content": prompt}])
     inputs = torch.tensor([list(ids)], device=model.device)
-    with torch.inference_mode():
-        output = model.network.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            generation_config=config,
-            streamer=streamer,
-        )
+    output = run_generate(
+        model, config, inputs, attention_mask=torch.ones_like(inputs), streamer=streamer
+    )
     new = output[0, len(ids) :].tolist()
     model.tokenizer.decode(new, skip_special_tokens=True)
     total = time.perf_counter() - started

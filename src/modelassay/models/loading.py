@@ -37,6 +37,7 @@ from modelassay.models.quantization import (
     settle_quantization,
 )
 from modelassay.models.refs import ModelOptions, ModelRef, take_ref
+from modelassay.models.settings import processor_template, readable_generation
 from modelassay.models.sources import Source, read_json
 from modelassay.progress import OnPhase, silent
 
@@ -79,7 +80,7 @@ class LoadedModel:
     @property
     def has_chat_template(self) -> bool:
         """Whether conversations can be rendered as this model was trained on them."""
-        return getattr(self.tokenizer, "chat_template", None) is not None
+        return bool(getattr(self.tokenizer, "chat_template", None))
 
 
 def load(
@@ -239,6 +240,7 @@ def _load_base(
             raise InputError("A GGUF file is already quantised; leave --load-8bit/4bit out.")
         if not source.gguf_file:
             options["use_safetensors"] = True
+            options["generation_config"] = readable_generation(source)
         if quantization:
             options["quantization_config"] = bitsandbytes_config(quantization)
         model, report = model_class.from_pretrained(
@@ -365,6 +367,8 @@ def _load_tokenizer(where: dict[str, Any], source: Source) -> Any:
         raise InputError(f"Cannot load the tokenizer of {source.id}: {cause}") from error
     if source.gguf_file:
         complete_tokenizer(read_gguf(source.folder / source.gguf_file), tokenizer)
+    elif not getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = processor_template(source)
     return tokenizer
 
 

@@ -1,11 +1,13 @@
 """Short greedy responses to many prompts, batched, through the model's own `generate`.
 
-Greedy and without penalties, so that a response is a property of the weights and not of sampling
-settings that a checkpoint brings along.
+Greedy and without penalties, so that a response is a property of the weights and not of settings
+that a checkpoint brings along. It ends where the model ends it, and what it thinks before it
+answers is kept apart from the answer.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -20,10 +22,14 @@ from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress
 from modelassay.reading.batching import batch_budget, pad, run_in_batches
 from modelassay.reading.prompts import Encoded, encode_prompts
+from modelassay.reading.templates import template_of
+from modelassay.reading.thoughts import opened_thought, split_thought
+from modelassay.reading.tokens import control_tokens
 
 log = logging.getLogger(__name__)
 
 KEEP_EVERY = 32  # responses between two saves
+PROMPT_END = 32  # tokens of a prompt in which a thought may be opened
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,13 @@ class Response:
     """What a model said."""
 
     text: str
-    """Without special tokens."""
+    """All of it, a thought included, without special tokens."""
     first_token: int
+    answer: str | None
+    """What follows the thought; all of `text` where there was none, None where the thought did not
+    end within the tokens."""
+    thought: bool = False
+    """Whether it began with a thought, or the prompt had opened one."""
 
 
 def generate_greedy(
@@ -87,45 +98,94 @@ def _generate_batch(
     # Decoding appends on the right, so padding goes to the left, under a mask.
     ids = pad(batch, int(config.pad_token_id), "left")
     mask = pad([[1] * len(row) for row in batch], 0, "left")
-    with torch.inference_mode():
-        output = model.network.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=config,
-        )
+    output = run_generate(model, config, ids.to(model.device), attention_mask=mask.to(model.device))
     new = output[:, ids.shape[1] :].cpu()
     texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [Response(text, int(row[0])) for text, row in zip(texts, new, strict=True)]
+    ends = set(end_tokens(model))
+    return [
+        _response(model, prompt, row.tolist(), text, ends)
+        for prompt, row, text in zip(batch, new, texts, strict=True)
+    ]
+
+
+def _response(
+    model: LoadedModel, prompt: Sequence[int], ids: list[int], text: str, ends: set[int]
+) -> Response:
+    """The response of these tokens, its thought taken off before special tokens are dropped."""
+    decode = model.tokenizer.decode
+    own = template_of(model).own_thought if model.has_chat_template else None
+    opened = opened_thought(decode(list(prompt[-PROMPT_END:])), (own,) if own else ())
+    length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    spoken = split_thought(decode(ids[:length]), opened)
+    answer = spoken.answer if spoken.thought else text
+    if spoken.thought and answer is not None:
+        for token in control_tokens(model.tokenizer):
+            answer = answer.replace(token, "")
+    return Response(text, ids[0], answer, spoken.thought)
+
+
+def run_generate(model: LoadedModel, config: Any, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """Token ids [prompt, token] of `generate` with these settings and no others.
+
+    transformers fills what a `GenerationConfig` leaves out from the checkpoint's own. The network
+    is copied, which shares everything below it, and the copy has none.
+    """
+    from transformers import GenerationConfig
+
+    base = getattr(model.network, "get_base_model", lambda: model.network)()  # of an adapter
+    free = copy.copy(base)
+    free.generation_config = GenerationConfig()
+    with torch.inference_mode():
+        return free.generate(input_ids=ids, generation_config=config, **inputs)
 
 
 def greedy_config(model: LoadedModel, max_new_tokens: int) -> Any:
-    """The `GenerationConfig` of greedy responses without the checkpoint's sampling settings."""
+    """The `GenerationConfig` of greedy responses, for `run_generate`."""
     from transformers import GenerationConfig
 
     ends = end_tokens(model)
     pad_token = model.tokenizer.pad_token_id
+    if pad_token is None or not 0 <= pad_token < _vocabulary(model):
+        pad_token = (ends or [0])[0]
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
-        # What is not set here is taken from the checkpoint's own settings.
         do_sample=False,
-        num_beams=1,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        min_length=0,
         use_cache=True,
         eos_token_id=ends or None,
-        pad_token_id=pad_token if pad_token is not None else (ends or [0])[0],
+        pad_token_id=pad_token,
     )
 
 
 def end_tokens(model: LoadedModel) -> list[int]:
-    """Tokens that end a response."""
-    own = model.network.generation_config.eos_token_id
-    ends = own if own is not None else model.tokenizer.eos_token_id
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+    """Tokens that end a response, by what tokenizer, checkpoint and chat template say together.
+
+    A checkpoint's settings, its tokenizer and its template often name different ones. The tokens
+    that stand between a response and the user's next words end a response as well: a model that
+    begins another turn has had its say.
+    """
+    tokenizer, network = model.tokenizer, model.network
+    marks = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    found = _ids(tokenizer.eos_token_id)
+    settings = network.generation_config
+    for stated, own in (
+        (settings.eos_token_id, not getattr(settings, "_from_model_config", False)),
+        (network.config.get_text_config().eos_token_id, False),
+    ):
+        # A config class has a default, which in this vocabulary may be a word.
+        found |= {token for token in _ids(stated) if own or token in marks}
+    if model.has_chat_template:
+        found |= template_of(model).turn_tokens
+    return sorted(token for token in found if 0 <= token < _vocabulary(model))
+
+
+def _vocabulary(model: LoadedModel) -> int:
+    return model.network.get_input_embeddings().weight.shape[0]
+
+
+def _ids(stated: Any) -> set[int]:
+    """Token ids in what a config states, which may be anything."""
+    values = stated if isinstance(stated, list | tuple) else [stated]
+    return {value for value in values if isinstance(value, int) and not isinstance(value, bool)}
 
 
 def kept_responses(
@@ -166,7 +226,8 @@ def kept_responses(
             chunk = missing[first : first + KEEP_EVERY]
             encoded = encode_prompts(model, chunk)
             responses = generate_greedy(model, encoded, max_new_tokens=max_new_tokens)
-            known.update({p: a.text.strip() for p, a in zip(chunk, responses, strict=True)})
+            said = [(response.answer or "").strip() for response in responses]
+            known.update(zip(chunk, said, strict=True))
             write_text_atomically(path, json.dumps(known, ensure_ascii=False))
             if on_progress:
                 on_progress(first + len(chunk), len(missing))
