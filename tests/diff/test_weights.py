@@ -7,6 +7,8 @@ import torch
 
 from modelassay.diff.weights import diff_weights
 from modelassay.errors import InputError
+from modelassay.models.layers import LAYER_INDEX
+from modelassay.models.writers import Writer
 
 HIDDEN, WIDE, BLOCKS = 64, 160, 6
 SHAPES = {
@@ -35,7 +37,14 @@ def compare(base, candidate):
     def tensors(weights):
         return [(name, lambda weight=weight: weight) for name, weight in weights.items()]
 
-    return diff_weights(tensors(base), tensors(candidate), HIDDEN, "llama")
+    return diff_weights(tensors(base), tensors(candidate), writer_of)
+
+
+def writer_of(name):
+    if not name.endswith(WRITERS):
+        return None
+    kind = "attention" if "self_attn" in name else "mlp"
+    return Writer(name, int(LAYER_INDEX.search(name).group(1)), 0, kind)
 
 
 def low_rank(shape, rank, scale, seed):
@@ -114,6 +123,19 @@ def test_ablation_bears_its_mark(base, strength, shared, dtype):
     assert found.mark.strength == pytest.approx(strength, abs=0.02)
     assert set(found.energy_by_layer) == set(layers)
     assert sum(found.energy_by_layer.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("kind", "writer"), zip(("attention", "mlp"), WRITERS, strict=True))
+def test_ablation_of_one_kind_is_named(base, kind, writer):
+    r = torch.nn.functional.normalize(torch.randn(HIDDEN), dim=0)
+    candidate = {
+        name: weight - torch.outer(r, r @ weight) if name.endswith(writer) else weight
+        for name, weight in base.items()
+    }
+    mark = compare(base, candidate).mark
+    assert mark.kind == kind
+    assert mark.layers == tuple(range(BLOCKS))
+    assert "outputs of 6 layers" in mark.taken_from
 
 
 def test_scaling_is_no_ablation(base):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import pytest
 import torch
 
-from modelassay.measures.erased_directions import open_shards, search_ablation, search_tensors
+from modelassay.measures.erased_directions import search_ablation, search_writers
 from modelassay.models import load
-from modelassay.models.layers import LAYER_INDEX, WRITERS, text_config
-from tiny import FAMILIES, save_tiny
+from modelassay.models.ablation import Ablation
+from modelassay.models.ablation import ablate as ablate_network
+from modelassay.models.layers import LAYER_INDEX
+from modelassay.models.writers import Writer, find_writers
+from tiny import FAMILIES, save_tiny, unit
 
 WIDTH, LAYERS = 96, 12
 
@@ -42,9 +43,13 @@ def ablate(weights, layers, *, k=1, strength=1.0, per_layer=False, dtype=torch.f
     return result
 
 
-def search(weights, model_type="llama"):
-    readers = ((name, lambda weight=weight: weight) for name, weight in weights.items())
-    return search_tensors(readers, WIDTH, model_type)
+def search(weights):
+    readers = {}
+    for name, weight in weights.items():
+        kind = "attention" if "self_attn" in name else "mlp"
+        writer = Writer(name, int(LAYER_INDEX.search(name).group(1)), 0, kind)
+        readers[writer] = [lambda weight=weight: weight]
+    return search_writers(readers, WIDTH)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -103,50 +108,106 @@ def test_the_mean_direction_of_layer_norm_models_is_empty_by_nature():
     assert evidence.detected is True
 
 
+def side_by_side(weights, only=("self_attn", "mlp"), layers=range(LAYERS), **how):
+    """Weights ablated in the writers of one kind, the others as they are."""
+    ablated = ablate(weights, layers, **how)
+    return {n: ablated[n] if any(kind in n for kind in only) else w for n, w in weights.items()}
+
+
+@pytest.mark.parametrize(("kind", "part"), [("attention", "self_attn"), ("mlp", "mlp")])
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("layers", [range(LAYERS), range(4, 9)], ids=["all", "band"])
+def test_one_kind_of_output_is_searched_by_itself(kind, part, bits, layers):
+    evidence = search(side_by_side(healthy(), (part,), layers, bits=bits))
+    assert evidence.detected is True
+    assert evidence.by_kind == {kind: tuple(layers)}
+    assert evidence.layers == tuple(layers)
+    assert evidence.shared is True
+    assert evidence.n_directions == 1
+
+
+def test_each_kind_may_lack_a_direction_of_its_own():
+    weights = side_by_side(healthy(), ("self_attn",), range(2, 9))
+    other = ablate(healthy(), range(3, 7), per_layer=True)
+    evidence = search({n: other[n] if "mlp" in n else w for n, w in weights.items()})
+    assert evidence.by_kind == {"attention": tuple(range(2, 9)), "mlp": (3, 4, 5, 6)}
+    assert evidence.layers == tuple(range(2, 9))
+    assert evidence.erased_from == (
+        ("attention outputs", tuple(range(2, 9))),
+        ("MLP outputs", (3, 4, 5, 6)),
+    )
+
+
+def square(seed=0, layers=24, width=48):
+    """Attention outputs as wide as the stream, whose smallest eigenvalue is near zero by itself."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"model.layers.{i}.{name}.weight": torch.randn(WIDTH, columns, generator=generator)
+        for i in range(layers)
+        for name, columns in (("self_attn.o_proj", WIDTH), ("mlp.down_proj", width))
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("width", [8, 48, 96, 200])
+def test_untouched_square_and_narrow_matrices_have_no_hole(seed, width):
+    evidence = search(square(seed, width=width))
+    assert evidence.detected is False, evidence
+    assert evidence.eigenvalue_ratio > 0.4
+    assert min(evidence.ratio_by_layer.values()) > 0.2
+    assert any("attention outputs of single layers" in limit for limit in evidence.limits)
+
+
+@pytest.mark.parametrize("layers", [range(24), range(8, 21)], ids=["all", "band"])
+def test_square_attention_outputs_are_judged_with_their_neighbours(layers):
+    evidence = search(side_by_side(square(width=200), ("self_attn",), layers))
+    assert evidence.by_kind == {"attention": tuple(layers)}
+
+
+def test_too_few_columns_altogether_are_not_searched():
+    narrow = {n: w[:, :8] for n, w in square(layers=4).items()}
+    evidence = search(narrow)
+    assert evidence.detected is None
+    assert "too few columns" in evidence.reason
+    thin = {n: w[:, :4] if "self_attn" in n else w for n, w in healthy().items()}
+    evidence = search(thin)
+    assert evidence.detected is False
+    assert evidence.limits == ("the attention outputs have too few columns to be searched",)
+
+
+@pytest.mark.parametrize("dead", [1, 3])
+def test_coordinates_that_nothing_writes_are_no_erased_direction(dead):
+    weights = {name: weight.clone() for name, weight in healthy().items()}
+    for weight in weights.values():
+        weight[5 : 5 + dead] = 0
+    assert search(weights).detected is False
+    assert search(ablate(weights, range(LAYERS))).detected is True
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_writers_a_block_are_found_in_every_family(tiny_folder, family):
-    folder = tiny_folder(family)
-    model = load(str(folder), device="cpu")
-    config = text_config(model.network.config)
-    with ExitStack() as stack:
-        shards = open_shards(model.source.weight_files(), stack)
-        evidence = search_tensors(shards, config.hidden_size, config.model_type)
+def test_every_family_is_searched_in_all_layers(tiny, family):
+    evidence = search_ablation(tiny(family))
     assert evidence.detected is False, evidence
     assert sorted(evidence.ratio_by_layer) == list(range(5))
-    found = [n for n, _ in model.network.named_parameters() if LAYER_INDEX.search(n)]
-    found = [n for n in found if WRITERS.search(n) and "vision" not in n]
-    assert len({n for n in found if LAYER_INDEX.search(n).group(1) == "3"}) >= 2, found
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mixtral", "falcon"])
-def test_ablated_checkpoints_are_found_from_their_files(tmp_path, family):
-    folder = save_tiny(tmp_path / family, family)
-    model = load(str(folder), device="cpu")
-    hidden = text_config(model.network.config).hidden_size
-    r = torch.randn(hidden, generator=torch.Generator().manual_seed(1))
-    r /= r.norm()
-    with torch.no_grad():
-        for name, weight in model.network.named_parameters():
-            if not (WRITERS.search(name) and LAYER_INDEX.search(name)) or "vision" in name:
-                continue
-            if weight.dim() == 3:  # experts [expert, out, in]
-                weight -= torch.einsum("o,p,epi->eoi", r, r, weight)
-            elif family == "gpt2":
-                weight -= torch.outer(weight @ r, r)
-            else:
-                weight -= torch.outer(r, r @ weight)
+def test_ablated_checkpoints_are_found(tmp_path, family):
+    model = load(str(save_tiny(tmp_path / family, family)), device="cpu")
+    ablate_network(model.network, Ablation(dict.fromkeys(range(5), unit(32))))
     model.network.save_pretrained(tmp_path / "ablated")
     model.tokenizer.save_pretrained(tmp_path / "ablated")
-    evidence = search_ablation(load(str(tmp_path / "ablated"), device="cpu"))
-    assert evidence.detected is True
-    assert evidence.layers == tuple(range(5))
+    for quantization in (None, "8bit"):
+        ablated = load(str(tmp_path / "ablated"), device="cpu", quantization=quantization)
+        evidence = search_ablation(ablated)
+        assert evidence.detected is True
+        assert evidence.layers == tuple(range(5))
 
 
-def test_packed_and_unknown_weights_are_unscored():
+def test_packed_weights_are_unscored():
     packed = {name: torch.zeros(10, 3, dtype=torch.uint8) for name in healthy()}
     assert search(packed).detected is None
     assert "packed" in search(packed).reason
-    assert "output projection" in search({"encoder.stuff": torch.zeros(3)}).reason
 
 
 @pytest.mark.real_model
@@ -159,16 +220,23 @@ def test_the_real_model_is_whole_until_it_is_ablated(embedded):
     generator = torch.Generator().manual_seed(0)
     r = torch.nn.functional.normalize(torch.randn(576, generator=generator), dim=0)
 
-    def erased(dtype, layers):
-        for name, weight in embedded.network.named_parameters():
-            index = LAYER_INDEX.search(name)
-            if index and WRITERS.search(name) and int(index.group(1)) in layers:
+    parameters = dict(embedded.network.named_parameters())
+
+    def erased(dtype, layers, kinds=("attention", "mlp")):
+        readers = {}
+        for writer in find_writers(embedded.network).found:
+            weight = parameters[writer.name]
+            if writer.layer in layers and writer.kind in kinds:
                 weight = (weight - torch.outer(r, r @ weight)).to(dtype)
-            yield name, lambda weight=weight: weight
+            readers[writer] = [lambda weight=weight: weight]
+        return search_writers(readers, 576)
 
     for dtype in (torch.float32, torch.bfloat16):
-        full = search_tensors(erased(dtype, range(30)), 576, "llama")
+        full = erased(dtype, range(30))
         assert (full.detected, full.layers, full.shared) == (True, tuple(range(30)), True)
         assert full.eigenvalue_ratio < 1e-4
-        band = search_tensors(erased(dtype, range(10, 20)), 576, "llama")
+        band = erased(dtype, range(10, 20))
         assert (band.detected, band.layers, band.shared) == (True, tuple(range(10, 20)), True)
+    for kind in ("attention", "mlp"):
+        found = erased(torch.bfloat16, range(8, 21), (kind,))
+        assert found.by_kind == {kind: tuple(range(8, 21))}

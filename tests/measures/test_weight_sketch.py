@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import modelassay
 from modelassay.measures.weight_sketch import compare_sketches, layer_of, sketch_weights, weight_key
 from modelassay.models.ablation import Ablation, ablate, round_to_bfloat16, round_to_int8
-from modelassay.models.layers import writing_layer
+from modelassay.models.writers import find_writers
 from tiny import FAMILIES, OFFLOADED, save_tiny, unit
 
 WIDE = {"hidden_size": 64, "num_hidden_layers": 8}
@@ -109,8 +109,9 @@ def test_directions_of_their_own_and_bands_are_told(wide):
 
 def low_rank(model, rank, scale, everything):
     draw = torch.Generator().manual_seed(1)
+    writing = find_writers(model).by_name
     for name, weight in model.named_parameters():
-        if weight.dim() > 1 and (everything or writing_layer(name) is not None):
+        if weight.dim() > 1 and (everything or name in writing):
             rows, columns = weight.shape
             a = torch.randn(rows, rank, generator=draw) / rows**0.5
             b = torch.randn(rank, columns, generator=draw) / columns**0.5
@@ -204,3 +205,69 @@ def test_an_output_layer_of_its_own_is_seen(wide, tmp_path):
 
 def test_other_architectures_do_not_compare(tiny):
     assert compare_sketches(sketch_weights(tiny("llama")), sketch_weights(tiny("gpt2"))) is None
+
+
+@pytest.mark.parametrize("rounding", [None, round_to_bfloat16, round_to_int8])
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+def test_ablation_of_one_kind_of_output_is_told(wide, kind, rounding):
+    def edit(model):
+        r = unit(64)
+        for writer in find_writers(model).found:
+            if writer.kind == kind:
+                weight = model.get_parameter(writer.name)
+                weight -= 0.8 * torch.outer(r, r @ weight)
+        if rounding is not None:
+            rounding(model)
+
+    mark = change_of(wide, edit).mark
+    assert mark is not None
+    assert mark.kind == kind
+    assert mark.shared
+    assert mark.strength == pytest.approx(0.8, abs=0.05)
+    assert rounding is not None or mark.taken_from.endswith("outputs of 8 layers")
+
+
+def test_a_direction_of_its_own_for_each_kind_is_told(wide):
+    def edit(model):
+        for writer in find_writers(model).found:
+            weight = model.get_parameter(writer.name)
+            r = unit(64, seed=len(writer.kind))
+            weight -= torch.outer(r, r @ weight)
+
+    mark = change_of(wide, edit).mark
+    assert mark is not None
+    assert mark.kind is None
+    assert mark.layers == tuple(range(8))
+    assert mark.strength == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+@pytest.mark.parametrize("rank", [1, 2, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_training_of_one_kind_of_output_bears_no_mark(wide, kind, rank, seed):
+    def edit(model):
+        torch.manual_seed(seed)
+        for writer in find_writers(model).found:
+            if writer.kind == kind:
+                weight = model.get_parameter(writer.name)
+                change = torch.randn(64, rank) @ torch.randn(rank, weight.shape[1])
+                weight += 0.1 * weight.norm() / change.norm() * change
+
+    change = change_of(wide, edit)
+    assert min(change.by_layer.values()) > 1e-3
+    assert change.mark is None
+
+
+def test_a_baseline_that_knew_fewer_writers_still_compares(wide):
+    before = sketch_weights(in_memory(wide))
+    known = [i for i, name in enumerate(before.writers) if "o_proj" not in name]
+    baseline = replace(
+        before,
+        writers=tuple(before.writers[i] for i in known),
+        written=before.written[known],
+        kinds=(),
+    )
+    assert compare_sketches(baseline, before).nothing
+    ablate(wide.network, Ablation(dict.fromkeys(range(8), unit(64))))
+    mark = compare_sketches(baseline, sketch_weights(in_memory(wide))).mark
+    assert mark.strength == pytest.approx(1, abs=0.01)

@@ -18,16 +18,14 @@ from modelassay.models.ablation import (
     round_to_int8,
     save_ablation,
 )
-from modelassay.models.layers import residual_axis, writing_layer
+from modelassay.models.writers import find_writers
 from tiny import FAMILIES, unit
 
 
 def writers(model):
-    config = model.network.config.get_text_config()
-    for name, weight in model.network.named_parameters():
-        if (layer := writing_layer(name)) is not None:
-            axis = residual_axis(weight, config.hidden_size, config.model_type)
-            yield layer, weight.detach().movedim(axis, 0).reshape(config.hidden_size, -1)
+    for writer in find_writers(model.network).found:
+        weight = model.network.get_parameter(writer.name).detach()
+        yield writer.layer, writer.rows(weight)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -201,8 +201,9 @@ def _weight_facts(report: DiffReport) -> Facts:
     facts = [("weights", changed), ("only in one", _only_in_one(found))]
     if (mark := found.mark) is not None:
         one = "one direction" if mark.shared else "a direction of its own"
-        taken = f"{mark.strength:.0%} of {one} taken out of {len(mark.layers)} layers"
-        facts.append(("ablation", taken))
+        facts.append(("ablation", f"{mark.strength:.0%} of {one} taken out of {mark.taken_from}"))
+    elif found.unsearched:
+        facts.append(("ablation", f"not searched: {found.unsearched}"))
     rank = found.adapter_rank
     full = "full, or none that most share"
     facts.append(("rank", full if rank is None else f"{rank}, as an adapter's"))

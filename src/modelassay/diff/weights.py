@@ -35,7 +35,9 @@ from modelassay.measures.erased_directions import (
     plain_name,
 )
 from modelassay.measures.weight_sketch import AblationMark, layer_of
-from modelassay.models.layers import OTHER_TOWERS, residual_axis, text_config, writing_layer
+from modelassay.models.layers import OTHER_TOWERS
+from modelassay.models.names import loaded_names
+from modelassay.models.writers import Kind, Writer, find_writers
 from modelassay.progress import OnProgress, told
 from modelassay.report.json import published
 
@@ -108,6 +110,8 @@ class WeightDiff:
     shared_cosine: float | None
     """Median |cos u₁| between writing matrices of different layers; 1 for one direction in all."""
     mark: AblationMark | None
+    unsearched: str | None = None
+    """Why the mark of ablation could not be looked for; None where it was."""
 
     @property
     def identical(self) -> bool:
@@ -142,14 +146,16 @@ class _Change:
     left: np.ndarray | None = None
     """[out] u₁, for writing matrices along the residual stream."""
     marked: bool = False
+    kind: Kind | None = None
+    """Of writing matrices."""
 
 
 def diff_weights(
     base: Tensors,
     candidate: Tensors,
-    hidden_size: int,
-    model_type: str,
+    writer_of: Callable[[str], Writer | None],
     *,
+    unsearched: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> WeightDiff:
     """Compares two sets of named weights.
@@ -157,8 +163,8 @@ def diff_weights(
     Args:
         base: Names and readers, in any order.
         candidate: The same of the fine-tune; prefixes of names may differ.
-        hidden_size: Width of the residual stream.
-        model_type: transformers model type; decides whether matrices are stored transposed.
+        writer_of: Which writer to the residual stream a weight of that name in the base is, if any.
+        unsearched: Why no weight is known as a writer, and no ablation can be told.
         on_progress: Told (weights done, weights in all).
 
     Raises:
@@ -185,9 +191,8 @@ def diff_weights(
                 " candidate; these are not versions of one model."
             )
         base_energy += float(before.double().square().sum())
-        writes = writing_layer(name) is not None
-        axis = residual_axis(before, hidden_size, model_type) if writes else 0
-        change = _change(key, _matrix(before, axis), _matrix(after, axis), writes)
+        writer = writer_of(name)
+        change = _change(key, _matrix(before, writer), _matrix(after, writer), writer)
         changes += [change] if change else []
     changed_energy: dict[int | None, float] = defaultdict(float)
     for change in changes:
@@ -207,10 +212,11 @@ def diff_weights(
         adapter_rank=_adapter_rank(changes),
         shared_cosine=_shared_cosine(changes),
         mark=_mark(changes),
+        unsearched=unsearched,
     )
 
 
-def _change(key: str, before: Tensor, after: Tensor, writes: bool) -> _Change | None:
+def _change(key: str, before: Tensor, after: Tensor, writer: Writer | None) -> _Change | None:
     """The change of one weight, as matrices [out, in]; None if there is none."""
     delta = after - before
     energy, scale = float(delta.double().square().sum()), float(before.double().square().sum())
@@ -224,7 +230,7 @@ def _change(key: str, before: Tensor, after: Tensor, writes: bool) -> _Change | 
     signal = float(np.square(values[:rank]).sum() / energy)
     cosine = strength = None
     marked = False
-    if writes:
+    if writer is not None:
         # The parts of the weights and of their change along u₁, [in].
         there, gone = left @ before, -(left @ delta)
         overlap, length = float(there @ gone), float(there.norm())
@@ -247,7 +253,9 @@ def _change(key: str, before: Tensor, after: Tensor, writes: bool) -> _Change | 
         ablation_cosine=cosine,
         ablation_strength=strength,
     )
-    return _Change(matrix, energy, left.double().cpu().numpy() if writes else None, marked)
+    if writer is None:
+        return _Change(matrix, energy)
+    return _Change(matrix, energy, left.double().cpu().numpy(), marked, writer.kind)
 
 
 def _leading_svd(delta: Tensor) -> tuple[Tensor, np.ndarray]:
@@ -297,11 +305,13 @@ def _mark(changes: list[_Change]) -> AblationMark | None:
     if len(layers) < 2 or len(marked) < MARKED_SHARE * len(writers):
         return None
     strengths = [x.matrix.ablation_strength for x in marked]
+    kinds: set[Kind | None] = {x.kind for x in marked}
     between = _median_cosine([x.left for x in marked if x.left is not None])
     return AblationMark(
         strength=float(np.median(np.array(strengths, float))),
         layers=tuple(layers),
         shared=between is not None and between > SHARED_COSINE,
+        kind=kinds.pop() if len(kinds) == 1 else None,
     )
 
 
@@ -326,12 +336,11 @@ def _plain(name: str, weight: Tensor, whose: str) -> Tensor:
     return weight.detach().to(device).float()
 
 
-def _matrix(weight: Tensor, axis: int) -> Tensor:
+def _matrix(weight: Tensor, writer: Writer | None) -> Tensor:
     """[out, in] with the residual stream's axis first; vectors become one row."""
-    if weight.dim() < 2:
-        return weight.reshape(1, -1)
-    moved = weight.movedim(axis, 0)
-    return moved.reshape(moved.shape[0], -1)
+    if writer is not None:
+        return writer.rows(weight)
+    return weight.reshape(1 if weight.dim() < 2 else weight.shape[0], -1)
 
 
 _Named = dict[str, tuple[str, Callable[[], Tensor]]]
@@ -366,7 +375,14 @@ def diff_pair(pair: Pair, on_progress: OnProgress | None = None) -> WeightDiff:
         InputError: as `diff_weights`.
         UnavailableError: both would have to be in memory, and there is no room.
     """
-    config = text_config(pair.get(pair.in_turn[0]).network.config)  # the same in both
+    network = pair.get(pair.in_turn[0]).network  # of the same architecture in both
+    writers = find_writers(network)
+    by_name = {plain_name(writer.name): writer for writer in writers.found}
+    loaded_name = loaded_names(network)
+
+    def writer_of(name: str) -> Writer | None:
+        return by_name.get(plain_name(name)) or by_name.get(plain_name(loaded_name(name)))
+
     files: dict[Role, list[Path] | None] = {
         "base": None if "base" in pair.given else plain_files(pair.base),
         "candidate": None if "candidate" in pair.given else plain_files(pair.candidate),
@@ -385,8 +401,8 @@ def diff_pair(pair: Pair, on_progress: OnProgress | None = None) -> WeightDiff:
         return diff_weights(
             tensors("base"),
             tensors("candidate"),
-            config.hidden_size,
-            config.model_type,
+            writer_of,
+            unsearched=writers.unsure,
             on_progress=on_progress,
         )
 

@@ -4,24 +4,29 @@ Directional ablation ("abliteration", Arditi et al. 2024) replaces every matrix 
 residual stream by (I - r rᵀ) W. Whatever r was, it is now a direction that no layer can write:
 the Gram matrix W Wᵀ has an eigenvalue of (almost) zero, where the smallest eigenvalues of an
 untouched matrix lie close together. So the fingerprint is the ratio of neighbouring small
-eigenvalues of the summed, normalised Gram matrices, per layer and over all layers.
+eigenvalues of the summed, normalised Gram matrices. It is looked for in what attention writes, in
+what MLPs write (tools often change one of the two only) and in both together; in each layer and
+in all of them.
+
+The smallest eigenvalue of a random square matrix is near zero by itself (the hard edge of the
+Marchenko-Pastur law), so matrices are judged only where their columns are well more than the hidden
+size: attention outputs, which often are square, with those of the neighbouring layers.
 
 What it can see: full ablation of one to four directions, in all layers or a band of them, with one
-direction for all or one for each, also after rounding to bf16 or 8 bits. What it cannot see without
-the base: partial ablation (W - ½ r rᵀ W leaves an ordinary small eigenvalue; at a strength of 0.8
-and with one direction for all layers the sum over layers still shows it), ablation at run time, an
-adapter that is not merged, and any fine-tune.
+direction for all or, where a layer has columns enough, one for each, also after rounding to bf16 or
+8 bits. What it cannot see without the base: partial ablation (W - ½ r rᵀ W leaves an ordinary
+small eigenvalue; at a strength of 0.8 and with one direction for all layers the sum over layers
+still shows it), ablation at run time, an adapter that is not merged, and any fine-tune.
 
-Tensors are streamed one at a time from the safetensors shards, so memory stays at one matrix and
-one Gram matrix of the hidden size.
+Matrices come and go one at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +36,10 @@ from torch import Tensor
 
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
-from modelassay.models.layers import (
-    LAYER_INDEX,
-    OTHER_TOWERS,
-    residual_axis,
-    text_config,
-    writing_layer,
-)
+from modelassay.models.layers import LAYER_INDEX, OTHER_TOWERS, text_config
+from modelassay.models.names import loaded_names
 from modelassay.models.quantization import unpacked
+from modelassay.models.writers import OUTPUTS, Kind, Writer, find_writers
 from modelassay.progress import OnProgress, told
 
 ERASED_RATIO = 0.05
@@ -51,6 +52,18 @@ MAX_ERASED_DIRECTIONS = 4
 """A larger null space is padding or a low-rank design, not an erased concept."""
 MIN_ERASED_LAYERS = 2
 """One layer alone may be odd by nature (the first and last ones are)."""
+MIN_COLUMNS = 1.5
+"""Times the hidden size. Of 2,000 random matrices of hidden size 32, the smallest ratio was 0.16
+with 1.5 times as many columns, 0.06 with 1.25 times and 0.0000 with as many; wider ones are
+smoother (docs/method.md)."""
+MAX_TOGETHER = 4
+"""Neighbouring layers that are added up, at most, to have columns enough."""
+ERASED_SHARE = 0.005
+"""Of the mean eigenvalue: an erased direction keeps less than 0.001 in 8 bits and 1e-5 in bf16.
+That all directions keep more takes a Cholesky decomposition to show, which costs a tenth of the
+smallest eigenvalues."""
+UNWRITTEN = 1e-9
+"""Share of the mean that a coordinate gets which nothing writes: padding, or pruned away."""
 SHARED_COSINE = 0.9
 
 
@@ -70,11 +83,24 @@ class AblationEvidence:
     shared: bool | None
     """Whether the affected layers lack the same direction; None when none is affected."""
     reason: str | None = None
+    by_kind: dict[Kind, tuple[int, ...]] = field(default_factory=dict)
+    """Layers of `layers` in which only what attention, or only what the MLP writes lacks a
+    direction; empty where no kind lacks one by itself."""
+    limits: tuple[str, ...] = ()
+    """What could not be judged, in words."""
 
     @property
     def blocks(self) -> tuple[int, ...]:
         """`layers` under the name that it had in 0.1."""
         return self.layers
+
+    @property
+    def erased_from(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """What was changed, in words, each with its layers."""
+        alone = {layer for layers in self.by_kind.values() for layer in layers}
+        parts = [("weights", tuple(layer for layer in self.layers if layer not in alone))]
+        parts += [(OUTPUTS[kind], layers) for kind, layers in self.by_kind.items()]
+        return tuple((what, layers) for what, layers in parts if layers)
 
 
 @dataclass(frozen=True)
@@ -89,21 +115,20 @@ class _Spectrum:
 def search_ablation(model: LoadedModel, on_progress: OnProgress | None = None) -> AblationEvidence:
     """Searches the weights of a loaded model for erased directions.
 
-    The files are read where they hold plain weights; for adapters, GGUF files and pre-quantised
-    checkpoints the weights in memory are.
+    The weights in memory are searched, which are those that act. Where they were packed on loading
+    or left on the disk, the files are read.
 
     Args:
         model: A loaded model.
         on_progress: Told (layers done, layers in all).
     """
-    config = text_config(model.network.config)
+    writers = find_writers(model.network)
+    if writers.unsure:
+        return unsearched(writers.unsure)
     with ExitStack() as stack:
-        return search_tensors(
-            stored_tensors(model, stack),
-            config.hidden_size,
-            config.model_type,
-            on_progress=on_progress,
-        )
+        readers = writer_readers(model, writers.found, stack)
+        hidden = text_config(model.network.config).hidden_size
+        return search_writers(readers, hidden, on_progress=on_progress)
 
 
 Tensors = Iterable[tuple[str, Callable[[], Tensor]]]
@@ -147,7 +172,37 @@ def plain_name(name: str) -> str:
 
 def memory_tensors(model: LoadedModel) -> Tensors:
     """Names and readers of the weights that a loaded model computes with."""
-    return ((name, partial(unpacked, value)) for name, value in model.network.named_parameters())
+    for name, value in model.network.named_parameters():
+        module = model.network.get_submodule(name.rpartition(".")[0])
+        yield name, partial(unpacked, value, module)
+
+
+def writer_readers(
+    model: LoadedModel, writers: Sequence[Writer], stack: ExitStack
+) -> dict[Writer, list[Callable[[], Tensor]]]:
+    """Readers of each writer: of its parameter, or of what files hold of it, maybe in parts.
+
+    Args:
+        model: A loaded model.
+        writers: Its writers.
+        stack: Closes the files.
+    """
+    memory = dict(memory_tensors(model))
+    parameters = dict(model.network.named_parameters())
+    wanted = {w.name for w in writers if not _is_plain(parameters[w.name])}
+    stored: dict[str, list[Callable[[], Tensor]]] = {}
+    files = plain_files(model) if wanted else None
+    if files is not None:
+        loaded_name = loaded_names(model.network)
+        for name, read in open_shards(files, stack):
+            if (loaded := loaded_name(name)) in wanted:
+                stored.setdefault(loaded, []).append(read)
+    return {w: stored.get(w.name) or [memory[w.name]] for w in writers}
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether a weight is there as numbers: one byte and a scale beside it (fp8) is packed too."""
+    return weight.is_floating_point() and weight.itemsize > 1 and not weight.is_meta
 
 
 def open_shards(files: Sequence[Path], stack: ExitStack) -> Iterator[tuple[str, Any]]:
@@ -160,62 +215,157 @@ def open_shards(files: Sequence[Path], stack: ExitStack) -> Iterator[tuple[str, 
             yield name, partial(shard.get_tensor, name)
 
 
-def search_tensors(
-    tensors: Tensors,
+def search_writers(
+    readers: Mapping[Writer, Sequence[Callable[[], Tensor]]],
     hidden_size: int,
-    model_type: str,
     *,
     on_progress: OnProgress | None = None,
 ) -> AblationEvidence:
-    """Searches named weight tensors for directions that no layer can write.
+    """Searches writing matrices for directions that they cannot write.
 
     Args:
-        tensors: Names and readers, in any order.
+        readers: What reads each writer; several readers where it is stored in parts.
         hidden_size: Width of the residual stream.
-        model_type: transformers model type; decides whether matrices are stored transposed.
         on_progress: Told (layers done, layers in all).
     """
-    writers: dict[int, list[Callable[[], Tensor]]] = {}
-    for name, read in tensors:
-        if (layer := writing_layer(name)) is not None:
-            writers.setdefault(layer, []).append(read)
-    if not writers:
-        return unsearched("none of the weights has the name of an output projection")
-
+    layers: dict[int, list[Writer]] = {}
+    for writer in readers:
+        layers.setdefault(writer.layer, []).append(writer)
+    kinds: list[Kind] = sorted({writer.kind for writer in readers})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    total = np.zeros((hidden_size, hidden_size))
-    spectra: dict[int, _Spectrum] = {}
-    for layer in told(sorted(writers), on_progress):
-        gram = np.zeros_like(total)
-        for read in writers[layer]:
-            weight = read()
-            if not weight.is_floating_point() or hidden_size not in weight.shape:
+    both = _Group(hidden_size, screen=False)
+    alone: dict[Kind, _Group] = {
+        kind: _Group(hidden_size, screen=True) for kind in kinds if len(kinds) > 1
+    }
+    for layer in told(sorted(layers), on_progress):
+        grams = {kind: np.zeros((hidden_size, hidden_size)) for kind in kinds}
+        columns = dict.fromkeys(kinds, 0)
+        for writer in layers[layer]:
+            parts = [read() for read in readers[writer]]
+            if any(part.is_meta for part in parts):
+                return unsearched(f"{writer.name} was left on the disk and is stored otherwise")
+            if not all(_is_plain(part) and hidden_size in part.shape for part in parts):
                 return unsearched("the weights are stored packed (quantised)")
-            if not weight.isfinite().all():
+            if not all(part.isfinite().all() for part in parts):
                 raise InputError(
                     f"Layer {layer} has weights that are not numbers (NaN or infinite)."
                 )
-            gram += _normalised_gram(weight, hidden_size, model_type, device)
-        spectra[layer] = _spectrum(gram)
-        total += gram
+            matrices = [writer.rows(part).to(device).float() for part in parts]
+            grams[writer.kind] += _normalised_gram(matrices)
+            columns[writer.kind] += sum(matrix.shape[1] for matrix in matrices)
+        both.add(layer, sum(grams.values()), sum(columns.values()))
+        for kind, group in alone.items():
+            if columns[kind]:
+                group.add(layer, grams[kind], columns[kind])
+    return _evidence(both, alone)
 
-    in_sum = _spectrum(total)
-    erased = tuple(layer for layer, spectrum in spectra.items() if spectrum.ratio < ERASED_RATIO)
-    shared_hole = in_sum.ratio < ERASED_RATIO_IN_SUM
-    if shared_hole:
-        # A direction missing from the sum is missing from every layer.
-        erased = tuple(spectra)
+
+class _Group:
+    """The search in what some of the writers write, fed one layer after the other."""
+
+    def __init__(self, hidden: int, *, screen: bool) -> None:
+        self._screen = screen
+        self._needed = MIN_COLUMNS * hidden
+        self._recent: list[tuple[int, np.ndarray, int]] = []
+        self._total = np.zeros((hidden, hidden))
+        self._columns = 0
+        self.layers: list[int] = []
+        self.judged: list[tuple[int, ...]] = []
+        """Layers, or the neighbours that have columns enough together."""
+        self.spectra: dict[tuple[int, ...], _Spectrum] = {}
+        """Of those, or with `screen` of those among them that may have a hole."""
+
+    def add(self, layer: int, gram: Any, columns: int) -> None:
+        """Takes in a layer's Gram matrix [hidden, hidden] of so many columns."""
+        self.layers.append(layer)
+        self._total += gram
+        self._columns += columns
+        self._recent = [*self._recent, (layer, gram, columns)][-MAX_TOGETHER:]
+        for n in range(1, len(self._recent) + 1):
+            last = self._recent[-n:]
+            if sum(columns for _, _, columns in last) >= self._needed:
+                self._judge(tuple(layer for layer, _, _ in last), sum(gram for _, gram, _ in last))
+                break
+
+    def _judge(self, layers: tuple[int, ...], gram: Any) -> None:
+        self.judged.append(layers)
+        if not (self._screen and _whole(gram)):
+            self.spectra[layers] = _spectrum(gram)
+
+    @cached_property
+    def in_sum(self) -> _Spectrum | None:
+        """Of all layers together; None where even these have too few columns."""
+        return _spectrum(self._total) if self._columns >= self._needed else None
+
+    @property
+    def holes(self) -> list[_Spectrum]:
+        """Spectra with a hole."""
+        return [spectrum for spectrum in self.spectra.values() if spectrum.ratio < ERASED_RATIO]
+
+    @property
+    def shared_hole(self) -> bool:
+        """A direction missing from the sum is missing from every layer."""
+        return self.in_sum is not None and self.in_sum.ratio < ERASED_RATIO_IN_SUM
+
+    @property
+    def erased(self) -> tuple[int, ...]:
+        """Layers that lack a direction."""
+        if self.shared_hole:
+            return tuple(self.layers)
+        if not self.holes or len(self.holes) < min(MIN_ERASED_LAYERS, len(self.judged)):
+            return ()
+        held = [key for key, spectrum in self.spectra.items() if spectrum.ratio < ERASED_RATIO]
+        return tuple(sorted({layer for key in held for layer in key}))
+
+    @property
+    def ratio_by_layer(self) -> dict[int, float]:
+        """The smallest ratio that each layer has a part in."""
+        found: dict[int, float] = {}
+        for key, spectrum in self.spectra.items():
+            for layer in key:
+                found[layer] = min(spectrum.ratio, found.get(layer, np.inf))
+        return found
+
+    def limits(self, what: str) -> tuple[str, ...]:
+        """What cannot be judged of these writers, in words."""
+        if self.in_sum is None:
+            return (f"the {what} have too few columns to be searched",)
+        if any(len(key) > 1 for key in self.judged) or not self.judged:
+            return (
+                f"the {what} of single layers have too few columns to be searched, so that a"
+                " direction of its own in each layer is not seen",
+            )
+        return ()
+
+
+def _evidence(both: _Group, alone: Mapping[Kind, _Group]) -> AblationEvidence:
+    """What the searches in all writers and in those of each kind say together."""
+    everywhere = both.erased
+    by_kind: dict[Kind, tuple[int, ...]] = {
+        kind: tuple(layer for layer in group.erased if layer not in everywhere)
+        for kind, group in alone.items()
+    }
+    by_kind = {kind: layers for kind, layers in by_kind.items() if layers}
+    deciding = [both] if everywhere or not by_kind else []
+    deciding += [alone[kind] for kind in by_kind]
+    limits = both.limits("weights")
+    for kind, group in alone.items():
+        limits += group.limits(OUTPUTS[kind])
+    if both.in_sum is None:
+        return unsearched(limits[0])
+    holes = [hole for group in deciding for hole in group.holes]
+    shared = [group.in_sum for group in deciding if group.in_sum and group.shared_hole]
+    erased = tuple(sorted({*everywhere, *(x for layers in by_kind.values() for x in layers)}))
+    first = deciding[0].in_sum
     return AblationEvidence(
-        detected=shared_hole or len(erased) >= min(MIN_ERASED_LAYERS, len(spectra)),
-        eigenvalue_ratio=in_sum.ratio,
+        detected=bool(erased),
+        eigenvalue_ratio=first.ratio if first else None,
         layers=erased,
-        ratio_by_layer={layer: spectrum.ratio for layer, spectrum in spectra.items()},
-        n_directions=in_sum.n_erased
-        if shared_hole
-        else max((spectra[layer].n_erased for layer in erased), default=0),
-        shared=_share_subspace([spectra[layer].vectors for layer in erased]) or shared_hole
-        if erased
-        else None,
+        ratio_by_layer=both.ratio_by_layer,
+        n_directions=max((s.n_erased for s in shared or holes), default=0) if erased else 0,
+        shared=bool(shared) or _share_subspace([s.vectors for s in holes]) if erased else None,
+        by_kind=by_kind,
+        limits=limits,
     )
 
 
@@ -229,17 +379,26 @@ def _share_subspace(bases: Sequence[np.ndarray]) -> bool:
     return bool(np.median(overlaps) > SHARED_COSINE**2) if overlaps else True
 
 
-def _normalised_gram(weight: Tensor, hidden: int, model_type: str, device: str) -> np.ndarray:
-    """W Wᵀ over the residual stream's axis, scaled to a mean eigenvalue of 1; [hidden, hidden]."""
-    axis = residual_axis(weight, hidden, model_type)
-    weight = weight.movedim(axis, 0).reshape(hidden, -1)
-    weight = weight.to(device).float()
-    gram = (weight @ weight.T).double().cpu().numpy()
-    return gram * (hidden / max(float(np.trace(gram)), 1e-30))
+def _normalised_gram(matrices: Sequence[Tensor]) -> np.ndarray:
+    """W Wᵀ of a matrix in parts [hidden, columns], its mean eigenvalue 1; [hidden, hidden]."""
+    gram = np.zeros(2 * matrices[0].shape[:1])
+    for matrix in matrices:
+        gram += (matrix @ matrix.T).double().cpu().numpy()
+    return gram * (len(gram) / max(float(np.trace(gram)), 1e-30))
 
 
 def _spectrum(gram: np.ndarray) -> _Spectrum:
     """The smallest ratio of neighbouring eigenvalues among the first few."""
+    # A coordinate that nothing writes was padded or pruned: no method erases one alone.
+    diagonal = np.diag(gram)
+    written = diagonal > UNWRITTEN * diagonal.mean()
+    if written.sum() <= MAX_ERASED_DIRECTIONS:
+        return _Spectrum(1.0, 1, np.zeros((len(gram), 1)))
+    if not written.all():
+        found = _spectrum(gram[np.ix_(written, written)])
+        vectors = np.zeros((len(gram), found.n_erased))
+        vectors[written] = found.vectors
+        return replace(found, vectors=vectors)
     spectrum = _smallest(gram)
     n = len(gram)
     ones = np.full(n, n**-0.5)
@@ -261,6 +420,18 @@ def _smallest(gram: np.ndarray) -> _Spectrum:
     ratios = values[:-1] / values[1:]
     hole = int(np.argmin(ratios))
     return _Spectrum(float(ratios[hole]), hole + 1, vectors[:, : hole + 1])
+
+
+def _whole(gram: np.ndarray) -> bool:
+    """Whether every direction gets well more than an erased one is left with."""
+    from scipy.linalg import LinAlgError, cholesky
+
+    n = len(gram)
+    try:
+        cholesky(gram - ERASED_SHARE * np.trace(gram) / n * np.eye(n), check_finite=False)
+    except LinAlgError:
+        return False
+    return True
 
 
 def unsearched(reason: str) -> AblationEvidence:

@@ -17,7 +17,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -32,7 +32,8 @@ from modelassay.measures.erased_directions import (
     stored_tensors,
 )
 from modelassay.models import LoadedModel
-from modelassay.models.layers import OTHER_TOWERS, residual_axis, text_config, writing_layer
+from modelassay.models.layers import OTHER_TOWERS
+from modelassay.models.writers import OUTPUTS, Kind, Writer, find_writers
 from modelassay.report.json import published
 
 SIDE = 4
@@ -64,6 +65,8 @@ class WeightSketch:
     """float32 [writer, hidden, 2], writing matrices projected from the right."""
     grids: tuple[Grid, ...]
     """Formats whose numbers the weights could be, whatever they are stored in."""
+    kinds: tuple[Kind, ...] = ()
+    """Of the writing matrices; empty where the sketch was read from a file."""
 
 
 def sketch_weights(model: LoadedModel) -> WeightSketch | None:
@@ -72,7 +75,7 @@ def sketch_weights(model: LoadedModel) -> WeightSketch | None:
     Those in memory, so that nothing else in the files is looked at; where they were packed on
     loading or left on the disk, those of the files that have their names.
     """
-    config = text_config(model.network.config)
+    writers = find_writers(model.network).found
     loaded = {weight_key(name) for name, _ in model.network.named_parameters()}
     with ExitStack() as stack:
         tensors = memory_tensors(model)
@@ -80,17 +83,17 @@ def sketch_weights(model: LoadedModel) -> WeightSketch | None:
         if left_out or model.info.quantization in ("8bit", "4bit"):
             stored = stored_tensors(model, stack)
             tensors = ((name, read) for name, read in stored if weight_key(name) in loaded)
-        return sketch(tensors, config.hidden_size, config.model_type)
+        return sketch(tensors, writers)
 
 
-def sketch(tensors: Tensors, hidden_size: int, model_type: str) -> WeightSketch | None:
+def sketch(tensors: Tensors, writers: Sequence[Writer]) -> WeightSketch | None:
     """Sketches named weight tensors; None if one of them is packed or not in memory.
 
     Args:
         tensors: Names and readers, in any order.
-        hidden_size: Width of the residual stream.
-        model_type: transformers model type; decides whether matrices are stored transposed.
+        writers: Those among them that write to the residual stream.
     """
+    writer_of = {weight_key(writer.name): writer for writer in writers}
     thumbprints: dict[str, Tensor] = {}
     written: dict[str, Tensor] = {}
     sampled: list[Tensor] = []
@@ -107,21 +110,21 @@ def sketch(tensors: Tensors, hidden_size: int, model_type: str) -> WeightSketch 
         sign = -1 if EXPERT.search(name) and zlib.crc32(name.encode()) % 2 else 1
         thumb = sign * _thumbprint(weight)
         thumbprints[key] = thumbprints[key] + thumb if key in thumbprints else thumb
-        if writing_layer(name) is not None:
-            matrix = weight.movedim(residual_axis(weight, hidden_size, model_type), 0)
-            matrix = matrix.reshape(hidden_size, -1)
+        if (writer := writer_of.get(key)) is not None:
+            matrix = writer.rows(weight)
             columns = sign * (matrix @ _directions(matrix.shape[1], 1)[:, :COLUMNS])
             written[key] = written[key] + columns if key in written else columns
             sampled.append(weight.reshape(-1)[: GROUP * 64])
     if not thumbprints or not written:
         return None
-    names, writers = sorted(thumbprints), sorted(written)
+    names, writing = sorted(thumbprints), sorted(written)
     return WeightSketch(
         names=tuple(names),
         thumbprints=torch.stack([thumbprints[name] for name in names]),
-        writers=tuple(writers),
-        written=torch.stack([written[name] for name in writers]),
+        writers=tuple(writing),
+        written=torch.stack([written[name] for name in writing]),
         grids=_grids(sampled),
+        kinds=tuple(writer_of[name].kind for name in writing),
     )
 
 
@@ -178,6 +181,14 @@ class AblationMark:
     layers: tuple[int, ...]
     shared: bool
     """Whether it is one direction for all layers."""
+    kind: Kind | None = None
+    """Whose outputs alone it was taken out of; None for all that the layers write."""
+
+    @property
+    def taken_from(self) -> str:
+        """What it was taken out of, in words: "12 layers", "the MLP outputs of 12 layers"."""
+        layers = f"{len(self.layers)} layers"
+        return layers if self.kind is None else f"the {OUTPUTS[self.kind]} of {layers}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -206,8 +217,17 @@ dimensions that a sketch keeps of a layer, three changes in a thousand come this
 MARK_SHARE = 0.8
 """Of the change in a layer that has rank one."""
 MARK_STRENGTH = (0.05, 1.5)
-MARKED_LAYERS = 0.2
+MARKED_LAYERS, FEW_MARKED = 0.2, 2
 """Of the changed layers must carry the mark, and two at least."""
+NARROW = 4
+"""Columns of a layer in the sketch. With fewer, two in most sketches of one kind, six changes in a
+hundred come near by chance:"""
+MARKED_NARROW, FEW_NARROW = 0.8, 6
+"""of such layers this share must carry the mark, and six at least."""
+BLURRED = 0.1
+"""A cosine over all writers this much below that over one kind is blurred by the other kind."""
+MIN_TOGETHER = 8
+"""Columns of all changed layers, for the mark to be looked for in all of them at once."""
 TOGETHER_COSINE, TOGETHER_DEVIATIONS = 0.5, 6
 """Over all changed layers at once, rounding lowers the cosine, but chance allows much less: it must
 lie this many standard deviations (1/√dimensions) above zero."""
@@ -225,7 +245,7 @@ def compare_sketches(before: WeightSketch, after: WeightSketch) -> WeightChange 
         before: Of the baseline.
         after: Of the candidate.
     """
-    if before.writers != after.writers or before.written.shape != after.written.shape:
+    if before.written.shape[1:] != after.written.shape[1:]:
         return None
     rows = {name: row for row, name in enumerate(before.names)}
     others = {name: row for row, name in enumerate(after.names)}
@@ -255,23 +275,67 @@ def _outer(name: str) -> bool:
     return layer_of(name) is None
 
 
+@dataclass(frozen=True)
+class _Written:
+    """One writing matrix in two sketches."""
+
+    layer: int
+    kind: Kind | None
+    base: np.ndarray
+    """[hidden, columns]."""
+    change: np.ndarray
+    """The same."""
+
+
 def _find_mark(before: WeightSketch, after: WeightSketch) -> AblationMark | None:
-    """Looks for the mark of directional ablation in every layer and in all of them together."""
-    rows: dict[int, list[int]] = {}
-    for row, name in enumerate(before.writers):
-        if (layer := layer_of(name)) is not None:
-            rows.setdefault(layer, []).append(row)
+    """Looks for the mark of directional ablation in all that layers write and in each kind of it.
 
-    def side_by_side(sketch: WeightSketch, picked: list[int]) -> np.ndarray:
-        return np.concatenate([sketch.written[row].double().numpy() for row in picked], axis=1)
+    Tools change attention outputs, MLP outputs or both. Where they change one kind alone, or each
+    by a direction of its own, the other kind blurs the mark.
+    """
+    kinds: dict[str, Kind] = dict(zip(before.writers, before.kinds, strict=False))
+    kinds |= dict(zip(after.writers, after.kinds, strict=False))
+    rows = {name: row for row, name in enumerate(after.writers)}
+    written = []
+    for name, base in zip(before.writers, before.written.double().numpy(), strict=True):
+        if (layer := layer_of(name)) is not None and name in rows:
+            change = after.written[rows[name]].double().numpy() - base
+            written.append(_Written(layer, kinds.get(name), base, change))
+    touched = {each.kind for each in written if _is_changed(each.base, each.change)}
+    found = [_mark_of([each for each in written if each.kind in touched])]
+    if len(touched) == 1 and len({each.kind for each in written}) > 1:
+        return found[0] and replace(found[0][0], kind=touched.pop())
+    for kind in sorted(touched - {None}):
+        mark = _mark_of([each for each in written if each.kind == kind])
+        found.append(mark and (replace(mark[0], kind=kind), mark[1]))
+    whole, *parts = found
+    marked = [part for part in parts if part is not None]
+    if not marked or (whole and whole[1] > max(cosine for _, cosine in marked) - BLURRED):
+        return whole and whole[0]
+    if len(marked) == 1:
+        return marked[0][0]
+    return AblationMark(
+        strength=float(np.mean([mark.strength for mark, _ in marked])),
+        layers=tuple(sorted({layer for mark, _ in marked for layer in mark.layers})),
+        shared=all(mark.shared for mark, _ in marked),
+    )
 
-    bases = {layer: side_by_side(before, picked) for layer, picked in rows.items()}
-    changes = {layer: side_by_side(after, picked) - bases[layer] for layer, picked in rows.items()}
-    changed = [
-        layer
-        for layer in sorted(rows)
-        if np.linalg.norm(changes[layer]) > UNCHANGED * np.linalg.norm(bases[layer])
-    ]
+
+def _is_changed(base: np.ndarray, change: np.ndarray) -> bool:
+    return bool(np.linalg.norm(change) > UNCHANGED * np.linalg.norm(base))
+
+
+def _mark_of(written: Sequence[_Written]) -> tuple[AblationMark, float] | None:
+    """Looks for the mark in every layer and in all of them together; with its cosine."""
+    layers = sorted({each.layer for each in written})
+    bases, changes = (
+        {
+            layer: np.concatenate([getattr(w, part) for w in written if w.layer == layer], axis=1)
+            for layer in layers
+        }
+        for part in ("base", "change")
+    )
+    changed = [layer for layer in layers if _is_changed(bases[layer], changes[layer])]
     if len(changed) < 2:
         return None
     found = {layer: _fit(bases[layer], changes[layer]) for layer in changed}
@@ -284,17 +348,23 @@ def _find_mark(before: WeightSketch, after: WeightSketch) -> AblationMark | None
     ]
     base = np.concatenate([bases[layer] for layer in changed], axis=1)
     together = _fit(base, np.concatenate([changes[layer] for layer in changed], axis=1))
-    needed = max(TOGETHER_COSINE, TOGETHER_DEVIATIONS / np.sqrt(base.shape[1]))
+    columns = base.shape[1]
+    needed = max(TOGETHER_COSINE, TOGETHER_DEVIATIONS / np.sqrt(columns))
     if (
-        together.cosine > min(needed, MARK_COSINE)
+        columns >= MIN_TOGETHER
+        and together.cosine > min(needed, MARK_COSINE)
         and together.share > TOGETHER_SHARE * together.share_before
         and together.strength_in_range
     ):
         # Rounding on top can hide the mark in single layers; together they show it.
-        return AblationMark(together.strength, tuple(marked or changed), shared=True)
-    if len(marked) >= max(2, MARKED_LAYERS * len(changed)):
+        mark = AblationMark(together.strength, tuple(marked or changed), shared=True)
+        return mark, together.cosine
+    narrow = min(bases[layer].shape[1] for layer in changed) < NARROW
+    share, few = (MARKED_NARROW, FEW_NARROW) if narrow else (MARKED_LAYERS, FEW_MARKED)
+    if len(marked) >= max(few, share * len(changed)):
         strength = float(np.median([found[layer].strength for layer in marked]))
-        return AblationMark(strength, tuple(marked), shared=False)
+        cosine = float(np.median([found[layer].cosine for layer in marked]))
+        return AblationMark(strength, tuple(marked), shared=False), cosine
     return None
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from modelassay.errors import InputError, first_line
-from modelassay.models.layers import residual_axis, text_config, writing_layer
+from modelassay.models.layers import text_config
+from modelassay.models.writers import find_writers
 
 ABLATION_FILE = "ablation.safetensors"
 
@@ -85,20 +86,22 @@ def ablate(model: Any, ablation: Ablation) -> None:
         r.shape != (hidden,) for r in ablation.directions.values()
     ):
         raise InputError("These directions belong to another model: layers or width do not fit.")
-    for name, weight in model.named_parameters():
-        layer = writing_layer(name)
-        if layer is None or layer not in ablation.directions:
+    writers = find_writers(model)
+    if writers.unsure:
+        raise InputError(f"This model cannot be ablated: {writers.unsure}.")
+    for writer in writers.found:
+        if writer.layer not in ablation.directions:
             continue
+        weight = model.get_parameter(writer.name)
         if not weight.is_floating_point():
             raise InputError("A quantised model cannot be ablated; load it without quantization.")
-        axis = residual_axis(weight, hidden, config.model_type)
         # In float64 and rounded once, so that the direction is gone to the last digit kept.
-        rows = weight.movedim(axis, 0).reshape(hidden, -1).double()
-        r = ablation.directions[layer].to(rows)
+        rows = writer.rows(weight).double()
+        r = ablation.directions[writer.layer].to(rows)
         rows -= ablation.strength * torch.outer(r, r @ rows)
-        shape = weight.movedim(axis, 0).shape
-        weight.copy_(rows.reshape(shape).movedim(0, axis).to(weight.dtype))
-        left.discard(layer)
+        shape = weight.movedim(writer.axis, 0).shape
+        weight.copy_(rows.reshape(shape).movedim(0, writer.axis).to(weight.dtype))
+        left.discard(writer.layer)
     if left:
         raise InputError(f"Layer {min(left)} has no weights that could be ablated.")
 

@@ -1,12 +1,9 @@
-"""Which architectures can be read, where their decoder layers are, and which weights write.
+"""Which architectures can be read, and where their decoder layers are.
 
 A model can be read if it is a stack of transformer layers whose outputs form one residual stream,
 ending in a language-model head. State-space and recurrent models have no such layers to compare
 with the literature's, encoders have no next token: both are refused by name.
-
-Attention output, MLP output and experts' output projections write to the residual stream: they are
-what directional ablation changes, and where the forensics look for it. All names are those of the
-model families of transformers.
+All names are those of the model families of transformers.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from modelassay.errors import InputError
 
@@ -22,16 +19,8 @@ from modelassay.errors import InputError
 LAYER_LIST_NAMES = ("layers", "h", "blocks")
 RECURRENT_TYPES = ("mamba", "rwkv", "xlstm", "retnet")
 GENERATIVE_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-WRITERS = re.compile(
-    r"(?:attn|attention|self_attention|mixer|temporal_block|linear_attn)\."
-    r"(?:o_proj|out_proj|c_proj|dense|wo|attn_out|out_lin)\.weight$"
-    r"|(?:mlp|feed_forward|ffn|block_sparse_moe|moe|shared_expert|shared_experts)?\.?"
-    r"(?:experts\.(?:\d+\.)?)?"
-    r"(?:down_proj|fc2|c_proj|dense_4h_to_h|w2|fc_out|ff_out|down_proj_weight)(?:\.weight)?$"
-)
 LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 OTHER_TOWERS = re.compile(r"vision|visual|audio|image|encoder\.layers|mm_|projector")
-INPUT_BY_OUTPUT = ("gpt2",)  # families that store weights transposed (Conv1D): [in, out]
 
 
 def check_architecture(config: Any) -> None:
@@ -96,27 +85,6 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, ...]:
 def text_config(config: Any) -> Any:
     """The part of a config that describes the language tower."""
     return config.get_text_config(decoder=True)
-
-
-def writing_layer(name: str) -> int | None:
-    """The layer in which the parameter of this name writes to the residual stream, else None."""
-    if OTHER_TOWERS.search(name) or not WRITERS.search(name):
-        return None
-    index = LAYER_INDEX.search(name)
-    return int(index.group(1)) if index else None
-
-
-def residual_axis(weight: Tensor, hidden: int, model_type: str) -> int:
-    """The axis of a writing matrix along which the residual stream lies.
-
-    Args:
-        weight: [out, in], [in, out], or fused experts [expert, in, out] or [expert, out, in].
-        hidden: Width of the residual stream.
-        model_type: transformers model type.
-    """
-    if weight.dim() == 3:
-        return 2 if weight.shape[2] == hidden else 1
-    return 1 if model_type in INPUT_BY_OUTPUT or weight.shape[0] != hidden else 0
 
 
 def spread_layers(n: int, count: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from modelassay.errors import InputError, UnavailableError
@@ -157,13 +158,31 @@ def check_packed(model: Any, source: Source) -> None:
         )
 
 
-def unpacked(parameter: Any) -> Tensor:
-    """A weight in plain numbers where bitsandbytes packed it and can unpack it, else as it is."""
+def is_turned(module: Any) -> bool:
+    """Whether bitsandbytes packed the transpose of what the checkpoint has, [in, out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    source = getattr(module, "source_cls", None)
+    return isinstance(source, type) and issubclass(source, Conv1D)
+
+
+def unpacked(parameter: Any, module: Any = None) -> Tensor:
+    """A weight in plain numbers where bitsandbytes packed it and can unpack it, else as it is.
+
+    Args:
+        parameter: The weight.
+        module: Its module, which holds the scales of 8-bit weights once it has run.
+    """
     value = parameter.detach()
+    scales = getattr(parameter, "SCB", None)
+    if scales is None:
+        scales = getattr(getattr(module, "state", None), "SCB", None)
     if (state := getattr(parameter, "quant_state", None)) is not None:
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(value, state)
-    if (scales := getattr(parameter, "SCB", None)) is not None:
-        return value.float() * (scales.float().reshape(-1, 1) / 127)
-    return value
+        plain = dequantize_4bit(value, state)
+    elif scales is not None and value.dtype == torch.int8:
+        plain = value.float() * (scales.float().reshape(-1, 1) / 127)
+    else:
+        return value
+    return plain.T if is_turned(module) else plain

@@ -23,7 +23,7 @@ from modelassay.errors import InputError
 from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import LoadedModel
 from modelassay.models.ablation import Ablation, ablate
-from modelassay.models.layers import writing_layer
+from modelassay.models.writers import find_writers
 from modelassay.reading.activations import Readout, read_activations
 from modelassay.reading.prompts import encode_prompts
 
@@ -147,15 +147,14 @@ def _read_out(model: LoadedModel, texts: Sequence[str], readout: Readout) -> Ten
 def _ablated(model: LoadedModel, ablation: Ablation) -> Iterator[None]:
     """The model ablated in place, and put back whatever happens."""
     kept = {
-        name: weight.detach().clone()
-        for name, weight in model.network.named_parameters()
-        if writing_layer(name) in ablation.directions
+        writer.name: model.network.get_parameter(writer.name).detach().clone()
+        for writer in find_writers(model.network).found
+        if writer.layer in ablation.directions
     }
     try:
         ablate(model.network, ablation)
         yield
     finally:
         with torch.no_grad():
-            for name, weight in model.network.named_parameters():
-                if name in kept:
-                    weight.copy_(kept[name])
+            for name, weight in kept.items():
+                model.network.get_parameter(name).copy_(weight)

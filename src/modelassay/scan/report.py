@@ -196,8 +196,10 @@ class ScanReport(Report):
         if a.detected is None:
             facts = [("ablation", f"not searched: {a.reason}")]
         else:
-            what = f"erased in {len(a.layers)} layers" if a.detected else "no erased direction"
+            parts = [f"the {what} of {len(layers)} layers" for what, layers in a.erased_from]
+            what = f"erased from {' and '.join(parts)}" if a.detected else "no erased direction"
             facts = [("ablation", f"{what} (eigenvalue ratio {a.eigenvalue_ratio:.2g})")]
+            facts += [("ablation limits", "; ".join(a.limits))] if a.limits else []
         if (other := self.compare) is not None:
             drifts = [f"{name} {drift:+.2f}σ" for name, drift in self.separation_drifts().items()]
             told = f"{other.verdict.value}; {', '.join(drifts)}"

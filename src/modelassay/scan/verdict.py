@@ -115,10 +115,13 @@ def _deciding(
     no_behaviour: str | None,
 ) -> tuple[Verdict, str]:
     if ablation.detected:
+        where = " and ".join(
+            f"the {what} of {_layers(layers)}" for what, layers in ablation.erased_from
+        )
         how = "the same direction" if ablation.shared else "a direction of its own"
         return Verdict.CRITICAL, (
-            f"A direction has been erased from the weights of {_layers(ablation.layers)} ({how} in"
-            " each): the mark of abliteration, which removes refusals."
+            f"A direction has been erased from {where} ({how} in each): the mark of abliteration,"
+            " which removes refusals."
         )
     if refusal is None:
         why = no_behaviour or "behaviour was not measured"

@@ -147,8 +147,8 @@ def judge(found: Differences) -> Finding:
         which = "A direction" if mark.shared else "A direction of its own"
         return Finding(
             Kind.ABLATED,
-            f"{which} was taken out of {len(mark.layers)} layers at strength {mark.strength:.2f}:"
-            " the change of the weights is of the form that only directional ablation makes.",
+            f"{which} was taken out of {mark.taken_from} at strength {mark.strength:.2f}: the"
+            " change of the weights is of the form that only directional ablation makes.",
         )
     if weights is None:
         what, apart, limit = "Activations", far, OTHER_MODEL_DISTANCE
