@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -44,6 +44,8 @@ SEED = 20_26
 GROUP = 32
 """Weights that a 4-bit format rounds together, at least."""
 EXPERT = re.compile(r"experts\.\d+\.")
+VOCABULARY = re.compile(r"embed_tokens|embed_in|embed_out|wte|word_embeddings|lm_head")
+"""Outside the layers: matrices with a row for each token."""
 
 
 Grid = Literal["4bit", "8bit", "bfloat16", "float16"]
@@ -67,6 +69,14 @@ class WeightSketch:
     """Formats whose numbers the weights could be, whatever they are stored in."""
     kinds: tuple[Kind, ...] = ()
     """Of the writing matrices; empty where the sketch was read from a file."""
+    buffers: tuple[str, ...] = ()
+    """Names of those that no training step changes: a router's corrections, scales of layers."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Of the embeddings and the output layer."""
+    token_rows: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Thumbprints of the rows that have tokens, where there are more rows."""
+    by_row: Mapping[str, Tensor] = field(default_factory=dict)
+    """float32 [row, 4], embeddings and output layer projected from the right: only in memory."""
 
 
 def sketch_weights(model: LoadedModel) -> WeightSketch | None:
@@ -77,23 +87,46 @@ def sketch_weights(model: LoadedModel) -> WeightSketch | None:
     """
     writers = find_writers(model.network).found
     loaded = {weight_key(name) for name, _ in model.network.named_parameters()}
+    stored_with_them = model.network.state_dict(keep_vars=True)
+    buffers = {
+        name: partial(Tensor.detach, buffer)
+        for name, buffer in model.network.named_buffers()
+        if name in stored_with_them and buffer.is_floating_point() and not buffer.is_meta
+    }
     with ExitStack() as stack:
         tensors = memory_tensors(model)
         left_out = any(weight.is_meta for weight in model.network.parameters())
         if left_out or model.info.quantization in ("8bit", "4bit"):
             stored = stored_tensors(model, stack)
             tensors = ((name, read) for name, read in stored if weight_key(name) in loaded)
-        return sketch(tensors, writers)
+        found = sketch(tensors, writers, len(model.tokenizer))
+        return found and _with_buffers(found, buffers)
 
 
-def sketch(tensors: Tensors, writers: Sequence[Writer]) -> WeightSketch | None:
+def _with_buffers(found: WeightSketch, buffers: Mapping[str, Callable[[], Tensor]]) -> WeightSketch:
+    """The same sketch with what acts like a weight and is none."""
+    prints = {
+        weight_key(name): _thumbprint(read().float().cpu().reshape(-1, 1))
+        for name, read in sorted(buffers.items())
+        if not OTHER_TOWERS.search(name)
+    }
+    if not prints:
+        return found
+    thumbprints = torch.cat([found.thumbprints, torch.stack(list(prints.values()))])
+    names = (*found.names, *prints)
+    return replace(found, names=names, thumbprints=thumbprints, buffers=tuple(prints))
+
+
+def sketch(tensors: Tensors, writers: Sequence[Writer], vocabulary: int = 0) -> WeightSketch | None:
     """Sketches named weight tensors; None if one of them is packed or not in memory.
 
     Args:
         tensors: Names and readers, in any order.
         writers: Those among them that write to the residual stream.
+        vocabulary: How many tokens there are, 0 if that is not known.
     """
     writer_of = {weight_key(writer.name): writer for writer in writers}
+    by_row: dict[str, Tensor] = {}
     thumbprints: dict[str, Tensor] = {}
     written: dict[str, Tensor] = {}
     sampled: list[Tensor] = []
@@ -110,6 +143,8 @@ def sketch(tensors: Tensors, writers: Sequence[Writer]) -> WeightSketch | None:
         sign = -1 if EXPERT.search(name) and zlib.crc32(name.encode()) % 2 else 1
         thumb = sign * _thumbprint(weight)
         thumbprints[key] = thumbprints[key] + thumb if key in thumbprints else thumb
+        if layer_of(key) is None and VOCABULARY.search(key) and weight.dim() == 2:
+            by_row[key] = weight @ _directions(weight.shape[1], 1)
         if (writer := writer_of.get(key)) is not None:
             matrix = writer.rows(weight)
             columns = sign * (matrix @ _directions(matrix.shape[1], 1)[:, :COLUMNS])
@@ -125,6 +160,13 @@ def sketch(tensors: Tensors, writers: Sequence[Writer]) -> WeightSketch | None:
         written=torch.stack([written[name] for name in writing]),
         grids=_grids(sampled),
         kinds=tuple(writer_of[name].kind for name in writing),
+        rows={key: len(rows) for key, rows in by_row.items()},
+        token_rows={
+            key: tuple(_first_rows(rows, vocabulary).tolist())
+            for key, rows in by_row.items()
+            if 0 < vocabulary < len(rows)
+        },
+        by_row=by_row,
     )
 
 
@@ -145,6 +187,13 @@ def _thumbprint(weight: Tensor) -> Tensor:
     rows, columns = matrix.shape
     left, right = _directions(rows, 0), _directions(columns, 1)
     return (left.T @ (matrix @ right)).flatten()
+
+
+def _first_rows(by_row: Tensor, count: int) -> Tensor:
+    """Thumbprint of a matrix's first rows, [16], as if it had no more."""
+    # Directions are drawn row by row: those of fewer rows are the first ones, at another scale.
+    left = _directions(len(by_row), 0)[:count].double() * np.sqrt(len(by_row) / count)
+    return (left.T @ by_row[:count].double()).flatten()
 
 
 def _grids(sampled: Sequence[Tensor]) -> tuple[Grid, ...]:
@@ -196,6 +245,16 @@ class AblationMark:
 
 
 @dataclass(frozen=True)
+class Resized:
+    """Embeddings or an output layer that have another number of rows."""
+
+    before: int | None
+    after: int
+    same: bool | None
+    """Whether the rows that both have are the same; None if that cannot be told."""
+
+
+@dataclass(frozen=True)
 class WeightChange:
     """How a model's weights differ from those of another, by two sketches."""
 
@@ -204,10 +263,15 @@ class WeightChange:
     elsewhere: float
     """The same for the most changed of the embeddings and the rest."""
     mark: AblationMark | None
+    changed: Mapping[str, float] = field(default_factory=dict)
+    """Relative change of each weight that was changed, by its key."""
+    buffers: Mapping[str, float] = field(default_factory=dict)
+    """The same of what no training step changes: corrections of routers, scales of layers."""
+    resized: Mapping[str, Resized] = field(default_factory=dict)
 
     @property
     def nothing(self) -> bool:
-        """Whether no weight was changed."""
+        """Whether no weight was changed; rows may have been added or left out."""
         return self.elsewhere == 0 and not any(self.by_layer.values())
 
 
@@ -234,6 +298,8 @@ lie this many standard deviations (1/√dimensions) above zero."""
 TOGETHER_SHARE = 3
 """Times the direction's share in the weights must be its share in their change. Scaling all weights
 changes each direction by its own share."""
+SAME, SAME_SUM = 1e-7, 1e-5
+"""Smaller changes are none: of a thumbprint, and of one that was summed up in another order."""
 UNCHANGED = 1e-3
 """Half-precision storage alone makes changes of this size."""
 
@@ -249,26 +315,79 @@ def compare_sketches(before: WeightSketch, after: WeightSketch) -> WeightChange 
         return None
     rows = {name: row for row, name in enumerate(before.names)}
     others = {name: row for row, name in enumerate(after.names)}
+    state = {*before.buffers, *after.buffers}
+    ours, theirs = before.thumbprints.double(), after.thumbprints.double()
+    # What only one of the two sketches has of buffers is of another version.
+    buffers = {
+        name: _distance(ours[rows[name]], theirs[others[name]])
+        for name in state & rows.keys() & others.keys()
+    }
+    rows = {name: row for name, row in rows.items() if name not in state}
+    others = {name: row for name, row in others.items() if name not in state}
     # Layers must be there whole; an output layer may be tied, and is then the embeddings.
     if any(layer_of(name) is not None for name in rows.keys() ^ others.keys()):
         return None
-    ours, theirs = before.thumbprints.double(), after.thumbprints.double()
-
-    def distance(row: int, other: int) -> float:
-        change = (theirs[other] - ours[row]).square().sum()
-        return float(change / ours[row].square().sum().clamp_min(1e-30))
-
+    found: dict[str, float] = {}
+    resized: dict[str, Resized] = {}
+    for name in sorted(rows.keys() | others.keys()):
+        mine = [name] if name in rows else [n for n in rows if _outer(n)]
+        their = [name] if name in others else [n for n in others if _outer(n)]
+        pairs = [(m, t) for m in mine for t in their]
+        found[name] = min(
+            (_distance(ours[rows[m]], theirs[others[t]]) for m, t in pairs), default=2
+        )
+        if found[name] > SAME and name in after.by_row and name in rows:
+            size, found[name] = _resized(before, after, name, ours[rows[name]], found[name])
+            resized |= {name: size} if size is not None else {}
     by_layer: dict[int, list[float]] = {}
-    elsewhere = [0.0]
-    for name in rows.keys() | others.keys():
+    for name, change in found.items():
         if (layer := layer_of(name)) is not None:
-            by_layer.setdefault(layer, []).append(distance(rows[name], others[name]))
-            continue
-        mine = [rows[name]] if name in rows else [rows[n] for n in rows if _outer(n)]
-        found = [others[name]] if name in others else [others[n] for n in others if _outer(n)]
-        elsewhere.append(min((distance(r, o) for r in mine for o in found), default=2.0))
-    layers = {layer: float(np.sqrt(np.mean(by_layer[layer]))) for layer in sorted(by_layer)}
-    return WeightChange(layers, float(np.sqrt(max(elsewhere))), _find_mark(before, after))
+            by_layer.setdefault(layer, []).append(change**2)
+    return WeightChange(
+        {layer: float(np.sqrt(np.mean(by_layer[layer]))) for layer in sorted(by_layer)},
+        max((change for name, change in found.items() if _outer(name)), default=0.0),
+        _find_mark(before, after),
+        {name: change for name, change in found.items() if change > SAME},
+        {name: change for name, change in buffers.items() if change > SAME},
+        resized,
+    )
+
+
+def _distance(before: Tensor, after: Tensor) -> float:
+    """Relative change between two thumbprints."""
+    size = float(before.square().sum())
+    change = float((after - before).square().sum())
+    if size == 0:  # nothing can be relative to it
+        return 0.0 if change == 0 else 2.0
+    return float(np.sqrt(change / size))
+
+
+def _resized(
+    before: WeightSketch, after: WeightSketch, name: str, ours: Tensor, change: float
+) -> tuple[Resized | None, float]:
+    """Whether a matrix has other rows rather than changed ones, and how those of both changed."""
+    by_row, count = after.by_row[name], before.rows.get(name)
+    if count == len(by_row):
+        return None, change
+    # The thumbprints of all its beginnings: that of the baseline's rows is one of them.
+    left = _directions(len(by_row), 0).double() * np.sqrt(len(by_row))
+    sums = torch.einsum("rs,rc->rsc", left, by_row.double()).flatten(1).cumsum(dim=0)
+    beginnings = sums / torch.arange(1, len(by_row) + 1).double().sqrt()[:, None]
+    nearest = int((beginnings - ours).square().sum(dim=1).argmin())
+    if _distance(ours, beginnings[nearest]) <= SAME_SUM:
+        return Resized(nearest + 1, len(by_row), same=True), 0.0
+    if (tokens := before.token_rows.get(name)) is not None:
+        known = torch.tensor(tokens).double()
+        nearest = int((beginnings - known).square().sum(dim=1).argmin())
+        if _distance(known, beginnings[nearest]) <= SAME_SUM:
+            return Resized(count, len(by_row), same=True), 0.0
+    if count is None:
+        return None, change
+    if count < len(by_row):
+        return Resized(count, len(by_row), same=False), _distance(ours, beginnings[count - 1])
+    if tokens is None:
+        return Resized(count, len(by_row), same=None), 0.0
+    return Resized(count, len(by_row), same=False), change
 
 
 def _outer(name: str) -> bool:

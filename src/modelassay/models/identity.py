@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -136,11 +137,29 @@ def hash_file(file: Path) -> str:
     return digest.hexdigest()
 
 
+MAX_TEXT = 300
+"""Characters of a setting that are kept; longer ones are hashed."""
 TOKENIZER_SETTINGS = ("add_bos_token", "add_eos_token", "model_max_length", "truncation_side")
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
     """sha256 of what decides how text becomes tokens: vocabulary, merges, special tokens."""
+    return _hash_json(_tokenizer_spec(tokenizer))
+
+
+def tokenizer_parts(tokenizer: Any) -> dict[str, str]:
+    """The same part by part: settings and special tokens as JSON text, all else hashed."""
+    spec = _tokenizer_spec(tokenizer)
+    backend = dict(spec["spec"])
+    model = backend.pop("model", None)
+    parts = backend | (dict(model) if isinstance(model, dict) else {})
+    named = spec["special"] | spec["settings"]
+    texts = {name: json.dumps(value, default=str) for name, value in named.items()}
+    short = {name: text for name, text in texts.items() if len(text) <= MAX_TEXT}
+    return {name: _hash_json(value) for name, value in (parts | named).items()} | short
+
+
+def _tokenizer_spec(tokenizer: Any) -> dict[str, dict[str, Any]]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         spec = json.loads(backend.to_str())
@@ -149,12 +168,15 @@ def hash_tokenizer(tokenizer: Any) -> str:
         spec.pop("truncation", None)
     else:
         spec = {"vocab": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
-    spec = {
+    return {
         "spec": spec,
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "settings": {name: getattr(tokenizer, name, None) for name in TOKENIZER_SETTINGS},
     }
-    text = json.dumps(spec, sort_keys=True, default=str, ensure_ascii=False)
+
+
+def _hash_json(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -165,3 +187,15 @@ def hash_chat_template(tokenizer: Any) -> str | None:
         return None
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_template_lines(tokenizer: Any) -> str | None:
+    """The same of the text that Jinja renders: line ends of any kind, without one last of them."""
+    template = getattr(tokenizer, "chat_template", None)
+    if template is None:
+        return None
+    named = template if isinstance(template, dict) else {"default": template}
+    lines = {
+        name: re.sub(r"\r\n|\r", "\n", text).removesuffix("\n") for name, text in named.items()
+    }
+    return _hash_json(lines)

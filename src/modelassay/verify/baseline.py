@@ -41,7 +41,13 @@ from modelassay.files.records import (
 )
 from modelassay.hub import Commit
 from modelassay.measures.activation_signature import Signature
-from modelassay.measures.weight_sketch import COLUMNS, SIDE, WeightSketch
+from modelassay.measures.weight_sketch import (
+    COLUMNS,
+    SIDE,
+    VOCABULARY,
+    WeightSketch,
+    layer_of,
+)
 from modelassay.models.identity import ModelIdentity, hash_file, states
 
 BASELINE_SCHEMA = "modelassay.baseline/1"
@@ -82,6 +88,12 @@ class FileHashes(Record):
     generation_config: Sha256 | None = None
     config: dict[Line, Line] = Field(max_length=500)
     """Each setting of `config.json` as JSON text, so that differences can be named."""
+    generation: dict[Line, Line] | None = Field(default=None, max_length=500)
+    """The same of the generation config."""
+    tokenizer_parts: dict[Line, Line] | None = Field(default=None, max_length=100)
+    """Hash or value of each part of the tokenizer, for the same reason."""
+    template_lines: Sha256 | None = None
+    """Of the chat template without what makes no difference to what it renders."""
 
 
 class ConceptRecord(_Kept):
@@ -137,6 +149,10 @@ class SketchRecord(_Kept):
     names: tuple[Line, ...] = Field(min_length=1, max_length=20_000)
     writers: tuple[Line, ...] = Field(min_length=1, max_length=4000)
     grids: tuple[Literal["4bit", "8bit", "bfloat16", "float16"], ...] = ()
+    buffers: tuple[Line, ...] = Field(default=(), max_length=4000)
+    rows: dict[Line, Annotated[int, Field(gt=0, lt=100_000_000)]] = Field({}, max_length=16)
+    """Of the embeddings and the output layer; a baseline of before 0.2 states none."""
+    token_rows: dict[Line, tuple[Number, ...]] = Field({}, max_length=16)
 
 
 class BaselineIndex(Record):
@@ -162,6 +178,14 @@ class BaselineIndex(Record):
     """None where the weights are packed in a way that cannot be read."""
     versions: dict[Line, Line] = Field(max_length=50)
     vectors_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _check_sketch(self) -> BaselineIndex:
+        if self.sketch is not None:
+            sides = {len(values) for values in self.sketch.token_rows.values()}
+            if sides - {SIDE * SIDE}:
+                raise ValueError(f"a thumbprint in token_rows needs {SIDE * SIDE} numbers")
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> BaselineIndex:
@@ -235,9 +259,21 @@ def load_baseline(folder: Path) -> Baseline:
             writers=index.sketch.writers,
             written=tensors["sketch/written"] * tensors["sketch/scales"][:, None, None],
             grids=index.sketch.grids,
+            buffers=index.sketch.buffers,
+            rows=index.sketch.rows or _rows_of_config(index),
+            token_rows=index.sketch.token_rows,
         )
     directions = {name: tensors[f"directions/{name}"] for name in index.concepts}
     return Baseline(index, directions, signature, sketch)
+
+
+def _rows_of_config(index: BaselineIndex) -> dict[str, int]:
+    """How many rows the embeddings have, of a baseline that does not state it."""
+    stated = index.files.config.get("vocab_size", "") if index.files else ""
+    names = index.sketch.names if index.sketch else ()
+    if not stated.isdigit() or int(stated) == 0:
+        return {}
+    return {n: int(stated) for n in names if layer_of(n) is None and VOCABULARY.search(n)}
 
 
 def _expected_shapes(index: BaselineIndex) -> dict[str, tuple[int, ...]]:

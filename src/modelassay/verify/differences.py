@@ -18,12 +18,15 @@ would hide in it, the outcome is unknown.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
 from modelassay.measures.activation_signature import signature_distances
 from modelassay.measures.examination import Evidence
-from modelassay.measures.weight_sketch import WeightChange, compare_sketches
+from modelassay.measures.weight_sketch import WeightChange, compare_sketches, layer_of
 from modelassay.report.text import number_runs
 from modelassay.verify.baseline import Baseline
 from modelassay.verify.report import Check, Differences, Finding, Kind
@@ -56,6 +59,11 @@ GRID_SIZES = {
 leave the format's numbers is not a rounding."""
 DIGITS = 3e-5
 """Smaller changes are those of other software doing the same sums."""
+CAST = 3e-3
+"""Casting a vector to 16 bits changes it by no more."""
+SMALL = re.compile(r"norm|ln_|layernorm|bias|scale|scalar")
+"""Names of vectors and numbers beside the matrices."""
+MOST_NAMED = 4
 SAME_COSINE = 0.95
 """Lowest cosine of a concept's direction under 8-bit rounding: 0.98."""
 PLAIN_ROUNDING = 0.008
@@ -166,9 +174,114 @@ def judge(found: Differences) -> Finding:
             "A direction has been erased from the weights that the baseline's model has: the mark"
             " of abliteration.",
         )
-    if weights is not None and (said := _uneven(weights)):
+    if weights is not None and (said := _uneven(weights) or _buffers(weights)):
         return Finding(Kind.FINE_TUNE, said)
+    if weights is not None and weights.nothing:
+        return _judge_same(found, weights, far)
+    if weights is not None and (small := _only_small(weights)):
+        return small
     return _judge_even(found, far)
+
+
+def _judge_same(found: Differences, weights: WeightChange, far: float) -> Finding:
+    """Of weights that are the baseline's; what moves activations then is around them."""
+    same = "The weights are the baseline's to the last digit"
+    rows = _rows(weights)
+    if not found.same_tokens:
+        return Finding(
+            Kind.RECAST if not rows else Kind.REWRAPPED,
+            f"{same}{rows}; the tokenizer or chat template makes other tokens, so that activations"
+            " cannot confirm it.",
+            verified=None,
+        )
+    allowed, allowed_log_odds = tolerances(found)
+    # Added rows take a share of every probability, so that log-odds tell nothing beside them.
+    inside = far <= allowed and (bool(rows) or found.log_odds_rms <= allowed_log_odds)
+    if not inside:
+        return Finding(
+            Kind.REWRAPPED,
+            f"{same}{rows}, yet they move activations by {far:.3f} and refusal log-odds by"
+            f" {found.log_odds_rms:.2f} nats: what is around them differs.",
+            verified=None if found.quantized else False,
+        )
+    if rows:
+        told = all(size.same for size in weights.resized.values())
+        return Finding(Kind.REWRAPPED, f"{same}{rows}.", verified=True if told else None)
+    return Finding(Kind.RECAST, f"{same}, in other files.", verified=True)
+
+
+def _rows(weights: WeightChange) -> str:
+    """What to say of embeddings with another number of rows."""
+    if not (resized := weights.resized):
+        return ""
+    size = next(iter(resized.values()))
+    rows = f"{size.after} rows" + (f", not {size.before}" if size.before else "")
+    if all(size.same for size in resized.values()):
+        return f", and {' and '.join(resized)} the same but for rows without a token ({rows})"
+    return f" in all layers; {' and '.join(resized)} with {rows} cannot be compared as a whole"
+
+
+def _buffers(weights: WeightChange) -> str | None:
+    """What to say if something was changed that acts like a weight and is not trained."""
+    limit = max(UNEVEN * _median(weights), CAST) if _median(weights) else 0.0
+    changed = {name: change for name, change in weights.buffers.items() if change > limit}
+    if not changed:
+        return None
+    beside = (
+        "; the weights are the baseline's to the last digit"
+        if weights.nothing
+        else f"; the layers' weights by {_median(weights):.2%}"
+    )
+    return (
+        f"Not a trained weight but what corrects or scales was changed: {_named(changed)}, by up"
+        f" to {percent(max(changed.values()))}{beside}."
+    )
+
+
+def _only_small(weights: WeightChange) -> Finding | None:
+    """Of vectors that were changed in matrices that were not, which no rounding of a model does."""
+    changed = weights.changed
+    if not changed or not all(SMALL.search(name) for name in changed):
+        return None
+    most = max(changed.values())
+    if most <= DIGITS:
+        return None
+    said = f"Of all weights only {_named(changed)} changed, by up to {percent(most)}"
+    if most <= CAST:
+        return Finding(
+            Kind.RECAST,
+            f"{said}, as casting them does; a light change would look the same.",
+            verified=None,
+        )
+    return Finding(Kind.FINE_TUNE, f"{said}: the weights were changed.")
+
+
+def _named(keys: Iterable[str]) -> str:
+    """Weights by name, each with the layers in which it is."""
+    layers: dict[str, list[int]] = {}
+    for key in sorted(keys):
+        layer = layer_of(key)
+        name = key if layer is None else key.partition(".")[2]
+        layers.setdefault(name, []).extend([] if layer is None else [layer])
+    said = [name + _of_layers(sorted(own)) for name, own in layers.items()]
+    return ", ".join(said[:MOST_NAMED]) + ("…" if len(said) > MOST_NAMED else "")
+
+
+def _of_layers(layers: list[int]) -> str:
+    if not layers:
+        return ""
+    return f" of layer{'s' if len(layers) > 1 else ''} {', '.join(number_runs(layers, ' to '))}"
+
+
+def percent(change: float) -> str:
+    """A relative change in per cent, with digits enough to be no zero."""
+    return (
+        f"{change:.1%}"
+        if change >= 0.001
+        else f"{change:.1g}"
+        if change < 1e-5
+        else f"{change:.3%}"
+    )
 
 
 def _judge_even(found: Differences, far: float) -> Finding:
@@ -206,9 +319,6 @@ def _judge_even(found: Differences, far: float) -> Finding:
             " no more than rounding does. It is probably the same model; it is not proved.",
             verified=None,
         )
-    if weights.nothing:
-        reason = "The weights are the baseline's to the last digit, in other files."
-        return Finding(Kind.RECAST, reason, verified=True)
     if size > DIGITS and not _explains(found.grids, size):
         if _explains(found.baseline_grids, size):
             return Finding(
@@ -244,22 +354,35 @@ def _explains(grids: tuple[str, ...], size: float) -> bool:
 def _uneven(weights: WeightChange) -> str | None:
     """What to say if some layers were changed much more than others, or the embeddings were."""
     by_layer, median = weights.by_layer, _median(weights)
-    limit = max(UNEVEN * median, 1e-6)
-    changed = [layer for layer, value in by_layer.items() if value > limit]
-    if changed:
+    limit = max(UNEVEN * median, DIGITS)
+    single = {layer_of(name) for name, change in weights.changed.items() if change > limit}
+    changed = [
+        layer
+        for layer, value in by_layer.items()
+        if value > limit or (median <= DIGITS and layer in single)
+    ]
+    if changed and (len(changed) < len(by_layer) or median > DIGITS):
         spans = ", ".join(number_runs(changed, " to "))
         most = max(changed, key=lambda layer: by_layer[layer])
+        kinds = {name.partition(".")[2] for name in weights.changed if layer_of(name) in changed}
+        which = f" In them only {_listed(kinds)} changed." if 0 < len(kinds) <= MOST_NAMED else ""
         return (
             f"{len(changed)} of {len(by_layer)} layers were changed ({spans}), layer"
-            f" {most} by {by_layer[most]:.1%}, the others by {median:.2%}: the weights were"
-            " changed."
+            f" {most} by {percent(by_layer[most])}, the others by {median:.2%}: the weights were"
+            f" changed.{which}"
         )
     if weights.elsewhere > limit:
+        names = [n for n, c in weights.changed.items() if layer_of(n) is None and c > limit]
+        what = _listed(names) if 0 < len(names) <= MOST_NAMED else "The embeddings or output layer"
         return (
-            f"The embeddings or the output layer were changed by {weights.elsewhere:.1%}, the"
-            f" layers by {median:.2%}: the weights were changed."
+            f"{what} changed by {percent(weights.elsewhere)}, the layers by {median:.2%}: the"
+            " weights were changed."
         )
     return None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(sorted(names))
 
 
 def _median(weights: WeightChange) -> float:
@@ -293,7 +416,11 @@ def _weights_check(found: Differences) -> Check:
     detail = f"layers changed by {low:.2%} to {high:.2%}, the rest by {weights.elsewhere:.2%}"
     if weights.mark is not None:
         detail += f"; the mark of ablation at strength {weights.mark.strength:.2f}"
-    changed = max(high, weights.elsewhere) > 0
+    for name, size in weights.resized.items():
+        detail += f"; {name} has {size.after} rows, not {size.before or 'as many'}"
+    if weights.buffers:
+        detail += f"; also {_named(weights.buffers)}"
+    changed = max(high, weights.elsewhere) > 0 or bool(weights.buffers)
     return Check("weight sketch", "differs" if changed else "same", detail)
 
 

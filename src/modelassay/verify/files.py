@@ -5,7 +5,6 @@ No weights are opened: where a model is on the Hub, the Hub states their hashes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,30 +12,33 @@ from typing import Any
 from modelassay.errors import InputError, first_line
 from modelassay.files.provenance import json_hash, text_hash
 from modelassay.models import LoadedModel, ModelIdentity
-from modelassay.models.identity import hash_chat_template, hash_file, hash_tokenizer
+from modelassay.models.identity import (
+    hash_chat_template,
+    hash_file,
+    hash_template_lines,
+    hash_tokenizer,
+    tokenizer_parts,
+)
 from modelassay.models.loading import load_config, load_tokenizer
 from modelassay.models.sources import ADAPTER_CONFIG, Source, read_json
 from modelassay.verify.baseline import FileHashes
 from modelassay.verify.report import Check, Finding, Kind
-
-VOLATILE_SETTINGS = (
-    "_name_or_path",
-    "architectures",  # a GGUF file names none; model_type stays
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
+from modelassay.verify.settings import (
+    VOLATILE,
+    as_texts,
+    differing,
+    language_type,
+    named,
+    settings_of,
 )
-"""Settings that differ between copies of one model; numbers are recorded by themselves."""
+
 ADAPTER_NOTES = ("base_model_name_or_path", "inference_mode", "peft_version", "revision")
 """Settings of an adapter that do nothing to the weights."""
-MAX_SETTING = 300
-"""Characters; longer ones are hashed."""
 SHAPE_SETTINGS = ("model_type", "hidden_size", "num_hidden_layers")
-ALWAYS_COMPARED = ("auto_map", "quantization_config")
-"""Settings that act by being there, whatever a version of transformers fills in for others."""
 WRAPPING = ("tokenizer", "chat template", "generation config", "config")
 """What surrounds the weights and decides what the model does as much as they do."""
-NAMED_SETTINGS = 6
+IDLE_PARTS = ("model_max_length",)
+"""Of a tokenizer: nothing is cut unless it is asked for."""
 
 
 def hash_model(model: LoadedModel) -> FileHashes:
@@ -68,12 +70,16 @@ def hash_sources(
     """
     tokenizer = tokenizer or load_tokenizer(source, trust_remote_code=trust_remote_code)
     config = load_config(source, trust_remote_code=trust_remote_code)
+    generation = _generation(source, config)
     return FileHashes(
         weights=_weights(source, adapter),
         tokenizer=hash_tokenizer(tokenizer),
+        tokenizer_parts=tokenizer_parts(tokenizer),
         chat_template=hash_chat_template(tokenizer),
-        generation_config=_generation_config(source, config),
-        config=_settings(config),
+        template_lines=hash_template_lines(tokenizer),
+        generation_config=json_hash(generation),
+        generation=as_texts(generation),
+        config=settings_of(config),
     )
 
 
@@ -85,7 +91,7 @@ def _weights(source: Source, adapter: Source | None) -> dict[str, str]:
             hashes[f"adapter/{file.name}"] = _sha256(adapter, file)
         # Rank, scale and targets decide the weights as much as the tensors do.
         values = read_json(adapter.folder / ADAPTER_CONFIG)
-        hashes[f"adapter/{ADAPTER_CONFIG}"] = _hash_values(values, ADAPTER_NOTES)
+        hashes[f"adapter/{ADAPTER_CONFIG}"] = json_hash(_without(values, ADAPTER_NOTES))
     if (after := (adapter or source).after_load) is not None:
         hashes |= {f"organism/{file.name}": hash_file(file) for file in after.files}
         if after.rounding:  # as another file of its weights would have them
@@ -97,21 +103,8 @@ def _sha256(source: Source, file: Path) -> str:
     return source.sha256_on_hub(file) or hash_file(file)
 
 
-def _settings(config: Any) -> dict[str, str]:
-    """Each setting as JSON text, long ones hashed."""
-    texts = {
-        key: json.dumps(value, sort_keys=True, default=str)
-        for key, value in config.to_dict().items()
-        if key not in VOLATILE_SETTINGS
-    }
-    return {
-        key: text if len(text) <= MAX_SETTING else "sha256:" + text_hash(text)
-        for key, text in sorted(texts.items())
-    }
-
-
-def _generation_config(source: Source, config: Any) -> str:
-    """Hash of what acts on generation: the file's settings, or those that follow without one."""
+def _generation(source: Source, config: Any) -> dict[str, Any]:
+    """What acts on generation: the file's settings, or those that follow without one."""
     from transformers import GenerationConfig
 
     file = source.folder / "generation_config.json"
@@ -122,12 +115,11 @@ def _generation_config(source: Source, config: Any) -> str:
             raise InputError(f"{file} cannot be read: {first_line(error)}") from error
     else:
         acting = GenerationConfig.from_model_config(config)
-    return _hash_values(acting.to_diff_dict(), (*VOLATILE_SETTINGS, "_from_model_config"))
+    return _without(acting.to_diff_dict(), (*VOLATILE, "_from_model_config"))
 
 
-def _hash_values(values: dict[str, Any], without: Sequence[str]) -> str:
-    kept = {key: value for key, value in values.items() if key not in without}
-    return json_hash(kept)
+def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in names}
 
 
 def compare_files(
@@ -151,17 +143,36 @@ def compare_files(
         Check("weights", "same", f"{files} the baseline's sha256")
         if same
         else Check("weights", "differs", "the weight files are not the baseline's"),
-        _compare("tokenizer", mine.tokenizer, theirs.tokenizer, converted),
-        _compare("chat template", mine.chat_template, theirs.chat_template, converted=False),
-        _compare("generation config", mine.generation_config, theirs.generation_config, converted),
+        _compare_tokenizers(mine, theirs, converted),
+        _compare_templates(mine, theirs),
+        _compare(
+            "generation config",
+            mine.generation_config,
+            theirs.generation_config,
+            converted,
+            _other_keys(mine.generation, theirs.generation),
+        ),
         _compare_settings(mine.config, theirs.config, same, converted),
     )
 
 
-def judge_files(checks: tuple[Check, ...], mine: FileHashes, theirs: FileHashes) -> Finding | None:
-    """The kind of difference and the reason where files decide it; None where they don't."""
-    if shape := other_shape(mine.config, theirs.config):
-        return Finding(Kind.OTHER_ARCHITECTURE, shape)
+def judge_files(
+    checks: tuple[Check, ...],
+    mine: FileHashes,
+    theirs: FileHashes,
+    shape: Mapping[str, int] | None = None,
+) -> Finding | None:
+    """The kind of difference and the reason where files decide it; None where they don't.
+
+    Args:
+        checks: What was compared.
+        mine: Of the candidate.
+        theirs: Of the baseline.
+        shape: What the baseline says of its language model, where its settings are of several.
+    """
+    stated = {key: str(value) for key, value in (shape or {}).items()}
+    if other := other_shape(mine.config, stated | theirs.config):
+        return Finding(Kind.OTHER_ARCHITECTURE, other)
     if checks[0].outcome == "differs":
         return None
     if changed := wrapping_changes(checks):
@@ -181,10 +192,23 @@ def judge_shape(mine: FileHashes, theirs: ModelIdentity) -> Finding | None:
 def other_shape(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     """What to say where settings state another architecture; empty where they don't."""
     both = [key for key in SHAPE_SETTINGS if key in mine and key in theirs]
-    shapes = [
-        f"{key} is {mine[key]}, not {theirs[key]}" for key in both if mine[key] != theirs[key]
-    ]
+    other = [key for key in both if mine[key] != theirs[key]]
+    if "model_type" in other and language_type(mine) == language_type(theirs):
+        other.remove("model_type")  # the same language model, in another tower or by another name
+    shapes = [f"{key} is {mine[key]}, not {theirs[key]}" for key in other]
     return f"The architecture is another: {', '.join(shapes)}." if shapes else ""
+
+
+def other_storage(mine: FileHashes, theirs: FileHashes, *, converted: bool) -> list[str]:
+    """In what other form the same weights are kept, as far as settings and names of files tell."""
+    notes = ["a GGUF file"] if converted and [*mine.weights] != [*theirs.weights] else []
+    for key in ("model_type", "tie_word_embeddings"):
+        here, there = mine.config.get(key), theirs.config.get(key)
+        if None not in (here, there) and here != there:
+            notes.append(f"{key} is {here}, not {there}")
+    if len(mine.weights) != len(theirs.weights):
+        notes.append(f"{len(mine.weights)} weight files, not {len(theirs.weights)}")
+    return notes
 
 
 def wrapping_changes(checks: tuple[Check, ...]) -> list[str]:
@@ -192,26 +216,54 @@ def wrapping_changes(checks: tuple[Check, ...]) -> list[str]:
     return [c.detail for c in checks if c.name in WRAPPING and c.outcome == "differs"]
 
 
-def _compare(title: str, mine: str | None, theirs: str | None, converted: bool) -> Check:
+def _compare(
+    title: str, mine: str | None, theirs: str | None, converted: bool, which: Sequence[str] = ()
+) -> Check:
+    """Compares two hashes; `which` are the parts in which the two differ, if that is known."""
     if mine == theirs:
         return Check(title, "same", "same sha256" if mine else "neither has one")
+    parts = f" ({named(list(which))})" if which else ""
     if converted:
-        return Check(title, "unknown", f"the {title} of a GGUF file is put together again")
+        return Check(title, "unknown", f"the {title} of a GGUF file is put together again{parts}")
     if mine and theirs:
-        return Check(title, "differs", f"the {title} differs")
+        return Check(title, "differs", f"the {title} differs{parts}")
     where = "is missing here" if theirs else "is not in the baseline"
     return Check(title, "differs", f"the {title} {where}")
 
 
+def _compare_tokenizers(mine: FileHashes, theirs: FileHashes, converted: bool) -> Check:
+    parts = _other_keys(mine.tokenizer_parts, theirs.tokenizer_parts)
+    if mine.tokenizer != theirs.tokenizer and parts and not {*parts} - {*IDLE_PARTS}:
+        return Check(
+            "tokenizer", "same", f"the same but for {', '.join(parts)}, which cuts nothing"
+        )
+    return _compare("tokenizer", mine.tokenizer, theirs.tokenizer, converted, parts)
+
+
+def _compare_templates(mine: FileHashes, theirs: FileHashes) -> Check:
+    hashes, lines = (mine.chat_template, theirs.chat_template), mine.template_lines
+    if hashes[0] != hashes[1] and lines is not None and lines == theirs.template_lines:
+        return Check("chat template", "same", "the same text with other line ends")
+    return _compare("chat template", mine.chat_template, theirs.chat_template, converted=False)
+
+
+def _other_keys(mine: Mapping[str, str] | None, theirs: Mapping[str, str] | None) -> list[str]:
+    """Keys whose values differ; none where one of the two was not recorded."""
+    if mine is None or theirs is None:
+        return []
+    return [k for k in sorted(mine.keys() | theirs.keys()) if mine.get(k) != theirs.get(k)]
+
+
 def _compare_settings(
-    mine: dict[str, str], theirs: dict[str, str], same_weights: bool, converted: bool
+    mine: dict[str, str], theirs: dict[str, str], same_files: bool, converted: bool
 ) -> Check:
     """Compares what both state; other versions of transformers fill in other defaults."""
-    keys = mine.keys() & theirs.keys() | (mine.keys() | theirs.keys()) & {*ALWAYS_COMPARED}
-    if not same_weights:  # then the numbers may be others, and the sketch tells of them
-        keys -= {"quantization_config"}
-    other = [key for key in sorted(keys) if mine.get(key) != theirs.get(key)]
-    if not other:
-        return Check("config", "same", "all settings that both state are the same")
-    named = ", ".join(other[:NAMED_SETTINGS]) + ("…" if len(other) > NAMED_SETTINGS else "")
-    return Check("config", "unknown" if converted else "differs", f"other settings: {named}")
+    found = differing(mine, theirs, converted=converted, same_files=same_files)
+    acting, unknown, idle = found
+    if acting:
+        return Check("config", "differs", f"other settings: {named(acting)}")
+    if unknown:
+        return Check("config", "unknown", f"other settings: {named(unknown)}")
+    if idle:
+        return Check("config", "same", f"the same but for settings that do nothing: {named(idle)}")
+    return Check("config", "same", "all settings that both state are the same")

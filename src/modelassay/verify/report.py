@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,6 +84,8 @@ class Differences:
             and {
                 "change_by_block": {str(layer): x for layer, x in weights.by_layer.items()},
                 "change_elsewhere": weights.elsewhere,
+                "changed_buffers": dict(weights.buffers),
+                "resized": {name: asdict(size) for name, size in weights.resized.items()},
                 "ablation": weights.mark and weights.mark.to_dict(),
             },
         }

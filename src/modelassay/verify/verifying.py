@@ -29,6 +29,7 @@ from modelassay.verify.files import (
     hash_sources,
     judge_files,
     judge_shape,
+    other_storage,
     wrapping_changes,
 )
 from modelassay.verify.report import (
@@ -141,7 +142,9 @@ def decide_by_files(
     if theirs is None:
         judgement = judge_shape(files, baseline.index.model)
     else:
-        judgement = judge_files(checks, files, theirs)
+        shape = baseline.index.model
+        stated = {"hidden_size": shape.hidden_size, "num_hidden_layers": shape.n_layers}
+        judgement = judge_files(checks, files, theirs, stated)
     if judgement is None:
         return None
     return _report(model_id, commit, judgement, checks, None, baseline, origin)
@@ -180,12 +183,14 @@ def _of_measured(
     converted = info.quantization == "gguf"
     checks = compare_files(files, theirs, converted=converted) if theirs else ()
     judgement = judge(differences)
-    if changed := wrapping_changes(checks):
+    same = judgement.kind in (Kind.RECAST, Kind.REWRAPPED)
+    if same and (changed := wrapping_changes(checks)):
         # Settings move activations too: where the weights are the same, they are the reason.
-        untouched = differences.weights is not None and differences.weights.nothing
-        if judgement.kind is Kind.RECAST or (judgement.kind is Kind.FINE_TUNE and untouched):
-            reason = "The weights are the baseline's" if untouched else judgement.reason
-            judgement = Finding(Kind.REWRAPPED, f"{reason.rstrip('.')}, but {'; '.join(changed)}.")
+        reason = judgement.reason.partition(", yet")[0].rstrip(".")
+        judgement = Finding(Kind.REWRAPPED, f"{reason}, but {'; '.join(changed)}.")
+    elif same and theirs and (notes := other_storage(files, theirs, converted=converted)):
+        reason = f"{judgement.reason.rstrip('.')} ({'; '.join(notes)})."
+        judgement = replace(judgement, reason=reason)
     return judgement, (*checks, *measured_checks(differences))
 
 
