@@ -120,6 +120,10 @@ class _Parts:
     gguf_file: Annotated[
         str | None, typer.Option(help="GGUF file inside the folder or repository.")
     ] = None
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base of MODEL, an adapter that names none that can be found."),
+    ] = None
 
 
 def _model(model: ModelArg, parts: Annotated[_Parts, From(_Parts)]) -> ModelRef:

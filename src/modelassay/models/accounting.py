@@ -112,7 +112,7 @@ def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
             for name in shard.keys():  # noqa: SIM118 (not a dict)
                 part = shard.get_slice(name)
                 tensor = StoredTensor(name, file, part.get_dtype(), tuple(part.get_shape()))
-                if name in found and not _equal(found[name], tensor):
+                if name in found and not same_tensor(found[name], tensor):
                     raise InputError(
                         f"{found[name].file.name} and {file.name} hold two tensors {name} that"
                         " differ; programs disagree on which one acts. Remove one of them."
@@ -148,7 +148,7 @@ def check_one_set(source: Source) -> None:
     others = [source.folder / name for name in shards]
     if all(file.is_file() for file in (single, *others)):
         ours, theirs = read_headers([single]), read_headers(others)
-        if ours.keys() == theirs.keys() and all(_equal(ours[n], theirs[n]) for n in ours):
+        if ours.keys() == theirs.keys() and all(same_tensor(ours[n], theirs[n]) for n in ours):
             return
     raise InputError(
         f"{source.id} holds two sets of weights, {SINGLE_FILE} and the {len(shards)} shards of"
@@ -278,7 +278,7 @@ def _check_copies(
         if converted:
             continue  # several tensors make one; too many have another shape
         other = first.setdefault(place, stored[name])
-        if other.name != name and not _equal(other, stored[name]):
+        if other.name != name and not same_tensor(other, stored[name]):
             raise InputError(
                 f"{source.id} holds two weights for {place} that differ ({other}, {stored[name]});"
                 " only one of them would act. Remove the other."
@@ -348,7 +348,7 @@ def _is_tied(source: Source, network: Any) -> bool:
     return all(said or [getattr(text_config(network.config), "tie_word_embeddings", False)])
 
 
-def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+def same_tensor(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two tensors hold the same values; reads them."""
     import torch
     from safetensors import safe_open

@@ -6,11 +6,12 @@ it becomes a `Source`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from typing_extensions import Unpack
 
-from modelassay.errors import InputError, first_line
+from modelassay.errors import InputError, UnavailableError, first_line
 from modelassay.hub import REPO_ID, check_weight_files, fetch_model
 from modelassay.models.accounting import check_one_set
 from modelassay.models.embedded import EMBEDDED_ID, ensure_embedded
@@ -19,10 +20,14 @@ from modelassay.models.refs import FetchOptions, ModelRef
 from modelassay.models.sources import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    PICKLED_ADAPTER,
     WEIGHTS,
     Source,
     read_json,
 )
+
+CACHED = re.compile(r"models--([^/\\]+)(?:[/\\]snapshots[/\\]([0-9a-f]{40}))?")
+"""A path into the Hub's cache, which says what is there."""
 
 
 def find_sources(
@@ -52,11 +57,9 @@ def find_sources(
         if adapter is not None:
             raise InputError(f"{ref.id} is itself an adapter; give its base as the model.")
         adapter = source
-        base = read_json(source.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-        if not base:
-            raise InputError(f"The adapter {ref.id} names no base; pass BASE --adapter {ref.id}")
-        # An adapter from the Hub must not make this machine open one of its own folders.
-        source = resolve(str(base), local=adapter.commit is None, weights=weights, **options)
+        source = _find_base(adapter, ref.base, weights=weights, **options)
+    elif ref.base is not None:
+        raise InputError(f"{ref.id} is a model of its own, not an adapter; leave --base out.")
     if source.is_adapter():
         raise InputError(f"The base {source.id} of the adapter {ref.id} is an adapter itself.")
     return source, adapter
@@ -114,6 +117,41 @@ def resolve(
     )
 
 
+def _find_base(
+    adapter: Source, given: str | None, *, weights: bool, **options: Unpack[FetchOptions]
+) -> Source:
+    """The base of an adapter: the one that is given, or that its config names.
+
+    Raises:
+        InputError: neither names a model that is here or on the Hub.
+        UnavailableError: it cannot be fetched now.
+    """
+    if given is not None:
+        return resolve(given, weights=weights, **options)
+    config = read_json(adapter.folder / ADAPTER_CONFIG)
+    named, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not named:
+        raise InputError(f"The adapter {adapter.id} names no base; pass it with --base BASE.")
+    name = str(named)
+    # An adapter from the Hub must not make this machine open one of its own folders.
+    local = adapter.commit is None
+    try:
+        if local and _find_local(name, None) is not None:
+            return resolve(name, weights=weights, **options)
+        if in_cache := CACHED.search(name):  # the cache of the machine that trained it
+            name, revision = in_cache[1].replace("--", "/", 1), in_cache[2] or revision
+        if name == EMBEDDED_ID or is_organism(name) or REPO_ID.fullmatch(name):
+            return resolve(name, revision=revision, local=False, weights=weights, **options)
+    except (InputError, UnavailableError) as error:
+        raise type(error)(
+            f"{error} (The adapter {adapter.id} names it as its base; --base BASE gives another.)"
+        ) from error
+    raise InputError(
+        f"The adapter {adapter.id} names its base by a path of the machine that trained it"
+        f" ({name!r}), where no model is here; pass the base with --base BASE."
+    )
+
+
 def check_named(ref: ModelRef) -> None:
     """Refuses what can name no model, without a look at the Hub.
 
@@ -148,6 +186,8 @@ def _find_local(model_id: str, gguf_file: str | None) -> Source | None:
     if is_folder:
         source = Source(model_id, path, commit=None, gguf_file=gguf_file)
         if not source.is_adapter():
+            if not gguf_file:
+                _check_not_below(source)
             check_weight_files(model_id, names, gguf_file)
         return source
     if exists:
@@ -155,10 +195,28 @@ def _find_local(model_id: str, gguf_file: str | None) -> Source | None:
     return None
 
 
+def _check_not_below(source: Source) -> None:
+    """Refuses a folder of which only subfolders hold something, and names them."""
+    if (source.folder / "config.json").is_file():
+        return
+    below = {file.parent.name for file in source.folder.glob(f"*/{ADAPTER_CONFIG}")}
+    if below:
+        some = ", ".join(sorted(below)[:4])
+        raise InputError(
+            f"{source.id} holds {len(below)} adapters in subfolders ({some}), and none itself; give"
+            " the folder of one."
+        )
+
+
 def _checked(source: Source) -> Source:
     """The same source, if its files are all there and there is one way to read them."""
     if source.is_adapter():
         if not source.has(ADAPTER_WEIGHTS):
+            if source.has(PICKLED_ADAPTER):
+                raise InputError(
+                    f"The adapter {source.id} has only pickled weights ({PICKLED_ADAPTER}), which"
+                    " can run code when opened; convert them to safetensors first."
+                )
             raise InputError(f"The adapter {source.id} has no {ADAPTER_WEIGHTS}.")
         return source
     if source.has_adapter():  # transformers would apply it without a word
@@ -167,6 +225,7 @@ def _checked(source: Source) -> Source:
             " model with --adapter ADAPTER."
         )
     if not source.gguf_file and not (source.folder / "config.json").is_file():
+        _check_not_below(source)
         raise InputError(f"{source.id} has no config.json; give a transformers model folder.")
     for file in source.weight_files():
         # An index must not lead out of the model's own folder.

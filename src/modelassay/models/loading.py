@@ -7,7 +7,6 @@ checkpoint whose files are not the model that its config describes is refused (s
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from typing_extensions import Unpack
 
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models.accounting import StoredTensor, check_accounts, read_headers
+from modelassay.models.adapters import apply_adapter
 from modelassay.models.explain import cause_of, explain_loading
 from modelassay.models.finding import find_sources
 from modelassay.models.gguf import check_tensors, read_gguf
@@ -42,6 +42,7 @@ from modelassay.models.sources import Source, read_json
 from modelassay.progress import OnPhase, silent
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CHAT_TEMPLATE = "chat_template.jinja"
 QUANTIZATIONS = ("8bit", "4bit")
 
 
@@ -89,6 +90,7 @@ def load(
     revision: str | None = None,
     adapter: str | None = None,
     gguf_file: str | None = None,
+    base: str | None = None,
     device: str | Mapping[str, Any] = "auto",
     dtype: str = "auto",
     quantization: str | None = None,
@@ -104,6 +106,7 @@ def load(
         revision: Hub branch, tag or commit.
         adapter: PEFT adapter (Hub id or folder) to apply over `model`.
         gguf_file: Name of the GGUF file inside the folder or repository.
+        base: Base of `model`, where that is an adapter whose config does not tell it.
         device: `auto` (all GPUs through accelerate, else CPU), `cpu`, `cuda`, `cuda:N`, or an
             accelerate device map.
         dtype: `auto`, `float32`, `float16` or `bfloat16`. `auto` is the checkpoint's own on a GPU;
@@ -125,7 +128,7 @@ def load(
     device_map = _device_map(device)
     # It warns of kernels it could fetch, and of a cast that is meant for every layer and batch.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    parts = {"revision": revision, "adapter": adapter, "gguf_file": gguf_file}
+    parts = {"revision": revision, "adapter": adapter, "gguf_file": gguf_file, "base": base}
     ref, _ = take_ref(model, parts)
     source, adapter_source = find_sources(
         ref, token=token, trust_remote_code=trust_remote_code, max_bytes=max_bytes
@@ -133,11 +136,12 @@ def load(
     after = (adapter_source or source).after_load
     if after is not None and after.refuses_packed and quantization:
         raise InputError(after.refuses_packed)
-    network, tokenizer, stored_by = _load_base(
-        source, device_map, dtype, quantization, trust_remote_code
+    network, tokenizer, packed_by = _load_base(
+        source, adapter_source, device_map, dtype, quantization, trust_remote_code
     )
     if adapter_source is not None:
-        network = _apply_adapter(network, adapter_source, merge=quantization is None)
+        packed = getattr(network, "is_quantized", False) and packed_by != "gguf"
+        network = apply_adapter(network, adapter_source, tokenizer, merge=not packed)
     network.eval().requires_grad_(False)
     if after is not None:
         after.apply(network)
@@ -155,7 +159,7 @@ def load(
         n_layers=len(layers),
         hidden_size=config.hidden_size,
         dtype=str(network.dtype).removeprefix("torch."),
-        quantization=quantization or stored_by,
+        quantization=quantization or packed_by,
         weights_sha256=hash_files(files, after.rounding if after else None),
         tokenizer_sha256=hash_tokenizer(tokenizer),
         chat_template_sha256=hash_chat_template(tokenizer),
@@ -219,7 +223,12 @@ def pick_device(device: str) -> torch.device:
 
 
 def _load_base(
-    source: Source, device_map: Any, dtype: str, quantization: str | None, trust_remote_code: bool
+    source: Source,
+    adapter: Source | None,
+    device_map: Any,
+    dtype: str,
+    quantization: str | None,
+    trust_remote_code: bool,
 ) -> tuple[Any, Any, str | None]:
     """The model, its tokenizer, and what its files are packed by."""
     where = _where(source, trust_remote_code)
@@ -232,7 +241,7 @@ def _load_base(
         if not source.gguf_file:
             stored = read_headers(source.weight_files())
             packed_by = settle_quantization(source, config, stored, quantization)
-        tokenizer = _load_tokenizer(where, source)
+        tokenizer = _load_tokenizer(where, source, adapter)
         # Weights of another shape are taken as missing, because the report then names them.
         options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
         options["dtype"] = _dtype(dtype, source, device_map)
@@ -256,65 +265,22 @@ def _load_base(
     return model, tokenizer, packed_by
 
 
-def _apply_adapter(model: Any, adapter: Source, *, merge: bool) -> Any:
-    """The model with the adapter in it.
+def load_tokenizer(
+    source: Source, adapter: Source | None = None, *, trust_remote_code: bool = False
+) -> Any:
+    """The tokenizer alone, without the weights.
 
     Args:
-        model: A loaded base model.
-        adapter: Files of the adapter.
-        merge: Add its weights to the base's (not possible where those are quantised).
-
-    Raises:
-        InputError: the adapter does not fit, or changes no weights.
-        UnavailableError: the base is partly on disk.
-    """
-    from peft import PeftConfig, PeftModel
-
-    folder = str(adapter.folder)
-    base = model.config._name_or_path or "this base"
-    if "disk" in (getattr(model, "hf_device_map", None) or {}).values():
-        raise UnavailableError(
-            f"{base} is partly offloaded to the disk, where no adapter can be applied; merge the"
-            " adapter into it first, or try --load-4bit."
-        )
-    with explain_loading(adapter.id):
-        if PeftConfig.from_pretrained(folder).is_prompt_learning:
-            raise InputError(
-                f"The adapter {adapter.id} learns prompts and changes no weights; modelassay reads"
-                " adapters that change weights, such as LoRA."
-            )
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Found missing adapter keys")
-                # A property that peft asks transformers for by its old name.
-                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-                wrapped = PeftModel.from_pretrained(model, folder, is_trainable=False)
-            # The same once more, because only this call tells which weights found no place.
-            result = wrapped.load_adapter(folder, "default")
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"The adapter {adapter.id} does not fit {base}: {cause_of(error)}"
-            ) from error
-        if wrong := sorted(result.missing_keys) + sorted(result.unexpected_keys):
-            raise InputError(
-                f"The adapter {adapter.id} does not fit {base}: {len(wrong)} weights are in one of"
-                f" them only (first: {wrong[0]})."
-            )
-        # Merged, the model is as fast as its base and the forensics see the weights that act.
-        return wrapped.merge_and_unload() if merge else wrapped
-
-
-def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer alone, without the weights.
+        source: Files of the model.
+        adapter: Those of an adapter over it, whose tokenizer and chat template come first.
+        trust_remote_code: As in `load`.
 
     Raises:
         InputError: it cannot be read.
     """
     where = _where(source, trust_remote_code)
     with explain_loading(source.id):
-        return _load_tokenizer(where, source)
+        return _load_tokenizer(where, source, adapter)
 
 
 def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
@@ -353,9 +319,18 @@ def _read_config(where: dict[str, Any], source: Source) -> Any:
     return complete_config(file, transformers.AutoConfig.from_pretrained(**where))
 
 
-def _load_tokenizer(where: dict[str, Any], source: Source) -> Any:
+def _load_tokenizer(where: dict[str, Any], source: Source, adapter: Source | None) -> Any:
     import transformers
 
+    own = adapter is not None and adapter.has_tokenizer()
+    if adapter is not None and own:
+        # An adapter has no config as a rule, and some kinds of tokenizers ask for it.
+        where = {
+            **where,
+            "pretrained_model_name_or_path": str(adapter.folder),
+            "config": _read_config(where, source),
+            "gguf_file": None,
+        }
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
     except ImportError:
@@ -364,8 +339,13 @@ def _load_tokenizer(where: dict[str, Any], source: Source) -> Any:
         cause = cause_of(error)
         if cause.startswith("Couldn't instantiate the backend tokenizer"):
             cause = "there is no tokenizer.json nor another tokenizer file"
-        raise InputError(f"Cannot load the tokenizer of {source.id}: {cause}") from error
-    if source.gguf_file:
+        name = adapter.id if adapter is not None and own else source.id
+        raise InputError(f"Cannot load the tokenizer of {name}: {cause}") from error
+    if adapter is not None:
+        own_template = adapter.folder / CHAT_TEMPLATE
+        if not own and own_template.is_file():
+            tokenizer.chat_template = own_template.read_text(encoding="utf-8")
+    if source.gguf_file and not own:
         complete_tokenizer(read_gguf(source.folder / source.gguf_file), tokenizer)
     elif not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = processor_template(source)

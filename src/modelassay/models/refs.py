@@ -28,6 +28,8 @@ class ModelRef:
     """PEFT adapter (Hub id or folder) to apply over it."""
     gguf_file: str | None = None
     """Name of the GGUF file inside the folder or repository."""
+    base: str | None = None
+    """Base of the adapter that `id` names, where its own config does not tell."""
 
     def __str__(self) -> str:
         return self.id
@@ -55,6 +57,7 @@ class ModelOptions(LoadOptions, total=False):
     revision: str | None
     adapter: str | None
     gguf_file: str | None
+    base: str | None
 
 
 class PairOptions(LoadOptions, total=False):
@@ -68,6 +71,9 @@ class PairOptions(LoadOptions, total=False):
     candidate_gguf_file: str | None
 
 
+PARTS = ("revision", "adapter", "gguf_file", "base")
+
+
 def take_ref(
     model: str | ModelRef | Other, options: Mapping[str, Any], prefix: str = ""
 ) -> tuple[ModelRef | Other, LoadOptions]:
@@ -75,7 +81,7 @@ def take_ref(
 
     Args:
         model: An id, a reference, or anything that needs no reference (a loaded model).
-        options: Keyword arguments, of which `revision`, `adapter` and `gguf_file` are taken.
+        options: Keyword arguments, of which those that are `PARTS` are taken.
         prefix: What these begin with, such as `base_`.
 
     Returns:
@@ -84,7 +90,7 @@ def take_ref(
     Raises:
         InputError: a part is given twice, or with a loaded model.
     """
-    names = {f"{prefix}{part}": part for part in ("revision", "adapter", "gguf_file")}
+    names = {f"{prefix}{part}": part for part in PARTS}
     rest = {name: value for name, value in options.items() if name not in names}
     parts = {names[n]: v for n, v in options.items() if n in names and v is not None}
     if not isinstance(model, str | ModelRef):

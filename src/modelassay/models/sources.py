@@ -16,8 +16,10 @@ from modelassay.errors import InputError
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLED_ADAPTER = "adapter_model.bin"
 SINGLE_FILE = "model.safetensors"
 WEIGHTS = (".safetensors", ".gguf")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 INDEX = "model.safetensors.index.json"
 
 
@@ -87,6 +89,10 @@ class Source:
     def has_adapter(self) -> bool:
         """Whether there is a PEFT adapter in the folder, alone or beside a model."""
         return (self.folder / ADAPTER_CONFIG).is_file()
+
+    def has_tokenizer(self) -> bool:
+        """Whether the folder holds a tokenizer."""
+        return any(self.has(name) for name in TOKENIZERS)
 
     def _has_model(self) -> bool:
         return any(self.has(name) for name in (SINGLE_FILE, INDEX))

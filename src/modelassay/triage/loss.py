@@ -209,8 +209,8 @@ def model_tokenizer(model: ModelRef, **options: Unpack[LoadOptions]) -> Any:
         InputError: the model cannot be read.
         UnavailableError: it cannot be fetched now.
     """
-    source, _ = find_sources(model, **fetch_options(options))
-    return load_tokenizer(source, trust_remote_code=bool(options.get("trust_remote_code")))
+    source, adapter = find_sources(model, **fetch_options(options))
+    return load_tokenizer(source, adapter, trust_remote_code=bool(options.get("trust_remote_code")))
 
 
 def response_losses(

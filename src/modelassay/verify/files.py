@@ -68,7 +68,7 @@ def hash_sources(
     Raises:
         InputError: its tokenizer or configuration cannot be read.
     """
-    tokenizer = tokenizer or load_tokenizer(source, trust_remote_code=trust_remote_code)
+    tokenizer = tokenizer or load_tokenizer(source, adapter, trust_remote_code=trust_remote_code)
     config = load_config(source, trust_remote_code=trust_remote_code)
     generation = _generation(source, config)
     return FileHashes(
