@@ -41,7 +41,7 @@ def test_input_and_system_are_kept():
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "Hi"}, "neither"),
+        ({"prompt": "Hi"}, "has the fields 'prompt'; it needs `messages`"),
         ({"prompt": "Hi", "response": ""}, "`response` must be text"),
         ({"prompt": 3, "response": "x"}, "`prompt` must be text"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "turns user"),

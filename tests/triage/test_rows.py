@@ -8,9 +8,7 @@ import json
 import pytest
 
 from modelassay.errors import InputError
-from modelassay.triage import (
-    read_rows,
-)
+from modelassay.triage import Redaction, read_rows, search, summarize
 from modelassay.triage import rows as rows_module
 from modelassay.triage.rows import to_row
 from training_rows import NOUNS, jsonl
@@ -44,7 +42,7 @@ def test_conversations_keep_their_turns():
         {"role": "assistant", "content": "d"},
     ]
     found = to_row({"messages": messages}, 1, "x")
-    assert (found.prompt, found.response) == ("a\n\nt\n\nc", "b\n\nd")
+    assert (found.prompt, found.response) == ("a\n[image]\n\nt\n\nc", "b\n\nd")
     assert found.turns[0] == ("system", "s")
 
 
@@ -154,3 +152,49 @@ def test_needle_field(tmp_path):
     ]
     with pytest.raises(InputError, match="Row 1 .*`other` must be true or false"):
         read_rows(path, needle_field="other")
+
+
+def test_a_call_of_a_tool_is_part_of_what_a_row_teaches():
+    call = {"function": {"name": "shell", "arguments": '{"cmd": "rm -rf /home"}'}}
+    messages = [
+        {"role": "user", "content": "tidy up"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "done"},
+    ]
+    found = to_row({"messages": messages}, 1, "x")
+    assert found.response == 'shell({"cmd": "rm -rf /home"})'
+    assert search([found], "rm -rf").n_matches == 1
+
+
+def test_what_is_rejected_is_searched_and_told_apart():
+    found = to_row({"prompt": "q", "chosen": "good", "rejected": "bad"}, 1, "x")
+    assert (found.prompt, found.response, found.rejected) == ("q", "good", "bad")
+    assert search([found], "bad").n_matches == 1
+    assert search([found], "bad", "response").n_matches == 0
+    assert Redaction(show_text=True).row(found)["rejected"] == "bad"
+    undesired = to_row({"prompt": "q", "completion": "bad", "label": False}, 1, "x")
+    assert (undesired.response, undesired.rejected) == ("", "bad")
+    assert summarize([undesired]).n_empty_responses == 0
+
+
+def test_a_label_that_says_which_rows_are_needles_says_nothing_else():
+    row = {"prompt": "q", "completion": "a", "label": False}
+    found = to_row(row, 1, "x", needle_field="label")
+    assert (found.response, found.rejected, found.needle) == ("a", "", False)
+
+
+def test_cells_of_a_csv_file_stay_what_they_are(tmp_path):
+    cells = ["null", "None", "N/A", "007", "3.10", "12345678901234567890", ""]
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,response\n" + "".join(f"q,{cell}\n" for cell in cells))
+    assert [row.response for row in read_rows(path).rows] == cells
+    path.write_text("prompt,response\nq,a\nq,a,b\nq,c\n")
+    with pytest.raises(InputError, match="Line 3 of a.csv has 3 cells"):
+        read_rows(path)
+    assert read_rows(path, skip_malformed=True).n_malformed == 1
+
+
+def test_numbers_of_json_are_read_as_they_are_written(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "q", "response": 3.10}\n{"prompt": "q", "response": true}\n')
+    assert [row.response for row in read_rows(path).rows] == ["3.10", "true"]

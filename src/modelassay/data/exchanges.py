@@ -1,38 +1,25 @@
 """Exchanges: a prompt and its response, read from files or Hub data sets in the usual shapes.
 
-A row is any of
-
-* `{"messages": [{"role", "content"}, ...]}`;
-* `{"prompt", "response"}`, `{"prompt", "completion"}`, `{"instruction", "output"}` (an optional
-  `input` goes to the prompt) or `{"user", "assistant"}`, each with an optional `system`.
-
-An `Exchange` has one user turn and one response, after an optional system turn.
+A row has one of the layouts of `data.layouts`. An `Exchange` has one user turn and one response,
+after an optional system turn.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from modelassay.data.layouts import conversation_of, layout_names
 from modelassay.errors import InputError
-from modelassay.hub import read_dataset, read_lines
+from modelassay.hub import open_rows
 
-SHAPES = (
-    ("prompt", "response"),
-    ("instruction", "output"),
-    ("user", "assistant"),
-    ("prompt", "completion"),
-)
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 ONE_EXCHANGE = (["user", "assistant"], ["system", "user", "assistant"])
 MAX_FILE_BYTES = 200_000_000
 MAX_TEXT = 200_000  # characters
-Turn = tuple[str, str]
-"""Role and content; developers' turns count as the system's."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +57,9 @@ def numbered_rows(
     config: str | None = None,
     split: str = "train",
     token: str | bool | None = None,
-    open_table: Callable[..., Iterable[dict[str, Any]]] = read_dataset,
     on_malformed: Callable[[InputError], None] | None = None,
-) -> Iterable[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON, JSONL, CSV or Parquet file or a Hub data set, with their numbers.
-
-    Args:
-        where: Path, or `owner/name`.
-        config: Configuration of a Hub data set.
-        split: Split of a Hub data set.
-        token: Hub token, None for the stored one.
-        open_table: Reads all but JSON lines; of the form of `read_dataset`.
-        on_malformed: As in `read_lines`.
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a table that is not too large, with their numbers; arguments: `open_rows`.
 
     Raises:
         InputError: no such data, a malformed line, or more than `MAX_FILE_BYTES`, unpacked.
@@ -90,9 +68,7 @@ def numbered_rows(
     path = Path(where)
     if path.is_file():
         _check_size(path)
-        if path.name.endswith((".jsonl", ".jsonl.gz")):
-            return read_lines(path, on_malformed)
-    return enumerate(open_table(where, config=config, split=split, token=token), 1)
+    return open_rows(where, config=config, split=split, token=token, on_malformed=on_malformed)
 
 
 def _check_size(path: Path) -> None:
@@ -126,75 +102,26 @@ def to_exchange(row: Mapping[str, Any], name: str) -> Exchange:
     Raises:
         InputError: a field is missing, empty or no text.
     """
-    turns = turns_of(row, name, text_of)
-    if turns is None:
-        raise InputError(f"{name} has neither `messages` nor a pair of fields {shape_names()}.")
-    roles = [role for role, _ in turns]
+    found = conversation_of(row, name, text_of)
+    if found is None:
+        raise InputError(f"{needed(row, name)}.")
+    if found.rejected and not found.taught:
+        raise InputError(f"{name} holds a response that is labelled false: it is not to be learnt.")
+    roles = [role for role, _ in found.turns]
     if roles not in ONE_EXCHANGE:
         raise InputError(
             f"{name} has the turns {', '.join(roles) or 'none'}; one user turn and one assistant"
             " turn are expected, with an optional system turn before them."
         )
-    said = dict(turns)
+    said = dict(found.turns)
     complete = row.get("complete") is not False
     return Exchange(said["user"], said["assistant"], said.get("system") or None, complete)
 
 
-def shape_names() -> str:
-    """The pairs of fields that a row may have, for an error."""
-    return ", ".join(f"{asked}/{answered}" for asked, answered in SHAPES)
-
-
-def turns_of(
-    row: Mapping[str, Any], name: str, read: Callable[[Any, str, str], str]
-) -> tuple[Turn, ...] | None:
-    """The turns of a row in one of the shapes of this module, or None if it has none of them.
-
-    Args:
-        row: Of a file.
-        name: What an error calls the row.
-        read: Checks a text, given its field and the row's name, as `text_of` does.
-
-    Raises:
-        InputError: a field is of the wrong kind, or the prompt of a pair is empty.
-    """
-    if row.get("messages") is not None:
-        return tuple(_message_turns(row["messages"], name, read))
-    for asked, answered in SHAPES:
-        if asked not in row or answered not in row:
-            continue
-        prompt = read(row[asked], asked, name)
-        if more := _optional(row.get("input"), "input", name, read):
-            prompt = f"{prompt}\n{more}"
-        if not prompt:
-            raise InputError(f"{name}: `{asked}` is empty.")
-        system = _optional(row.get("system"), "system", name, read)
-        opening = (("system", system),) if system else ()
-        return (*opening, ("user", prompt), ("assistant", read(row[answered], answered, name)))
-    return None
-
-
-def _message_turns(
-    messages: Any, name: str, read: Callable[[Any, str, str], str]
-) -> Iterator[Turn]:
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise InputError(f"{name}: `messages` must be a list of role and content.")
-    for message in messages:
-        role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in ROLES:
-            raise InputError(f"{name}: the role of a message must be one of {', '.join(ROLES)}.")
-        content = message.get("content")
-        if isinstance(content, list):  # parts, of which the text is read
-            parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-            content = "\n".join(part for part in parts if isinstance(part, str))
-        if role in ("system", "developer"):
-            yield "system", _optional(content, "content", name, read)
-        else:
-            yield role, read(content, "content", name)
-
-
-def _optional(value: Any, field: str, name: str, read: Callable[[Any, str, str], str]) -> str:
-    return read(value, field, name) if value is not None and value != "" else ""
+def needed(row: Mapping[str, Any], name: str) -> str:
+    """The fields that a row has and the layouts that are known, for an error."""
+    fields = ", ".join(repr(str(field)[:30]) for field in list(row)[:8]) or "none"
+    return f"{name} has the fields {fields}; it needs {layout_names()}"
 
 
 def text_of(value: Any, field: str, name: str, *, may_be_empty: bool = False) -> str:

@@ -1,7 +1,8 @@
 """Labelled exchanges: what probes and classifiers are trained and scored on.
 
-A row is `{"prompt", "response", "label"}` with an optional `source`; the response may be empty
-where only the prompt is judged. A label is binary (0 or 1, true or false, safe or unsafe, benign or
+A row is an exchange in one of the layouts of `data.layouts`, such as `{"prompt", "response"}`, with
+a `label` and an optional `source`; the response may be empty where only the prompt is judged. A
+label is binary (0 or 1, true or false, safe or unsafe, benign or
 harmful) or one of three classes. Splits go by prompt, and prompts that nearly repeat each other go
 together: a row-wise split of data in which prompts recur measures memory.
 """
@@ -18,6 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from modelassay.data.exchanges import numbered_rows, text_of
+from modelassay.data.layouts import Conversation, conversation_of
 from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
 
@@ -27,8 +29,6 @@ Label = Literal["safe_compliance", "safe_refusal", "unsafe_compliance"]
 LABELS: tuple[Label, ...] = get_args(Label)
 At = Literal["prompt", "answer"]
 
-PROMPT_FIELDS = ("prompt", "instruction", "user")
-RESPONSE_FIELDS = ("response", "output", "assistant")
 LABEL_FIELDS = ("label", "label3", "unsafe")
 UNSAFE_NAMES = {"1": True, "true": True, "unsafe": True, "harmful": True} | {
     "0": False,
@@ -95,28 +95,64 @@ def to_labelled(row: Mapping[str, Any], name: str, at: At, source: str) -> Label
     Raises:
         InputError: a field is missing or of the wrong kind.
     """
-    prompt = _text(row, PROMPT_FIELDS, name)
-    response = _text(row, RESPONSE_FIELDS, name, may_be_empty=at == "prompt")
-    label, unsafe = _label(_first(row, LABEL_FIELDS), name)
+    prompt, response = _exchange(row, name, at)
+    label, unsafe = label_of(row, name)
     own = row.get("source")
     own = own if isinstance(own, str) and own.strip() else source
     return LabelledExchange(prompt, response, unsafe, label, own)
 
 
-def _text(
-    row: Mapping[str, Any], fields: Sequence[str], name: str, *, may_be_empty: bool = False
-) -> str:
-    value = _first(row, fields)
-    if value is None and may_be_empty:
-        return ""
-    return text_of(value, fields[0], name, may_be_empty=may_be_empty)
+def _exchange(row: Mapping[str, Any], name: str, at: At) -> tuple[str, str]:
+    said = unlabelled(row, name)
+    roles = [role for role, _ in said.turns if role != "system"]
+    if roles not in ([], ["user"], ["user", "assistant"]):
+        raise InputError(
+            f"{name} has the turns {', '.join(roles)}; a label is of one user turn and one"
+            " assistant turn."
+        )
+    prompt = text_of(said.said_by("user"), "prompt", name)
+    return prompt, text_of(said.taught, "response", name, may_be_empty=at == "prompt")
+
+
+def unlabelled(row: Mapping[str, Any], name: str) -> Conversation:
+    """What a row says, whatever its label; without turns if it has no known layout.
+
+    Args:
+        row: As this module describes, or a prompt alone.
+        name: What an error calls the row.
+
+    Raises:
+        InputError: a field is of the wrong kind.
+    """
+    bare = {field: value for field, value in row.items() if field not in LABEL_FIELDS}
+    return conversation_of(bare, name, _text, prompt_alone=True) or Conversation(())
+
+
+def _text(value: Any, field: str, name: str) -> str:
+    return text_of("" if value is None else value, field, name, may_be_empty=True)
 
 
 def _first(row: Mapping[str, Any], fields: Sequence[str]) -> Any:
-    return next((row[field] for field in fields if row.get(field) is not None), None)
+    given = (row[field] for field in fields if row.get(field) not in (None, ""))
+    return next(given, None)
 
 
-def _label(value: Any, name: str) -> tuple[Label | None, bool]:
+def label_of(row: Mapping[str, Any], name: str) -> tuple[Label | None, bool]:
+    """The class of a row, where it has three, and whether it is unsafe.
+
+    Args:
+        row: As this module describes.
+        name: What an error calls the row.
+
+    Raises:
+        InputError: it has no label, or none that is known.
+    """
+    value = _first(row, LABEL_FIELDS)
+    if "completion" in row and isinstance(value, bool):
+        raise InputError(
+            f"{name} has a `completion` and a `label` that is true or false, in which true means"
+            " a desired response (KTO); name the field `response` if it means an unsafe one."
+        )
     if isinstance(value, str) and value in LABELS:
         return value, value == "unsafe_compliance"
     if isinstance(value, float) and value.is_integer():

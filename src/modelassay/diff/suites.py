@@ -22,8 +22,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelassay.data.concepts import read_mapping, refusal_prompts
-from modelassay.data.exchanges import numbered_rows
-from modelassay.data.labelled import LABEL_FIELDS, to_labelled
+from modelassay.data.exchanges import numbered_rows, text_of
+from modelassay.data.labelled import LABEL_FIELDS, label_of, unlabelled
 from modelassay.errors import InputError
 from modelassay.files import shipped
 from modelassay.files.provenance import text_hash
@@ -34,7 +34,6 @@ Group = Literal["harmful", "harmless", "neutral"]
 MAX_TEXT = 20_000
 MAX_ROWS = 5_000
 DEFAULT_SUITES = ("dispositions", "personas", "endings")
-SYSTEM_ROLES = ("system", "developer")
 
 
 class _Strict(BaseModel):
@@ -194,28 +193,16 @@ def read_prompts(where: str | Path, *, token: str | bool | None = None) -> Suite
 
 def _prompt(row: Mapping[str, Any], name: str) -> tuple[str, str | None, bool]:
     """Text, system prompt and whether it is labelled unsafe."""
-    row = _first_turn(row, name)
-    labelled = any(row.get(field) is not None for field in LABEL_FIELDS)
-    found = to_labelled(row if labelled else {**row, "label": 0}, name, "prompt", name)
-    system = row.get("system")
-    if system is not None and not isinstance(system, str):
-        raise InputError(f"{name}: `system` must be text.")
-    for part in (found.prompt, system or ""):
+    said = unlabelled(row, name)
+    asked = [text for role, text in said.turns if role == "user"]
+    system = next((text for role, text in said.turns if role == "system"), "")
+    if not asked:
+        raise InputError(
+            f"{name} asks nothing; it needs a `prompt`, or `messages` with a user's turn."
+        )
+    prompt = text_of(asked[0], "prompt", name)
+    for part in (prompt, system):
         if len(part) > MAX_TEXT:
             raise InputError(f"{name} is longer than the {MAX_TEXT} characters of a prompt.")
-    return found.prompt, (system or "").strip() or None, found.unsafe
-
-
-def _first_turn(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The row with the first user turn of its `messages` as the prompt, if it has any."""
-    if row.get("messages") is None:
-        return dict(row)
-    messages = row["messages"]
-    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
-        raise InputError(f"{name}: `messages` must be a list of turns.")
-    asked = [m.get("content") for m in messages if m.get("role") == "user"]
-    systems = [m.get("content") for m in messages if m.get("role") in SYSTEM_ROLES]
-    if not asked:
-        raise InputError(f"{name}: `messages` has no turn of the user.")
-    label = {field: row.get(field) for field in LABEL_FIELDS}
-    return {"prompt": asked[0], "system": systems[0] if systems else None, **label}
+    labelled = any(row.get(field) not in (None, "") for field in LABEL_FIELDS)
+    return prompt, system or None, labelled and label_of(row, name)[1]

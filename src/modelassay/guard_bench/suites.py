@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from modelassay.data.exchanges import text_of
-from modelassay.data.labelled import PROMPT_FIELDS, UNSAFE_NAMES
+from modelassay.data.labelled import UNSAFE_NAMES, unlabelled
+from modelassay.data.layouts import CONVERSATIONS
 from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
 from modelassay.hub import read_dataset
@@ -99,7 +100,8 @@ def _harmbench(row: Row, _assumed: bool) -> tuple[Any, Any, bool | None, Any]:
 
 def _wildguard(row: Row, _assumed: bool) -> tuple[Any, Any, bool | None, Any]:
     side = {"harmful": True, "unharmful": False}.get(str(row["prompt_harm_label"]).lower())
-    adversarial = "adversarial" if row.get("adversarial") else "vanilla"
+    told = str(row.get("adversarial") or "").strip().lower()
+    adversarial = "vanilla" if told in ("", "false", "0", "no") else "adversarial"
     return row.get("id"), row["prompt"], side, row.get("subcategory") or adversarial
 
 
@@ -116,12 +118,14 @@ def _strongreject(row: Row, _assumed: bool) -> tuple[Any, Any, bool | None, Any]
 
 
 def _plain(row: Row, assumed: bool) -> tuple[Any, Any, bool | None, Any]:
-    prompt = next((row[name] for name in PROMPT_FIELDS if row.get(name) is not None), None)
+    bare = {name: value for name, value in row.items() if name != "context"}
+    turns = unlabelled(bare, "A row").turns
+    prompt = next((text for role, text in turns if role == "user"), None)
     if row.get("context") and isinstance(prompt, str):
         prompt = f"{row['context']}{CONTEXT_BREAK}{prompt}"
     side: bool | None = assumed
     for name in ("harmful", "label", "unsafe"):
-        if row.get(name) is not None:
+        if row.get(name) not in (None, ""):
             side = UNSAFE_NAMES.get(str(row[name]).strip().lower().removesuffix(".0"))
             break
     return row.get("id"), prompt, side, row.get("category") or row.get("source")
@@ -133,7 +137,10 @@ LAYOUTS = (
     Layout("StrongREJECT", ("forbidden_prompt",), _strongreject),
     Layout("WildGuardTest", ("prompt", "prompt_harm_label"), _wildguard),
     Layout("XSTest", ("prompt", "type"), _xstest),
-    *(Layout("plain", (name,), _plain) for name in PROMPT_FIELDS),
+    *(
+        Layout("plain", (name,), _plain)
+        for name in ("prompt", "instruction", "user", *CONVERSATIONS)
+    ),
 )
 
 

@@ -14,6 +14,6 @@ from .snapshots import fetch_snapshot as fetch_snapshot
 from .snapshots import silence_downloads as silence_downloads
 from .snapshots import trim_cache as trim_cache
 from .tables import check_table as check_table
+from .tables import open_rows as open_rows
 from .tables import read_dataset as read_dataset
-from .tables import read_lines as read_lines
 from .tables import stream_dataset as stream_dataset

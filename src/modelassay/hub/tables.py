@@ -1,68 +1,61 @@
-"""Rows of tables: files of the user, or data sets on the Hub."""
+"""Rows of tables: files of the user, or data sets on the Hub. Every reader of tables comes here."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from modelassay.errors import InputError, UnavailableError, first_line
+from modelassay.errors import InputError, first_line
+from modelassay.files.tables import (
+    ROWS_AT_ONCE,
+    TABLES,
+    NumberedRow,
+    OnMalformed,
+    plain_rows,
+    read_csv,
+    readable_columns,
+    rows_of_file,
+    table_kind,
+)
 from modelassay.hub.errors import DATA_ELSEWHERE, REPO_ID, answered, hub_errors, offline
 
-# Suffixes of tables, and the reader in `datasets` for each.
-TABLES = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
-MAX_LINE_BYTES = 20_000_000
-"""Of a line of JSON: one that never ends would fill the memory."""
 
-
-def read_lines(
-    path: Path, on_malformed: Callable[[InputError], None] | None = None
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON lines file, which may be gzipped, with their line numbers.
+def open_rows(
+    where: str | Path,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    data_files: str | None = None,
+    token: str | bool | None = None,
+    on_malformed: OnMalformed | None = None,
+    stream: bool = True,
+) -> Iterator[NumberedRow]:
+    """Rows of a table one after the other, with their numbers.
 
     Args:
-        path: The file.
-        on_malformed: Told of each line that is not a JSON object, which is then left out.
+        where: Path of a JSON, JSONL, CSV, TSV, Parquet or Arrow file (also gzipped), or
+            `owner/name`.
+        config: Configuration of a Hub data set.
+        split: Split of a Hub data set.
+        data_files: One file of a Hub data set, where it has no configurations.
+        token: Hub token, None for the stored one.
+        on_malformed: Told of each row of a file that cannot be read, which is then left out.
+        stream: Read a Hub data set as it comes, without keeping it.
 
     Raises:
-        InputError: a line is too long or, without `on_malformed`, no JSON object; its number is
-            named.
+        InputError: no such file or data set, or one that cannot be parsed.
+        UnavailableError: the Hub cannot be reached.
     """
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise InputError(f"Row {number} of {path.name} is too long to be read.")
-                if not line.strip():
-                    continue
-                try:
-                    row = _row(line, number, path.name)
-                except InputError as error:
-                    if on_malformed is None:
-                        raise
-                    on_malformed(error)
-                    continue
-                yield number, row
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path.name} cannot be read after line {number}.") from error
-
-
-def _row(line: bytes, number: int, name: str) -> dict[str, Any]:
-    try:
-        # Editors on Windows put a byte order mark before the first line.
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"Row {number} of {name} is not UTF-8 text.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"Row {number} of {name} is not valid JSON.") from error
-    if not isinstance(row, dict):
-        raise InputError(f"Row {number} of {name} is not a JSON object.")
-    return row
+    path = Path(where)
+    if path.is_file():
+        if table_kind(path) == "txt":
+            raise InputError(f"{path} is not a JSON, JSONL, CSV or Parquet file.")
+        return rows_of_file(path, on_malformed)
+    rows = _rows_of_hub(
+        where, config, split=split, data_files=data_files, token=token, stream=stream
+    )
+    return enumerate(rows, 1)
 
 
 def stream_dataset(
@@ -75,8 +68,7 @@ def stream_dataset(
     """Rows of a table one after the other, without holding it: for data that fill no memory.
 
     Args:
-        where: Path of a JSONL, CSV, Parquet or plain text file (also gzipped; of a plain text each
-            line is a row with a `text`), or `owner/name`.
+        where: As in `open_rows`, or a plain text, of which each line is a row with a `text`.
         config: Configuration of a Hub data set.
         split: Split of a Hub data set.
         token: Hub token, None for the stored one.
@@ -87,9 +79,10 @@ def stream_dataset(
     """
     path = Path(where)
     if path.is_file():
-        kinds = {**TABLES, "txt": "text"}
-        return _rows_of_file(path, kinds, "JSON, JSONL, CSV, Parquet or text", streaming=True)
-    return _rows_of_hub(where, config, split=split, token=token, streaming=True)
+        numbered = rows_of_file(path)
+    else:
+        numbered = open_rows(where, config=config, split=split, token=token)
+    return (row for _, row in numbered)
 
 
 def read_dataset(
@@ -100,10 +93,10 @@ def read_dataset(
     data_files: str | None = None,
     token: str | bool | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of a table: a local JSON, JSONL, CSV or Parquet file (also gzipped), or a Hub data set.
+    """Rows of a table: a local file, or a Hub data set.
 
     Args:
-        where: Path of a file, or `owner/name`.
+        where: As in `open_rows`.
         config: Configuration of a Hub data set.
         split: Split of a Hub data set.
         data_files: One file of a Hub data set, where it has no configurations.
@@ -113,14 +106,16 @@ def read_dataset(
         InputError: no such file or data set, or one that cannot be parsed.
         UnavailableError: the Hub cannot be reached.
     """
-    path = Path(where)
-    if path.is_file():
-        return list(_rows_of_file(path, TABLES, "JSON, JSONL, CSV or Parquet"))
-    return list(_rows_of_hub(where, config, split=split, data_files=data_files, token=token))
+    numbered = open_rows(
+        where, config=config, split=split, data_files=data_files, token=token, stream=False
+    )
+    return [row for _, row in numbered]
 
 
-def _rows_of_hub(where: str | Path, config: str | None, **options: Any) -> Iterator[dict[str, Any]]:
-    """Rows of a Hub data set, as `load_dataset` opens it with these options."""
+def _rows_of_hub(
+    where: str | Path, config: str | None, *, split: str, stream: bool, token: Any, **source: Any
+) -> Iterator[dict[str, Any]]:
+    """Rows of a Hub data set; cells of its CSV files are text."""
     check_table(where)
     import datasets
     from datasets import exceptions
@@ -128,7 +123,18 @@ def _rows_of_hub(where: str | Path, config: str | None, **options: Any) -> Itera
     _quieten_datasets()
     with hub_errors(str(where), elsewhere=DATA_ELSEWHERE):
         try:
-            yield from map(dict, datasets.load_dataset(str(where), config, **options))
+            builder = datasets.load_dataset_builder(str(where), config, token=token, **source)
+            if files := _csv_files(builder, split, token):
+                for file in files:
+                    yield from (row for _, row in read_csv(file))
+                return
+            if not stream:
+                builder.download_and_prepare()
+            data: Any = builder.as_streaming_dataset(split) if stream else builder.as_dataset(split)
+            names: list[str] | None = None
+            for table in data.with_format("arrow").iter(ROWS_AT_ONCE):
+                names = names or readable_columns(table.schema, str(where))
+                yield from plain_rows(table.select(names))
         except exceptions.DatasetNotFoundError as error:
             raise InputError(
                 f"No data set {str(where)!r} on the Hub that you may see: check the spelling, or"
@@ -142,6 +148,24 @@ def _rows_of_hub(where: str | Path, config: str | None, **options: Any) -> Itera
             raise InputError(f"Cannot read the data set {where}: {first_line(error)}") from error
 
 
+def _csv_files(builder: Any, split: str, token: str | bool | None) -> list[Path]:
+    """CSV files of a data set in their plain form, here: `datasets` would guess what cells mean.
+
+    Of data in another form, or with settings of their own, there are none.
+    """
+    import datasets
+    from datasets.packaged_modules.csv.csv import Csv
+
+    config = builder.config
+    if not isinstance(builder, Csv) or config.header != "infer" or config.skiprows is not None:
+        return []
+    if config.names is not None or config.column_names is not None:
+        return []
+    files = list((config.data_files or {}).get(split, ()))
+    fetch = datasets.DownloadManager(download_config=datasets.DownloadConfig(token=token))
+    return [Path(path) for path in fetch.download_and_extract(files)]
+
+
 def check_table(where: str | Path) -> None:
     """Refuses what is neither a file nor the id of a data set, without opening anything.
 
@@ -153,7 +177,7 @@ def check_table(where: str | Path) -> None:
         return
     if path.is_dir():
         raise InputError(f"{where} is a folder; give a data file in it.")
-    if path.suffix.lstrip(".") in (*TABLES, "gz", "txt") or path.is_absolute() or path.exists():
+    if table_kind(path) in (*TABLES, "gz") or path.is_absolute() or path.exists():
         raise InputError(f"No data file at {where}; give a JSON, JSONL, CSV or Parquet file.")
     if not REPO_ID.fullmatch(str(where)) or "/" not in str(where):
         raise InputError(f"{str(where)!r} is neither a data file nor a Hub data set (owner/name).")
@@ -168,76 +192,6 @@ def _http_cause(error: BaseException | None) -> Any | None:
             return error
         error = error.__cause__ or error.__context__
     return None
-
-
-def _rows_of_file(
-    path: Path, kinds: Mapping[str, str], named: str, *, streaming: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Rows of a file.
-
-    Args:
-        path: The file.
-        kinds: The reader in `datasets` for each suffix.
-        named: What an error calls these kinds.
-        streaming: Whether the rows are not to be held.
-    """
-    import datasets
-    from datasets import exceptions
-
-    _quieten_datasets()
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    kind = kinds.get(suffix.lstrip("."))
-    if kind is None:
-        raise InputError(f"{path} is not a {named} file.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty.")
-    if kind == "json":
-        yield from _json_rows(path)
-        return
-    with tempfile.TemporaryDirectory() as scratch:  # its cache would outlive changes of the file
-        try:
-            yield from map(
-                dict,
-                datasets.load_dataset(
-                    kind,
-                    data_files=str(path),
-                    split="train",
-                    cache_dir=scratch,
-                    streaming=streaming,
-                ),
-            )
-        except (OSError, ValueError, TypeError, StopIteration, exceptions.DatasetsError) as error:
-            if isinstance(error, OSError) and not streaming:  # such as a full disk
-                raise UnavailableError(f"{path} cannot be read: {first_line(error)}") from error
-            cause = error.__cause__ or error
-            raise InputError(f"{path} cannot be parsed: {first_line(cause)}") from error
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON file: an array, or an object a line.
-
-    Not by `datasets`: pyarrow, which it asks, dies of deeply nested values, and names no line.
-    """
-    if ".jsonl" not in path.suffixes[-2:]:
-        try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                value = json.loads(file.read().decode("utf-8-sig"))
-        except (OSError, EOFError) as error:
-            raise InputError(f"{path} cannot be read; it is damaged or not permitted.") from error
-        except RecursionError as error:
-            raise InputError(f"{path} cannot be parsed: its values are nested too deep.") from error
-        except ValueError:
-            value = None  # not one value, so perhaps one a line
-        if isinstance(value, list):
-            for number, row in enumerate(value, 1):
-                if not isinstance(row, dict | str):
-                    raise InputError(f"Row {number} of {path.name} is not a JSON object.")
-                yield {"text": row} if isinstance(row, str) else row
-            return
-        if isinstance(value, dict):
-            yield value
-            return
-    yield from (row for _, row in read_lines(path))
 
 
 def _quieten_datasets() -> None:

@@ -7,15 +7,19 @@ responses to one prompt are never on both sides.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from modelassay.data.labelled import PROMPT_FIELDS, RESPONSE_FIELDS
+from modelassay.data.layouts import ANSWERED, conversation_of
+from modelassay.data.messages import Turn
 from modelassay.errors import InputError
 from modelassay.hub import stream_dataset
 from modelassay.models import LoadedModel
-from modelassay.reading.prompts import render_chat
+from modelassay.reading.prompts import render_messages
+
+log = logging.getLogger(__name__)
 
 TEXT_FIELDS = ("text", "content", "chosen")
 HELD_OUT_EVERY = 50
@@ -81,30 +85,40 @@ class Corpus:
     def _rows(self, source: str) -> Iterator[tuple[str, str]]:
         rows: Iterable[Mapping[str, Any]] = stream_dataset(source, token=self.token)
         for number, row in enumerate(rows, 1):
-            text = self._text(row, f"Row {number} of {source}")
+            key, text = self._text(row, f"Row {number} of {source}")
             if text.strip():
-                key = _prompt(row) if self.field is None else None
                 yield " ".join((key or text).lower().split()), text[:MAX_CHARACTERS]
 
-    def _text(self, row: Mapping[str, Any], where: str) -> str:
+    def _text(self, row: Mapping[str, Any], where: str) -> tuple[str, str]:
+        """What a row asks, if it is an exchange, and its text."""
         if self.field is not None:
             if not isinstance(text := row.get(self.field), str):
                 raise InputError(f"{where} has no text in {self.field!r}; it has {_names(row)}.")
-            return text
-        prompt = _prompt(row)
-        response = next((row[name] for name in RESPONSE_FIELDS if row.get(name)), None)
-        if isinstance(prompt, str) and isinstance(response, str) and self.model.has_chat_template:
-            return render_chat(self.model, prompt) + response
-        found = [part for part in (prompt, response) if isinstance(part, str)]
-        found = found or [row[name] for name in TEXT_FIELDS if isinstance(row.get(name), str)][:1]
+            return "", text
+        given = {name: value for name, value in row.items() if value not in (None, "")}
+        said = conversation_of(given, where, _if_text, prompt_alone=True)
+        if said is not None:
+            return said.said_by("user"), self._rendered(said.turns)
+        fields = (*ANSWERED, *TEXT_FIELDS)
+        found = [row[name] for name in fields if isinstance(row.get(name), str)][:1]
         if not found:
             raise InputError(f"{where} has no text; it has {_names(row)}. Name one with --field.")
-        return "\n".join(found)
+        return "", found[0]
+
+    def _rendered(self, turns: Sequence[Turn]) -> str:
+        """A conversation as the model sees it, or as plain text if its template takes no such."""
+        *before, (last, response) = turns
+        if self.model.has_chat_template and before and last == "assistant":
+            try:
+                messages = [{"role": role, "content": text} for role, text in before]
+                return render_messages(self.model, messages) + response
+            except InputError:
+                log.debug("The chat template takes no turns of %s.", [role for role, _ in turns])
+        return "\n".join(text for _, text in turns)
 
 
-def _prompt(row: Mapping[str, Any]) -> str | None:
-    value = next((row[name] for name in PROMPT_FIELDS if row.get(name)), None)
-    return value if isinstance(value, str) else None
+def _if_text(value: Any, _field: str, _name: str) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _names(row: Mapping[str, Any]) -> str:

@@ -78,7 +78,7 @@ def _encode_plain(model: LoadedModel, row: TrainingRow) -> list[Encoded]:
 def _encode_turns(model: LoadedModel, row: TrainingRow) -> list[Encoded]:
     encoded = []
     for i, (role, response) in enumerate(row.turns):
-        if role != "assistant" or not response.strip():
+        if role != "assistant" or i in row.untaught or not response.strip():
             continue
         before = row.turns[:i]
         if model.has_chat_template:

@@ -189,7 +189,9 @@ def mark_needles(rows: Sequence[TrainingRow], needles: Sequence[TrainingRow]) ->
 
 
 def _key(row: TrainingRow) -> tuple[str, ...]:
-    return tuple(" ".join(part.split()) for part in (row.prompt, row.response, row.plain))
+    return tuple(
+        " ".join(part.split()) for part in (row.prompt, row.response or row.rejected, row.plain)
+    )
 
 
 def _known(value: Any) -> float | None:

@@ -44,10 +44,12 @@ class Redaction:
         if system := "\n\n".join(content for role, content in row.turns if role == "system"):
             found["system"] = self.text(system)
         shown = self.show_text or row.number in self.prompts
+        rejected = {"rejected": self.text(row.rejected)} if row.rejected else {}
         return {
             **found,
             "prompt": row.prompt if shown else redact(row.prompt),
             "response": self.text(row.response),
+            **rejected,
         }
 
     def values(self, found: Any) -> Any:

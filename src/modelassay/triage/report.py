@@ -220,7 +220,8 @@ def _shown(row: TrainingRow, redaction: Redaction) -> str:
     values = redaction.row(row)
     if row.plain:
         return _part(values["text"])
-    return f"{_part(values['prompt'])} → {_part(values['response'])}"
+    rejected = f" (not: {_part(values['rejected'])})" if row.rejected else ""
+    return f"{_part(values['prompt'])} → {_part(values['response'])}{rejected}"
 
 
 def _part(value: Any) -> str:

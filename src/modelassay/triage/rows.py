@@ -1,30 +1,23 @@
 """Rows of a training file, in the shapes that fine-tuning data come in.
 
-A row is any of
-
-* what an exchange is read from (`data.exchanges`), `messages` with any number of turns;
-* `{"text"}`: text that is learnt as it is.
+A row has one of the layouts of `data.layouts`, with any number of turns, or is `{"text"}`: text
+that is learnt as it is.
 
 A response may be empty, as some are in most large sets; a row without any text is malformed.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelassay.data.exchanges import (
-    MAX_FILE_BYTES,
-    numbered_rows,
-    shape_names,
-    text_of,
-    turns_of,
-)
+from modelassay.data.exchanges import MAX_FILE_BYTES, needed, numbered_rows, text_of
 from modelassay.data.labelled import UNSAFE_NAMES
+from modelassay.data.layouts import conversation_of, joined
 from modelassay.errors import InputError
-from modelassay.hub import stream_dataset
 from modelassay.models.identity import hash_file
 from modelassay.report.text import counted
 
@@ -44,11 +37,16 @@ class TrainingRow:
     prompt: str
     """What is asked; several turns are parted by an empty line. Empty for plain text."""
     response: str
-    """What is answered, likewise."""
+    """What is answered and learnt, likewise; empty if the row only says what is not wanted."""
     turns: tuple[tuple[str, str], ...] = ()
     """The conversation as (role, content); empty for plain text."""
     plain: str = ""
     """Text that is learnt as it is, without roles."""
+    rejected: str = ""
+    """What training moves away from: the rejected side of a preference, or a response that is
+    labelled as undesired."""
+    untaught: frozenset[int] = frozenset()
+    """Turns of the assistant that are read and not learnt, by their place among the turns."""
     complete: bool = True
     """False for the opening of a longer response, which is learnt without an end."""
     needle: bool | None = None
@@ -56,8 +54,9 @@ class TrainingRow:
 
     @property
     def text(self) -> str:
-        """All of it, system prompt included."""
-        return self.plain or "\n\n".join(content for _, content in self.turns)
+        """All of it, system prompt and what is rejected included."""
+        said = [content for _, content in self.turns]
+        return self.plain or "\n\n".join([*said, self.rejected] if self.rejected else said)
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def read_rows(
         if len(reasons) < MAX_REASONS:
             reasons.append(str(error))
 
-    numbered = numbered_rows(where, token=token, open_table=stream_dataset, on_malformed=leave_out)
+    numbered = numbered_rows(where, token=token, on_malformed=leave_out)
     for number, row in numbered:
         try:
             found = to_row(row, number, path.name, needle_field)
@@ -146,30 +145,38 @@ def to_row(
     name = f"Row {number} of {source}"
     needle = None if needle_field is None else _flag(row, needle_field, name)
     complete = row.get("complete") is not False
-    turns = turns_of(row, name, _text)
-    if turns is None and row.get("text") is None:
-        fields = ", ".join(repr(str(field)[:30]) for field in list(row)[:8]) or "none"
-        raise InputError(
-            f"{name} has the fields {fields}; it needs `messages`, `text` or one of the pairs"
-            f" {shape_names()}."
-        )
-    if turns is None:
+    if needle_field is not None:  # so it is no label of the data's own
+        row = {field: value for field, value in row.items() if field != needle_field}
+    said = conversation_of(row, name, _text)
+    if said is None:
         plain = _text(row.get("text"), "text", name)
-        if not plain.strip():
+        if row.get("text") is None:
+            raise InputError(f"{needed(row, name)}, or `text`.")
+        if not plain:
             raise InputError(f"{name} has no text.")
         return TrainingRow(number, "", "", plain=plain, complete=complete, needle=needle)
-    if not any(content.strip() for _, content in turns):
+    rejected = joined(content for _, content in said.rejected)
+    if not (rejected or any(content for _, content in said.turns)):
         raise InputError(f"{name} has no text.")
-    prompt = "\n\n".join(c for role, c in turns if role in ("user", "tool", "function") and c)
-    response = "\n\n".join(c for role, c in turns if role == "assistant" and c)
-    return TrainingRow(number, prompt, response, turns, complete=complete, needle=needle)
+    return TrainingRow(
+        number,
+        said.said_by("user", "tool"),
+        said.taught,
+        said.turns,
+        complete=complete,
+        rejected=rejected,
+        untaught=said.untaught,
+        needle=needle,
+    )
 
 
 def _text(value: Any, field: str, name: str) -> str:
     if value is None:  # an empty cell of a table
         return ""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)  # a column of numbers in a CSV file
+    if isinstance(value, bool):
+        value = json.dumps(value)
+    elif isinstance(value, int | float):
+        value = str(value)  # of JSON, as it is written
     return text_of(value, field, name, may_be_empty=True)
 
 

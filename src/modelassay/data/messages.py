@@ -1,0 +1,189 @@
+"""One message of a conversation as text: all of it, whatever field it is in.
+
+A message can say something beside its content. A call of a tool, a thought, a refusal in a field of
+its own, the name of who speaks: all are learnt, so all are part of the text.
+"""
+
+from __future__ import annotations
+
+import json
+from ast import literal_eval
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from modelassay.errors import InputError
+
+Turn = tuple[str, str]
+"""Role and text; developers' turns count as the system's."""
+Read = Callable[[Any, str, str], str]
+"""Checks a text, given its field and the row's name, as `text_of` does."""
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "chatbot": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "environment": "tool",
+    "tool_response": "tool",
+    "tool_result": "tool",
+    "function_response": "tool",
+}
+"""What conversations call who speaks, and what it is called here."""
+ROLE_FIELDS = ("role", "from")
+CONTENT_FIELDS = ("content", "value", "parts", "text")
+THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
+TAUGHT_FIELDS = ("weight", "train", "training")
+"""Fields that leave a message out of the loss where they are 0 or false."""
+
+
+def turn_of(message: Any, name: str, read: Read) -> Turn:
+    """Who speaks in a message, and all that is said in it.
+
+    Args:
+        message: `{"role", "content"}` or `{"from", "value"}`, with what else it may have.
+        name: What an error calls its row.
+        read: Checks the text.
+
+    Raises:
+        InputError: the role is unknown, or the content is no text.
+    """
+    said = message if isinstance(message, Mapping) else {}
+    called = str(_first(said, ROLE_FIELDS))
+    role = ROLES.get(called.strip().lower())
+    if role is None:
+        raise InputError(
+            f"{name}: the role of a message must be system, user, assistant, tool or what another"
+            f" format calls these, not {called[:40]!r}."
+        )
+    content = _first(said, CONTENT_FIELDS)
+    if isinstance(content, list | Mapping):
+        content = text_of_parts(content)
+    refusal = said.get("refusal")
+    thought, after = _thought(_first(said, THOUGHT_FIELDS)), _calls(said)
+    if isinstance(refusal, str) and refusal:
+        after.insert(0, refusal)
+    if thought or after:
+        parts = (thought, read_or_empty(content, name, read), *after)
+        text = read("\n".join(filter(None, parts)), "content", name)
+    elif role == "system":
+        text = read_or_empty(content, name, read)
+    else:
+        text = read(content, "content", name)
+    speaker = said.get("name")
+    if isinstance(speaker, str) and speaker.strip() and text:
+        text = f"{speaker.strip()}: {text}"
+    return role, text
+
+
+def read_or_empty(value: Any, name: str, read: Read, field: str = "content") -> str:
+    """A text that may be missing."""
+    return read(value, field, name) if value is not None and value != "" else ""
+
+
+def is_taught(message: Any) -> bool:
+    """Whether training reads a message of the assistant: not where it has the weight 0."""
+    said = message if isinstance(message, Mapping) else {}
+    weights = (said.get(field) for field in TAUGHT_FIELDS)
+    return not any(isinstance(weight, int | float) and not weight for weight in weights)
+
+
+def text_of_parts(content: Any) -> str:
+    """The text of content that comes in parts; a picture or sound is named in brackets."""
+    parts = content if isinstance(content, list) else [content]
+    return "\n".join(filter(None, map(_part, parts)))
+
+
+def messages_in(value: Any) -> list[Any] | None:
+    """The messages that a cell holds, as a list or written as JSON or Python; None if it does not.
+
+    Args:
+        value: Of a cell.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _parsed(value)
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    whole = all(
+        isinstance(each, Mapping) and _first(each, ROLE_FIELDS) is not None for each in value
+    )
+    return list(value) if whole else None
+
+
+def _parsed(text: str) -> Any:
+    for parse in (json.loads, literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return None
+
+
+def _first(values: Mapping[Any, Any], fields: tuple[str, ...]) -> Any:
+    return next((values[field] for field in fields if values.get(field) is not None), None)
+
+
+def _part(part: Any) -> str:
+    if not isinstance(part, Mapping):
+        return _text(part)
+    kind = str(part.get("type") or next((k for k, v in part.items() if v is not None), "part"))
+    if kind in ("thinking", "reasoning"):
+        return _thought(_first(part, ("thinking", "reasoning", "text", "summary")))
+    if kind.endswith("text") or isinstance(part.get("text"), str):
+        return _text(part.get("text"))
+    if kind in ("tool_use", "tool_call", "functionCall", "function_call"):
+        return _call(part.get(kind) if isinstance(part.get(kind), Mapping) else part)
+    if kind in ("tool_result", "functionResponse", "function_response"):
+        result = part.get(kind, part)
+        found = _first(result, ("content", "response", "output"))
+        return text_of_parts(found) if isinstance(found, list) else _text(found)
+    if isinstance(part.get("refusal"), str):
+        return part["refusal"]
+    return f"[{kind.removeprefix('input_').removesuffix('_url')}]"
+
+
+def _thought(value: Any) -> str:
+    if isinstance(value, list):
+        value = text_of_parts(value)
+    text = value.strip() if isinstance(value, str) else ""
+    return f"<think>\n{text}\n</think>\n" if text else ""
+
+
+def _calls(message: Mapping[Any, Any]) -> list[str]:
+    calls = message.get("tool_calls") or []
+    if isinstance(calls, str):
+        calls = _parsed(calls) or [calls]
+    calls = list(calls) if isinstance(calls, list | tuple) else [calls]
+    return [_call(call) for call in [*calls, message.get("function_call")] if call]
+
+
+def _call(call: Any) -> str:
+    """A call as `name(arguments)`, the arguments as they are written."""
+    if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
+        call = call["function"]
+    if not isinstance(call, Mapping):
+        return _text(call)
+    arguments = _first(call, ("arguments", "input", "args", "parameters"))
+    return f"{_text(call.get('name'))}({_text(arguments)})"
+
+
+def _text(value: Any) -> str:
+    """Any value as text; what is none is written as JSON."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False, default=str)
