@@ -80,6 +80,44 @@ def _experts_apart(name: str, weight: np.ndarray, config: Any) -> Iterable[tuple
         yield name, weight
 
 
+def _short_convolutions(
+    name: str, weight: np.ndarray, config: Any
+) -> Iterable[tuple[str, np.ndarray]]:
+    """LFM2: a convolution's kernel has two axes."""
+    yield name, weight[:, 0] if weight.ndim == 3 else weight
+
+
+def _value_heads_in_tiles(
+    name: str, weight: np.ndarray, config: Any
+) -> Iterable[tuple[str, np.ndarray]]:
+    """Qwen 3.5: norms plus one, decays negated, value heads of all key heads in turn."""
+    keys, per_key = config.linear_num_key_heads, config.linear_num_value_heads
+    per_key //= keys
+
+    def tiled(part: np.ndarray, width: int) -> np.ndarray:
+        heads = part.reshape(keys, per_key, width, *part.shape[1:])
+        return heads.swapaxes(0, 1).reshape(part.shape)
+
+    width, fixed = config.linear_value_head_dim, 2 * keys * config.linear_key_head_dim
+    if "ssm_a." in name:
+        yield name.removesuffix(".weight"), tiled(-np.exp(weight), 1)
+    elif "ssm_dt." in name:
+        yield name, tiled(weight, 1)
+    elif "ssm_alpha" in name or "ssm_beta" in name:
+        yield name, tiled(weight, 1)
+    elif "attn_gate" in name:
+        yield name, tiled(weight, width)
+    elif "attn_qkv" in name or "ssm_conv1d" in name:
+        weight = weight[:, 0] if weight.ndim == 3 else weight
+        yield name, np.concatenate([weight[:fixed], tiled(weight[fixed:], width)])
+    elif "ssm_out" in name:
+        yield name, tiled(weight.T, width).T
+    elif name.endswith("norm.weight") and "ssm_norm" not in name:
+        yield name, weight + 1
+    else:
+        yield from _experts_apart(name, weight, config)
+
+
 @dataclass(frozen=True)
 class Family:
     """How llama.cpp writes the models of an architecture."""
@@ -129,6 +167,39 @@ def _long(config: Any) -> Values:
         "attention.sliding_window": 128,
         "rope.scaling.original_context_length": 64,
         "rope.scaling.attn_factor": 1.1547,
+    }
+
+
+_HYBRID: Values = {
+    **SIZES,
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
+}
+
+
+def _hybrid(config: Any) -> Values:
+    return {
+        "attention.key_length": 16,
+        "attention.value_length": 16,
+        "full_attention_interval": 4,
+        "ssm.conv_kernel": config.linear_conv_kernel_dim,
+        "ssm.state_size": 8,
+        "ssm.group_count": 2,
+        "ssm.time_step_rank": 4,
+        "ssm.inner_size": 32,
+        "rope.dimension_sections": [2, 1, 1, 0],
+        "rope.dimension_count": 8,
     }
 
 
@@ -283,6 +354,37 @@ FAMILIES: dict[str, Family] = {
         },
         layout=_norms_from_one,
     ),
+    "lfm2": Family(
+        lambda: transformers.Lfm2Config(
+            **SIZES,
+            block_auto_adjust_ff_dim=False,
+            layer_types=["conv", "full_attention", "conv"],
+        ),
+        lambda c: {"attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3},
+        layout=_short_convolutions,
+        pre="lfm2",
+    ),
+    "qwen35": Family(
+        lambda: transformers.Qwen3_5TextConfig(**_HYBRID),
+        _hybrid,
+        layout=_value_heads_in_tiles,
+        pre="qwen35",
+    ),
+    "qwen35moe": Family(
+        lambda: transformers.Qwen3_5MoeTextConfig(
+            **_HYBRID, **_EXPERTS, shared_expert_intermediate_size=48
+        ),
+        lambda c: {
+            **_hybrid(c),
+            "feed_forward_length": None,
+            "expert_count": 4,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 32,
+            "expert_shared_feed_forward_length": 48,
+        },
+        layout=_value_heads_in_tiles,
+        pre="qwen35",
+    ),
     "gpt2": Family(
         lambda: transformers.GPT2Config(
             vocab_size=300, n_embd=64, n_layer=3, n_head=4, n_positions=256
@@ -358,10 +460,11 @@ def write_gguf(
         if own == "lm_head.weight" and tied:
             continue
         known = own.removeprefix("transformer.") if family == "bloom" else own
+        known = known.replace(".dt_bias", ".dt_proj.bias")
         found = names.get_name(known, try_suffixes=(".weight", ".bias"))
         if found is None:
             assert ".experts." in own, own
-            found = names.get_name(own) or f"blk.{own.split('.')[2]}.ffn_gate_up_exps"
+            found = f"blk.{own.split('.')[2]}.ffn_gate_up_exps"
         found += ".weight" if not found.endswith((".weight", ".bias")) else ""
         written |= dict(kind.layout(found, value.float().numpy(), config))
     for own, value in {**kind.tensors, **written, **(tensors or {})}.items():
@@ -404,7 +507,7 @@ def _metadata(
         base["attention.head_count_kv"] = 1
         base["tensor_data_layout"] = "jploski"
     if hasattr(config, "rope_parameters"):
-        base["rope.freq_base"] = 10000.0
+        base["rope.freq_base"] = config.rope_parameters.get("rope_theta", 10000.0)
         base["rope.dimension_count"] = _head(config)
     tokens = tokens or vocabulary(config.vocab_size)
     types = [3 if re.fullmatch(r"<\|.*\|>", t) else 5 if "PAD" in t else 1 for t in tokens]

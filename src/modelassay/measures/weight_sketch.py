@@ -298,8 +298,8 @@ lie this many standard deviations (1/√dimensions) above zero."""
 TOGETHER_SHARE = 3
 """Times the direction's share in the weights must be its share in their change. Scaling all weights
 changes each direction by its own share."""
-SAME, SAME_SUM = 1e-7, 1e-5
-"""Smaller changes are none: of a thumbprint, and of one that was summed up in another order."""
+SAME = 1e-5
+"""Smaller changes of a thumbprint are those of another order or machine of the same sums: 4e-6."""
 UNCHANGED = 1e-3
 """Half-precision storage alone makes changes of this size."""
 
@@ -339,6 +339,7 @@ def compare_sketches(before: WeightSketch, after: WeightSketch) -> WeightChange 
         if found[name] > SAME and name in after.by_row and name in rows:
             size, found[name] = _resized(before, after, name, ours[rows[name]], found[name])
             resized |= {name: size} if size is not None else {}
+    found = {name: change if change > SAME else 0.0 for name, change in found.items()}
     by_layer: dict[int, list[float]] = {}
     for name, change in found.items():
         if (layer := layer_of(name)) is not None:
@@ -347,7 +348,7 @@ def compare_sketches(before: WeightSketch, after: WeightSketch) -> WeightChange 
         {layer: float(np.sqrt(np.mean(by_layer[layer]))) for layer in sorted(by_layer)},
         max((change for name, change in found.items() if _outer(name)), default=0.0),
         _find_mark(before, after),
-        {name: change for name, change in found.items() if change > SAME},
+        {name: change for name, change in found.items() if change},
         {name: change for name, change in buffers.items() if change > SAME},
         resized,
     )
@@ -374,12 +375,12 @@ def _resized(
     sums = torch.einsum("rs,rc->rsc", left, by_row.double()).flatten(1).cumsum(dim=0)
     beginnings = sums / torch.arange(1, len(by_row) + 1).double().sqrt()[:, None]
     nearest = int((beginnings - ours).square().sum(dim=1).argmin())
-    if _distance(ours, beginnings[nearest]) <= SAME_SUM:
+    if _distance(ours, beginnings[nearest]) <= SAME:
         return Resized(nearest + 1, len(by_row), same=True), 0.0
     if (tokens := before.token_rows.get(name)) is not None:
         known = torch.tensor(tokens).double()
         nearest = int((beginnings - known).square().sum(dim=1).argmin())
-        if _distance(known, beginnings[nearest]) <= SAME_SUM:
+        if _distance(known, beginnings[nearest]) <= SAME:
             return Resized(count, len(by_row), same=True), 0.0
     if count is None:
         return None, change
