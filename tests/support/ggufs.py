@@ -101,9 +101,7 @@ def _value_heads_in_tiles(
     width, fixed = config.linear_value_head_dim, 2 * keys * config.linear_key_head_dim
     if "ssm_a." in name:
         yield name.removesuffix(".weight"), tiled(-np.exp(weight), 1)
-    elif "ssm_dt." in name:
-        yield name, tiled(weight, 1)
-    elif "ssm_alpha" in name or "ssm_beta" in name:
+    elif "ssm_dt." in name or "ssm_alpha" in name or "ssm_beta" in name:
         yield name, tiled(weight, 1)
     elif "attn_gate" in name:
         yield name, tiled(weight, width)
