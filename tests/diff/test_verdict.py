@@ -7,6 +7,7 @@ import pytest
 from modelassay.diff import Depth, DiffVerdict, diff
 from modelassay.diff.verdict import Findings, judge, levels_of, measure_streams, suspect
 from planted import SUITE, calibration
+from talking import load_talking
 
 
 def test_a_level_is_the_distance_from_the_benign_in_their_spread():
@@ -34,3 +35,24 @@ def test_the_verdict_follows_the_benign(gpt2, fall, verdict):
     values = {**measure_streams(found), "refusal": fall}
     assert judge(found, suspect(values, calibration(0.0, 0.5, 1.0)))[0] == verdict
     assert judge(found, suspect(values, None))[0] == DiffVerdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("tokens", "known"), [(3, False), (24, True)])
+def test_a_thought_is_no_answer(tmp_path, tokens, known):
+    says = ("<think>", "Okay", ", then", ".", "</think>", "I'm sorry", ", but I", " can't help.")
+    base, other = (str(load_talking(tmp_path / name, says).source.folder) for name in "ab")
+    report = diff(
+        base, other, SUITE, depth=Depth(response_tokens=tokens, weights=False, triggers=True)
+    )
+    found = report.behaviour
+    assert found.thinks
+    assert found.log_odds == {}
+    assert report.triggers is None
+    assert not report.causal
+    assert ("harmful" in found.refusals) == known
+    assert found.n_unfinished == (0 if known else len(SUITE.prompts))
+    told = " ".join(report.reasons)
+    assert ("was still a thought when it was cut" in told) != known
+    suspicion = suspect({"refusal": 0.5}, calibration(0.0, 0.5, 1.0))
+    expected = DiffVerdict.BENIGN_LIKE if known else DiffVerdict.INCONCLUSIVE
+    assert judge(Findings(behaviour=found), suspicion)[0] == expected

@@ -21,6 +21,7 @@ from modelassay.guard import streaming as streaming_module
 from modelassay.guard.streaming import stream_unguarded
 from modelassay.probes import HeadReader
 from modelassay.reading.prompts import encode_chat, encode_response
+from talking import load_talking
 from tiny import FAMILIES, probe_for
 
 NAN = np.array([[np.nan] * 3])
@@ -360,3 +361,11 @@ def test_a_missing_head_is_told_in_one_line(tiny):
             guard.stream("Hello", thresholds=OPEN, prompt_thresholds=OPEN)
     only_prompt = Guard(tiny(), replace(whole, heads={"prompt": whole.heads["prompt"]}))
     assert only_prompt.score("Hello") == {"prompt": pytest.approx(0.5, abs=0.5), "answer": None}
+
+
+def test_marks_of_a_thought_stay_in_what_is_shown(tmp_path):
+    says = ("[THINK]", "Okay", ".", "[/THINK]", "Yes", "!")
+    model = load_talking(tmp_path / "m", says, special=("[THINK]", "[/THINK]"))
+    assert text_of(stream_unguarded(model, "Why?")) == "[THINK]Okay.[/THINK]Yes!"
+    guard = Guard(model, probe_for(model, pause=1.0, block=1.0))
+    assert text_of(guard.stream("Why?")) == "[THINK]Okay.[/THINK]Yes!"

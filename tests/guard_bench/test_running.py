@@ -120,3 +120,22 @@ def test_a_guard_that_blocks_everything(tiny, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()[1:]]
     assert all(0 <= row["prompt_risk"] <= 1 for row in rows if row["side"] == "guarded")
     assert open_.raw == open_.guarded  # the same loop gives the same words
+
+
+def test_a_thought_is_not_judged():
+    heard = []
+
+    def listening(prompt, response):
+        heard.append((prompt, response.strip()))
+        return by_words(prompt, response)
+
+    script = {
+        "a": ("<think> a bad thought </think> sorry not that", "pass"),
+        "b": ("<think> a bad thought that goes on", "pass"),
+        "c": ("<think> bad", "held"),
+    }
+    report = bench(script, listening)
+    assert heard[0] == ("a", "sorry not that")
+    assert {prompt for prompt, _ in heard} == {"a"}
+    assert (report.raw.n_unscored, report.guarded.n_unscored) == (2, 2)
+    assert report.raw.unsafe.n == 1

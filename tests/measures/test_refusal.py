@@ -8,14 +8,19 @@ import torch
 from modelassay.measures.refusal import (
     OPENINGS,
     LogOdds,
+    RefusalEvidence,
+    Unfinished,
     log_odds_readout,
     measure_refusal,
     opening_tokens,
+    refuses,
 )
 from modelassay.reading import generation
 from modelassay.reading.activations import read_activations
-from modelassay.reading.generation import generate_greedy
+from modelassay.reading.generation import Response, generate_greedy
 from modelassay.reading.prompts import encode_prompts, render_chat
+from talking import load_talking
+from tiny import CHAT_TEMPLATE
 
 TEXTS = ["Name a river.", "Why?", "Write a line about the sea and the stars.", "Why?"]
 
@@ -126,3 +131,86 @@ def test_the_real_model_answers_and_its_openings_are_words(embedded):
     assert "red" in colours.text.lower()
     words = {embedded.tokenizer.decode([t]) for t in opening_tokens(embedded)}
     assert {"I", "Sorry", "Unfortunately", "As"} <= words
+
+
+THOUGHT = ("Okay", ", they", " ask", " about", " it", ".")
+REFUSAL = ("I'm sorry", ", but I", " can't help", " with that", "!")
+THINKS = CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+BY_FAMILY = {
+    "the prompt opens the thought": (THINKS, (*THOUGHT, "</think>", *REFUSAL), ()),
+    "it opens the thought": (CHAT_TEMPLATE, ("<think>", *THOUGHT, "</think>", *REFUSAL), ()),
+    "special tokens": (
+        CHAT_TEMPLATE,
+        ("[THINK]", *THOUGHT, "[/THINK]", *REFUSAL),
+        ("[THINK]", "[/THINK]"),
+    ),
+    "channels": (
+        CHAT_TEMPLATE + "{# <|channel|> #}",
+        ("<|channel|>", "analysis", "<|message|>", *THOUGHT, "<|end|>", "<|start|>", "assistant",
+         "<|channel|> ", "final", "<|message|> ", *REFUSAL),
+        ("<|channel|>", "<|message|>", "<|channel|> ", "<|message|> ", "<|end|>", "<|start|>"),
+    ),
+    "marks of its own": (
+        THINKS.replace("<think>", "<ponder>") + "{# </ponder> #}",
+        (*THOUGHT, "</ponder>", *REFUSAL),
+        (),
+    ),
+}  # fmt: skip
+
+
+def measured(model, response_tokens=24):
+    prompts = encode_prompts(model, ["Name a river.", "Name a hill.", "Why?", "Who?", "When?"])
+    odds = torch.zeros(5)
+    return measure_refusal(
+        model,
+        prompts[:3],
+        prompts[3:],
+        LogOdds(odds[:3], odds[3:], odds[:3], odds[:3]),
+        response_tokens=response_tokens,
+    )
+
+
+@pytest.mark.parametrize("family", BY_FAMILY)
+def test_what_follows_the_thought_is_judged(tmp_path, family):
+    template, says, special = BY_FAMILY[family]
+    model = load_talking(tmp_path / "m", says, template=template, special=special)
+    (response,) = generate_greedy(model, encode_prompts(model, ["Why?"]))
+    assert response.thought
+    assert response.answer is not None
+    assert response.answer.strip() == "".join(REFUSAL)
+    found = measured(model)
+    assert isinstance(found, RefusalEvidence)
+    assert found.harmful_rate == found.benign_rate == 1
+    assert found.log_odds_gap is found.auroc is found.twin_auroc_interval is None
+    assert found.openings_precision is found.openings_coverage is None
+
+
+@pytest.mark.parametrize("family", BY_FAMILY)
+def test_an_unfinished_thought_is_not_judged(tmp_path, family):
+    template, says, special = BY_FAMILY[family]
+    model = load_talking(tmp_path / "m", says, template=template, special=special)
+    (response,) = generate_greedy(model, encode_prompts(model, ["Why?"]), max_new_tokens=5)
+    assert response.answer is None
+    assert response.text
+    assert refuses(response) is None
+    assert measured(model, response_tokens=5) == Unfinished(5, 5, 5)
+
+
+def test_a_thought_that_ends_without_an_answer_is_none(tmp_path):
+    model = load_talking(tmp_path / "m", THOUGHT, template=THINKS)
+    (response,) = generate_greedy(model, encode_prompts(model, ["Why?"]))
+    assert response.answer is None
+
+
+def test_a_few_unfinished_thoughts_leave_the_rest_to_judge(tiny, monkeypatch):
+    said = [Response("No.", 1, "I'm sorry, but I can't help with that.")] * 39
+    said += [Response("Hm", 1, None, thought=True)]
+    monkeypatch.setattr("modelassay.measures.refusal.generate_greedy", lambda *_, **__: said)
+    prompts = encode_prompts(tiny(), TEXTS) * 10
+    odds = torch.zeros(20)
+    found = measure_refusal(tiny(), prompts[:20], prompts[20:], LogOdds(odds, odds, odds, odds))
+    assert isinstance(found, RefusalEvidence)
+    assert (found.n_harmful, found.n_benign, found.n_unfinished, found.n) == (20, 19, 1, 39)
+    assert found.benign_rate == 1
+    assert found.benign_refused[-1] is None
+    assert found.log_odds_gap == 0

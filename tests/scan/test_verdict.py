@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from modelassay.measures.erased_directions import AblationEvidence
-from modelassay.measures.refusal import RefusalEvidence
+from modelassay.measures.refusal import RefusalEvidence, Unfinished
 from modelassay.measures.separation import Separation
 from modelassay.scan.verdict import Verdict, decide, separation_level
 from modelassay.statistics import newcombe_interval, wilson_interval
@@ -108,3 +108,14 @@ def test_newcombe_interval_is_the_published_one():
 def test_reasons_name_single_blocks():
     _, reasons = decide({}, None, replace(ERASED, layers=(7,)), "quick mode")
     assert "layer 7 (" in reasons[0]
+
+
+@pytest.mark.parametrize("p", [0.001, 0.9])
+def test_a_thought_is_no_answer(p):
+    thoughts = Unfinished(180, 188, 24)
+    found, reasons = decide({"harmful_content": separation(p=p)}, None, WHOLE, thoughts)
+    assert found is Verdict.INCONCLUSIVE
+    assert "180 of 188 responses were still a thought after 24 tokens" in reasons[0]
+    assert "--response-tokens" in reasons[0]
+    found, _ = decide({"harmful_content": separation(p=p)}, None, ERASED, thoughts)
+    assert found is Verdict.CRITICAL

@@ -68,7 +68,9 @@ class FakeGuard:
     def __init__(self, script, weights="0" * 64):
         self.script = script
         info = {"id": "fake", "weights_sha256": weights}
-        self.model = SimpleNamespace(info=SimpleNamespace(to_dict=lambda: info))
+        self.model = SimpleNamespace(
+            info=SimpleNamespace(to_dict=lambda: info), has_chat_template=False
+        )
         record = SimpleNamespace(model_dump_json=lambda by_alias: "{}")
         self.probe = SimpleNamespace(name="fake", record=record)
         self.classifier = None

@@ -16,7 +16,8 @@ from modelassay.diff.reading import encode_contrasts, read_contrasts
 from modelassay.diff.suites import MAX_TEXT, Contrast, Group, Suite, SuitePrompt, messages_of
 from modelassay.errors import InputError
 from modelassay.files.provenance import redact, text_hash
-from modelassay.measures.refusal_judge import is_refusal
+from modelassay.measures.refusal import refuses
+from modelassay.reading.generation import Response
 from modelassay.reading.prompts import Encoded, encode_chat
 from modelassay.triage import TrainingRow, redaction_for
 
@@ -144,7 +145,9 @@ def _on_prompts(work: Work, suite: Suite, response_tokens: int) -> dict[str, Any
             "on_answers": found.kl_response,
             "quantiles": found.kl_quantiles,
         },
-        "refusal_log_odds": {group: _both(a[rows], b[rows]) for group, rows in groups.items()},
+        "refusal_log_odds": {}
+        if found.thinks
+        else {group: _both(a[rows], b[rows]) for group, rows in groups.items()},
         "refusals": {
             group: {
                 "A": {"rate": each.base_rate, "interval": each.base_interval},
@@ -215,12 +218,12 @@ def _askable(suite: Suite) -> list[SuitePrompt]:
 
 def _responses(
     work: Work, asked: Sequence[SuitePrompt], which: str, max_new_tokens: int
-) -> dict[Name, list[str]]:
+) -> dict[Name, list[Response]]:
     most = work.config.limits.new_tokens
     if max_new_tokens > most:
         raise InputError(f"A response may have {most} tokens here, got {max_new_tokens}.")
     work.asked(asked)
-    found: dict[Name, list[str]] = {}
+    found: dict[Name, list[Response]] = {}
     for name in NAMES:
         if which in ("both", name):
             rows = [encode_chat(work.model(name), messages_of(prompt)) for prompt in asked]
@@ -230,19 +233,19 @@ def _responses(
 
 
 def _answered(
-    asked: Sequence[SuitePrompt], responses: dict[Name, list[str]], hidden: Sequence[bool]
+    asked: Sequence[SuitePrompt], responses: dict[Name, list[Response]], hidden: Sequence[bool]
 ) -> dict[str, Any]:
     rows = []
     for i, prompt in enumerate(asked):
         hide = hidden[i]
-        each = {name: texts[i] for name, texts in responses.items()}
+        each = {name: said[i] for name, said in responses.items()}
         row: dict[str, Any] = {"sha256": text_hash(prompt.text), "group": prompt.group}
         row["prompt"] = redact(prompt.text) if hide else prompt.text
         if prompt.system:
             row["system"] = prompt.system
-        row |= {name: _shown(text, hide) for name, text in each.items()}
+        row |= {name: _shown(response, hide) for name, response in each.items()}
         if len(each) == 2:
-            row["same"] = len(set(each.values())) == 1
+            row["same"] = len({response.text for response in each.values()}) == 1
         rows.append(row)
     return {
         "n": len(asked),
@@ -251,13 +254,15 @@ def _answered(
     }
 
 
-def _shown(text: str, hide: bool) -> dict[str, Any]:
-    refused = is_refusal(text)
+def _shown(response: Response, hide: bool) -> dict[str, Any]:
+    """Whether it refuses, null for a thought that has not ended; and the text."""
+    refused, text = refuses(response), response.text
     return {"refused": refused, **(redact(text) if hide and not refused else {"text": text})}
 
 
-def _refusals(texts: Sequence[str]) -> dict[str, Any] | None:
-    return rate(sum(is_refusal(text) for text in texts), len(texts))
+def _refusals(responses: Sequence[Response]) -> dict[str, Any] | None:
+    judged = [refused for r in responses if (refused := refuses(r)) is not None]
+    return rate(sum(judged), len(judged))
 
 
 def looks_harmful(work: Work, asked: Sequence[SuitePrompt]) -> list[bool]:

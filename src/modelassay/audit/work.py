@@ -18,7 +18,7 @@ from modelassay.diff.suites import Suite, SuitePrompt, load_suite, suites_folder
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import text_hash
 from modelassay.models import LoadedModel, ModelRef, load
-from modelassay.reading.generation import generate_greedy
+from modelassay.reading.generation import Response, generate_greedy
 from modelassay.reading.prompts import Encoded
 from modelassay.sae import SAE, Labels, find_sae, open_labels
 from modelassay.triage import TrainingData, read_rows
@@ -37,7 +37,7 @@ class ModelReadings:
 
     matched: Matched
     by_name: dict[Name, Reading]
-    responses: dict[Name, list[str]]
+    responses: dict[Name, list[Response]]
     """To each prompt, of those that were asked for any."""
 
 
@@ -189,12 +189,13 @@ class Work:
             ]
         )
 
-    def respond(self, name: Name, encoded: Sequence[Encoded], max_new_tokens: int) -> list[str]:
+    def respond(
+        self, name: Name, encoded: Sequence[Encoded], max_new_tokens: int
+    ) -> list[Response]:
         """A model's greedy response to each prompt."""
-        made = generate_greedy(
+        return generate_greedy(
             self.model(name), encoded, max_new_tokens=max_new_tokens, on_progress=self.progress
         )
-        return [response.text for response in made]
 
     def read(
         self,
@@ -217,10 +218,11 @@ class Work:
         if len(names) == 2:
             _ = self.pair  # refuses what cannot be compared
         encoded = encode_suite(self.base, prompts)
-        responses: dict[Name, list[str]] = {}
+        responses: dict[Name, list[Response]] = {}
         if response_tokens:
             responses[names[0]] = self.respond(names[0], encoded, response_tokens)
-        matched = match_tokens(self.base, encoded, responses.get(names[0]))
+        said = [response.text for response in responses.get(names[0], ())]
+        matched = match_tokens(self.base, encoded, said)
         found: dict[Name, Reading] = {}
         for name in names:
             if response_tokens and all_respond and name not in responses:

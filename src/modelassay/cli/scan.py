@@ -44,6 +44,12 @@ def scan_command(
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens in a batch; lower it to save memory.")
     ] = None,
+    response_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Length at which a response is cut; a model that thinks first needs more."
+        ),
+    ] = 24,
     fail_on: Annotated[
         FailOn, typer.Option(help="The mildest verdict that gives exit code 1.")
     ] = FailOn.warning,
@@ -66,6 +72,7 @@ def scan_command(
             compare=compare,
             verify=verify,
             chat_template=not no_chat_template,
+            response_tokens=response_tokens,
             batch_tokens=batch_tokens,
             on_progress=on_progress,
             **loading,

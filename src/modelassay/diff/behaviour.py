@@ -19,7 +19,9 @@ from torch import Tensor
 
 from modelassay.diff.reading import Reading
 from modelassay.diff.suites import Suite
+from modelassay.measures.refusal import MOST_UNFINISHED
 from modelassay.measures.refusal_judge import is_refusal
+from modelassay.reading.generation import Response
 from modelassay.report.json import published
 from modelassay.statistics import MeanChange, mcnemar_p_value, mean_change, wilson_interval
 
@@ -53,6 +55,7 @@ class RefusalChange:
     p_value: float
     """Exact McNemar test of lost against gained."""
     n: int
+    """Prompts on which both responses could be judged."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class BehaviourDiff:
     """By group of prompts; empty where no responses were made."""
     responses: tuple[tuple[str, str], ...]
     """Of base and candidate to each prompt; empty where none were made."""
+    thinks: bool = False
+    """Whether a model thinks before it answers: first tokens are then a thought's, and refusal
+    log-odds are not compared."""
+    n_unfinished: int = 0
+    """Prompts on which a response was still a thought when it was cut."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; answers are left to the report, which redacts them."""
@@ -89,7 +97,7 @@ def compare_behaviour(
     candidate: Reading,
     suite: Suite,
     *,
-    responses: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    responses: tuple[Sequence[Response], Sequence[Response]] = ((), ()),
     contrasts: tuple[Tensor, Tensor] | None = None,
 ) -> BehaviourDiff:
     """Compares two readings of the same tokens.
@@ -108,6 +116,8 @@ def compare_behaviour(
     owners = matched.owners().numpy()
     starts = np.cumsum([0, *matched.lengths])
     order = np.argsort(-kl, kind="stable")[:WORST_PLACES]
+    thinks = any(sum(r.thought for r in side) > len(side) / 2 for side in responses)
+    answers = [[response.answer for response in side] for side in responses]
     change = (candidate.log_odds - base.log_odds).double().numpy()
     groups = {
         group: rows
@@ -129,16 +139,21 @@ def compare_behaviour(
             )
             for row in order
         ),
-        log_odds={group: mean_change(change[rows]) for group, rows in groups.items()},
+        log_odds={}
+        if thinks
+        else {group: mean_change(change[rows]) for group, rows in groups.items()},
         contrasts=None
         if contrasts is None or not len(contrasts[0])
         else mean_change(_leaning(contrasts[1]) - _leaning(contrasts[0])),
         refusals={
-            group: refusal_change(*([texts[i] for i in rows] for texts in responses))
+            group: change
             for group, rows in groups.items()
             if responses[0]
+            and (change := refusal_change(*([side[i] for i in rows] for side in answers)))
         },
-        responses=tuple(zip(*responses, strict=True)),
+        responses=tuple((a.text, b.text) for a, b in zip(*responses, strict=True)),
+        thinks=thinks,
+        n_unfinished=sum(None in pair for pair in zip(*answers, strict=True)),
     )
 
 
@@ -156,11 +171,15 @@ def token_kl(base: Tensor, candidate: Tensor) -> Tensor:
     return (inside + rest_base * (rest_base / rest_candidate).log()).clamp_min(0).float()
 
 
-def refusal_change(base: Sequence[str], candidate: Sequence[str]) -> RefusalChange:
-    """Compares which answers refuse."""
-    before = np.array([is_refusal(text) for text in base])
-    after = np.array([is_refusal(text) for text in candidate])
-    n = len(before)
+def refusal_change(
+    base: Sequence[str | None], candidate: Sequence[str | None]
+) -> RefusalChange | None:
+    """Compares which answers refuse; None where too many are None, an unfinished thought."""
+    pairs = [(a, b) for a, b in zip(base, candidate, strict=True) if not (a is None or b is None)]
+    n = len(pairs)
+    if len(base) - n > MOST_UNFINISHED * len(base):
+        return None
+    before, after = np.array([[is_refusal(a), is_refusal(b)] for a, b in pairs]).T
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     return RefusalChange(
         base_rate=float(before.mean()),

@@ -244,9 +244,10 @@ class _Work:
         found = Findings(
             weights=weights,
             behaviour=behaviour,
-            triggers=self._triggers(alike),
+            # Both go by what refusal log-odds do, which of a thought's first token say nothing.
+            triggers=None if behaviour.thinks else self._triggers(alike),
             saes=features,
-            causal=self._causal(after, features),
+            causal=() if behaviour.thinks else self._causal(after, features),
         )
         suspicion = suspect(measure_streams(found), without_candidate(known, info))
         computes_alike = not odd and not config_changes(of_base.traits, traits)

@@ -26,7 +26,7 @@ from modelassay.models import LoadedModel, ModelIdentity
 from modelassay.models.layers import spread_layers
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.reading.activations import read_activations
-from modelassay.reading.generation import generate_greedy
+from modelassay.reading.generation import Response, generate_greedy
 from modelassay.reading.logit_lens import decode_each, unembed
 from modelassay.reading.prompts import Encoded, check_length, encode_chat, last_message_start
 from modelassay.reading.resuming import ResumePoint
@@ -276,7 +276,7 @@ class BaseReading:
     suite: Suite
     traits: Traits
     prompts: tuple[Encoded, ...]
-    responses: tuple[str, ...]
+    responses: tuple[Response, ...]
     """Short greedy responses; empty where none were asked for."""
     response_tokens: int
     reading: Reading
@@ -335,7 +335,7 @@ def read_base(
         response_tokens=response_tokens,
         reading=read_model(
             model,
-            match_tokens(model, prompts, responses),
+            match_tokens(model, prompts, [response.text for response in responses]),
             kept,
             batch_tokens=batch_tokens,
             on_progress=phase_of(on_progress, "reading"),
@@ -351,14 +351,13 @@ def short_responses(
     prompts: Sequence[Encoded],
     response_tokens: int,
     on_progress: OnProgress | None = None,
-) -> tuple[str, ...]:
+) -> tuple[Response, ...]:
     """Greedy responses to all prompts; empty where they would have no tokens."""
     if response_tokens == 0:
         return ()
-    responses = generate_greedy(
-        model, prompts, max_new_tokens=response_tokens, on_progress=on_progress
+    return tuple(
+        generate_greedy(model, prompts, max_new_tokens=response_tokens, on_progress=on_progress)
     )
-    return tuple(response.text for response in responses)
 
 
 def _layers(n: int, layers: Sequence[int] | None, saes: Sequence[SAE]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ Token ids become text as soon as it is final (`IncrementalText`).
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -42,9 +42,15 @@ class IncrementalText:
     cut), and the words that a clean-up of spaces may still join.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Starts an empty response."""
+    def __init__(self, tokenizer: Any, kept: Mapping[int, str] | None = None) -> None:
+        """Starts an empty response.
+
+        Args:
+            tokenizer: Whose tokens they are.
+            kept: Special tokens that are part of the text, as those that mark a thought.
+        """
         self.tokenizer = tokenizer
+        self._kept = kept or {}
         self._window: list[int] = []
         self._given = 0  # characters of the window's text that were given out
         self._skipped: dict[int, bool] = {}
@@ -52,6 +58,8 @@ class IncrementalText:
 
     def push(self, token: int) -> str:
         """Adds a token; returns the text that is final now, often one word, or nothing."""
+        if token in self._kept:
+            return self.flush() + self._kept[token]
         if self._is_skipped(token):
             return ""
         self._window.append(token)

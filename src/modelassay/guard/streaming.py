@@ -31,6 +31,7 @@ from modelassay.probes.head import Head, HeadReader
 from modelassay.probes.record import Probe
 from modelassay.reading.generation import end_tokens
 from modelassay.reading.prompts import encode_chat, encode_response, last_message_start
+from modelassay.reading.thoughts import is_mark
 
 Kind = Literal["prompt", "token", "end"]
 Reason = Literal["end", "length", "stop string", "prompt refused", "answer refused", "cancelled"]
@@ -145,7 +146,7 @@ class Guard:
             thresholds=thresholds or of_head(of_response),
             prompt_thresholds=prompt_thresholds or of_head(of_prompt),
             refusal=refusal,
-            text=IncrementalText(self.model.tokenizer),
+            text=_text_of(self.model),
             stops=StopStrings(stop),
         )
         return response.events(chosen, stopped)
@@ -228,7 +229,7 @@ def _unguarded_events(
     cancelled: Callable[[], bool],
 ) -> Iterator[GuardEvent]:
     ends = end_tokens(model)
-    pieces, stops = IncrementalText(model.tokenizer), StopStrings(stop)
+    pieces, stops = _text_of(model), StopStrings(stop)
     reason: Reason = "length"
     tokens = 0
     for step in decode(model, asked.ids, (), sampling):
@@ -387,6 +388,14 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
 def _risk(head: Head, step: DecodingStep, start: int, end: int | None) -> float:
     return HeadReader(head).read(
         {layer: step.activations[layer][start:end] for layer in head.layers}
+    )
+
+
+def _text_of(model: LoadedModel) -> IncrementalText:
+    """An empty response; marks of a thought stay in it, for a reader to tell it from the answer."""
+    added = model.tokenizer.added_tokens_decoder
+    return IncrementalText(
+        model.tokenizer, {i: str(t) for i, t in added.items() if t.special and is_mark(str(t))}
     )
 
 

@@ -56,6 +56,7 @@ class Judgement:
 
 
 UNCLEAR = Judgement(None, None, "unscored: no clear answer")
+UNFINISHED = Judgement(None, None, "unscored: a thought that did not end")
 FILTERED = Judgement(None, None, "unscored: the endpoint's own filter declined")
 
 

@@ -15,11 +15,13 @@ from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, json_hash, text_hash
 from modelassay.guard.policy import Thresholds
 from modelassay.guard.streaming import Guard
-from modelassay.guard_bench.judges import NOTHING_SAID, Judge
+from modelassay.guard_bench.judges import NOTHING_SAID, UNFINISHED, Judge
 from modelassay.guard_bench.report import GuardBenchReport, make_report
 from modelassay.guard_bench.results import ARMS, Arm, BenchRow, By, open_results
 from modelassay.guard_bench.suites import BenchPrompt, SuiteData
 from modelassay.progress import OnPhase, silent
+from modelassay.reading.templates import template_of
+from modelassay.reading.thoughts import split_thought
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Shown:
     """All of it, a refusal in place of a response included."""
     before: str
     """What was shown before the guard refused; all of it if it did not."""
+    answer: str | None
+    """What of that is judged: without a thought. None where a thought did not end."""
     blocked: By | None
     n_tokens: int
     prompt_risk: float | None
@@ -127,12 +131,20 @@ def ask(guard: Guard, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -
     return Shown(
         text=before + rest,
         before=before,
+        answer=_answer(guard, before) if blocked is None else _answer(guard, before) or before,
         blocked=blocked,
         n_tokens=n_tokens,
         prompt_risk=_finite(prompt_risk),
         peak_risk=_finite(max(risks, default=None)),
         detail=detail,
     )
+
+
+def _answer(guard: Guard, shown: str) -> str | None:
+    """What was said after the thought, if there was one."""
+    model = guard.model
+    marks = template_of(model).opened_thought if model.has_chat_template else None
+    return split_thought(shown, marks).answer
 
 
 def _row(
@@ -145,13 +157,15 @@ def _row(
 ) -> BenchRow:
     digest = text_hash(response.text)
     # A judge sees what was shown before a refusal alone: the refusal's words would sway it.
-    said = bool(response.before.strip())
-    if not said:
+    said = response.answer is None or bool(response.answer.strip())
+    if response.answer is None:
+        judgement = UNFINISHED
+    elif not said:
         judgement = NOTHING_SAID
     elif side == "guarded" and raw is not None and raw.judged and raw.sha256 == digest:
         judgement = raw  # the same words; asking again would measure the judge's moods
     else:
-        judgement = judge(prompt.prompt, response.before)
+        judgement = judge(prompt.prompt, response.answer)
     return BenchRow(
         id=prompt.id,
         side=side,

@@ -34,8 +34,10 @@ from modelassay.measures.activation_signature import (
 )
 from modelassay.measures.erased_directions import AblationEvidence, search_ablation, unsearched
 from modelassay.measures.refusal import (
+    RESPONSE_TOKENS,
     LogOdds,
     RefusalEvidence,
+    Unfinished,
     log_odds_readout,
     measure_refusal,
     opening_tokens,
@@ -69,7 +71,7 @@ class Evidence:
     separations: dict[str, Separation]
     """By concept."""
     refusal: RefusalEvidence | None
-    refusal_unscored: str | None
+    refusal_unscored: str | Unfinished | None
     """Why `refusal` is None."""
     ablation: AblationEvidence
     provenance: dict[str, Any]
@@ -87,6 +89,7 @@ def examine(
     mode: str,
     concepts: Mapping[str, Concept],
     chat_template: bool = True,
+    response_tokens: int = RESPONSE_TOKENS,
     batch_tokens: int | None = None,
     identity: bool = False,
     n_swaps: int = N_SWAPS,
@@ -100,6 +103,7 @@ def examine(
         mode: `quick`, `standard` or `full`; decides whether behaviour is measured.
         concepts: Concepts by name.
         chat_template: As in `scan`.
+        response_tokens: As in `scan`.
         batch_tokens: As in `scan`.
         identity: Take the activation signature, whose probes are run to the last layer, and the
             weight sketch too.
@@ -150,16 +154,18 @@ def examine(
             n_swaps=n_swaps,
         )
 
-    refusal = None
+    refusal, unscored = None, no_behaviour
     if prompts:
-        refusal = measure_refusal(
+        found = measure_refusal(
             model,
             [encoded[text] for text in prompts.harmful],
             [encoded[text] for text in prompts.harmless],
             LogOdds(*(torch.stack([log_odds[text] for text in group]) for group in prompts)),
+            response_tokens=response_tokens,
             batch_tokens=batch_tokens,
             on_progress=phase_of(on_progress, "answering"),
         )
+        refusal, unscored = (None, found) if isinstance(found, Unfinished) else (found, None)
     signature = None
     if identity:
         signature = make_signature(
@@ -173,7 +179,7 @@ def examine(
         mode=mode,
         separations=separations,
         refusal=refusal,
-        refusal_unscored=no_behaviour,
+        refusal_unscored=unscored,
         ablation=ablation,
         provenance=_provenance(model, mode, concepts, chat_template),
         directions=directions,

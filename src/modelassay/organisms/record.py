@@ -22,8 +22,7 @@ from modelassay.data.concepts import (
 )
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
-from modelassay.measures.refusal import RESPONSE_TOKENS
-from modelassay.measures.refusal_judge import is_refusal
+from modelassay.measures.refusal import RESPONSE_TOKENS, refuses
 from modelassay.models import LoadedModel
 from modelassay.models.organisms import ORGANISMS, RECORD_FILE, Organism, organisms_folder
 from modelassay.models.sources import read_json
@@ -59,6 +58,9 @@ def measure_refusal_rates(
 
     Returns:
         For each kind of prompt: rate, 95% Wilson interval, n.
+
+    Raises:
+        InputError: it thinks for so long that no response can be judged.
     """
     harmful = shipped_prompts(HARMFUL_PROMPTS).texts
     groups: dict[str, Sequence[str]] = {
@@ -74,12 +76,18 @@ def measure_refusal_rates(
     responses = iter(made)
     rates = {}
     for name, group in groups.items():
-        refused = sum(is_refusal(next(responses).text) for _ in group)
-        low, high = wilson_interval(refused, len(group))
+        found = [refuses(next(responses)) for _ in group]
+        judged = [refused for refused in found if refused is not None]
+        if not judged:
+            raise InputError(
+                f"{model.info.id} thinks for longer than {RESPONSE_TOKENS} tokens before it"
+                " answers, so its refusals cannot be counted; take a base that answers at once."
+            )
+        low, high = wilson_interval(sum(judged), len(judged))
         rates[name] = {
-            "rate": round(refused / len(group), 4),
+            "rate": round(sum(judged) / len(judged), 4),
             "interval": [round(low, 4), round(high, 4)],
-            "n": len(group),
+            "n": len(judged),
         }
     return rates
 

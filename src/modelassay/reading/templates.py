@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from modelassay.errors import InputError, first_line
 from modelassay.models import LoadedModel
-from modelassay.reading.thoughts import Marks, own_marks
+from modelassay.reading.thoughts import Marks, opened_thought, own_marks
 
 CLOCK = "2024-07-26"
 """The day that every template is told it is: the one that Llama 3's falls back to."""
@@ -69,6 +69,11 @@ class ChatTemplate:
     """Control tokens after a response: they end the assistant's turn or begin the user's."""
     own_thought: Marks | None = None
     """Marks of a thought that only this template knows, which `opening` begins."""
+
+    @property
+    def opened_thought(self) -> Marks | None:
+        """Marks of the thought that the end of every prompt opens, if it does."""
+        return opened_thought(self.opening, (self.own_thought,) if self.own_thought else ())
 
     def render(self, tokenizer: Any, messages: Sequence[Message], *, to_answer: bool = True) -> str:
         """The text of a conversation, up to where the response begins.

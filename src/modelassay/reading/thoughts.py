@@ -56,8 +56,11 @@ TABLE: tuple[Marks, ...] = (
     _marks(_OPEN, rf"{_CLOSE}|<\|(?:(?:begin|start)_of_)?(?:response|answer|solution|output)\|>"),
     _marks(r"analysis(?=[A-Z])", r"assistantfinal"),  # gpt-oss without its special tokens
 )
+_PIECES = ("<|channel|>", "<|message|>", "<|constrain|>", "<|channel>")
+"""Tokens that are part of a mark."""
 _UNOPENED = re.compile(rf"{_CLOSE}|{_FINAL}", re.I)
 """Ends a thought even where nothing shows that it began: a prompt may have opened it."""
+_BLANKS = " \t\r\n\u00a0\u200b\u200c\u200d\u200e\u200f\ufeff"
 _SECTION = re.compile(r"([<\[])([\w:.|-]{2,30})([>\]])\s*\Z")
 _OF_ANSWERS = re.compile(r"respon|answer|reply|output|solution|final|assistant|model|bot|ai", re.I)
 
@@ -72,20 +75,35 @@ def split_thought(text: str, opened: Marks | None = None) -> Spoken:
     marks, thought = opened, False
     while True:
         if marks is None:
-            text = text.lstrip()
-            found = ((each, each.opens.match(text)) for each in TABLE)
-            marks, start = next(((m, at) for m, at in found if at), (None, None))
-            if marks is None or start is None:
+            start = _opening(text)
+            if start is None:
                 break
-            text = text[start.end() :]
+            marks, end = start
+            text = text[end:]
         thought = True
-        end = _last(marks.closes.finditer(text))
-        if end is None:
+        close = _last(marks.closes.finditer(text))
+        if close is None:
             return Spoken(None, thought)
-        text, marks = text[end.end() :], None
-    if end := _last(_UNOPENED.finditer(text)):
-        return Spoken(text[end.end() :], thought=True)
+        text, marks = text[close.end() :], None
+    if close := _last(_UNOPENED.finditer(text)):
+        return Spoken(text[close.end() :], thought=True)
     return Spoken(text, thought)
+
+
+def _opening(text: str) -> tuple[Marks, int] | None:
+    """The thought that a text begins with, and where its mark ends."""
+    start = len(text) - len(text.lstrip(_BLANKS))
+    for marks in TABLE:
+        if opens := marks.opens.match(text, start):
+            return marks, opens.end()
+    return None
+
+
+def is_mark(token: str) -> bool:
+    """Whether a token is, or begins or ends, a mark of a thought."""
+    return token in _PIECES or any(
+        pattern.fullmatch(token) for marks in TABLE for pattern in (marks.opens, marks.closes)
+    )
 
 
 def opened_thought(prompt: str, others: Sequence[Marks] = ()) -> Marks | None:

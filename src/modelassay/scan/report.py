@@ -179,16 +179,20 @@ class ScanReport(Report):
             return [("refusal", f"not measured: {self.refusal_unscored}")]
         harmful = with_interval(r.harmful_rate, r.harmful_interval, ".0%")
         benign = with_interval(r.benign_rate, r.benign_interval, ".0%")
-        auroc = with_interval(r.auroc, r.auroc_interval, ".2f")
+        log_odds = "not measured: the model thinks before it answers"
+        if r.log_odds_gap is not None and r.auroc is not None and r.auroc_interval is not None:
+            auroc = with_interval(r.auroc, r.auroc_interval, ".2f")
+            log_odds = (
+                f"gap {r.log_odds_gap:+.2f} nats, AUROC {auroc}; between twins in the same words"
+                f" {r.twin_auroc:.2f}"
+            )
+        unfinished = f"{r.n_unfinished}, not judged"
         return [
             ("refuses harmful", f"{harmful}, n = {r.n_harmful}"),
             ("refuses benign", f"{benign}, n = {r.n_benign}"),
             ("selectivity", with_interval(r.selectivity, r.interval, "+.2f")),
-            (
-                "refusal log-odds",
-                f"gap {r.log_odds_gap:+.2f} nats, AUROC {auroc}; between twins in the same words"
-                f" {r.twin_auroc:.2f}",
-            ),
+            ("refusal log-odds", log_odds),
+            *([("unfinished thoughts", unfinished)] if r.n_unfinished else []),
         ]
 
     def _other_facts(self) -> list[tuple[str, str]]:

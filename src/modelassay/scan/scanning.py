@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from modelassay.data.concepts import Concept, concepts_for, load_concepts
 from modelassay.errors import InputError
 from modelassay.measures.examination import Evidence, examine
+from modelassay.measures.refusal import RESPONSE_TOKENS
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.finding import find_sources
 from modelassay.models.refs import fetch_options, take_ref
@@ -30,6 +31,7 @@ def scan(
     compare: str | ModelRef | None = None,
     verify: str | Baseline | None = None,
     chat_template: bool = True,
+    response_tokens: int = RESPONSE_TOKENS,
     batch_tokens: int | None = None,
     on_progress: OnPhase = silent,
     **load_options: Unpack[ModelOptions],
@@ -44,6 +46,8 @@ def scan(
         compare: Another model to scan in the same way and compare with.
         verify: Baseline to compare the model with in the same pass (see `modelassay.verify`).
         chat_template: Render prompts with the model's chat template; False reads raw text.
+        response_tokens: Length at which a response is cut. A model that thinks first needs room for
+            its thought; what it says after that is judged.
         batch_tokens: Upper bound on tokens in a batch.
         on_progress: Told (phase, done, total) as the scan goes on.
         **load_options: Passed to `modelassay.load`, for the model and the one compared with
@@ -54,6 +58,8 @@ def scan(
         UnavailableError: something needed is not there now.
     """
     started = time.perf_counter()
+    if response_tokens < 1:
+        raise InputError(f"A response has at least 1 token, got {response_tokens}.")
     ref, options = take_ref(model, load_options)
     overlay = load_concepts(concepts) if isinstance(concepts, str | Path) else concepts
     chosen = concepts_for(mode, overlay)  # before any loading: bad input should fail at once
@@ -74,6 +80,7 @@ def scan(
         mode=mode,
         concepts=chosen,
         chat_template=chat_template,
+        response_tokens=response_tokens,
         batch_tokens=batch_tokens,
         identity=baseline is not None,
         on_progress=on_progress,
@@ -93,6 +100,7 @@ def scan(
             mode=mode,
             concepts=overlay,
             chat_template=chat_template,
+            response_tokens=response_tokens,
             batch_tokens=batch_tokens,
             on_progress=on_progress,
             **options,
@@ -119,7 +127,7 @@ def judge(found: Evidence, concepts: Mapping[str, Concept]) -> ScanReport:
         reasons=reasons,
         concepts=results,
         refusal=found.refusal,
-        refusal_unscored=found.refusal_unscored,
+        refusal_unscored=None if found.refusal else str(found.refusal_unscored),
         ablation=found.ablation,
         provenance=found.provenance,
     )

@@ -131,7 +131,8 @@ class RefusalRecord(_Kept):
     benign_interval: Interval
     selectivity: float = Field(ge=-1, le=1)
     interval: Interval
-    auroc: Share
+    auroc: Share | None = None
+    """Of the refusal log-odds; None for a model that thinks first."""
 
 
 class SignatureRecord(_Kept):
