@@ -15,6 +15,7 @@ from modelassay.data.labelled import (
     read_labelled,
     require_classes,
     rows_at,
+    to_labelled,
 )
 from modelassay.errors import InputError
 from modelassay.probes.fitting import folds_of
@@ -132,3 +133,25 @@ def test_a_byte_order_mark_is_no_error(tmp_path):
     text = '{"prompt": "a", "response": "b", "label": 0}\n' * 2
     file.write_text(text, encoding="utf-8-sig")
     assert len(read_labelled(file)) == 2
+
+
+def test_labels_are_of_exchanges_in_any_layout():
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    for row in (
+        {"messages": said, "label": 1},
+        {"messages": json.dumps(said), "label": "1"},  # of a CSV file
+        {"prompt": "", "instruction": "q", "output": "a", "unsafe": "true", "label": ""},
+        {"question": "q", "answer": "a", "label": True},
+    ):
+        found = to_labelled(row, "Row 1 of x", "answer", "x")
+        assert (found.prompt, found.response, found.unsafe) == ("q", "a", True)
+    with_input = {"instruction": "q", "input": "x", "output": "a", "label": 0}
+    assert to_labelled(with_input, "Row 1 of x", "answer", "x").prompt == "q\nx"
+
+
+def test_a_label_of_several_turns_or_of_another_meaning_is_refused():
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    with pytest.raises(InputError, match="turns user, assistant, user"):
+        to_labelled({"messages": turns, "label": 1}, "Row 1 of x", "prompt", "x")
+    with pytest.raises(InputError, match="true means a desired response"):
+        to_labelled({"prompt": "q", "completion": "a", "label": True}, "Row 1", "answer", "x")

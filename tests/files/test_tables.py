@@ -189,3 +189,12 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.xlsx").write_bytes(b"PK")
     with pytest.raises(InputError, match="is not a JSON, JSONL, CSV, TSV, Parquet or Arrow file"):
         rows(tmp_path / "a.xlsx")
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.json.gz", "a.parquet.gz"])
+def test_a_damaged_archive_is_refused(tmp_path, name):
+    content = bytearray(gzip.compress(b"a,b\n1,2\n" * 1000))
+    content[20:40] = bytes(20)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        rows(tmp_path / name)

@@ -80,3 +80,17 @@ def test_limit_takes_evenly_and_ids_are_unique(tmp_path):
     assert len({p.id for p in whole.prompts}) == 10
     assert whole.sha256 != read_suite("jailbreak", path, limit=2).sha256
     assert whole.sha256 == read_suite("jailbreak", path).sha256
+
+
+def test_cells_of_csv_that_say_no_are_no(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,prompt_harm_label,adversarial\nA,harmful,False\nB,harmful,True\n")
+    assert [p.category for p in read_suite("jailbreak", path).prompts] == ["vanilla", "adversarial"]
+    path.write_text("prompt,label\nA,\nB,1\nC,0\n")  # the suite's side where nothing is said
+    assert [p.prompt for p in read_suite("jailbreak", path).prompts] == ["A", "B"]
+
+
+def test_a_conversation_asks_with_its_first_user_turn(tmp_path):
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "Do A"}]
+    path = save(tmp_path / "a.jsonl", [{"messages": turns, "label": 1}])
+    assert [p.prompt for p in read_suite("jailbreak", path).prompts] == ["Do A"]

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("sae_lens")
 from modelassay.errors import InputError
-from modelassay.reading.prompts import encode_prompts
+from modelassay.reading.prompts import encode_prompts, render_chat
 from modelassay.sae import Corpus
 
 
@@ -54,3 +54,19 @@ def test_texts_come_from_any_table_and_by_turns(tiny, tmp_path):
         Corpus(tiny(), [str(tmp_path / "b.csv")]).held_out()
     with pytest.raises(InputError, match="has no text in 'words'"):
         Corpus(tiny(), [str(tmp_path / "b.csv")], field="words").held_out()
+
+
+def test_conversations_are_read_as_the_model_sees_them(tiny, tmp_path):
+    turns = [
+        {"from": "system", "value": "s"},
+        {"from": "human", "value": "q"},
+        {"from": "gpt", "value": "a"},
+    ]
+    rows = [{"conversations": turns}, {"prompt": "p", "chosen": "c", "rejected": "r"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [*Corpus(tiny(), [str(path)]).held_out(), *Corpus(tiny(), [str(path)]).train()]
+    assert texts == [
+        render_chat(tiny(), "q", system="s") + "a",
+        render_chat(tiny(), "p") + "c",
+    ]

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def rows_of_file(path: Path, on_malformed: OnMalformed | None = None) -> Iterato
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty.")
         yield from read(path, on_malformed)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read; it is damaged or not permitted.") from error
 
 
@@ -170,7 +171,9 @@ def _read_json(path: Path, on_malformed: OnMalformed | None) -> Iterator[Numbere
             )
 
 
-def read_csv(path: Path, on_malformed: OnMalformed | None = None) -> Iterator[NumberedRow]:
+def read_csv(
+    path: Path, on_malformed: OnMalformed | None = None, *, name: str | None = None
+) -> Iterator[NumberedRow]:
     """Rows of a CSV or TSV file; all cells are text.
 
     Cells are parted by what parts the names of the first line: a comma, semicolon, tab or bar.
@@ -178,11 +181,12 @@ def read_csv(path: Path, on_malformed: OnMalformed | None = None) -> Iterator[Nu
     Args:
         path: Whatever its name ends in.
         on_malformed: As in `rows_of_file`.
+        name: What errors call it; without it, the file's name.
 
     Raises:
         InputError: as `rows_of_file`.
     """
-    name = path.name
+    name = name or path.name
     lines = (_text(line, number, name) for number, line in _lines(path))
     first = next((line for line in lines if line.strip()), "")
     delimiter = _delimiter(first)

@@ -20,6 +20,7 @@ from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
 from modelassay.hub import read_dataset
 
+PROMPTS = ("prompt", "instruction", "user")
 BenchSuite = Literal["jailbreak", "overrefusal", "latency"]
 SUITES: tuple[BenchSuite, ...] = get_args(BenchSuite)
 Row = Mapping[str, Any]
@@ -118,9 +119,11 @@ def _strongreject(row: Row, _assumed: bool) -> tuple[Any, Any, bool | None, Any]
 
 
 def _plain(row: Row, assumed: bool) -> tuple[Any, Any, bool | None, Any]:
-    bare = {name: value for name, value in row.items() if name != "context"}
-    turns = unlabelled(bare, "A row").turns
-    prompt = next((text for role, text in turns if role == "user"), None)
+    prompt = next((row[name] for name in PROMPTS if row.get(name) not in (None, "")), None)
+    if prompt is None:
+        said = {name: value for name, value in row.items() if name in CONVERSATIONS}
+        turns = unlabelled(said, "A row").turns
+        prompt = next((text for role, text in turns if role == "user"), None)
     if row.get("context") and isinstance(prompt, str):
         prompt = f"{row['context']}{CONTEXT_BREAK}{prompt}"
     side: bool | None = assumed

@@ -124,9 +124,14 @@ def _rows_of_hub(
     with hub_errors(str(where), elsewhere=DATA_ELSEWHERE):
         try:
             builder = datasets.load_dataset_builder(str(where), config, token=token, **source)
-            if files := _csv_files(builder, split, token):
+            if files := _csv_files(builder, split):
+                fetch = datasets.DownloadManager(
+                    download_config=datasets.DownloadConfig(token=token)
+                )
                 for file in files:
-                    yield from (row for _, row in read_csv(file))
+                    here = Path(str(fetch.download_and_extract(file)))
+                    name = f"{where} ({file.rpartition('/')[2]})"
+                    yield from (row for _, row in read_csv(here, name=name))
                 return
             if not stream:
                 builder.download_and_prepare()
@@ -148,12 +153,11 @@ def _rows_of_hub(
             raise InputError(f"Cannot read the data set {where}: {first_line(error)}") from error
 
 
-def _csv_files(builder: Any, split: str, token: str | bool | None) -> list[Path]:
-    """CSV files of a data set in their plain form, here: `datasets` would guess what cells mean.
+def _csv_files(builder: Any, split: str) -> list[str]:
+    """Addresses of the CSV files of a data set, of which `datasets` would guess what cells mean.
 
     Of data in another form, or with settings of their own, there are none.
     """
-    import datasets
     from datasets.packaged_modules.csv.csv import Csv
 
     config = builder.config
@@ -161,9 +165,7 @@ def _csv_files(builder: Any, split: str, token: str | bool | None) -> list[Path]
         return []
     if config.names is not None or config.column_names is not None:
         return []
-    files = list((config.data_files or {}).get(split, ()))
-    fetch = datasets.DownloadManager(download_config=datasets.DownloadConfig(token=token))
-    return [Path(path) for path in fetch.download_and_extract(files)]
+    return list((config.data_files or {}).get(split, ()))
 
 
 def check_table(where: str | Path) -> None:
