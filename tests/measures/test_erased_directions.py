@@ -184,6 +184,48 @@ def test_coordinates_that_nothing_writes_are_no_erased_direction(dead):
     assert search(ablate(weights, range(LAYERS))).detected is True
 
 
+def renamed(weights, layer, to):
+    return {n.replace(f".{layer}.", f".{to}."): w for n, w in weights.items() if f".{layer}." in n}
+
+
+def test_layers_that_are_stacked_twice_are_no_erased_direction():
+    """A square matrix beside its copy has no more directions than it has alone."""
+    weights, stacked = square(seed=1, width=40), {}
+    for layer in range(24):
+        for copy in (0, 1):
+            trained = renamed(weights, layer, 2 * layer + copy)
+            noise = torch.Generator().manual_seed(layer)
+            stacked |= {
+                n: w + 0.05 * copy * torch.randn(w.shape, generator=noise)
+                for n, w in trained.items()
+            }
+    assert search(stacked).detected is False
+
+
+def test_layers_that_write_nothing_are_no_erased_direction():
+    """Merged models are deepened by copies whose output matrices are zeros."""
+    weights = square(width=40)
+    for layer in range(1, 24, 2):
+        weights |= {n: torch.zeros_like(w) for n, w in renamed(weights, layer, layer).items()}
+    evidence = search(weights)
+    assert evidence.detected is False, evidence
+    assert search(ablate(weights, range(24))).detected is True
+
+
+def test_matrices_of_low_rank_are_no_erased_direction():
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        n: torch.randn(WIDTH, 60, generator=generator) @ torch.randn(60, 300, generator=generator)
+        for n in healthy()
+    }
+    for layer in range(1, LAYERS):  # of the same sixty directions everywhere
+        for name in renamed(weights, layer, layer):
+            weights[name] = weights[name.replace(f".{layer}.", ".0.")] @ torch.randn(
+                300, 300, generator=generator
+            )
+    assert search(weights).detected is False
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_searched_in_all_layers(tiny, family):
     evidence = search_ablation(tiny(family))

@@ -48,14 +48,18 @@ ERASED_RATIO = 0.05
 ERASED_RATIO_IN_SUM = 0.1
 """The same for the sum over all layers, which is smoother (0.975 untouched), so that a direction
 that all layers share shows after coarse rounding too."""
-MAX_ERASED_DIRECTIONS = 4
-"""A larger null space is padding or a low-rank design, not an erased concept."""
+MAX_ERASED_DIRECTIONS, NULL = 4, 1e-5
+"""A larger null space is padding or a low-rank design, not an erased concept: more directions with
+less than this share of the mean, which is what float32 arithmetic leaves of nothing."""
 MIN_ERASED_LAYERS = 2
 """One layer alone may be odd by nature (the first and last ones are)."""
 MIN_COLUMNS = 1.5
 """Times the hidden size. Of 2,000 random matrices of hidden size 32, the smallest ratio was 0.16
 with 1.5 times as many columns, 0.06 with 1.25 times and 0.0000 with as many; wider ones are
 smoother (docs/method.md)."""
+COPIED = 0.3
+"""Relative difference of Gram matrices below which a layer is a copy of another, trained or not;
+those of unrelated matrices differ by about 1."""
 MAX_TOGETHER = 4
 """Neighbouring layers that are added up, at most, to have columns enough."""
 ERASED_SHARE = 0.005
@@ -252,7 +256,7 @@ def search_writers(
                 )
             matrices = [writer.rows(part).to(device).float() for part in parts]
             grams[writer.kind] += _normalised_gram(matrices)
-            columns[writer.kind] += sum(matrix.shape[1] for matrix in matrices)
+            columns[writer.kind] += sum(_full_columns(matrix) for matrix in matrices)
         both.add(layer, sum(grams.values()), sum(columns.values()))
         for kind, group in alone.items():
             if columns[kind]:
@@ -277,6 +281,9 @@ class _Group:
 
     def add(self, layer: int, gram: Any, columns: int) -> None:
         """Takes in a layer's Gram matrix [hidden, hidden] of so many columns."""
+        # Stacked models repeat layers, and a copy adds no columns of its own.
+        if any(_alike(gram, other) for _, other, _ in self._recent):
+            columns = 0
         self.layers.append(layer)
         self._total += gram
         self._columns += columns
@@ -387,12 +394,21 @@ def _normalised_gram(matrices: Sequence[Tensor]) -> np.ndarray:
     return gram * (len(gram) / max(float(np.trace(gram)), 1e-30))
 
 
+def _full_columns(matrix: Tensor) -> int:
+    """How many columns hold anything."""
+    return int((matrix != 0).any(dim=0).sum())
+
+
+def _alike(gram: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.linalg.norm(gram - other) < COPIED * np.linalg.norm(gram))
+
+
 def _spectrum(gram: np.ndarray) -> _Spectrum:
     """The smallest ratio of neighbouring eigenvalues among the first few."""
     # A coordinate that nothing writes was padded or pruned: no method erases one alone.
     diagonal = np.diag(gram)
     written = diagonal > UNWRITTEN * diagonal.mean()
-    if written.sum() <= MAX_ERASED_DIRECTIONS:
+    if not written.any():
         return _Spectrum(1.0, 1, np.zeros((len(gram), 1)))
     if not written.all():
         found = _spectrum(gram[np.ix_(written, written)])
@@ -415,8 +431,11 @@ def _smallest(gram: np.ndarray) -> _Spectrum:
 
     n = len(gram)
     values, vectors = eigh(gram, subset_by_index=[0, min(MAX_ERASED_DIRECTIONS, n - 1)])
+    mean = np.trace(gram) / n
+    if not values[-1] > NULL * mean:
+        return _Spectrum(1.0, 1, vectors[:, :1])
     # Negative values are rounding; the floor keeps two of them from making a ratio.
-    values = np.maximum(values, 1e-9 * np.trace(gram) / n)
+    values = np.maximum(values, 1e-9 * mean)
     ratios = values[:-1] / values[1:]
     hole = int(np.argmin(ratios))
     return _Spectrum(float(ratios[hole]), hole + 1, vectors[:, : hole + 1])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from modelassay.errors import InputError, first_line
-from modelassay.models.layers import text_config
+from modelassay.models.layers import find_layers, text_config
 from modelassay.models.writers import find_writers
 
 ABLATION_FILE = "ablation.safetensors"
@@ -79,10 +79,9 @@ def ablate(model: Any, ablation: Ablation) -> None:
         InputError: a direction has another width than the model, names a layer that it does not
             have, or its weights are packed.
     """
-    config = text_config(model.config)
-    hidden = config.hidden_size
+    hidden = text_config(model.config).hidden_size
     left = set(ablation.directions)
-    if not left <= set(range(config.num_hidden_layers)) or any(
+    if not left <= set(range(len(find_layers(model)))) or any(
         r.shape != (hidden,) for r in ablation.directions.values()
     ):
         raise InputError("These directions belong to another model: layers or width do not fit.")

@@ -43,6 +43,11 @@ MOVED = 1e-5
 MIXED = 1e-3
 """Of what a writer adds must change with another token. Attention changes by a tenth and more, an
 MLP by nothing but the rounding of 8-bit arithmetic, whose scales span tokens."""
+ELSEWHERE = 1e-8
+"""Of a change's square, what may reach other coordinates past the writers: rounding."""
+BLIND = 0.05
+"""Relative change of a normalised stream when the stream is doubled: what the norm's epsilon
+makes."""
 SPECIAL_ID = re.compile(r"_token_(id|index)s?$")
 
 
@@ -125,10 +130,11 @@ def find_writers(network: Any) -> Writers:
     finally:
         if was_training:
             network.train()
-    prefixes = {module: prefix for prefix, module in network.named_modules()}
+    names = {parameter: name for name, parameter in network.named_parameters()}
     return Writers(
         tuple(
-            replace(writer, name=f"{prefixes[layer]}.{writer.name}", layer=i)
+            # A parameter that several places share has one name.
+            replace(writer, name=names[layer.get_parameter(writer.name)], layer=i)
             for i, layer in enumerate(layers)
             for writer in found[built[i]]
         )
@@ -318,10 +324,18 @@ def _check_all(layer: _Layer, silent: Mapping[_Candidate, Tensor | None]) -> Non
     """Whether a layer whose writers are silenced hands each coordinate on to itself alone."""
     at = len(layer.noise) // 2
     other = layer.stream.clone()
-    other[..., at] += layer.noise.abs().max()
-    change = (layer.run(silent, other) - layer.run(silent)).square()
-    # A norm over the stream moves the other coordinates a little as well.
-    if not float(change[..., at].sum()) > 0.5 * float(change.sum()):
+    # No more than what is there, so that a norm over the stream moves the others only a little.
+    other[..., at] += layer.stream.float().square().mean().sqrt().to(other)
+    still = layer.run(silent)
+    change = (layer.run(silent, other) - still).square().sum(dim=(0, 1))
+    itself = float(change[at])
+    change[at] = 0
+    rest = float(change.sum())
+    if rest < ELSEWHERE * itself:
+        return
+    # What else may move the others is a norm over the stream, which is blind to its scale.
+    scaled = layer.run(silent, 2 * layer.stream)
+    if not (rest < itself and _size(scaled - still) < BLIND * _size(still)):
         raise _NotSureError("something writes that is none of its matrices")
 
 
@@ -362,31 +376,41 @@ def _candidates(layer: _Layer) -> tuple[list[_Candidate], Tensor]:
     Returns:
         The candidates, and the layer's output as it is.
     """
-    seen: dict[nn.Module, tuple[_Call, Tensor]] = {}
+    seen: _Seen = {}
 
     def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if module not in seen and (first := _first(output)) is not None:
             seen[module] = (_Call(args, kwargs), first.clone())
 
-    owners = [m for m in layer.module.modules() if m is not layer.module and _owns_matrix(m)]
-    whole = layer.run({}, listen=dict.fromkeys(owners, record))
-    names = {module: name for name, module in layer.module.named_modules()}
+    names = {module: name for name, module in layer.module.named_modules() if name}
+    whole = layer.run({}, listen=dict.fromkeys(names, record))
     places: dict[str, list[nn.Module]] = {}
     for module, name in names.items():
         places.setdefault(_place(layer.module, name), []).append(module)
     found = []
     for members in places.values():
-        ran = [m for m in members if m in seen]
-        if not ran:
+        ran = next((module for module in members if module in seen), None)
+        if ran is None or not _owns_matrix(ran):
             continue
-        own = _writing_parameter(ran[0], *seen[ran[0]], len(layer.noise))
-        parameters = tuple(
-            (f"{names[member]}.{key}", axis, dims) for key, axis, dims in own for member in members
-        )
-        if parameters:
+        # Outwards from the module that owns the matrix: some leave it to the next to use it.
+        parts = names[ran].split(".")
+        paths = [
+            (layer.module.get_submodule(".".join(parts[:n])), parts[n:])
+            for n in range(len(parts), 0, -1)
+        ]
+        for speaker, own in _writing_parameters(ran, paths, seen, len(layer.noise)).items():
+            parameters = tuple(
+                (f"{names[member]}.{key}", axis, dims)
+                for key, axis, dims in own
+                for member in members
+            )
             # Experts that were not chosen this time may be when something is changed.
-            found.append(_Candidate(tuple(members), parameters))
+            found.append(_Candidate(tuple(members) if speaker is ran else (speaker,), parameters))
     return found, whole
+
+
+_Seen = dict[nn.Module, tuple[_Call, Tensor]]
+"""What modules were given, and put out."""
 
 
 def _place(layer: nn.Module, name: str) -> str:
@@ -400,47 +424,81 @@ def _place(layer: nn.Module, name: str) -> str:
     return ".".join(parts)
 
 
-def _writing_parameter(
-    module: nn.Module, call: _Call, output: Tensor, hidden: int
-) -> list[tuple[str, int, int]]:
-    """Name, axis and dimensions of a module's own parameters that write its output."""
-    if output.shape[-1] != hidden:
-        return []
+def _writing_parameters(
+    module: nn.Module, paths: Sequence[tuple[nn.Module, list[str]]], seen: _Seen, hidden: int
+) -> dict[nn.Module, list[tuple[str, int, int]]]:
+    """Name, axis and dimensions of a module's parameters, by the module whose output they write.
+
+    Args:
+        module: It owns the parameters.
+        paths: Modules from itself outwards, with the way back to it.
+        seen: What modules were given.
+        hidden: Width of the stream.
+    """
     if isinstance(module, nn.Linear):  # packed ones too
-        return [("weight", 1 if is_turned(module) else 0, 2)]
+        axis = 1 if is_turned(module) else 0
+        return {module: [("weight", axis, 2)]} if seen[module][1].shape[-1] == hidden else {}
     own = dict(module.named_parameters(recurse=False))
     most = max(p.dim() for p in own.values())
-    found = []
+    found: dict[nn.Module, list[tuple[str, int, int]]] = {}
     for name, parameter in own.items():
         # Beside a stack of matrices, what has one dimension less is a stack of biases.
         if parameter.dim() < 2 or parameter.dim() < most or not parameter.is_floating_point():
             continue
         for axis in (a for a, size in enumerate(parameter.shape) if size == hidden):
-            if _slice_moves_itself(module, name, axis, call, output):
-                found.append((name, axis, parameter.dim()))
+            for speaker, path in paths:
+                if speaker not in seen or seen[speaker][1].shape[-1] != hidden:
+                    break
+                moved = _moved_by_slice(speaker, path, name, axis, *seen[speaker])
+                if not moved.any():
+                    continue  # it is used further out
+                at = hidden // 2
+                there = float(moved[at])
+                moved[at] = 0
+                if float(moved.max()) < 1e-2 * there:
+                    found.setdefault(speaker, []).append((name, axis, parameter.dim()))
+                break
     return found
 
 
-def _slice_moves_itself(
-    module: nn.Module, name: str, axis: int, call: _Call, output: Tensor
-) -> bool:
-    """Whether a change of one slice of a parameter moves that coordinate of the output alone."""
-    at = output.shape[-1] // 2
-    parameter = module._parameters[name]
-    assert parameter is not None  # noqa: S101 (it is one of the module's own)
-    changed = parameter.detach().clone()
-    part = changed.select(axis, at)
+def _moved_by_slice(
+    module: nn.Module, path: Sequence[str], name: str, axis: int, call: _Call, output: Tensor
+) -> Tensor:
+    """How far each coordinate of a module's output moves with one slice of a parameter, [hidden].
+
+    Args:
+        module: The module.
+        path: Names from it down to the owner of the parameter.
+        name: Of the parameter.
+        axis: Along which the middle slice is changed.
+        call: What the module is given.
+        output: What it puts out.
+    """
+    owner = module.get_submodule(".".join(path))
+    changed = owner.get_parameter(name).detach().clone()
+    part = changed.select(axis, output.shape[-1] // 2)
     draw = torch.randn(part.shape, generator=torch.Generator().manual_seed(1)).to(part)
-    part += draw * max(float(parameter.float().std()), 1e-3)
-    twin = copy.copy(module)  # the model itself stays as it is
-    twin._parameters = {**module._parameters, name: nn.Parameter(changed, requires_grad=False)}
-    twin._forward_hooks = OrderedDict()
-    if "_old_forward" in vars(twin):  # accelerate's, which is bound to the other one
-        del vars(twin)["forward"]
-    moved = (_first(twin(*call.args, **call.kwargs)) - output).abs().flatten(0, -2).amax(dim=0)
-    there = float(moved[at])
-    moved[at] = 0
-    return there > MOVED * float(output.abs().max()) and float(moved.max()) < 1e-2 * there
+    part += draw * max(float(changed.float().std()), 1e-3)
+
+    def twin(module: nn.Module, path: Sequence[str]) -> nn.Module:
+        """The module with the changed parameter; the model itself stays as it is."""
+        made = copy.copy(module)
+        made._forward_hooks = OrderedDict()
+        if "_old_forward" in vars(made):  # accelerate's, which is bound to the other one
+            del vars(made)["forward"]
+        if path:
+            first, *rest = path
+            made._modules = {**module._modules, first: twin(module.get_submodule(first), rest)}
+        else:
+            made._parameters = {
+                **module._parameters,
+                name: nn.Parameter(changed, requires_grad=False),
+            }
+        return made
+
+    moved = _first(twin(module, path)(*call.args, **call.kwargs)) - output
+    moved = moved.abs().flatten(0, -2).amax(dim=0).float()
+    return moved * (moved > MOVED * float(output.abs().max()))
 
 
 def _first(output: Any) -> Any:
