@@ -282,3 +282,12 @@ def test_a_quantization_config_that_is_none(copy, entry):
     message = refusal(InputError, copy(quantization_config=entry))
     assert "quantization_config in the config.json" in message
     assert "must be an object" in message
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_no_numbers(copy, value):
+    """Those of attention turn into zeros on some devices, and nothing else would tell."""
+    folder = copy()
+    name = "model.layers.1.self_attn.q_proj.weight"
+    edit(folder, lambda tensors: {**tensors, name: torch.full_like(tensors[name], float(value))})
+    assert f"{name} of {folder} holds NaN or infinite numbers" in refusal(InputError, folder)

@@ -344,3 +344,14 @@ def test_an_adapter_hidden_beside_a_model_is_refused(copy, tiny_folder, adapter,
 def test_no_adapter_on_a_model_that_is_on_the_disk(tiny_folder, adapter):
     message = refusal(UnavailableError, tiny_folder(), adapter=str(adapter), device=OFFLOADED)
     assert "offloaded to the disk" in message
+
+
+def test_a_setting_of_a_later_version(adapter, tmp_path):
+    folder = tmp_path / "a"
+    shutil.copytree(adapter, folder)
+    edit_json(folder / "adapter_config.json", use_magic=True)
+    assert load(str(folder), device="cpu")  # somebody's note
+    edit_json(folder / "adapter_config.json", peft_version="99.1.0")
+    message = refusal(UnavailableError, folder)
+    assert "has the setting use_magic" in message
+    assert "update it to 99.1.0" in message

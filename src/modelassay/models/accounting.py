@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from modelassay.errors import InputError
-from modelassay.models.layers import LAYER_INDEX, text_config
+from modelassay.models.layers import LAYER_INDEX, OTHER_TOWERS, text_config
 from modelassay.models.sources import INDEX, SINGLE_FILE, Source, read_json
 
 
@@ -198,6 +200,29 @@ def check_accounts(
     _check_tied(source, stored, places, network)
 
 
+def check_finite(network: Any, name: str) -> None:
+    """Refuses a model with weights that are no numbers.
+
+    Its activations would tell in most places, but attention may turn them into zeros.
+
+    Args:
+        network: The model, with its adapter.
+        name: What to call it.
+
+    Raises:
+        InputError: names the first such weight.
+    """
+    for weight, values in network.named_parameters():
+        # One-byte floats (float8) have no sum.
+        if values.is_meta or values.itemsize == 1 or not values.is_floating_point():
+            continue
+        if not values.sum(dtype=torch.float32).isfinite() and not OTHER_TOWERS.search(weight):
+            raise InputError(
+                f"{weight} of {name} holds NaN or infinite numbers: the weights are broken, or the"
+                " dtype overflows (try --dtype float32)."
+            )
+
+
 def _places(stored: Mapping[str, StoredTensor], network: Any) -> dict[str, tuple[str, bool]]:
     """Where transformers put each tensor, and whether it was converted on the way.
 
@@ -292,8 +317,6 @@ def _check_packed(
     network: Any,
 ) -> None:
     """Refuses packed numbers that were taken for plain ones."""
-    import torch
-
     own = network.state_dict()
     scaled = {_module(n) for n in stored if n.endswith("scale") or SCALES.search(n)}
     for name, (place, converted) in places.items():
@@ -350,7 +373,6 @@ def _is_tied(source: Source, network: Any) -> bool:
 
 def same_tensor(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two tensors hold the same values; reads them."""
-    import torch
     from safetensors import safe_open
 
     if (one.dtype, one.shape) != (other.dtype, other.shape):

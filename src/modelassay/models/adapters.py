@@ -51,7 +51,9 @@ def apply_adapter(model: Any, adapter: Source, tokenizer: Any, *, merge: bool) -
             " adapter into it first, or try --load-4bit."
         )
     with explain_loading(adapter.id):
-        if PeftConfig.from_pretrained(folder).is_prompt_learning:
+        config = PeftConfig.from_pretrained(folder)
+        _check_known(adapter, config)
+        if config.is_prompt_learning:
             raise InputError(
                 f"The adapter {adapter.id} learns prompts and changes no weights; modelassay reads"
                 " adapters that change weights, such as LoRA."
@@ -153,6 +155,28 @@ def _untie(wrapped: Any) -> None:
             if parameter is not None and owners[id(parameter)] > 1:
                 own = nn.Parameter(parameter.detach().clone(), requires_grad=False)
                 setattr(layer, name, own)
+
+
+def _check_known(adapter: Source, config: Any) -> None:
+    """Refuses settings of a later version of PEFT, which this one would pass over.
+
+    Raises:
+        UnavailableError: names the first.
+    """
+    import peft
+    from packaging.version import InvalidVersion, parse
+
+    stored = read_json(adapter.folder / ADAPTER_CONFIG)
+    try:
+        later = parse(str(stored.get("peft_version")).split("@")[0]) > parse(peft.__version__)
+    except InvalidVersion:  # older ones do not say
+        later = False
+    unknown = sorted(key for key, value in stored.items() if value and not hasattr(config, key))
+    if later and unknown:
+        raise UnavailableError(
+            f"The adapter {adapter.id} has the setting {unknown[0]}, which peft {peft.__version__}"
+            f" does not know; update it to {stored['peft_version']}."
+        )
 
 
 def _fit_vocabulary(model: Any, adapter: Source, tokenizer: Any) -> None:

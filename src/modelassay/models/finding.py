@@ -203,8 +203,8 @@ def _check_not_below(source: Source) -> None:
     if below:
         some = ", ".join(sorted(below)[:4])
         raise InputError(
-            f"{source.id} holds {len(below)} adapters in subfolders ({some}), and none itself; give"
-            " the folder of one."
+            f"{source.id} itself holds no model, but its subfolders hold adapters ({some}): give"
+            " one of these folders."
         )
 
 

@@ -16,7 +16,12 @@ from torch import nn
 from typing_extensions import Unpack
 
 from modelassay.errors import InputError, UnavailableError
-from modelassay.models.accounting import StoredTensor, check_accounts, read_headers
+from modelassay.models.accounting import (
+    StoredTensor,
+    check_accounts,
+    check_finite,
+    read_headers,
+)
 from modelassay.models.adapters import apply_adapter
 from modelassay.models.explain import cause_of, explain_loading
 from modelassay.models.finding import find_sources
@@ -145,6 +150,7 @@ def load(
     network.eval().requires_grad_(False)
     if after is not None:
         after.apply(network)
+    check_finite(network, ref.id)
 
     config = text_config(network.config)
     layers = find_layers(network)
