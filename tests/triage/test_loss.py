@@ -108,8 +108,8 @@ def test_broken_weights_are_refused(planted, tmp_path):
     rows, _, base, _ = planted
     broken = save_tiny(tmp_path / "broken")
     tensors = load_file(broken / "model.safetensors")
-    name = next(key for key in tensors if "down_proj" in key)
-    tensors[name].fill_(1e38)  # what they make is no number
+    for name in ("gate_proj", "up_proj"):  # their product is no number
+        tensors[f"model.layers.0.mlp.{name}.weight"].fill_(1e30)
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="broken gives losses that are not numbers"):
         row_losses(rows, ModelRef(base), ModelRef(str(broken)), device="cpu")
