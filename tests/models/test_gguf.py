@@ -173,6 +173,84 @@ def test_packed_weights_are_what_the_format_says(llama, kind, tmp_path):
     assert torch.equal(found[name], torch.from_numpy(expected))
 
 
+def four_bits(block: np.ndarray) -> list[float]:
+    """The 256 numbers of a Q4_K block: eight scales and minima of 6 bits, each for 32 numbers."""
+    d, least = (float(value) for value in block[:4].view(np.float16))
+    sixes, nibbles = [int(value) for value in block[4:16]], block[16:]
+    numbers = []
+    for part in range(8):
+        if part < 4:
+            scale, minimum = sixes[part] & 63, sixes[part + 4] & 63
+        else:
+            scale = (sixes[part + 4] & 15) | (sixes[part - 4] >> 6) << 4
+            minimum = sixes[part + 4] >> 4 | (sixes[part] >> 6) << 4
+        for value in nibbles[32 * (part // 2) :][:32]:
+            nibble = int(value) >> 4 if part % 2 else int(value) & 15
+            numbers.append(d * scale * nibble - least * minimum)
+    return numbers
+
+
+def six_bits(block: np.ndarray) -> list[float]:
+    """The 256 numbers of a Q6_K block: sixteen scales of 8 bits, each for 16 numbers."""
+    low, high = block[:128], block[128:192]
+    scales, d = block[192:208].view(np.int8), float(block[208:].view(np.float16)[0])
+    numbers = []
+    for i in range(256):
+        half, quarter, place = i // 128, i % 128 // 32, i % 32
+        nibble = int(low[64 * half + 32 * (quarter % 2) + place]) >> (4 if quarter > 1 else 0) & 15
+        top = int(high[32 * half + place]) >> (2 * quarter) & 3
+        numbers.append(d * int(scales[i // 16]) * ((nibble | top << 4) - 32))
+    return numbers
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "halves", "unpack"),
+    [("Q4_K", 144, (0, 2), four_bits), ("Q6_K", 210, (208,), six_bits)],
+)
+def test_k_quants_are_what_their_blocks_say(kind, size, halves, unpack, llama, tmp_path):
+    blocks = np.random.RandomState(0).randint(0, 256, (64, size), dtype=np.uint8)
+    for at in halves:
+        blocks[:, at : at + 2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+    torch.manual_seed(0)
+    wide = make_model("llama")
+    for layer in wide.model.layers:
+        for name in ("gate_proj", "up_proj"):
+            setattr(layer.mlp, name, torch.nn.Linear(64, 256, bias=False))
+        layer.mlp.down_proj = torch.nn.Linear(256, 64, bias=False)
+    wide.config.intermediate_size = 256
+    name = "blk.1.ffn_down.weight"
+    path = write_gguf(wide, tmp_path / "a.gguf", packed={name: (blocks, kind)})
+    found = load(str(path), device="cpu").network.model.layers[1].mlp.down_proj.weight
+    expected = torch.tensor([unpack(block) for block in blocks])
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("prefix", "first"), [(None, "▁ab"), (True, "▁ab"), (False, "ab")])
+def test_a_sentencepiece_vocabulary_begins_as_the_file_says(llama, prefix, first, tmp_path):
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words += ["a", "b", "▁", "ab", "▁ab"]
+    words += [f"<unused{i}>" for i in range(300 - len(words))]
+    path = write_gguf(
+        llama,
+        tmp_path / "a.gguf",
+        tokens=words,
+        keys={
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.pre": "default",
+            "tokenizer.ggml.scores": [-float(i) for i in range(300)],
+            "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * 5, *[5] * 36],
+            "tokenizer.ggml.merges": None,
+            "tokenizer.ggml.add_space_prefix": prefix,
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+        },
+    )
+    tokenizer = load(str(path), device="cpu").tokenizer
+    assert tokenizer.tokenize("ab ab") == [first, "▁ab"]
+    ids = tokenizer("ab ab", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == "ab ab"
+
+
 def test_the_tokenizer_ends_begins_and_pads_as_the_file_says(llama, tmp_path):
     keys = {"tokenizer.ggml.eot_token_id": 256, "tokenizer.ggml.padding_token_id": 258}
     model = load(str(write_gguf(llama, tmp_path / "a.gguf", keys=keys)), device="cpu")

@@ -427,6 +427,7 @@ def write_gguf(
     *,
     keys: Mapping[str, Any] | None = None,
     tensors: Mapping[str, np.ndarray] | None = None,
+    packed: Mapping[str, tuple[np.ndarray, str]] | None = None,
     drop: Iterable[str] = (),
     template: str | None = CHAT_TEMPLATE,
     quantize: str | None = None,
@@ -440,6 +441,7 @@ def write_gguf(
         family: One of `FAMILIES`.
         keys: Metadata beside the family's, in full or after `<architecture>.`; None drops a key.
         tensors: Tensors beside the model's.
+        packed: Bytes of tensors and the name of their GGML type, in place of the model's.
         drop: Tensors that are left out.
         template: Chat template, None for none.
         quantize: Name of a GGML type for the matrices, F32 without one.
@@ -466,7 +468,7 @@ def write_gguf(
         found += ".weight" if not found.endswith((".weight", ".bias")) else ""
         written |= dict(kind.layout(found, value.float().numpy(), config))
     for own, value in {**kind.tensors, **written, **(tensors or {})}.items():
-        if own in drop:
+        if own in drop or own in (packed or {}):
             continue
         value = np.ascontiguousarray(value)
         if quantize is not None and value.ndim > 1 and own.startswith("blk."):
@@ -474,6 +476,8 @@ def write_gguf(
             writer.add_tensor(own, gguf.quants.quantize(value, of_type), raw_dtype=of_type)
         else:
             writer.add_tensor(own, value)
+    for own, (data, of_type) in (packed or {}).items():
+        writer.add_tensor(own, data, raw_dtype=gguf.GGMLQuantizationType[of_type])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -9,8 +9,10 @@ cannot be read at all.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +39,11 @@ NO_MODELS = {
     "mmproj": "the image or audio encoder of a model alone; give the file of the language model",
     "imatrix": "statistics for quantising, not a model",
 }
+TEXT, LIST, LONGEST, SMALLEST = 8, 9, 4096, 24
+NUMBERS: dict[int, str] = dict(
+    zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True)
+)
+"""What the types of numbers in metadata are called in `struct`."""
 ADVICE = "use the safetensors checkpoint that it was made from"
 
 
@@ -89,76 +96,146 @@ def read_gguf(path: Path) -> GgufFile:
 @lru_cache(maxsize=2)
 def _read(path: Path, changed: int, size: int) -> GgufFile:
     """The same for a file in one state."""
-    import gguf
-
+    data = np.memmap(path, np.uint8, "r") if size >= SMALLEST else np.zeros(SMALLEST, np.uint8)
+    if data[:4].tobytes() != b"GGUF":
+        raise InputError(f"{path.name} is not a GGUF file.")
+    header = _Header(data.data)
+    if header.version & 0xFFFF == 0:
+        raise InputError(
+            f"{path.name}: its numbers are big-endian; convert it with gguf_convert_endian.py."
+        )
     try:
-        with path.open("rb") as stream:
-            magic = stream.read(4)
-        if magic != b"GGUF":
-            raise InputError(f"{path.name} is not a GGUF file.")
-        reader = gguf.GGUFReader(str(path))
-        values = {key: _value(entry) for key, entry in reader.fields.items()}
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-    except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
+        values = dict(header.values())
+        tensors = list(header.tensors())
+        start = -(-header.at // (align := int(values.get("general.alignment", 32)))) * align
+    except (struct.error, ValueError, OverflowError, ZeroDivisionError, TypeError) as error:
         raise InputError(
             f"{path.name} cannot be read as a GGUF file ({first_line(error)}); it is damaged, cut"
             " short or of a newer format. Download it again."
         ) from error
     architecture = str(values.get("general.architecture", ""))
-    shapes = {name: tuple(int(n) for n in t.shape[::-1]) for name, t in tensors.items()}
-    file = GgufFile(path, architecture, values, shapes, {})
-    if reader.endianess == gguf.GGUFEndian.BIG:
-        raise file.refused("its numbers are big-endian", "convert it with gguf_convert_endian.py")
+    file = GgufFile(path, architecture, values, {t.name: t.shape for t in tensors}, {})
+    _check_kind(file)
+    vectors = {}
+    for tensor in tensors:
+        packed = _packed(file, tensor, data[start + tensor.offset :])
+        if tensor.name in ROPE_TENSORS:
+            vectors[tensor.name] = _unpack(packed, tensor.kind).reshape(-1)
+    return replace(file, vectors=vectors)
+
+
+def _check_kind(file: GgufFile) -> None:
+    """Refuses a file that holds no model of its own, or one that is not read right."""
+    values, architecture = file.values, file.architecture
     if (parts := int(values.get("split.count") or 1)) > 1:
         part = int(values.get("split.no") or 0) + 1
         raise file.refused(
             f"it is part {part} of {parts}", "join the parts with llama-gguf-split --merge"
         )
-    kind = values.get("general.type")
-    kind = "mmproj" if architecture == "clip" else kind
+    kind = "mmproj" if architecture == "clip" else values.get("general.type")
     if kind in NO_MODELS:
-        raise InputError(f"{path.name} holds {NO_MODELS[kind]}.")
+        raise InputError(f"{file.path.name} holds {NO_MODELS[kind]}.")
     if architecture not in READ:
         raise file.refused(f"GGUF files of the architecture {architecture!r} are not read right")
-    if "token_embd.weight" not in shapes:
+    if "token_embd.weight" not in file.shapes:
         raise file.refused("it holds no weights of a language model (no token_embd.weight)")
     if architecture not in BY_NEW_READER:
         for key in ONE_FOR_ALL_LAYERS:
             if isinstance(file.take(key), list):
                 raise file.refused(f"{architecture}.{key} says one for each layer")
-    for name, tensor in tensors.items():
-        _check_type(file, name, tensor)
-    vectors = {
-        name: gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).reshape(-1)
-        for name in ROPE_TENSORS
-        if name in tensors
-    }
-    return GgufFile(path, architecture, values, shapes, vectors)
 
 
-def _value(entry: Any) -> Any:
-    """A key's value; a vocabulary is no setting, so of a list of texts only the length is kept."""
-    from gguf import GGUFValueType
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    """Number of its GGML type."""
+    offset: int
+    """From the start of all tensors."""
 
-    if entry.types[:1] == [GGUFValueType.ARRAY] and entry.types[-1] == GGUFValueType.STRING:
-        return len(entry.data)
-    if entry.types[:1] == [GGUFValueType.ARRAY] and len(entry.data) > 4096:
-        return len(entry.data)  # scores and types of tokens
-    return entry.contents()
+
+class _Header:
+    """Reads a file's beginning from front to back.
+
+    gguf's own reader makes an array of each token of a vocabulary, which takes it 20 seconds where
+    there are 262,144; here they are passed over.
+    """
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.at = 4
+        self.version, self._n_tensors, self._n_values = self._numbers("IQQ")
+
+    def values(self) -> Iterator[tuple[str, Any]]:
+        """Each key with its value; of a list of texts, or a long list, its length."""
+        for _ in range(self._n_values):
+            yield self._text(), self._value(*self._numbers("I"))
+
+    def tensors(self) -> Iterator[_Tensor]:
+        """What is said of each tensor; `at` is then the end of the header."""
+        for _ in range(self._n_tensors):
+            name, (n,) = self._text(), self._numbers("I")
+            shape = self._numbers(f"{n}Q")[::-1]
+            kind, offset = self._numbers("IQ")
+            yield _Tensor(name, shape, kind, offset)
+
+    def _numbers(self, form: str) -> tuple[Any, ...]:
+        found = struct.unpack_from(f"<{form}", self.data, self.at)
+        self.at += struct.calcsize(f"<{form}")
+        return found
+
+    def _text(self) -> str:
+        (length,) = self._numbers("Q")
+        self.at += length
+        return self.data[self.at - length : self.at].tobytes().decode("utf-8")
+
+    def _value(self, kind: int) -> Any:
+        if kind == TEXT:
+            return self._text()
+        if kind != LIST:
+            return self._numbers(NUMBERS[kind])[0]
+        of_kind, count = self._numbers("IQ")
+        if of_kind == TEXT:
+            for _ in range(count):
+                self.at += 8 + struct.unpack_from("<Q", self.data, self.at)[0]
+            return count
+        if count > LONGEST:  # scores and types of tokens
+            self.at += count * struct.calcsize(f"<{NUMBERS[of_kind]}")
+            return count
+        return list(self._numbers(f"{count}{NUMBERS[of_kind]}"))
 
 
-def _check_type(file: GgufFile, name: str, tensor: Any) -> None:
-    """Refuses numbers that cannot be unpacked."""
+def _packed(file: GgufFile, tensor: _Tensor, rest: np.ndarray) -> np.ndarray:
+    """A tensor's bytes, of a type that can be unpacked."""
     import gguf
 
-    _, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
-    block = np.zeros((1, size), np.uint8)
     try:
-        gguf.quants.dequantize(block, tensor.tensor_type)
-    except NotImplementedError as error:
+        kind = gguf.GGMLQuantizationType(tensor.kind)
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        _unpack(np.zeros((1, size), np.uint8), tensor.kind)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        known = [each.name for each in gguf.GGMLQuantizationType if each == tensor.kind]
+        stored = known[0] if known else f"GGML type {tensor.kind}"
         raise file.refused(
-            f"{name} is stored as {tensor.tensor_type.name}, which cannot be unpacked"
+            f"{tensor.name} is stored as {stored}, which cannot be unpacked"
         ) from error
+    length = math.prod(tensor.shape) // block * size
+    if tensor.shape[-1] % block or length > len(rest):
+        raise InputError(
+            f"{file.path.name} cannot be read as a GGUF file ({tensor.name} does not fit into it);"
+            " it is damaged or cut short. Download it again."
+        )
+    return rest[:length]
+
+
+def _unpack(data: np.ndarray, kind: int) -> np.ndarray:
+    import gguf
+
+    of_type = gguf.GGMLQuantizationType(kind)
+    if of_type.name in ("F32", "F16"):
+        return data.view(np.dtype(f"<f{4 if of_type.name == 'F32' else 2}")).astype(np.float32)
+    return gguf.quants.dequantize(data, of_type)
 
 
 def check_tensors(file: GgufFile, model: Any) -> None:
