@@ -105,6 +105,33 @@ LAYOUTS = {
     "HH-RLHF, prompt apart": (
         {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a", "rejected": " b"}, "q", "a", ["b"]
     ),
+    "LLaMA-Factory, DPO": (
+        {"conversations": [{"from": "human", "value": "q"}],
+         "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+        "q", "a", ["b"],
+    ),
+    "Axolotl, DPO": (
+        {"messages": turns("p", "o", "q"), "chosen": {"role": "assistant", "content": "a"},
+         "rejected": {"role": "assistant", "content": "b"}},
+        "p\n\nq", "a", ["b"],
+    ),
+    "a preference without its other side": (
+        {"prompt": "q", "chosen": "a", "rejected": None}, "q", "a", []
+    ),
+    "a preference for nothing": ({"prompt": "q", "chosen": "", "rejected": "b"}, "q", "", ["b"]),
+    "messages as columns": (
+        {"conversations": {"from": ["human", "gpt"], "value": ["q", "a"]}}, "q", "a", []
+    ),
+    "JSON as a response": (
+        {"prompt": "q", "response": '[{"role": "admin", "name": "a"}]'},
+        "q", '[{"role": "admin", "name": "a"}]', [],
+    ),
+    "examples in a prompt": (
+        {"prompt": "Human: p\n\nAssistant: o\n\nHuman: q\n\nAssistant:", "response": "a"},
+        "Human: p\n\nAssistant: o\n\nHuman: q\n\nAssistant:", "a", [],
+    ),
+    "rounds": ({"conversation": [{"human": "q", "assistant": "a"}]}, "q", "a", []),
+    "capitals": ({"Prompt": "q", "Response ": "a"}, "q", "a", []),
     "KTO, desired": ({"prompt": "q", "completion": "a", "label": True}, "q", "a", []),
     "KTO, undesired": ({"prompt": "q", "completion": "b", "label": False}, "q", "", ["b"]),
     "KTO of a CSV file": ({"prompt": "q", "completion": "b", "label": "False"}, "q", "", ["b"]),

@@ -59,5 +59,17 @@ def test_messages_are_found_in_lists_and_in_text():
     one = [{"role": "user", "content": "a"}]
     for value in (one, '[{"role": "user", "content": "a"}]', "[{'role': 'user', 'content': 'a'}]"):
         assert messages_in(value) == one
-    for value in ("hello", "[1, 2]", [1], [], None, 3, "[" * 9999, [{"content": "a"}]):
+    for value in (
+        "hello",
+        "[1, 2]",
+        '{"user": "a"}',
+        '[{"role": "admin", "content": "a"}]',
+        [1],
+        [],
+        None,
+        3,
+        '[{"user": "a"}]',
+        "[" * 9999,
+        [{"content": "a"}],
+    ):
         assert messages_in(value) is None

@@ -115,8 +115,13 @@ def to_exchange(row: Mapping[str, Any], name: str) -> Exchange:
             " turn are expected, with an optional system turn before them."
         )
     said = dict(found.turns)
-    complete = row.get("complete") is not False
-    return Exchange(said["user"], said["assistant"], said.get("system") or None, complete)
+    system = said.get("system") or None
+    return Exchange(said["user"], said["assistant"], system, is_complete(row))
+
+
+def is_complete(row: Mapping[str, Any]) -> bool:
+    """Whether a row's response is whole, not the opening of a longer one (`complete` is false)."""
+    return str(row.get("complete")).strip().lower() not in ("false", "0")
 
 
 def needed(row: Mapping[str, Any], name: str) -> str:

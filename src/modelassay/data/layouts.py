@@ -41,7 +41,12 @@ PAIRS = (
     ("prompt", "completion"),
 )
 """Those that belong together; they come first where a row has several."""
-PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
+PREFERENCES = (
+    ("chosen", "rejected"),
+    ("preferred_output", "non_preferred_output"),
+    ("chosen_response", "rejected_response"),
+    ("response_j", "response_k"),
+)
 LABELS = ("label", "kto_tag")
 _TRANSCRIPT = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?")
 
@@ -98,6 +103,7 @@ def conversation_of(
     Raises:
         InputError: a field is of the wrong kind, or the prompt of a pair is empty.
     """
+    row = {str(field).strip().lower(): value for field, value in row.items()} | dict(row)
     found = _preference(row, name, read) or _conversation(row, name, read)
     found = found or _pair(row, name, read, prompt_alone=prompt_alone)
     if found is not None and not found.rejected and _is_undesired(row):
@@ -107,10 +113,15 @@ def conversation_of(
 
 def _preference(row: Mapping[str, Any], name: str, read: Read) -> Conversation | None:
     for wanted, other in PREFERENCES:
-        if not _is_given(row.get(wanted)) or not _is_given(row.get(other)):
+        if wanted not in row or not (_is_given(row[wanted]) or _is_given(row.get(other))):
             continue
-        asked, answer = _asked_before(row, name, read), _side(row[wanted], wanted, name, read)
-        unwanted = _side(row[other], other, name, read)
+        asked, answer = (
+            _asked_before(row, name, read),
+            _side(row[wanted], wanted, name, read, transcript=True),
+        )
+        unwanted = Conversation(())
+        if _is_given(row.get(other)):
+            unwanted = _side(row[other], other, name, read, transcript=True)
         if any(role != "assistant" for role, _ in answer.turns):  # the whole conversation
             system = [turn for turn in asked.turns if turn[0] == "system"]
             has_own = any(role == "system" for role, _ in answer.turns)
@@ -127,7 +138,9 @@ def _asked_before(row: Mapping[str, Any], name: str, read: Read) -> Conversation
     """The prompt of a preference and its system prompt, as far as they are apart from the sides."""
     field = next((field for field in ASKED if _is_given(row.get(field))), None)
     opening = _system(row, name, read)
-    return opening if field is None else _followed(opening, _asked(row, field, name, read))
+    if field is not None:
+        return _followed(opening, _asked(row, field, name, read, transcript=True))
+    return _conversation(row, name, read) or opening
 
 
 def _conversation(row: Mapping[str, Any], name: str, read: Read) -> Conversation | None:
@@ -163,12 +176,14 @@ def _pair(
     return _followed(before, _side(row[both[1]], both[1], name, read)) if both else before
 
 
-def _asked(row: Mapping[str, Any], field: str, name: str, read: Read) -> Conversation:
+def _asked(
+    row: Mapping[str, Any], field: str, name: str, read: Read, *, transcript: bool = False
+) -> Conversation:
     """What a field asks, with the `input` or `context` that it is about."""
     value = row[field]
     if isinstance(value, Mapping) and "messages" in value:  # OpenAI's preferences
         value = value["messages"]
-    asked = _side(value, field, name, read, role="user")
+    asked = _side(value, field, name, read, role="user", transcript=transcript)
     if not asked.turns or asked.turns[-1][0] != "user":
         return asked
     extra = (
@@ -194,12 +209,18 @@ def _history(value: Any, name: str, read: Read) -> Conversation:
 
 
 def _side(
-    value: Any, field: str, name: str, read: Read, *, role: str = "assistant"
+    value: Any,
+    field: str,
+    name: str,
+    read: Read,
+    *,
+    role: str = "assistant",
+    transcript: bool = False,
 ) -> Conversation:
-    """A cell that holds a text, a transcript or messages."""
-    if messages := messages_in([value] if isinstance(value, Mapping) else value):
+    """A cell that holds a text, messages or, of a preference, perhaps a transcript."""
+    if messages := messages_in(value):
         return _of_messages(messages, name, read)
-    if isinstance(value, str) and _TRANSCRIPT.match(value):
+    if transcript and isinstance(value, str) and _TRANSCRIPT.match(value):
         return Conversation(tuple(_transcript(value, field, name, read)))
     return Conversation(((role, read(value, field, name)),))
 
@@ -265,4 +286,4 @@ def _shared(one: tuple[Turn, ...], other: tuple[Turn, ...]) -> int:
 
 
 def _is_given(value: Any) -> bool:
-    return value is not None and value != "" and value != []
+    return value is not None and value not in ("", [], {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from ast import literal_eval
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from modelassay.errors import InputError
@@ -112,17 +113,48 @@ def text_of_parts(content: Any) -> str:
 def messages_in(value: Any) -> list[Any] | None:
     """The messages that a cell holds, as a list or written as JSON or Python; None if it does not.
 
+    Tables also keep them as columns (`{"role": [...], "content": [...]}`), and some files as
+    `{"human", "assistant"}` for each round.
+
     Args:
         value: Of a cell.
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = _parsed(value)
+    if isinstance(value, str):
+        value = _parsed(value) if value.lstrip().startswith("[") else None
+        if not isinstance(value, list) or not all(map(_is_message, value)):
+            return None  # a text that happens to be JSON is what it is
+    if isinstance(value, Mapping):
+        value = _rows_of_columns(value)
     if not isinstance(value, list | tuple) or not value:
         return None
-    whole = all(
-        isinstance(each, Mapping) and _first(each, ROLE_FIELDS) is not None for each in value
-    )
-    return list(value) if whole else None
+    found: list[Any] = []
+    for each in value:
+        if not isinstance(each, Mapping):
+            return None
+        if _first(each, ROLE_FIELDS) is not None:
+            found.append(each)
+        elif rounds := [(who, said) for who, said in each.items() if str(who).lower() in ROLES]:
+            found += [{"role": who, "content": said} for who, said in rounds if said is not None]
+        else:
+            return None
+    return found
+
+
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, Mapping) or str(_first(value, ROLE_FIELDS)).lower() not in ROLES:
+        return False
+    return any(field in value for field in (*CONTENT_FIELDS, "tool_calls", "function_call"))
+
+
+def _rows_of_columns(columns: Mapping[Any, Any]) -> list[Any]:
+    """One message as a list, or the messages that are kept as a list for each field."""
+    lists = {name: cells for name, cells in columns.items() if isinstance(cells, list | tuple)}
+    if not isinstance(_first(columns, ROLE_FIELDS), list | tuple):
+        return [columns]
+    return [
+        dict(zip(lists, cells, strict=True))
+        for cells in zip_longest(*lists.values())  # a field may lack the last ones
+    ]
 
 
 def _parsed(text: str) -> Any:

@@ -159,6 +159,9 @@ def _read_json(path: Path, on_malformed: OnMalformed | None) -> Iterator[Numbere
     except ValueError:  # not one value, so perhaps one a line
         yield from _read_json_lines(path, on_malformed)
         return
+    if isinstance(value, dict) and len(value) == 1:  # as in {"data": [...]}
+        name, inside = next(iter(value.items()))
+        value = inside if name in ("data", "rows", "train", "examples") else value
     rows = value if isinstance(value, list) else [value]
     for number, row in enumerate(rows, 1):
         if isinstance(row, str):

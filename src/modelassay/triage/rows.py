@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelassay.data.exchanges import MAX_FILE_BYTES, needed, numbered_rows, text_of
+from modelassay.data.exchanges import MAX_FILE_BYTES, is_complete, needed, numbered_rows, text_of
 from modelassay.data.labelled import UNSAFE_NAMES
 from modelassay.data.layouts import conversation_of, joined
 from modelassay.errors import InputError
@@ -144,7 +144,7 @@ def to_row(
     """
     name = f"Row {number} of {source}"
     needle = None if needle_field is None else _flag(row, needle_field, name)
-    complete = row.get("complete") is not False
+    complete = is_complete(row)
     if needle_field is not None:  # so it is no label of the data's own
         row = {field: value for field, value in row.items() if field != needle_field}
     said = conversation_of(row, name, _text)
