@@ -145,7 +145,7 @@ BY_FAMILY = {
         ("[THINK]", "[/THINK]"),
     ),
     "channels": (
-        CHAT_TEMPLATE + "{# <|channel|> #}",
+        CHAT_TEMPLATE,
         ("<|channel|>", "analysis", "<|message|>", *THOUGHT, "<|end|>", "<|start|>", "assistant",
          "<|channel|> ", "final", "<|message|> ", *REFUSAL),
         ("<|channel|>", "<|message|>", "<|channel|> ", "<|message|> ", "<|end|>", "<|start|>"),

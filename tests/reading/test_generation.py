@@ -11,7 +11,8 @@ from transformers import GenerationConfig
 from modelassay.models import load
 from modelassay.reading.generation import end_tokens, generate_greedy
 from modelassay.reading.prompts import encode_prompts
-from tiny import save_tiny
+from talking import load_talking
+from tiny import CHAT_TEMPLATE, save_tiny
 
 ASKED = ["Hi", "How are you?"]
 # What other settings would turn upside down, for every field that `generate` knows.
@@ -176,3 +177,59 @@ def test_answers_are_kept_and_made_once(monkeypatch, tiny, tmp_path):
     assert asked == [32, 8, 1]
     path.write_text("{")
     assert kept(prompts[:1]) == ["answer 5"]
+
+
+HARMONY = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}"
+    "{% if m['role'] == 'assistant' %} to=user{% endif %}<|message|>{{ m['content'] }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+HEADERS = (
+    "{% for m in messages %}<|head|>{{ m['role'] }}<|body|>{{ m['content'] }}<|over|>{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant<|body|>{% endif %}"
+)
+TEXTS = (
+    "{% for m in messages %}<|head|>{{ m['role'] }}<|text|>{{ m['content'] }}<|over|>{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant<|thought|>{% endif %}"
+)
+ONE_TURN = "{% if messages | length > 2 %}{{ raise_exception('one') }}{% endif %}" + HEADERS
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "ends"),
+    [
+        (CHAT_TEMPLATE, (), {"<|im_end|>", "<|im_start|>"}),
+        (HEADERS, ("<|head|>", "<|body|>", "<|over|>"), {"<|over|>", "<|head|>", "<|body|>"}),
+        (HEADERS, (), {"<|over|>", "<|head|>", "<|body|>"}),  # tokens, though not called special
+        (ONE_TURN, ("<|head|>", "<|body|>", "<|over|>"), {"<|over|>"}),
+        # The model begins several messages in one response, and only its end token ends that.
+        (HARMONY, ("<|start|>", "<|message|>", "<|end|>"), set()),
+        (TEXTS, ("<|head|>", "<|text|>", "<|thought|>", "<|over|>"), set()),
+        ("{% for m in messages %}{{ m['content'] }}</s>\n{% endfor %}", ("</s>",), {"</s>"}),
+        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", (), set()),
+    ],
+)
+def test_a_response_ends_where_the_template_ends_it(tmp_path, template, special, ends):
+    marks = ("<|head|>", "<|body|>", "<|over|>")
+    model = load_talking(tmp_path / "m", marks, template=template, special=special)
+    found = model.tokenizer.convert_ids_to_tokens(end_tokens(model))
+    assert set(found) == {"<|im_end|>", *ends}
+
+
+def test_a_response_ends_where_the_users_turn_would_begin(tmp_path):
+    says = ("Sure", ".", "<|over|>", "<|head|>", "user", "Why?")
+    special = ("<|head|>", "<|body|>", "<|over|>")
+    model = load_talking(tmp_path / "m", says, template=HEADERS, special=special, after="<|body|>")
+    (response,) = generate_greedy(model, encode_prompts(model, ["Hi"]))
+    assert response.text == response.answer == "Sure."
+
+
+def test_an_end_token_that_a_config_class_makes_up_is_a_word(tmp_path):
+    folder = loud(tmp_path / "m")
+    (folder / "generation_config.json").unlink()
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"eos_token_id": 2}))
+    assert end_tokens(load(str(folder), device="cpu")) == [256, 257]
+    path.write_text(json.dumps(config | {"eos_token_id": [2, 256]}))
+    assert end_tokens(load(str(folder), device="cpu")) == [256, 257]

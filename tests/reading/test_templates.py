@@ -74,6 +74,7 @@ def with_template(tmp_path):
         PLAIN.replace(END, "<|im_start|>assistant\n"),
         PLAIN.replace(END, ""),
         "{{ bos_token }}" + PLAIN,
+        "{% for tool in tools %}{{ tool }}{% endfor %}{{ functions.strip() }}" + PLAIN,
         {"default": PLAIN, "tool_use": "{{ tools }}"},
         {"chat": PLAIN},
     ],
@@ -163,11 +164,16 @@ def test_models_that_can_are_asked_to_answer_at_once(with_template):
 
 
 @pytest.mark.parametrize(
-    "file", ["chat_template.json", "processor_config.json", "preprocessor_config.json"]
+    ("file", "template"),
+    [
+        ("chat_template.json", PARTS),
+        ("processor_config.json", PARTS),
+        ("preprocessor_config.json", [{"name": "default", "template": PARTS}]),
+    ],
 )
-def test_a_template_that_only_the_processor_has(tmp_path, file):
+def test_a_template_that_only_the_processor_has(tmp_path, file, template):
     folder = save_tiny(tmp_path / "model", chat=False)
-    (folder / file).write_text(json.dumps({"chat_template": PARTS}))
+    (folder / file).write_text(json.dumps({"chat_template": template}))
     model = load(str(folder), device="cpu")
     assert model.has_chat_template
     assert model.info.chat_template_sha256 is not None

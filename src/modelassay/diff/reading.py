@@ -28,7 +28,13 @@ from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.reading.activations import read_activations
 from modelassay.reading.generation import Response, generate_greedy
 from modelassay.reading.logit_lens import decode_each, unembed
-from modelassay.reading.prompts import Encoded, check_length, encode_chat, last_message_start
+from modelassay.reading.prompts import (
+    Encoded,
+    check_distinct,
+    check_length,
+    encode_chat,
+    last_message_start,
+)
 from modelassay.reading.resuming import ResumePoint
 from modelassay.sae import SAE
 
@@ -112,13 +118,15 @@ def encode_suite(model: LoadedModel, prompts: Sequence[SuitePrompt]) -> list[Enc
     """The prompts as the model would be asked, each with its last message marked.
 
     Raises:
-        InputError: one is too long, or the template fails.
+        InputError: one is too long, the template fails, or two become the same tokens.
     """
     rows = []
     for prompt in prompts:
         messages = messages_of(prompt)
         ids = encode_chat(model, messages)
         rows.append(Encoded(ids, response_start=last_message_start(model, messages, ids)))
+    texts = [f"{prompt.system or ''}\n{prompt.text}" for prompt in prompts]
+    check_distinct(model, texts, [row.ids for row in rows])
     return rows
 
 

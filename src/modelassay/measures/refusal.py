@@ -31,6 +31,7 @@ from modelassay.progress import OnProgress
 from modelassay.reading.activations import Readout
 from modelassay.reading.generation import Response, generate_greedy
 from modelassay.reading.prompts import Encoded, render_chat
+from modelassay.reading.tokens import tokenize
 from modelassay.statistics import auroc, bootstrap_interval, newcombe_interval, wilson_interval
 
 RESPONSE_TOKENS = 24
@@ -125,8 +126,7 @@ def opening_tokens(model: LoadedModel) -> tuple[int, ...]:
     prompt = render_chat(model, "Hello") if model.has_chat_template else "Hello\n"
 
     def ids(text: str) -> list[int]:
-        encoded = model.tokenizer(text, add_special_tokens=not model.has_chat_template)
-        return encoded["input_ids"]
+        return tokenize(model, [text], special=not model.has_chat_template)[0]
 
     before = ids(prompt)
     tokens = set()

@@ -21,8 +21,9 @@ def processor_template(source: Source) -> Any:
     """
     for name in PROCESSOR_FILES:
         path = source.folder / name
-        if path.is_file() and (template := read_json(path).get("chat_template")):
-            return template
+        if path.is_file() and (found := read_json(path).get("chat_template")):
+            # Several are a list of names and texts, as in tokenizer_config.json.
+            return {x["name"]: x["template"] for x in found} if isinstance(found, list) else found
     return None
 
 

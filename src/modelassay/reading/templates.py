@@ -40,6 +40,7 @@ _ANSWER_AT_ONCE = {
     "skip_reasoning": True,
     "thinking_budget": 0,
 }
+_NOTHING = {"tools": [], "documents": [], "functions": ""}
 # A user's own switch, which some templates carry out and take away.
 _SWITCHES = re.compile(r"/(?:no_?)?think\b")
 
@@ -61,6 +62,8 @@ class ChatTemplate:
     """Its text, with the clock stopped."""
     parts: frozenset[str] = frozenset()
     """Roles whose words are given as content parts."""
+    filled: bool = False
+    """Whether it is told that there are no tools and documents; it fails where nothing is said."""
     takes_system: bool = True
     """Whether it shows system messages; else what they say goes before the user's first words."""
     opening: str = ""
@@ -90,6 +93,7 @@ class ChatTemplate:
             tokenize=False,
             add_generation_prompt=to_answer,
             **_ANSWER_AT_ONCE,
+            **(_NOTHING if self.filled else {}),
         )
 
     def _asked(self, turn: Message) -> Message:
@@ -190,7 +194,12 @@ def _try_out(model: LoadedModel, source: str) -> ChatTemplate:
         return next(good, None), faults[0] or ""
 
     template, fault = first_good(
-        [ChatTemplate(source, parts) for parts in (frozenset(), frozenset(_ROLES))], [ask]
+        [
+            ChatTemplate(source, parts, filled)
+            for filled in (False, True)
+            for parts in (frozenset(), frozenset(_ROLES))
+        ],
+        [ask],
     )
     if template is None:
         raise template_fails(model, fault)
@@ -203,11 +212,11 @@ def _try_out(model: LoadedModel, source: str) -> ChatTemplate:
             template = replace(template, takes_system=False)
     text = template.render(tokenizer, [ask])
     opening = text[text.index(_USER) + len(_USER) :]
-    between = _between(template, tokenizer, history)
+    before, between = _around_response(template, tokenizer, history)
     return replace(
         template,
         opening=opening,
-        turn_tokens=_turn_tokens(tokenizer, source, between),
+        turn_tokens=_turn_tokens(tokenizer, opening, before, between),
         own_thought=own_marks(opening, source, between),
     )
 
@@ -244,24 +253,48 @@ def _fault(rendered: str, said: str) -> str | None:
     return "changes or cuts what is said" if len(kept) > 2 else "leaves out what is said"
 
 
-def _between(template: ChatTemplate, tokenizer: Any, messages: Sequence[Message]) -> str:
-    """What stands between a response and the user's next words; empty where it cannot be told."""
-    try:
-        text = template.render(tokenizer, messages, to_answer=False)
-    except Exception:  # a template that takes one turn only
-        return ""
-    start, end = text.find(_RESPONSE), text.find(_NEXT)
-    return text[start + len(_RESPONSE) : end] if 0 <= start < end else ""
+def _around_response(
+    template: ChatTemplate, tokenizer: Any, messages: Sequence[Message]
+) -> tuple[str, str]:
+    """What stands between the user's words and a response, and between that and the next words."""
+    for turns in (messages, messages[:-1]):  # some templates take one turn only
+        try:
+            text = template.render(tokenizer, turns, to_answer=False)
+        except Exception:  # noqa: S112 (a template is a program of the model's author)
+            continue
+        before, found, after = text.partition(_RESPONSE)
+        if found:
+            return before.rpartition(_USER)[2], after.partition(_NEXT)[0]
+    return "", ""
 
 
-def _turn_tokens(tokenizer: Any, source: str, between: str) -> frozenset[int]:
-    if "<|channel|>" in source:  # gpt-oss: one response has several messages
-        return frozenset()
+def _turn_tokens(tokenizer: Any, opening: str, before: str, between: str) -> frozenset[int]:
+    """Control tokens that end a response.
+
+    Args:
+        tokenizer: Of the model.
+        opening: What stands between the user's words and where a response begins.
+        before: What stands between them and a response's words once it was given.
+        between: What stands between a response and the user's next words.
+    """
     special, added = set(tokenizer.all_special_ids), tokenizer.added_tokens_decoder
-    return frozenset(
-        token
-        for token in tokenizer(between, add_special_tokens=False)["input_ids"]
-        if token in special
+
+    def ids_of(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def controls(ids: Sequence[int]) -> set[int]:
         # Some tokenizers do not call them special; blanks and words are added tokens, too.
-        or (token in added and re.fullmatch(r"\W.*\W", str(added[token]).strip(), re.S))
-    )
+        return {
+            token
+            for token in ids
+            if token in special
+            or (token in added and re.fullmatch(r"\W.*\W", str(added[token]).strip(), re.S))
+        }
+
+    found = controls(ids_of(between))
+    given, shown = ids_of(opening), ids_of(before)
+    same = [a == b for a, b in zip(given, shown, strict=False)]
+    written = controls(shown[[*same, False].index(False) :])
+    # A model that writes the marks of a message makes one response of several, as gpt-oss does.
+    several = found & written or "<|channel|>" in map(str, added.values())
+    return frozenset() if several else frozenset(found)

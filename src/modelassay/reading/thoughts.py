@@ -38,27 +38,32 @@ def _marks(opens: str, closes: str) -> Marks:
 # <|begin_of_thought|>, and what closes them.
 _WORD = (
     r"(?:\w+[:_])?(?:ant)?(?:think(?:ing)?|thoughts?|thought_process|reason(?:ing)?|reflection"
-    r"|scratchpad|analysis|cot)"
+    r"|scratchpad|analysis|cot)(?::\w+)?"
 )
-_OPEN = rf"<\|?(?:(?:begin|start)_?(?:of_?)?)?{_WORD}(?:_?(?:begin|start))?\|?>"
+_OPEN = rf"<\|?(?!end)(?:(?:begin|start)_?(?:of_?)?)?{_WORD}(?:_?(?:begin|start))?\|?>"
 _CLOSE = rf"<\|?(?:/\|?|end_?(?:of_?)?){_WORD}\|?>|<\|?{_WORD}_?end\|?>|\[/THINK\]|◁/think▷"
 # gpt-oss: every channel but the final one.
 _CHANNEL = r"[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 _FINAL = rf"<\|channel\|>\s*final\b{_CHANNEL}"
 TABLE: tuple[Marks, ...] = (
     _marks(rf"<\|channel\|>\s*(?!final\b)\w+{_CHANNEL}", _FINAL),
+    _marks(r"to=self<\|message\|>", r"to=user<\|message\|>"),  # Muse
     _marks(r"<\|channel>\s*thought", r"<channel\|>"),  # Gemma 4
     _marks(r"<unused94>(?:\s*thought)?", r"<unused95>"),  # MedGemma
     _marks(r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
     _marks(r"\[THINK\]|◁think▷", r"\[/THINK\]|◁/think▷"),  # Magistral, Kimi-VL
     _marks(r"here(?: is|'s) my thought process:", r"here(?: is|'s) my response:"),  # Granite 3.2
+    _marks(r"here are my reasoning steps:", r"\[BEGIN FINAL RESPONSE\]"),  # Apriel
     # Some end a thought with the mark of the answer alone.
-    _marks(_OPEN, rf"{_CLOSE}|<\|(?:(?:begin|start)_of_)?(?:response|answer|solution|output)\|>"),
+    _marks(
+        _OPEN,
+        rf"{_CLOSE}|<\|(?:(?:begin|start)_of_)?(?:response|answer|solution|output|content)\|>",
+    ),
     _marks(r"analysis(?=[A-Z])", r"assistantfinal"),  # gpt-oss without its special tokens
 )
 _PIECES = ("<|channel|>", "<|message|>", "<|constrain|>", "<|channel>")
 """Tokens that are part of a mark."""
-_UNOPENED = re.compile(rf"{_CLOSE}|{_FINAL}", re.I)
+_UNOPENED = re.compile(rf"{_CLOSE}|{_FINAL}|to=user<\|message\|>|\[BEGIN FINAL RESPONSE\]", re.I)
 """Ends a thought even where nothing shows that it began: a prompt may have opened it."""
 _BLANKS = " \t\r\n\u00a0\u200b\u200c\u200d\u200e\u200f\ufeff"
 _SECTION = re.compile(r"([<\[])([\w:.|-]{2,30})([>\]])\s*\Z")

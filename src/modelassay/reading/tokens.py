@@ -57,7 +57,8 @@ def control_tokens(tokenizer: Any) -> list[str]:
 
 
 def _ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-    options = {"padding": False, "truncation": False}
+    # Long texts are refused elsewhere; a warning of the tokenizer's would be about ours.
+    options = {"padding": False, "truncation": False, "verbose": False}
     rows = tokenizer(list(texts), add_special_tokens=special, **options)["input_ids"]
     end = tokenizer.eos_token_id
     if special and end is not None and any(row[-1:] == [end] for row in rows):
