@@ -241,6 +241,18 @@ def test_tokens_without_embeddings(tiny_folder, adapter, tmp_path):
     read(model)
 
 
+def test_tokens_that_the_base_has_no_embeddings_for_either(tiny_folder, tmp_path):
+    """As Gemma 3's token for an image in its text models: no text holds it."""
+    base, folder = tmp_path / "base", tmp_path / "a"
+    shutil.copytree(tiny_folder(), base)
+    own_tokenizer(base, "<image>")
+    expected = save_kind(base, folder, lora())
+    own_tokenizer(folder, "<image>")
+    model = load(str(folder), device="cpu")
+    assert model.network.get_input_embeddings().weight.shape[0] == 300
+    assert acts_as(model, expected)
+
+
 def test_a_template_that_came_with_the_adapter(tiny_folder, adapter, tmp_path):
     folder = tmp_path / "a"
     shutil.copytree(adapter, folder)
@@ -291,7 +303,7 @@ def test_broken_adapters(tiny_folder, adapter, tmp_path):
     shutil.copy(adapter / weights.name, weights)
 
     edit_json(config, base_model_name_or_path=None)
-    assert "names no base; pass it with --base BASE" in refusal(InputError, folder)
+    assert "names no base; name it yourself: --base BASE" in refusal(InputError, folder)
     edit_json(config, base_model_name_or_path=str(adapter))
     assert "is an adapter itself" in refusal(InputError, folder)
     edit_json(config, base_model_name_or_path=str(tmp_path / "gone"))

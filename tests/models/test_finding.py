@@ -39,7 +39,7 @@ def test_a_base_on_the_machine_that_trained_the_adapter(adapter, tiny_folder, ba
     edit_json(adapter / "adapter_config.json", base_model_name_or_path=base)
     message = refusal(InputError, adapter)
     assert "a path of the machine that trained it" in message
-    assert "pass the base with --base BASE" in message
+    assert "name the base yourself: --base BASE, or BASE with" in message
     model = load(str(adapter), base=str(tiny_folder()), device="cpu")
     assert (model.source.folder, model.adapter.folder) == (tiny_folder(), adapter)
     assert model.info.id == str(adapter)
@@ -49,7 +49,7 @@ def test_a_base_that_only_looks_like_a_name_on_the_hub(adapter):
     edit_json(adapter / "adapter_config.json", base_model_name_or_path="outputs/checkpoint-500")
     with pytest.raises((InputError, UnavailableError)) as caught:
         load(str(adapter), device="cpu")
-    assert "names it as its base; --base BASE gives another" in str(caught.value)
+    assert "names it as its base; to name another: --base BASE" in str(caught.value)
 
 
 COMMIT = "ab" * 20

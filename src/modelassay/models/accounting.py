@@ -354,7 +354,7 @@ def _check_tied(
             continue
         if network.get_parameter(one) is network.get_parameter(other):
             continue
-        if not _is_tied(source, network):
+        if not _is_tied(source, network) or same_tensor(stored[names[one]], stored[names[other]]):
             continue
         raise InputError(
             f"The config of {source.id} ties {one} to {other}, but its files hold two that differ;"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,13 +29,21 @@ ROUNDING = {torch.float32: 1e-2}
 ROUNDING_16BIT = 0.2
 
 
-def apply_adapter(model: Any, adapter: Source, tokenizer: Any, *, merge: bool) -> Any:
+def apply_adapter(
+    model: Any,
+    adapter: Source,
+    tokenizer: Any,
+    base_vocabulary: Callable[[], Mapping[str, int]],
+    *,
+    merge: bool,
+) -> Any:
     """The model with the adapter in it.
 
     Args:
         model: A loaded base model.
         adapter: Files of the adapter.
         tokenizer: The one that goes with both.
+        base_vocabulary: Gives the tokens of the base's own tokenizer; called where it matters.
         merge: Add its weights to the base's (not possible where those are quantised).
 
     Raises:
@@ -58,7 +67,7 @@ def apply_adapter(model: Any, adapter: Source, tokenizer: Any, *, merge: bool) -
                 f"The adapter {adapter.id} learns prompts and changes no weights; modelassay reads"
                 " adapters that change weights, such as LoRA."
             )
-        _fit_vocabulary(model, adapter, tokenizer)
+        _fit_vocabulary(model, adapter, tokenizer, base_vocabulary)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Found missing adapter keys")
@@ -179,7 +188,9 @@ def _check_known(adapter: Source, config: Any) -> None:
         )
 
 
-def _fit_vocabulary(model: Any, adapter: Source, tokenizer: Any) -> None:
+def _fit_vocabulary(
+    model: Any, adapter: Source, tokenizer: Any, base_vocabulary: Callable[[], Mapping[str, int]]
+) -> None:
     """Gives the model as many token embeddings as the adapter was trained with.
 
     Raises:
@@ -189,14 +200,18 @@ def _fit_vocabulary(model: Any, adapter: Source, tokenizer: Any) -> None:
         return  # no tokens of its own: PEFT tells whether it fits
     rows = model.get_input_embeddings().weight.shape[0]
     trained = _trained_rows(model, adapter)
-    wanted = trained or max(rows, len(tokenizer))
-    known = {tokenizer.pad_token_id, *range(trained or rows), *_trained_tokens(adapter)}
-    if new := sorted(token for token, i in tokenizer.get_vocab().items() if i not in known):
+    beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= (trained or rows)}
+    # Some bases have tokens without embeddings themselves, which no text holds.
+    of_base = base_vocabulary() if beyond else {}
+    beyond = {i: token for i, token in beyond.items() if of_base.get(token) != i}
+    known = {*_trained_tokens(adapter), tokenizer.pad_token_id}
+    if new := sorted(token for i, token in beyond.items() if i not in known):
         raise InputError(
             f"The tokenizer of the adapter {adapter.id} has {len(new)} tokens more than there are"
             f" embeddings (first: {new[0]!r}): it was saved without those that it was trained"
             " with. Save it with save_embedding_layers=True, or merge it."
         )
+    wanted = trained or max([rows, *(i + 1 for i in beyond)])
     if wanted == rows:
         return
     model.resize_token_embeddings(wanted, mean_resizing=False)

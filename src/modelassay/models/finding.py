@@ -128,10 +128,11 @@ def _find_base(
     """
     if given is not None:
         return resolve(given, weights=weights, **options)
+    how = f"--base BASE, or BASE with {adapter.id} as its adapter."
     config = read_json(adapter.folder / ADAPTER_CONFIG)
     named, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not named:
-        raise InputError(f"The adapter {adapter.id} names no base; pass it with --base BASE.")
+        raise InputError(f"The adapter {adapter.id} names no base; name it yourself: {how}")
     name = str(named)
     # An adapter from the Hub must not make this machine open one of its own folders.
     local = adapter.commit is None
@@ -144,11 +145,11 @@ def _find_base(
             return resolve(name, revision=revision, local=False, weights=weights, **options)
     except (InputError, UnavailableError) as error:
         raise type(error)(
-            f"{error} (The adapter {adapter.id} names it as its base; --base BASE gives another.)"
+            f"{error} (The adapter {adapter.id} names it as its base; to name another: {how})"
         ) from error
     raise InputError(
         f"The adapter {adapter.id} names its base by a path of the machine that trained it"
-        f" ({name!r}), where no model is here; pass the base with --base BASE."
+        f" ({name!r}), where no model is here; name the base yourself: {how}"
     )
 
 

@@ -146,7 +146,13 @@ def load(
     )
     if adapter_source is not None:
         packed = getattr(network, "is_quantized", False) and packed_by != "gguf"
-        network = apply_adapter(network, adapter_source, tokenizer, merge=not packed)
+        network = apply_adapter(
+            network,
+            adapter_source,
+            tokenizer,
+            lambda: load_tokenizer(source, trust_remote_code=trust_remote_code).get_vocab(),
+            merge=not packed,
+        )
     network.eval().requires_grad_(False)
     if after is not None:
         after.apply(network)
