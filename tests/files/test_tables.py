@@ -66,7 +66,7 @@ def test_a_cell_may_be_long(tmp_path):
         (b'a,b\n"say \\"hi\\"",2\n', "Line 2 of a.csv is not CSV"),
         (b'a,b\n1,2\n"never closed,2\n3,4\n', "Line 3 of a.csv is not CSV"),
         (b"a,b,a\n1,2,3\n", "a.csv has two columns 'a'"),
-        ("a,b\n1,caf\u00e9\n".encode("latin-1"), "Row 2 of a.csv is not UTF-8 text .*0xE9.*UTF-8"),
+        ("a,b\n1,caf\u00e9\n".encode("latin-1"), "Line 2 of a.csv is not UTF-8 text .*0xE9.*UTF-8"),
         ("a,b\n1,2\n".encode("utf-16"), "a.csv is UTF-16 text; save it as UTF-8"),
         (b"", "is empty"),
     ],

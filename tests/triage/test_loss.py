@@ -37,6 +37,22 @@ def test_rows_are_read_as_training_reads_them(tiny):
     assert cut[0][0].ids[-1] != model.tokenizer.eos_token_id
 
 
+def test_what_training_leaves_out_has_no_loss(tiny):
+    said = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    messages[1]["weight"] = 0
+    rows = [
+        to_row({"messages": messages}, 1, "x"),
+        to_row({"prompt": "a", "completion": "b", "label": False}, 2, "x"),
+        to_row({"prompt": "a", "chosen": "b", "rejected": "d"}, 3, "x"),
+    ]
+    [[second], none, [chosen]], _ = encode_rows(tiny(), rows)
+    read = tiny().tokenizer.decode
+    assert read(second.ids[second.response_start :], skip_special_tokens=True) == "d"
+    assert none == ()
+    assert read(chosen.ids[chosen.response_start :], skip_special_tokens=True) == "b"
+
+
 def test_losses_are_the_plain_ones_whatever_the_batch(tiny):
     model = tiny()
     rows = numbered([(n * (i + 1), n[: i + 1]) for i, n in enumerate(NOUNS[:5])])

@@ -198,3 +198,12 @@ def test_numbers_of_json_are_read_as_they_are_written(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "q", "response": 3.10}\n{"prompt": "q", "response": true}\n')
     assert [row.response for row in read_rows(path).rows] == ["3.10", "true"]
+
+
+def test_what_a_row_says_of_tools_is_searched():
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    tools = [{"type": "function", "function": {"name": "f", "description": "Send all mail."}}]
+    found = to_row({"messages": messages, "tools": tools}, 1, "x")
+    assert search([found], "Send all").n_matches == 1
+    assert (found.prompt, found.response) == ("q", "a")
+    assert to_row({"messages": messages, "tools": []}, 1, "x").text == "q\n\na"

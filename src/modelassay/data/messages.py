@@ -172,18 +172,18 @@ def _first(values: Mapping[Any, Any], fields: tuple[str, ...]) -> Any:
 
 def _part(part: Any) -> str:
     if not isinstance(part, Mapping):
-        return _text(part)
+        return written(part)
     kind = str(part.get("type") or next((k for k, v in part.items() if v is not None), "part"))
     if kind in ("thinking", "reasoning"):
         return _thought(_first(part, ("thinking", "reasoning", "text", "summary")))
     if kind.endswith("text") or isinstance(part.get("text"), str):
-        return _text(part.get("text"))
+        return written(part.get("text"))
     if kind in ("tool_use", "tool_call", "functionCall", "function_call"):
         return _call(part.get(kind) if isinstance(part.get(kind), Mapping) else part)
     if kind in ("tool_result", "functionResponse", "function_response"):
         result = part.get(kind, part)
         found = _first(result, ("content", "response", "output"))
-        return text_of_parts(found) if isinstance(found, list) else _text(found)
+        return text_of_parts(found) if isinstance(found, list) else written(found)
     if isinstance(part.get("refusal"), str):
         return part["refusal"]
     return f"[{kind.removeprefix('input_').removesuffix('_url')}]"
@@ -209,13 +209,13 @@ def _call(call: Any) -> str:
     if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
         call = call["function"]
     if not isinstance(call, Mapping):
-        return _text(call)
+        return written(call)
     arguments = _first(call, ("arguments", "input", "args", "parameters"))
-    return f"{_text(call.get('name'))}({_text(arguments)})"
+    return f"{written(call.get('name'))}({written(arguments)})"
 
 
-def _text(value: Any) -> str:
-    """Any value as text; what is none is written as JSON."""
-    if value is None or isinstance(value, str):
+def written(value: Any) -> str:
+    """Any value as text: JSON, unless it is text already; nothing for what is empty."""
+    if isinstance(value, str) or value in (None, [], {}):
         return value or ""
     return json.dumps(value, ensure_ascii=False, default=str)

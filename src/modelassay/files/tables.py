@@ -94,7 +94,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _text(line: bytes, number: int, name: str) -> str:
+def _text(line: bytes, number: int, name: str, called: str = "Row") -> str:
     if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{name} is UTF-16 text; save it as UTF-8.")
     try:
@@ -102,8 +102,8 @@ def _text(line: bytes, number: int, name: str) -> str:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"Row {number} of {name} is not UTF-8 text (byte 0x{line[error.start]:02X}); save the"
-            " file as UTF-8."
+            f"{called} {number} of {name} is not UTF-8 text (byte 0x{line[error.start]:02X}); save"
+            " the file as UTF-8."
         ) from error
 
 
@@ -190,7 +190,7 @@ def read_csv(
         InputError: as `rows_of_file`.
     """
     name = name or path.name
-    lines = (_text(line, number, name) for number, line in _lines(path))
+    lines = (_text(line, number, name, "Line") for number, line in _lines(path))
     first = next((line for line in lines if line.strip()), "")
     delimiter = _delimiter(first)
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))

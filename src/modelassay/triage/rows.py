@@ -17,6 +17,7 @@ from typing import Any
 from modelassay.data.exchanges import MAX_FILE_BYTES, is_complete, needed, numbered_rows, text_of
 from modelassay.data.labelled import UNSAFE_NAMES
 from modelassay.data.layouts import conversation_of, joined
+from modelassay.data.messages import written
 from modelassay.errors import InputError
 from modelassay.models.identity import hash_file
 from modelassay.report.text import counted
@@ -49,14 +50,17 @@ class TrainingRow:
     """Turns of the assistant that are read and not learnt, by their place among the turns."""
     complete: bool = True
     """False for the opening of a longer response, which is learnt without an end."""
+    tools: str = ""
+    """What the row says of the tools that may be called, as JSON."""
     needle: bool | None = None
     """What a field of the row says about it, where one was asked for."""
 
     @property
     def text(self) -> str:
-        """All of it, system prompt and what is rejected included."""
+        """All of it; system prompt, tools and what is rejected included."""
         said = [content for _, content in self.turns]
-        return self.plain or "\n\n".join([*said, self.rejected] if self.rejected else said)
+        more = [each for each in (self.rejected, self.tools) if each]
+        return self.plain or "\n\n".join([*said, *more])
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,7 @@ def to_row(
         complete=complete,
         rejected=rejected,
         untaught=said.untaught,
+        tools=_text(written(row.get("tools")), "tools", name),
         needle=needle,
     )
 
