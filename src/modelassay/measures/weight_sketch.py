@@ -374,21 +374,23 @@ def _resized(
     left = _directions(len(by_row), 0).double() * np.sqrt(len(by_row))
     sums = torch.einsum("rs,rc->rsc", left, by_row.double()).flatten(1).cumsum(dim=0)
     beginnings = sums / torch.arange(1, len(by_row) + 1).double().sqrt()[:, None]
-    nearest = int((beginnings - ours).square().sum(dim=1).argmin())
-    if _distance(ours, beginnings[nearest]) <= SAME:
-        return Resized(nearest + 1, len(by_row), same=True), 0.0
-    if (tokens := before.token_rows.get(name)) is not None:
-        known = torch.tensor(tokens).double()
-        nearest = int((beginnings - known).square().sum(dim=1).argmin())
-        if _distance(known, beginnings[nearest]) <= SAME:
-            return Resized(count, len(by_row), same=True), 0.0
-    if count is None:
-        return None, change
+
+    def nearest(known: Tensor) -> int:
+        return int((beginnings - known).square().sum(dim=1).argmin())
+
+    if count is None:  # of a baseline that does not state it
+        row = nearest(ours)
+        if (left_over := _distance(ours, beginnings[row])) > change / 2:
+            return None, change
+        return Resized(row + 1, len(by_row), left_over <= SAME), left_over
     if count < len(by_row):
-        return Resized(count, len(by_row), same=False), _distance(ours, beginnings[count - 1])
-    if tokens is None:
+        change = _distance(ours, beginnings[count - 1])
+    elif name in before.token_rows:
+        known = torch.tensor(before.token_rows[name]).double()
+        change = _distance(known, beginnings[nearest(known)])
+    else:
         return Resized(count, len(by_row), same=None), 0.0
-    return Resized(count, len(by_row), same=False), change
+    return Resized(count, len(by_row), change <= SAME), change
 
 
 def _outer(name: str) -> bool:

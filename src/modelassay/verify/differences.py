@@ -214,11 +214,15 @@ def _rows(weights: WeightChange) -> str:
     """What to say of embeddings with another number of rows."""
     if not (resized := weights.resized):
         return ""
-    size = next(iter(resized.values()))
-    rows = f"{size.after} rows" + (f", not {size.before}" if size.before else "")
+    names = " and ".join(resized)
     if all(size.same for size in resized.values()):
-        return f", and {' and '.join(resized)} the same but for rows without a token ({rows})"
-    return f" in all layers; {' and '.join(resized)} with {rows} cannot be compared as a whole"
+        return f", and {names} the same but for rows that one of them lacks ({_sizes(weights)})"
+    return f" in all layers; {names}, with {_sizes(weights)}, cannot be compared as a whole"
+
+
+def _sizes(weights: WeightChange) -> str:
+    size = next(iter(weights.resized.values()))
+    return f"{size.after} rows" + (f", not {size.before}" if size.before else "")
 
 
 def _buffers(weights: WeightChange) -> str | None:
@@ -290,6 +294,8 @@ def _judge_even(found: Differences, far: float) -> Finding:
     size = None if weights is None else _median(weights)
     moved = f"activations by {far:.3f}, refusal log-odds by {found.log_odds_rms:.2f} nats"
     changed = "" if size is None else f"Weights changed evenly by {size:.2%}, {moved}"
+    if weights is not None and weights.resized:
+        changed = f"Embeddings have {_sizes(weights)}; w{changed[1:]}"
     allowed, allowed_log_odds = tolerances(found)
     inside = far <= allowed and found.log_odds_rms <= allowed_log_odds
     if not found.same_tokens:

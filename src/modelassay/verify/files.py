@@ -130,7 +130,7 @@ def compare_files(
     Args:
         mine: Of the candidate.
         theirs: Of the baseline.
-        converted: The candidate is a GGUF file, whose tokenizer is put together on loading and
+        converted: One of the two is a GGUF file, whose tokenizer is put together on loading and
             cannot be expected to have the same hash.
     """
     same = sorted(mine.weights.values()) == sorted(theirs.weights.values())
@@ -199,9 +199,10 @@ def other_shape(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     return f"The architecture is another: {', '.join(shapes)}." if shapes else ""
 
 
-def other_storage(mine: FileHashes, theirs: FileHashes, *, converted: bool) -> list[str]:
+def other_storage(mine: FileHashes, theirs: FileHashes) -> list[str]:
     """In what other form the same weights are kept, as far as settings and names of files tell."""
-    notes = ["a GGUF file"] if converted and [*mine.weights] != [*theirs.weights] else []
+    gguf, was_gguf = (any(n.endswith(".gguf") for n in m.weights) for m in (mine, theirs))
+    notes = [f"{'a' if gguf else 'not a'} GGUF file"] if gguf != was_gguf else []
     for key in ("model_type", "tie_word_embeddings"):
         here, there = mine.config.get(key), theirs.config.get(key)
         if None not in (here, there) and here != there:

@@ -100,7 +100,7 @@ def differing(
     Args:
         mine: Of the candidate.
         theirs: Of the baseline.
-        converted: The candidate is a GGUF file, which states a part of them.
+        converted: One of the two is a GGUF file, which states a part of them.
         same_files: The weights are the same files; if not, the weights themselves are compared.
 
     Returns:
@@ -151,10 +151,15 @@ def _differences(key: str, here: Any, there: Any, converted: bool) -> list[str]:
         return sorted(name for part in parts for name in part)
     if _same(here, there):
         return []
-    shown = [json.dumps(value) for value in (here, there)]
+    shown = [json.dumps(_short(value)) for value in (here, there)]
     if here is None or there is None or any(len(text) > 40 for text in shown):
         return [key]
     return [f"{key} ({shown[0]}, not {shown[1]})"]
+
+
+def _short(value: Any) -> Any:
+    """A number without the digits that 32 bits do not keep."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _same(here: Any, there: Any) -> bool:

@@ -180,7 +180,7 @@ def _of_measured(
 ) -> tuple[Finding, tuple[Check, ...]]:
     """What hashes, weights and activations tell together."""
     theirs = baseline.index.files
-    converted = info.quantization == "gguf"
+    converted = "gguf" in (info.quantization, baseline.index.model.quantization)
     checks = compare_files(files, theirs, converted=converted) if theirs else ()
     judgement = judge(differences)
     same = judgement.kind in (Kind.RECAST, Kind.REWRAPPED)
@@ -188,7 +188,7 @@ def _of_measured(
         # Settings move activations too: where the weights are the same, they are the reason.
         reason = judgement.reason.partition(", yet")[0].rstrip(".")
         judgement = Finding(Kind.REWRAPPED, f"{reason}, but {'; '.join(changed)}.")
-    elif same and theirs and (notes := other_storage(files, theirs, converted=converted)):
+    elif same and theirs and (notes := other_storage(files, theirs)):
         reason = f"{judgement.reason.rstrip('.')} ({'; '.join(notes)})."
         judgement = replace(judgement, reason=reason)
     return judgement, (*checks, *measured_checks(differences))
