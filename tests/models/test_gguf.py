@@ -266,6 +266,16 @@ def test_templates_of_several_names(llama, tmp_path):
     assert load(str(path), device="cpu").tokenizer.chat_template == expected
 
 
+@pytest.mark.parametrize(
+    ("pre", "stated", "begins"),
+    [("llama-bpe", None, True), ("llama-bpe", False, False), ("qwen2", None, False)],
+)
+def test_a_text_begins_as_the_vocabulary_has_it(llama, pre, stated, begins, tmp_path):
+    keys = {"tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": stated}
+    model = load(str(write_gguf(llama, tmp_path / "a.gguf", keys=keys)), device="cpu")
+    assert (model.tokenizer("ab")["input_ids"][0] == 256) is begins
+
+
 TOKENS = ["Ġ1", "12", "a1", "ab", "cd", "abcd"]
 
 

@@ -146,10 +146,7 @@ def _shape(file: GgufFile, config: Any) -> dict[str, Any]:
         raise file.refused(f"bloom.feed_forward_length is {inner}, not {4 * hidden}")
     if file.architecture in MOE:
         found |= _experts(file)
-    if file.architecture == "stablelm" and config.use_parallel_residual != bool(
-        file.take("use_parallel_residual", config.use_parallel_residual)
-    ):
-        raise file.refused("stablelm.use_parallel_residual does not agree with its tensors")
+    file.take("use_parallel_residual")  # as in llama.cpp, the norms that are there tell
     return found
 
 

@@ -23,6 +23,8 @@ WHOLE_WORDS = (
     "tekken",
 )
 """Where a word that is a token is taken whole, whatever its merges say."""
+BEGUN = ("llama3", "llama-v3", "llama-bpe", "pixtral", "tekken")
+"""Where a text begins with the token for it unless the file says that it does not."""
 BY_ARCHITECTURE = {
     **dict.fromkeys(("qwen2", "qwen2moe", "qwen3", "qwen3moe", "stablelm"), "qwen2"),
     **{"gpt2": "gpt-2", "starcoder2": "starcoder", "bloom": "bloom", "falcon": "falcon"},
@@ -60,6 +62,8 @@ def _split(file: GgufFile, tokenizer: Any) -> None:
     backend = tokenizer.backend_tokenizer
     if name in WHOLE_WORDS:
         backend.model.ignore_merges = True
+    if name in BEGUN and "tokenizer.ggml.add_bos_token" not in file.values:
+        tokenizer.add_bos_token = True
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if name in PLAIN or (name in GGUF_PRE_TOKENIZER_SPLITS and name == stated):
