@@ -131,6 +131,9 @@ LAYOUTS = {
         "Human: p\n\nAssistant: o\n\nHuman: q\n\nAssistant:", "a", [],
     ),
     "rounds": ({"conversation": [{"human": "q", "assistant": "a"}]}, "q", "a", []),
+    "the name of a user": (
+        {"user": "ann", "context": "x", "question": "q", "answer": "a"}, "q\nx", "a", []
+    ),
     "capitals": ({"Prompt": "q", "Response ": "a"}, "q", "a", []),
     "KTO, desired": ({"prompt": "q", "completion": "a", "label": True}, "q", "a", []),
     "KTO, undesired": ({"prompt": "q", "completion": "b", "label": False}, "q", "", ["b"]),

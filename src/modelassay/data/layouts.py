@@ -31,8 +31,10 @@ from modelassay.data.messages import (
 from modelassay.errors import InputError
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "contents", "dialogue", "dialog")
-ASKED = ("prompt", "instruction", "user", "question", "query", "input")
-ANSWERED = ("response", "output", "assistant", "completion", "answer")
+ASKED = ("prompt", "instruction", "question", "query", "input", "user")
+ANSWERED = ("response", "output", "completion", "answer", "assistant")
+ABOUT = dict.fromkeys(("instruction", "question", "query"), ("input", "context"))
+"""What some prompts refer to; all others to an `input`."""
 SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 PAIRS = (
     ("prompt", "response"),
@@ -115,10 +117,8 @@ def _preference(row: Mapping[str, Any], name: str, read: Read) -> Conversation |
     for wanted, other in PREFERENCES:
         if wanted not in row or not (_is_given(row[wanted]) or _is_given(row.get(other))):
             continue
-        asked, answer = (
-            _asked_before(row, name, read),
-            _side(row[wanted], wanted, name, read, transcript=True),
-        )
+        asked = _asked_before(row, name, read)
+        answer = _side(row[wanted], wanted, name, read, transcript=True)
         unwanted = Conversation(())
         if _is_given(row.get(other)):
             unwanted = _side(row[other], other, name, read, transcript=True)
@@ -188,7 +188,7 @@ def _asked(
         return asked
     extra = (
         read_or_empty(row.get(more), name, read, more)
-        for more in ("input", "context")
+        for more in ABOUT.get(field, ("input",))
         if more != field and isinstance(row.get(more), str | int | float)
     )
     prompt = "\n".join(filter(None, (asked.turns[-1][1], *extra)))

@@ -98,8 +98,7 @@ class SAE:
             )
         self._check_module(model)
         trained_on = self.module.cfg.metadata.model_name
-        named = self.record is None and isinstance(trained_on, str)
-        if named and plain_model_name(trained_on) not in plain_model_name(info.id):
+        if self.record is None and isinstance(trained_on, str) and _are_others(trained_on, info.id):
             log.warning(
                 "The SAE %s was trained on %s; what it says of %s is right only if that is a"
                 " fine-tune of it.",
@@ -181,6 +180,12 @@ def _layer_read(metadata: Any, what: str) -> int:
 def _hook_points(metadata: Any) -> list[Any]:
     """Where an SAE's config says that it reads, once for each of the names that it may have."""
     return [name for name in (metadata.hook_name, metadata.hf_hook_name) if name]
+
+
+def _are_others(one: str, other: str) -> bool:
+    """Whether neither name contains the other, as that of a fine-tune contains its base's."""
+    one, other = plain_model_name(one), plain_model_name(other)
+    return one not in other and other not in one
 
 
 def plain_model_name(model: str) -> str:
