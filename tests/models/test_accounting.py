@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from checkpoints import edit_json, read, refusal, same
 from modelassay.errors import InputError
 from modelassay.models import load
 from packing import FP8, INT8, NF4, Tensors, edit, in_float8, in_int8, put
-from tiny import save_tiny
+from tiny import make_tokenizer, save_tiny
 
 UP = "model.layers.1.mlp.up_proj"
 
@@ -170,7 +171,7 @@ def test_an_entry_that_is_left_over_from_the_base_of_a_merge(copy, tiny, caplog,
         (folder / where).write_text(json.dumps(entry))
     model = load(str(folder), device="cpu")
     assert model.info.quantization is None
-    assert "all weights in its files are plain" in caplog.text
+    assert "but all are plain numbers" in caplog.text
     assert same(read(model), read(tiny("gemma3" if where == "text_config" else "llama")))
 
 
@@ -203,6 +204,48 @@ def test_packed_weights_that_nothing_declares(copy, pack):
     assert "belong to quantised weights" in message
     edit(folder, lambda t: {k: v for k, v in t.items() if not k.endswith(("SCB", "inv"))})
     assert "that nothing unpacks (first: model.layers.0." in refusal(InputError, folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
+@pytest.mark.parametrize("name", [f"{UP}.weight", "model.norm.weight"])
+def test_whole_numbers_for_weights(copy, dtype, name):
+    folder = copy()
+    edit(folder, lambda tensors: {**tensors, name: tensors[name].to(dtype)})
+    assert f"that nothing unpacks (first: {name} in" in refusal(InputError, folder)
+
+
+def test_scales_that_a_conversion_lacks(tmp_path):
+    """GPT-OSS: experts in 4 bits, whose scales transformers needs to unpack them."""
+    folder = tmp_path / "m"
+    config = transformers.GptOssConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        head_dim=8,
+        pad_token_id=0,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    packed: Tensors = {}
+    for key, value in tensors.items():
+        if not key.endswith("proj") or "experts" not in key:
+            packed[key] = value
+            continue
+        experts, rows, columns = value.shape
+        shape = (experts, columns, rows // 32)
+        packed[f"{key}_blocks"] = torch.zeros(*shape, 16, dtype=torch.uint8)
+        packed[f"{key}_scales"] = torch.full(shape, 120, dtype=torch.uint8)
+    put(folder, packed)
+    edit_json(folder / "config.json", quantization_config={"quant_method": "mxfp4"})
+    assert load(str(folder), device="cpu").info.quantization == "mxfp4"
+    del packed["model.layers.1.mlp.experts.down_proj_scales"]
+    put(folder, packed)
+    assert "cannot be put into the form" in refusal(InputError, folder)
 
 
 def close(folder: Path, reference: Any, least: float = 0.995) -> bool:

@@ -45,7 +45,8 @@ class StoredTensor:
         return f"{self.name} in {self.file.name}"
 
 
-NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "BOOL", "C64")
+FLOATS = ("F64", "F32", "F16", "BF16")
+NUMBERS = (*FLOATS, "I64", "BOOL")
 """Dtypes whose values are what they say: weights, tables of indices, masks."""
 ONE_BYTE = ("I8", "F8_E4M3", "F8_E5M2")
 """Dtypes of packed weights that always have scales beside them."""
@@ -317,15 +318,15 @@ def _check_packed(
     network: Any,
 ) -> None:
     """Refuses packed numbers that were taken for plain ones."""
-    own = network.state_dict()
+    own = dict(network.named_parameters(remove_duplicate=False))
     scaled = {_module(n) for n in stored if n.endswith("scale") or SCALES.search(n)}
     for name, (place, converted) in places.items():
         tensor = stored[name]
-        if not tensor.is_packed or not isinstance(held := own.get(place), torch.Tensor):
+        if place not in own or tensor.dtype in FLOATS:
             continue
-        plain = held.is_floating_point() and held.itemsize > 1
-        alone = tensor.dtype in ONE_BYTE and _module(name) not in scaled
-        if alone or (plain and not converted):
+        plain = own[place].is_floating_point() and own[place].itemsize > 1 and not converted
+        alone = tensor.is_packed and tensor.dtype in ONE_BYTE and _module(name) not in scaled
+        if alone or plain:
             raise InputError(
                 f"{source.id} holds packed numbers ({tensor.dtype}) that nothing unpacks (first:"
                 f" {tensor}). Declare how in its config.json (quantization_config), or save the"

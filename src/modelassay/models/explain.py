@@ -34,6 +34,11 @@ def explain_loading(model_id: str) -> Iterator[None]:
     except ImportError as error:
         raise UnavailableError(f"{model_id} needs a package: {first_line(error)}") from error
     except Exception as error:  # config validation and tokenizers have exceptions of their own
+        if "automatic conversion of the weights" in str(error):
+            raise InputError(
+                f"Some weights of {model_id} cannot be put into the form that transformers computes"
+                " with: tensors are missing, or have another shape than its config says."
+            ) from error
         raise InputError(f"Cannot load {model_id}: {cause_of(error)}") from error
     finally:
         logging.set_verbosity(verbosity)

@@ -15,7 +15,11 @@ from modelassay.models.sources import Source, read_json
 
 log = logging.getLogger(__name__)
 
-OTHER_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+OTHER_FILES = {
+    "hf_quant_config.json": "modelopt",
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+}
 """Beside config.json: where ModelOpt and early versions of GPTQ and AWQ say what they did."""
 ON_PLAIN_WEIGHTS = ("bitnet",)
 """Methods that round plain weights at each step: these are no leftover."""
@@ -80,10 +84,11 @@ def settle_quantization(
     if not packed and method not in ON_PLAIN_WEIGHTS:
         if entry is not None:
             log.warning(
-                "The %s of %s says %s, but all weights in its files are plain: they are read so.",
+                "By its %s, the weights of %s are quantised%s, but all are plain numbers; they are"
+                " read as such.",
                 where,
                 source.id,
-                f"they are quantised by {method}" if method else "nothing of how",
+                f" ({method})" if method else "",
             )
         _forget(config)
         return None
@@ -112,7 +117,7 @@ def _declared(source: Source) -> tuple[dict[str, Any] | None, str]:
                 return entry, f"{name} in config.json"
     for name in OTHER_FILES:
         if (source.folder / name).is_file():
-            return read_json(source.folder / name), name
+            return {"quant_method": OTHER_FILES[name]} | read_json(source.folder / name), name
     return None, ""
 
 
