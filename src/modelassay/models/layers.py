@@ -41,7 +41,8 @@ def check_architecture(config: Any) -> None:
             f"{name} is a state-space or recurrent model; modelassay reads the residual stream of"
             " transformer decoder layers. Choose a transformer model."
         )
-    if getattr(config, "is_encoder_decoder", False):
+    # Half of such a model states false for itself, and its class true.
+    if any(getattr(owner, "is_encoder_decoder", False) for owner in (config, type(config))):
         raise InputError(
             f"{name} is an encoder-decoder model; modelassay reads decoder-only language models."
         )
@@ -71,9 +72,10 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, ...]:
     inner: Any = model
     if hasattr(inner, "get_base_model"):  # PEFT
         inner = inner.get_base_model()
-    for decoder in (inner.get_decoder(), getattr(inner, "base_model", None)):
+    decoder = inner.get_decoder()
+    for holder in (decoder, getattr(decoder, "model", None), getattr(inner, "base_model", None)):
         for name in LAYER_LIST_NAMES:
-            layers = getattr(decoder, name, None)
+            layers = getattr(holder, name, None)
             if isinstance(layers, nn.ModuleList) and len(layers) > 0:
                 return tuple(layers)
     raise InputError(
@@ -85,6 +87,17 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, ...]:
 def text_config(config: Any) -> Any:
     """The part of a config that describes the language tower."""
     return config.get_text_config(decoder=True)
+
+
+def rope_switch(config: Any) -> int | None:
+    """Tokens above which a model turns all positions of a pass by other angles (LongRoPE)."""
+    text = text_config(config)
+    stated = getattr(text, "rope_parameters", None) or {}
+    for params in (stated, *(part for part in stated.values() if isinstance(part, dict))):
+        if params.get("rope_type") == "longrope":
+            own = getattr(text, "original_max_position_embeddings", None)
+            return params.get("original_max_position_embeddings", own)
+    return None
 
 
 def spread_layers(n: int, count: int) -> tuple[int, ...]:

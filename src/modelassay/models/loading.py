@@ -34,7 +34,7 @@ from modelassay.models.identity import (
     hash_files,
     hash_tokenizer,
 )
-from modelassay.models.layers import check_architecture, find_layers, text_config
+from modelassay.models.layers import check_architecture, text_config
 from modelassay.models.quantization import (
     bitsandbytes_config,
     check_packed,
@@ -44,6 +44,7 @@ from modelassay.models.quantization import (
 from modelassay.models.refs import ModelOptions, ModelRef, take_ref
 from modelassay.models.settings import processor_template, readable_generation
 from modelassay.models.sources import Source, read_json
+from modelassay.models.stack import find_stack
 from modelassay.progress import OnPhase, silent
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -159,7 +160,7 @@ def load(
     check_finite(network, ref.id)
 
     config = text_config(network.config)
-    layers = find_layers(network)
+    layers = find_stack(network, tokenizer)
     files = source.weight_files() + (adapter_source.weight_files() if adapter_source else [])
     files += after.files if after else ()
     info = ModelIdentity.of_loaded(

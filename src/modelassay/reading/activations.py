@@ -21,6 +21,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -28,8 +29,17 @@ from torch import Tensor
 
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
+from modelassay.models.layers import rope_switch
 from modelassay.progress import OnProgress
-from modelassay.reading.batching import batch_budget, pad, run_in_batches
+from modelassay.reading.batching import (
+    TOLERANCE,
+    Batching,
+    batch_budget,
+    batching_of,
+    pad,
+    relative_difference,
+    run_in_batches,
+)
 from modelassay.reading.hooks import capture, head_at
 from modelassay.reading.prompts import Encoded
 from modelassay.reading.resuming import ResumePoint, begin_after
@@ -41,8 +51,6 @@ Readout = Callable[[Tensor], Tensor]
 """Reduces next-token logits [prompt, vocabulary] to what is kept [prompt, k]."""
 
 MIN_SHARED_PREFIX = 8  # tokens; below that the bookkeeping costs more than it saves
-# Largest relative difference that counts as rounding when the shared prefix is checked.
-PREFIX_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ def read_activations(
     distinct = sorted(set(prompts), key=lambda p: (len(p.ids), p.ids, p.response_start))
     with torch.inference_mode():
         reader = _Reader(model, layers, position, readout, resume)
+        reader.find_batching(distinct)
         if share_prefix:
             reader.share_prefix_of(distinct)
         rows = run_in_batches(
@@ -117,6 +126,7 @@ def read_activations(
             reader.size,
             batch_tokens or batch_budget(model),
             noun="prompt",
+            alike=reader.alike,
             on_progress=on_progress,
         )
     index = {prompt: i for i, prompt in enumerate(distinct)}
@@ -151,6 +161,35 @@ class _Reader:
     resume: ResumePoint | None
     prefix: tuple[int, ...] = ()
     prefix_cache: Any = None
+    batching: Batching = Batching.PADDED
+
+    @cached_property
+    def switch(self) -> int | None:
+        """Prompt length above which positions are turned by other angles."""
+        return rope_switch(self.model.network.config)
+
+    def find_batching(self, prompts: Sequence[Encoded]) -> None:
+        """Finds out which of these prompts, from short to long, may be read at once."""
+        by_ids = {prompt.ids: prompt for prompt in prompts if not self._beyond(prompt)}
+        if len(by_ids) < 2:
+            return
+        short, *_, long = by_ids
+
+        def first(batch: Sequence[tuple[int, ...]]) -> Tensor:
+            row = self.read_batch([by_ids[ids] for ids in batch])[0]
+            return row.values
+
+        resume, self.resume = self.resume, None
+        self.batching = batching_of(self.model, "activations", first, short, long)
+        self.resume = resume
+
+    def alike(self, prompt: Encoded) -> object:
+        """Prompts for which this is equal may be read in one batch."""
+        return self._beyond(prompt), self.batching.key(prompt.ids)
+
+    def _beyond(self, prompt: Encoded) -> bool:
+        """Whether the prompt is long enough to change the positions of what it is read with."""
+        return self.switch is not None and len(prompt.ids) > self.switch
 
     def share_prefix_of(self, prompts: Sequence[Encoded]) -> None:
         """Computes the tokens common to all prompts once, if that is exact and worth it."""
@@ -163,7 +202,7 @@ class _Reader:
             else:
                 probe = found
         least = MIN_SHARED_PREFIX if self.resume is None else 1
-        if length < least or len(prompts) < 3:
+        if length < least or len(prompts) < 3 or self._beyond(prompts[-1]):
             return
         from transformers import DynamicCache
 
@@ -178,11 +217,11 @@ class _Reader:
                 None,
             )
             self.prefix, self.prefix_cache = probe.ids[:length], cache
-            shared = self.read_batch([probe])[0]
+            shared = self.read_batch([probe, probe])[0]
         except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
             log.debug("no shared prefix: %s", error)  # this model keeps its cache in another way
             shared = None
-        tolerance = PREFIX_TOLERANCE.get(self.model.network.dtype, 5e-2)
+        tolerance = TOLERANCE.get(self.model.network.dtype, 5e-2)
         if shared is None or _relative_difference(plain, shared) > tolerance:
             self.prefix, self.prefix_cache = (), None
             if self.resume is not None:  # it may be that, and not the prefix
@@ -287,10 +326,5 @@ def common_prefix_length(prompts: Sequence[Encoded]) -> int:
 
 
 def _relative_difference(a: _Row, b: _Row) -> float:
-    worst = 0.0
-    for x, y in ((a.values, b.values), (a.readout, b.readout)):
-        if not x.numel():
-            continue
-        scale = x.norm(dim=-1).clamp_min(1e-12)
-        worst = max(worst, float(((x - y).norm(dim=-1) / scale).max()))
-    return worst
+    pairs = ((a.values, b.values), (a.readout, b.readout))
+    return max((relative_difference(x, y) for x, y in pairs if x.numel()), default=0.0)

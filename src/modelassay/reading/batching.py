@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from enum import Enum
+from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -22,6 +24,75 @@ BATCH_TOKENS_GPU = 16384
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S", bound=Sequence[int])
+
+
+class Batching(Enum):
+    """Which prompts a model may be given at once without one changing what another gives."""
+
+    PADDED = "any"
+    EQUAL = "of equal length"
+    ALONE = "none"
+
+    def key(self, ids: Sequence[int]) -> object:
+        """Prompts for which this is equal come into one batch."""
+        return {Batching.PADDED: None, Batching.EQUAL: len(ids), Batching.ALONE: ids}[self]
+
+
+# Largest relative difference that counts as rounding when a prompt is read in another company.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# What is known of a network, by what is read: the longest prompt that was tried, and the outcome.
+_known: WeakKeyDictionary[Any, dict[str, tuple[int, Batching]]] = WeakKeyDictionary()
+
+
+def batching_of(
+    model: LoadedModel,
+    what: str,
+    read: Callable[[Sequence[S]], Tensor],
+    short: S,
+    long: S,
+) -> Batching:
+    """Which prompts may share a batch, found out by reading one alone and beside another.
+
+    Causal masks keep padding from touching a value in most families, but not in those that carry a
+    state from token to token, choose tokens by rank, or normalise over a batch. A model is tried
+    once, and again where prompts are more than twice as long as those tried.
+
+    Args:
+        model: The model.
+        what: What is read; each kind is tried for itself.
+        read: Gives the values of the first prompt of a batch.
+        short: The shortest prompt.
+        long: The longest prompt.
+    """
+    known = _known.setdefault(model.network, {})
+    length, found = known.get(what, (0, Batching.PADDED))
+    if len(long) <= 2 * length or len(short) == len(long) or found is Batching.ALONE:
+        return found
+    try:
+        alone = read([short])
+        tolerance = TOLERANCE.get(model.network.dtype, 5e-2)
+        beside = relative_difference(alone, read([short, long]))
+        if beside > tolerance:
+            twice = relative_difference(alone, read([short, short]))
+            # Half the precision or less rounds another way in every batch, experts most of all.
+            rounding = model.network.dtype != torch.float32 and beside < 2 * twice
+            if not rounding:
+                found = Batching.EQUAL if twice <= tolerance else Batching.ALONE
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return Batching.ALONE
+    if found is not Batching.PADDED:
+        log.info("%s: batches of prompts %s, as others change values.", what, found.value)
+    known[what] = (len(long), found)
+    return found
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """Largest relative distance between vectors along the last axis."""
+    scale = a.norm(dim=-1).clamp_min(1e-12)
+    return float(((a - b).norm(dim=-1) / scale).max())
 
 
 def batch_budget(model: LoadedModel) -> int:

@@ -19,8 +19,15 @@ import torch
 
 from modelassay.files.atomic import explain_os_errors, write_text_atomically
 from modelassay.models import LoadedModel
+from modelassay.models.layers import rope_switch
 from modelassay.progress import OnProgress
-from modelassay.reading.batching import batch_budget, pad, run_in_batches
+from modelassay.reading.batching import (
+    Batching,
+    batch_budget,
+    batching_of,
+    pad,
+    run_in_batches,
+)
 from modelassay.reading.prompts import Encoded, encode_prompts
 from modelassay.reading.templates import template_of
 from modelassay.reading.thoughts import opened_thought, split_thought
@@ -78,13 +85,22 @@ def generate_greedy(
         """Tokens that a response may have: what the context leaves, and one in any case."""
         return max(min(max_new_tokens, model.context_length - len(ids)), 1)
 
+    way = _batching(model, distinct[0], distinct[-1]) if distinct else Batching.PADDED
+    switch = rope_switch(model.network.config)
+
+    def alike(ids: Sequence[int]) -> object:
+        """What prompts of one batch have in common."""
+        crosses = switch is not None and len(ids) <= switch < len(ids) + max_new_tokens
+        beyond = switch is not None and len(ids) > switch
+        return room(ids), beyond, way.key(ids), ids if crosses else None
+
     made = run_in_batches(
         lambda batch: _generate_batch(model, batch, room(batch[0])),
         distinct,
         lambda ids: len(ids) + max_new_tokens,
         batch_tokens,
         noun="response",
-        alike=room,
+        alike=alike,
         on_progress=on_progress,
     )
     responses = dict(zip(distinct, made, strict=True))
@@ -106,6 +122,23 @@ def _generate_batch(
         _response(model, prompt, row.tolist(), text, ends)
         for prompt, row, text in zip(batch, new, texts, strict=True)
     ]
+
+
+def _batching(model: LoadedModel, short: tuple[int, ...], long: tuple[int, ...]) -> Batching:
+    """Which prompts may be answered together."""
+
+    def first_logits(batch: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        config = greedy_config(model, 1)
+        config.return_dict_in_generate = config.output_logits = True
+        ids = pad(batch, int(config.pad_token_id), "left").to(model.device)
+        mask = pad([[1] * len(row) for row in batch], 0, "left").to(model.device)
+        output: Any = run_generate(model, config, ids, attention_mask=mask)
+        return output.logits[0][0]
+
+    switch = rope_switch(model.network.config)
+    if switch is not None and len(short) <= switch < len(long):
+        long = long[:switch]
+    return batching_of(model, "responses", first_logits, short, long)
 
 
 def _response(
@@ -169,7 +202,7 @@ def end_tokens(model: LoadedModel) -> list[int]:
     settings = network.generation_config
     for stated, own in (
         (settings.eos_token_id, not getattr(settings, "_from_model_config", False)),
-        (network.config.get_text_config().eos_token_id, False),
+        (getattr(network.config.get_text_config(), "eos_token_id", None), False),
     ):
         # A config class has a default, which in this vocabulary may be a word.
         found |= {token for token in _ids(stated) if own or token in marks}

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from modelassay.models.stack import stream_of
+
 
 class _StopForward(Exception):  # noqa: N818 (control flow, not an error)
     """Leaves the forward pass after the last layer that is needed."""
@@ -38,7 +40,7 @@ def capture(
     highest = max(at)
 
     def watch(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
-        on_output(layer, output[0] if isinstance(output, tuple) else output)
+        on_output(layer, stream_of(output))
         if stop and layer == highest:
             raise _StopForward
 
@@ -61,8 +63,8 @@ def rewrite(
     """
 
     def change(layer: int, _module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (edits[layer](output[0]), *output[1:])
+        if isinstance(output, tuple | list):
+            return type(output)((edits[layer](output[0]), *output[1:]))
         return edits[layer](output)
 
     hooks = (layers[i].register_forward_hook(_in_this_thread(partial(change, i))) for i in edits)
