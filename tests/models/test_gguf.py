@@ -13,6 +13,7 @@ from checkpoints import refusal
 from ggufs import FAMILIES, make_model, vocabulary, write_gguf
 from modelassay.errors import InputError
 from modelassay.models import load
+from modelassay.verify.settings import differing, settings_of
 
 IDS = torch.randint(0, 256, (1, 100), generator=torch.Generator().manual_seed(1))
 """Longer than the windows and the lengths before scaling of the tiny models."""
@@ -34,6 +35,8 @@ def test_the_logits_are_those_of_the_model_that_it_was_made_from(family, tmp_pat
     loaded = load(str(write_gguf(model, tmp_path / "a.gguf", family)), device="cpu")
     here, there = logits(loaded.network), logits(model)
     assert torch.allclose(here, there, rtol=0, atol=1e-5 * float(there.abs().max()))
+    mine, theirs = settings_of(loaded.network.config), settings_of(model.config)
+    assert differing(mine, theirs, converted=True, same_files=False)[0] == []
     assert loaded.network.config.vocab_size == model.config.vocab_size
     assert loaded.context_length == getattr(model.config, "max_position_embeddings", 2048)
 
