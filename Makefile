@@ -32,7 +32,7 @@ test: $(INSTALLED)  ## All tests, with the real model and the browser, on WORKER
 	$(PYTEST)
 
 test-fast: $(INSTALLED)  ## Tests on tiny models only
-	$(PYTEST) -m "not real_model and not browser"
+	$(PYTEST) -m "not real_model and not browser and not families"
 
 check: $(INSTALLED)  ## Lint, format and types
 	$(BIN)/ruff check .

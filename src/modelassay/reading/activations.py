@@ -173,14 +173,15 @@ class _Reader:
         by_ids = {prompt.ids: prompt for prompt in prompts if not self._beyond(prompt)}
         if len(by_ids) < 2:
             return
-        short, *_, long = by_ids
+        ids = list(by_ids)
+        tried = (ids[0], ids[len(ids) // 2], ids[-1])
 
         def first(batch: Sequence[tuple[int, ...]]) -> Tensor:
             row = self.read_batch([by_ids[ids] for ids in batch])[0]
             return row.values
 
         resume, self.resume = self.resume, None
-        self.batching = batching_of(self.model, "activations", first, short, long)
+        self.batching = batching_of(self.model, "activations", first, *tried)
         self.resume = resume
 
     def alike(self, prompt: Encoded) -> object:

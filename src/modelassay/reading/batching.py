@@ -50,7 +50,7 @@ def batching_of(
     what: str,
     read: Callable[[Sequence[S]], Tensor],
     short: S,
-    long: S,
+    *others: S,
 ) -> Batching:
     """Which prompts may share a batch, found out by reading one alone and beside another.
 
@@ -63,16 +63,17 @@ def batching_of(
         what: What is read; each kind is tried for itself.
         read: Gives the values of the first prompt of a batch.
         short: The shortest prompt.
-        long: The longest prompt.
+        *others: Longer prompts, the last of them the longest.
     """
     known = _known.setdefault(model.network, {})
+    longest = len(others[-1])
     length, found = known.get(what, (0, Batching.PADDED))
-    if len(long) <= 2 * length or len(short) == len(long) or found is Batching.ALONE:
+    if longest <= 2 * length or len(short) == longest or found is Batching.ALONE:
         return found
     try:
         alone = read([short])
         tolerance = TOLERANCE.get(model.network.dtype, 5e-2)
-        beside = relative_difference(alone, read([short, long]))
+        beside = max(relative_difference(alone, read([short, other])) for other in others)
         if beside > tolerance:
             twice = relative_difference(alone, read([short, short]))
             # Half the precision or less rounds another way in every batch, experts most of all.
@@ -85,7 +86,7 @@ def batching_of(
         return Batching.ALONE
     if found is not Batching.PADDED:
         log.info("%s: batches of prompts %s, as others change values.", what, found.value)
-    known[what] = (len(long), found)
+    known[what] = (longest, found)
     return found
 
 

@@ -85,7 +85,7 @@ def generate_greedy(
         """Tokens that a response may have: what the context leaves, and one in any case."""
         return max(min(max_new_tokens, model.context_length - len(ids)), 1)
 
-    way = _batching(model, distinct[0], distinct[-1]) if distinct else Batching.PADDED
+    way = _batching(model, distinct) if distinct else Batching.PADDED
     switch = rope_switch(model.network.config)
 
     def alike(ids: Sequence[int]) -> object:
@@ -124,21 +124,23 @@ def _generate_batch(
     ]
 
 
-def _batching(model: LoadedModel, short: tuple[int, ...], long: tuple[int, ...]) -> Batching:
-    """Which prompts may be answered together."""
+def _batching(model: LoadedModel, prompts: Sequence[tuple[int, ...]]) -> Batching:
+    """Which prompts, given from short to long, may be answered together."""
 
     def first_logits(batch: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        config = greedy_config(model, 1)
+        config = greedy_config(model, 2)
         config.return_dict_in_generate = config.output_logits = True
+        config.eos_token_id = None
         ids = pad(batch, int(config.pad_token_id), "left").to(model.device)
         mask = pad([[1] * len(row) for row in batch], 0, "left").to(model.device)
         output: Any = run_generate(model, config, ids, attention_mask=mask)
-        return output.logits[0][0]
+        return torch.stack(output.logits)[:, 0]
 
     switch = rope_switch(model.network.config)
-    if switch is not None and len(short) <= switch < len(long):
-        long = long[:switch]
-    return batching_of(model, "responses", first_logits, short, long)
+    tried = [prompts[0], prompts[len(prompts) // 2], prompts[-1]]
+    if switch is not None and len(prompts[0]) <= switch:
+        tried = [ids[:switch] for ids in tried]
+    return batching_of(model, "responses", first_logits, *tried)
 
 
 def _response(
