@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from families import tiny_model
 from modelassay.measures.erased_directions import search_ablation, search_writers
 from modelassay.models import load
 from modelassay.models.ablation import Ablation
@@ -224,6 +225,40 @@ def test_matrices_of_low_rank_are_no_erased_direction():
                 300, 300, generator=generator
             )
     assert search(weights).detected is False
+
+
+WRITING = (
+    "bloom cohere ctrl dbrx deepseek_v3 falcon gemma2 gemma4_text gpt2 gpt_neox"
+    " gpt_oss granitemoe granitemoehybrid jetmoe llama mixtral modernbert-decoder mpt"
+    " nemotron_h olmo2 openai-gpt opt qwen3_next recurrent_gemma zamba2"
+)
+
+
+@pytest.mark.parametrize("family", WRITING.split())
+def test_every_family_is_whole_until_it_is_ablated(family):
+    """Families that differ in how they write; tiny, and so with rough spectra, and many layers."""
+    network = tiny_model(family, layers=24)
+    writers = find_writers(network)
+    assert writers.unsure is None
+
+    def searched():
+        readers = {w: [lambda w=w: network.get_parameter(w.name).detach()] for w in writers.found}
+        return search_writers(readers, 32)
+
+    whole = searched()
+    assert whole.detected is False, whole
+    assert sorted(whole.ratio_by_layer) == list(range(24))
+    ablate_network(network, Ablation(dict.fromkeys(range(6, 18), unit(32))))
+    found = searched()
+    assert found.detected is True
+    assert set(range(7, 17)) <= set(found.layers) <= set(range(6, 18))
+
+
+@pytest.mark.parametrize("family", ["deepseek_v4", "gemma3n_text", "inkling2_text"])
+def test_families_whose_writers_are_not_certain_are_unsearched_by_name(family):
+    network = tiny_model(family)
+    unsure = find_writers(network).unsure
+    assert f"stream of {type(network).__name__} is not certain" in unsure
 
 
 @pytest.mark.parametrize("family", FAMILIES)
