@@ -294,8 +294,8 @@ def _hard_evidence(weights: WeightDiff | None, behaviour: BehaviourDiff) -> list
     if weights is not None and (mark := weights.mark) is not None:
         weights_of = "the weights of " if mark.kind is None else ""
         found.append(
-            f"{mark.strength:.0%} of a direction was taken out of {weights_of}{mark.taken_from}: the"
-            " mark of abliteration, which removes refusals."
+            f"{mark.strength:.0%} of a direction was taken out of {weights_of}{mark.taken_from}:"
+            " the mark of abliteration, which removes refusals."
         )
     lost = behaviour.refusals.get("harmful")
     if (
