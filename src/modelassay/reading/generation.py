@@ -137,9 +137,10 @@ def _batching(model: LoadedModel, prompts: Sequence[tuple[int, ...]]) -> Batchin
         return torch.stack(output.logits)[:, 0]
 
     switch = rope_switch(model.network.config)
-    tried = [prompts[0], prompts[len(prompts) // 2], prompts[-1]]
+    most = max(model.context_length - 2, 1)  # two tokens have to follow
     if switch is not None and len(prompts[0]) <= switch:
-        tried = [ids[:switch] for ids in tried]
+        most = min(most, switch)
+    tried = [ids[:most] for ids in (prompts[0], prompts[len(prompts) // 2], prompts[-1])]
     return batching_of(model, "responses", first_logits, *tried)
 
 
