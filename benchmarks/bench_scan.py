@@ -1,4 +1,4 @@
-"""What a scan costs: against ams-scanner, against one bare forward pass, and in memory.
+"""What a scan costs: against ams-scanner, against one bare forward pass, in checks and in memory.
 
 Everything is measured side by side in one run, in rounds that take turns, on the same loaded model
 with the same prompts (those of the installed ams-scanner) and threads. Loading is left out. Only
@@ -10,12 +10,14 @@ ratios are reported: the median over the rounds of the ratio within a round, wit
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,8 +31,12 @@ from modelassay.measures.erased_directions import search_ablation
 from modelassay.measures.examination import examine, read_range
 from modelassay.measures.separation import measure_separation
 from modelassay.models import LoadedModel, load
+from modelassay.models.accounting import check_accounts, check_finite, read_headers
+from modelassay.models.stack import find_stack
+from modelassay.models.writers import find_writers
 from modelassay.reading.activations import read_activations
 from modelassay.reading.batching import BATCH_TOKENS_CPU
+from modelassay.reading.generation import generate_greedy
 from modelassay.reading.hooks import capture
 from modelassay.reading.prompts import Encoded, encode_prompts
 from modelassay.scan.scanning import scan
@@ -110,6 +116,37 @@ def peak_megabytes(work: Callable[[], object]) -> float:
     return (peak - before) / 1e6
 
 
+def check_seconds(model: LoadedModel, prompts: Sequence[Encoded]) -> dict[str, float]:
+    """Seconds of each check that a model passes before anything is measured on it."""
+    network, tokenizer = model.network, model.tokenizer
+    # What a check found is kept by network and by tokenizer, so that copies are checked again.
+    fresh = replace(model, network=copy.copy(network), tokenizer=copy.deepcopy(tokenizer))
+    report = dict.fromkeys(("mismatched_keys", "missing_keys", "unexpected_keys"), ())
+
+    def account() -> None:
+        check_accounts(model.source, read_headers(model.source.weight_files()), network, report)
+
+    def first_minus_second(work: Callable[[], object]) -> float:
+        return max(seconds(work) - seconds(work), 0.0)
+
+    layers = read_range(len(model.layers))
+    return {
+        "the tensors of the files are those of the model": seconds(account),
+        "the weights are finite": seconds(lambda: check_finite(network, model.info.id)),
+        "the layers are one stream": seconds(lambda: find_stack(network, tokenizer)),
+        "which matrices write to it": seconds(lambda: find_writers(network)),
+        "the tokenizer and the chat template lose no text": first_minus_second(
+            lambda: encode_prompts(fresh, ["Hello"])
+        ),
+        "batches change no activation": first_minus_second(
+            lambda: read_activations(fresh, prompts, layers)
+        ),
+        "batches change no response": first_minus_second(
+            lambda: generate_greedy(fresh, prompts, max_new_tokens=1)
+        ),
+    }
+
+
 def main() -> None:
     """Runs the benchmark and prints or writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -171,6 +208,14 @@ def main() -> None:
             search=False,
         )
 
+    by_length = sorted(chat, key=lambda prompt: len(prompt.ids))
+    few = [by_length[0], by_length[len(by_length) // 2], by_length[-1]]
+    shares: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        whole = seconds(scanned)
+        for name, cost in check_seconds(model, few).items():
+            shares.setdefault(name, []).append(cost / whole)
+
     table["scan --verify / scan, standard mode"] = ratios(
         lambda: scanned("embedded"), scanned, rounds
     )
@@ -206,6 +251,10 @@ def main() -> None:
         " to the same depth, without a shared prefix. modelassay's time has the tokenizer, reading"
         " and, for every concept, nested cross-validation with 2000 label swaps in it. With a chat"
         " template, the system prompt is computed once, which is how it can fall below 1.",
+        "",
+        "| what is checked before a scan, once for each model | share of a standard scan |",
+        "|---|---|",
+        *(f"| {name} | {statistics.median(found):.2%} |" for name, found in shares.items()),
         "",
         "| prompts | time against 1x |",
         "|---|---|",

@@ -171,9 +171,12 @@ def test_adapter_and_its_base(
     name = "model.layers.0.self_attn.q_proj.weight"
     assert not loaded.network.get_parameter(name).equal(base.network.get_parameter(name))
     assert load("tiny/llama", adapter="tiny/lora", device="cpu").info.adapter == "tiny/lora"
-    # The base is gone: the line names it, not the adapter.
+    # The base is gone: the line names it, and says how to give another.
     del hub.repos["models", "tiny/llama"]
-    assert failure(load, "tiny/lora") == (EXIT_BAD_INPUT, NOT_THERE.format("tiny/llama"))
+    code, line = failure(load, "tiny/lora")
+    assert code == EXIT_BAD_INPUT
+    assert line.startswith(NOT_THERE.format("tiny/llama"))
+    assert "--base BASE" in line
 
 
 def test_adapter_with_pickled_weights(hub: LoopbackHub, adapter_files: dict[str, bytes]) -> None:
