@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -80,7 +81,7 @@ def floor(model: LoadedModel, prompts: list[Encoded]) -> None:
                 model.network(input_ids=ids, use_cache=False)
 
 
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -121,7 +122,7 @@ def check_seconds(model: LoadedModel, prompts: Sequence[Encoded]) -> dict[str, f
     network, tokenizer = model.network, model.tokenizer
     # What a check found is kept by network and by tokenizer, so that copies are checked again.
     fresh = replace(model, network=copy.copy(network), tokenizer=copy.deepcopy(tokenizer))
-    report = dict.fromkeys(("mismatched_keys", "missing_keys", "unexpected_keys"), ())
+    report: dict[str, Any] = {"mismatched_keys": (), "missing_keys": (), "unexpected_keys": ()}
 
     def account() -> None:
         check_accounts(model.source, read_headers(model.source.weight_files()), network, report)

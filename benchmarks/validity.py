@@ -106,8 +106,8 @@ def _ours(report: ScanReport, rows: slice) -> dict[str, float]:
     if r is None:
         raise ValueError("behaviour was not measured")
 
-    def values(of: Iterable[float]) -> np.ndarray:
-        return np.array(list(of), dtype=float)[rows]
+    def values(of: Iterable[float | None]) -> np.ndarray:
+        return np.array(list(of), dtype=float)[rows]  # NaN where a thought did not end
 
     ratios = [*report.ablation.ratio_by_layer.values()]
     return {
@@ -115,7 +115,9 @@ def _ours(report: ScanReport, rows: slice) -> dict[str, float]:
             pooled_separation(values(s.positive_scores), values(s.negative_scores))
         ),
         "log_odds_auroc": float(auroc(values(r.harmful_log_odds), values(r.benign_log_odds))),
-        "selectivity": float(values(r.harmful_refused).mean() - values(r.benign_refused).mean()),
+        "selectivity": float(
+            np.nanmean(values(r.harmful_refused)) - np.nanmean(values(r.benign_refused))
+        ),
         # Needs no prompts: the deepest hole, in the sum or in two layers (one may be odd).
         "fingerprint": min(report.ablation.eigenvalue_ratio or 1.0, sorted(ratios)[1]),
     }

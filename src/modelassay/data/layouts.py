@@ -33,7 +33,9 @@ from modelassay.errors import InputError
 CONVERSATIONS = ("messages", "conversations", "conversation", "contents", "dialogue", "dialog")
 ASKED = ("prompt", "instruction", "question", "query", "input", "user")
 ANSWERED = ("response", "output", "completion", "answer", "assistant")
-ABOUT = dict.fromkeys(("instruction", "question", "query"), ("input", "context"))
+ABOUT: Mapping[str, tuple[str, ...]] = dict.fromkeys(
+    ("instruction", "question", "query"), ("input", "context")
+)
 """What some prompts refer to; all others to an `input`."""
 SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 PAIRS = (
