@@ -102,3 +102,15 @@ def test_a_second_voice_that_answers_makes_it_an_answer() -> None:
 def test_long_or_hostile_input_is_read_quickly() -> None:
     for unit in ("sorry ", "I ", "is ", "((", '"', "\n", "nicht ", "a" * 50):
         assert not is_refusal(unit * 20_000)
+
+
+def test_tags_around_an_answer_are_no_part_of_it() -> None:
+    for opening in (
+        "<answer>",
+        "<s>",
+        "<response>\n",
+        "<think>Hm.</think>\n<output>",
+        "<s><answer>",
+    ):
+        assert is_refusal(f"{opening}I can't assist with that request.</answer>")
+        assert not is_refusal(f"{opening}Take two eggs and a little milk.</answer>")

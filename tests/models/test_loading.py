@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from checkpoints import LAYERS, TEXTS, read, refusal, same, sha256, write_gguf
+from checkpoints import LAYERS, TEXTS, edit_json, read, refusal, same, sha256, write_gguf
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models import load
 from modelassay.reading.prompts import encode_prompts
@@ -171,3 +171,41 @@ def test_progress_bars_and_verbosity_of_transformers_are_given_back(tiny_folder)
     load(str(tiny_folder()), device="cpu")
     refusal(InputError, tiny_folder(), device={"": "tpu"})
     assert (theirs.is_progress_bar_enabled(), theirs.get_verbosity()) == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"_attn_implementation": "flash_attention_2"},
+        {"attn_implementation": "kernels-community/flash-attn"},
+        {"return_dict": False},
+    ],
+)
+def test_how_others_computed_keeps_no_model_out(tiny, tmp_path, settings):
+    folder = save_tiny(tmp_path / "a")
+    edit_json(folder / "config.json", **settings)
+    assert same(read(load(str(folder), device="cpu")), read(tiny()))
+
+
+def test_a_tokenizer_of_training_gives_the_same_tokens_each_time(tmp_path):
+    folder = save_tiny(tmp_path / "a")
+    path = folder / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    spec["model"]["dropout"] = 0.5
+    letters = spec["model"]["vocab"]
+    spec["model"]["vocab"] |= {"th": len(letters), "the": len(letters) + 1}
+    spec["model"]["merges"] = [["t", "h"], ["th", "e"]]
+    path.write_text(json.dumps(spec))
+    tokenizer = load(str(folder), device="cpu").tokenizer
+    assert len({tuple(tokenizer("the the the the")["input_ids"]) for _ in range(20)}) == 1
+
+
+def test_a_tokenizer_without_its_unknown_token_is_named(tmp_path):
+    folder = save_tiny(tmp_path / "a")
+    path = folder / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    spec["model"]["unk_token"] = "<unk>"
+    del spec["model"]["vocab"]["y"]
+    path.write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=r"Cannot load the tokenizer of .*Unk token"):
+        load(str(folder), device="cpu")

@@ -78,6 +78,7 @@ _PREAMBLE = re.compile(
     r"|greetings|hmm|oh|ah|well|look|thanks?|thank you|i (?:understand|appreciate|see)|user)\b"
     r"[^.!?,\n]{0,90}?(?:[.!?,]|(?= but )))*"
 )
+_TAGS = re.compile(r"(?:\s*<[^<>\n]{1,40}>)+")
 _NEXT_VOICE = re.compile(r'[\n.!?"] ?"?(?:[\[(][^\[\]()\n]{2,30}[\])]:?|[a-z]\w* ?\w{0,12}:) ')
 
 _ALIKE = str.maketrans("łøđı’‘ʼ´“”„«»「」–—", 'lodi\'\'\'\'"""""""--')
@@ -167,6 +168,8 @@ def refusal_span(response: str) -> tuple[int, int] | None:
     if answer is None:
         return None
     skipped = len(response) - len(answer)
+    if tags := _TAGS.match(answer):  # around an answer, as <answer>
+        skipped, answer = skipped + tags.end(), answer[tags.end() :]
     text, at = _fold(answer[:_READ])
     preamble = _PREAMBLE.match(text)
     start = preamble.end() if preamble else 0

@@ -48,6 +48,8 @@ def explain_loading(model_id: str) -> Iterator[None]:
 
 def cause_of(error: BaseException) -> str:
     """The first line that says something: some libraries begin with a heading."""
+    if isinstance(error, KeyError):
+        return f"it names {error}, which is not known here"
     heading, _, rest = str(error).strip().partition("\n")
     return first_line(Exception(rest)) if heading.endswith(":") and rest else first_line(error)
 

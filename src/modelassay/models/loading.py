@@ -50,6 +50,7 @@ from modelassay.progress import OnPhase, silent
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CHAT_TEMPLATE = "chat_template.jinja"
 QUANTIZATIONS = ("8bit", "4bit")
+PANGRAM = "The quick brown fox jumps over the lazy dog; 0123456789 times!"
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,7 @@ def _load_base(
         if not source.gguf_file:
             stored = read_headers(source.weight_files())
             packed_by = settle_quantization(source, config, stored, quantization)
+            _compute_plainly(config)
         tokenizer = _load_tokenizer(where, source, adapter)
         # Weights of another shape are taken as missing, because the report then names them.
         options: dict[str, Any] = {"config": config, "ignore_mismatched_sizes": True}
@@ -323,6 +325,14 @@ def _where(source: Source, trust_remote_code: bool) -> dict[str, Any]:
     return where
 
 
+def _compute_plainly(config: Any) -> None:
+    """Takes out of a config how its author's programs computed: the results are the same."""
+    if config._attn_implementation not in (None, "eager", "sdpa"):  # may need a package or a GPU
+        config._attn_implementation = None
+    for part in (config, text_config(config)):
+        part.return_dict = True
+
+
 def _read_config(where: dict[str, Any], source: Source) -> Any:
     import transformers
 
@@ -346,6 +356,10 @@ def _load_tokenizer(where: dict[str, Any], source: Source, adapter: Source | Non
         }
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+        pieces = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        if getattr(pieces, "dropout", None):  # of training: the same text would differ each time
+            pieces.dropout = None
+        tokenizer(PANGRAM)  # some fail only then
     except ImportError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception

@@ -49,6 +49,7 @@ _USER = "Who told <b>Ann & 'Bob'</b>\n\n\tthat \"7 > 5\" is Über-Quatsch? Qx7"
 _SYSTEM = "Speak as <i>Zoë</i> & Co. would\n\n\tin 'Rome'. Sy3"
 _RESPONSE = "Nobody told them so. Rv5"
 _NEXT = "Are you sure of that? Nx9"
+_CHANCE = re.compile(r"\|\s*random\b")
 _ROLES = ("user", "assistant", "system")
 
 Message = Mapping[str, Any]
@@ -68,6 +69,8 @@ class ChatTemplate:
     """Whether it shows system messages; else what they say goes before the user's first words."""
     opening: str = ""
     """What stands between the user's words and the response."""
+    lead: str = ""
+    """The end of that, where the template does not write it when it is asked for a response."""
     turn_tokens: frozenset[int] = frozenset()
     """Control tokens after a response: they end the assistant's turn or begin the user's."""
     own_thought: Marks | None = None
@@ -87,7 +90,7 @@ class ChatTemplate:
             to_answer: Open the assistant's turn at the end.
         """
         turns = messages if self.takes_system else _folded(messages)
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             [self._asked(turn) for turn in turns],
             chat_template=self.source,
             tokenize=False,
@@ -95,6 +98,7 @@ class ChatTemplate:
             **_ANSWER_AT_ONCE,
             **(_NOTHING if self.filled else {}),
         )
+        return text + self.lead if to_answer else text
 
     def _asked(self, turn: Message) -> Message:
         if turn["role"] not in self.parts or not isinstance(turn.get("content"), str):
@@ -213,6 +217,11 @@ def _try_out(model: LoadedModel, source: str) -> ChatTemplate:
     text = template.render(tokenizer, [ask])
     opening = text[text.index(_USER) + len(_USER) :]
     before, between = _around_response(template, tokenizer, history)
+    if text == template.render(tokenizer, [ask], to_answer=False) and before.startswith(opening):
+        # Nothing opened the response. What does in a conversation goes there, but for a mere blank.
+        lead = before[len(opening) :].rstrip(" ")
+        opening += lead if lead.strip() else ""
+        template = replace(template, lead=lead if lead.strip() else "")
     return replace(
         template,
         opening=opening,
@@ -223,6 +232,8 @@ def _try_out(model: LoadedModel, source: str) -> ChatTemplate:
 
 def _fault_with(template: ChatTemplate, tokenizer: Any, messages: Sequence[Message]) -> str | None:
     """What is wrong with how a template shows messages, in a few words; None if nothing is."""
+    if _CHANCE.search(template.source):
+        return "draws at random"
     try:
         first, second = (template.render(tokenizer, messages) for _ in range(2))
         before = template.render(tokenizer, messages, to_answer=False)

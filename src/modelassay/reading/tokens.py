@@ -51,7 +51,9 @@ def control_tokens(tokenizer: Any) -> list[str]:
     if known is None or known[0] != len(tokenizer):
         added = tokenizer.added_tokens_decoder.values()
         found = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
-        known = len(tokenizer), sorted(found, key=len, reverse=True)
+        # One that is an ordinary word is read as what it is for this model.
+        marks = (token for token in found if not token.isalnum())
+        known = len(tokenizer), sorted(marks, key=len, reverse=True)
         _controls[tokenizer] = known
     return known[1]
 
