@@ -356,7 +356,7 @@ def _load_tokenizer(where: dict[str, Any], source: Source, adapter: Source | Non
         }
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-        pieces = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        pieces: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
         if getattr(pieces, "dropout", None):  # of training: the same text would differ each time
             pieces.dropout = None
         tokenizer(PANGRAM)  # some fail only then
