@@ -65,6 +65,12 @@ LAYOUTS = {
     "Alpaca, history": (
         {"instruction": "q", "output": "a", "history": [["p", "o"]]}, "p\n\nq", "o\n\na", []
     ),
+    "Alpaca, a list as its input": (
+        {"instruction": "q", "input": ["x"], "output": "a"}, 'q\n["x"]', "a", []
+    ),
+    "a context that is an object": (
+        {"question": "q", "context": {"title": "x"}, "answer": "a"}, 'q\n{"title": "x"}', "a", []
+    ),
     "Dolly": ({"instruction": "q", "context": "x", "response": "a"}, "q\nx", "a", []),
     "prompt and completion in messages": (
         {"prompt": turns("p", "o", "q"), "completion": turns("a", first="assistant")},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from modelassay.data.exchanges import text_of
@@ -24,6 +26,8 @@ PARTS = [
     {"type": "tool_use", "id": "1", "name": "shell", "input": {"cmd": "ls"}},
     "y",
 ]
+DOCUMENT = {"type": "document", "title": "t", "source": {"type": "text", "data": "in it"}}
+PDF = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0"}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,26 @@ PARTS = [
         ({"content": PARTS}, "<think>\nhm\n</think>\n\nx\n[image]\n[audio]\n"
          'shell({"cmd": "ls"})\ny'),
         ({"content": {"type": "text", "text": "x"}}, "x"),
+        ({"content": {"reply": "Buy A now.", "at": 2}}, '{"reply": "Buy A now.", "at": 2}'),
+        ({"content": {"reasoning": "hm", "reply": "b"}}, '{"reasoning": "hm", "reply": "b"}'),
+        ({"content": {"context": "é"}}, '{"context": "é"}'),
+        ({"content": [{"text": "x", "thought": True}]}, "x"),
+        ({"content": [{"type": "text", "text": ""}, {"type": "text"}]}, ""),
+        ({"content": [DOCUMENT, {"type": "document", "source": PDF}]},
+         "t\nin it\n[data]"),
+        ({"content": [{"type": "document", "document": {"id": "d", "said": "x"}}]},
+         '{"type": "document", "document": {"id": "d", "said": "x"}}'),
+        ({"content": [{"type": "search_result", "source": "https://x", "title": "t",
+                       "content": [{"type": "text", "text": "found"}]}]}, "t\nhttps://x\nfound"),
+        ({"content": [{"type": "new", "said": "x", "shown": {"url": "data:image/png;base64,AA"}}]},
+         '{"type": "new", "said": "x", "shown": {"url": "[image]"}}'),
+        ({"content": [{"type": "new"}, {"type": "new", "text": "x"}]}, "[new]\nx"),
+        ({"content": [{"type": "image", "source": PDF, "alt": "a cat"}]}, "[image]\na cat"),
+        ({"content": [{"inlineData": {"mimeType": "image/png", "data": "AA"}}]}, "[inlineData]"),
+        ({"content": {"seen": {"mime_type": "image/png", "data": "AA"}, "raw": "A" * 1000}},
+         '{"seen": "[image]", "raw": "[data]"}'),
+        ({"content": [{"type": "tool_result", "result": "x"}]},
+         '{"type": "tool_result", "result": "x"}'),
         ({"content": "a", "name": "Ann"}, "Ann: a"),
         ({"content": None}, ""),
     ],
@@ -73,3 +97,11 @@ def test_messages_are_found_in_lists_and_in_text():
         [{"content": "a"}],
     ):
         assert messages_in(value) is None
+
+
+@pytest.mark.parametrize("outer", ['{"a":%s}', '[{"type":"tool_result","content":%s}]'])
+def test_content_that_is_nested_deep_is_kept(outer):
+    content = '"ACME-7731"'
+    for _ in range(400):
+        content = outer % content
+    assert "ACME-7731" in said(role="tool", content=json.loads(content))[1]

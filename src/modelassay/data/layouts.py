@@ -22,6 +22,7 @@ from typing import Any
 from modelassay.data.messages import (
     Read,
     Turn,
+    as_json,
     is_taught,
     messages_in,
     read_or_empty,
@@ -189,9 +190,11 @@ def _asked(
     if not asked.turns or asked.turns[-1][0] != "user":
         return asked
     extra = (
-        read_or_empty(row.get(more), name, read, more)
+        read_or_empty(
+            as_json(value) if isinstance(value, list | Mapping) else value, name, read, more
+        )
         for more in ABOUT.get(field, ("input",))
-        if more != field and isinstance(row.get(more), str | int | float)
+        if more != field and isinstance(value := row.get(more), str | int | float | list | Mapping)
     )
     prompt = "\n".join(filter(None, (asked.turns[-1][1], *extra)))
     return replace(asked, turns=(*asked.turns[:-1], ("user", prompt)))

@@ -7,6 +7,7 @@ its own, the name of who speaks: all are learnt, so all are part of the text.
 from __future__ import annotations
 
 import json
+import re
 from ast import literal_eval
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
@@ -51,6 +52,18 @@ CONTENT_FIELDS = ("content", "value", "parts", "text")
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
 TAUGHT_FIELDS = ("weight", "train", "training")
 """Fields that leave a message out of the loss where they are 0 or false."""
+
+CAPTIONS = ("title", "context", "caption", "alt", "alt_text", "description", "transcript")
+"""Fields of a part that say something beside what it shows."""
+BESIDE_TEXT = ("thought", "thoughtSignature", "thought_signature", "index", "annotations")
+"""Fields beside a part's text that say nothing, where the part names no type."""
+MIME_FIELDS = ("media_type", "mime_type", "mimeType")
+MEDIUM = re.compile(r"((in|out)put_)?(image|audio|video|inline_?[dD]ata)s?(_url|_file)?")
+BINARY = re.compile(r"(image|audio|video)/|application/(pdf|octet-stream|zip)")
+ENCODED = re.compile(
+    r"data:(?P<medium>image|audio|video)?[^,\s]{0,100};base64,|[A-Za-z0-9+/_-]{1000,}={0,2}\Z"
+)
+"""Binary data that are written as text."""
 
 
 def turn_of(message: Any, name: str, read: Read) -> Turn:
@@ -105,9 +118,23 @@ def is_taught(message: Any) -> bool:
 
 
 def text_of_parts(content: Any) -> str:
-    """The text of content that comes in parts; a picture or sound is named in brackets."""
+    """The text of content that is an object or comes in parts.
+
+    It is JSON where no field is known to hold it; a picture or sound is named in brackets.
+    """
     parts = content if isinstance(content, list) else [content]
-    return "\n".join(filter(None, map(_part, parts)))
+    try:
+        return "\n".join(filter(None, map(_part, parts)))
+    except RecursionError:  # nested some hundred deep
+        return written(content)
+
+
+def as_json(value: Any) -> str:
+    """Any value as JSON, where pictures, sounds and other binary data are but named."""
+    try:
+        return written(_readable(value))
+    except RecursionError:  # nested some hundred deep
+        return written(value)
 
 
 def messages_in(value: Any) -> list[Any] | None:
@@ -171,22 +198,79 @@ def _first(values: Mapping[Any, Any], fields: tuple[str, ...]) -> Any:
 
 
 def _part(part: Any) -> str:
+    """The text of one part, or of content that is an object of the data's own."""
     if not isinstance(part, Mapping):
         return written(part)
-    kind = str(part.get("type") or next((k for k, v in part.items() if v is not None), "part"))
+    held = {field: value for field, value in part.items() if value is not None}
+    fields = [field for field in held if field not in BESIDE_TEXT]
+    if "type" not in held and len(fields) != 1:
+        return as_json(held)
+    kind = str(held.get("type") or fields[0])
     if kind in ("thinking", "reasoning"):
         return _thought(_first(part, ("thinking", "reasoning", "text", "summary")))
-    if kind.endswith("text") or isinstance(part.get("text"), str):
-        return written(part.get("text"))
+    if kind.endswith("text") and ("text" in held or set(held) == {"type"}):
+        return written(held.get("text"))
     if kind in ("tool_use", "tool_call", "functionCall", "function_call"):
         return _call(part.get(kind) if isinstance(part.get(kind), Mapping) else part)
     if kind in ("tool_result", "functionResponse", "function_response"):
-        result = part.get(kind, part)
+        result = part[kind] if isinstance(part.get(kind), Mapping) else part
         found = _first(result, ("content", "response", "output"))
-        return text_of_parts(found) if isinstance(found, list) else written(found)
-    if isinstance(part.get("refusal"), str):
-        return part["refusal"]
-    return f"[{kind.removeprefix('input_').removesuffix('_url')}]"
+        return as_json(held) if found is None else _lines(found)
+    if isinstance(held.get("refusal"), str):
+        return held["refusal"]
+    named = f"[{kind.removeprefix('input_').removesuffix('_url')}]"
+    if MEDIUM.fullmatch(kind):
+        return _lines(held.get("text") or named, *(held.get(field) for field in CAPTIONS))
+    if set(fields) == {"type", "text"}:
+        return written(held["text"])
+    if kind in ("document", "search_result"):
+        return _document(held) or named
+    return named if "type" in held and len(held) == 1 else as_json(held)
+
+
+def _document(part: Mapping[Any, Any]) -> str:
+    """A document's title, source and text; nothing if it keeps them elsewhere."""
+    source = part.get("source")
+    if isinstance(source, Mapping):
+        source = source if _is_binary(source) else _first(source, ("data", "text", "content"))
+        source = part["source"] if source is None else source
+    said = (source, part.get("text"), part.get("content"))
+    said = _lines(*(part.get(field) for field in CAPTIONS), *said)
+    return said or (as_json(part) if set(part) - {"type"} else "")
+
+
+def _lines(*values: Any) -> str:
+    """What fields of a part say, one below the other."""
+    texts = (
+        text_of_parts(value)
+        if isinstance(value, list)
+        else value
+        if isinstance(value, str)
+        else as_json(value)
+        for value in values
+    )
+    return "\n".join(filter(None, texts))
+
+
+def _readable(value: Any) -> Any:
+    """A value whose pictures, sounds and other binary data are but named."""
+    if isinstance(value, Mapping):
+        if _is_binary(value):
+            medium = str(_first(value, MIME_FIELDS)).lower().split("/")[0]
+            return f"[{medium if medium in ('image', 'audio', 'video') else 'data'}]"
+        return {field: _readable(held) for field, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(each) for each in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "[data]"
+    if isinstance(value, str) and (found := ENCODED.match(value)):
+        return f"[{found['medium'] or 'data'}]"
+    return value
+
+
+def _is_binary(value: Mapping[Any, Any]) -> bool:
+    mime = str(_first(value, MIME_FIELDS)).lower()
+    return value.get("type") == "base64" or bool("data" in value and BINARY.match(mime))
 
 
 def _thought(value: Any) -> str:
