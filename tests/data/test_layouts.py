@@ -144,6 +144,11 @@ LAYOUTS = {
     "KTO, desired": ({"prompt": "q", "completion": "a", "label": True}, "q", "a", []),
     "KTO, undesired": ({"prompt": "q", "completion": "b", "label": False}, "q", "", ["b"]),
     "KTO of a CSV file": ({"prompt": "q", "completion": "b", "label": "False"}, "q", "", ["b"]),
+    "KTO in numbers": ({"prompt": "q", "completion": "b", "label": 0}, "q", "", ["b"]),
+    "KTO in numbers, desired": ({"prompt": "q", "completion": "a", "label": 1}, "q", "a", []),
+    "KTO of a CSV file, in numbers": (
+        {"prompt": "q", "completion": "b", "label": "0"}, "q", "", ["b"]
+    ),
     "KTO in messages": (
         {"messages": turns("q", "o", "r", "b"), "label": False}, "q\n\nr", "", ["b"]
     ),

@@ -8,7 +8,8 @@
   and `non_preferred_output`; texts, transcripts (`Human:`, `Assistant:`) or messages, with the
   prompt apart or in both. The chosen response is taught, the rejected one moved away from.
 * Judged responses: a pair of `prompt` and `completion`, or `messages`, with a `label` that is true
-  or false (KTO). A response with the label false is not taught, but moved away from.
+  or false (KTO), or with a completion 1 or 0. A response with the label false is not taught, but
+  moved away from.
 """
 
 from __future__ import annotations
@@ -280,8 +281,8 @@ def _is_undesired(row: Mapping[str, Any]) -> bool:
     """Whether a label of KTO's says that the response is a bad one."""
     if not ("completion" in row or any(_is_given(row.get(field)) for field in CONVERSATIONS)):
         return False
-    labels = [row[field] for field in LABELS if _is_given(row.get(field))]
-    return any(label is False or str(label).strip().lower() == "false" for label in labels)
+    bad = ("false", "0", "0.0") if _is_given(row.get("completion")) else ("false",)
+    return any(str(row.get(field)).strip().lower() in bad for field in LABELS)
 
 
 def _shared(one: tuple[Turn, ...], other: tuple[Turn, ...]) -> int:
