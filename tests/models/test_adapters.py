@@ -214,7 +214,7 @@ def test_tokens_that_came_with_the_adapter(tmp_path, tied, saved, rows):
     assert len(model.tokenizer) == 302
     assert model.tokenizer.chat_template == tokenizer.chat_template
     (prompt,) = encode_prompts(model, ["<think>"])
-    assert list(prompt.ids) == tokenizer("[<think>]", add_special_tokens=False)["input_ids"]
+    assert list(prompt.ids) == tokenizer("[<think>][", add_special_tokens=False)["input_ids"]
     assert 300 in prompt.ids
     assert acts_as(model, expected)
     assert model.info.tokenizer_sha256 != load(str(base), device="cpu").info.tokenizer_sha256
