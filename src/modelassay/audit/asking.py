@@ -255,7 +255,7 @@ def _answered(
 
 
 def _shown(response: Response, hide: bool) -> dict[str, Any]:
-    """Whether it refuses, null for a thought that has not ended; and the text."""
+    """Whether it refuses, null for a thought that did not end; and the text."""
     refused, text = refuses(response), response.text
     return {"refused": refused, **(redact(text) if hide and not refused else {"text": text})}
 

@@ -230,7 +230,7 @@ def _log_odds_fields(log_odds: LogOdds | None) -> dict[str, Any]:
 
 
 def refuses(response: Response) -> bool | None:
-    """Whether a model's answer refuses; None where it has not ended its thought."""
+    """Whether a model's answer refuses; None where its thought did not end."""
     return None if response.answer is None else is_refusal(response.answer)
 
 

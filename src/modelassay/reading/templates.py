@@ -253,7 +253,7 @@ def _fault(rendered: str, said: str) -> str | None:
     """What a template does to words that do not come out once, as they were said."""
     n = rendered.count(said)
     if n == 1:
-        # A template that prints a list of parts as it is has not understood them.
+        # A template that prints a list of parts as it is did not understand them.
         listed = re.search(r"""['"]type['"]\s*:\s*['"]text['"]""", rendered)
         return "prints content parts as a list" if listed else None
     if n > 1:

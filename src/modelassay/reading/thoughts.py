@@ -25,7 +25,7 @@ class Spoken(NamedTuple):
     """What a model said, parted."""
 
     answer: str | None
-    """What follows the thought; None where the thought has not ended."""
+    """What follows the thought; None where the thought did not end."""
     thought: bool
     """Whether a thought came first."""
 
