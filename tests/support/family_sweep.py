@@ -16,7 +16,7 @@ import torch
 from families import NOT_BUILT, TYPES, save_family
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel, load
-from modelassay.models.stack import stream_of
+from modelassay.models.watching import stream_of
 from modelassay.reading.activations import read_activations
 from modelassay.reading.generation import end_tokens, generate_greedy
 from modelassay.reading.prompts import encode_prompts

@@ -45,6 +45,7 @@ from modelassay.models.refs import ModelOptions, ModelRef, take_ref
 from modelassay.models.settings import processor_template, readable_generation
 from modelassay.models.sources import Source, read_json
 from modelassay.models.stack import find_stack
+from modelassay.models.watching import input_device
 from modelassay.progress import OnPhase, silent
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -70,11 +71,7 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where input ids have to be."""
-        embedding = self.network.get_input_embeddings()
-        hook = getattr(embedding, "_hf_hook", None)  # accelerate moves inputs of offloaded modules
-        if hook is not None and getattr(hook, "execution_device", None) is not None:
-            return torch.device(hook.execution_device)
-        return embedding.weight.device
+        return input_device(self.network)
 
     @property
     def context_length(self) -> int:

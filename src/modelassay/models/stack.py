@@ -8,6 +8,7 @@ vector a token, and no token sees what follows it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models.explain import first_line, is_out_of_memory
 from modelassay.models.layers import find_layers, text_config
+from modelassay.models.watching import input_device, stream_of, watched
 
 PROBE_TEXT = "The sky is blue."
 PROBE_TOKENS = 8
@@ -84,35 +86,21 @@ def _probe_ids(tokenizer: Any) -> Tensor:
 
 def _run(network: Any, layers: tuple[nn.Module, ...], ids: Tensor) -> _Pass:
     seen = _Pass()
-    handles = []
 
-    def before(i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(i: int, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.order.append(i)
         given = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
         if isinstance(given, Tensor):
             seen.inputs[i] = given
 
-    def after(i: int, output: Any) -> None:
+    def after(i: int, _module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
         seen.outputs[i] = stream_of(output)
 
-    for i, layer in enumerate(layers):
-        handles.append(
-            layer.register_forward_pre_hook(
-                lambda _module, args, kwargs, i=i: before(i, args, kwargs), with_kwargs=True
-            )
-        )
-        handles.append(
-            layer.register_forward_hook(lambda _module, _args, output, i=i: after(i, output))
-        )
-    embedding = network.get_input_embeddings()
-    hook = getattr(embedding, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
+    hooks_before = ((layer, partial(before, i)) for i, layer in enumerate(layers))
+    hooks_after = ((layer, partial(after, i)) for i, layer in enumerate(layers))
     try:
-        with torch.inference_mode():
-            network(
-                input_ids=ids.to(embedding.weight.device if device is None else device),
-                use_cache=False,
-            )
+        with torch.inference_mode(), watched(hooks_before, hooks_after):
+            network(input_ids=ids.to(input_device(network)), use_cache=False)
     except Exception as error:  # the code of any family, or of a repository
         if is_out_of_memory(error):
             raise UnavailableError(
@@ -123,15 +111,7 @@ def _run(network: Any, layers: tuple[nn.Module, ...], ids: Tensor) -> _Pass:
             f"{type(network).__name__} does not run on text alone:"
             f" {type(error).__name__}: {first_line(error)}"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
-
-
-def stream_of(output: Any) -> Any:
-    """The residual stream in what a layer gives back: itself, or the first of several things."""
-    return output[0] if isinstance(output, tuple | list) else output
 
 
 def _check_shape(name: str, layer: int, hidden_size: int, seen: _Pass) -> None:

@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import copy
 import re
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -33,6 +31,7 @@ from torch import Tensor, nn
 from modelassay.errors import first_line
 from modelassay.models.layers import find_layers, text_config
 from modelassay.models.quantization import is_turned
+from modelassay.models.watching import input_device, watched
 
 Kind = Literal["attention", "mlp"]
 OUTPUTS: dict[Kind, str] = {"attention": "attention outputs", "mlp": "MLP outputs"}
@@ -181,12 +180,12 @@ def _record_calls(
             raise _Done
         calls.setdefault(shapes[i], (i, _Call(args, kwargs)))
 
-    hooks = {
-        layer: lambda _m, args, kwargs, i=i: before(i, args, kwargs)
+    hooks = (
+        (layer, lambda _m, args, kwargs, i=i: before(i, args, kwargs))
         for i, layer in enumerate(layers)
-    }
+    )
     try:
-        with _watched(before=hooks):
+        with watched(before=hooks):
             network(input_ids=_input_ids(network), use_cache=False)
     except _Done:
         pass
@@ -202,39 +201,10 @@ def _input_ids(network: Any) -> Tensor:
         for key, value in part.to_dict().items()
         if SPECIAL_ID.search(key) and isinstance(value, int)
     }
-    embedding = network.get_input_embeddings()
     vocabulary = text_config(config).vocab_size
     step = max(vocabulary // (4 * N_TOKENS), 1)
     ids = [i for i in range(step, vocabulary, step) if i not in special][:N_TOKENS]
-    hook = getattr(embedding, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return torch.tensor([ids], device=embedding.weight.device if device is None else device)
-
-
-@contextmanager
-def _watched(
-    before: Mapping[nn.Module, Callable[..., Any]] | None = None,
-    after: Mapping[nn.Module, Callable[..., Any]] | None = None,
-) -> Iterator[None]:
-    """Hooks on calls of this thread only; always removed."""
-    thread = threading.get_ident()
-
-    def here(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args: function(*args) if threading.get_ident() == thread else None
-
-    hooks = [
-        module.register_forward_pre_hook(here(hook), with_kwargs=True)
-        for module, hook in (before or {}).items()
-    ]
-    hooks += [
-        module.register_forward_hook(here(hook), with_kwargs=True)
-        for module, hook in (after or {}).items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return torch.tensor([ids], device=input_device(network))
 
 
 @dataclass(frozen=True)
@@ -282,7 +252,7 @@ class _Layer:
             kwargs[self._where] = stream
         else:
             args[self._where] = stream
-        with _watched(after={**(listen or {}), **hooks}):
+        with watched(after={**(listen or {}), **hooks}.items()):
             output = _first(self.module(*args, **kwargs))
         if output is None or output.shape != self.stream.shape:
             raise _NotSureError("its layers hand on something else than one stream")

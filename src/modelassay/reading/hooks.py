@@ -1,18 +1,16 @@
-"""Hooks on a model's modules that see one thread's passes only and are always removed."""
+"""What is read or changed while a model runs: outputs of layers, and where its head looks."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from modelassay.models.stack import stream_of
+from modelassay.models.watching import stream_of, watched
 
 
 class _StopForward(Exception):  # noqa: N818 (control flow, not an error)
@@ -39,13 +37,13 @@ def capture(
     """
     highest = max(at)
 
-    def watch(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+    def watch(layer: int, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         on_output(layer, stream_of(output))
         if stop and layer == highest:
             raise _StopForward
 
-    hooks = (layers[i].register_forward_hook(_in_this_thread(partial(watch, i))) for i in at)
-    with _held(hooks), suppress(_StopForward):
+    hooks = ((layers[i], partial(watch, i)) for i in at)
+    with watched(after=hooks), suppress(_StopForward):
         yield
 
 
@@ -62,13 +60,12 @@ def rewrite(
         edits: Layer index to a function of its output [batch, token, hidden], on its device.
     """
 
-    def change(layer: int, _module: nn.Module, _args: Any, output: Any) -> Any:
+    def change(layer: int, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
         if isinstance(output, tuple | list):
             return type(output)((edits[layer](output[0]), *output[1:]))
         return edits[layer](output)
 
-    hooks = (layers[i].register_forward_hook(_in_this_thread(partial(change, i))) for i in edits)
-    with _held(hooks):
+    with watched(after=((layers[i], partial(change, i)) for i in edits)):
         yield
 
 
@@ -81,29 +78,12 @@ def head_at(network: Any, positions: Tensor, rows: Tensor | None = None) -> Iter
     Whatever the model does to logits afterwards (soft-capping, scaling) still happens.
     """
 
-    def choose(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def choose(_module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
         hidden = args[0]
         where = torch.arange(len(positions)) if rows is None else rows
         chosen = hidden[where.to(hidden.device), positions.to(hidden.device)]
-        return (chosen.unsqueeze(1), *args[1:])
+        return (chosen.unsqueeze(1), *args[1:]), kwargs
 
     head = network.get_output_embeddings()
-    with _held([head.register_forward_pre_hook(_in_this_thread(choose))]):
+    with watched(before=[(head, choose)]):
         yield
-
-
-def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, doing nothing in passes of other threads."""
-    owner = threading.get_ident()
-    return lambda *args: hook(*args) if threading.get_ident() == owner else None
-
-
-@contextmanager
-def _held(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Removes hooks, whatever happens meanwhile."""
-    handles = list(handles)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
