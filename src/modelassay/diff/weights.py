@@ -36,7 +36,7 @@ from modelassay.measures.erased_directions import (
 )
 from modelassay.measures.weight_sketch import AblationMark, layer_of
 from modelassay.models.layers import OTHER_TOWERS
-from modelassay.models.names import loaded_names
+from modelassay.models.names import loaded_places
 from modelassay.models.writers import Kind, Writer, find_writers
 from modelassay.progress import OnProgress, told
 from modelassay.report.json import published
@@ -378,10 +378,10 @@ def diff_pair(pair: Pair, on_progress: OnProgress | None = None) -> WeightDiff:
     network = pair.get(pair.in_turn[0]).network  # of the same architecture in both
     writers = find_writers(network)
     by_name = {plain_name(writer.name): writer for writer in writers.found}
-    loaded_name = loaded_names(network)
+    place_of = loaded_places(network)
 
     def writer_of(name: str) -> Writer | None:
-        return by_name.get(plain_name(name)) or by_name.get(plain_name(loaded_name(name)))
+        return by_name.get(plain_name(name)) or by_name.get(plain_name(place_of(name).name))
 
     files: dict[Role, list[Path] | None] = {
         "base": None if "base" in pair.given else plain_files(pair.base),

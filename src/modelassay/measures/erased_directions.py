@@ -37,7 +37,7 @@ from torch import Tensor
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
 from modelassay.models.layers import LAYER_INDEX, OTHER_TOWERS, text_config
-from modelassay.models.names import loaded_names
+from modelassay.models.names import loaded_places
 from modelassay.models.quantization import unpacked
 from modelassay.models.writers import OUTPUTS, Kind, Writer, find_writers
 from modelassay.progress import OnProgress, told
@@ -197,9 +197,9 @@ def writer_readers(
     stored: dict[str, list[Callable[[], Tensor]]] = {}
     files = plain_files(model) if wanted else None
     if files is not None:
-        loaded_name = loaded_names(model.network)
+        place_of = loaded_places(model.network)
         for name, read in open_shards(files, stack):
-            if (loaded := loaded_name(name)) in wanted:
+            if (loaded := place_of(name).name) in wanted:
                 stored.setdefault(loaded, []).append(read)
     return {w: stored.get(w.name) or [memory[w.name]] for w in writers}
 

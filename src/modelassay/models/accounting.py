@@ -20,6 +20,7 @@ import torch
 
 from modelassay.errors import InputError
 from modelassay.models.layers import LAYER_INDEX, OTHER_TOWERS, text_config
+from modelassay.models.names import Place, loaded_places
 from modelassay.models.sources import INDEX, SINGLE_FILE, Source, read_json
 
 
@@ -183,7 +184,8 @@ def check_accounts(
             f"{len(mismatched)} weights of {source.id} do not have the shape that its config asks"
             f" for (first: {name} is {tuple(shape)}, not {tuple(expected)})."
         )
-    places = _places(stored, network)
+    place_of = loaded_places(network)
+    places = {name: place_of(name) for name in stored}
     unused = _unused(report["unexpected_keys"], stored, places, network)
     if missing := sorted(report["missing_keys"]):
         renamed = f"; it holds {len(unused)} others (first: {unused[0]})" if unused else ""
@@ -224,31 +226,10 @@ def check_finite(network: Any, name: str) -> None:
             )
 
 
-def _places(stored: Mapping[str, StoredTensor], network: Any) -> dict[str, tuple[str, bool]]:
-    """Where transformers put each tensor, and whether it was converted on the way.
-
-    The same renaming as on loading; conversions that matched nothing are no longer there.
-    """
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    conversions = getattr(network, "_weight_conversions", None) or []
-    renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
-    converters = [each for each in conversions if isinstance(each, WeightConverter)]
-    own = network.state_dict()
-    prefix = network.base_model_prefix
-    places: dict[str, tuple[str, bool]] = {}
-    for name in stored:
-        place, pattern = rename_source_key(name, renamings, converters, prefix, own)
-        if place not in own and name in own:
-            place, pattern = rename_source_key(name, [], [], prefix, own)
-        places[name] = place, pattern is not None
-    return places
-
-
 def _unused(
     keys: Iterable[str],
     stored: Mapping[str, StoredTensor],
-    places: Mapping[str, tuple[str, bool]],
+    places: Mapping[str, Place],
     network: Any,
 ) -> list[StoredTensor]:
     """The tensors behind keys that transformers found no place for, but for the harmless ones."""
@@ -296,7 +277,7 @@ def _advice(unused: list[StoredTensor], network: Any) -> str:
 def _check_copies(
     source: Source,
     stored: Mapping[str, StoredTensor],
-    places: Mapping[str, tuple[str, bool]],
+    places: Mapping[str, Place],
 ) -> None:
     """Refuses two tensors that are meant for one place: only one of them acts."""
     first: dict[str, StoredTensor] = {}
@@ -314,7 +295,7 @@ def _check_copies(
 def _check_packed(
     source: Source,
     stored: Mapping[str, StoredTensor],
-    places: Mapping[str, tuple[str, bool]],
+    places: Mapping[str, Place],
     network: Any,
 ) -> None:
     """Refuses packed numbers that were taken for plain ones."""
@@ -342,7 +323,7 @@ def _module(name: str) -> str:
 def _check_tied(
     source: Source,
     stored: Mapping[str, StoredTensor],
-    places: Mapping[str, tuple[str, bool]],
+    places: Mapping[str, Place],
     network: Any,
 ) -> None:
     """Refuses a config that ties two weights of which the files hold two that differ.
