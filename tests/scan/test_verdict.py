@@ -9,6 +9,7 @@ import pytest
 from modelassay.measures.erased_directions import AblationEvidence
 from modelassay.measures.refusal import RefusalEvidence, Unfinished
 from modelassay.measures.separation import Separation
+from modelassay.measures.suspicion import Suspicion
 from modelassay.scan.verdict import Verdict, decide, separation_level
 from modelassay.statistics import newcombe_interval, wilson_interval
 
@@ -103,6 +104,17 @@ def test_newcombe_interval_is_the_published_one():
     low, high = newcombe_interval(56, 70, 48, 80)
     assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
     assert newcombe_interval(0, 10, 0, 10) == pytest.approx((-0.2775, 0.2775), abs=5e-5)
+
+
+def test_a_suspicion_is_a_reason_and_no_verdict():
+    suspected = Suspicion((17, 18, 19), "mlp", 0.004, 0.2, 1, True)
+    found, reasons = decide({}, None, replace(WHOLE, suspected=suspected), "quick mode")
+    assert found is decide({}, None, WHOLE, "quick mode")[0]
+    assert "MLP outputs of layers 17-19 (p = 0.004)" in reasons[-1]
+    assert "modelassay diff BASE MODEL" in reasons[-1]
+    assert not any("No erased direction" in reason for reason in reasons)
+    _, certain = decide({}, None, replace(ERASED, suspected=suspected), "quick mode")
+    assert not any("Suspected" in reason for reason in certain)
 
 
 def test_reasons_name_single_blocks():

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from modelassay.errors import InputError
+from modelassay.measures.suspicion import Suspicion
 from modelassay.models import LoadedModel
 from modelassay.models.layers import LAYER_INDEX, OTHER_TOWERS, text_config
 from modelassay.models.names import loaded_places
@@ -92,6 +93,13 @@ class AblationEvidence:
     direction; empty where no kind lacks one by itself."""
     limits: tuple[str, ...] = ()
     """What could not be judged, in words."""
+    suspected: Suspicion | None = None
+    """A weaker sign, with its p-value; None where there is none, or where `detected` says more."""
+
+    @property
+    def suspicion_text(self) -> str | None:
+        """What is suspected and how to make sure, as a sentence; None where nothing is."""
+        return self.suspected.text if self.suspected and not self.detected else None
 
     @property
     def blocks(self) -> tuple[int, ...]:

@@ -202,7 +202,9 @@ class ScanReport(Report):
         else:
             parts = [f"the {what} of {len(layers)} layers" for what, layers in a.erased_from]
             what = f"erased from {' and '.join(parts)}" if a.detected else "no erased direction"
+            what = "suspected" if a.suspicion_text else what
             facts = [("ablation", f"{what} (eigenvalue ratio {a.eigenvalue_ratio:.2g})")]
+            facts += [("suspicion", a.suspicion_text)] if a.suspicion_text else []
             facts += [("ablation limits", "; ".join(a.limits))] if a.limits else []
         if (other := self.compare) is not None:
             drifts = [f"{name} {drift:+.2f}σ" for name, drift in self.separation_drifts().items()]

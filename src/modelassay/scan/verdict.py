@@ -104,7 +104,8 @@ def decide(
     if refusal is not None and ablation.detected:
         reasons.append(_behaviour(refusal))
     if ablation.detected is False:
-        reasons.append("No erased direction was found in the weights.")
+        nothing = "No erased direction was found in the weights."
+        reasons.append(ablation.suspicion_text or nothing)
     if ablation.detected is None:
         reasons.append(f"The weights were not searched for ablation: {ablation.reason}.")
     return verdict, tuple(reasons)
