@@ -85,18 +85,18 @@ def test_refusing_without_seeing_harm_is_a_warning():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "p", "level"),
+    ("p", "control", "level"),
     [
-        (3.6, 5.0, 0.001, "PASS"),
-        (2.1, 3.4, 0.001, "WARNING"),
-        (0.5, 1.9, 0.001, "CRITICAL"),
-        (1.5, 2.5, 0.001, "INCONCLUSIVE"),
-        (3.0, 4.0, 0.001, "INCONCLUSIVE"),
-        (3.6, 5.0, 0.2, "CRITICAL"),
+        (0.001, False, "TOLD APART"),
+        (0.049, False, "TOLD APART"),
+        (0.05, False, "NOT TOLD APART"),
+        (0.001, True, "CONTROL"),
+        (0.9, True, "CONTROL"),
     ],
 )
-def test_levels_are_amss_bands_for_the_whole_interval(low, high, p, level):
-    assert separation_level(separation((low + high) / 2, low, high, p)) == level
+def test_a_level_says_only_whether_a_concept_is_told_apart(p, control, level):
+    for size in (0.3, 2.5, 9.0):
+        assert separation_level(separation(size, size - 0.1, size + 0.1, p), control).value == level
 
 
 def test_newcombe_interval_is_the_published_one():

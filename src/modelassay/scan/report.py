@@ -15,12 +15,7 @@ from modelassay.report.charts import LINE, NEGATIVE, NULL, PALETTE, POSITIVE, er
 from modelassay.report.json import published
 from modelassay.report.sections import Column, Section, Status, Table, Tone
 from modelassay.report.text import p_text, with_interval
-from modelassay.scan.verdict import (
-    SELECTIVITY_PASS,
-    SEPARATION_PASS,
-    SEPARATION_WARNING,
-    Verdict,
-)
+from modelassay.scan.verdict import SELECTIVITY_PASS, Level, Verdict
 from modelassay.verify.report import VerificationReport
 
 if TYPE_CHECKING:
@@ -32,9 +27,14 @@ TONES: dict[str, Tone] = {
     "WARNING": "warning",
     "CRITICAL": "bad",
     "INCONCLUSIVE": "neutral",
-    "CONTROL": "muted",
 }
-"""Colours of verdicts and of concepts' levels."""
+"""Colours of verdicts."""
+LEVEL_TONES: dict[str, Tone] = {
+    Level.APART.value: "neutral",
+    Level.NOT_APART.value: "warning",
+    Level.CONTROL.value: "muted",
+}
+"""Colours of concepts' levels: none is good or bad, as a stripped model tells harm apart too."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class ConceptResult:
     """One concept's separation and what it is called."""
 
     separation: Separation
-    level: str
-    """PASS, WARNING, CRITICAL or INCONCLUSIVE by AMS's thresholds, or CONTROL."""
+    level: Level
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ class ScanReport(Report):
                 chart=partial(separation_by_layer, self),
                 note="Separation is scored on pairs that were not used to find the direction or the"
                 " layer. AMS: the number that ams-scanner prints, fitted and scored on the same"
-                " pairs; much of it can be overfitting.",
+                " pairs; much of it can be overfitting. A model that lost its safety training can"
+                " tell harm apart as well as before, so no size of it is good or bad.",
             ),
         ]
         if self.verification is not None:
@@ -147,7 +147,7 @@ class ScanReport(Report):
                     p_text(s.p_value),
                     f"{s.auroc:.2f}",
                     f"{s.in_sample_separation:.2f}σ",
-                    result.level,
+                    result.level.value,
                     str(s.layer),
                     str(s.n_pairs),
                 )
@@ -155,7 +155,7 @@ class ScanReport(Report):
             records.append(
                 {
                     "concept": name,
-                    "level": result.level,
+                    "level": result.level.value,
                     "low": s.interval[0],
                     "high": s.interval[1],
                     **{each: getattr(s, each) for each in names},
@@ -165,7 +165,7 @@ class ScanReport(Report):
             columns=(
                 Column("concept", whole=True),
                 *numeric,
-                Column("level", whole=True, tones=TONES),
+                Column("level", whole=True, tones=LEVEL_TONES),
                 Column("layer", "right", "wide"),
                 Column("pairs", "right", "wide"),
             ),
@@ -250,7 +250,7 @@ class ScanReport(Report):
 def _concept_dict(result: ConceptResult) -> dict[str, Any]:
     values = _fields(result.separation)
     del values["null"]  # thousands of numbers; the report's charts have them
-    return {**values, "level": result.level}
+    return {**values, "level": result.level.value}
 
 
 def _fields(found: Separation | AblationEvidence) -> dict[str, Any]:
@@ -285,12 +285,6 @@ def separation_by_layer(report: ScanReport) -> Figure:
             showlegend=False,
             hovertemplate="95% of swaps below %{y:.2f}σ",
         )
-    for level, text in ((SEPARATION_WARNING, "AMS warning"), (SEPARATION_PASS, "AMS pass")):
-        figure.add_hline(y=level, line=LINE)
-        figure.add_annotation(
-            x=1, xref="paper", y=level, text=f"{text} {level}σ", showarrow=False, yshift=8,
-            font={"size": 10, "color": "#777777"}, xanchor="right",
-        )  # fmt: skip
     return figure
 
 

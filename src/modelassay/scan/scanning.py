@@ -18,7 +18,7 @@ from modelassay.models.finding import find_sources
 from modelassay.models.refs import fetch_options, take_ref
 from modelassay.progress import OnPhase, silent
 from modelassay.scan.report import ConceptResult, ScanReport
-from modelassay.scan.verdict import CONTROL_LEVEL, decide, separation_level
+from modelassay.scan.verdict import Level, decide, separation_level
 from modelassay.verify import Baseline, conclude, find_baseline
 from modelassay.verify.files import hash_model
 
@@ -112,13 +112,10 @@ def scan(
 def judge(found: Evidence, concepts: Mapping[str, Concept]) -> ScanReport:
     """The report on what was measured: a level for each concept, and one verdict."""
     results = {
-        name: ConceptResult(
-            separation,
-            CONTROL_LEVEL if concepts[name].control else separation_level(separation),
-        )
+        name: ConceptResult(separation, separation_level(separation, concepts[name].control))
         for name, separation in found.separations.items()
     }
-    judged = {name: r.separation for name, r in results.items() if r.level != CONTROL_LEVEL}
+    judged = {name: r.separation for name, r in results.items() if r.level is not Level.CONTROL}
     verdict, reasons = decide(judged, found.refusal, found.ablation, found.refusal_unscored)
     return ScanReport(
         model=found.model,
