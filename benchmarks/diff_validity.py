@@ -37,7 +37,8 @@ from modelassay.diff import (
 )
 from modelassay.diff.calibration import BenignRow, save_calibration
 from modelassay.diff.reading import BaseReading
-from modelassay.diff.verdict import STREAMS, Suspicion, suspect, verdict_of
+from modelassay.diff.suspicion import STREAMS, Suspicion, suspect
+from modelassay.diff.verdict import verdict_of
 from modelassay.files.atomic import write_text_atomically
 from modelassay.models import LoadedModel, load
 from modelassay.models.organisms import ORGANISMS, Organism

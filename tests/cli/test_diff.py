@@ -18,7 +18,7 @@ from modelassay.cli.main import run
 from modelassay.diff import Depth, DiffReport, diff, load_suite
 from modelassay.diff.calibration import CALIBRATIONS
 from modelassay.diff.comparing import add_row
-from modelassay.diff.report import benign_levels, feature_effects, stream_levels
+from modelassay.diff.report import feature_effects, stream_levels
 from modelassay.errors import InputError
 from modelassay.models import load
 from modelassay.models.ablation import Ablation, ablate
@@ -294,12 +294,12 @@ def test_levels_of_benign_ones_are_in_the_candidates_units(report):
         )
         moved = replace(report, candidate=info, suspicion=replace(report.suspicion, levels=levels))
         known = add_row(known, moved)
-    from modelassay.diff.verdict import suspect
+    from modelassay.diff.suspicion import suspect
 
     values = {level.name: level.value for level in report.suspicion.levels}
     found = suspect(values, known)
     level = next(level for level in found.levels if level.name == "refusal")
-    assert min(benign_levels(level)) == pytest.approx(level.level)  # it is one of them
+    assert min(level.benign_levels) == pytest.approx(level.level)  # it is one of them
     assert stream_levels(report) is None
     assert stream_levels(replace(report, suspicion=found)) is not None
     with pytest.raises(InputError, match="another suite"):

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from modelassay.diff import Depth, DiffVerdict, diff
 from modelassay.diff.calibration import BenignRow, Calibration
 from modelassay.diff.suites import Contrast, Suite, SuitePrompt
-from modelassay.diff.verdict import suspect, verdict_of
+from modelassay.diff.suspicion import suspect
+from modelassay.diff.verdict import verdict_of
 from modelassay.errors import InputError
 from modelassay.models import load
 from modelassay.reading.activations import read_activations

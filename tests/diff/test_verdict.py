@@ -5,24 +5,10 @@ from __future__ import annotations
 import pytest
 
 from modelassay.diff import Depth, DiffVerdict, diff
-from modelassay.diff.verdict import Findings, judge, levels_of, measure_streams, suspect
+from modelassay.diff.suspicion import suspect
+from modelassay.diff.verdict import Findings, judge, measure_streams
 from planted import SUITE, calibration
 from talking import load_talking
-
-
-def test_a_level_is_the_distance_from_the_benign_in_their_spread():
-    rows = [{"refusal": value} for value in (0.0, 2.0, 4.0)]
-    level = {x.name: x for x in levels_of({"refusal": 8.0}, rows)}["refusal"]
-    assert level.level == pytest.approx((8 - 2) / 2)
-    assert {x.name: x.level for x in levels_of({"refusal": 8.0}, [])}["refusal"] is None
-
-
-def test_no_finer_rate_is_claimed_than_the_benign_allow():
-    found = suspect({"refusal": 9.0}, calibration(0.0, 0.5, 1.0))
-    assert found.n_benign == 3
-    assert found.false_positive_rate == pytest.approx(1 / 4)
-    inside = suspect({"refusal": 0.5}, calibration(0.0, 0.5, 1.0))
-    assert inside.false_positive_rate > 1 / 2
 
 
 @pytest.mark.parametrize(

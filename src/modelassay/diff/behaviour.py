@@ -78,6 +78,10 @@ class BehaviourDiff:
     """By group of prompts; empty where no responses were made."""
     responses: tuple[tuple[str, str], ...]
     """Of base and candidate to each prompt; empty where none were made."""
+    kl_harmless: float | None = None
+    """Nats a token on harmless prompts and the base's responses to them; None without such."""
+    base_spread: float | None = None
+    """Standard deviation of the base's refusal log-odds between all prompts; None of one."""
     thinks: bool = False
     """Whether a model thinks before it answers: first tokens are then a thought's, and refusal
     log-odds are not compared."""
@@ -118,7 +122,8 @@ def compare_behaviour(
     order = np.argsort(-kl, kind="stable")[:WORST_PLACES]
     thinks = any(sum(r.thought for r in side) > len(side) / 2 for side in responses)
     answers = [[response.answer for response in side] for side in responses]
-    change = (candidate.log_odds - base.log_odds).double().numpy()
+    changed = (candidate.log_odds - base.log_odds).double().numpy()
+    harmless = np.isin(owners, suite.indices("harmless"))
     groups = {
         group: rows
         for group in ("harmful", "harmless", "neutral")
@@ -141,7 +146,7 @@ def compare_behaviour(
         ),
         log_odds={}
         if thinks
-        else {group: mean_change(change[rows]) for group, rows in groups.items()},
+        else {group: mean_change(changed[rows]) for group, rows in groups.items()},
         contrasts=None
         if contrasts is None or not len(contrasts[0])
         else mean_change(_leaning(contrasts[1]) - _leaning(contrasts[0])),
@@ -152,6 +157,8 @@ def compare_behaviour(
             and (change := refusal_change(*([side[i] for i in rows] for side in answers)))
         },
         responses=tuple((a.text, b.text) for a, b in zip(*responses, strict=True)),
+        kl_harmless=float(kl[harmless].mean()) if harmless.any() else None,
+        base_spread=None if thinks or len(changed) < 2 else float(base.log_odds.std()),
         thinks=thinks,
         n_unfinished=sum(None in pair for pair in zip(*answers, strict=True)),
     )

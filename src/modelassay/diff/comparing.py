@@ -46,8 +46,9 @@ from modelassay.diff.reading import (
 )
 from modelassay.diff.report import DiffReport
 from modelassay.diff.suites import Suite, default_suite
+from modelassay.diff.suspicion import suspect
 from modelassay.diff.triggers import TriggerSearch, search_triggers
-from modelassay.diff.verdict import DiffVerdict, Findings, judge, measure_streams, suspect
+from modelassay.diff.verdict import DiffVerdict, Findings, judge, measure_streams
 from modelassay.diff.weights import WeightDiff, count_alike, diff_pair
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import installed_versions, utc_now
@@ -417,6 +418,7 @@ def add_row(known: Calibration | None, report: DiffReport) -> Calibration:
         return Calibration(
             base=_name(report.base),
             base_sha256=report.base.weights_sha256,
+            architecture=report.base.architecture,
             suite_sha256=report.suite.sha256,
             response_tokens=report.provenance["answer_tokens"],
             rows=(row,),

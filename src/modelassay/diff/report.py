@@ -17,8 +17,9 @@ from modelassay.diff.behaviour import BehaviourDiff
 from modelassay.diff.causal import Intervention
 from modelassay.diff.features import Q_LEVEL, FeatureChange
 from modelassay.diff.suites import Suite
+from modelassay.diff.suspicion import BY_NAME, Level, Suspicion
 from modelassay.diff.triggers import TriggerSearch
-from modelassay.diff.verdict import BY_NAME, DiffVerdict, Findings, Level, Suspicion, level_in
+from modelassay.diff.verdict import DiffVerdict, Findings
 from modelassay.diff.weights import WeightDiff
 from modelassay.files.provenance import redact
 from modelassay.models import ModelIdentity
@@ -84,8 +85,8 @@ class DiffReport(Findings, Report):
                 "streams of evidence",
                 table=_stream_table(self.suspicion.levels),
                 chart=partial(stream_levels, self),
-                note="Level: distance from the median of benign fine-tunes, in units of their"
-                " spread. What has a * grows with any training and does not enter the score.",
+                note="Level: distance from what benign fine-tunes of its size read, in units of"
+                " their spread. What has a * does not enter the score.",
             ),
             Section(
                 "weights",
@@ -175,16 +176,18 @@ def _stream_table(levels: Sequence[Level]) -> Table:
             ("stream", _title),
             ("value", lambda x: "not measured" if x.value is None else f"{x.value:.3g}"),
             ("benign range", benign_range),
+            ("at its size", lambda x: "" if x.expected is None else f"{x.expected:.3g}"),
             ("level", lambda x: "" if x.level is None else f"{x.level:+.1f}"),
             ("what it is", lambda x: BY_NAME[x.name].what),
         ],
-        right=(1, 2, 3),
+        right=(1, 2, 3, 4),
         record=lambda level: {
             "stream": level.name,
             "value": level.value,
             "benign_low": min(level.benign, default=None),
             "benign_high": max(level.benign, default=None),
             "n_benign": len(level.benign),
+            "expected": level.expected,
             "level": level.level,
             "counts": level.counts,
         },
@@ -503,13 +506,11 @@ def stream_levels(report: DiffReport) -> Figure | None:
     known = [level for level in report.suspicion.levels if level.level is not None]
     if not known:
         return None
-    chart = new_figure(
-        "Distance from the median of benign fine-tunes, in their spreads", "", "level"
-    )
+    chart = new_figure("Distance from benign fine-tunes of its size, in their spreads", "", "level")
     for i, level in enumerate(known):
         chart.add_scatter(
             x=[_title(level)] * len(level.benign),
-            y=benign_levels(level),
+            y=list(level.benign_levels),
             mode="markers",
             marker={"color": NULL, "size": 8, "opacity": 0.7},
             name="benign fine-tunes",
@@ -528,11 +529,6 @@ def stream_levels(report: DiffReport) -> Figure | None:
     )
     chart.add_hline(y=0, line={"color": "#bbbbbb", "width": 1})
     return chart
-
-
-def benign_levels(level: Level) -> list[float]:
-    """Benign fine-tunes of a stream in the units that the candidate's level has."""
-    return [level_in(BY_NAME[level.name], value, level.benign) for value in level.benign]
 
 
 def _title(level: Level) -> str:
