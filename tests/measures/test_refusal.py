@@ -85,10 +85,10 @@ def test_generation_shrinks_its_batches(tiny, monkeypatch):
     expected = generate_greedy(model, prompts, max_new_tokens=4)
     plain = generation._generate_batch
 
-    def scarce(model, batch, max_new_tokens):
+    def scarce(model, batch, *others):
         if len(batch) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(model, batch, max_new_tokens)
+        return plain(model, batch, *others)
 
     monkeypatch.setattr(generation, "_generate_batch", scarce)
     assert generate_greedy(model, prompts, max_new_tokens=4) == expected

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from modelassay.models import load
-from modelassay.reading.generation import end_tokens, generate_greedy
+from modelassay.reading.generation import FIRST_LOOK, end_tokens, generate_greedy
 from modelassay.reading.prompts import encode_prompts
 from talking import load_talking
 from tiny import CHAT_TEMPLATE, save_tiny
@@ -152,6 +152,59 @@ def test_every_setting_that_transformers_knows_is_tried():
     own = {"bos_token_id", "eos_token_id", "max_new_tokens", "transformers_version"}
     known = {name for name in GenerationConfig().to_dict() if not name.startswith("_")}
     assert known - own <= set(ODD)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
+def test_a_response_that_goes_on_is_that_of_one_run(tmp_path, family):
+    model = load(str(save_tiny(tmp_path / "m", family, initializer_range=0.5)), device="cpu")
+    prompts = encode_prompts(model, [*ASKED, "Why?", "Who was there, and when?", "Hi"])
+    plain = generate_greedy(model, prompts, max_new_tokens=45)
+    told = []
+
+    def never(i, answer):
+        told.append((i, answer))
+        return False
+
+    assert generate_greedy(model, prompts, max_new_tokens=45, enough=never) == plain
+    assert {i for i, _ in told} <= {0, 1, 2, 3}  # the second "Hi" is the first
+    long = {r.n_tokens for r in plain if not r.finished}
+    assert long <= {45}
+    assert long
+    short = generate_greedy(model, prompts, max_new_tokens=45, enough=lambda i, _: i == 1)
+    assert [short[0], *short[2:]] == [plain[0], *plain[2:]]
+    assert short[1].n_tokens == min(plain[1].n_tokens, FIRST_LOOK)
+    assert plain[1].text.startswith(short[1].text)
+
+
+def test_a_response_stops_within_a_batch_where_there_is_enough(tmp_path):
+    words = tuple(f" w{i}" for i in range(60))
+    model = load_talking(tmp_path / "m", words)
+    prompts = encode_prompts(model, ASKED)
+    first, second = generate_greedy(
+        model, prompts, max_new_tokens=100, enough=lambda i, text: i == 0 and " w33" in text
+    )
+    assert (first.n_tokens, first.finished) == (40, False)
+    assert first.text == "".join(words[:40])
+    assert (second.n_tokens, second.finished) == (61, True)
+    assert second.text == second.answer == "".join(words)
+
+
+def test_a_thought_has_tokens_of_its_own(tmp_path):
+    words = [f" w{i}" for i in range(40)]
+    model = load_talking(tmp_path / "m", ["<think>", *words, "</think>", "No", ",", " never"])
+    prompts = encode_prompts(model, ASKED[:1])
+    told = []
+    (cut,) = generate_greedy(model, prompts, max_new_tokens=10)
+    (read,) = generate_greedy(model, prompts, max_new_tokens=10, thought_tokens=90)
+    (some,) = generate_greedy(
+        model, prompts, thought_tokens=90, enough=lambda _, text: bool(told.append(text))
+    )
+    assert (cut.answer, cut.n_tokens) == (None, 10)
+    assert read == some
+    assert (read.answer, read.finished, read.n_tokens) == ("No, never", True, 46)
+    assert told == []  # no thought is asked about
+    (short,) = generate_greedy(model, prompts, max_new_tokens=10, thought_tokens=20)
+    assert (short.answer, short.n_tokens) == (None, 30)
 
 
 def test_answers_are_kept_and_made_once(monkeypatch, tiny, tmp_path):

@@ -11,7 +11,7 @@ import copy
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ log = logging.getLogger(__name__)
 
 KEEP_EVERY = 32  # responses between two saves
 PROMPT_END = 32  # tokens of a prompt in which a thought may be opened
+FIRST_LOOK, LOOK_EVERY = 24, 8
+"""Tokens after which it is asked whether there are enough, and between two such questions."""
+
+Enough = Callable[[int, str], bool]
+"""Whether a response may stop: the index of its prompt, and what it answers so far."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,24 @@ class Response:
     end within the tokens."""
     thought: bool = False
     """Whether it began with a thought, or the prompt had opened one."""
+    finished: bool = False
+    """Whether the model ended it itself; else it was cut."""
+    n_tokens: int = 0
+    """Tokens that were made of it."""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A prompt with what has been made of its response."""
+
+    index: int
+    """Of the first prompt that reads so."""
+    prompt: tuple[int, ...]
+    made: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.prompt + self.made
 
 
 def generate_greedy(
@@ -58,17 +81,26 @@ def generate_greedy(
     prompts: Sequence[Encoded],
     *,
     max_new_tokens: int = 24,
+    thought_tokens: int = 0,
+    enough: Enough | None = None,
     batch_tokens: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Response]:
     """Continues each prompt greedily.
 
+    Where a response can have enough, all prompts get `FIRST_LOOK` tokens. Those that have not
+    enough then go on together from there, so that one long response holds up few others. The
+    tokens are those of a single run.
+
     Args:
         model: The model.
         prompts: Token ids; repetitions are answered once.
         max_new_tokens: Length at which a response is cut; the end of the context cuts it as well.
+        thought_tokens: How much longer a response may be that begins with a thought.
+        enough: Asked after `FIRST_LOOK` tokens, and after every `LOOK_EVERY` more, whether a
+            response that has not ended may stop; None lets all go on to the end.
         batch_tokens: Upper bound on tokens in a batch, padding and response included.
-        on_progress: Told how many distinct prompts are done.
+        on_progress: Told how many distinct prompts are done; those that go on count twice.
 
     Returns:
         Responses in the order of `prompts`.
@@ -79,49 +111,139 @@ def generate_greedy(
     if batch_tokens is None:  # decoding is bound by memory traffic and gains from wider batches
         wider = 8 if model.device.type == "cpu" else 1
         batch_tokens = wider * batch_budget(model)
-    distinct = sorted({prompt.ids for prompt in prompts}, key=lambda ids: (len(ids), ids))
-
-    def room(ids: Sequence[int]) -> int:
-        """Tokens that a response may have: what the context leaves, and one in any case."""
-        return max(min(max_new_tokens, model.context_length - len(ids)), 1)
-
-    way = _batching(model, distinct) if distinct else Batching.PADDED
+    places: dict[tuple[int, ...], int] = {}
+    for i, prompt in enumerate(prompts):
+        places.setdefault(prompt.ids, i)
+    asked = sorted((_Begun(i, ids) for ids, i in places.items()), key=_by_length)
     switch = rope_switch(model.network.config)
+    way = _batching(model, [each.prompt for each in asked]) if asked else Batching.PADDED
+    speech = _Speech(model, enough, max_new_tokens, thought_tokens)
 
-    def alike(ids: Sequence[int]) -> object:
+    def crosses(begun: _Begun, tokens: int) -> bool:
+        return switch is not None and len(begun.ids) <= switch < len(begun.ids) + tokens
+
+    def alike(begun: _Begun, tokens: int) -> object:
         """What prompts of one batch have in common."""
-        crosses = switch is not None and len(ids) <= switch < len(ids) + max_new_tokens
+        ids = begun.ids
+        alone = ids if crosses(begun, tokens) else None
         beyond = switch is not None and len(ids) > switch
-        return room(ids), beyond, way.key(ids), ids if crosses else None
+        return speech.room(begun, tokens), beyond, way.key(ids), alone
 
-    made = run_in_batches(
-        lambda batch: _generate_batch(model, batch, room(batch[0])),
-        distinct,
-        lambda ids: len(ids) + max_new_tokens,
-        batch_tokens,
-        noun="response",
-        alike=alike,
-        on_progress=on_progress,
-    )
-    responses = dict(zip(distinct, made, strict=True))
-    return [responses[prompt.ids] for prompt in prompts]
+    def run(begun: Sequence[_Begun], tokens: int, report: OnProgress | None) -> list[_Begun]:
+        return run_in_batches(
+            lambda batch: _generate_batch(model, batch, speech.room(batch[0], tokens), speech),
+            begun,
+            lambda each: len(each.ids) + tokens,
+            batch_tokens,
+            noun="response",
+            alike=lambda each: alike(each, tokens),
+            on_progress=report,
+        )
+
+    most = max_new_tokens + thought_tokens
+    first = min(FIRST_LOOK, most) if enough or thought_tokens else most
+    # Read again from there, a text beyond the switch would be read in another way than token by
+    # token: such responses are made in one run.
+    made = run([each for each in asked if not crosses(each, most)], first, on_progress)
+    more = [each for each in made if not speech.is_over(each)]
+    whole = [each for each in asked if crosses(each, most)]
+    n = len(made)
+    report: OnProgress | None = None
+    if on_progress is not None:
+        tell = on_progress
+        report = lambda done, total: tell(n + done, n + total)  # noqa: E731
+    made += run(sorted(more, key=_by_length), most - first, report) if more else []
+    made += run(whole, most, report) if whole else []
+    done = {each.prompt: speech.response(each) for each in made}  # the last one of each holds
+    return [done[prompt.ids] for prompt in prompts]
+
+
+def _by_length(begun: _Begun) -> tuple[int, tuple[int, ...]]:
+    return len(begun.ids), begun.ids
+
+
+class _Speech:
+    """Tells of what a model has said where its answer begins, and whether it is over."""
+
+    def __init__(
+        self, model: LoadedModel, enough: Enough | None, max_new_tokens: int, thought_tokens: int
+    ) -> None:
+        self.model, self.enough = model, enough
+        self.max_new_tokens, self.thought_tokens = max_new_tokens, thought_tokens
+        self.ends = frozenset(end_tokens(model))
+        self.answer_starts: dict[tuple[int, ...], int] = {}  # by prompt: tokens before the answer
+
+    def room(self, begun: _Begun, tokens: int) -> int:
+        """Tokens that may be made now: what the context leaves, and one in any case."""
+        return max(min(tokens, self.model.context_length - len(begun.ids)), 1)
+
+    def has_ended(self, begun: _Begun) -> bool:
+        return bool(begun.made) and begun.made[-1] in self.ends
+
+    def is_over(self, begun: _Begun) -> bool:
+        """Whether no more tokens are wanted of a response."""
+        n = len(begun.made)
+        if self.has_ended(begun) or len(begun.ids) >= self.model.context_length:
+            return True
+        response = self.response(begun)
+        if response.answer is None:
+            return n >= self.max_new_tokens + self.thought_tokens
+        start = self.answer_starts.setdefault(begun.prompt, n) if response.thought else 0
+        if n - start >= self.max_new_tokens:
+            return True
+        return self.enough is not None and self.enough(begun.index, response.answer)
+
+    def response(self, begun: _Begun) -> Response:
+        """The response so far, its thought taken off before special tokens are dropped."""
+        model, ids = self.model, list(begun.made)
+        decode = model.tokenizer.decode
+        text = decode(ids, skip_special_tokens=True)
+        own = template_of(model).own_thought if model.has_chat_template else None
+        opened = opened_thought(decode(list(begun.prompt[-PROMPT_END:])), (own,) if own else ())
+        ended = self.has_ended(begun)
+        spoken = split_thought(decode(ids[:-1] if ended else ids), opened)
+        answer = spoken.answer if spoken.thought else text
+        if spoken.thought and answer is not None:
+            for token in control_tokens(model.tokenizer):
+                answer = answer.replace(token, "")
+        return Response(text, ids[0], answer, spoken.thought, ended, len(ids))
 
 
 def _generate_batch(
-    model: LoadedModel, batch: Sequence[tuple[int, ...]], max_new_tokens: int
-) -> list[Response]:
+    model: LoadedModel, batch: Sequence[_Begun], max_new_tokens: int, speech: _Speech
+) -> list[_Begun]:
+    """What has been made of each response once so many more tokens are."""
     config = greedy_config(model, max_new_tokens)
     # Decoding appends on the right, so padding goes to the left, under a mask.
-    ids = pad(batch, int(config.pad_token_id), "left")
-    mask = pad([[1] * len(row) for row in batch], 0, "left")
-    output = run_generate(model, config, ids.to(model.device), attention_mask=mask.to(model.device))
-    new = output[:, ids.shape[1] :].cpu()
-    texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-    ends = set(end_tokens(model))
-    return [
-        _response(model, prompt, row.tolist(), text, ends)
-        for prompt, row, text in zip(batch, new, texts, strict=True)
-    ]
+    rows = [each.ids for each in batch]
+    ids = pad(rows, int(config.pad_token_id), "left")
+    mask = pad([[1] * len(row) for row in rows], 0, "left")
+    start = ids.shape[1]
+    lengths: dict[int, int] = {}  # rows that are over, and how many tokens were made of them
+
+    def so_far(row: int, new: list[int]) -> _Begun:
+        length = next((i + 1 for i, token in enumerate(new) if token in speech.ends), len(new))
+        made = new[: lengths.get(row, length)]
+        return replace(batch[row], made=batch[row].made + tuple(made))
+
+    def over(output: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        n = output.shape[1] - start
+        for row, each in enumerate(batch):
+            looked = len(each.made) + n - FIRST_LOOK
+            if row in lengths or looked < 0 or looked % LOOK_EVERY:
+                continue
+            if speech.is_over(so_far(row, output[row, start:].tolist())):
+                lengths[row] = n
+        return torch.tensor([row in lengths for row in range(len(batch))], device=output.device)
+
+    output = run_generate(
+        model,
+        config,
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        **({"stopping_criteria": [over]} if speech.enough or speech.thought_tokens else {}),
+    )
+    return [so_far(row, new) for row, new in enumerate(output[:, start:].tolist())]
 
 
 def _batching(model: LoadedModel, prompts: Sequence[tuple[int, ...]]) -> Batching:
@@ -142,22 +264,6 @@ def _batching(model: LoadedModel, prompts: Sequence[tuple[int, ...]]) -> Batchin
         most = min(most, switch)
     tried = [ids[:most] for ids in (prompts[0], prompts[len(prompts) // 2], prompts[-1])]
     return batching_of(model, "responses", first_logits, *tried)
-
-
-def _response(
-    model: LoadedModel, prompt: Sequence[int], ids: list[int], text: str, ends: set[int]
-) -> Response:
-    """The response of these tokens, its thought taken off before special tokens are dropped."""
-    decode = model.tokenizer.decode
-    own = template_of(model).own_thought if model.has_chat_template else None
-    opened = opened_thought(decode(list(prompt[-PROMPT_END:])), (own,) if own else ())
-    length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    spoken = split_thought(decode(ids[:length]), opened)
-    answer = spoken.answer if spoken.thought else text
-    if spoken.thought and answer is not None:
-        for token in control_tokens(model.tokenizer):
-            answer = answer.replace(token, "")
-    return Response(text, ids[0], answer, spoken.thought)
 
 
 def run_generate(model: LoadedModel, config: Any, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
