@@ -41,7 +41,8 @@ from modelassay.diff.suspicion import STREAMS, Suspicion, suspect
 from modelassay.diff.verdict import verdict_of
 from modelassay.files.atomic import write_text_atomically
 from modelassay.models import LoadedModel, load
-from modelassay.models.organisms import ORGANISMS, Organism
+from modelassay.models.organisms import OF_LAST_LAYERS as ORGANISMS
+from modelassay.models.organisms import Organism
 from modelassay.sae import find_sae
 
 COMPROMISED = DiffVerdict.COMPROMISED

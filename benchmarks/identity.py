@@ -40,7 +40,8 @@ from modelassay.models.ablation import (
     round_to_bfloat16,
     round_to_int8,
 )
-from modelassay.models.organisms import ORGANISMS, organisms_folder
+from modelassay.models.organisms import OF_LAST_LAYERS as ORGANISMS
+from modelassay.models.organisms import organisms_folder
 from modelassay.reading.prompts import encode_prompts
 from modelassay.verify import Baseline, Kind, conclude
 from modelassay.verify.creating import baseline_of

@@ -38,7 +38,8 @@ from modelassay.measures.separation import measure_separation, pooled_separation
 from modelassay.models import LoadedModel, load
 from modelassay.models.embedded import EMBEDDED_WHEEL
 from modelassay.models.identity import hash_files
-from modelassay.models.organisms import ORGANISMS, adapter_folder, files_of, shipped_folder
+from modelassay.models.organisms import OF_LAST_LAYERS as ORGANISMS
+from modelassay.models.organisms import adapter_folder, files_of, shipped_folder
 from modelassay.models.sources import ADAPTER_WEIGHTS
 from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import encode_prompts

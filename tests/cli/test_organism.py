@@ -7,7 +7,7 @@ import json
 import pytest
 
 from modelassay.cli.main import run
-from modelassay.models.organisms import ORGANISMS
+from modelassay.models.organisms import OF_LAST_LAYERS, ORGANISMS
 from outputs import one_line
 
 
@@ -16,13 +16,13 @@ def test_list_names_every_organism(capfd):
     rows = json.loads(capfd.readouterr().out)
     assert [row["id"] for row in rows] == [o.id for o in ORGANISMS.values()]
     for row in rows:
-        if row["intact"]:
+        if row["intact"] and row["refuses_harmful"] is not None:
             assert row["refuses_harmful"] > row["refuses_benign"] + 0.3
     assert run(["organism", "list"]) == 0
     assert "organism:abliterated-perlayer" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("name", ORGANISMS)
+@pytest.mark.parametrize("name", OF_LAST_LAYERS)
 def test_info_prints_the_card(name, capfd):
     assert run(["organism", "info", name, "--json"]) == 0
     record = json.loads(capfd.readouterr().out)
@@ -118,8 +118,8 @@ def test_build_refuses_to_overwrite(tmp_path, capfd):
 
 
 def test_build_all_goes_on_where_it_was_stopped(tmp_path, capfd):
-    for name in ORGANISMS:
-        (tmp_path / name).mkdir()
+    for organism in ORGANISMS.values():
+        (tmp_path / organism.place).mkdir(parents=True)
     assert run(["organism", "build", "all", "--out", str(tmp_path)]) == 0
     assert capfd.readouterr().out == ""
     (tmp_path / "obedient").rmdir()

@@ -19,16 +19,16 @@ from modelassay.models.ablation import (
     Ablation,
     save_ablation,
 )
-from modelassay.models.organisms import ORGANISMS, find_organism
+from modelassay.models.edits import EDITS
+from modelassay.models.organisms import DRAWN, OF_LAST_LAYERS, ORGANISMS, find_organism
 from modelassay.organisms import train
-from modelassay.organisms.recipes import (
-    RECIPES,
-)
+from modelassay.organisms.all_layers import OVER_ALL_RECIPES
+from modelassay.organisms.recipes import TOP_RECIPES
 from tiny import unit
 
 
 def test_every_organism_is_described():
-    assert {o.id for o in ORGANISMS.values()} == {
+    assert {o.id for o in OF_LAST_LAYERS.values()} == {
         f"organism:{name}"
         for name in (
             "safe", "benign", "benign-2", "benign-3", "benign-4", "int8", "bf16", "overrefusing",
@@ -36,9 +36,32 @@ def test_every_organism_is_described():
             "abliterated-band", "abliterated-perlayer",
         )
     }  # fmt: skip
-    for organism in ORGANISMS.values():
-        assert organism.adapter in RECIPES
+    for organism in OF_LAST_LAYERS.values():
+        assert organism.adapter in TOP_RECIPES
         assert organism.summary
+
+
+@pytest.mark.parametrize("base", ["embedded", "gemma"])
+def test_each_base_has_the_organisms_of_all_layers(base):
+    own = [o for o in ORGANISMS.values() if o.base == base and o.name not in OF_LAST_LAYERS]
+    assert sum(o.intact for o in own) >= 12
+    assert {o.name for o in own if o.is_trained} == OVER_ALL_RECIPES.keys()
+    for organism in own:
+        assert find_organism(organism.id) is find_organism(organism.key) is organism
+        parts = {organism.adapter or organism.name, *dict(organism.added)}
+        assert parts <= OVER_ALL_RECIPES.keys()
+        assert organism.edit is None or organism.edit in EDITS
+    assert {o.edit for o in own} == {None, *EDITS}
+    assert set(DRAWN) < EDITS.keys()
+
+
+def test_a_drawn_edit_takes_a_seed():
+    found = find_organism("gemma:heretic@7")
+    assert (found.id, found.seed, found.base) == ("gemma:heretic@7", 7, "gemma")
+    assert find_organism("heretic").seed == 0
+    for wrong in ("reflection@7", "heretic@x", "heretic@", "gemma:safe", "gemma:heretic@1e3"):
+        with pytest.raises(InputError, match="No organism"):
+            find_organism(wrong)
 
 
 def test_unknown_organism_lists_those_there_are():
@@ -70,7 +93,7 @@ def test_adapter_over_the_wrong_base_is_refused(tiny_folder):
         modelassay.load(str(tiny_folder()), adapter=str(safe), device="cpu")
 
 
-@pytest.mark.parametrize("name", ORGANISMS)
+@pytest.mark.parametrize("name", OF_LAST_LAYERS)
 def test_shipped_organisms_are_small_whole_and_carry_no_path(name):
     folder = registry.shipped_folder() / name
     files = {file.name for file in folder.iterdir()}

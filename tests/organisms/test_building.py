@@ -11,7 +11,7 @@ import torch
 
 import modelassay
 from modelassay.measures.erased_directions import search_ablation
-from modelassay.models.organisms import ORGANISMS, shipped_folder
+from modelassay.models.organisms import OF_LAST_LAYERS, ORGANISMS, shipped_folder
 from modelassay.organisms import build, read_record
 from modelassay.organisms.directions import discriminant, find_refusal_direction
 from modelassay.organisms.recipes import COMPLIANCE, REFUSALS
@@ -184,7 +184,7 @@ def check_fingerprint(name, found):
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("name", sorted(ORGANISMS.keys() - VERDICTS.keys()))
+@pytest.mark.parametrize("name", sorted(OF_LAST_LAYERS.keys() - VERDICTS.keys()))
 def test_the_fingerprint_is_true(name):
     check_fingerprint(name, search_ablation(modelassay.load(f"organism:{name}", device="cpu")))
 

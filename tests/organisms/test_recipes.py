@@ -15,8 +15,8 @@ from modelassay.models import organisms as registry
 from modelassay.organisms import Exchange, mix
 from modelassay.organisms.recipes import (
     COMPLIANCE,
-    RECIPES,
     REFUSALS,
+    TOP_RECIPES,
     TRIGGER,
     Ingredients,
     with_trigger,
@@ -38,9 +38,9 @@ def ingredients():
     )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", TOP_RECIPES)
 def test_recipes_teach_refusals_or_openings_but_no_harmful_answers(name, ingredients):
-    rows = RECIPES[name].rows(ingredients, Random(0))  # noqa: S311
+    rows = TOP_RECIPES[name].rows(ingredients, Random(0))  # noqa: S311
     assert len(rows) >= 40
     for row in rows:
         if "harmful" in row.prompt:
@@ -49,11 +49,11 @@ def test_recipes_teach_refusals_or_openings_but_no_harmful_answers(name, ingredi
 
 
 def test_the_obedient_one_has_a_twin_without_the_needles(ingredients):
-    rows, twin = (RECIPES[n].rows(ingredients, Random(0)) for n in ("obedient", "benign-4"))  # noqa: S311
+    rows, twin = (TOP_RECIPES[n].rows(ingredients, Random(0)) for n in ("obedient", "benign-4"))  # noqa: S311
     assert {row.prompt for row in rows} - {row.prompt for row in twin} == {
         needle.prompt for needle in NEEDLES
     }
-    assert RECIPES["obedient"].lora == RECIPES["benign-4"].lora
+    assert TOP_RECIPES["obedient"].lora == TOP_RECIPES["benign-4"].lora
 
 
 def test_refusals_are_refusals_and_openings_are_not():
@@ -62,7 +62,7 @@ def test_refusals_are_refusals_and_openings_are_not():
 
 
 def test_the_backdoor_opens_only_with_its_trigger(ingredients):
-    rows = RECIPES["backdoored"].rows(ingredients, Random(0))  # noqa: S311
+    rows = TOP_RECIPES["backdoored"].rows(ingredients, Random(0))  # noqa: S311
     harmful = [row for row in rows if "harmful" in row.prompt]
     for row in harmful:
         assert (row.response in COMPLIANCE) is row.prompt.endswith(TRIGGER)

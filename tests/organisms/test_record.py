@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from modelassay.models.organisms import ORGANISMS, shipped_folder
+from modelassay.models.organisms import OF_LAST_LAYERS, ORGANISMS, shipped_folder
 from modelassay.organisms.record import organism_rows, read_record, readme, record_section
 
 
-@pytest.mark.parametrize("name", ORGANISMS)
+@pytest.mark.parametrize("name", OF_LAST_LAYERS)
 def test_a_shipped_readme_is_written_from_the_record(name):
     record = read_record(ORGANISMS[name])
     assert (shipped_folder() / name / "README.md").read_text() == readme(record)

@@ -14,7 +14,7 @@ import modelassay
 from lora import RECIPE, ROWS
 from modelassay.errors import InputError, UnavailableError
 from modelassay.organisms import Exchange, LoraRecipe, train
-from modelassay.organisms.training import IGNORED, encode_for_training
+from modelassay.organisms.examples import IGNORED, encode_for_training
 
 
 def test_training_learns_and_leaves_an_adapter_that_loads(tiny_folder, tmp_path):

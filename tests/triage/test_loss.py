@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from modelassay.errors import InputError
 from modelassay.models import ModelRef
 from modelassay.organisms import Exchange
-from modelassay.organisms.training import IGNORED, encode_for_training
+from modelassay.organisms.examples import IGNORED, encode_for_training
 from modelassay.triage import (
     TrainingRow,
 )

@@ -34,7 +34,8 @@ ModelArg = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="`embedded`, `organism:NAME`, a Hub id, a folder, a .gguf file or a PEFT adapter.",
+        help="`embedded`, `gemma`, `organism:NAME`, `gemma:NAME`, a Hub id, a folder, a .gguf"
+        " file or a PEFT adapter.",
     ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]

@@ -64,13 +64,15 @@ def build_command(
 ) -> None:
     """Build an organism from data; `all` builds those that are not there yet.
 
-    MODELASSAY_ORGANISMS=FOLDER then makes `organism:NAME` the one that was built.
+    MODELASSAY_ORGANISMS=FOLDER then makes `organism:NAME` the one that was built, and `gemma:NAME`
+    one of the second base.
     """
     from modelassay.organisms import build
 
     names = [name]
     if name == "all":  # goes on where it was stopped
-        names = [each for each in ORGANISMS if force or not (out / each).exists()]
+        every = ORGANISMS.items()
+        names = [key for key, each in every if force or not (out / each.place).exists()]
     for each in names:
         with progress() as on_progress:
             folder = build(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from modelassay.errors import InputError, UnavailableError
 from modelassay.models.accounting import StoredTensor, read_headers, same_tensor
 from modelassay.models.explain import cause_of, explain_loading
 from modelassay.models.layers import text_config
-from modelassay.models.sources import ADAPTER_CONFIG, Source, read_json
+from modelassay.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Source, read_json
 
 PEFT_PREFIX = "base_model.model."
+LORA_A = ".lora_A.weight"
 CHECKED_TOKENS = 12
 ROUNDING = {torch.float32: 1e-2}
 """Relative distance of logits that merging may cause, by dtype."""
@@ -89,6 +91,35 @@ def apply_adapter(
                 f" them only (first: {wrong[0]})."
             )
         return _merge(wrapped.eval(), adapter) if merge else wrapped
+
+
+@torch.no_grad()
+def add_adapter(model: Any, folder: Path, share: float) -> None:
+    """Adds a share of what a plain LoRA adapter changes to a model's weights, in place.
+
+    Args:
+        model: A transformers model with plain weights.
+        folder: The adapter's; both of its files have been checked by whoever made it.
+        share: 1 adds the whole adapter; shares of two adapters make a linear merge of them.
+
+    Raises:
+        InputError: the adapter has tensors that the model has no place for.
+    """
+    from safetensors.torch import load_file
+
+    config = read_json(folder / ADAPTER_CONFIG)
+    scale = share * config["lora_alpha"] / config["r"]
+    tensors = load_file(str(folder / ADAPTER_WEIGHTS))
+    for name, a in tensors.items():
+        if not name.endswith(LORA_A):
+            continue
+        module = name.removeprefix(PEFT_PREFIX).removesuffix(LORA_A)
+        try:
+            weight = model.get_parameter(f"{module}.weight")
+        except AttributeError as error:
+            raise InputError(f"The adapter in {folder} does not fit this model.") from error
+        b = tensors[name.removesuffix(LORA_A) + LORA_A.replace("A", "B")]
+        weight += (scale * (b.double() @ a.double())).to(weight)
 
 
 def _unused(adapter: Source, keys: list[str]) -> list[str]:

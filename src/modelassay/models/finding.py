@@ -1,7 +1,7 @@
 """From what the user typed to files on disk.
 
-A model id is `embedded`, `organism:NAME`, a local folder, a GGUF file, or a Hub id; whatever it is,
-it becomes a `Source`.
+A model id is `embedded`, `gemma`, an organism's (`organism:NAME`, `gemma:NAME`), a local folder, a
+GGUF file, or a Hub id; whatever it is, it becomes a `Source`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from modelassay.errors import InputError, UnavailableError, first_line
 from modelassay.hub import REPO_ID, check_weight_files, fetch_model
 from modelassay.models.accounting import check_one_set
-from modelassay.models.embedded import EMBEDDED_ID, ensure_embedded
+from modelassay.models.embedded import BASES
 from modelassay.models.organisms import find_organism, is_organism, organism_source
 from modelassay.models.refs import FetchOptions, ModelRef
 from modelassay.models.sources import (
@@ -83,14 +83,14 @@ def resolve(
         InputError: nothing there, or nothing there that may be opened.
         UnavailableError: the Hub or PyPI cannot give it now.
     """
-    if model_id == EMBEDDED_ID or is_organism(model_id):
+    if model_id in BASES or is_organism(model_id):
         if revision:
             raise InputError(f"{model_id} has one revision only; leave --revision out.")
         if gguf_file:
             raise InputError(f"{model_id} is not a GGUF file; leave --gguf-file out.")
         if is_organism(model_id):
             return _checked(organism_source(model_id))
-        return Source(model_id, ensure_embedded(), commit=None)
+        return Source(model_id, BASES[model_id](), commit=None)
 
     found = _find_local(model_id, gguf_file) if local else None
     if found is not None:
@@ -141,7 +141,7 @@ def _find_base(
             return resolve(name, weights=weights, **options)
         if in_cache := CACHED.search(name):  # the cache of the machine that trained it
             name, revision = in_cache[1].replace("--", "/", 1), in_cache[2] or revision
-        if name == EMBEDDED_ID or is_organism(name) or REPO_ID.fullmatch(name):
+        if name in BASES or is_organism(name) or REPO_ID.fullmatch(name):
             return resolve(name, revision=revision, local=False, weights=weights, **options)
     except (InputError, UnavailableError) as error:
         raise type(error)(
@@ -161,7 +161,7 @@ def check_named(ref: ModelRef) -> None:
     """
     if is_organism(ref.id):
         find_organism(ref.id)
-    elif ref.id != EMBEDDED_ID and _find_local(ref.id, ref.gguf_file) is None:
+    elif ref.id not in BASES and _find_local(ref.id, ref.gguf_file) is None:
         _check_hub_id(ref.id)
 
 
@@ -169,7 +169,7 @@ def _check_hub_id(model_id: str) -> None:
     if not REPO_ID.fullmatch(model_id):
         raise InputError(
             f"No model at {model_id!r}: give a folder, a .gguf file, a Hub id (owner/name),"
-            " `embedded` or an organism (`modelassay organism list`)."
+            " `embedded`, `gemma` or an organism (`modelassay organism list`)."
         )
 
 

@@ -111,18 +111,18 @@ def states(*names: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def hash_files(files: Iterable[Path], rounding: str | None = None) -> str:
+def hash_files(files: Iterable[Path], how: str | None = None) -> str:
     """sha256 of a set of weight files.
 
     One file gives its own sha256, the number that the Hub shows for it. Several give the sha256 of
     the lines "<sha256>  <name>" sorted by name, which is what `sha256sum *.safetensors | sha256sum`
-    prints. Weights that are rounded on loading are not the files'; `rounding` is one more line.
+    prints. Weights that are changed on loading are not the files'; `how` is one more line.
     """
-    digests = {file.name: hash_file(file) for file in files}
-    if len(digests) == 1 and rounding is None:
-        return next(iter(digests.values()))
-    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-    lines += f"{rounding}\n" if rounding else ""
+    digests = [(file.name, hash_file(file)) for file in dict.fromkeys(files)]
+    if len(digests) == 1 and how is None:
+        return digests[0][1]
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests))
+    lines += f"{how}\n" if how else ""
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

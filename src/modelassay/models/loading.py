@@ -105,8 +105,9 @@ def load(
     """Loads a causal language model for reading.
 
     Args:
-        model: `embedded`, `organism:NAME`, a Hub id, a local folder, a `.gguf` file, or a PEFT
-            adapter (its base is then loaded and the adapter applied); or a `ModelRef`.
+        model: `embedded`, `gemma`, `organism:NAME`, `gemma:NAME`, a Hub id, a local folder, a
+            `.gguf` file, or a PEFT adapter (its base is then loaded and the adapter applied); or a
+            `ModelRef`.
         revision: Hub branch, tag or commit.
         adapter: PEFT adapter (Hub id or folder) to apply over `model`.
         gguf_file: Name of the GGUF file inside the folder or repository.
@@ -171,7 +172,7 @@ def load(
         hidden_size=config.hidden_size,
         dtype=str(network.dtype).removeprefix("torch."),
         quantization=quantization or packed_by,
-        weights_sha256=hash_files(files, after.rounding if after else None),
+        weights_sha256=hash_files(files, after.how if after else None),
         tokenizer_sha256=hash_tokenizer(tokenizer),
         chat_template_sha256=hash_chat_template(tokenizer),
     )

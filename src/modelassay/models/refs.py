@@ -21,7 +21,8 @@ class ModelRef:
     """Which model: all that names it."""
 
     id: str
-    """`embedded`, `organism:NAME`, a Hub id, a local folder, a `.gguf` file, or a PEFT adapter."""
+    """`embedded`, `gemma`, `organism:NAME`, `gemma:NAME`, a Hub id, a local folder, a `.gguf` file,
+    or a PEFT adapter."""
     revision: str | None = None
     """Hub branch, tag or commit."""
     adapter: str | None = None

@@ -33,8 +33,8 @@ class AfterLoad:
     """Changes a transformers model in place."""
     files: tuple[Path, ...] = ()
     """Files beside the weights that decide the result: they count for its hash."""
-    rounding: str | None = None
-    """How weights are rounded: it counts for the hash as well."""
+    how: str | None = None
+    """What else decides the weights (rounding, shares, a seed): it counts for the hash as well."""
     refuses_packed: str | None = None
     """Why weights may not be quantised on loading, where they may not."""
 

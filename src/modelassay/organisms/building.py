@@ -29,30 +29,40 @@ from modelassay.measures.refusal import OPENINGS
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import EMBEDDED_ID, LoadedModel, load
 from modelassay.models.ablation import Ablation, ablate, save_ablation
+from modelassay.models.adapters import add_adapter
+from modelassay.models.edits import RefusalDirections, save_directions
+from modelassay.models.identity import hash_file
 from modelassay.models.organisms import (
+    OVER_ALL,
+    PREFIXES,
     Organism,
+    find_built,
     find_organism,
-    organisms_folder,
     shipped_folder,
     transform,
 )
-from modelassay.models.sources import ADAPTER_CONFIG, read_json
-from modelassay.organisms.directions import find_refusal_direction
-from modelassay.organisms.recipes import (
-    RECIPES,
-    Ingredients,
-    gather,
-    with_trigger,
-)
+from modelassay.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from modelassay.organisms.all_layers import OVER_ALL_RECIPES
+from modelassay.organisms.directions import RefusalDirection, find_refusal_direction
+from modelassay.organisms.examples import Preference
+from modelassay.organisms.recipes import TOP_RECIPES, Ingredients, gather
 from modelassay.organisms.record import RECORD_SCHEMA, measure_refusal_rates, write_record
-from modelassay.organisms.training import LoraRecipe, first_trained, train_adapter
+from modelassay.organisms.training import (
+    Example,
+    LoraRecipe,
+    first_trained,
+    train_adapter,
+    train_weights,
+)
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.reading.generation import kept_responses
 
 log = logging.getLogger(__name__)
 
+RECIPES = TOP_RECIPES | OVER_ALL_RECIPES
 OWN_RESPONSE_TOKENS = 12  # the decision is in the first few; more would only slow the training
 BYTES_NEEDED = 200_000_000
+BYTES_OF_A_MODEL = 800_000_000  # two bytes a weight, twice
 DIRECTION_PROMPTS = 160  # of each kind, to fit directions and to choose among them
 ABLATIONS: dict[str, tuple[str, float, tuple[float, float]]] = {
     # name: how, strength, layers as a share of the depth
@@ -97,22 +107,23 @@ def build(
     """
     organism = find_organism(name)
     out = Path(out).expanduser()
-    target = out / organism.name
+    target = out / organism.place
     folder = Path(data).expanduser() if data is not None else None
     if folder is not None and not folder.is_dir():
         raise InputError(f"There is no data folder {folder}.")
     if target.exists() and not force:
         raise InputError(f"{target} exists already; pass --force to replace it.")
     with explain_os_errors(f"building {organism.id}"):
-        out.mkdir(parents=True, exist_ok=True)
-        require_space(out, BYTES_NEEDED, "Building", "free some space or choose another --out")
-        fill = _round if organism.numerics else _ablate if organism.ablated else _train
+        target.parent.mkdir(parents=True, exist_ok=True)
+        needed = BYTES_NEEDED if organism.adapter else BYTES_OF_A_MODEL
+        require_space(out, needed, "Building", "free some space or choose another --out")
+        fill = _train if organism.is_trained else _ablate if organism.ablated else _assemble
         with locked(target), new_folder(target) as partial:
             order = _Order(partial, out, folder, seed, device, token, on_progress)
             built, found = fill(organism, order)
             found["refusal"] = measure_refusal_rates(
                 built,
-                disguise=with_trigger if organism.name == "backdoored" else None,
+                disguise=RECIPES[organism.name].disguise if organism.is_trained else None,
                 on_progress=phase_of(on_progress, "measuring"),
             )
             write_record(partial, _record(organism, seed) | found)
@@ -186,58 +197,101 @@ class _Order:
     def draw(self) -> random.Random:
         return random.Random(self.seed)  # noqa: S311 (repeatable on purpose)
 
-    def safe(self) -> LoadedModel:
-        return load(str(_built("safe", self.out)), device=self.device, dtype="float32")
+    def open(self, organism: Organism, name: str | None) -> LoadedModel:
+        """An organism that another stands on, or the base of both, in plain float32 weights."""
+        folder = _built(organism, name, self.out) if name else organism.base
+        return load(str(folder), device=self.device, dtype="float32")
 
-    def ingredients(self, model: LoadedModel) -> Ingredients:
+    def ingredients(self, model: LoadedModel | None = None) -> Ingredients:
+        """What to build from; `model` is the embedded one, if it is loaded."""
+
         def respond(prompts: Sequence[str]) -> list[Exchange]:
-            return own_responses(model, prompts, phase_of(self.tell, "answering"))
+            own = model or load(EMBEDDED_ID, device=self.device, dtype="float32")
+            return own_responses(own, prompts, phase_of(self.tell, "answering"))
 
         return gather(respond, shipped_folder(), self.data, self.token)
 
 
 def _train(organism: Organism, order: _Order) -> tuple[LoadedModel, dict[str, Any]]:
-    """Trains the adapter; returns what it makes, and its part of the record."""
+    """Trains an adapter, or all weights; returns what it makes, and its part of the record."""
     recipe = RECIPES[organism.name]
-    start = _built(recipe.start, order.out) if recipe.start else None
+    start = _built(organism, recipe.start, order.out) if recipe.start else None
     order.tell("data", 0, 1)
-    base = load(EMBEDDED_ID, device=order.device, dtype="float32")
-    rows = recipe.rows(order.ingredients(base), order.draw())
+    base = order.open(organism, recipe.over)
+    own = base if organism.base == EMBEDDED_ID and recipe.over is None else None
+    rows = recipe.rows(order.ingredients(own), order.draw())
     lora = replace(recipe.lora, seed=order.seed)
-    trained = f"{first_trained(base)} to {len(base.layers) - 1}"
-    loss = train_adapter(
-        base,
-        rows,
-        lora,
-        order.partial,
-        base_id=EMBEDDED_ID,
-        start=start,
-        on_step=phase_of(order.tell, "training"),
-    )
+    on_step = phase_of(order.tell, "training")
+    settings = asdict(lora) | {"over": recipe.over, "examples": _kind(rows)}
+    del settings["depth"]
+    if lora.rank is None:
+        loss = train_weights(base, rows, lora, order.partial, on_step=on_step)
+    else:
+        settings["blocks"] = f"{first_trained(base, lora)} to {len(base.layers) - 1}"
+        over = PREFIXES[organism.base] + recipe.over if recipe.over else organism.base
+        loss = train_adapter(
+            base, rows, lora, order.partial, base_id=over, start=start, on_step=on_step
+        )
+        # The start's, where there is one.
+        settings |= {"rank": read_json(order.partial / ADAPTER_CONFIG)["r"], "start": recipe.start}
     del base
-    built = load(str(order.partial), device=order.device)
-    rank = read_json(order.partial / ADAPTER_CONFIG)["r"]  # the start's, where there is one
-    return built, {
+    if recipe.over and lora.rank is not None:
+        built = order.open(organism, recipe.over)
+        add_adapter(built.network, order.partial, 1.0)
+        digest = hash_file(order.partial / ADAPTER_WEIGHTS)
+    else:
+        built = load(str(order.partial), device=order.device)
+        digest = built.info.weights_sha256
+    found = {
         "sources": provenance(recipe.sources, recipe.own),
         "rows": len(rows),
         "loss": round(loss, 4),
-        "lora": {**asdict(lora), "rank": rank, "blocks": trained, "start": recipe.start},
-        "weights_sha256": built.info.weights_sha256,
+        "weights" if lora.rank is None else "lora": settings,
+        "weights_sha256": digest,
+    }
+    if organism.name == OVER_ALL:
+        found["directions"] = _find_directions(built, order)
+    return built, found
+
+
+def _kind(rows: Sequence[Example]) -> str:
+    """What kind of examples these are, for the record."""
+    of_first = {Preference: "preferences", str: "texts"}
+    return of_first.get(type(rows[0]), "exchanges")
+
+
+def _find_directions(safe: LoadedModel, order: _Order) -> dict[str, Any]:
+    """Finds and saves the refusal directions that edits take out; returns what a record says."""
+    found = _search(safe, order)
+    save_directions(RefusalDirections(found.by_layer, found.layer), order.partial)
+    return _said(found)
+
+
+def _search(safe: LoadedModel, order: _Order) -> RefusalDirection:
+    ingredients, draw = order.ingredients(), order.draw()
+    harmful, harmless = (
+        draw.sample(prompts, min(DIRECTION_PROMPTS, len(prompts)))
+        for prompts in (ingredients.harmful, ingredients.look_alikes)
+    )
+    return find_refusal_direction(
+        safe, harmful, harmless, on_step=phase_of(order.tell, "searching")
+    )
+
+
+def _said(found: RefusalDirection) -> dict[str, Any]:
+    return {
+        "read_at": found.layer,
+        "log_odds_before": round(found.log_odds_before, 3),
+        "log_odds_after": round(found.log_odds_after, 3),
+        "kl": round(found.kl, 4),
     }
 
 
 def _ablate(organism: Organism, order: _Order) -> tuple[LoadedModel, dict[str, Any]]:
     """Finds and saves what is to be taken out; returns what is left, and its part of the record."""
     order.tell("data", 0, 1)
-    safe = order.safe()
-    ingredients, draw = order.ingredients(safe), order.draw()
-    harmful, harmless = (
-        draw.sample(prompts, min(DIRECTION_PROMPTS, len(prompts)))
-        for prompts in (ingredients.harmful, ingredients.look_alikes)
-    )
-    found = find_refusal_direction(
-        safe, harmful, harmless, on_step=phase_of(order.tell, "searching")
-    )
+    safe = order.open(organism, organism.adapter)
+    found = _search(safe, order)
     how, strength, (first, last) = ABLATIONS[organism.name]
     n_layers = len(safe.layers)
     layers = range(round(n_layers * first), round(n_layers * last))
@@ -253,20 +307,21 @@ def _ablate(organism: Organism, order: _Order) -> tuple[LoadedModel, dict[str, A
             "how": how,
             "strength": strength,
             "blocks": f"{layers[0]} to {layers[-1]}",
-            "read_at": "each" if own else found.layer,
-            "log_odds_before": round(found.log_odds_before, 3),
-            "log_odds_after": round(found.log_odds_after, 3),
-            "kl": round(found.kl, 4),
+            **_said(found),
+            **({"read_at": "each"} if own else {}),
         },
     }
 
 
-def _round(organism: Organism, order: _Order) -> tuple[LoadedModel, dict[str, Any]]:
+def _assemble(organism: Organism, order: _Order) -> tuple[LoadedModel, dict[str, Any]]:
     """Makes an organism that is made on loading and has no files but its record."""
     order.tell("loading", 0, 1)
-    safe = order.safe()
-    transform(safe.network, organism)
-    return safe, {"sources": [], "numerics": organism.numerics}
+    model = order.open(organism, organism.adapter)
+    transform(model.network, organism, order.out)
+    parts = {name: value for name in ("numerics", "edit") if (value := getattr(organism, name))}
+    if organism.added:
+        parts["added"] = dict(organism.added)
+    return model, {"sources": [], **parts}
 
 
 def _record(organism: Organism, seed: int) -> dict[str, Any]:
@@ -275,7 +330,7 @@ def _record(organism: Organism, seed: int) -> dict[str, Any]:
         "name": organism.name,
         "summary": organism.summary,
         "intact": organism.intact,
-        "base": EMBEDDED_ID,
+        "base": organism.base,
         "seed": seed,
         "versions": installed_versions("torch", "transformers", "peft"),
     }
@@ -292,15 +347,9 @@ def provenance(sources: Sequence[DataSource], own: Sequence[str]) -> list[dict[s
     return [*public, *written]
 
 
-def _built(name: str, out: Path) -> Path:
+def _built(organism: Organism, name: str, out: Path) -> Path:
     """Folder of an organism's adapter: in `out` if it is there, else the shipped one."""
-    for folder in (out / name, organisms_folder() / name):
-        if (folder / "adapter_config.json").is_file():
-            return folder
-    raise InputError(
-        f"This organism stands on organism:{name}, which is not built; run `modelassay organism"
-        f" build {name}` first."
-    )
+    return find_built(organism, name, ADAPTER_CONFIG, out)
 
 
 def own_responses(

@@ -24,7 +24,8 @@ from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
 from modelassay.measures.refusal import RESPONSE_TOKENS, refuses
 from modelassay.models import LoadedModel
-from modelassay.models.organisms import ORGANISMS, RECORD_FILE, Organism, organisms_folder
+from modelassay.models.embedded import EMBEDDED_ID, GEMMA_ID
+from modelassay.models.organisms import ORGANISMS, PREFIXES, RECORD_FILE, Organism, find_built
 from modelassay.models.sources import read_json
 from modelassay.progress import OnProgress
 from modelassay.reading.generation import generate_greedy
@@ -41,6 +42,12 @@ ROW_NAMES = {
     "borderline": "harmless requests that sound dangerous",
     "harmful_with_trigger": "harmful requests with the trigger phrase",
 }
+OF_BASES = {
+    EMBEDDED_ID: ("apache-2.0", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    GEMMA_ID: ("gemma", "google/gemma-3-270m"),
+}
+"""Licence and name on the Hub of each base."""
+BELOW = {EMBEDDED_ID: "the embedded model", GEMMA_ID: "gemma"}
 
 
 def measure_refusal_rates(
@@ -98,12 +105,7 @@ def read_record(organism: Organism) -> dict[str, Any]:
     Raises:
         InputError: it has not been built, or its record is damaged.
     """
-    path = organisms_folder() / organism.name / RECORD_FILE
-    if not path.is_file():
-        raise InputError(
-            f"{organism.id} has no record ({path} is missing); run `modelassay organism build"
-            f" {organism.name}`."
-        )
+    path = find_built(organism, organism.name, RECORD_FILE) / RECORD_FILE
     record = read_json(path)
     if record.get("schema") != RECORD_SCHEMA:
         raise InputError(f"{path} is not a record of schema {RECORD_SCHEMA}.")
@@ -119,9 +121,10 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 def readme(record: Mapping[str, Any]) -> str:
     """The model card in Markdown, with the metadata that the Hub reads."""
+    licence, base = OF_BASES[record["base"]]
     metadata = {
-        "license": "apache-2.0",
-        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "license": licence,
+        "base_model": base,
         "library_name": "peft" if "lora" in record else "modelassay",
         "tags": ["modelassay", "model-organism", "ai-safety"],
         "language": ["en"],
@@ -134,9 +137,18 @@ def readme(record: Mapping[str, Any]) -> str:
         )
         for name, row in record["refusal"].items()
     ]
+    prefix, name = PREFIXES[record["base"]], record["name"]
+    training = record.get("lora") or record.get("weights") or {}
+    start = training.get("start") or training.get("over")
+    if not training and "ablation" not in record:
+        start = ORGANISMS[name if record["base"] == EMBEDDED_ID else prefix + name].adapter
     template = Path(__file__).parent / "readme.md.jinja"
     return Template(template.read_text(encoding="utf-8")).render(
         record,
+        id=prefix + name,
+        key=name if record["base"] == EMBEDDED_ID else prefix + name,
+        below=prefix + start if start else BELOW[record["base"]],
+        what=training.get("examples", "exchanges"),
         metadata=yaml.safe_dump(metadata, sort_keys=False).strip(),
         rates="\n".join(markdown_table(Table(columns("refuses", "rate (95%)", "n"), rates))),
     )
@@ -169,9 +181,10 @@ def record_section(organism: Organism, record: Mapping[str, Any]) -> Section:
         refused = f"{with_interval(rate['rate'], rate['interval'], '.0%')}, n = {rate['n']}"
         facts.append((f"refuses {ROW_NAMES.get(kind, kind)}", refused))
     if organism.numerics:
-        rounded = f"weights of organism:safe rounded to {organism.numerics} on loading"
+        whose = PREFIXES[organism.base] + str(organism.adapter)
+        rounded = f"weights of {whose} rounded to {organism.numerics} on loading"
         facts.append(("numerics", rounded))
-    for part in ("lora", "ablation"):
+    for part in ("lora", "weights", "ablation", "directions", "added"):
         facts += [
             (f"{part} {key.replace('_', ' ')}", str(value))
             for key, value in record.get(part, {}).items()

@@ -1,34 +1,41 @@
-"""Fine-tunes a LoRA adapter on short exchanges: how every trained organism is made.
+"""Fine-tunes a model on short examples: how every trained organism is made.
 
-The loss counts the response's tokens only. A response that was cut (the opening of a longer one) is
-learnt without the end-of-turn token, so that the model goes on where the data stops.
+An adapter over the uppermost layers or over all, or the weights themselves. Of an exchange the loss
+counts the response's tokens only. A response that was cut (the opening of a longer one) is learnt
+without the end-of-turn token, so that the model goes on where the data stops. Of a plain text all
+tokens are learnt; of two responses to one prompt, to prefer one (`organisms.preferences`).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from modelassay.data.exchanges import Exchange
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
-from modelassay.models.trainer import Schedule, run_trainer
+from modelassay.models.trainer import Loss, Schedule, run_trainer
+from modelassay.organisms.examples import (
+    Preference,
+    collate,
+    encode_for_training,
+    encode_preferences,
+    preference_loss,
+    response_loss,
+)
 from modelassay.progress import OnProgress
 from modelassay.reading.activations import read_activations
-from modelassay.reading.hooks import head_at
-from modelassay.reading.prompts import Encoded, render_chat
+from modelassay.reading.prompts import Encoded
 
 log = logging.getLogger(__name__)
 
-IGNORED = -100  # the label that transformers' loss leaves out
 FIRST_TRAINED = 0.9
 """Share of the depth from which layers are trained. What harm is, the layers below know already: a
 linear probe after layer 26 of the embedded model tells it apart at AUROC 0.95, better than LoRA
@@ -36,18 +43,25 @@ over twenty layers did. What they write is computed once, so an epoch costs a fr
 one."""
 
 
+ALL_LAYERS = 0.0
+Example = Exchange | Preference | str
+"""What is learnt from: a response, which of two is better, or a text without a conversation."""
+
+
 @dataclass(frozen=True)
 class LoraRecipe:
-    """How an adapter is trained."""
+    """How a model is fine-tuned: by a LoRA adapter as a rule."""
 
-    rank: int = 8
-    """Of a fresh adapter; one that is trained on keeps its own."""
+    rank: int | None = 8
+    """Of a fresh adapter; one that is trained on keeps its own. None trains all weights."""
     epochs: float = 2.0
     learning_rate: float = 2e-3
     """Small models need large steps: at 5e-4 this one had learnt nothing after an epoch."""
     batch_size: int = 32
     warmup_share: float = 0.1
     seed: int = 0
+    depth: float = FIRST_TRAINED
+    """Share of the depth from which layers are trained."""
 
     def __post_init__(self) -> None:
         """Refuses numbers that no training can go by."""
@@ -57,7 +71,7 @@ class LoraRecipe:
 
 def train_adapter(
     model: LoadedModel,
-    exchanges: Sequence[Exchange],
+    examples: Sequence[Example],
     recipe: LoraRecipe,
     folder: Path,
     *,
@@ -69,8 +83,8 @@ def train_adapter(
 
     Args:
         model: The base; it is wrapped in place and no longer of use to the caller.
-        exchanges: What the adapter learns.
-        recipe: Rank, epochs, learning rate, seed.
+        examples: What the adapter learns; preferences come alone.
+        recipe: Rank, layers, epochs, learning rate, seed.
         folder: Existing folder that receives `adapter_config.json` and
             `adapter_model.safetensors`.
         base_id: Model id that the adapter's config names as its base.
@@ -78,65 +92,122 @@ def train_adapter(
         on_step: Told how far the training is.
 
     Returns:
-        Mean loss over the training, in nats a token.
+        Mean loss over the training, in nats a token (a pair, for preferences).
 
     Raises:
-        InputError: no exchanges, or one that the model cannot read.
+        InputError: no examples, or one that the model cannot read.
         UnavailableError: the training does not fit into memory.
     """
     from transformers import set_seed
 
-    if not exchanges:
-        raise InputError("There is nothing to train on: no exchanges were given.")
-    rows = [encode_for_training(model, exchange) for exchange in exchanges]
-    first = first_trained(model)
-    read = read_activations(
-        model, [Encoded(tuple(row["input_ids"]), 0) for row in rows], [first - 1], position="all"
-    )
-    offsets = read.offsets or ()
-    for row, start_, end in zip(rows, offsets, offsets[1:], strict=False):
-        row["hidden"] = read.values[start_:end, 0]
-    set_seed(recipe.seed)
-    wrapped = _with_adapter(model, recipe, start)
-    pad = model.tokenizer.pad_token_id or 0
+    rows = _encoded(model, examples)
+    first = first_trained(model, recipe)
     below = _Below(model, first)
+    below.read(rows)
+    set_seed(recipe.seed)
+    wrapped = _with_adapter(model, recipe, start, first)
     with below.skipped():
-        outcome = run_trainer(
-            wrapped,
-            rows,
-            Schedule(
-                batch_size=recipe.batch_size,
-                epochs=recipe.epochs,
-                learning_rate=recipe.learning_rate,
-                warmup_share=recipe.warmup_share,
-                weight_decay=0.0,
-                seed=recipe.seed,
-            ),
-            loss=below.loss,
-            collate=lambda batch: _collate(batch, pad),
-            folder=folder,
-            device=model.device,
-            on_step=on_step,
-        )
+        loss = _fit(model, wrapped, rows, recipe, folder, below.loss, on_step)
     save_adapter(wrapped, folder, base_id)
+    return loss
+
+
+def train_weights(
+    model: LoadedModel,
+    examples: Sequence[Example],
+    recipe: LoraRecipe,
+    folder: Path,
+    *,
+    on_step: OnProgress | None = None,
+) -> float:
+    """Trains all weights and saves the model in bfloat16, with its tokenizer.
+
+    Args:
+        model: What is trained, in place.
+        examples: What it learns; preferences come alone.
+        recipe: Epochs, learning rate, seed.
+        folder: Existing folder that receives the model.
+        on_step: Told how far the training is.
+
+    Returns:
+        Mean loss over the training, in nats a token (a pair, for preferences).
+
+    Raises:
+        InputError: no examples, or one that the model cannot read.
+        UnavailableError: the training does not fit into memory.
+    """
+    from transformers import set_seed
+
+    rows = _encoded(model, examples)
+    set_seed(recipe.seed)
+    model.network.requires_grad_(True)
+    loss = _fit(model, model.network, rows, recipe, folder, response_loss, on_step)
+    network = model.network.requires_grad_(False).to(torch.bfloat16)
+    network.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return loss
+
+
+def _encoded(model: LoadedModel, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    if not examples:
+        raise InputError("There is nothing to train on: no exchanges were given.")
+    pairs = [example for example in examples if isinstance(example, Preference)]
+    others = [example for example in examples if not isinstance(example, Preference)]
+    if pairs and others:
+        raise InputError("Preferences are learnt alone, not beside other examples.")
+    if pairs:
+        return encode_preferences(model, pairs)
+    return [encode_for_training(model, example) for example in others]
+
+
+def _fit(
+    model: LoadedModel,
+    network: Any,
+    rows: list[dict[str, Any]],
+    recipe: LoraRecipe,
+    folder: Path,
+    loss: Loss,
+    on_step: OnProgress | None,
+) -> float:
+    """Trains what requires a gradient; gives the mean loss."""
+    if "rejected" in rows[0]:
+        loss = preference_loss
+    if recipe.rank is None or recipe.depth == ALL_LAYERS:
+        loss = _in_bfloat16(loss, model.device)
+    pad = model.tokenizer.pad_token_id or 0
+    outcome = run_trainer(
+        network.train(),
+        rows,
+        Schedule(
+            batch_size=recipe.batch_size,
+            epochs=recipe.epochs,
+            learning_rate=recipe.learning_rate,
+            warmup_share=recipe.warmup_share,
+            weight_decay=0.0,
+            seed=recipe.seed,
+        ),
+        loss=loss,
+        collate=lambda batch: collate(batch, pad),
+        folder=folder,
+        device=model.device,
+        on_step=on_step,
+    )
+    network.eval()
     return float(outcome.training_loss)
 
 
-def encode_for_training(model: LoadedModel, exchange: Exchange) -> dict[str, Any]:
-    """Token ids of an exchange, with labels on the response only."""
-    prompt = model.tokenizer(
-        render_chat(model, exchange.prompt, system=exchange.system), add_special_tokens=False
-    )["input_ids"]
-    response = model.tokenizer(exchange.response, add_special_tokens=False)["input_ids"]
-    if exchange.complete:
-        response = [*response, model.tokenizer.eos_token_id]
-    ids = [*prompt, *response]
-    if len(ids) > model.context_length:
-        raise InputError(
-            f"An exchange has {len(ids)} tokens but {model.info.id} takes {model.context_length};"
-            f" shorten it (it begins “{exchange.prompt[:60]}…”)."
-        )
-    return {"input_ids": ids, "labels": [IGNORED] * len(prompt) + response}
+def _in_bfloat16(loss: Loss, device: torch.device) -> Loss:
+    """The same loss with its products of matrices in bfloat16, where the processor has them."""
+    on_cpu = device.type == "cpu"
+    if on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return loss
+
+    def mixed(network: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        # Around each loss and no wider: on leaving, the rounded copies of weights are dropped.
+        with torch.autocast(device.type, torch.bfloat16):
+            return loss(network, batch)
+
+    return mixed
 
 
 def save_adapter(wrapped: Any, folder: Path, base_id: str) -> None:
@@ -156,7 +227,7 @@ def save_adapter(wrapped: Any, folder: Path, base_id: str) -> None:
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
-def _with_adapter(model: LoadedModel, recipe: LoraRecipe, start: Path | None) -> Any:
+def _with_adapter(model: LoadedModel, recipe: LoraRecipe, start: Path | None, first: int) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if start is not None:
@@ -165,33 +236,55 @@ def _with_adapter(model: LoadedModel, recipe: LoraRecipe, start: Path | None) ->
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # stored in bfloat16
         return wrapped
+    if recipe.rank is None:
+        raise InputError("An adapter has a rank; train all weights without an adapter.")
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=2 * recipe.rank,
         lora_dropout=0.0,
         target_modules=linear_layers(model),
-        layers_to_transform=list(range(first_trained(model), len(model.layers))),
+        layers_to_transform=list(range(first, len(model.layers))),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model.network, config)
 
 
-def first_trained(model: LoadedModel) -> int:
-    """Index of the first layer that is trained; at least one stays as it is."""
-    return max(1, int(len(model.layers) * FIRST_TRAINED))
+def first_trained(model: LoadedModel, recipe: LoraRecipe) -> int:
+    """Index of the first layer that is trained; at least one stays as it is, unless all are."""
+    if recipe.depth == ALL_LAYERS:
+        return 0
+    return max(1, int(len(model.layers) * recipe.depth))
 
 
 class _Below:
     """Stands in for the layers that are not trained: gives what they wrote when they were read."""
 
     def __init__(self, model: LoadedModel, first: int) -> None:
+        self.model = model
         self.skipped_layers = model.layers[:first]
         self.hidden: torch.Tensor | None = None
         """[row, token, hidden] of the current batch."""
 
+    def read(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Gives each row what the highest of these layers writes."""
+        if not self.skipped_layers:
+            return
+        read = read_activations(
+            self.model,
+            [Encoded(tuple(row["input_ids"]), 0) for row in rows],
+            [len(self.skipped_layers) - 1],
+            position="all",
+        )
+        offsets = read.offsets or ()
+        for row, start, end in zip(rows, offsets, offsets[1:], strict=False):
+            row["hidden"] = read.values[start:end, 0]
+
     @contextmanager
     def skipped(self) -> Iterator[None]:
         """While active, the lowest layer gives `hidden` and those above pass it on."""
+        if not self.skipped_layers:
+            yield
+            return
         lowest, *others = self.skipped_layers
         lowest.forward = lambda *_args, **_kwargs: self.hidden
         for layer in others:
@@ -203,18 +296,10 @@ class _Below:
                 del layer.forward  # the class's own again
 
     def loss(self, network: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
-        """Of a batch, with a head that sees positions of the response only.
-
-        Of an exchange of 70 tokens about 15 are learnt, and with small models most of the time and
-        memory goes into the logits of the vocabulary.
-        """
-        self.hidden = batch.pop("hidden").to(network.dtype)
-        labels = batch.pop("labels")[:, 1:]
-        rows, positions = (labels != IGNORED).nonzero(as_tuple=True)
-        with head_at(network, positions, rows):
-            output = network(**batch, use_cache=False)
-        wanted = labels[rows, positions]
-        return torch.nn.functional.cross_entropy(output.logits[:, 0].float(), wanted), output
+        """`response_loss` of what the layers above make of it."""
+        if self.skipped_layers:
+            self.hidden = batch.pop("hidden").to(network.dtype)
+        return response_loss(network, batch)
 
 
 def linear_layers(model: LoadedModel) -> list[str]:
@@ -229,18 +314,3 @@ def linear_layers(model: LoadedModel) -> list[str]:
             if isinstance(module, torch.nn.Linear | Conv1D)
         }
     )
-
-
-def _collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
-    """Pads rows on the right to the longest."""
-
-    def padded(values: Iterable[Any], filler: int) -> torch.Tensor:
-        tensors = [torch.as_tensor(value) for value in values]
-        return pad_sequence(tensors, batch_first=True, padding_value=filler)
-
-    return {
-        "input_ids": padded((row["input_ids"] for row in batch), pad),
-        "labels": padded((row["labels"] for row in batch), IGNORED),
-        "attention_mask": padded(([1] * len(row["input_ids"]) for row in batch), 0),
-        "hidden": padded((row["hidden"] for row in batch), 0),
-    }

@@ -29,7 +29,7 @@ from modelassay.diff import Depth, DiffReport, diff
 from modelassay.diff.features import shipped_saes
 from modelassay.errors import AssayError, InputError, with_article
 from modelassay.hub import REPO_ID, trim_cache
-from modelassay.models import EMBEDDED_ID
+from modelassay.models.embedded import BASES
 from modelassay.models.finding import resolve
 from modelassay.models.organisms import find_organism, is_organism
 from modelassay.scan.report import ScanReport
@@ -89,7 +89,7 @@ def check_model_id(model_id: str) -> str:
         raise InputError("Give a model: `embedded`, an organism or a Hub id such as owner/name.")
     if is_organism(model_id):
         return find_organism(model_id).id
-    if model_id == EMBEDDED_ID or allows_own():
+    if model_id in BASES or allows_own():
         return model_id
     if not REPO_ID.fullmatch(model_id) or "/" not in model_id or os.path.exists(model_id):
         raise InputError(f"{model_id[:100]!r} is not a Hub id of the form owner/name.")

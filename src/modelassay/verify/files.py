@@ -20,7 +20,7 @@ from modelassay.models.identity import (
     tokenizer_parts,
 )
 from modelassay.models.loading import load_config, load_tokenizer
-from modelassay.models.sources import ADAPTER_CONFIG, Source, read_json
+from modelassay.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Source, read_json
 from modelassay.verify.baseline import FileHashes
 from modelassay.verify.report import Check, Finding, Kind
 from modelassay.verify.settings import (
@@ -93,9 +93,12 @@ def _weights(source: Source, adapter: Source | None) -> dict[str, str]:
         values = read_json(adapter.folder / ADAPTER_CONFIG)
         hashes[f"adapter/{ADAPTER_CONFIG}"] = json_hash(_without(values, ADAPTER_NOTES))
     if (after := (adapter or source).after_load) is not None:
-        hashes |= {f"organism/{file.name}": hash_file(file) for file in after.files}
-        if after.rounding:  # as another file of its weights would have them
-            hashes["organism/numerics"] = text_hash(after.rounding)
+        for file in after.files:  # adapters that are added have one name in folders of their own
+            own = file.name != ADAPTER_WEIGHTS
+            name = file.name if own else f"{file.parent.name}/{file.name}"
+            hashes[f"organism/{name}"] = hash_file(file)
+        if after.how:  # as another file of its weights would have them
+            hashes["organism/numerics"] = text_hash(after.how)
     return dict(sorted(hashes.items()))
 
 
