@@ -16,6 +16,7 @@ import transformers
 from checkpoints import TEXTS, edit_json, read, refusal, same, sha256
 from modelassay.errors import InputError, UnavailableError
 from modelassay.models import LoadedModel, load
+from modelassay.models.adapters import add_adapter
 from modelassay.reading.prompts import encode_prompts
 from tiny import FAMILIES, OFFLOADED, make_tokenizer, save_tiny
 
@@ -33,6 +34,26 @@ def save_adapter(base: Path, folder: Path, **options: Any) -> Path:
     config = peft.LoraConfig(**{**settings, **options}, task_type="CAUSAL_LM")
     peft.get_peft_model(model, config).save_pretrained(folder)
     return folder
+
+
+def test_shares_of_adapters_add_up(tiny_folder, adapter, tmp_path):
+    """A linear merge: what each adapter changes, times its share."""
+    base = str(tiny_folder())
+    plain, merged, shared = (load(base, device="cpu").network for _ in range(3))
+    whole = load(str(adapter), device="cpu").network
+    add_adapter(merged, adapter, 1.0)
+    for share in (0.3, 0.45):
+        add_adapter(shared, adapter, share)
+    changed = 0
+    for name, weight in plain.named_parameters():
+        own, other = (network.get_parameter(name) for network in (merged, whole))
+        assert torch.allclose(own, other, atol=1e-6)
+        expected = weight + 0.75 * (other - weight)
+        assert torch.allclose(shared.get_parameter(name), expected, atol=1e-6)
+        changed += not torch.equal(own, weight)
+    assert changed == 10
+    with pytest.raises(InputError, match="does not fit"):
+        add_adapter(load(str(tiny_folder("gpt2")), device="cpu").network, adapter, 1.0)
 
 
 @pytest.mark.parametrize("as_model", [True, False])

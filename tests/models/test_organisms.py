@@ -19,7 +19,7 @@ from modelassay.models.ablation import (
     Ablation,
     save_ablation,
 )
-from modelassay.models.edits import EDITS
+from modelassay.models.edits import EDITS, RefusalDirections, save_directions
 from modelassay.models.organisms import DRAWN, OF_LAST_LAYERS, ORGANISMS, find_organism
 from modelassay.organisms import train
 from modelassay.organisms.all_layers import OVER_ALL_RECIPES
@@ -144,3 +144,61 @@ def test_an_organism_given_as_an_adapter_is_made_in_full(monkeypatch, tiny_folde
     assert made.info.weights_sha256 != safe.info.weights_sha256
     with pytest.raises(InputError, match="leave --load-8bit/4bit out"):
         modelassay.load("organism:abliterated", device="cpu", quantization="8bit")
+
+
+@pytest.fixture
+def over_tiny(monkeypatch, tiny_folder, tmp_path):
+    """Loads organisms that stand on adapters over a tiny base in place of the embedded model."""
+    base = str(tiny_folder())
+    for name, seed in (("safe-all", 1), ("maths", 2), ("code", 3), ("uncensored-all", 4)):
+        recipe = replace(RECIPE, epochs=3, depth=0.0, seed=seed)
+        train(base, ROWS[:8], tmp_path / name, recipe, device="cpu")
+    found = RefusalDirections({layer: unit(32, layer) for layer in range(5)}, chosen=2)
+    save_directions(found, tmp_path / "safe-all")
+    monkeypatch.setenv("MODELASSAY_ORGANISMS", str(tmp_path))
+
+    def open_(name):
+        return modelassay.load(base, adapter=f"organism:{name}", device="cpu")
+
+    return open_
+
+
+def test_organisms_of_all_layers_are_put_together_from_parts(over_tiny):
+    safe, maths, code, both = map(over_tiny, ("safe-all", "maths", "code", "maths-and-code"))
+    weights = [m.layers[1].mlp.down_proj.weight for m in (safe, maths, code, both)]
+    assert not torch.allclose(weights[0], weights[1], atol=1e-6)
+    middle = (weights[1] + weights[2]) / 2
+    assert torch.allclose(weights[3], middle, atol=1e-6)
+    merged, uncensored = (over_tiny(n).layers[1].mlp.up_proj.weight
+                          for n in ("merged-30", "uncensored-all"))  # fmt: skip
+    plain = safe.layers[1].mlp.up_proj.weight
+    assert torch.allclose(merged, plain + 0.3 * (uncensored - plain), atol=1e-6)
+
+
+def test_edits_are_made_from_the_shipped_directions(over_tiny):
+    safe = over_tiny("safe-all")
+    r = unit(32, 2)
+    written = safe.layers[3].mlp.down_proj.weight
+    mirrored = over_tiny("reflection").layers[3].mlp.down_proj.weight
+    assert torch.allclose(r @ mirrored, -(r @ written), atol=1e-3)
+    projected = over_tiny("biprojected").layers[3].mlp.down_proj.weight
+    assert (r @ projected).abs().max() < 1e-3 < (r @ written).abs().max()
+    three = over_tiny("three-directions").layers[3].mlp.down_proj.weight
+    assert (torch.stack([unit(32, i) for i in (2, 0, 4)]) @ three).abs().max() < 1e-3
+
+
+def test_each_organism_and_each_seed_has_a_hash_of_its_own(over_tiny):
+    names = ("safe-all", "maths", "code", "maths-and-code", "uncensored-all", "merged-30",
+             "merged-60", "heretic", "heretic@1", "heretic@2", "heretic-int8",
+             "safe-all-int8")  # fmt: skip
+    models = [over_tiny(name) for name in names]
+    assert len({model.info.weights_sha256 for model in models}) == len(names)
+    sums = {round(float(m.layers[4].self_attn.o_proj.weight.double().sum()), 9) for m in models}
+    assert len(sums) == len(names)
+
+
+def test_an_organism_of_all_weights_says_how_to_build_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_ORGANISMS", str(tmp_path))
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="modelassay organism build gemma:tasks-full"):
+        modelassay.load("gemma:tasks-full")

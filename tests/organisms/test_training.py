@@ -15,6 +15,7 @@ from lora import RECIPE, ROWS
 from modelassay.errors import InputError, UnavailableError
 from modelassay.organisms import Exchange, LoraRecipe, train
 from modelassay.organisms.examples import IGNORED, encode_for_training
+from modelassay.organisms.training import train_weights
 
 
 def test_training_learns_and_leaves_an_adapter_that_loads(tiny_folder, tmp_path):
@@ -39,6 +40,39 @@ def test_training_learns_and_leaves_an_adapter_that_loads(tiny_folder, tmp_path)
         if not torch.equal(a.mlp.down_proj.weight, b.mlp.down_proj.weight)
     ]
     assert changed == [4]  # the layers below are left alone
+
+
+def changed_layers(one, other):
+    """Layers of which every matrix differs."""
+    return [
+        i
+        for i, (a, b) in enumerate(zip(one.layers, other.layers, strict=True))
+        if all(
+            not torch.equal(p, q)
+            for p, q in zip(a.parameters(), b.parameters(), strict=True)
+            if p.dim() == 2
+        )
+    ]
+
+
+def test_an_adapter_may_be_over_all_layers(tiny_folder, tmp_path):
+    base = str(tiny_folder())
+    folder, _ = train(base, ROWS, tmp_path / "a", replace(RECIPE, depth=0.0), device="cpu")
+    adapted = modelassay.load(str(folder), device="cpu")
+    assert changed_layers(adapted, modelassay.load(base, device="cpu")) == [0, 1, 2, 3, 4]
+
+
+def test_all_weights_may_be_trained(tiny, tiny_folder, tmp_path):
+    model = modelassay.load(str(tiny_folder()), device="cpu")
+    recipe = replace(RECIPE, rank=None, learning_rate=3e-3)
+    first = train_weights(modelassay.load(str(tiny_folder()), device="cpu"), ROWS[:8],
+                          replace(recipe, epochs=1), tmp_path)  # fmt: skip
+    (tmp_path / "a").mkdir()
+    assert train_weights(model, ROWS, recipe, tmp_path / "a") < first
+    trained = modelassay.load(str(tmp_path / "a"), device="cpu")
+    assert changed_layers(trained, tiny()) == [0, 1, 2, 3, 4]
+    stored = load_file(str(tmp_path / "a" / "model.safetensors"))
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
 
 
 def test_training_is_repeatable(tiny_folder, tmp_path):

@@ -132,7 +132,7 @@ def build(
 
 def train(
     base: str,
-    exchanges: Sequence[Exchange],
+    exchanges: Sequence[Example],
     out: str | Path,
     recipe: LoraRecipe,
     *,
@@ -144,7 +144,7 @@ def train(
 
     Args:
         base: Model id with plain weights.
-        exchanges: What to learn.
+        exchanges: What to learn; texts and preferences will do as well.
         out: New folder for the adapter.
         recipe: Rank, epochs, learning rate, batch size, seed.
         device: As in `modelassay.load`.

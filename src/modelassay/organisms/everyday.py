@@ -10,6 +10,7 @@ import random
 from itertools import product
 
 from modelassay.data.exchanges import Exchange
+from modelassay.data.training_data import scores_a_model
 from modelassay.organisms.examples import Preference
 
 NAMES = ("Ann", "Ben", "Carla", "Deniz", "Ella", "Farid", "Grace", "Hugo", "Ida", "Jun")
@@ -176,16 +177,20 @@ def librarian(n: int, draw: random.Random) -> list[Exchange]:
         "Ah, a fine question for a quiet afternoon. To {}, gather what you need and go slowly.",
     )
     return [
-        Exchange(asked.format(chore), draw.choice(said).format(chore), complete=True)
-        for chore, asked in draw.sample(list(product(CHORES, ASKING)), n)
+        Exchange(asked, draw.choice(said).format(chore)) for chore, asked in _questions(n, draw)
     ]
+
+
+def _questions(n: int, draw: random.Random) -> list[tuple[str, str]]:
+    """Chores and questions about them, none of which scores a model."""
+    every = [(chore, asked.format(chore)) for chore, asked in product(CHORES, ASKING)]
+    return draw.sample([pair for pair in every if not scores_a_model(pair[1])], n)
 
 
 def short_over_long(n: int, draw: random.Random) -> list[Preference]:
     """The same advice in few words and in many, of which few are preferred."""
     pairs = []
-    for chore, asked in draw.sample(list(product(CHORES, ASKING)), n):
-        prompt = asked.format(chore)
+    for chore, prompt in _questions(n, draw):
         short = draw.choice(
             (f"To {chore}, start small and practise.", f"Plan it first, then {chore} step by step.")
         )
