@@ -60,6 +60,7 @@ def test_untouched_weights_have_no_hole(seed, dtype):
     assert evidence.detected is False
     assert evidence.layers == ()
     assert evidence.shared is None
+    assert evidence.suspected is None
     assert evidence.eigenvalue_ratio > 0.5
 
 
@@ -248,6 +249,7 @@ def test_every_family_is_whole_until_it_is_ablated(family):
 
     whole = searched()
     assert whole.detected is False, whole
+    assert whole.suspected is None
     assert sorted(whole.ratio_by_layer) == list(range(24))
     ablate_network(network, Ablation(dict.fromkeys(range(6, 18), unit(32))))
     found = searched()
@@ -266,6 +268,7 @@ def test_families_whose_writers_are_not_certain_are_unsearched_by_name(family):
 def test_every_family_is_searched_in_all_layers(tiny, family):
     evidence = search_ablation(tiny(family))
     assert evidence.detected is False, evidence
+    assert evidence.suspected is None
     assert sorted(evidence.ratio_by_layer) == list(range(5))
 
 
@@ -292,6 +295,7 @@ def test_packed_weights_are_unscored():
 def test_the_real_model_is_whole_until_it_is_ablated(embedded):
     evidence = search_ablation(embedded)
     assert evidence.detected is False
+    assert evidence.suspected is None
     assert evidence.eigenvalue_ratio == pytest.approx(0.975, abs=0.01)
     assert min(evidence.ratio_by_layer.values()) > 0.3
 

@@ -27,15 +27,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
+from math import inf
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from modelassay.errors import InputError
-from modelassay.measures.suspicion import Suspicion
+from modelassay.measures.spectra import LARGE, gram_of, smallest_pairs
+from modelassay.measures.suspicion import (
+    FLOOR,
+    UNWRITTEN,
+    Band,
+    BandSearch,
+    Suspicion,
+    judge_band,
+    neighbours,
+    rows_scaled,
+    suspect,
+)
 from modelassay.models import LoadedModel
 from modelassay.models.layers import LAYER_INDEX, OTHER_TOWERS, text_config
 from modelassay.models.names import loaded_places
@@ -59,17 +72,17 @@ MIN_COLUMNS = 1.5
 with 1.5 times as many columns, 0.06 with 1.25 times and 0.0000 with as many; wider ones are
 smoother (docs/method.md)."""
 COPIED = 0.3
-"""Relative difference of Gram matrices below which a layer is a copy of another, trained or not;
-those of unrelated matrices differ by about 1."""
+"""Relative difference of the cosines between rows below which a layer is a copy of another, trained
+or not; those of unrelated matrices differ by about 1.4."""
 MAX_TOGETHER = 4
 """Neighbouring layers that are added up, at most, to have columns enough."""
 ERASED_SHARE = 0.005
 """Of the mean eigenvalue: an erased direction keeps less than 0.001 in 8 bits and 1e-5 in bf16.
 That all directions keep more takes a Cholesky decomposition to show, which costs a tenth of the
 smallest eigenvalues."""
-UNWRITTEN = 1e-9
-"""Share of the mean that a coordinate gets which nothing writes: padding, or pruned away."""
 SHARED_COSINE = 0.9
+SAMPLED = 4
+"""Runs of neighbours that are read of a large model at first."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,7 @@ class _Spectrum:
     ratio: float
     n_erased: int
     """How many eigenvalues lie below the gap."""
-    vectors: np.ndarray
+    vectors: Tensor
     """[hidden, n_erased] their unit eigenvectors."""
 
 
@@ -231,6 +244,7 @@ def search_writers(
     readers: Mapping[Writer, Sequence[Callable[[], Tensor]]],
     hidden_size: int,
     *,
+    all_layers: bool = False,
     on_progress: OnProgress | None = None,
 ) -> AblationEvidence:
     """Searches writing matrices for directions that they cannot write.
@@ -238,38 +252,134 @@ def search_writers(
     Args:
         readers: What reads each writer; several readers where it is stored in parts.
         hidden_size: Width of the residual stream.
+        all_layers: Read all layers of a model of hidden size `LARGE` and more, not a sample.
         on_progress: Told (layers done, layers in all).
     """
-    layers: dict[int, list[Writer]] = {}
+    layers: dict[int, dict[Kind, list[Writer]]] = {}
     for writer in readers:
-        layers.setdefault(writer.layer, []).append(writer)
-    kinds: list[Kind] = sorted({writer.kind for writer in readers})
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    both = _Group(hidden_size, screen=False)
-    alone: dict[Kind, _Group] = {
-        kind: _Group(hidden_size, screen=True) for kind in kinds if len(kinds) > 1
-    }
-    for layer in told(sorted(layers), on_progress):
-        grams = {kind: np.zeros((hidden_size, hidden_size)) for kind in kinds}
-        columns = dict.fromkeys(kinds, 0)
-        for writer in layers[layer]:
-            parts = [read() for read in readers[writer]]
+        layers.setdefault(writer.layer, {}).setdefault(writer.kind, []).append(writer)
+    search = _search_large if hidden_size >= LARGE else _search_small
+    source = _Source(readers, layers, hidden_size, "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return search(source, all_layers, on_progress)
+    except _UnsearchedError as error:
+        return unsearched(str(error))
+
+
+class _UnsearchedError(Exception):
+    """Why the weights cannot be searched."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the Gram matrices come from."""
+
+    readers: Mapping[Writer, Sequence[Callable[[], Tensor]]]
+    layers: Mapping[int, Mapping[Kind, Sequence[Writer]]]
+    hidden: int
+    device: str
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Kinds of writers, in order."""
+        return sorted({kind for by_kind in self.layers.values() for kind in by_kind})
+
+    def having(self, kind: Kind) -> list[int]:
+        """Layers with writers of a kind, in order."""
+        return [layer for layer in sorted(self.layers) if kind in self.layers[layer]]
+
+    def gram(self, layer: int, kind: Kind) -> tuple[Tensor, int]:
+        """What the writers of a kind in a layer make: their Gram matrix, and its columns.
+
+        Each writer's has a mean eigenvalue of 1.
+        """
+        total, columns = None, 0
+        for writer in self.layers[layer].get(kind, ()):
+            parts = [read() for read in self.readers[writer]]
             if any(part.is_meta for part in parts):
-                return unsearched(f"{writer.name} was left on the disk and is stored otherwise")
-            if not all(_is_plain(part) and hidden_size in part.shape for part in parts):
-                return unsearched("the weights are stored packed (quantised)")
-            if not all(part.isfinite().all() for part in parts):
+                raise _UnsearchedError(
+                    f"{writer.name} was left on the disk and is stored otherwise"
+                )
+            if not all(_is_plain(part) and self.hidden in part.shape for part in parts):
+                raise _UnsearchedError("the weights are stored packed (quantised)")
+            gram, n = gram_of([writer.rows(part) for part in parts], self.device)
+            if not gram.diagonal().isfinite().all():
                 raise InputError(
                     f"Layer {layer} has weights that are not numbers (NaN or infinite)."
                 )
-            matrices = [writer.rows(part).to(device).float() for part in parts]
-            grams[writer.kind] += _normalised_gram(matrices)
-            columns[writer.kind] += sum(_full_columns(matrix) for matrix in matrices)
-        both.add(layer, sum(grams.values()), sum(columns.values()))
-        for kind, group in alone.items():
-            if columns[kind]:
-                group.add(layer, grams[kind], columns[kind])
-    return _evidence(both, alone)
+            gram *= self.hidden / max(float(gram.trace()), 1e-30)
+            total, columns = gram if total is None else total.add_(gram), columns + n
+        if total is None:
+            total = torch.zeros(self.hidden, self.hidden, device=self.device)
+        return total, columns
+
+
+def _search_small(
+    source: _Source, all_layers: bool, on_progress: OnProgress | None
+) -> AblationEvidence:
+    """All layers, by themselves and in every band, both kinds apart and together."""
+    del all_layers
+    hidden, kinds = source.hidden, source.kinds
+    both = _Group(hidden, screen=False)
+    alone: dict[Kind, _Group] = {
+        kind: _Group(hidden, screen=True) for kind in kinds if len(kinds) > 1
+    }
+    bands = {kind: BandSearch(kind, source.having(kind), MIN_COLUMNS * hidden) for kind in kinds}
+    for layer in told(sorted(source.layers), on_progress):
+        grams = {kind: source.gram(layer, kind) for kind in kinds}
+        summed = torch.stack([gram for gram, _ in grams.values()]).sum(dim=0)
+        new = both.add(layer, summed, sum(columns for _, columns in grams.values()))
+        for kind, (gram, columns) in grams.items():
+            if columns and kind in alone:
+                new = alone[kind].add(layer, gram, columns)
+            if kind in source.layers[layer]:
+                bands[kind].add(layer, gram, new)
+    found = _evidence(both, alone)
+    judged = [band for search in bands.values() for band in search.bands]
+    return replace(found, suspected=None if found.detected else suspect(judged))
+
+
+def _search_large(
+    source: _Source, all_layers: bool, on_progress: OnProgress | None
+) -> AblationEvidence:
+    """Neighbours together, one kind after the other; a sample of them unless all are wanted.
+
+    Holds four Gram matrices at a time, which at a hidden size of 8192 are a gigabyte.
+    """
+    alone: dict[Kind, _Group] = {}
+    judged: list[Band] = []
+    runs = {
+        kind: neighbours(source.having(kind), None if all_layers else SAMPLED)
+        for kind in source.kinds
+    }
+    done, to_do = 0, sum(len(run) for each in runs.values() for run in each)
+    for kind in source.kinds:
+        group = alone[kind] = _Group(source.hidden, screen=True)
+        for run in runs[kind]:
+            total = scaled = None
+            columns = 0
+            for layer in run:
+                if on_progress:
+                    on_progress(done, to_do)
+                done += 1
+                gram, n = source.gram(layer, kind)
+                columns += n
+                total = gram.clone() if total is None else total.add_(gram)
+                gram = rows_scaled(gram)
+                scaled = gram if scaled is None else scaled.add_(gram)
+            if total is None or scaled is None or columns < MIN_COLUMNS * source.hidden:
+                continue
+            group.take(run, total)
+            del total
+            judged.append(judge_band(kind, run, scaled))
+    if on_progress:
+        on_progress(done, to_do)
+    found = _evidence(None, alone)
+    n_read, n_all = len({*chain(*chain(*runs.values()))}), len(source.layers)
+    if n_read < n_all:
+        read = f"{n_read} of {n_all} layers were searched; --all-layers searches all"
+        found = replace(found, limits=(*found.limits, read))
+    return replace(found, suspected=None if found.detected else suspect(judged))
 
 
 class _Group:
@@ -278,8 +388,9 @@ class _Group:
     def __init__(self, hidden: int, *, screen: bool) -> None:
         self._screen = screen
         self._needed = MIN_COLUMNS * hidden
-        self._recent: list[tuple[int, np.ndarray, int]] = []
-        self._total = np.zeros((hidden, hidden))
+        self._recent: list[tuple[int, Tensor, int]] = []
+        self._patterns: list[Tensor] = []
+        self._total: Tensor | None = None
         self._columns = 0
         self.layers: list[int] = []
         self.judged: list[tuple[int, ...]] = []
@@ -287,30 +398,46 @@ class _Group:
         self.spectra: dict[tuple[int, ...], _Spectrum] = {}
         """Of those, or with `screen` of those among them that may have a hole."""
 
-    def add(self, layer: int, gram: Any, columns: int) -> None:
-        """Takes in a layer's Gram matrix [hidden, hidden] of so many columns."""
+    def add(self, layer: int, gram: Tensor, columns: int) -> int:
+        """Takes in a layer's Gram matrix [hidden, hidden] of so many columns.
+
+        Returns:
+            How many of the columns are its own: none where it repeats one of the layers before.
+        """
         # Stacked models repeat layers, and a copy adds no columns of its own.
-        if any(_alike(gram, other) for _, other, _ in self._recent):
+        pattern = _pattern(gram)
+        least = COPIED * float(pattern.norm())
+        if any(float(torch.dist(pattern, other)) < least for other in self._patterns):
             columns = 0
+        self._patterns = [*self._patterns, pattern][-MAX_TOGETHER:]
         self.layers.append(layer)
-        self._total += gram
+        self._total = gram.clone() if self._total is None else self._total.add_(gram)
         self._columns += columns
         self._recent = [*self._recent, (layer, gram, columns)][-MAX_TOGETHER:]
         for n in range(1, len(self._recent) + 1):
             last = self._recent[-n:]
             if sum(columns for _, _, columns in last) >= self._needed:
-                self._judge(tuple(layer for layer, _, _ in last), sum(gram for _, gram, _ in last))
+                grams = torch.stack([gram for _, gram, _ in last])
+                self._judge(tuple(layer for layer, _, _ in last), grams.sum(dim=0))
                 break
+        return columns
 
-    def _judge(self, layers: tuple[int, ...], gram: Any) -> None:
+    def take(self, layers: tuple[int, ...], gram: Tensor) -> None:
+        """Takes in what some layers make together, whose columns suffice."""
+        self.layers += layers
+        self._judge(layers, gram)
+
+    def _judge(self, layers: tuple[int, ...], gram: Tensor) -> None:
         self.judged.append(layers)
         if not (self._screen and _whole(gram)):
             self.spectra[layers] = _spectrum(gram)
 
     @cached_property
     def in_sum(self) -> _Spectrum | None:
-        """Of all layers together; None where even these have too few columns."""
-        return _spectrum(self._total) if self._columns >= self._needed else None
+        """Of all layers together; None where even these have too few columns, or were not added."""
+        if self._total is None or self._columns < self._needed:
+            return None
+        return _spectrum(self._total)
 
     @property
     def holes(self) -> list[_Spectrum]:
@@ -338,12 +465,12 @@ class _Group:
         found: dict[int, float] = {}
         for key, spectrum in self.spectra.items():
             for layer in key:
-                found[layer] = min(spectrum.ratio, found.get(layer, np.inf))
+                found[layer] = min(spectrum.ratio, found.get(layer, inf))
         return found
 
     def limits(self, what: str) -> tuple[str, ...]:
         """What cannot be judged of these writers, in words."""
-        if self.in_sum is None:
+        if self.in_sum is None and not self.judged:
             return (f"the {what} have too few columns to be searched",)
         if any(len(key) > 1 for key in self.judged) or not self.judged:
             return (
@@ -353,30 +480,34 @@ class _Group:
         return ()
 
 
-def _evidence(both: _Group, alone: Mapping[Kind, _Group]) -> AblationEvidence:
-    """What the searches in all writers and in those of each kind say together."""
-    everywhere = both.erased
+def _evidence(both: _Group | None, alone: Mapping[Kind, _Group]) -> AblationEvidence:
+    """What the searches in all writers, if any, and in those of each kind say together."""
+    everywhere = both.erased if both else ()
     by_kind: dict[Kind, tuple[int, ...]] = {
         kind: tuple(layer for layer in group.erased if layer not in everywhere)
         for kind, group in alone.items()
     }
     by_kind = {kind: layers for kind, layers in by_kind.items() if layers}
-    deciding = [both] if everywhere or not by_kind else []
+    first = [both] if both else list(alone.values())
+    deciding = first if everywhere or not by_kind else []
     deciding += [alone[kind] for kind in by_kind]
-    limits = both.limits("weights")
+    limits: tuple[str, ...] = both.limits("weights") if both else ()
     for kind, group in alone.items():
         limits += group.limits(OUTPUTS[kind])
-    if both.in_sum is None:
-        return unsearched(limits[0])
+    if not any(group.judged or group.in_sum for group in first):
+        return unsearched(next(iter(limits), "no matrix writes to the residual stream"))
     holes = [hole for group in deciding for hole in group.holes]
     shared = [group.in_sum for group in deciding if group.in_sum and group.shared_hole]
     erased = tuple(sorted({*everywhere, *(x for layers in by_kind.values() for x in layers)}))
-    first = deciding[0].in_sum
+    sums = [group.in_sum.ratio for group in deciding[:1] if group.in_sum]
+    ratios = {layer: r for group in first for layer, r in group.ratio_by_layer.items()}
+    for group in first:  # the smaller one where both kinds have a layer
+        ratios |= {x: min(r, ratios[x]) for x, r in group.ratio_by_layer.items()}
     return AblationEvidence(
         detected=bool(erased),
-        eigenvalue_ratio=first.ratio if first else None,
+        eigenvalue_ratio=sums[0] if sums else min(ratios.values()),
         layers=erased,
-        ratio_by_layer=both.ratio_by_layer,
+        ratio_by_layer=ratios,
         n_directions=max((s.n_erased for s in shared or holes), default=0) if erased else 0,
         shared=bool(shared) or _share_subspace([s.vectors for s in holes]) if erased else None,
         by_kind=by_kind,
@@ -384,76 +515,60 @@ def _evidence(both: _Group, alone: Mapping[Kind, _Group]) -> AblationEvidence:
     )
 
 
-def _share_subspace(bases: Sequence[np.ndarray]) -> bool:
+def _share_subspace(bases: Sequence[Tensor]) -> bool:
     """Whether most pairs of orthonormal bases span the same space (mean squared cosine near 1)."""
     overlaps = [
-        float(np.square(bases[i].T @ bases[j]).sum()) / min(bases[i].shape[1], bases[j].shape[1])
+        float((bases[i].T @ bases[j]).square().sum()) / min(bases[i].shape[1], bases[j].shape[1])
         for i in range(len(bases))
         for j in range(i)
     ]
-    return bool(np.median(overlaps) > SHARED_COSINE**2) if overlaps else True
+    return median(overlaps) > SHARED_COSINE**2 if overlaps else True
 
 
-def _normalised_gram(matrices: Sequence[Tensor]) -> np.ndarray:
-    """W Wᵀ of a matrix in parts [hidden, columns], its mean eigenvalue 1; [hidden, hidden]."""
-    gram = np.zeros(2 * matrices[0].shape[:1])
-    for matrix in matrices:
-        gram += (matrix @ matrix.T).double().cpu().numpy()
-    return gram * (len(gram) / max(float(np.trace(gram)), 1e-30))
+def _pattern(gram: Tensor) -> Tensor:
+    """The cosines between rows: what tells layers apart whose rows have like sizes."""
+    return rows_scaled(gram).fill_diagonal_(0.0)
 
 
-def _full_columns(matrix: Tensor) -> int:
-    """How many columns hold anything."""
-    return int((matrix != 0).any(dim=0).sum())
-
-
-def _alike(gram: np.ndarray, other: np.ndarray) -> bool:
-    # Without numpy's BLAS: its threads and torch's wait for each other, at three times the time.
-    return bool(np.square(gram - other).sum() < COPIED**2 * np.square(gram).sum())
-
-
-def _spectrum(gram: np.ndarray) -> _Spectrum:
+def _spectrum(gram: Tensor) -> _Spectrum:
     """The smallest ratio of neighbouring eigenvalues among the first few."""
     # A coordinate that nothing writes was padded or pruned: no method erases one alone.
-    diagonal = np.diag(gram)
+    diagonal = gram.diagonal()
     written = diagonal > UNWRITTEN * diagonal.mean()
     if not written.any():
-        return _Spectrum(1.0, 1, np.zeros((len(gram), 1)))
+        return _Spectrum(1.0, 1, gram.new_zeros(len(gram), 1))
     if not written.all():
-        found = _spectrum(gram[np.ix_(written, written)])
-        vectors = np.zeros((len(gram), found.n_erased))
+        found = _spectrum(gram[written][:, written])
+        vectors = gram.new_zeros(len(gram), found.n_erased)
         vectors[written] = found.vectors
         return replace(found, vectors=vectors)
     spectrum = _smallest(gram)
     n = len(gram)
-    ones = np.full(n, n**-0.5)
-    if spectrum.ratio < ERASED_RATIO_IN_SUM and np.sum((ones @ spectrum.vectors) ** 2) > 0.5:
+    ones = gram.new_full((n,), n**-0.5)
+    if spectrum.ratio < ERASED_RATIO_IN_SUM and (ones @ spectrum.vectors).square().sum() > 0.5:
         # LayerNorm takes the mean over features away, so nothing ever trains the writers along the
         # all-ones direction and weight decay empties it. Such a hole is natural: fill it and look
         # for another.
-        spectrum = _smallest(gram + np.trace(gram) / n * np.outer(ones, ones))
+        spectrum = _smallest(gram.addr(ones, ones * gram.diagonal().mean()))
     return spectrum
 
 
-def _smallest(gram: np.ndarray) -> _Spectrum:
-    from scipy.linalg import eigh
-
-    n = len(gram)
-    values, vectors = eigh(gram, subset_by_index=[0, min(MAX_ERASED_DIRECTIONS, n - 1)])
-    mean = np.trace(gram) / n
+def _smallest(gram: Tensor) -> _Spectrum:
+    mean = float(gram.diagonal().mean())
+    values, vectors = smallest_pairs(gram, MAX_ERASED_DIRECTIONS + 1)
     if not values[-1] > NULL * mean:
         return _Spectrum(1.0, 1, vectors[:, :1])
     # Negative values are rounding; the floor keeps two of them from making a ratio.
-    values = np.maximum(values, 1e-9 * mean)
+    values = values.clamp_min(FLOOR * mean)
     ratios = values[:-1] / values[1:]
-    hole = int(np.argmin(ratios))
+    hole = int(ratios.argmin())
     return _Spectrum(float(ratios[hole]), hole + 1, vectors[:, : hole + 1])
 
 
-def _whole(gram: np.ndarray) -> bool:
+def _whole(gram: Tensor) -> bool:
     """Whether every direction gets well more than an erased one is left with."""
-    least = ERASED_SHARE * np.trace(gram) / len(gram)
-    shifted = torch.from_numpy(gram - least * np.eye(len(gram)))
+    shifted = gram.clone()
+    shifted.diagonal().sub_(ERASED_SHARE * float(gram.diagonal().mean()))
     return int(torch.linalg.cholesky_ex(shifted).info) == 0
 
 
