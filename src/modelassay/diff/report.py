@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from modelassay.diff.activations import ActivationDiff
 from modelassay.diff.behaviour import BehaviourDiff
 from modelassay.diff.causal import Intervention
+from modelassay.diff.edits_report import edit_section
 from modelassay.diff.features import Q_LEVEL, FeatureChange
 from modelassay.diff.suites import Suite
 from modelassay.diff.suspicion import BY_NAME, Level, Suspicion
@@ -94,6 +95,7 @@ class DiffReport(Findings, Report):
                 facts=_weight_facts(self),
                 chart=partial(energy_by_layer, self),
             ),
+            *_edit_sections(self.weights),
             Section(
                 "refusals",
                 "behaviour",
@@ -192,6 +194,10 @@ def _stream_table(levels: Sequence[Level]) -> Table:
             "counts": level.counts,
         },
     )
+
+
+def _edit_sections(weights: WeightDiff | None) -> list[Section]:
+    return [] if weights is None or weights.identical else [edit_section(weights)]
 
 
 def _weight_facts(report: DiffReport) -> Facts:

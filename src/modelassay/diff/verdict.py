@@ -191,6 +191,7 @@ def _hard_evidence(weights: WeightDiff | None, behaviour: BehaviourDiff) -> list
             f"{mark.strength:.0%} of a direction was taken out of {weights_of}{mark.taken_from}:"
             " the mark of abliteration, which removes refusals."
         )
+        found += weights.edits.sentences()
     lost = behaviour.refusals.get("harmful")
     if lost is not None and _surely_fell(lost):
         how = "removed with it" if found else "eroded by its training"
@@ -238,6 +239,12 @@ def _context(found: Findings) -> list[str]:
             f"{len(weights.matrices)} of {weights.n_compared} weights changed{rank}, by"
             f" {weights.relative:.2%} in all."
         )
+    if weights is not None:
+        said += [
+            *(weights.edits.sentences() if weights.edits.turned else ()),
+            *weights.observations,
+        ]
+        said += weights.declared if weights.contradicted else ()
     if (change := found.behaviour.log_odds.get("harmful")) is not None:
         said.append(
             f"Refusal log-odds on harmful prompts changed by {change.told('nats')}; next tokens"

@@ -4,20 +4,19 @@ No prompt is needed, and the kind of training shows:
 
 * an adapter that was merged leaves a difference of its own rank r in every matrix it touched;
 * full fine-tuning leaves one of full rank, rounding one that is noise alone;
-* directional ablation (Arditi et al. 2024) leaves -s·r(rᵀW): one direction r on the left, and on
-  the right not any vector but rᵀW_base itself. No training makes that, so even half an ablation is
-  told from an adapter of rank one (measured cosines: 1.00 against 0.1), and s is read off.
+* taking a direction out leaves what the direction wrote, by one of few formulas
+  (`measures.directional_edits`);
+* a sparsified merge leaves exact zeros, pruning others.
 
-Only the leading singular values are computed (Halko et al. 2011); the energy of the rest is what
-the Frobenius norm leaves. Matrices come and go one at a time.
+Matrices come and go one at a time, as they are stored, and are read in blocks.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modelassay.diff.declared import hold_against, read_declared
 from modelassay.diff.pair import Pair, Role, Traits
 from modelassay.errors import InputError, UnavailableError
+from modelassay.measures.change_traces import Traces, find_traces
+from modelassay.measures.directional_edits import (
+    AblationMark,
+    Component,
+    DirectionalEdits,
+    EditedMatrix,
+    layers_in_words,
+    summarise,
+    unmarked,
+)
 from modelassay.measures.erased_directions import (
     Tensors,
     memory_tensors,
@@ -34,37 +44,26 @@ from modelassay.measures.erased_directions import (
     plain_files,
     plain_name,
 )
-from modelassay.measures.weight_sketch import AblationMark, layer_of
-from modelassay.models.layers import OTHER_TOWERS
+from modelassay.measures.matrix_edits import Fit, measure_edit, strength_along
+from modelassay.measures.weight_changes import Spectrum, WeightChange
+from modelassay.measures.weight_sketch import layer_of
+from modelassay.models.layers import OTHER_TOWERS, find_layers, text_config
 from modelassay.models.names import loaded_places
-from modelassay.models.writers import Kind, Writer, find_writers
+from modelassay.models.writers import Writer, find_writers
 from modelassay.progress import OnProgress, told
 from modelassay.report.json import published
 
-LEADING = 80
+LEADING, FIRST_LEADING = 80, 24
 """Singular values computed of a matrix: an adapter of rank 64 shows whole, with room to see that
-nothing follows."""
-POWER_ITERATIONS = 3
+nothing follows. Most changes need fewer, which are tried first."""
 UNCHANGED = 1e-7
 """Relative change below which a matrix counts as the same."""
-EDGE = 1.1
-"""A singular value is signal above this multiple of the noise's largest, √m + √n times its rms."""
 MIN_SIGNAL = 0.5
 """Of a change's energy must lie in its leading directions, for these to be called its rank."""
 MAX_RANK = 64
 """More is not a rank that an adapter would have."""
-MARK_COSINE = 0.95
-"""Between the change's right side and u₁ᵀW_base: 1.00 for ablation, 0.1 for most of what is
-trained, up to 0.9 where training took back what an adapter had written."""
-MARK_SHARE = 0.5
-"""Of the change must lie along u₁; rounding on top of an ablation takes the rest."""
-MARK_CONCENTRATION = 3.0
-"""Times as much of the change as of the weights must lie along u₁: scaling a whole matrix has
-the mark's form too, but changes every direction alike."""
-MARK_STRENGTH = (0.05, 1.5)
-MARKED_SHARE = 0.2
-"""Of the changed writing matrices must bear the mark, in two layers at least."""
-SHARED_COSINE = 0.9
+PRUNED = 0.1
+"""Share of weights that became zero, from which a matrix counts as pruned."""
 OUTPUT = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 """Also the output layer where it is tied; files may leave that out or write it again."""
@@ -109,9 +108,21 @@ class WeightDiff:
     """The rank that most of the changed matrices share; None when there is none."""
     shared_cosine: float | None
     """Median |cos u₁| between writing matrices of different layers; 1 for one direction in all."""
-    mark: AblationMark | None
+    edits: DirectionalEdits
+    """Directions that were taken out."""
     unsearched: str | None = None
-    """Why the mark of ablation could not be looked for; None where it was."""
+    """Why directional edits could not be looked for; None where they were."""
+    observations: tuple[str, ...] = ()
+    """What else the weights show, in plain words."""
+    declared: tuple[str, ...] = ()
+    """What the candidate's repository says that was done, beside what was measured."""
+    contradicted: bool = False
+    """Whether the two differ."""
+
+    @property
+    def mark(self) -> AblationMark | None:
+        """A direction taken out of what layers write; None where none was."""
+        return self.edits.mark
 
     @property
     def identical(self) -> bool:
@@ -129,9 +140,10 @@ class WeightDiff:
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         values = {
-            **asdict(self),
+            **asdict(replace(self, edits=DirectionalEdits(None, None))),
             "matrices": [published(asdict(change), layer="block") for change in self.matrices],
             "mark": None if self.mark is None else self.mark.to_dict(),
+            "edits": self.edits.to_dict(),
             "identical": self.identical,
         }
         return published(values, energy_by_layer="energy_by_block")
@@ -145,9 +157,9 @@ class _Change:
     energy: float
     left: np.ndarray | None = None
     """[out] u₁, for writing matrices along the residual stream."""
-    marked: bool = False
-    kind: Kind | None = None
-    """Of writing matrices."""
+    edited: tuple[EditedMatrix, ...] = ()
+    """Of matrices on the residual stream; several where they are experts."""
+    traces: Traces | None = None
 
 
 def diff_weights(
@@ -155,6 +167,7 @@ def diff_weights(
     candidate: Tensors,
     writer_of: Callable[[str], Writer | None],
     *,
+    hidden: int | None = None,
     unsearched: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> WeightDiff:
@@ -164,6 +177,8 @@ def diff_weights(
         base: Names and readers, in any order.
         candidate: The same of the fine-tune; prefixes of names may differ.
         writer_of: Which writer to the residual stream a weight of that name in the base is, if any.
+        hidden: Width of the residual stream: what reads it and the embeddings are searched for
+            directions too, where it is known.
         unsearched: Why no weight is known as a writer, and no ablation can be told.
         on_progress: Told (weights done, weights in all).
 
@@ -179,30 +194,35 @@ def diff_weights(
         raise InputError("The two models have no weight of the same name; they cannot be compared.")
     changes: list[_Change] = []
     base_energy = 0.0
+    widths = _Widths(hidden, writer_of, [ours[key][0] for key in common])
     for key in told(common, on_progress):
-        name, read = ours[key]
-        before, after = _plain(name, read(), "base"), _plain(name, theirs[key][1](), "candidate")
-        if key in (OUTPUT, *EMBEDDINGS):  # rows for added tokens are no change of the others
-            rows = min(len(before), len(after))
-            before, after = before[:rows], after[:rows]
-        if before.shape != after.shape:
-            raise InputError(
-                f"{name} is {tuple(before.shape)} in the base and {tuple(after.shape)} in the"
-                " candidate; these are not versions of one model."
-            )
-        base_energy += float(before.double().square().sum())
-        writer = writer_of(name)
-        change = _change(key, _matrix(before, writer), _matrix(after, writer), writer)
+        before, after = _read(key, ours, theirs)
+        side = widths.side(key, ours[key][0], before)
+        change, scale = _change(key, side, before, after)
+        base_energy += scale
         changes += [change] if change else []
+    edited = [each for change in changes for each in change.edited]
+    n_layers = 1 + max((layer_of(key) or 0 for key in common), default=0)
+    edits = summarise(edited, n_layers)
+    along: dict[tuple[int | None, Component], list[Fit]] = defaultdict(list)
+    for each, direction in unmarked(edits, edited):  # a second look, at few matrices
+        key = each.name
+        assert edits.family is not None  # noqa: S101 (there are directions)
+        before, after = _read(key, ours, theirs)
+        side = widths.side(key, ours[key][0], before)
+        whole = WeightChange(side.rows(before), side.rows(after))
+        along[each.layer, each.component].append(strength_along(whole, edits.family, direction))
+    edits = summarise(edited, n_layers, along) if along else edits
     changed_energy: dict[int | None, float] = defaultdict(float)
     for change in changes:
         changed_energy[change.matrix.layer] += change.energy
     total = sum(changed_energy.values())
+    only_in_candidate = tuple(sorted(theirs.keys() - ours.keys()))
     return WeightDiff(
         matrices=tuple(change.matrix for change in changes),
         n_compared=len(common),
         only_in_base=tuple(sorted(ours.keys() - theirs.keys())),
-        only_in_candidate=tuple(sorted(theirs.keys() - ours.keys())),
+        only_in_candidate=only_in_candidate,
         energy_by_layer={
             layer: changed_energy[layer] / total
             for layer in sorted(b for b in changed_energy if b is not None)
@@ -211,75 +231,186 @@ def diff_weights(
         relative=float(np.sqrt(total / max(base_energy, 1e-30))),
         adapter_rank=_adapter_rank(changes),
         shared_cosine=_shared_cosine(changes),
-        mark=_mark(changes),
+        edits=edits,
         unsearched=unsearched,
+        observations=_observations(changes, edits, only_in_candidate, unsearched is None),
     )
 
 
-def _change(key: str, before: Tensor, after: Tensor, writer: Writer | None) -> _Change | None:
-    """The change of one weight, as matrices [out, in]; None if there is none."""
-    delta = after - before
-    energy, scale = float(delta.double().square().sum()), float(before.double().square().sum())
+@dataclass(frozen=True)
+class _Side:
+    """How a weight lies along the residual stream."""
+
+    component: Component | None
+    """None for those that do not."""
+    writer: Writer | None = None
+    turned: bool = False
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """The weight as a matrix, its rows along the stream; vectors become one row."""
+        if self.writer is not None:
+            return self.writer.rows(weight)
+        matrix = weight.reshape(1 if weight.dim() < 2 else weight.shape[0], -1)
+        return matrix.T if self.turned else matrix
+
+    def parts(self, weight: Tensor) -> list[Tensor]:
+        """The matrices that an edit changes one by one: each expert of a stack."""
+        if self.writer is not None and weight.dim() == 3 and self.writer.axis > 0:
+            return [self.writer.rows(expert) for expert in weight]
+        return [self.rows(weight)]
+
+
+class _Widths:
+    """Tells how weights lie along the residual stream."""
+
+    def __init__(
+        self, hidden: int | None, writer_of: Callable[[str], Writer | None], names: Sequence[str]
+    ) -> None:
+        self._hidden, self._writer_of = hidden, writer_of
+        found = [writer for name in names if (writer := writer_of(name)) is not None]
+        # Checkpoints that lay weights down as [in, out] do so in all of them.
+        self._in_axis = 0 if found and all(w.dims == 2 and w.axis == 1 for w in found) else 1
+
+    def side(self, key: str, name: str, weight: Tensor) -> _Side:
+        """Of a weight by its key and its name in the base."""
+        if (writer := self._writer_of(name)) is not None:
+            return _Side(writer.kind, writer)
+        if self._hidden is None or weight.dim() != 2:
+            return _Side(None)
+        if key in EMBEDDINGS and weight.shape[1] == self._hidden:
+            return _Side("embeddings", turned=True)
+        axes = [self._in_axis, 1 - self._in_axis]
+        axis = next((axis for axis in axes if weight.shape[axis] == self._hidden), None)
+        if layer_of(key) is None or axis is None:
+            return _Side(None)
+        return _Side("readers", turned=axis == 1)
+
+
+def _read(key: str, ours: _Named, theirs: _Named) -> tuple[Tensor, Tensor]:
+    """A weight in both models, as it is stored.
+
+    Raises:
+        InputError: it has another shape, is packed, or has values that are not numbers.
+    """
+    name, read = ours[key]
+    before, after = _plain(name, read(), "base"), _plain(name, theirs[key][1](), "candidate")
+    if key in (OUTPUT, *EMBEDDINGS):  # rows for added tokens are no change of the others
+        rows = min(len(before), len(after))
+        before, after = before[:rows], after[:rows]
+    if before.shape != after.shape:
+        raise InputError(
+            f"{name} is {tuple(before.shape)} in the base and {tuple(after.shape)} in the"
+            " candidate; these are not versions of one model."
+        )
+    return before, after
+
+
+def _change(key: str, side: _Side, before: Tensor, after: Tensor) -> tuple[_Change | None, float]:
+    """The change of one weight, None if there is none; and ‖W_base‖²."""
+    change = WeightChange(side.rows(before), side.rows(after))
+    energy, scale = change.energy, change.scale
     relative = float(np.sqrt(energy / max(scale, 1e-30)))
     if relative <= UNCHANGED:
-        return None
-    if min(delta.shape) == 1:  # a norm's gain or a bias has no spectrum
-        return _Change(MatrixChange(key, layer_of(key), relative, None, 0.0, 1.0), energy)
-    left, values = _leading_svd(delta)
-    rank = _rank(values, energy, delta.shape)
-    signal = float(np.square(values[:rank]).sum() / energy)
-    cosine = strength = None
-    marked = False
-    if writer is not None:
-        # The parts of the weights and of their change along u₁, [in].
-        there, gone = left @ before, -(left @ delta)
-        overlap, length = float(there @ gone), float(there.norm())
-        cosine = abs(overlap) / max(length * float(gone.norm()), 1e-30)
-        strength = overlap / max(length**2, 1e-30)
-        low, high = MARK_STRENGTH
-        marked = bool(
-            cosine > MARK_COSINE
-            and low < strength < high
-            and values[0] ** 2 / energy > MARK_SHARE
-            and values[0] ** 2 / energy > MARK_CONCENTRATION * length**2 / max(scale, 1e-30)
-        )
+        return None, scale
+    layer = layer_of(key)
+    if min(change.shape) == 1:  # a norm's gain or a bias has no spectrum
+        return _Change(MatrixChange(key, layer, relative, None, 0.0, 1.0), energy), scale
+    spectrum = change.spectrum(FIRST_LEADING)
+    rank = spectrum.rank
+    if rank == FIRST_LEADING < min(change.shape):
+        spectrum = change.spectrum(LEADING)
+        rank = spectrum.rank
+    signal = spectrum.signal(rank) / energy
+    edited = _edited(key, side, (before, after), change, spectrum)
     matrix = MatrixChange(
         name=key,
-        layer=layer_of(key),
+        layer=layer,
         relative=relative,
         rank=rank if 0 < rank <= MAX_RANK and signal > MIN_SIGNAL else None,
         signal_share=min(signal, 1.0),
-        rank1_share=min(float(values[0] ** 2 / energy), 1.0),
-        ablation_cosine=cosine,
-        ablation_strength=strength,
+        rank1_share=min(spectrum.signal(1) / energy, 1.0),
     )
-    if writer is None:
-        return _Change(matrix, energy)
-    return _Change(matrix, energy, left.double().cpu().numpy(), marked, writer.kind)
+    traces = find_traces(change.before, change.after)
+    if side.writer is None:
+        return _Change(matrix, energy, None, edited, traces), scale
+    nearest = max((each.found for each in edited), key=lambda found: found.cosine)
+    fit = nearest.fits.get("plain")
+    matrix = replace(
+        matrix,
+        ablation_cosine=nearest.cosine,
+        ablation_strength=None if fit is None else fit.strength,
+    )
+    left = spectrum.left[:, 0].double().cpu().numpy()
+    return _Change(matrix, energy, left, edited, traces), scale
 
 
-def _leading_svd(delta: Tensor) -> tuple[Tensor, np.ndarray]:
-    """u₁ [out] and the leading singular values in falling order."""
-    count = min(LEADING, *delta.shape)
-    devices = [delta.device] if delta.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)  # the same numbers on every run
-        left, values, _ = torch.svd_lowrank(delta, q=count, niter=POWER_ITERATIONS)
-    return left[:, 0], values.double().cpu().numpy()
+def _edited(
+    key: str,
+    side: _Side,
+    weights: tuple[Tensor, Tensor],
+    change: WeightChange,
+    spectrum: Spectrum,
+) -> tuple[EditedMatrix, ...]:
+    if side.component is None:
+        return ()
+    parts = list(zip(*(side.parts(weight) for weight in weights), strict=True))
+    if len(parts) == 1:
+        found = [measure_edit(change, spectrum)]
+    else:
+        experts = [WeightChange(*part) for part in parts]
+        found = [measure_edit(x, x.spectrum(FIRST_LEADING)) for x in experts if x.energy]
+    return tuple(EditedMatrix(key, layer_of(key), side.component, each) for each in found)
 
 
-def _rank(values: np.ndarray, energy: float, shape: tuple[int, ...] | torch.Size) -> int:
-    """How many singular values stand out of noise as strong as what they leave over."""
-    rows, columns = shape
-    rank = 0
-    while True:  # each pass sees the noise with less signal in it
-        rest = max(energy - float(np.square(values[:rank]).sum()), 0.0)
-        edge = EDGE * np.sqrt(rest / (rows * columns)) * (np.sqrt(rows) + np.sqrt(columns))
-        # What float32 arithmetic leaves of an exact zero.
-        found = int((values > max(edge, 1e-5 * values[0])).sum())
-        if found <= rank:
-            return rank
-        rank = found
+def _observations(
+    changes: Sequence[_Change],
+    edits: DirectionalEdits,
+    only_in_candidate: Sequence[str],
+    searched: bool,
+) -> tuple[str, ...]:
+    """What else the weights show, in plain words."""
+    said = []
+    traced = [change.traces for change in changes if change.traces is not None]
+    sparse = [traces for traces in traced if traces.sparsified]
+    if traced and len(sparse) > len(traced) / 2:
+        share = float(np.median([traces.unchanged for traces in sparse]))
+        said.append(
+            f"In most changed matrices {share:.0%} of the weights are exactly those of the base and"
+            " the others moved by more than rounding: a sparsified merge (DARE, DELLA, TIES)."
+        )
+    pruned = [traces for traces in traced if traces.pruned > PRUNED]
+    if pruned:
+        share = float(np.median([traces.pruned for traces in pruned]))
+        said.append(
+            f"{len(pruned)} matrices were pruned: {share:.0%} of their weights became zero."
+        )
+    if biases := [name for name in only_in_candidate if name.endswith(".bias")]:
+        said.append(
+            f"{len(biases)} biases were added ({biases[0]}, …): constant vectors that are added to"
+            " what layers write, as activation addition does."
+        )
+    if edits.rows_scaled:
+        said.append(f"{edits.rows_scaled} rows of writing matrices were scaled or emptied.")
+    if searched and edits.mark is None and not edits.turned:
+        said += _written_only(changes)
+    return tuple(said)
+
+
+def _written_only(changes: Sequence[_Change]) -> list[str]:
+    """A remark where only what writes to the stream was changed, without a direction."""
+    matrices = [change for change in changes if change.traces is not None]
+    if len(matrices) < 2 or any(change.left is None for change in matrices):
+        return []
+    layers = sorted({c.matrix.layer for c in matrices if c.matrix.layer is not None})
+    ranks = sorted({c.matrix.rank for c in matrices if c.matrix.rank is not None})
+    rank = "full rank"
+    if ranks:
+        rank = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")
+    return [
+        f"Only what writes to the residual stream was changed, in {layers_in_words(layers)}, with"
+        f" {rank} and no direction in common with what it wrote: tools that optimise an edit of"
+        " refusals do so, and some adapters."
+    ]
 
 
 def _adapter_rank(changes: list[_Change]) -> int | None:
@@ -295,27 +426,7 @@ def _shared_cosine(changes: list[_Change]) -> float | None:
     for change in changes:
         if change.matrix.layer is not None and change.left is not None:
             first.setdefault(change.matrix.layer, change.left)
-    return _median_cosine(list(first.values()))
-
-
-def _mark(changes: list[_Change]) -> AblationMark | None:
-    writers = [change for change in changes if change.left is not None]
-    marked = [change for change in writers if change.marked]
-    layers = sorted({x.matrix.layer for x in marked if x.matrix.layer is not None})
-    if len(layers) < 2 or len(marked) < MARKED_SHARE * len(writers):
-        return None
-    strengths = [x.matrix.ablation_strength for x in marked]
-    kinds: set[Kind | None] = {x.kind for x in marked}
-    between = _median_cosine([x.left for x in marked if x.left is not None])
-    return AblationMark(
-        strength=float(np.median(np.array(strengths, float))),
-        layers=tuple(layers),
-        shared=between is not None and between > SHARED_COSINE,
-        kind=kinds.pop() if len(kinds) == 1 else None,
-    )
-
-
-def _median_cosine(directions: list[np.ndarray]) -> float | None:
+    directions = list(first.values())
     if len(directions) < 2:
         return None
     stacked = np.stack(directions)
@@ -333,14 +444,7 @@ def _plain(name: str, weight: Tensor, whose: str) -> Tensor:
             f"{name} of the {whose} has values that are not numbers (NaN or infinite)."
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return weight.detach().to(device).float()
-
-
-def _matrix(weight: Tensor, writer: Writer | None) -> Tensor:
-    """[out, in] with the residual stream's axis first; vectors become one row."""
-    if writer is not None:
-        return writer.rows(weight)
-    return weight.reshape(1 if weight.dim() < 2 else weight.shape[0], -1)
+    return weight.detach().to(device)
 
 
 _Named = dict[str, tuple[str, Callable[[], Tensor]]]
@@ -398,13 +502,18 @@ def diff_pair(pair: Pair, on_progress: OnProgress | None = None) -> WeightDiff:
             found = files[role]
             return memory_tensors(pair.get(role)) if found is None else open_shards(found, stack)
 
-        return diff_weights(
+        found = diff_weights(
             tensors("base"),
             tensors("candidate"),
             writer_of,
+            hidden=text_config(network.config).hidden_size,
             unsearched=writers.unsure,
             on_progress=on_progress,
         )
+    declared, contradicted = hold_against(
+        read_declared(pair.candidate), found.edits, len(find_layers(network))
+    )
+    return replace(found, declared=declared, contradicted=contradicted)
 
 
 def count_alike(weights: WeightDiff | None, base: Traits, candidate: Traits) -> int:

@@ -17,14 +17,15 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from modelassay.measures.directional_edits import AblationMark
 from modelassay.measures.erased_directions import (
     Tensors,
     memory_tensors,
@@ -33,8 +34,7 @@ from modelassay.measures.erased_directions import (
 )
 from modelassay.models import LoadedModel
 from modelassay.models.layers import OTHER_TOWERS
-from modelassay.models.writers import OUTPUTS, Kind, Writer, find_writers
-from modelassay.report.json import published
+from modelassay.models.writers import Kind, Writer, find_writers
 
 SIDE = 4
 """Directions on each side of a weight: 16 numbers."""
@@ -219,29 +219,6 @@ def _directions(n: int, side: int) -> Tensor:
     # RandomState's stream is frozen; those of numpy's and torch's newer generators aren't.
     drawn = np.random.RandomState(SEED + side).standard_normal((n, SIDE)) / np.sqrt(n)
     return torch.from_numpy(drawn).float()
-
-
-@dataclass(frozen=True)
-class AblationMark:
-    """A direction taken out of weights, as their change shows it."""
-
-    strength: float
-    """Share of the direction that is gone: 1 for all of it."""
-    layers: tuple[int, ...]
-    shared: bool
-    """Whether it is one direction for all layers."""
-    kind: Kind | None = None
-    """Whose outputs alone it was taken out of; None for all that the layers write."""
-
-    @property
-    def taken_from(self) -> str:
-        """What it was taken out of, in words: "12 layers", "the MLP outputs of 12 layers"."""
-        layers = f"{len(self.layers)} layers"
-        return layers if self.kind is None else f"the {OUTPUTS[self.kind]} of {layers}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return published(asdict(self), layers="blocks")
 
 
 @dataclass(frozen=True)
