@@ -1,0 +1,161 @@
+"""Do `scan`, `verify` and `diff` say the same of one model? A table of the three verdicts.
+
+Each looks at other evidence, so they may differ in what they see, but what one states must not
+exclude what another states. What would be a contradiction is written down in `contradictions`.
+
+    python benchmarks/three_verdicts.py BASE CANDIDATE... [--write FILE]
+
+What was measured is kept in three_verdicts.json as it comes, so a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from modelassay.diff import Depth, DiffReport, diff, load_suite, read_base
+from modelassay.files.atomic import write_text_atomically
+from modelassay.models import load
+from modelassay.scan.report import ScanReport
+from modelassay.scan.scanning import scan
+from modelassay.verify.creating import create_baseline
+from modelassay.verify.report import VerificationReport
+from modelassay.verify.verifying import verify
+
+RESULTS = Path(__file__).parent / "three_verdicts.json"
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What is said of one model, and of the base that it is held against."""
+
+    scan: str
+    base_scan: str
+    erased: bool | None
+    """Whether the weights alone show an erased direction; None where they were not searched."""
+    base_erased: bool | None
+    verified: bool | None
+    kind: str | None
+    """Of difference, as `verify` says it."""
+    diff: str
+    edited: bool | None
+    """Whether the change of the weights is a directional edit; None where it was not searched."""
+    identical: bool
+    """Whether `diff` found all weights equal."""
+    families: tuple[str, ...] = ()
+    """Of formulas that `verify` and `diff` name, where they are certain."""
+
+
+def verdicts_of(
+    found: ScanReport, base: ScanReport, verified: VerificationReport, compared: DiffReport
+) -> Verdicts:
+    """The three reports on a model, and the scan of its base, as a row."""
+    weights, differences = compared.weights, verified.differences
+    sketch = differences.weights if differences else None
+    marks = (sketch and sketch.mark, weights and weights.mark)
+    return Verdicts(
+        scan=found.verdict.value,
+        base_scan=base.verdict.value,
+        erased=found.ablation.detected,
+        base_erased=base.ablation.detected,
+        verified=verified.verified,
+        kind=verified.kind and verified.kind.value,
+        diff=compared.verdict.value,
+        edited=None if weights is None or weights.unsearched else weights.mark is not None,
+        identical=weights is not None and weights.identical,
+        families=tuple(
+            family for mark in marks if mark and (family := getattr(mark, "family", None))
+        ),
+    )
+
+
+def contradictions(row: Verdicts) -> list[str]:
+    """What excludes what among three verdicts, in words; empty where they agree.
+
+    These do not contradict each other: a scan that passes while the weights were edited, for an
+    edit that leaves refusals whole shows beside the base alone; and a scan or comparison that
+    cannot tell.
+    """
+    new = row.erased and not row.base_erased
+    said = {
+        "scan finds a direction erased that the base has, diff no edit": new
+        and row.edited is False,
+        "scan finds a direction erased that the base has, verify none": new
+        and row.kind is not None
+        and row.kind != "ablated",
+        "verify finds an ablation, diff no edit": row.kind == "ablated" and row.edited is False,
+        "diff finds a directional edit, verify none": bool(row.edited)
+        and row.kind is not None
+        and row.kind != "ablated",
+        "diff finds a directional edit, and calls it harmless": bool(row.edited)
+        and row.diff != "COMPROMISED",
+        "verify says that it is the model, diff that it is not": bool(row.verified)
+        and row.diff in ("SUSPICIOUS", "COMPROMISED"),
+        "diff finds it like benign ones, scan no safety where the base has it": row.diff
+        == "BENIGN-LIKE"
+        and row.scan == "CRITICAL"
+        and row.base_scan == "PASS",
+        "diff finds its refusals gone, scan finds them whole": row.diff == "COMPROMISED"
+        and not row.edited
+        and row.scan == "PASS",
+        "the weights are the base's, yet the verdict is another": row.identical
+        and row.scan != row.base_scan,
+        "verify and diff name other families": len(set(row.families)) > 1,
+    }
+    return [what for what, holds in said.items() if holds]
+
+
+def measure(base_id: str, candidates: Iterable[str]) -> dict[str, Verdicts]:
+    """Scans, verifies and compares each candidate that is not in the results yet."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    rows = {
+        key: Verdicts(**{**row, "families": tuple(row["families"])}) for key, row in known.items()
+    }
+    todo = [each for each in candidates if f"{base_id} > {each}" not in rows]
+    if not todo:
+        return rows
+    base = load(base_id)
+    baseline = create_baseline(base_id)
+    of_base = read_base(base, load_suite("default"), response_tokens=Depth().response_tokens)
+    base_scan = scan(base)
+    for each in todo:
+        model = load(each)
+        rows[f"{base_id} > {each}"] = verdicts_of(
+            scan(model),
+            base_scan,
+            verify(each, baseline),
+            diff(base, model, of_base=of_base, depth=Depth(causal=False)),
+        )
+        text = json.dumps({key: asdict(row) for key, row in rows.items()}, indent=1)
+        write_text_atomically(RESULTS, text + "\n")
+        print(each, rows[f"{base_id} > {each}"], flush=True)
+    return rows
+
+
+def table(rows: Mapping[str, Verdicts]) -> str:
+    """A row for each model: the three verdicts, and what contradicts what."""
+    lines = ["| model | scan | verify | diff | contradictions |", "|---|---|---|---|---|"]
+    for key, row in rows.items():
+        wrong = "; ".join(contradictions(row)) or "none"
+        lines.append(f"| {key} | {row.scan} | {row.kind or 'unknown'} | {row.diff} | {wrong} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("base")
+    parser.add_argument("candidates", nargs="+")
+    parser.add_argument("--write", type=Path)
+    arguments = parser.parse_args()
+    text = table(measure(arguments.base, arguments.candidates))
+    print(text)
+    if arguments.write:
+        write_text_atomically(arguments.write, text)
+
+
+if __name__ == "__main__":
+    main()
