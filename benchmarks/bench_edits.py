@@ -3,7 +3,7 @@
 Every change is made in memory, from a few layers of a real model: edits by each family of tools at
 several strengths, rounded in several ways; and benign changes by real gradient steps (LoRA of many
 ranks, full fine-tunes, preference training, continued pretraining), their merges, pruning and
-rounding. The second table is where the null of `measures.directional_edits` comes from.
+rounding. Their scores are a null for `measures.directional_edits`.
 
     python benchmarks/bench_edits.py [--model embedded] [--layers 8] [--write FILE]
 """
@@ -114,7 +114,7 @@ class Specimen:
 
     def trained(self, loss: Callable[[Any, Tensor], Tensor], lr: float, seed: int) -> Weights:
         """The weights after a few steps of full fine-tuning."""
-        network = copy.deepcopy(self.network)
+        network = copy.deepcopy(self.network).requires_grad_(requires_grad=True)
         self._train(network, list(network.parameters()), loss, lr, seed)
         return self.weights(network)
 

@@ -147,8 +147,14 @@ def test_benign_changes_have_a_score_and_no_mark():
     assert found.mark is None
     assert found.components == ()
     assert found.score < 0.9
-    assert 0 < found.p_value <= 1
+    assert found.p_value is None  # none are listed, and none is made up
     assert found.sentences() == []
+
+
+def test_a_p_value_is_no_finer_than_its_null(monkeypatch):
+    monkeypatch.setattr("modelassay.measures.directional_edits.NULL_SCORES", (0.9, 0.3, 0.0))
+    edited = summary(lambda weight, layer, kind: edit_matrix(weight, direction(0), 1.0))
+    assert edited.p_value == 1 / 4
 
 
 def test_nothing_that_changed_has_no_score():

@@ -56,11 +56,11 @@ def edit_section(weights: WeightDiff) -> Section:
 
 
 def _nothing(found: DirectionalEdits) -> str:
-    if found.score is None or found.p_value is None:
+    if found.score is None:
         return "No directional edit: nothing changed that could show one."
-    known = (
-        f"; p={p_text(found.p_value)} among {found.n_null} benign changes" if found.n_null else ""
-    )
+    known = ""
+    if found.p_value is not None:
+        known = f"; p={p_text(found.p_value)} among {found.n_null} benign changes"
     return (
         f"No directional edit: what changed is like one with a cosine of {found.score:.2f}, where"
         f" edits have 0.95 and more{known}."

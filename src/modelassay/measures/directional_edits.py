@@ -9,8 +9,8 @@ which family of formulas.
 A mark needs two layers, or both writers of one, and a share of what was changed. The score of a
 model is the cosine that so many of its matrices reach, so a mark is there exactly when the score
 passes `MARK_COSINE`. Its p-value is the share of benign changes with a score as high, plus one:
-n of them claim no rate finer than 1 in n + 1. They are listed here, and docs/benchmarks.md says
-what they are.
+n of them claim no rate finer than 1 in n + 1, and none claim nothing. `benchmarks/bench_edits.py`
+makes and scores them.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class DirectionalEdits:
     score: float | None
     """Cosine that enough matrices reach; None where no matrix was changed that could tell."""
     p_value: float | None
-    """How often benign changes score as high."""
+    """How often benign changes score as high; None where none are known."""
     n_null: int = len(NULL_SCORES)
     components: tuple[ComponentEdit, ...] = ()
     """Empty where no directional edit was found."""
@@ -296,6 +296,8 @@ def _score(matrices: Sequence[EditedMatrix]) -> tuple[float | None, float | None
     if not reached:
         return None, None
     score = max(reached)
+    if not NULL_SCORES:
+        return score, None
     above = sum(null >= score for null in NULL_SCORES)
     return score, (above + 1) / (len(NULL_SCORES) + 1)
 
