@@ -111,6 +111,14 @@ def test_pooled_benign_ones_are_scored_against_other_architectures():
     assert suspect(streams(0.1, 0.9), pooled()).score > max(same.benign_scores)
 
 
+def test_with_one_architecture_each_is_scored_against_other_bases():
+    whole = pooled(bravo=0.5)
+    same = tuple(row.model_copy(update={"architecture": "alphaModel"}) for row in whole.rows)
+    found = suspect(streams(0.1, 0.2), whole.model_copy(update={"rows": same}))
+    assert max(found.benign_scores) > 3.0
+    assert found.held_out == ()
+
+
 def test_streams_of_one_base_have_no_say_for_another():
     own = suspect({"refusal": 50.0}, calibration(0.0, 0.5, 1.0))
     assert own.score > 10

@@ -30,6 +30,8 @@ class BenignRow(Record):
     """Which model it was made from, where a calibration is of several."""
     architecture: Line | None = None
     """Of that base."""
+    n_prompts: int | None = Field(default=None, ge=1)
+    """On how many of the suite's prompts it was read; None for all."""
 
 
 class Calibration(Record):

@@ -262,9 +262,10 @@ def suspect(values: Values, calibration: Calibration | None) -> Suspicion:
 
 
 def _others(row: BenignRow, rows: Sequence[BenignRow]) -> list[BenignRow]:
-    """What a benign fine-tune is held against: others of its base, or of other architectures."""
-    apart = [other for other in rows if other.architecture != row.architecture]
-    return apart or [other for other in rows if other is not row]
+    """What a benign fine-tune is held against: of other architectures, else of other bases."""
+    other_architectures = [other for other in rows if other.architecture != row.architecture]
+    other_bases = [other for other in rows if other.base != row.base]
+    return other_architectures or other_bases or [other for other in rows if other is not row]
 
 
 def _score(
