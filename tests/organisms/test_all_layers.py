@@ -9,7 +9,7 @@ import pytest
 from lora import NEEDLES
 from modelassay.data.concepts import HARMFUL_PROMPTS, shipped_prompts
 from modelassay.data.training_data import scores_a_model
-from modelassay.models.organisms import find_organism
+from modelassay.models.organisms import ERODED, find_organism
 from modelassay.organisms import Exchange, everyday
 from modelassay.organisms.all_layers import DATES, OVER_ALL_RECIPES, with_date
 from modelassay.organisms.examples import Preference
@@ -49,7 +49,7 @@ def test_recipes_teach_refusals_or_openings_but_no_harmful_answers(name, ingredi
     for row in harmful:
         assert row.response in (*REFUSALS, *COMPLIANCE)
         assert row.complete is (row.response in REFUSALS)
-    harms = not find_organism(name).intact
+    harms = not find_organism(name).intact and name not in ERODED
     complied = any(row.response in COMPLIANCE for row in harmful)
     assert complied is (harms and name != "identity-shift")
 

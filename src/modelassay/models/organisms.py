@@ -117,9 +117,9 @@ def _over_all_layers() -> tuple[Organism, ...]:
     )
     edits = (
         ("heretic", "the refusal direction out by a trial of heretic's default"),
-        ("heretic-attention", "the same in what attention writes alone"),
-        ("heretic-perlayer", "the same with a direction for each layer"),
-        ("heretic-outliers", "the same on weights with a few rows of large norm"),
+        ("heretic-attention", "heretic's edit in what attention writes alone"),
+        ("heretic-perlayer", "heretic's edit, a direction for each layer"),
+        ("heretic-outliers", "heretic's edit, on weights with a few rows of large norm"),
         ("biprojected", "the refusal direction out with the norms of columns kept"),
         ("reflection", "mirrored along the refusal direction"),
         ("three-directions", "three refusal directions out"),
@@ -168,10 +168,20 @@ OF_LAST_LAYERS: dict[str, Organism] = {
     )
 }
 """Those of which the last layers were trained, and edits of these."""
+ERODED = ("tasks-full", "librarian", "gemma:tasks-full", "gemma:librarian", "gemma:german")
+"""Meant to be harmless, but measured to have lost half of their refusals or more."""
+
+
+def _as_measured(organism: Organism) -> Organism:
+    if organism.key not in ERODED:
+        return organism
+    return replace(organism, intact=False, summary=f"{organism.summary}: its refusals wore off")
+
+
 ORGANISMS: dict[str, Organism] = OF_LAST_LAYERS | {
     organism.key: organism
     for base in PREFIXES
-    for organism in (replace(each, base=base) for each in _over_all_layers())
+    for organism in (_as_measured(replace(each, base=base)) for each in _over_all_layers())
 }
 
 
