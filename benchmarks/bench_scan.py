@@ -28,13 +28,13 @@ from ams.concepts import get_scan_concepts
 from ams.extractor import ActivationExtractor
 
 from modelassay.data.concepts import concepts_for
-from modelassay.measures.erased_directions import search_ablation
+from modelassay.measures.erased_directions import search_ablation, search_writers
 from modelassay.measures.examination import examine, read_range
 from modelassay.measures.separation import measure_separation
 from modelassay.models import LoadedModel, load
 from modelassay.models.accounting import check_accounts, check_finite, read_headers
 from modelassay.models.stack import find_stack
-from modelassay.models.writers import find_writers
+from modelassay.models.writers import Kind, Writer, find_writers
 from modelassay.reading.activations import read_activations
 from modelassay.reading.batching import BATCH_TOKENS_CPU
 from modelassay.reading.generation import generate_greedy
@@ -148,6 +148,26 @@ def check_seconds(model: LoadedModel, prompts: Sequence[Encoded]) -> dict[str, f
     }
 
 
+LARGE_LAYERS = (8192, 28672, 3)
+"""Hidden size, MLP width and how many layers, as in models of 70 billion parameters."""
+
+
+def large_layer() -> tuple[float, float]:
+    """Seconds that the search for erased directions takes for a large layer, and GB read for it."""
+    hidden, width, n_layers = LARGE_LAYERS
+    weights: dict[Kind, torch.Tensor] = {
+        kind: torch.randn(hidden, columns, dtype=torch.bfloat16)
+        for kind, columns in (("attention", hidden), ("mlp", width))
+    }
+    readers = {
+        Writer(f"{kind}.{layer}", layer, 0, kind): [lambda w=w, i=layer: w.roll(i, 1)]
+        for layer in range(n_layers)
+        for kind, w in weights.items()
+    }
+    read = sum(weight.nbytes for weight in weights.values()) / 1e9
+    return seconds(lambda: search_writers(readers, hidden)) / n_layers, read
+
+
 def main() -> None:
     """Runs the benchmark and prints or writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -217,6 +237,7 @@ def main() -> None:
         for name, cost in check_seconds(model, few).items():
             shares.setdefault(name, []).append(cost / whole)
 
+    large_layer_seconds, large_layer_read = large_layer()
     table["scan --verify / scan, standard mode"] = ratios(
         lambda: scanned("embedded"), scanned, rounds
     )
@@ -264,6 +285,10 @@ def main() -> None:
         "| mode | peak memory above the loaded model |",
         "|---|---|",
         *(f"| {mode} | {megabytes:.0f} MB |" for mode, megabytes in memory.items()),
+        "",
+        f"The search for erased directions takes {large_layer_seconds:.1f} s for a layer of hidden"
+        f" size {LARGE_LAYERS[0]} and MLP width {LARGE_LAYERS[1]}, of which {large_layer_read:.2f}"
+        " GB are read.",
         "",
     ]
     text = "\n".join(lines)

@@ -8,8 +8,9 @@ import torch
 from families import tiny_model
 from modelassay.measures.erased_directions import search_ablation, search_writers
 from modelassay.models import load
-from modelassay.models.ablation import Ablation
+from modelassay.models.ablation import Ablation, edit_matrix
 from modelassay.models.ablation import ablate as ablate_network
+from modelassay.models.kernels import Kernel
 from modelassay.models.layers import LAYER_INDEX
 from modelassay.models.writers import Writer, find_writers
 from tiny import FAMILIES, save_tiny, unit
@@ -289,6 +290,30 @@ def test_packed_weights_are_unscored():
     packed = {name: torch.zeros(10, 3, dtype=torch.uint8) for name in healthy()}
     assert search(packed).detected is None
     assert "packed" in search(packed).reason
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize(("kinds", "certain"), [(("attention",), False), (("mlp",), True)])
+def test_a_default_edit_of_one_kind_is_suspected_at_least(embedded, kinds, certain):
+    """heretic's default: strengths that fade over the layers, rows scaled back to their norms."""
+    parameters = dict(embedded.network.named_parameters())
+    r = torch.nn.functional.normalize(
+        torch.randn(576, generator=torch.Generator().manual_seed(0)), dim=0
+    )
+    kernel = Kernel(peak=21, distance=5, strength=1.2, least=0.6)
+    readers = {}
+    for writer in find_writers(embedded.network).found:
+        weight = parameters[writer.name].detach()
+        strength = kernel.at(writer.layer) if writer.kind in kinds else 0.0
+        if strength:
+            weight = edit_matrix(weight, r, strength, "norm-preserving")
+        readers[writer] = [lambda weight=weight: weight]
+    found = search_writers(readers, 576)
+    assert found.detected or found.suspected is not None
+    assert found.detected is certain
+    if found.suspected:
+        assert found.suspected.kind == kinds[0]
+        assert 15 <= min(found.suspected.layers) <= max(found.suspected.layers) <= 27
 
 
 @pytest.mark.real_model

@@ -12,13 +12,17 @@ The smallest eigenvalue of a random square matrix is near zero by itself (the ha
 Marchenko-Pastur law), so matrices are judged only where their columns are well more than the hidden
 size: attention outputs, which often are square, with those of the neighbouring layers.
 
-What it can see: full ablation of one to four directions, in all layers or a band of them, with one
+A direction that is weakened in a band of layers, by any strength near 1 and with rows scaled back
+to their norms, leaves no hole and is *suspected* (`suspicion`), with a p-value.
+
+What is certain: full ablation of one to four directions, in all layers or a band of them, with one
 direction for all or, where a layer has columns enough, one for each, also after rounding to bf16 or
 8 bits. What it cannot see without the base: partial ablation (W - ½ r rᵀ W leaves an ordinary
 small eigenvalue; at a strength of 0.8 and with one direction for all layers the sum over layers
-still shows it), ablation at run time, an adapter that is not merged, and any fine-tune.
+still shows it), reflection (W - 2 r rᵀ W leaves all eigenvalues as they were), ablation at run time, an adapter that is not merged, and any fine-tune.
 
-Matrices come and go one at a time.
+Matrices come and go one at a time. Large models are searched by runs of neighbours only, and very
+large ones in a sample of them.
 """
 
 from __future__ import annotations
@@ -81,8 +85,9 @@ ERASED_SHARE = 0.005
 That all directions keep more takes a Cholesky decomposition to show, which costs a tenth of the
 smallest eigenvalues."""
 SHARED_COSINE = 0.9
-SAMPLED = 4
-"""Runs of neighbours that are read of a large model at first."""
+VAST, SAMPLED = 6144, 4
+"""Hidden size from which a sample of the layers is searched unless all are asked for, so many runs
+of neighbours: a layer takes ten seconds."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,9 @@ class _Spectrum:
     """[hidden, n_erased] their unit eigenvectors."""
 
 
-def search_ablation(model: LoadedModel, on_progress: OnProgress | None = None) -> AblationEvidence:
+def search_ablation(
+    model: LoadedModel, on_progress: OnProgress | None = None, *, all_layers: bool = False
+) -> AblationEvidence:
     """Searches the weights of a loaded model for erased directions.
 
     The weights in memory are searched, which are those that act. Where they were packed on loading
@@ -146,6 +153,7 @@ def search_ablation(model: LoadedModel, on_progress: OnProgress | None = None) -
     Args:
         model: A loaded model.
         on_progress: Told (layers done, layers in all).
+        all_layers: Search all layers of a very large model too, not a sample of them.
     """
     writers = find_writers(model.network)
     if writers.unsure:
@@ -153,7 +161,7 @@ def search_ablation(model: LoadedModel, on_progress: OnProgress | None = None) -
     with ExitStack() as stack:
         readers = writer_readers(model, writers.found, stack)
         hidden = text_config(model.network.config).hidden_size
-        return search_writers(readers, hidden, on_progress=on_progress)
+        return search_writers(readers, hidden, all_layers=all_layers, on_progress=on_progress)
 
 
 Tensors = Iterable[tuple[str, Callable[[], Tensor]]]
@@ -252,7 +260,7 @@ def search_writers(
     Args:
         readers: What reads each writer; several readers where it is stored in parts.
         hidden_size: Width of the residual stream.
-        all_layers: Read all layers of a model of hidden size `LARGE` and more, not a sample.
+        all_layers: Search all layers of a model of hidden size `VAST` and more, not a sample.
         on_progress: Told (layers done, layers in all).
     """
     layers: dict[int, dict[Kind, list[Writer]]] = {}
@@ -348,10 +356,8 @@ def _search_large(
     """
     alone: dict[Kind, _Group] = {}
     judged: list[Band] = []
-    runs = {
-        kind: neighbours(source.having(kind), None if all_layers else SAMPLED)
-        for kind in source.kinds
-    }
+    sampled = None if all_layers or source.hidden < VAST else SAMPLED
+    runs = {kind: neighbours(source.having(kind), sampled) for kind in source.kinds}
     done, to_do = 0, sum(len(run) for each in runs.values() for run in each)
     for kind in source.kinds:
         group = alone[kind] = _Group(source.hidden, screen=True)
@@ -377,7 +383,7 @@ def _search_large(
     found = _evidence(None, alone)
     n_read, n_all = len({*chain(*chain(*runs.values()))}), len(source.layers)
     if n_read < n_all:
-        read = f"{n_read} of {n_all} layers were searched; --all-layers searches all"
+        read = f"{n_read} of {n_all} layers were searched; --mode full searches all"
         found = replace(found, limits=(*found.limits, read))
     return replace(found, suspected=None if found.detected else suspect(judged))
 

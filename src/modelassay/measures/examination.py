@@ -114,7 +114,8 @@ def examine(
     # Before the model is run: bitsandbytes then moves the scales of packed weights elsewhere.
     ablation = unsearched("it was not asked for")
     if search:
-        ablation = search_ablation(model, phase_of(on_progress, "weights"))
+        progress = phase_of(on_progress, "weights")
+        ablation = search_ablation(model, progress, all_layers=mode == "full")
     sketch = sketch_weights(model) if identity else None
 
     no_behaviour = _why_no_behaviour(model, mode, chat_template)
