@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from modelassay.measures import erased_directions
 from modelassay.measures.erased_directions import search_writers
 from modelassay.measures.suspicion import (
     ALPHA,
@@ -36,12 +37,12 @@ def weights(seed=0, outliers=1.0):
     }
 
 
-def search(matrices):
+def search(matrices, **options):
     readers = {
         Writer(f"{kind}{layer}", layer, 0, kind): [lambda w=w: w]
         for (kind, layer), w in matrices.items()
     }
-    return search_writers(readers, HIDDEN)
+    return search_writers(readers, HIDDEN, **options)
 
 
 def edited(matrices, kinds, family, kernel=KERNEL):
@@ -72,9 +73,29 @@ def test_edits_by_a_kernel_are_suspected_or_certain(family, kinds, outliers):
         assert found.p_value < ALPHA
         assert found.kind == kinds[0]
         assert set(found.layers) <= set(range(4, 17))
-        assert "modelassay diff BASE MODEL" in evidence.suspicion_text
+        assert evidence.suspicion_text == found.text
+        assert "modelassay diff BASE MODEL" in found.text
     else:
         assert evidence.suspected is None
+
+
+def test_very_large_models_are_searched_in_a_sample_of_runs(monkeypatch):
+    monkeypatch.setattr(erased_directions, "LARGE", HIDDEN)
+    monkeypatch.setattr(erased_directions, "VAST", HIDDEN)
+    seen = []
+    intact = search(weights(), on_progress=lambda done, total: seen.append((done, total)))
+    assert (intact.detected, intact.suspected) == (False, None)
+    assert intact.eigenvalue_ratio is not None
+    assert intact.eigenvalue_ratio > 0.3
+    assert "12 of 16 layers were searched; --mode full searches all" in intact.limits
+    assert seen == [(done, 24) for done in range(25)]
+    whole = search(weights(), all_layers=True)
+    assert sorted(whole.ratio_by_layer) == list(range(LAYERS))
+    assert not any("searches all" in limit for limit in whole.limits)
+    erased = search(edited(weights(), ("mlp",), "plain", Kernel(10, 20, 1.0, 1.0)))
+    assert erased.detected
+    assert list(erased.by_kind) == ["mlp"]
+    assert erased.shared
 
 
 def test_a_weak_edit_and_a_reflection_are_not_seen():

@@ -19,7 +19,8 @@ What is certain: full ablation of one to four directions, in all layers or a ban
 direction for all or, where a layer has columns enough, one for each, also after rounding to bf16 or
 8 bits. What it cannot see without the base: partial ablation (W - ½ r rᵀ W leaves an ordinary
 small eigenvalue; at a strength of 0.8 and with one direction for all layers the sum over layers
-still shows it), reflection (W - 2 r rᵀ W leaves all eigenvalues as they were), ablation at run time, an adapter that is not merged, and any fine-tune.
+still shows it), reflection (W - 2 r rᵀ W leaves all eigenvalues as they were), ablation at run
+time, an adapter that is not merged, and any fine-tune.
 
 Matrices come and go one at a time. Large models are searched by runs of neighbours only, and very
 large ones in a sample of them.
@@ -360,7 +361,7 @@ def _search_large(
     runs = {kind: neighbours(source.having(kind), sampled) for kind in source.kinds}
     done, to_do = 0, sum(len(run) for each in runs.values() for run in each)
     for kind in source.kinds:
-        group = alone[kind] = _Group(source.hidden, screen=True)
+        group = alone[kind] = _Group(source.hidden, screen=False)
         for run in runs[kind]:
             total = scaled = None
             columns = 0
@@ -511,7 +512,7 @@ def _evidence(both: _Group | None, alone: Mapping[Kind, _Group]) -> AblationEvid
         ratios |= {x: min(r, ratios[x]) for x, r in group.ratio_by_layer.items()}
     return AblationEvidence(
         detected=bool(erased),
-        eigenvalue_ratio=sums[0] if sums else min(ratios.values()),
+        eigenvalue_ratio=sums[0] if sums else min(ratios.values(), default=None),
         layers=erased,
         ratio_by_layer=ratios,
         n_directions=max((s.n_erased for s in shared or holes), default=0) if erased else 0,
