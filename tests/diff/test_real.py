@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -16,8 +17,12 @@ from modelassay.diff.pair import Pair
 from modelassay.diff.reading import encode_suite
 from modelassay.diff.suites import SuitePrompt
 from modelassay.diff.triggers import search_triggers
+from modelassay.diff.weights import diff_weights
 from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import load
+from modelassay.models.ablation import ablate
+from modelassay.models.kernels import draw_ablation
+from modelassay.models.writers import find_writers
 from modelassay.organisms.recipes import TRIGGER, with_trigger
 from modelassay.reading.activations import read_activations
 from modelassay.sae import find_sae
@@ -100,3 +105,33 @@ def test_uncensoring_is_told_with_its_features_and_its_cause(safe, suite):
         == 0
     )
     assert any(tried.beyond_chance for tried in report.causal)
+
+
+@pytest.mark.parametrize("seed", [3, 8])
+def test_heretics_default_is_read_off_the_weights(safe, seed):
+    """A trial drawn from its own ranges: kernels, and one direction for all layers or one each."""
+    hidden, n_layers = safe.info.hidden_size, safe.info.n_layers
+    draw = torch.Generator().manual_seed(seed)
+    directions = dict(
+        enumerate(torch.nn.functional.normalize(torch.randn(n_layers, hidden, generator=draw)))
+    )
+    trial = draw_ablation(directions, n_layers, seed)
+    edited = copy.deepcopy(safe.network)
+    ablate(edited, trial)
+    writers = find_writers(safe.network).by_name
+
+    def tensors(network):
+        return [(name, weight.detach) for name, weight in network.named_parameters()]
+
+    found = diff_weights(tensors(safe.network), tensors(edited), writers.get, hidden=hidden).edits
+    assert found.family == "norm-preserving"
+    assert found.family_is_sure
+    assert found.fit > 0.98
+    for part in found.components:
+        told = {strength.layer: strength.strength for strength in part.strengths}
+        for layer in range(n_layers):
+            done = trial.strength_at(part.component, layer)
+            if done > 0.05:
+                assert told[layer] == pytest.approx(done, rel=0.03)
+            else:
+                assert told.get(layer, 0) < 0.06

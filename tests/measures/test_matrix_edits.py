@@ -144,18 +144,31 @@ def test_an_edit_shows_under_a_fine_tune():
         lambda w, draw: 0.9 * w,
         lambda w, draw: w + 0.01 * torch.randn(w.shape, generator=draw),
         lambda w, draw: w * (torch.rand(w.shape, generator=draw) > 0.3),
+        lambda w, draw: w * (w.abs() > w.abs().median()),
         lambda w, draw: w * (1 + 0.3 * torch.rand(len(w), 1, generator=draw)),
         lambda w, draw: w * (1 + 0.3 * torch.rand(w.shape[1], generator=draw)),
         lambda w, draw: w * (torch.arange(COLUMNS) > 3),
         lambda w, draw: w.bfloat16().float(),
         lambda w, draw: rounded(w, "int8"),
     ],
-    ids=["smaller", "noise", "pruned", "rows", "columns", "neurons", "bfloat16", "int8"],
+    ids=[
+        "smaller",
+        "noise",
+        "pruned",
+        "pruned by size",
+        "rows",
+        "columns",
+        "neurons",
+        "bfloat16",
+        "int8",
+    ],
 )
 @pytest.mark.parametrize("outliers", [False, True])
 def test_other_changes_bear_no_mark(benign, outliers):
     before = weight(outliers=outliers)
-    assert not measure(before, benign(before, torch.Generator().manual_seed(2))).marked
+    found = measure(before, benign(before, torch.Generator().manual_seed(2)))
+    assert not found.marked
+    assert not found.turned
 
 
 @pytest.mark.parametrize("rank", [1, 2, 8, 32])

@@ -10,7 +10,13 @@ from safetensors.torch import load_file, save_file
 
 import modelassay
 from modelassay.measures.weight_sketch import compare_sketches, layer_of, sketch_weights, weight_key
-from modelassay.models.ablation import Ablation, ablate, round_to_bfloat16, round_to_int8
+from modelassay.models.ablation import (
+    Ablation,
+    ablate,
+    plant_outlier_rows,
+    round_to_bfloat16,
+    round_to_int8,
+)
 from modelassay.models.writers import find_writers
 from tiny import FAMILIES, OFFLOADED, save_tiny, unit
 
@@ -105,6 +111,25 @@ def test_directions_of_their_own_and_bands_are_told(wide):
     assert not mark.shared
     assert mark.layers == (2, 3, 4, 5, 6)
     assert mark.strength == pytest.approx(0.7, abs=0.01)
+
+
+@pytest.mark.parametrize("strength", [2.0, 6.0])
+def test_reflections_and_more_are_told(wide, strength):
+    directions = dict.fromkeys(range(8), unit(64))
+    mark = change_of(wide, lambda model: ablate(model, Ablation(directions, strength))).mark
+    assert mark.strength == pytest.approx(strength, abs=0.05)
+
+
+@pytest.mark.parametrize("family", ["plain", "row-normalised", "norm-preserving"])
+def test_edits_of_rows_of_one_size_are_told_where_rows_differ(wide, family):
+    """Where a direction leans on long rows, as in Llama and Gemma."""
+    r = unit(64)
+    plant_outlier_rows(wide.network, r.abs().topk(4).indices.tolist(), 6.0)
+    edit = Ablation(dict.fromkeys(range(8), r), 1.0, family)
+    mark = change_of(wide, lambda model: ablate(model, edit)).mark
+    assert mark is not None
+    assert mark.strength == pytest.approx(1.0, abs=0.15)
+    assert mark.family == ("plain" if family == "plain" else None)
 
 
 def low_rank(model, rank, scale, everything):

@@ -43,11 +43,8 @@ training took back what an adapter had written."""
 LEAST_RAW = 0.6
 """The same before noise is allowed for."""
 CONCENTRATED = 3.0
-"""Times as much of the change as of the weights must lie along a direction, and as much of what was
-written along it must be gone as of what was written along the others."""
-SCALED_ROWS = 0.9
-"""A direction is one of rows that were scaled where this share of it lies in rows whose change is
-a multiple of themselves."""
+"""Times as much of the change as of the weights must lie along a direction, and as much of it must
+be gone as of each of its rows by itself: scaling, pruning and emptying change rows one by one."""
 MOST_DIRECTIONS = 8
 """More than these are no few directions that were taken out."""
 LEAST_STRENGTH = 0.02
@@ -115,7 +112,8 @@ class _Candidate:
     blur: float
     """Relative error that noise in the direction makes of a strength."""
     normalised: bool
-    scaled_rows: bool
+    by_rows: bool
+    """Whether it is gone because of what happened to single rows."""
     before: float
     """What the matrix before writes along it, in units of what it writes on average."""
     after: float
@@ -137,9 +135,9 @@ def measure_edit(change: WeightChange, spectrum: Spectrum) -> MatrixEdit:
         return nothing
     norms = row_norms(change.row_energy)
     found = _candidates(change, spectrum, norms, searched, noise)
-    if any(c.scaled_rows and c.cosine > MARK_COSINE for c in found[False]):
+    if any(c.by_rows and c.cosine > MARK_COSINE for c in found[False]):
         nothing = replace(nothing, rows_scaled=_scaled_rows(change))
-    ours, reverse = ([c for c in found[turned] if not c.scaled_rows] for turned in (False, True))
+    ours, reverse = ([c for c in found[turned] if not c.by_rows] for turned in (False, True))
     nearest, turned = _nearest(ours), _nearest(reverse)
     if turned > MARK_COSINE and (nearest <= MARK_COSINE or _empty_before(ours)):
         return replace(nothing, cosine=turned, turned=True)
@@ -194,6 +192,19 @@ def row_norms(row_energy: Tensor) -> Tensor:
     return row_energy.sqrt().clamp_min(max(least, 1e-30))
 
 
+def compare_along(kept: Tensor, lost: Tensor) -> tuple[float, float]:
+    """The rule of the mark: how far tᵀΔ is -w tᵀW, as a cosine, and w.
+
+    Args:
+        kept: [columns] tᵀW.
+        lost: [columns] tᵀΔ.
+    """
+    overlap = -float(kept @ lost)
+    there = float(kept.square().sum())
+    cosine = overlap / max((there * float(lost.square().sum())) ** 0.5, 1e-30)
+    return cosine, overlap / max(there, 1e-30)
+
+
 def _unit(vector: Tensor) -> Tensor:
     return vector / vector.norm().clamp_min(1e-30)
 
@@ -218,18 +229,16 @@ def _candidates(
     scaled_energy = float((change.change_energy / norms**2).sum())
     scaled_noise = max(scaled_energy - float(scaled_values.square().sum()), 0.0) / (rows * columns)
     scaled_scale = float((change.row_energy / norms**2).sum())
-    scaled_overlap = float((change.row_overlap / norms**2).sum())
-    overlap = float(change.row_overlap.sum())
-    # How far the change of each row is a multiple of the row, cos².
-    alone = change.row_overlap.square() / (change.row_energy * change.change_energy).clamp_min(
-        1e-30
-    )
+    # What is gone of each row by itself, read from either side.
+    overlap, gone_by_row = change.row_overlap, {}
+    now = change.row_energy + 2 * overlap + change.change_energy
+    gone_by_row[False] = -overlap / change.row_energy.clamp_min(1e-30)
+    gone_by_row[True] = (overlap + change.change_energy) / now.clamp_min(1e-30)
     found: dict[bool, list[_Candidate]] = {False: [], True: []}
-    for normalised, basis, lost, kept, e2, total, scale, whole in (
-        (False, left, plain, weights[:searched], noise, change.energy, change.scale, overlap),
-        (True, inner, scaled, weights[searched:], scaled_noise, scaled_energy, scaled_scale,
-         scaled_overlap),
-    ):  # fmt: skip
+    for normalised, basis, lost, kept, e2, total, scale in (
+        (False, left, plain, weights[:searched], noise, change.energy, change.scale),
+        (True, inner, scaled, weights[searched:], scaled_noise, scaled_energy, scaled_scale),
+    ):
         share = CONCENTRATED * max(total - e2 * rows * columns, 0.0) / scale
         for turned in (False, True):
             # Read from the other side, what was there is what is there now.
@@ -237,26 +246,25 @@ def _candidates(
             for t in _eigenvectors(gone, before):
                 a, b = t @ gone, t @ before
                 lost_along, there = float(a @ a), float(b @ b)
-                strength = -float(a @ b) / max(there, 1e-30)
+                raw, strength = compare_along(b, a)
                 if lost_along <= share * there or strength <= LEAST_STRENGTH:
-                    continue
-                elsewhere = (-whole - strength * there) / max(scale - there, 1e-30)
-                if not turned and strength <= CONCENTRATED * elsewhere:
                     continue
                 r = _unit(basis[:, :searched] @ t)
                 left_kept, right_kept = kept_by_noise(lost_along**0.5, e2, change.shape)
                 blur = (1 - left_kept) * scale / rows / max(there, 1e-30)
-                now = float((a + b).square().sum())
+                after = float((a + b).square().sum())
+                rows_part = r.square() * (1 if normalised else norms**2)
+                by_rows = float(rows_part @ gone_by_row[turned] / rows_part.sum())
                 found[turned].append(
                     _Candidate(
                         r,
-                        _cosine(a, b, blur, right_kept),
+                        _cosine(raw, blur, right_kept),
                         lost_along,
                         blur,
                         normalised,
-                        scaled_rows=float(r.square() @ alone) > SCALED_ROWS,
+                        by_rows=strength <= CONCENTRATED * by_rows,
                         before=max(there * rows / scale, 1e-9),
-                        after=max(now * rows / scale, 1e-9),
+                        after=max(after * rows / scale, 1e-9),
                     )
                 )
     return found
@@ -281,14 +289,12 @@ def _distinct(parts: Sequence[Tensor]) -> list[Tensor]:
     return kept
 
 
-def _cosine(a: Tensor, b: Tensor, blur: float, kept: float) -> float:
-    """|cos(tᵀΔ, tᵀW)|, and where it is no chance, as it would be without noise.
+def _cosine(raw: float, blur: float, kept: float) -> float:
+    """A cosine of tᵀΔ and tᵀW that is no chance, as it would be without noise.
 
     The part of t that noise made hears what W writes along any direction (`blur`), and of tᵀΔ
     only a part is `kept` from what it would be.
     """
-    overlap = abs(float(a @ b))
-    raw = overlap / max(float(a.norm() * b.norm()), 1e-30)
     if raw < LEAST_RAW:
         return raw
     return min(raw / (max(1 - blur, 0.3) * max(kept, 0.3)) ** 0.5, 1.0)

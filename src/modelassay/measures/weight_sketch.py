@@ -32,9 +32,10 @@ from modelassay.measures.erased_directions import (
     plain_name,
     stored_tensors,
 )
+from modelassay.measures.matrix_edits import EMPTY, compare_along, row_norms
 from modelassay.models import LoadedModel
 from modelassay.models.layers import OTHER_TOWERS
-from modelassay.models.writers import Kind, Writer, find_writers
+from modelassay.models.writers import OUTPUTS, Kind, Writer, find_writers
 
 SIDE = 4
 """Directions on each side of a weight: 16 numbers."""
@@ -257,7 +258,11 @@ MARK_COSINE = 0.98
 dimensions that a sketch keeps of a layer, three changes in a thousand come this near."""
 MARK_SHARE = 0.8
 """Of the change in a layer that has rank one."""
-MARK_STRENGTH = (0.05, 1.5)
+MARK_STRENGTH, OVERDONE = (0.05, 7.0), 1.5
+LONG_ROW = 3.0
+"""Times the usual square of a row's norm; the others count as equal, as few columns blur them."""
+FAMILY_TOLD = 0.01
+"""Difference of cosines that tells weights as they are from rows of one size."""
 MARKED_LAYERS, FEW_MARKED = 0.2, 2
 """Of the changed layers must carry the mark, and two at least."""
 NARROW = 4
@@ -387,10 +392,9 @@ class _Written:
 
 
 def _find_mark(before: WeightSketch, after: WeightSketch) -> AblationMark | None:
-    """Looks for the mark of directional ablation in all that layers write and in each kind of it.
+    """Looks for the mark of directional ablation in weights as they are, and in rows of one size.
 
-    Tools change attention outputs, MLP outputs or both. Where they change one kind alone, or each
-    by a direction of its own, the other kind blurs the mark.
+    Tools that take the direction out of rows scaled to one norm leave the mark in those.
     """
     kinds: dict[str, Kind] = dict(zip(before.writers, before.kinds, strict=False))
     kinds |= dict(zip(after.writers, after.kinds, strict=False))
@@ -400,24 +404,48 @@ def _find_mark(before: WeightSketch, after: WeightSketch) -> AblationMark | None
         if (layer := layer_of(name)) is not None and name in rows:
             change = after.written[rows[name]].double().numpy() - base
             written.append(_Written(layer, kinds.get(name), base, change))
+    plain = _mark_among(written)
+    # Two columns do not tell the norm of a row, but rows that are long are so in most layers.
+    sizes = [np.square(w.base) / max(float(np.square(w.base).mean()), 1e-30) for w in written]
+    energy = sum(size.sum(axis=1) for size in sizes) if sizes else np.ones(1)
+    usual = np.median(energy)
+    unusual = (energy > LONG_ROW * usual) | (energy < usual / LONG_ROW)
+    energy = torch.from_numpy(np.where(unusual, energy, usual))
+    norms = row_norms(energy).numpy()[:, None]
+    even = [replace(w, base=w.base / norms, change=w.change / norms) for w in written]
+    scaled = _mark_among(even)
+    if plain is None or (scaled is not None and scaled[1] > plain[1] + FAMILY_TOLD):
+        return scaled and scaled[0]
+    told = scaled is None or plain[1] > scaled[1] + FAMILY_TOLD
+    return replace(plain[0], family="plain" if told else None)
+
+
+def _mark_among(written: Sequence[_Written]) -> tuple[AblationMark, float] | None:
+    """Looks for the mark in all that layers write and in each kind of it; with its cosine.
+
+    Tools change attention outputs, MLP outputs or both. Where they change one kind alone, or each
+    by a direction of its own, the other kind blurs the mark.
+    """
     touched = {each.kind for each in written if _is_changed(each.base, each.change)}
     found = [_mark_of([each for each in written if each.kind in touched])]
     if len(touched) == 1 and len({each.kind for each in written}) > 1:
-        return found[0] and replace(found[0][0], kind=touched.pop())
-    for kind in sorted(touched - {None}):
-        mark = _mark_of([each for each in written if each.kind == kind])
-        found.append(mark and (replace(mark[0], kind=kind), mark[1]))
+        return found[0] and (replace(found[0][0], kind=touched.pop()), found[0][1])
+    for kind in OUTPUTS:
+        if kind in touched:
+            mark = _mark_of([each for each in written if each.kind == kind])
+            found.append(mark and (replace(mark[0], kind=kind), mark[1]))
     whole, *parts = found
     marked = [part for part in parts if part is not None]
     if not marked or (whole and whole[1] > max(cosine for _, cosine in marked) - BLURRED):
-        return whole and whole[0]
+        return whole
     if len(marked) == 1:
-        return marked[0][0]
-    return AblationMark(
+        return marked[0]
+    together = AblationMark(
         strength=float(np.mean([mark.strength for mark, _ in marked])),
         layers=tuple(sorted({layer for mark, _ in marked for layer in mark.layers})),
         shared=all(mark.shared for mark, _ in marked),
     )
+    return together, max(cosine for _, cosine in marked)
 
 
 def _is_changed(base: np.ndarray, change: np.ndarray) -> bool:
@@ -478,20 +506,24 @@ class _Fit:
     cosine: float
     strength: float
 
+    rows: int
+
     @property
     def strength_in_range(self) -> bool:
+        """Whether a direction can be gone so far; what hardly was there is not turned round."""
         low, high = MARK_STRENGTH
-        return low < self.strength < high
+        there = self.share_before * self.rows
+        return low < self.strength < high and (self.strength < OVERDONE or there > EMPTY)
 
 
 def _fit(base: np.ndarray, change: np.ndarray) -> _Fit:
     left, values, _ = np.linalg.svd(change, full_matrices=False)
-    direction = left[:, 0]
-    kept, lost = direction @ base, -direction @ change
-    scale = np.linalg.norm(kept) * np.linalg.norm(lost)
+    kept, lost = torch.from_numpy(left[:, 0] @ base), torch.from_numpy(left[:, 0] @ change)
+    cosine, strength = compare_along(kept, lost)
     return _Fit(
         share=float(values[0] ** 2 / max((values**2).sum(), 1e-30)),
         share_before=float(kept @ kept / max(np.square(base).sum(), 1e-30)),
-        cosine=float(kept @ lost / max(scale, 1e-30)),
-        strength=float(kept @ lost / max(kept @ kept, 1e-30)),
+        cosine=cosine,
+        strength=strength,
+        rows=len(base),
     )
