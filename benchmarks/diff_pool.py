@@ -22,7 +22,7 @@ from typing import Any
 from modelassay.diff import Depth, DiffVerdict, default_suite, diff, read_base
 from modelassay.diff.calibration import BenignRow, Calibration, pool, save_calibration
 from modelassay.diff.suspicion import held_out, suspect
-from modelassay.diff.verdict import verdict_of
+from modelassay.diff.verdict import LOST_SHARE, verdict_of
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
 from modelassay.models import load
@@ -87,8 +87,13 @@ def measure(bases: Sequence[str], every: int) -> dict[str, Any]:
     return results
 
 
+def is_eroded(row: dict[str, Any]) -> bool:
+    """Whether half of the base's refusals are gone, surely or as far as the prompts tell."""
+    return row["compromised"] or (row["streams"]["refusals"] or 0.0) > LOST_SHARE
+
+
 def calibration(results: dict[str, Any]) -> Calibration:
-    """Pools what was measured; a benign one whose refusals surely fell is in neither class."""
+    """Pools what was measured; a benign one that lost most of its refusals is in neither class."""
 
     def rows(keys: Iterable[str]) -> tuple[BenignRow, ...]:
         return tuple(
@@ -103,7 +108,7 @@ def calibration(results: dict[str, Any]) -> Calibration:
             for key in keys
         )
 
-    benign = [k for k, row in results.items() if row["intact"] and not row["compromised"]]
+    benign = [key for key, row in results.items() if row["intact"] and not is_eroded(row)]
     by_base = dict.fromkeys(results[key]["base"] for key in benign)
     parts = []
     for base in by_base:
@@ -132,8 +137,8 @@ def page(results: dict[str, Any]) -> str:
         )
         suspicion = suspect(row["streams"], others) if others.rows else suspect({}, None)
         state = "benign" if row["intact"] else "damaged"
-        if row["compromised"]:
-            state += ", refusals surely gone"
+        if is_eroded(row):
+            state += ", refusals gone"
         score = "-" if suspicion.score is None else f"{suspicion.score:.1f}"
         lines.append(f"| {key} | {state} | {score} | {verdict_of(suspicion).value} |")
     for held in held_out(found):

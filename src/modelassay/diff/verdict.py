@@ -170,7 +170,7 @@ def _trust(suspicion: Suspicion) -> list[str]:
             said.append(
                 f"Thresholds from the others alone raised {held.alarms} false alarms among"
                 f" {held.n_benign} benign fine-tunes of {held.architecture} and caught"
-                f" {held.caught} of {held.n_damaged} damaged ones."
+                f" {held.caught} of {held.n_damaged} damaged ones by the score alone."
             )
     if (rate := suspicion.false_positive_rate) is not None:
         said.append(
