@@ -97,8 +97,8 @@ def generate_greedy(
         prompts: Token ids; repetitions are answered once.
         max_new_tokens: Length at which a response is cut; the end of the context cuts it as well.
         thought_tokens: How much longer a response may be that begins with a thought.
-        enough: Asked after `FIRST_LOOK` tokens, and after every `LOOK_EVERY` more, whether a
-            response that has not ended may stop; None lets all go on to the end.
+        enough: Asked after `FIRST_LOOK` tokens, and after every `LOOK_EVERY` more, whether an
+            unfinished response may stop; None lets all go on to the end.
         batch_tokens: Upper bound on tokens in a batch, padding and response included.
         on_progress: Told how many distinct prompts are done; those that go on count twice.
 
