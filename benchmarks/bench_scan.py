@@ -156,7 +156,9 @@ def large_layer() -> tuple[float, float]:
     """Seconds that the search for erased directions takes for a large layer, and GB read for it."""
     hidden, width, n_layers = LARGE_LAYERS
     columns: dict[Kind, int] = {"attention": hidden, "mlp": width}
-    weights = {k: torch.randn(hidden, n, dtype=torch.bfloat16) for k, n in columns.items()}
+    weights: dict[Kind, torch.Tensor] = {
+        kind: torch.randn(hidden, n, dtype=torch.bfloat16) for kind, n in columns.items()
+    }
     readers = {
         Writer(f"{kind}.{layer}", layer, 0, kind): [lambda w=w, i=layer: w.roll(i, 0)]
         for layer in range(n_layers)

@@ -244,7 +244,7 @@ def _has(replicas: Path | None, seed: int, model_id: str) -> bool:
     if model_id == "embedded":
         return seed == 0
     organism = ORGANISMS[model_id.partition(":")[2]]
-    needed = organism.adapter if organism.numerics else organism.name
+    needed = organism.adapter if organism.adapter and organism.numerics else organism.name
     folder = Path(str(replicas)) / f"seed-{seed}" if seed else shipped_folder()
     return (folder / needed / "card.json").is_file()
 
