@@ -42,8 +42,9 @@ Gemma 3 agree on it (docs/method.md)."""
 USUAL = 0.3
 """Outlying gap that a quarter of an intact model's bands stay below, at most (0.18)."""
 ALPHA = 0.01
-"""A p-value below this is a suspicion; chosen before any edit was measured. It counts every band as a test of its own, though bands
-overlap, and takes the wider of the two distributions, so that it errs on the side of intact."""
+"""A p-value below this is a suspicion; chosen before any edit was measured. It counts every band as
+a test of its own, though bands overlap, and takes the wider of the two distributions, so that it
+errs on the side of intact."""
 RUN = 3
 """Neighbours that are read together in large models."""
 UNWRITTEN = 1e-9
