@@ -14,9 +14,10 @@ Matrices come and go one at a time, as they are stored, and are read in blocks.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from modelassay.diff.declared import hold_against, read_declared
+from modelassay.diff.lora import LoraChange, read_lora
 from modelassay.diff.pair import Pair, Role, Traits
 from modelassay.errors import InputError, UnavailableError
 from modelassay.measures.change_traces import Traces, find_traces
@@ -47,6 +49,7 @@ from modelassay.measures.erased_directions import (
 from modelassay.measures.matrix_edits import Fit, measure_edit, strength_along
 from modelassay.measures.weight_changes import Spectrum, WeightChange
 from modelassay.measures.weight_sketch import layer_of
+from modelassay.models import LoadedModel
 from modelassay.models.layers import OTHER_TOWERS, find_layers, text_config
 from modelassay.models.names import loaded_places
 from modelassay.models.writers import Writer, find_writers
@@ -196,6 +199,9 @@ def diff_weights(
     base_energy = 0.0
     widths = _Widths(hidden, writer_of, [ours[key][0] for key in common])
     for key in told(common, on_progress):
+        if ours[key][1] is theirs[key][1]:  # known to be the same
+            base_energy += float(torch.linalg.vector_norm(ours[key][1](), dtype=torch.float64)) ** 2
+            continue
         before, after = _read(key, ours, theirs)
         side = widths.side(key, ours[key][0], before)
         change, scale = _change(key, side, before, after)
@@ -469,7 +475,8 @@ def diff_pair(pair: Pair, on_progress: OnProgress | None = None) -> WeightDiff:
     """Compares the weights of base and candidate.
 
     Plain files are streamed, and their model need not be in memory then; of a model that was given
-    loaded, its weights in memory count.
+    loaded, its weights in memory count. Of a LoRA adapter over the base, its own matrices are read
+    and those of the base that it touches.
 
     Args:
         pair: The models.
@@ -491,20 +498,25 @@ def diff_pair(pair: Pair, on_progress: OnProgress | None = None) -> WeightDiff:
         "base": None if "base" in pair.given else plain_files(pair.base),
         "candidate": None if "candidate" in pair.given else plain_files(pair.candidate),
     }
-    in_memory = [role for role, found in files.items() if found is None]
-    if len(in_memory) == 2 and not pair.fits():
-        raise UnavailableError(
-            "Both models would have to be in memory to compare their weights, and there is no room."
-        )
     with ExitStack() as stack:
 
         def tensors(role: Role) -> Tensors:
             found = files[role]
             return memory_tensors(pair.get(role)) if found is None else open_shards(found, stack)
 
+        base = list(tensors("base"))
+        lora = _lora_over_base(pair, network, stack)
+        if lora and lora.keys() <= {plain_name(name) for name, _ in base}:
+            compared = _with_lora(base, lora, pair.get(pair.in_turn[0]))
+        elif files["base"] is None and files["candidate"] is None and not pair.fits():
+            raise UnavailableError(
+                "Both models would have to be in memory to compare their weights, and there is no"
+                " room."
+            )
+        else:
+            compared = base, tensors("candidate")
         found = diff_weights(
-            tensors("base"),
-            tensors("candidate"),
+            *compared,
             writer_of,
             hidden=text_config(network.config).hidden_size,
             unsearched=writers.unsure,
@@ -514,6 +526,47 @@ def diff_pair(pair: Pair, on_progress: OnProgress | None = None) -> WeightDiff:
         read_declared(pair.candidate), found.edits, len(find_layers(network))
     )
     return replace(found, declared=declared, contradicted=contradicted)
+
+
+def _lora_over_base(pair: Pair, network: Any, stack: ExitStack) -> dict[str, LoraChange]:
+    """What the candidate's adapter does to the base's weights; empty where it has to be merged."""
+    base, candidate = pair.base, pair.candidate
+    adapter = candidate.adapter
+    same = base.source == candidate.source and base.adapter is None
+    made = base.source.after_load or (adapter and adapter.after_load)
+    if pair.given or adapter is None or made or not same:
+        return {}
+    return read_lora(adapter, network, stack)
+
+
+def _with_lora(
+    base: Tensors, lora: Mapping[str, LoraChange], loaded: LoadedModel
+) -> tuple[Tensors, Tensors]:
+    """Weights of a base and of an adapter over it.
+
+    Args:
+        base: Names and readers.
+        lora: What the adapter changes.
+        loaded: One of the two models. Of what the adapter leaves alone only the size is asked,
+            which its memory tells.
+    """
+    there = all(not p.is_meta for p in loaded.network.parameters())
+    plain = there and loaded.info.quantization is None
+    memory = _named(memory_tensors(loaded)) if plain else {}
+    ours: list[tuple[str, Callable[[], Tensor]]] = []
+    theirs: list[tuple[str, Callable[[], Tensor]]] = []
+    for name, read in base:
+        key = plain_name(name)
+        change = lora.get(key)
+        if change is None and key in memory:
+            read = memory[key][1]
+        ours.append((name, read))
+        theirs.append((name, read if change is None else partial(_changed, read, change)))
+    return ours, theirs
+
+
+def _changed(read: Callable[[], Tensor], change: LoraChange) -> Tensor:
+    return change.apply(read())
 
 
 def count_alike(weights: WeightDiff | None, base: Traits, candidate: Traits) -> int:
