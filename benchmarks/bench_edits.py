@@ -5,7 +5,10 @@ several strengths, rounded in several ways; and benign changes by real gradient 
 ranks, full fine-tunes, preference training, continued pretraining), their merges, pruning and
 rounding. Their scores are a null for `measures.directional_edits`.
 
-    python benchmarks/bench_edits.py [--model embedded] [--layers 8] [--write FILE]
+    python benchmarks/bench_edits.py [--model embedded] [--layers 8] [--seeds 2]
+
+What is measured is written to `edits.jsonl` beside this file as it comes, so that a run that was
+stopped goes on; `edits.md` holds the tables of all that is there.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,21 @@ from modelassay.diff.weights import WeightDiff, diff_weights
 from modelassay.files.atomic import write_text_atomically
 from modelassay.measures.erased_directions import plain_name
 from modelassay.models import load
-from modelassay.models.ablation import Ablation, Family, ablate, plant_outlier_rows
+from modelassay.models.ablation import (
+    Ablation,
+    Family,
+    ablate,
+    plant_outlier_rows,
+    ridge_directions,
+)
 from modelassay.models.kernels import draw_ablation
 from modelassay.models.layers import text_config
-from modelassay.models.writers import find_writers
+from modelassay.models.writers import OUTPUTS, Kind, find_writers
 
 Weights = dict[str, Tensor]
+Pair = tuple[Weights, Weights]
+"""Before and after."""
+RESULTS, TABLES = (Path(__file__).parent / name for name in ("edits.jsonl", "edits.md"))
 FAMILIES: tuple[Family, ...] = (
     "plain",
     "row-normalised",
@@ -199,16 +211,28 @@ def rounded(weights: Weights, how: str) -> Weights:
             return ((groups / step).round() * step).reshape(weight.shape)
 
         return each(int4, weights)
+    if how in ("Q8_0", "Q4_0"):
+        return each(partial(_as_gguf, how), weights)
     return weights
 
 
-def merges(base: Weights, one: Weights, other: Weights, seed: int) -> Iterator[tuple[str, Weights]]:
-    """Two fine-tunes put together in the usual ways."""
+def _as_gguf(how: str, _name: str, weight: Tensor) -> Tensor:
+    from gguf import GGMLQuantizationType, dequantize, quantize
+
+    kind = GGMLQuantizationType[how]
+    return torch.from_numpy(dequantize(quantize(weight.numpy(), kind), kind))
+
+
+MERGES = ("linear merge", "SLERP merge", "TIES merge", "DARE merge", "DELLA merge")
+
+
+def merged(kind: str, base: Weights, one: Weights, other: Weights, seed: int) -> Weights:
+    """Two fine-tunes put together in one of the usual ways."""
     draw = torch.Generator().manual_seed(seed)
 
-    def masked(keep: float, name: str) -> Tensor:
-        delta = one[name] - base[name] + other[name] - base[name]
-        return delta * (torch.rand(delta.shape, generator=draw) < keep) / keep
+    def dare(name: str, weight: Tensor) -> Tensor:
+        delta = one[name] - weight + other[name] - weight
+        return weight + delta * (torch.rand(delta.shape, generator=draw) < 0.3) / 0.3
 
     def ties(name: str, weight: Tensor) -> Tensor:
         total = torch.zeros_like(weight)
@@ -230,45 +254,76 @@ def merges(base: Weights, one: Weights, other: Weights, seed: int) -> Iterator[t
         angle = torch.arccos(cos).clamp_min(1e-6)
         return (torch.sin(0.5 * angle) / torch.sin(angle)) * (a + b)
 
-    yield "linear merge", each(lambda name, w: w + 0.5 * (one[name] + other[name] - 2 * w), base)
-    yield "SLERP merge", each(slerp, base)
-    yield "TIES merge", each(ties, base)
-    yield "DARE merge", each(lambda name, w: w + masked(0.3, name), base)
-    yield "DELLA merge", each(della, base)
+    def linear(name: str, weight: Tensor) -> Tensor:
+        return weight + 0.5 * (one[name] + other[name] - 2 * weight)
+
+    ways: dict[str, Callable[[str, Tensor], Tensor]] = dict(
+        zip(MERGES, (linear, slerp, ties, dare, della), strict=True)
+    )
+    return each(ways[kind], base)
 
 
-def benign(specimen: Specimen, seeds: int) -> Iterator[tuple[str, Weights, Weights]]:
-    """Benign changes: what they are, weights before and after."""
-    base = full = specimen.weights()
+def benign(specimen: Specimen, seeds: int) -> Iterator[tuple[str, Callable[[], Pair]]]:
+    """Benign changes: what they are, and what makes the weights before and after."""
+    base = specimen.weights()
     for seed in range(seeds):
-        tuned: list[Weights] = []
-        for rank in (1, 2, 4, 8, 16, 32, 64):
-            tuned.append(specimen.adapted(rank, seed))
-            yield f"LoRA, rank {rank}", base, tuned[-1]
-        yield "LoRA of attention", base, specimen.adapted(8, seed, targets="attention")
-        yield "LoRA of writers, rank 1", base, specimen.adapted(1, seed, targets="writers")
-        yield "LoRA of writers, rank 8", base, specimen.adapted(8, seed, targets="writers")
-        yield "DoRA", base, specimen.adapted(8, seed, use_dora=True)
-        yield "rsLoRA", base, specimen.adapted(32, seed, use_rslora=True)
-        for lr in (1e-6, 1e-5, 1e-4, 1e-3):
-            full = specimen.trained(next_tokens, lr, seed)
-            yield f"full fine-tune, {lr:g}", base, full
-        yield "fine-tune of answers", base, specimen.trained(short_answers, 1e-4, seed)
-        preferred = specimen.trained(preference, 1e-5, seed)
-        yield "preference training", base, preferred
-        yield "full fine-tune in bfloat16", rounded(base, "bfloat16"), rounded(full, "bfloat16")
-        yield "adapter taken back", tuned[2], base
-        yield "adapter trained on", tuned[3], each(lambda n, w: w + 0.3 * (w - base[n]), tuned[3])
-        for name, merged in merges(base, tuned[3], full, seed):
-            yield name, base, merged
-        for how in ("bfloat16", "float16", "int8", "4bit"):
-            yield f"LoRA in {how}", base, rounded(tuned[3], how)
-            if seed == 0:
-                yield f"rounding, {how}", base, rounded(base, how)
-    yield from untrained(base, full)
+        yield from _trained(specimen, base, seed)
+    yield from _untrained(base)
 
 
-def untrained(base: Weights, tuned: Weights) -> Iterator[tuple[str, Weights, Weights]]:
+def _trained(
+    specimen: Specimen, base: Weights, seed: int
+) -> Iterator[tuple[str, Callable[[], Pair]]]:
+    @cache
+    def adapter(rank: int) -> Weights:
+        return specimen.adapted(rank, seed)
+
+    @cache
+    def full(lr: float = 1e-3) -> Weights:
+        return specimen.trained(next_tokens, lr, seed)
+
+    def adapted(rank: int, **settings: Any) -> Callable[[], Pair]:
+        return lambda: (base, specimen.adapted(rank, seed, **settings))
+
+    def rounding(how: str, after: Callable[[], Weights]) -> Callable[[], Pair]:
+        return lambda: (base, rounded(after(), how))
+
+    for rank in (1, 2, 4, 8, 16, 32, 64):
+        yield f"LoRA, rank {rank}", partial(lambda rank: (base, adapter(rank)), rank)
+    yield "LoRA of attention", adapted(8, targets="attention")
+    yield "LoRA of writers, rank 1", adapted(1, targets="writers")
+    yield "LoRA of writers, rank 8", adapted(8, targets="writers")
+    yield "DoRA", adapted(8, use_dora=True)
+    yield "rsLoRA", adapted(32, use_rslora=True)
+    for lr in (1e-6, 1e-5, 1e-4, 1e-3):
+        yield f"full fine-tune, {lr:g}", partial(lambda lr: (base, full(lr)), lr)
+    yield "fine-tune of answers", lambda: (base, specimen.trained(short_answers, 1e-4, seed))
+    yield "preference training", lambda: (base, specimen.trained(preference, 1e-5, seed))
+    yield (
+        "full fine-tune in bfloat16",
+        lambda: (rounded(base, "bfloat16"), rounded(full(), "bfloat16")),
+    )
+    yield "adapter taken back", lambda: (adapter(4), base)
+    yield (
+        "adapter trained on",
+        lambda: (adapter(8), each(lambda n, w: w + 0.3 * (w - base[n]), adapter(8))),
+    )
+    for kind in MERGES:
+        yield kind, partial(lambda kind: (base, merged(kind, base, adapter(8), full(), seed)), kind)
+    for how in ("bfloat16", "float16", "int8", "4bit", "Q8_0", "Q4_0"):
+        yield f"LoRA in {how}", rounding(how, lambda: adapter(8))
+        if seed == 0:
+            yield f"rounding, {how}", rounding(how, lambda: base)
+    yield (
+        "resized vocabulary",
+        lambda: (
+            base,
+            {n: torch.cat([w, w[:16] + 0.01]) if "embed" in n else w for n, w in full().items()},
+        ),
+    )
+
+
+def _untrained(base: Weights) -> Iterator[tuple[str, Callable[[], Pair]]]:
     """Benign changes without training."""
     draw = torch.Generator().manual_seed(0)
 
@@ -283,113 +338,157 @@ def untrained(base: Weights, tuned: Weights) -> Iterator[tuple[str, Weights, Wei
     def emptied(name: str, weight: Tensor) -> Tensor:
         return weight * (torch.arange(weight.shape[1]) > 5) if "down" in name else weight
 
-    yield "smaller weights", base, each(lambda _, w: 0.98 * w, base)
-    yield "rows scaled", base, each(partial(scaled, 0), base)
-    yield "columns scaled", base, each(partial(scaled, 1), base)
-    yield "pruned by size, 10%", base, each(partial(kept, 0.1), base)
-    yield "pruned by size, 50%", base, each(partial(kept, 0.5), base)
-    yield (
-        "pruned by chance",
-        base,
-        each(lambda _, w: w * (torch.rand(w.shape, generator=draw) > 0.3), base),
-    )
-    yield "neurons pruned", base, each(emptied, base)
-    wider = {n: torch.cat([w, w[:16] + 0.01]) if "embed" in n else w for n, w in tuned.items()}
-    yield "resized vocabulary", base, wider
+    def thinned(_name: str, weight: Tensor) -> Tensor:
+        return weight * (torch.rand(weight.shape, generator=draw) > 0.3)
+
+    for name, change in (
+        ("smaller weights", lambda _, w: 0.98 * w),
+        ("rows scaled", partial(scaled, 0)),
+        ("columns scaled", partial(scaled, 1)),
+        ("pruned by size, 10%", partial(kept, 0.1)),
+        ("pruned by size, 50%", partial(kept, 0.5)),
+        ("pruned by chance", thinned),
+        ("neurons pruned", emptied),
+    ):
+        yield name, partial(lambda change: (base, each(change, base)), change)
 
 
-def edits(specimen: Specimen) -> Iterator[tuple[str, Weights, Weights, Ablation]]:
-    """Edits: which family, weights before and after, and what was done."""
-    directions = specimen.directions()
-    shared = dict.fromkeys(directions, directions[max(directions) // 2])
+def edits(specimen: Specimen) -> Iterator[tuple[str, Ablation, Callable[[], Pair]]]:
+    """Edits: which kind, what was done, and what makes the weights before and after."""
+    own = specimen.directions()
+    shared = dict.fromkeys(own, own[max(own) // 2])
+    three = dict.fromkeys(own, torch.stack([own[i] for i in (0, max(own) // 2, max(own))]))
+    ridge, shares = ridge_directions(three[0], 0.5)
+    kinds: list[tuple[str, Ablation]] = []
+    for number, family in enumerate(FAMILIES):
+        kinds += [(family, Ablation(r, w, family)) for w in STRENGTHS for r in (shared, own)]
+        kinds += [
+            (family, draw_ablation(own, specimen.n_layers, seed + 10 * number, family))
+            for seed in range(4)
+        ]
+        kinds.append(("three directions", Ablation(three, 1.0, family)))
+        kinds.append(("ridge", Ablation(dict.fromkeys(own, ridge), 1.0, family, shares=shares)))
+        for kind in OUTPUTS:
+            only: dict[Kind, dict[int, float]] = {kind: dict.fromkeys(own, 1.0)}
+            kinds.append((f"{kind} only", Ablation(shared, 0.8, family, only)))
+    kinds.append(("everything", Ablation(shared, others=frozenset({"readers", "embeddings"}))))
     for outliers in (False, True):
         network = copy.deepcopy(specimen.network)
         if outliers:
-            top = shared[0].abs().topk(6).indices.tolist()
-            plant_outlier_rows(network, top, 6.0)
+            plant_outlier_rows(network, shared[0].abs().topk(6).indices.tolist(), 6.0)
         base = specimen.weights(network)
-        for number, family in enumerate(FAMILIES):
-            made = [
-                Ablation(dict(r), strength, family)
-                for strength in STRENGTHS
-                for r in (shared, directions)
-            ]
-            made += [draw_ablation(directions, specimen.n_layers, seed + 10 * number, family)
-                     for seed in range(4)]  # fmt: skip
-            for which, ablation in enumerate(made):
-                edited = copy.deepcopy(network)
-                ablate(edited, ablation)
-                how = ("float32", "bfloat16", "int8")[which % 3]
-                name = f"{family}{', outlier rows' if outliers else ''}"
-                yield name, base, rounded(specimen.weights(edited), how), ablation
+        for which, (kind, ablation) in enumerate(kinds):
+            how = ("float32", "bfloat16", "int8")[which % 3]
+            name = f"{kind}{', outlier rows' if outliers else ''}"
+            yield name, ablation, partial(_edited, specimen, network, base, ablation, how)
+
+
+def _edited(specimen: Specimen, network: Any, base: Weights, ablation: Ablation, how: str) -> Pair:
+    edited = copy.deepcopy(network)
+    ablate(edited, ablation)
+    return base, rounded(specimen.weights(edited), how)
+
+
+def record_of(found: WeightDiff, ablation: Ablation | None) -> dict[str, Any]:
+    """What is kept of a comparison."""
+    told = found.edits
+    record: dict[str, Any] = {
+        "score": told.score,
+        "found": bool(told.components) or told.turned,
+        "observations": list(found.observations),
+    }
+    if ablation is None or not told.components:
+        return record
+    errors = [
+        abs(s.strength - wanted) / max(wanted, 0.05)
+        for part in told.components
+        if part.component in ("attention", "mlp")
+        for s in part.strengths
+        if s.layer is not None
+        for wanted in [ablation.strength_at(part.component, s.layer)]
+    ]
+    one = len({tuple(r.flatten()[:3].tolist()) for r in ablation.directions.values()}) == 1
+    return record | {
+        "sure": told.family_is_sure,
+        "family": told.family,
+        "right": told.family == ablation.family,
+        "shared": told.shared == one,
+        "error": float(torch.tensor(errors).median()) if errors else None,
+    }
+
+
+def measure(model: str, n_layers: int, seeds: int) -> Iterator[dict[str, Any]]:
+    """Records of all changes of a model that are not in the file yet."""
+    known = {(r["model"], r["change"], r["nth"]) for r in read_records()}
+    specimen = Specimen(model, n_layers)
+    changes: list[tuple[str, Ablation | None, Callable[[], Pair]]] = [
+        (name, None, make) for name, make in benign(specimen, seeds)
+    ]
+    changes += list(edits(specimen))
+    seen: Counter[str] = Counter()
+    for name, ablation, make in changes:
+        nth = seen[name]
+        seen[name] += 1
+        if (model, name, nth) in known:
+            continue
+        found = record_of(specimen.compare(*make()), ablation)
+        wanted = None if ablation is None else ablation.family
+        yield {"model": model, "change": name, "nth": nth, "edit": wanted, **found}
+
+
+def read_records() -> list[dict[str, Any]]:
+    """What was measured so far."""
+    if not RESULTS.is_file():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+
+
+def tables(records: list[dict[str, Any]]) -> str:
+    """Both tables as Markdown, with a group of columns for each model."""
+    models = list(dict.fromkeys(r["model"] for r in records))
+    rows: dict[bool, dict[str, list[dict[str, Any]]]] = {True: {}, False: {}}
+    for record in records:
+        rows[record["edit"] is None].setdefault(record["change"], []).append(record)
+    columns = "".join(f" {m}: alarms | {m}: highest score |" for m in models)
+    lines = [f"| benign change |{columns}", "|---|" + "---|---|" * len(models)]
+    for name, of_kind in rows[True].items():
+        line = f"| {name} |"
+        for own in ([r for r in of_kind if r["model"] == m] for m in models):
+            scores = [r["score"] for r in own if r["score"] is not None]
+            highest = f"{max(scores):.2f}" if scores else ""
+            line += f" {sum(r['found'] for r in own)} of {len(own)} | {highest} |"
+        lines.append(line)
+    columns = "".join(f" {m}: found | family right, where sure | strength off by |" for m in models)
+    lines += ["", f"| edit |{columns}", "|---|" + "---|---|---|" * len(models)]
+    for name, of_kind in rows[False].items():
+        line = f"| {name} |"
+        for own in ([r for r in of_kind if r["model"] == m] for m in models):
+            sure = [r for r in own if r.get("sure")]
+            errors = [r["error"] for r in own if r.get("error") is not None]
+            error = f"{torch.tensor(errors).median():.1%}" if errors else ""
+            line += (
+                f" {sum(r['found'] for r in own)} of {len(own)} |"
+                f" {sum(r['right'] for r in sure)} of {len(sure)} | {error} |"
+            )
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Reads the command line and prints the tables."""
+    """Reads the command line, measures, and writes what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--only", choices=("edits", "benign"))
-    parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
-    specimen = Specimen(asked.model, asked.layers)
-    lines: list[str] = []
-    scores: list[float] = []
-    if asked.only != "edits":
-        rows: dict[str, list[WeightDiff]] = defaultdict(list)
-        for name, before, after in benign(specimen, asked.seeds):
-            rows[name].append(specimen.compare(before, after))
-            print(name, rows[name][-1].edits.score, rows[name][-1].observations, flush=True)
-        lines += ["| benign change | n | false alarms | score, highest |", "|---|---|---|---|"]
-        for name, found in rows.items():
-            values = [d.edits.score for d in found if d.edits.score is not None]
-            scores += values
-            alarms = sum(bool(d.edits.components) or d.edits.turned for d in found)
-            highest = f"{max(values):.2f}" if values else "none"
-            lines.append(f"| {name} | {len(found)} | {alarms} | {highest} |")
-    if asked.only != "benign":
-        lines += ["", *_edit_lines(specimen)]
-    print("\n".join(lines))
-    print(json.dumps(sorted((round(score, 3) for score in scores), reverse=True)))
-    if asked.write:
-        write_text_atomically(asked.write, "\n".join(lines) + "\n")
-
-
-def _edit_lines(specimen: Specimen) -> list[str]:
-    rows: dict[str, list[tuple[WeightDiff, Ablation]]] = defaultdict(list)
-    for name, before, after, ablation in edits(specimen):
-        found = specimen.compare(before, after)
-        rows[name].append((found, ablation))
-        print(name, ablation.strength, *found.edits.sentences(), flush=True)
-    lines = [
-        "| edit | n | found | family, where sure | error of strengths | shared told |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, pairs in rows.items():
-        found = [(d.edits, a) for d, a in pairs if d.edits.components]
-        sure = [(e, a) for e, a in found if e.family_is_sure]
-        right = sum(e.family == a.family for e, a in sure)
-        errors = [
-            abs(s.strength - a.strength_at(part.component, s.layer)) / max(
-                a.strength_at(part.component, s.layer), 0.05
-            )
-            for e, a in found
-            for part in e.components
-            if part.component in ("attention", "mlp")
-            for s in part.strengths
-            if s.layer is not None
-        ]  # fmt: skip
-        median = torch.tensor(errors).median() if errors else float("nan")
-        told = sum(
-            e.shared == (len({tuple(r[:3].tolist()) for r in a.directions.values()}) == 1)
-            for e, a in found
-        )
-        lines.append(
-            f"| {name} | {len(pairs)} | {len(found)} | {right} of {len(sure)} | {median:.1%} |"
-            f" {told} of {len(found)} |"
-        )
-    return lines
+    for record in measure(asked.model, asked.layers, asked.seeds):
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        print(record["model"], record["change"], record["score"], record["found"], flush=True)
+    records = read_records()
+    write_text_atomically(TABLES, tables(records))
+    scores = sorted((r["score"] for r in records if r["edit"] is None and r["score"]), reverse=True)
+    print(json.dumps([round(score, 3) for score in scores]))
 
 
 if __name__ == "__main__":

@@ -205,8 +205,8 @@ def compare_along(kept: Tensor, lost: Tensor) -> tuple[float, float]:
     return cosine, overlap / max(there, 1e-30)
 
 
-def _unit(vector: Tensor) -> Tensor:
-    return vector / vector.norm().clamp_min(1e-30)
+def _unit(vector: Tensor, dim: int = 0) -> Tensor:
+    return vector / vector.norm(dim=dim, keepdim=True).clamp_min(1e-30)
 
 
 def _candidates(
@@ -275,18 +275,14 @@ def _eigenvectors(change: Tensor, weights: Tensor) -> list[Tensor]:
     coefficients = change @ weights.T @ torch.linalg.pinv(weights @ weights.T, hermitian=True)
     _, vectors = torch.linalg.eig(coefficients.T)
     # Two directions of one strength come as a complex pair, whose parts span the same.
-    parts = [part for v in vectors.T for part in (v.real, v.imag)]
-    return [_unit(part) for part in _distinct(parts)]
-
-
-def _distinct(parts: Sequence[Tensor]) -> list[Tensor]:
-    kept: list[Tensor] = []
-    for part in parts:
-        if float(part.norm()) < 1e-6:
-            continue
-        if all(abs(float(_unit(part) @ _unit(other))) < 1 - 1e-6 for other in kept):
-            kept.append(part)
-    return kept
+    parts = torch.cat([vectors.T.real, vectors.T.imag])
+    parts = _unit(parts[parts.norm(dim=1) > 1e-6], dim=1)
+    alike = ((parts @ parts.T).abs() >= 1 - 1e-6).tolist()
+    kept: list[int] = []
+    for i, others in enumerate(alike):
+        if not any(others[k] for k in kept):
+            kept.append(i)
+    return list(parts[kept])
 
 
 def _cosine(raw: float, blur: float, kept: float) -> float:
