@@ -98,6 +98,15 @@ def test_one_component_alone(kind):
     assert mark.layers == tuple(range(LAYERS))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_is_sure_where_several_directions_are_gone(family):
+    several = torch.stack([direction(seed) for seed in range(3)])
+    found = summary(lambda w, layer, kind: edit_matrix(w, several, 1.0, family))
+    assert found.n_directions == 3
+    assert found.fit > 0.95
+    assert not found.family_is_sure
+
+
 def test_layers_too_weak_to_tell_alone_follow_the_shared_direction():
     def edit(weight, layer, kind):
         strength = 1.0 if layer > 3 else 0.15

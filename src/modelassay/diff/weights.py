@@ -13,6 +13,7 @@ Matrices come and go one at a time, as they are stored, and are read in blocks.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -47,7 +48,7 @@ from modelassay.measures.erased_directions import (
     plain_name,
 )
 from modelassay.measures.matrix_edits import Fit, measure_edit, strength_along
-from modelassay.measures.weight_changes import Spectrum, WeightChange
+from modelassay.measures.weight_changes import Spectrum, WeightChange, energy_of
 from modelassay.measures.weight_sketch import layer_of
 from modelassay.models import LoadedModel
 from modelassay.models.layers import OTHER_TOWERS, find_layers, text_config
@@ -200,11 +201,11 @@ def diff_weights(
     widths = _Widths(hidden, writer_of, [ours[key][0] for key in common])
     for key in told(common, on_progress):
         if ours[key][1] is theirs[key][1]:  # known to be the same
-            base_energy += float(torch.linalg.vector_norm(ours[key][1](), dtype=torch.float64)) ** 2
+            base_energy += energy_of(ours[key][1]())
             continue
         before, after = _read(key, ours, theirs)
         side = widths.side(key, ours[key][0], before)
-        change, scale = _change(key, side, before, after)
+        change, scale = _change(key, ours[key][0], side, before, after)
         base_energy += scale
         changes += [change] if change else []
     edited = [each for change in changes for each in change.edited]
@@ -311,10 +312,15 @@ def _read(key: str, ours: _Named, theirs: _Named) -> tuple[Tensor, Tensor]:
     return before, after
 
 
-def _change(key: str, side: _Side, before: Tensor, after: Tensor) -> tuple[_Change | None, float]:
+def _change(
+    key: str, name: str, side: _Side, before: Tensor, after: Tensor
+) -> tuple[_Change | None, float]:
     """The change of one weight, None if there is none; and ‖W_base‖²."""
+    if before.dtype == after.dtype and torch.equal(before, after):
+        return None, _finite(name, energy_of(before), before, "base")
     change = WeightChange(side.rows(before), side.rows(after))
-    energy, scale = change.energy, change.scale
+    energy = _finite(name, change.energy, after, "candidate")
+    scale = _finite(name, change.scale, before, "base")
     relative = float(np.sqrt(energy / max(scale, 1e-30)))
     if relative <= UNCHANGED:
         return None, scale
@@ -324,7 +330,7 @@ def _change(key: str, side: _Side, before: Tensor, after: Tensor) -> tuple[_Chan
     spectrum = change.spectrum(FIRST_LEADING)
     rank = spectrum.rank
     if rank == FIRST_LEADING < min(change.shape):
-        spectrum = change.spectrum(LEADING)
+        spectrum = change.spectrum(LEADING, spectrum)
         rank = spectrum.rank
     signal = spectrum.signal(rank) / energy
     edited = _edited(key, side, (before, after), change, spectrum)
@@ -445,12 +451,17 @@ def _plain(name: str, weight: Tensor, whose: str) -> Tensor:
         raise InputError(
             f"{name} of the {whose} is stored packed (quantised); give the unquantised model."
         )
-    if not weight.isfinite().all():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return weight.detach().to(device)
+
+
+def _finite(name: str, energy: float, weight: Tensor, whose: str) -> float:
+    """The energy of a weight, if its values are numbers."""
+    if not math.isfinite(energy) and not weight.isfinite().all():
         raise InputError(
             f"{name} of the {whose} has values that are not numbers (NaN or infinite)."
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return weight.detach().to(device)
+    return energy
 
 
 _Named = dict[str, tuple[str, Callable[[], Tensor]]]

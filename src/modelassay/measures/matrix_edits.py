@@ -24,7 +24,7 @@ least of ΔW over is named beside the next one. Intervals of strengths come from
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -52,8 +52,16 @@ EMPTY = 0.2
 """Of what a matrix writes along an average direction: less is strange where nothing was edited."""
 SMALL_ROW = 0.05
 """Of the root mean square of row norms: shorter rows are scaled as if they had this norm."""
+SPACES: dict[bool, tuple[Family, Family]] = {
+    False: ("plain", "column-norm-preserving"),
+    True: ("row-normalised", "norm-preserving"),
+}
+"""Families without and with rows scaled to one norm. Where several directions are gone, those of a
+space cannot be told apart: what keeping norms changes is small, and fits as another mixture."""
 FIXED_POINT = 3
 """Times a direction is improved by what it predicts."""
+NODES = 5
+"""Strengths at which an edit that was cut is worked out; the others are interpolated."""
 Z95 = 1.96
 
 
@@ -151,11 +159,19 @@ def measure_edit(change: WeightChange, spectrum: Spectrum) -> MatrixEdit:
     starts = {n: max(x, key=lambda c: c.lost).direction for n, x in spaces.items() if x}
     plain = starts[False] if False in starts else _unit(norms * starts[True])
     scaled = starts[True] if True in starts else _unit(plain / norms)
-    fits = {**_fits_unscaled(change, plain), **_fits_scaled(change, spectrum, scaled, norms)}
+    fits = _together(
+        change,
+        {
+            "plain": _plain(change, plain),
+            "column-norm-preserving": _column_norms_kept(change, plain),
+            "row-normalised": _rows_scaled(change, scaled, norms),
+            "norm-preserving": _row_norms_kept(change, spectrum, scaled, norms),
+        },
+    )
     several: dict[Family, float] = {}
     if len(widest) > 1:
-        families: dict[bool, Family] = {False: "plain", True: "row-normalised"}
-        several = {families[n]: _several(change, x, norms) for n, x in spaces.items() if len(x) > 1}
+        left = {n: _several(change, x, norms) for n, x in spaces.items() if len(x) > 1}
+        several = {family: left[n] for n in left for family in SPACES[n]}
     blur = max(widest, key=lambda c: c.lost).blur
     return replace(
         nothing,
@@ -296,16 +312,56 @@ def _cosine(raw: float, blur: float, kept: float) -> float:
     return min(raw / (max(1 - blur, 0.3) * max(kept, 0.3)) ** 0.5, 1.0)
 
 
-def _fits_unscaled(change: WeightChange, start: Tensor) -> dict[Family, Fit]:
-    """The two families that take rᵀW out."""
+@dataclass(frozen=True)
+class _Ask:
+    """Products that a fit waits for: with what writes (leftᵀW and leftᵀΔW) or what is read."""
+
+    vectors: Tensor
+    """[rows, n] or [columns, n]."""
+    onto: bool
+
+
+_Products = tuple[Tensor, Tensor]
+"""Of W and of ΔW: float64 [n, columns] or [rows, n]."""
+_Work = Generator[_Ask, _Products, Fit]
+
+
+def _together(change: WeightChange, works: Mapping[Family, _Work]) -> dict[Family, Fit]:
+    """Runs fits side by side: what they ask for at one time is read in one pass."""
+    found: dict[Family, Fit] = {}
+    asked = {family: next(work) for family, work in works.items()}
+    while asked:
+        for onto in (True, False):
+            group = {family: ask for family, ask in asked.items() if ask.onto == onto}
+            if not group:
+                continue
+            vectors = torch.cat([ask.vectors for ask in group.values()], dim=1)
+            products = (change.onto if onto else change.times)(vectors)
+            sizes = [ask.vectors.shape[1] for ask in group.values()]
+            parts = (p.double().cpu().split(sizes, dim=0 if onto else 1) for p in products)
+            for family, *product in zip(group, *parts, strict=True):
+                try:
+                    asked[family] = works[family].send((product[0], product[1]))
+                except StopIteration as done:
+                    found[family] = done.value
+                    del asked[family]
+    return {family: found[family] for family in works}
+
+
+def _plain(change: WeightChange, start: Tensor) -> _Work:
     r = start
     for _ in range(FIXED_POINT):
-        r = _unit(-_times(change, change.onto(r[:, None])[0].T)[1][:, 0])
-    kept, gone = (x[0].double().cpu() for x in change.onto(r[:, None]))
-    there, overlap = float(kept @ kept), float(gone @ kept)
-    w = -overlap / max(there, 1e-30)
-    error = _error(gone + w * kept, there)
-    plain = Fit(r, w, error, max(change.energy + 2 * w * overlap + w**2 * there, 0.0))
+        kept, _ = yield _Ask(r[:, None], onto=True)
+        _, deltas = yield _Ask(kept.T, onto=False)
+        r = _unit(-deltas[:, 0])
+    kept, gone = (x[0] for x in (yield _Ask(r[:, None], onto=True)))
+    w, error, there = _gone_along(kept, gone)
+    return Fit(r, w, error, max(change.energy - w**2 * there, 0.0))
+
+
+def _column_norms_kept(change: WeightChange, start: Tensor) -> _Work:
+    r = start
+    kept, gone = (x[0] for x in (yield _Ask(r[:, None], onto=True)))
     squares = change.column_energy.clamp_min(1e-30)
 
     def lengthened(w: float, kept: Tensor) -> Tensor:
@@ -318,42 +374,54 @@ def _fits_unscaled(change: WeightChange, start: Tensor) -> dict[Family, Fit]:
         alike = scale * (squares - w * kept.square())
         return change.energy - 2 * float(along.sum()) + 2 * float((squares - alike).sum())
 
+    w = _gone_along(kept, gone)[0]
     for _ in range(FIXED_POINT):
         w = _least(left_over, w)
         scale = lengthened(w, kept)
         right = scale * kept
-        weights, deltas = _times(change, torch.stack([right, (scale - 1) * right], dim=1))
+        both = torch.stack([right, (scale - 1) * right], dim=1)
+        weights, deltas = yield _Ask(both, onto=False)
         r = _unit(weights[:, 1] - deltas[:, 0])
-        kept, gone = (x[0].double().cpu() for x in change.onto(r[:, None]))
+        kept, gone = (x[0] for x in (yield _Ask(r[:, None], onto=True)))
     w = _least(left_over, w)
-    return {
-        "plain": plain,
-        "column-norm-preserving": Fit(r, w, error, max(left_over(w), 0.0)),
-    }
+    return Fit(r, w, _gone_along(kept, gone)[1], max(left_over(w), 0.0))
 
 
-def _times(change: WeightChange, right: Tensor) -> tuple[Tensor, Tensor]:
-    weights, deltas = change.times(right)
-    return weights.double().cpu(), deltas.double().cpu()
+@dataclass(frozen=True)
+class _Scaled:
+    """A direction of scaled rows, and what is there and gone along it."""
+
+    r: Tensor
+    """[rows], unit."""
+    c: Tensor
+    """[columns] rᵀN⁻¹W."""
+    gone: Tensor
+    """[columns] rᵀN⁻¹ΔW."""
+    along: Tensor
+    """[rows] Wc."""
+    h: Tensor
+    """[rows] ΔWc."""
+
+    def strength(self, norms: Tensor) -> tuple[float, float, float]:
+        """Of -w N r c, with its standard error, and ‖N r c‖²."""
+        left, size = norms * self.r, float(self.c @ self.c)
+        there = float(left @ left) * size
+        w = -float(left @ self.h) / max(there, 1e-30)
+        return w, _error(self.gone + w * self.c, size), there
 
 
-def _fits_scaled(
+def _rows_scaled(change: WeightChange, start: Tensor, norms: Tensor) -> _Work:
+    found = yield from _improved(start, norms, keep_norms=False)
+    w, error, there = found.strength(norms)
+    return Fit(found.r, w, error, max(change.energy - w**2 * there, 0.0))
+
+
+def _row_norms_kept(
     change: WeightChange, spectrum: Spectrum, start: Tensor, norms: Tensor
-) -> dict[Family, Fit]:
-    """The two families that take rᵀN⁻¹W out."""
-    scaled = _rows_predicted(change, start, norms, keep_norms=False)
-    r, c, h = scaled
-    size = float(c @ c)
-    left = norms * r
-    w = -float(left @ h) / max(float(left @ left) * size, 1e-30)
-    residual = change.energy + 2 * w * float(left @ h) + w**2 * float(left @ left) * size
-    gone = change.onto((r / norms)[:, None])[1][0].double().cpu()
-    fits: dict[Family, Fit] = {
-        "row-normalised": Fit(r, w, _error(gone + w * c, size), max(residual, 0.0))
-    }
-    r, c, h = _rows_predicted(change, start, norms, keep_norms=True)
-    size = float(c @ c)
-    along = _times(change, c[:, None])[0][:, 0] / norms
+) -> _Work:
+    found = yield from _improved(start, norms, keep_norms=True)
+    r, c, h = found.r, found.c, found.h
+    size, along = float(c @ c), found.along / norms
 
     def predicted(w: float) -> tuple[Tensor, Tensor]:
         """α and β of ΔŴ_i = α_i W_i + β_i c."""
@@ -368,39 +436,41 @@ def _fits_scaled(
         squares += 2 * alpha * beta * norms * along
         return change.energy - 2 * with_change + float(squares.sum())
 
-    # Of an edit that was cut to a few singular vectors, only these are predicted.
+    first, error, _ = found.strength(norms)
+    w = _least(whole, first)
+    # Of an edit that was cut to a few singular vectors, only these are predicted. W is asked once,
+    # for its products at some strengths: between them they follow a polynomial.
     few = min(RANK, len(spectrum.values))
     across = spectrum.left[:, :few].double().cpu()
     had = spectrum.values[:few, None].double().cpu() * spectrum.right[:few].double().cpu()
+    nodes = _nodes(w)
+    scaled = torch.cat([across * predicted(node)[0][:, None] for node in nodes], dim=1)
+    products = (yield _Ask(scaled, onto=True))[0].unflatten(0, (len(nodes), few))
 
     def cut(w: float) -> float:
-        alpha, beta = predicted(w)
-        rows = change.onto(across * alpha[:, None])[0].double().cpu()
-        rows += torch.outer(across.T @ beta, c)
+        rows = torch.tensordot(_interpolation(nodes, w), products, 1)
+        rows += torch.outer(across.T @ predicted(w)[1], c)
         return change.energy - 2 * float((had * rows).sum()) + float(rows.square().sum())
 
-    w = _least(whole, w)
-    cut_w = _least(cut, w, steps=6)
+    cut_w = _least(cut, w)
     residual, w = min((whole(w), w), (cut(cut_w), cut_w))
-    error = fits["row-normalised"].error
-    fits["norm-preserving"] = Fit(r, w, error, max(residual, 0.0))
-    return fits
+    return Fit(r, w, error, max(residual, 0.0))
 
 
-def _rows_predicted(
-    change: WeightChange, start: Tensor, norms: Tensor, *, keep_norms: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """R improved by what it predicts of ΔWc, with c = rᵀN⁻¹W [columns] and h = ΔWc [rows]."""
+def _improved(
+    start: Tensor, norms: Tensor, *, keep_norms: bool
+) -> Generator[_Ask, _Products, _Scaled]:
+    """A direction improved by what it predicts of ΔWc."""
     r = start
     for step in range(FIXED_POINT + 1):
-        c = change.onto((r / norms)[:, None])[0][0].double().cpu()
-        weights, deltas = (x[:, 0] for x in _times(change, c[:, None]))
+        c, gone = (x[0] for x in (yield _Ask((r / norms)[:, None], onto=True)))
+        along, h = (x[:, 0] for x in (yield _Ask(c[:, None], onto=False)))
         if step == FIXED_POINT:
-            return r, c, deltas
-        size, seen = float(c @ c), deltas / norms
+            return _Scaled(r, c, gone, along, h)
+        size, seen = float(c @ c), h / norms
         z = -seen / max(size, 1e-30)
         if keep_norms:
-            z = _solve_rows(seen, weights / norms, size, z)
+            z = _solve_rows(seen, along / norms, size, z)
         r = _unit(z) * torch.sign(z @ r)
     raise AssertionError
 
@@ -442,9 +512,15 @@ def strength_along(change: WeightChange, family: Family, r: Tensor) -> Fit:
     if family in ("row-normalised", "norm-preserving"):
         norms = row_norms(change.row_energy)
     kept, gone = (x[0].double().cpu() for x in change.onto((r / norms)[:, None]))
-    there, overlap = float(kept @ kept), float(gone @ kept)
-    w = -overlap / max(there, 1e-30)
-    return Fit(r, w, _error(gone + w * kept, there), change.energy)
+    w, error, _ = _gone_along(kept, gone)
+    return Fit(r, w, error, change.energy)
+
+
+def _gone_along(kept: Tensor, gone: Tensor) -> tuple[float, float, float]:
+    """How much of a direction is gone, its standard error, and ‖rᵀW‖²."""
+    there = float(kept @ kept)
+    w = -float(gone @ kept) / max(there, 1e-30)
+    return w, _error(gone + w * kept, there), there
 
 
 def _error(left_over: Tensor, there: float) -> float:
@@ -457,8 +533,33 @@ def _least(value: Callable[[float], float], near: float, steps: int = 25) -> flo
     """The strength near a first guess that leaves least over."""
     from scipy.optimize import minimize_scalar
 
-    low, high = sorted((0.7 * near, 1.4 * near))
+    low, high = _bracket(near)
     if not high > low:
         return near
     found = minimize_scalar(value, bounds=(low, high), method="bounded", options={"maxiter": steps})
     return float(found.x)
+
+
+def _bracket(near: float) -> tuple[float, float]:
+    low, high = sorted((0.7 * near, 1.4 * near))
+    return low, high
+
+
+def _nodes(near: float) -> list[float]:
+    """Chebyshev's nodes in the bracket of a strength."""
+    low, high = _bracket(near)
+    angles = [math.pi * (i + 0.5) / NODES for i in range(NODES)]
+    return [(low + high + (high - low) * math.cos(angle)) / 2 for angle in angles]
+
+
+def _interpolation(nodes: Sequence[float], at: float) -> Tensor:
+    """[nodes] Lagrange's weights: what a polynomial through values at the nodes is elsewhere."""
+    x = torch.tensor(nodes, dtype=torch.float64)
+    return torch.stack(
+        [
+            torch.cat(
+                [(at - x[:k]) / (x[k] - x[:k]), (at - x[k + 1 :]) / (x[k] - x[k + 1 :])]
+            ).prod()
+            for k in range(len(x))
+        ]
+    )

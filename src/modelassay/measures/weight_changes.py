@@ -16,13 +16,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-POWER_ITERATIONS = 3
+POWER_ITERATIONS = 2
 EDGE = 1.1
 """A singular value is signal above this multiple of the noise's largest, √m + √n times its rms."""
 EXACT = 1e-5
 """Of the largest singular value: what float32 arithmetic leaves of an exact zero."""
-BLOCK = 2**23
-"""Entries of a block: 32 MB in float32."""
+CONTINUED = 1
+"""The same where a smaller decomposition is gone on with."""
+BLOCK = 2**19
+"""Entries of a block: 2 MB in float32, so that it is still in the cache when it is used."""
+
+
+def energy_of(weight: Tensor) -> float:
+    """‖W‖² of a tensor of any shape and floating dtype."""
+    total = 0.0
+    for part in weight.reshape(-1).split(BLOCK):
+        part = part.float()
+        total += float(part @ part)
+    return total
 
 
 class WeightChange:
@@ -31,23 +42,20 @@ class WeightChange:
     def __init__(self, before: Tensor, after: Tensor) -> None:
         self.before, self.after = before, after
         self.shape: tuple[int, int] = (before.shape[0], before.shape[1])
-        rows, columns = self.shape
-        self._step = max(BLOCK // max(columns, 1), 1)
-        self.row_energy = torch.zeros(rows, dtype=torch.float64)
-        """[rows] ‖W_i‖²."""
-        self.row_overlap = torch.zeros(rows, dtype=torch.float64)
-        """[rows] ⟨ΔW_i, W_i⟩."""
-        self.change_energy = torch.zeros(rows, dtype=torch.float64)
-        """[rows] ‖ΔW_i‖²."""
-        self.column_energy = torch.zeros(columns, dtype=torch.float64)
-        self.column_overlap = torch.zeros(columns, dtype=torch.float64)
-        for at, weight, delta in self.blocks():
-            squares, overlap = weight.square(), weight * delta
-            self.row_energy[at] = squares.sum(dim=1).double().cpu()
-            self.row_overlap[at] = overlap.sum(dim=1).double().cpu()
-            self.change_energy[at] = delta.square().sum(dim=1).double().cpu()
-            self.column_energy += squares.sum(dim=0).double().cpu()
-            self.column_overlap += overlap.sum(dim=0).double().cpu()
+        self._turned = before.stride(0) < before.stride(1)  # its columns lie together in memory
+        self._stored = (before.T, after.T) if self._turned else (before, after)
+        rows, columns = (torch.zeros(n, 3, dtype=torch.float64) for n in self._stored[0].shape)
+        for at, weight, delta in self._blocks():
+            product = torch.empty_like(weight)
+            for i, (one, other) in enumerate(((weight, weight), (weight, delta), (delta, delta))):
+                torch.mul(one, other, out=product)
+                rows[at, i] = product.sum(dim=1).double().cpu()
+                columns[:, i] += product.sum(dim=0).double().cpu()
+        if self._turned:
+            rows, columns = columns, rows
+        self.row_energy, self.row_overlap, self.change_energy = rows.T
+        """[rows] ‖W_i‖², ⟨ΔW_i, W_i⟩ and ‖ΔW_i‖²."""
+        self.column_energy, self.column_overlap, _ = columns.T
 
     @property
     def energy(self) -> float:
@@ -59,56 +67,81 @@ class WeightChange:
         """‖W‖²."""
         return float(self.row_energy.sum())
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Rows, W and ΔW of them in float32."""
-        for start in range(0, self.shape[0], self._step):
-            at = slice(start, start + self._step)
-            before = self.before[at].float()
-            yield at, before, self.after[at].float() - before
+    def _blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Rows as they are stored, W and ΔW of them in float32, until the next are asked for."""
+        before, after = self._stored
+        rows, columns = before.shape
+        step = max(BLOCK // max(columns, 1), 1)
+        room = torch.empty(2, min(step, rows), columns, device=before.device)
+        for start in range(0, rows, step):
+            at = slice(start, start + step)
+            weight, delta = room[:, : min(step, rows - start)]
+            weight.copy_(before[at])
+            yield at, weight, delta.copy_(after[at]).sub_(weight)
 
     def times(self, right: Tensor) -> tuple[Tensor, Tensor]:
         """W right and ΔW right, [rows, n], of a matrix [columns, n]."""
-        right = right.to(self.before.device, torch.float32)
-        parts = [(weight @ right, delta @ right) for _, weight, delta in self.blocks()]
-        return torch.cat([w for w, _ in parts]), torch.cat([d for _, d in parts])
+        if self._turned:
+            weights, deltas = self._summed(right)
+            return weights.T, deltas.T
+        return self._joined(right)
 
     def onto(self, left: Tensor) -> tuple[Tensor, Tensor]:
         """leftᵀW and leftᵀΔW, [n, columns], of a matrix [rows, n]."""
+        if self._turned:
+            weights, deltas = self._joined(left)
+            return weights.T, deltas.T
+        return self._summed(left)
+
+    def _joined(self, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Products of what is stored with [stored columns, n]."""
+        right = right.to(self.before.device, torch.float32)
+        parts = [(weight @ right, delta @ right) for _, weight, delta in self._blocks()]
+        return torch.cat([w for w, _ in parts]), torch.cat([d for _, d in parts])
+
+    def _summed(self, left: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of its transpose with [stored rows, n], transposed."""
         left = left.to(self.before.device, torch.float32)
-        weights = torch.zeros(left.shape[1], self.shape[1], device=left.device)
+        weights = torch.zeros(left.shape[1], self._stored[0].shape[1], device=left.device)
         deltas = torch.zeros_like(weights)
-        for at, weight, delta in self.blocks():
+        for at, weight, delta in self._blocks():
             part = left[at].T
             weights.addmm_(part, weight)
             deltas.addmm_(part, delta)
         return weights, deltas
 
-    def _delta_times(self, right: Tensor) -> Tensor:
-        return torch.cat([delta @ right for _, _, delta in self.blocks()])
+    def _delta_joined(self, right: Tensor) -> Tensor:
+        return torch.cat([delta @ right for _, _, delta in self._blocks()])
 
-    def _delta_onto(self, left: Tensor) -> Tensor:
-        found = torch.zeros(left.shape[1], self.shape[1], device=left.device)
-        for at, _, delta in self.blocks():
+    def _delta_summed(self, left: Tensor) -> Tensor:
+        found = torch.zeros(left.shape[1], self._stored[0].shape[1], device=left.device)
+        for at, _, delta in self._blocks():
             found.addmm_(left[at].T, delta)
         return found
 
-    def spectrum(self, leading: int) -> Spectrum:
+    def spectrum(self, leading: int, first: Spectrum | None = None) -> Spectrum:
         """The leading singular values of ΔW and their vectors; the same on every run.
 
         Args:
             leading: How many, at most.
+            first: A smaller decomposition of the same, which is gone on with.
         """
-        rows, columns = self.shape
+        rows, columns = self._stored[0].shape
         count = min(leading, rows, columns)
         draw = torch.Generator().manual_seed(0)
-        device = self.before.device
-        basis = torch.randn(columns, count, generator=draw).to(device)
-        across = torch.linalg.qr(self._delta_times(basis)).Q
-        for _ in range(POWER_ITERATIONS):
-            along = torch.linalg.qr(self._delta_onto(across).T).Q
-            across = torch.linalg.qr(self._delta_times(along)).Q
-        left, values, right = torch.linalg.svd(self._delta_onto(across), full_matrices=False)
-        return Spectrum(across @ left, values, right, self.energy, self.shape)
+        basis = torch.randn(columns, count, generator=draw).to(self.before.device)
+        if first is not None:
+            known = first.left if self._turned else first.right.T
+            basis[:, : known.shape[1]] = known * columns**0.5
+        across = torch.linalg.qr(self._delta_joined(basis)).Q
+        for _ in range(POWER_ITERATIONS if first is None else CONTINUED):
+            along = torch.linalg.qr(self._delta_summed(across).T).Q
+            across = torch.linalg.qr(self._delta_joined(along)).Q
+        left, values, right = torch.linalg.svd(self._delta_summed(across), full_matrices=False)
+        left = across @ left
+        if self._turned:
+            left, right = right.T, left.T
+        return Spectrum(left, values, right, self.energy, self.shape)
 
 
 @dataclass(frozen=True)
