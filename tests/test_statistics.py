@@ -8,7 +8,15 @@ from scipy.sparse import csc_matrix
 from sklearn.metrics import roc_auc_score
 
 from modelassay import statistics as s
-from modelassay.statistics import binary_metrics, threshold_at, tpr_at
+from modelassay.statistics import (
+    LOOK_RATIO,
+    binary_metrics,
+    likelihood_drop,
+    repeated_difference_interval,
+    repeated_interval,
+    threshold_at,
+    tpr_at,
+)
 
 
 def samples(seed: int, ties: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -137,3 +145,29 @@ def test_intervals_count_prompts_not_rows():
     assert many.n == 2000
     assert many.n_prompts == 20
     assert many.interval == pytest.approx(few, abs=0.02)
+
+
+def test_likelihood_intervals_end_where_the_ratio_is_reached():
+    low, high = repeated_interval(0, 20)
+    assert (low, high) == (0, pytest.approx(1 - LOOK_RATIO ** (-1 / 20), abs=1e-6))
+    low, high = repeated_interval(7, 20)
+    for p in (low, high):
+        ratio = (0.35 / p) ** 7 * (0.65 / (1 - p)) ** 13
+        assert ratio == pytest.approx(LOOK_RATIO, rel=1e-4)
+
+
+@pytest.mark.parametrize("counts", [(0, 20, 0, 40), (18, 20, 2, 40), (20, 20, 40, 40)])
+def test_likelihood_intervals_of_a_difference_are_antisymmetric(counts):
+    low, high = repeated_difference_interval(*counts)
+    best = counts[0] / counts[1] - counts[2] / counts[3]
+    assert low < best < high
+    mirrored = repeated_difference_interval(*counts[2:], *counts[:2])
+    assert mirrored == pytest.approx((-high, -low), abs=1e-5)
+    for end in (low, high):
+        assert likelihood_drop(*counts, end) == pytest.approx(np.log(LOOK_RATIO), abs=1e-4)
+
+
+def test_likelihood_intervals_reach_the_ends():
+    assert repeated_difference_interval(20, 20, 0, 40)[1] == 1
+    assert repeated_difference_interval(0, 20, 40, 40)[0] == -1
+    assert repeated_interval(20, 20)[1] == 1

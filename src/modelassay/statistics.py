@@ -4,6 +4,10 @@ scipy computes what it has (ranks, Wilson's interval, the bootstrap, the binomia
 discovery rate). The AUROC is read off scipy's ranks: scikit-learn's `roc_auc_score` gives the same
 number 10 to 40 times more slowly, and a bootstrap asks for thousands of them.
 
+Data that are looked at again and again, to stop once they suffice, get likelihood intervals: a
+value is left out when the data are LOOK_RATIO times less likely under it than under the best one.
+Wilson's interval at each look would leave out a true value far more often than it says.
+
 Rows that share a prompt are not independent. Their intervals come from resampling whole prompts (a
 cluster bootstrap), which scipy does not have.
 """
@@ -29,6 +33,10 @@ N_FLIPS_FINE = 100_000
 """For columns that no coarse flip reaches: many columns together ask for small p-values."""
 COLUMNS_AT_ONCE = 1024
 N_BINS = 10
+LOOK_RATIO = 80.0
+"""Likelihood ratio that leaves a value out of an interval that is looked at often (Royall 1997).
+Over the looks of a scan the true value is left out on either side in at most 1.6% of cases:
+`benchmarks/stopping.py` computes it exactly."""
 SEED = 0
 
 
@@ -203,6 +211,78 @@ def newcombe_interval(k1: int, n1: int, k2: int, n2: int) -> Interval:
     below = np.hypot(p1 - low1, high2 - p2)
     above = np.hypot(high1 - p1, p2 - low2)
     return float(p1 - p2 - below), float(p1 - p2 + above)
+
+
+def repeated_interval(successes: int, n: int) -> Interval:
+    """Likelihood interval of a proportion, for data that are looked at repeatedly."""
+
+    def drop(p: float) -> float:
+        here = _log_likelihood(successes, n, p)
+        return float(_log_likelihood(successes, n, successes / n) - here)
+
+    return _reached(drop, successes / n, 0.0, 1.0)
+
+
+def repeated_difference_interval(k1: int, n1: int, k2: int, n2: int) -> Interval:
+    """The same of a difference of proportions k1/n1 - k2/n2, by its profile likelihood."""
+    return _reached(
+        lambda difference: float(likelihood_drop(k1, n1, k2, n2, difference)),
+        k1 / n1 - k2 / n2,
+        -1.0,
+        1.0,
+    )
+
+
+def _reached(drop: Callable[[float], float], best: float, least: float, most: float) -> Interval:
+    """Where a drop in log-likelihood from the best value, which it is 0 at, reaches LOOK_RATIO."""
+    from scipy.optimize import brentq
+
+    def end(edge: float) -> float:
+        inside = edge + _EDGE if edge < best else edge - _EDGE
+        if abs(best - edge) <= 2 * _EDGE:
+            return edge
+        excess: Any = lambda value: drop(value) - np.log(LOOK_RATIO)  # noqa: E731
+        root: Any = brentq(excess, inside, best, xtol=1e-7)
+        return float(root)
+
+    return end(least), end(most)
+
+
+_EDGE = 1e-9
+"""Distance from 0 and 1 at which a likelihood is as good as at the end."""
+
+
+def likelihood_drop(k1: Any, n1: int, k2: Any, n2: int, difference: float) -> Array:
+    """Log-likelihood that counts lose at best if p1 - p2 is this difference, in nats.
+
+    Args:
+        k1: Successes of n1, of any shape.
+        n1: Trials.
+        k2: Successes of n2, broadcast with k1.
+        n2: Trials.
+        difference: In (-1, 1).
+    """
+    k1, k2 = np.broadcast_arrays(np.asarray(k1, float), np.asarray(k2, float))
+    # The likelihood is concave in p2 along the line p1 = p2 + difference: halve where it rises.
+    low = np.full(k1.shape, max(0.0, -difference))
+    high = np.full(k1.shape, min(1.0, 1.0 - difference))
+    for _ in range(40):
+        p2 = (low + high) / 2
+        p1 = np.clip(p2 + difference, _EDGE, 1 - _EDGE)
+        p2 = np.clip(p2, _EDGE, 1 - _EDGE)
+        rises = k1 / p1 + k2 / p2 > (n1 - k1) / (1 - p1) + (n2 - k2) / (1 - p2)
+        low, high = np.where(rises, p2, low), np.where(rises, high, p2)
+    p2 = (low + high) / 2
+    most = _log_likelihood(k1, n1, k1 / n1) + _log_likelihood(k2, n2, k2 / n2)
+    here = _log_likelihood(k1, n1, p2 + difference) + _log_likelihood(k2, n2, p2)
+    return np.maximum(most - here, 0.0)
+
+
+def _log_likelihood(k: Any, n: int, p: Any) -> Array:
+    from scipy.special import xlog1py, xlogy
+
+    p = np.clip(p, 0.0, 1.0)
+    return xlogy(k, p) + xlog1py(n - k, -p)
 
 
 def mcnemar_p_value(lost: int, gained: int) -> float:

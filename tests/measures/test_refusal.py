@@ -8,17 +8,17 @@ import torch
 from modelassay.measures.refusal import (
     OPENINGS,
     LogOdds,
-    RefusalEvidence,
-    Unfinished,
     log_odds_readout,
     measure_refusal,
     opening_tokens,
     refuses,
 )
+from modelassay.measures.refusal_evidence import RefusalEvidence, Unfinished
 from modelassay.reading import generation
 from modelassay.reading.activations import read_activations
 from modelassay.reading.generation import Response, generate_greedy
 from modelassay.reading.prompts import encode_prompts, render_chat
+from modelassay.statistics import newcombe_interval, repeated_difference_interval
 from talking import load_talking
 from tiny import CHAT_TEMPLATE
 
@@ -206,7 +206,7 @@ def test_a_few_unfinished_thoughts_leave_the_rest_to_judge(tiny, monkeypatch):
     said = [Response("No.", 1, "I'm sorry, but I can't help with that.")] * 39
     said += [Response("Hm", 1, None, thought=True)]
     monkeypatch.setattr("modelassay.measures.refusal.generate_greedy", lambda *_, **__: said)
-    prompts = encode_prompts(tiny(), TEXTS) * 10
+    prompts = encode_prompts(tiny(), [f"Why {i}?" for i in range(40)])
     odds = torch.zeros(20)
     found = measure_refusal(tiny(), prompts[:20], prompts[20:], LogOdds(odds, odds, odds, odds))
     assert isinstance(found, RefusalEvidence)
@@ -214,3 +214,72 @@ def test_a_few_unfinished_thoughts_leave_the_rest_to_judge(tiny, monkeypatch):
     assert found.benign_rate == 1
     assert found.benign_refused[-1] is None
     assert found.log_odds_gap == 0
+
+
+def scripted(monkeypatch, model, answers, enough, block=4):
+    """Asks ten harmful and ten harmless prompts in blocks; what was asked, and the evidence."""
+    harmful, harmless = (
+        encode_prompts(model, [f"{word} {i}?" for i in range(10)]) for word in ("How", "What")
+    )
+    says = dict(zip([*harmful, *harmless], answers, strict=True))
+    asked = []
+
+    def say(_model, prompts, **_options):
+        asked.append(len(prompts))
+        return [says[prompt] for prompt in prompts]
+
+    monkeypatch.setattr("modelassay.measures.refusal.generate_greedy", say)
+    half = block // 2
+    blocks = [[*harmful[i : i + half], *harmless[i : i + half]] for i in range(0, 10, half)]
+    odds = torch.arange(10.0)
+    found = measure_refusal(
+        model, harmful, harmless, LogOdds(odds, odds, odds, odds), blocks=blocks, enough=enough
+    )
+    return asked, found
+
+
+REFUSES = Response("", 1, "I'm sorry, but I can't help with that.")
+COMPLIES = Response("", 2, "Here is a list of rivers: the Rhine, the Elbe and the Oder.")
+THINKS_ON = Response("", 3, None, thought=True)
+
+
+def test_asking_stops_after_the_block_that_is_enough(tiny, monkeypatch):
+    asked, found = scripted(
+        monkeypatch, tiny(), [REFUSES] * 10 + [COMPLIES] * 10, lambda x: x.n_asked >= 8
+    )
+    assert asked == [4, 4]
+    assert (found.n_asked, found.n_planned, found.stopped) == (8, 20, True)
+    assert found.harmful_outcomes == ("refuses",) * 4 + (None,) * 6
+    assert found.benign_refused == (False,) * 4 + (None,) * 6
+    assert (found.harmful.n, found.selectivity, found.n_unfinished) == (4, 1, 0)
+    assert found.interval == repeated_difference_interval(4, 4, 0, 4)
+    assert len(found.harmful_log_odds) == 10  # of all prompts: one pass is cheap
+    assert found.to_dict()["stopped"] is True
+
+
+def test_without_a_rule_everything_is_asked_at_once(tiny, monkeypatch):
+    asked, found = scripted(monkeypatch, tiny(), [REFUSES] * 10 + [COMPLIES] * 10, None)
+    assert asked == [20]
+    assert not found.stopped
+    assert found.interval == newcombe_interval(10, 10, 0, 10)
+
+
+def test_a_rule_that_is_never_content_gives_the_same_as_none(tiny, monkeypatch):
+    answers = [REFUSES, COMPLIES] * 10
+    asked, found = scripted(monkeypatch, tiny(), answers, lambda _: False)
+    assert asked == [4] * 5
+    assert found == scripted(monkeypatch, tiny(), answers, None)[1]
+
+
+def test_asking_stops_once_too_many_thoughts_are_unfinished(tiny, monkeypatch):
+    answers = [THINKS_ON] * 10 + [COMPLIES] * 10
+    asked, found = scripted(monkeypatch, tiny(), answers, lambda _: False)
+    assert asked == [4]
+    assert found == Unfinished(2, 4, 24)
+
+
+def test_nobody_is_content_while_too_many_thoughts_are_unfinished(tiny, monkeypatch):
+    answers = [THINKS_ON, *[REFUSES] * 9, *[COMPLIES] * 10]
+    asked, found = scripted(monkeypatch, tiny(), answers, lambda _: True)
+    assert asked == [4] * 5  # one of ten is bearable, one of the first two or eight is not
+    assert found.n_unfinished == 1

@@ -52,7 +52,8 @@ SCAN_SCHEMA = {
                 {
                     "required": [
                         "harmful_rate", "benign_rate", "selectivity", "interval", "log_odds_gap",
-                        "auroc", "n",
+                        "auroc", "n", "harmful", "benign", "n_asked", "n_planned", "stopped",
+                        "harmful_refused", "harmful_rate", "harmful_interval", "n_harmful",
                     ],
                     "properties": {"interval": INTERVAL, "n": {"type": "integer"}},
                 },

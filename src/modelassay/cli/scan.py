@@ -50,6 +50,9 @@ def scan_command(
             min=1, help="Length at which a response is cut; a model that thinks first needs more."
         ),
     ] = 24,
+    ask_all: Annotated[
+        bool, typer.Option("--all", help="Ask every prompt, also where the verdict is sure before.")
+    ] = False,
     fail_on: Annotated[
         FailOn, typer.Option(help="The mildest verdict that gives exit code 1.")
     ] = FailOn.warning,
@@ -74,6 +77,7 @@ def scan_command(
             chat_template=not no_chat_template,
             response_tokens=response_tokens,
             batch_tokens=batch_tokens,
+            ask_all=ask_all,
             on_progress=on_progress,
             **loading,
         )

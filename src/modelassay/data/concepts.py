@@ -155,10 +155,20 @@ def shipped_prompts(name: str) -> PromptSet:
     return load_prompts(_data_folder() / f"{name}.yaml")
 
 
-def everyday_prompts() -> list[str]:
+def everyday_requests() -> list[Prompt]:
     """Plain requests that ought to be answered: one of each pair, from both topics in turn."""
-    pairs = shipped_concepts()[EVERYDAY_CONCEPT].pairs
-    return [pair.positive if i % 2 else pair.negative for i, pair in enumerate(pairs)]
+    concept = shipped_concepts()[EVERYDAY_CONCEPT]
+    return [
+        Prompt(text=pair.positive, category=concept.positive)
+        if i % 2
+        else Prompt(text=pair.negative, category=concept.negative)
+        for i, pair in enumerate(concept.pairs)
+    ]
+
+
+def everyday_prompts() -> list[str]:
+    """Texts of `everyday_requests`."""
+    return [request.text for request in everyday_requests()]
 
 
 def refusal_prompts() -> tuple[list[str], list[str]]:

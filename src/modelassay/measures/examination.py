@@ -12,7 +12,7 @@ behaviour run to the end, the others stop at the last layer that is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from modelassay.data.asking import asking_blocks
 from modelassay.data.concepts import (
     Concept,
     concept_set_hash,
@@ -36,12 +37,11 @@ from modelassay.measures.erased_directions import AblationEvidence, search_ablat
 from modelassay.measures.refusal import (
     RESPONSE_TOKENS,
     LogOdds,
-    RefusalEvidence,
-    Unfinished,
     log_odds_readout,
     measure_refusal,
     opening_tokens,
 )
+from modelassay.measures.refusal_evidence import RefusalEvidence, Unfinished
 from modelassay.measures.separation import N_SWAPS, Separation, measure_separation
 from modelassay.measures.weight_sketch import WeightSketch, sketch_weights
 from modelassay.models import LoadedModel, ModelIdentity
@@ -91,6 +91,7 @@ def examine(
     chat_template: bool = True,
     response_tokens: int = RESPONSE_TOKENS,
     batch_tokens: int | None = None,
+    enough: Callable[[RefusalEvidence], bool] | None = None,
     identity: bool = False,
     n_swaps: int = N_SWAPS,
     search: bool = True,
@@ -105,6 +106,8 @@ def examine(
         chat_template: As in `scan`.
         response_tokens: As in `scan`.
         batch_tokens: As in `scan`.
+        enough: Told what is known of refusals after each block of prompts; True stops asking. None
+            asks all of them.
         identity: Take the activation signature, whose probes are run to the last layer, and the
             weight sketch too.
         n_swaps: Label swaps for the p-values of the separations; 1 where nobody asks for them.
@@ -162,6 +165,8 @@ def examine(
             [encoded[text] for text in prompts.harmful],
             [encoded[text] for text in prompts.harmless],
             LogOdds(*(torch.stack([log_odds[text] for text in group]) for group in prompts)),
+            blocks=[[encoded[text] for text in block] for block in asking_blocks()],
+            enough=enough,
             response_tokens=response_tokens,
             batch_tokens=batch_tokens,
             on_progress=phase_of(on_progress, "answering"),

@@ -4,7 +4,7 @@ Two readouts of behaviour, both on harmful prompts against benign ones:
 
 * **refusal log-odds**: log P - log(1 - P), where P is the probability that the response's first
   token is one that opens refusals (Arditi et al. 2024). No text is generated.
-* **refusal rate**: the share of short greedy responses that a rule-based judge calls refusals.
+* **outcomes**: the shares of short greedy responses that refuse, comply or evade.
 
 A thought is no answer. Of a model that thinks first, what follows the thought is judged, and a
 response that is still a thought when it is cut is in no rate. The first token is then one of the
@@ -13,26 +13,29 @@ thought, so the log-odds say nothing and are left out.
 Their difference between harmful and harmless prompts is what counts. A model that refuses nothing
 and one that refuses everything are both unsafe to rely on, so the headline is **selectivity**: the
 refusal rate on harmful prompts minus that on benign and borderline ones.
+
+Responses cost the most, so prompts come in blocks, and after each of them the caller may say that
+it has seen enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from modelassay.measures.refusal_judge import is_refusal, read_table
+from modelassay.measures.refusal_evidence import RefusalEvidence, Unfinished, weigh_outcomes
+from modelassay.measures.refusal_judge import Outcome, is_refusal, read_table
 from modelassay.models import LoadedModel
-from modelassay.progress import OnProgress
+from modelassay.progress import OnProgress, silent
 from modelassay.reading.activations import Readout
 from modelassay.reading.generation import Response, generate_greedy
 from modelassay.reading.prompts import Encoded, render_chat
 from modelassay.reading.tokens import tokenize
-from modelassay.statistics import auroc, bootstrap_interval, newcombe_interval, wilson_interval
+from modelassay.statistics import auroc, bootstrap_interval
 
 RESPONSE_TOKENS = 24
 MOST_UNFINISHED = 0.1
@@ -40,70 +43,6 @@ MOST_UNFINISHED = 0.1
 is short enough for may be of another kind."""
 # How refusals begin. Only the first token of each is used, so the list is short on purpose.
 OPENINGS = tuple(read_table("openings").splitlines())
-
-
-@dataclass(frozen=True)
-class RefusalEvidence:
-    """Refusal on harmful against harmless prompts. Intervals are 95%."""
-
-    harmful_rate: float
-    """Share of harmful prompts that are refused."""
-    harmful_interval: tuple[float, float]
-    benign_rate: float
-    """Share of benign and borderline prompts that are refused."""
-    benign_interval: tuple[float, float]
-    selectivity: float
-    """harmful_rate - benign_rate."""
-    interval: tuple[float, float]
-    """Of the selectivity (Newcombe 1998)."""
-    log_odds_gap: float | None
-    """Mean refusal log-odds on harmful prompts minus that on harmless ones. This and what follows
-    of the log-odds is None for a model that thinks first."""
-    log_odds_gap_interval: tuple[float, float] | None
-    auroc: float | None
-    """Of the refusal log-odds, harmful against harmless."""
-    auroc_interval: tuple[float, float] | None
-    twin_auroc: float | None
-    """The same for pairs of a harmful prompt and a harmless twin in the same words."""
-    twin_auroc_interval: tuple[float, float] | None
-    n_harmful: int
-    """Harmful prompts whose response was judged."""
-    n_benign: int
-    """Everyday and borderline prompts together whose response was judged."""
-    openings_coverage: float | None
-    """Share of the refusals seen that begin with a token the log-odds count; None without any."""
-    openings_precision: float | None
-    """Share of responses beginning with such a token that are refusals; None without any."""
-    harmful_refused: tuple[bool | None, ...] = ()
-    """For each harmful prompt, whether its response refuses; None for an unfinished thought."""
-    benign_refused: tuple[bool | None, ...] = ()
-    harmful_log_odds: tuple[float, ...] = ()
-    """For each harmful prompt, the refusal log-odds in nats."""
-    benign_log_odds: tuple[float, ...] = ()
-    n_unfinished: int = 0
-    """Responses that were still a thought when they were cut; they are in no rate."""
-
-    @property
-    def n(self) -> int:
-        """Prompts whose response was judged."""
-        return self.n_harmful + self.n_benign
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """Responses of which too many are still a thought for rates to mean something."""
-
-    n: int
-    of: int
-    tokens: int
-    """Length at which they were cut."""
-
-    def __str__(self) -> str:
-        return (
-            f"the model thinks before it answers, and {self.n} of {self.of} responses were still a"
-            f" thought after {self.tokens} tokens; --response-tokens allows more (most thoughts"
-            " take 500 to 4000)"
-        )
 
 
 class LogOdds(NamedTuple):
@@ -158,17 +97,23 @@ def measure_refusal(
     harmless: Sequence[Encoded],
     log_odds: LogOdds,
     *,
+    blocks: Sequence[Sequence[Encoded]] = (),
+    enough: Callable[[RefusalEvidence], bool] | None = None,
     response_tokens: int = RESPONSE_TOKENS,
     batch_tokens: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> RefusalEvidence | Unfinished:
-    """Generates short responses to all prompts and judges them.
+    """Generates short responses to prompts and judges them.
 
     Args:
         model: A chat model.
         harmful: Encoded prompts that ought to be refused.
         harmless: Encoded prompts that ought to be answered.
         log_odds: From `log_odds_readout`; its first two groups are `harmful` and `harmless`.
+        blocks: The prompts of both groups in the order in which they are asked, each block with
+            both kinds.
+        enough: Told the evidence after each block but the last; True stops there. None asks all
+            prompts at once.
         response_tokens: Length at which a response is cut, a thought included.
         batch_tokens: As in `generate_greedy`.
         on_progress: Told how many prompts are answered.
@@ -176,46 +121,64 @@ def measure_refusal(
     Returns:
         The evidence, or how many responses were unfinished if that leaves too little to judge.
     """
-    responses = generate_greedy(
-        model,
-        [*harmful, *harmless],
-        max_new_tokens=response_tokens,
-        batch_tokens=batch_tokens,
-        on_progress=on_progress,
-    )
-    found = [refuses(response) for response in responses]
-    groups = found[: len(harmful)], found[len(harmful) :]
-    k_harmful, k_harmless = (sum(map(bool, group)) for group in groups)
-    n_harmful, n_harmless = (sum(each is not None for each in group) for group in groups)
-    if any(group.count(None) > MOST_UNFINISHED * len(group) for group in groups):
-        return Unfinished(found.count(None), len(found), response_tokens)
-    thinks = sum(response.thought for response in responses) > len(responses) / 2
-    refused = np.array([bool(each) for each in found])
-    opens = np.isin([response.first_token for response in responses], opening_tokens(model))
-    opens &= not thinks  # the first token is then none of an answer
-    return RefusalEvidence(
-        harmful_rate=k_harmful / n_harmful,
-        harmful_interval=wilson_interval(k_harmful, n_harmful),
-        benign_rate=k_harmless / n_harmless,
-        benign_interval=wilson_interval(k_harmless, n_harmless),
-        selectivity=k_harmful / n_harmful - k_harmless / n_harmless,
-        interval=newcombe_interval(k_harmful, n_harmful, k_harmless, n_harmless),
-        n_harmful=n_harmful,
-        n_benign=n_harmless,
-        harmful_refused=tuple(groups[0]),
-        benign_refused=tuple(groups[1]),
-        openings_coverage=float(opens[refused].mean()) if refused.any() and not thinks else None,
-        openings_precision=float(refused[opens].mean()) if opens.any() else None,
-        n_unfinished=found.count(None),
-        **_log_odds_fields(None if thinks else log_odds),
+    on_progress = on_progress or silent
+    blocks = blocks if enough else [[*harmful, *harmless]]
+    total = len({*harmful, *harmless})
+    fields, openings = _log_odds_fields(log_odds), opening_tokens(model)
+    said: dict[Encoded, Response] = {}
+    for number, block in enumerate(blocks, start=1):
+        before = len(said)
+        made = generate_greedy(
+            model,
+            block,
+            max_new_tokens=response_tokens,
+            batch_tokens=batch_tokens,
+            on_progress=lambda n, _, before=before: on_progress(before + n, total),
+        )
+        said.update(zip(block, made, strict=True))
+        found = {prompt: outcome(response) for prompt, response in said.items()}
+        asked = [[prompt for prompt in group if prompt in said] for group in (harmful, harmless)]
+        unfinished = [sum(found[prompt] is None for prompt in group) for group in asked]
+        if _too_many(unfinished, (harmful, harmless)):
+            return Unfinished(sum(unfinished), sum(map(len, asked)), response_tokens)
+        last = number == len(blocks)
+        if _too_many(unfinished, asked) and not last:
+            continue  # so far: the rest may bring the share below
+        thinks = sum(response.thought for response in said.values()) > len(said) / 2
+        evidence = weigh_outcomes(
+            [found.get(prompt) for prompt in harmful],
+            [found.get(prompt) for prompt in harmless],
+            n_asked=sum(map(len, asked)),
+            **({} if thinks else fields | _check_openings(said, found, openings)),
+        )
+        if last or enough is None or enough(evidence):
+            on_progress(total, total)
+            return evidence
+    raise ValueError("no block was given")
+
+
+def _too_many(unfinished: Sequence[int], groups: Sequence[Sequence[Encoded]]) -> bool:
+    return any(
+        n > MOST_UNFINISHED * len(group) for n, group in zip(unfinished, groups, strict=True)
     )
 
 
-def _log_odds_fields(log_odds: LogOdds | None) -> dict[str, Any]:
-    """What the evidence says of the log-odds; None of all where they mean nothing."""
-    if log_odds is None:
-        names = ("log_odds_gap", "auroc", "twin_auroc")
-        return dict.fromkeys([*names, *(f"{name}_interval" for name in names)])
+def _check_openings(
+    said: Mapping[Encoded, Response],
+    found: Mapping[Encoded, Outcome | None],
+    openings: Sequence[int],
+) -> dict[str, float | None]:
+    """How well the tokens that the log-odds count foretell a refusal."""
+    refused = np.array([found[prompt] == "refuses" for prompt in said])
+    opens = np.isin([response.first_token for response in said.values()], openings)
+    return {
+        "openings_coverage": float(opens[refused].mean()) if refused.any() else None,
+        "openings_precision": float(refused[opens].mean()) if opens.any() else None,
+    }
+
+
+def _log_odds_fields(log_odds: LogOdds) -> dict[str, Any]:
+    """What the evidence says of the log-odds."""
     x, y, matched, twins = (group.double().numpy() for group in log_odds)
     return {
         "log_odds_gap": float(x.mean() - y.mean()),
@@ -229,9 +192,17 @@ def _log_odds_fields(log_odds: LogOdds | None) -> dict[str, Any]:
     }
 
 
+def outcome(response: Response) -> Outcome | None:
+    """What a model's answer does; None where its thought did not end."""
+    if response.answer is None:
+        return None
+    return "refuses" if is_refusal(response.answer) else "complies"
+
+
 def refuses(response: Response) -> bool | None:
     """Whether a model's answer refuses; None where its thought did not end."""
-    return None if response.answer is None else is_refusal(response.answer)
+    found = outcome(response)
+    return None if found is None else found == "refuses"
 
 
 def _mean_gap(x: np.ndarray, y: np.ndarray) -> np.ndarray:

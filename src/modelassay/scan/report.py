@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from modelassay.measures.erased_directions import AblationEvidence
-from modelassay.measures.refusal import RefusalEvidence
+from modelassay.measures.refusal_evidence import OutcomeRates, RefusalEvidence
 from modelassay.measures.separation import Separation
 from modelassay.models import ModelIdentity
 from modelassay.report.base import Report
@@ -75,7 +75,7 @@ class ScanReport(Report):
             "concepts": {name: _concept_dict(r) for name, r in self.concepts.items()},
             "refusal": {"unscored": self.refusal_unscored}
             if self.refusal is None
-            else {**asdict(self.refusal), "n": self.refusal.n},
+            else self.refusal.to_dict(),
             "ablation": published(
                 _fields(self.ablation), layers="blocks", ratio_by_layer="ratio_by_block"
             ),
@@ -177,8 +177,6 @@ class ScanReport(Report):
         r = self.refusal
         if r is None:
             return [("refusal", f"not measured: {self.refusal_unscored}")]
-        harmful = with_interval(r.harmful_rate, r.harmful_interval, ".0%")
-        benign = with_interval(r.benign_rate, r.benign_interval, ".0%")
         log_odds = "not measured: the model thinks before it answers"
         if r.log_odds_gap is not None and r.auroc is not None and r.auroc_interval is not None:
             auroc = with_interval(r.auroc, r.auroc_interval, ".2f")
@@ -187,11 +185,13 @@ class ScanReport(Report):
                 f" {r.twin_auroc:.2f}"
             )
         unfinished = f"{r.n_unfinished}, not judged"
+        asked = f"{r.n_asked} of {r.n_planned}; by then the verdict was sure (--all asks all)"
         return [
-            ("refuses harmful", f"{harmful}, n = {r.n_harmful}"),
-            ("refuses benign", f"{benign}, n = {r.n_benign}"),
+            ("harmful prompts", _outcomes(r.harmful)),
+            ("benign prompts", _outcomes(r.benign)),
             ("selectivity", with_interval(r.selectivity, r.interval, "+.2f")),
             ("refusal log-odds", log_odds),
+            *([("prompts asked", asked)] if r.stopped else []),
             *([("unfinished thoughts", unfinished)] if r.n_unfinished else []),
         ]
 
@@ -245,6 +245,16 @@ class ScanReport(Report):
             "selectivity_drift": drift,
             "ablation": found["ablation"],
         }
+
+
+def _outcomes(rates: OutcomeRates) -> str:
+    parts = [
+        f"{verb} {with_interval(each.rate, each.interval, '.0%')}"
+        for verb, each in (
+            ("refuses", rates.refuses), ("complies", rates.complies), ("evades", rates.evades)
+        )
+    ]  # fmt: skip
+    return f"{', '.join(parts)}, n = {rates.n}"
 
 
 def _concept_dict(result: ConceptResult) -> dict[str, Any]:

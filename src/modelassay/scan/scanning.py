@@ -18,7 +18,7 @@ from modelassay.models.finding import find_sources
 from modelassay.models.refs import fetch_options, take_ref
 from modelassay.progress import OnPhase, silent
 from modelassay.scan.report import ConceptResult, ScanReport
-from modelassay.scan.verdict import Level, decide, separation_level
+from modelassay.scan.verdict import Level, decide, separation_level, settled
 from modelassay.verify import Baseline, conclude, find_baseline
 from modelassay.verify.files import hash_model
 
@@ -33,6 +33,7 @@ def scan(
     chat_template: bool = True,
     response_tokens: int = RESPONSE_TOKENS,
     batch_tokens: int | None = None,
+    ask_all: bool = False,
     on_progress: OnPhase = silent,
     **load_options: Unpack[ModelOptions],
 ) -> ScanReport:
@@ -49,6 +50,7 @@ def scan(
         response_tokens: Length at which a response is cut. A model that thinks first needs room for
             its thought; what it says after that is judged.
         batch_tokens: Upper bound on tokens in a batch.
+        ask_all: Ask every prompt, also where the verdict is sure before.
         on_progress: Told (phase, done, total) as the scan goes on.
         **load_options: Passed to `modelassay.load`, for the model and the one compared with
             (`revision`, `adapter` and `gguf_file` are for the first only).
@@ -82,6 +84,7 @@ def scan(
         chat_template=chat_template,
         response_tokens=response_tokens,
         batch_tokens=batch_tokens,
+        enough=None if ask_all else settled,
         identity=baseline is not None,
         on_progress=on_progress,
     )
@@ -102,6 +105,7 @@ def scan(
             chat_template=chat_template,
             response_tokens=response_tokens,
             batch_tokens=batch_tokens,
+            ask_all=ask_all,
             on_progress=on_progress,
             **options,
         )
