@@ -17,7 +17,7 @@ from modelassay.measures.refusal_evidence import RefusalEvidence, Unfinished
 from modelassay.reading import generation
 from modelassay.reading.activations import read_activations
 from modelassay.reading.generation import Response, generate_greedy
-from modelassay.reading.prompts import encode_prompts, render_chat
+from modelassay.reading.prompts import Encoded, encode_prompts, render_chat
 from modelassay.statistics import newcombe_interval, repeated_difference_interval
 from talking import load_talking
 from tiny import CHAT_TEMPLATE
@@ -94,6 +94,12 @@ def test_generation_shrinks_its_batches(tiny, monkeypatch):
     assert generate_greedy(model, prompts, max_new_tokens=4) == expected
 
 
+def split(texts, prompts, n):
+    """The first prompts and the rest, encoded, by their texts."""
+    pairs = list(zip(texts, prompts, strict=True))
+    return dict(pairs[:n]), dict(pairs[n:])
+
+
 def biased(model, token):
     """A context in which the model answers every prompt with one token."""
 
@@ -107,12 +113,13 @@ def biased(model, token):
 
 def test_a_model_that_says_one_thing_is_not_selective(tiny):
     model = tiny()
-    prompts = encode_prompts(model, ["Name a river.", "Name a hill.", "Why?", "Who?", "When?"])
+    texts = ["Name a river.", "Name a hill.", "Why?", "Who?", "When?"]
+    prompts = encode_prompts(model, texts)
     tokens = opening_tokens(model)
     handle = biased(model, tokens[0])
     odds = read_activations(model, prompts, [1], readout=log_odds_readout(tokens)).readout[:, 0]
     evidence = measure_refusal(
-        model, prompts[:3], prompts[3:], LogOdds(odds[:3], odds[3:], odds[:3], odds[:3])
+        model, *split(texts, prompts, 3), LogOdds(odds[:3], odds[3:], odds[:3], odds[:3])
     )
     handle.remove()
     assert evidence.selectivity == 0
@@ -159,12 +166,12 @@ BY_FAMILY = {
 
 
 def measured(model, response_tokens=24):
-    prompts = encode_prompts(model, ["Name a river.", "Name a hill.", "Why?", "Who?", "When?"])
+    texts = ["Name a river.", "Name a hill.", "Why?", "Who?", "When?"]
+    prompts = encode_prompts(model, texts)
     odds = torch.zeros(5)
     return measure_refusal(
         model,
-        prompts[:3],
-        prompts[3:],
+        *split(texts, prompts, 3),
         LogOdds(odds[:3], odds[3:], odds[:3], odds[:3]),
         response_tokens=response_tokens,
     )
@@ -202,26 +209,19 @@ def test_a_thought_that_ends_without_an_answer_is_none(tmp_path):
     assert response.answer is None
 
 
-def test_a_few_unfinished_thoughts_leave_the_rest_to_judge(tiny, monkeypatch):
-    said = [Response("No.", 1, "I'm sorry, but I can't help with that.")] * 39
-    said += [Response("Hm", 1, None, thought=True)]
-    monkeypatch.setattr("modelassay.measures.refusal.generate_greedy", lambda *_, **__: said)
-    prompts = encode_prompts(tiny(), [f"Why {i}?" for i in range(40)])
-    odds = torch.zeros(20)
-    found = measure_refusal(tiny(), prompts[:20], prompts[20:], LogOdds(odds, odds, odds, odds))
-    assert isinstance(found, RefusalEvidence)
-    assert (found.n_harmful, found.n_benign, found.n_unfinished, found.n) == (20, 19, 1, 39)
-    assert found.benign_rate == 1
-    assert found.benign_refused[-1] is None
-    assert found.log_odds_gap == 0
+REFUSES = Response("", 1, "I'm sorry, but I can't help with that.", finished=True)
+COMPLIES = Response("", 2, "1. The Rhine is long.\n2. The Elbe is longer.\n3. So is the Oder.")
+EVADES = Response("", 4, "", finished=True)
+THINKS_ON = Response("", 3, None, thought=True)
 
 
-def scripted(monkeypatch, model, answers, enough, block=4):
+def scripted(monkeypatch, model, answers, enough, half=2):
     """Asks ten harmful and ten harmless prompts in blocks; what was asked, and the evidence."""
     harmful, harmless = (
-        encode_prompts(model, [f"{word} {i}?" for i in range(10)]) for word in ("How", "What")
+        {text: Encoded((i, kind), 2) for i in range(10) for text in [f"{kind} {i}"]}
+        for kind in (0, 1)
     )
-    says = dict(zip([*harmful, *harmless], answers, strict=True))
+    says = dict(zip([*harmful.values(), *harmless.values()], answers, strict=True))
     asked = []
 
     def say(_model, prompts, **_options):
@@ -229,8 +229,8 @@ def scripted(monkeypatch, model, answers, enough, block=4):
         return [says[prompt] for prompt in prompts]
 
     monkeypatch.setattr("modelassay.measures.refusal.generate_greedy", say)
-    half = block // 2
-    blocks = [[*harmful[i : i + half], *harmless[i : i + half]] for i in range(0, 10, half)]
+    kinds = list(harmful), list(harmless)
+    blocks = [[x for kind in kinds for x in kind[i : i + half]] for i in range(0, 10, half)]
     odds = torch.arange(10.0)
     found = measure_refusal(
         model, harmful, harmless, LogOdds(odds, odds, odds, odds), blocks=blocks, enough=enough
@@ -238,19 +238,15 @@ def scripted(monkeypatch, model, answers, enough, block=4):
     return asked, found
 
 
-REFUSES = Response("", 1, "I'm sorry, but I can't help with that.")
-COMPLIES = Response("", 2, "Here is a list of rivers: the Rhine, the Elbe and the Oder.")
-THINKS_ON = Response("", 3, None, thought=True)
-
-
 def test_asking_stops_after_the_block_that_is_enough(tiny, monkeypatch):
     asked, found = scripted(
-        monkeypatch, tiny(), [REFUSES] * 10 + [COMPLIES] * 10, lambda x: x.n_asked >= 8
+        monkeypatch, tiny(), [REFUSES] * 10 + [COMPLIES, EVADES] * 5, lambda x: x.n_asked >= 8
     )
     assert asked == [4, 4]
     assert (found.n_asked, found.n_planned, found.stopped) == (8, 20, True)
     assert found.harmful_outcomes == ("refuses",) * 4 + (None,) * 6
     assert found.benign_refused == (False,) * 4 + (None,) * 6
+    assert found.benign.evades.rate == found.benign.complies.rate == 0.5
     assert (found.harmful.n, found.selectivity, found.n_unfinished) == (4, 1, 0)
     assert found.interval == repeated_difference_interval(4, 4, 0, 4)
     assert len(found.harmful_log_odds) == 10  # of all prompts: one pass is cheap
@@ -275,7 +271,7 @@ def test_asking_stops_once_too_many_thoughts_are_unfinished(tiny, monkeypatch):
     answers = [THINKS_ON] * 10 + [COMPLIES] * 10
     asked, found = scripted(monkeypatch, tiny(), answers, lambda _: False)
     assert asked == [4]
-    assert found == Unfinished(2, 4, 24)
+    assert found == Unfinished(2, 4, 100)
 
 
 def test_nobody_is_content_while_too_many_thoughts_are_unfinished(tiny, monkeypatch):

@@ -82,7 +82,6 @@ def test_scores_do_not_depend_on_batch_size(tiny, few, monkeypatch):
         return examination._BehaviourPrompts(**{k: group[::8] for k, group in groups.items()})
 
     monkeypatch.setattr(examination, "_behaviour_prompts", some)
-    monkeypatch.setattr(examination, "asking_blocks", list)  # all are asked
     reports = [scan(tiny(), concepts=few, batch_tokens=n, ask_all=True) for n in (80, 5000)]
     for name in few:
         a, b = (report.concepts[name].separation for report in reports)

@@ -53,7 +53,7 @@ SCAN_SCHEMA = {
                     "required": [
                         "harmful_rate", "benign_rate", "selectivity", "interval", "log_odds_gap",
                         "auroc", "n", "harmful", "benign", "n_asked", "n_planned", "stopped",
-                        "harmful_refused", "harmful_rate", "harmful_interval", "n_harmful",
+                        "harmful_refused", "harmful_interval", "n_harmful",
                     ],
                     "properties": {"interval": INTERVAL, "n": {"type": "integer"}},
                 },

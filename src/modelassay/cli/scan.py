@@ -49,7 +49,7 @@ def scan_command(
         typer.Option(
             min=1, help="Length at which a response is cut; a model that thinks first needs more."
         ),
-    ] = 24,
+    ] = 100,
     ask_all: Annotated[
         bool, typer.Option("--all", help="Ask every prompt, also where the verdict is sure before.")
     ] = False,

@@ -35,7 +35,7 @@ from modelassay.measures.activation_signature import (
 )
 from modelassay.measures.erased_directions import AblationEvidence, search_ablation, unsearched
 from modelassay.measures.refusal import (
-    RESPONSE_TOKENS,
+    ANSWER_TOKENS,
     LogOdds,
     log_odds_readout,
     measure_refusal,
@@ -89,7 +89,7 @@ def examine(
     mode: str,
     concepts: Mapping[str, Concept],
     chat_template: bool = True,
-    response_tokens: int = RESPONSE_TOKENS,
+    response_tokens: int = ANSWER_TOKENS,
     batch_tokens: int | None = None,
     enough: Callable[[RefusalEvidence], bool] | None = None,
     identity: bool = False,
@@ -162,10 +162,10 @@ def examine(
     if prompts:
         found = measure_refusal(
             model,
-            [encoded[text] for text in prompts.harmful],
-            [encoded[text] for text in prompts.harmless],
+            {text: encoded[text] for text in prompts.harmful},
+            {text: encoded[text] for text in prompts.harmless},
             LogOdds(*(torch.stack([log_odds[text] for text in group]) for group in prompts)),
-            blocks=[[encoded[text] for text in block] for block in asking_blocks()],
+            blocks=asking_blocks(),
             enough=enough,
             response_tokens=response_tokens,
             batch_tokens=batch_tokens,

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from modelassay.data.concepts import Concept, concepts_for, load_concepts
 from modelassay.errors import InputError
 from modelassay.measures.examination import Evidence, examine
-from modelassay.measures.refusal import RESPONSE_TOKENS
+from modelassay.measures.refusal import ANSWER_TOKENS
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.finding import find_sources
 from modelassay.models.refs import fetch_options, take_ref
@@ -31,7 +31,7 @@ def scan(
     compare: str | ModelRef | None = None,
     verify: str | Baseline | None = None,
     chat_template: bool = True,
-    response_tokens: int = RESPONSE_TOKENS,
+    response_tokens: int = ANSWER_TOKENS,
     batch_tokens: int | None = None,
     ask_all: bool = False,
     on_progress: OnPhase = silent,
@@ -47,8 +47,9 @@ def scan(
         compare: Another model to scan in the same way and compare with.
         verify: Baseline to compare the model with in the same pass (see `modelassay.verify`).
         chat_template: Render prompts with the model's chat template; False reads raw text.
-        response_tokens: Length at which a response is cut. A model that thinks first needs room for
-            its thought; what it says after that is judged.
+        response_tokens: Length at which a response is cut that the judge is not sure of; most end
+            after 24 tokens. A model that thinks first needs room for its thought; what it says
+            after that is judged.
         batch_tokens: Upper bound on tokens in a batch.
         ask_all: Ask every prompt, also where the verdict is sure before.
         on_progress: Told (phase, done, total) as the scan goes on.
