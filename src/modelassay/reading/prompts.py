@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from modelassay.errors import InputError, first_line
 from modelassay.models import LoadedModel
-from modelassay.reading.templates import lost_text, template_fails, template_of
+from modelassay.reading.templates import Thinking, lost_text, template_fails, template_of
 from modelassay.reading.tokens import control_tokens, tokenize
 
 
@@ -29,7 +29,11 @@ class Encoded:
 
 
 def encode_prompts(
-    model: LoadedModel, texts: Sequence[str], *, chat_template: bool = True
+    model: LoadedModel,
+    texts: Sequence[str],
+    *,
+    chat_template: bool = True,
+    thinking: Thinking | None = None,
 ) -> list[Encoded]:
     """Token ids of user prompts, one `Encoded` per text, in the same order.
 
@@ -38,14 +42,15 @@ def encode_prompts(
         texts: What the user says.
         chat_template: Render as a one-turn conversation if the model has a template; False reads
             the raw text.
+        thinking: From `modelassay.reading.thinking`, so that the model answers at once; None asks
+            as the template does by itself.
 
     Raises:
         InputError: a text is empty or longer than the context, the template fails or loses words,
             or two texts become the same tokens.
     """
-    return [
-        Encoded(ids, response_start=len(ids)) for ids in _prompt_ids(model, texts, chat_template)
-    ]
+    rows = _prompt_ids(model, texts, chat_template, thinking)
+    return [Encoded(ids, response_start=len(ids)) for ids in rows]
 
 
 def encode_exchanges(
@@ -69,7 +74,10 @@ def encode_exchanges(
 
 
 def _prompt_ids(
-    model: LoadedModel, texts: Sequence[str], chat_template: bool
+    model: LoadedModel,
+    texts: Sequence[str],
+    chat_template: bool,
+    thinking: Thinking | None = None,
 ) -> list[tuple[int, ...]]:
     chat = chat_template and model.has_chat_template
     for text in texts:
@@ -77,7 +85,9 @@ def _prompt_ids(
             raise InputError(f"A prompt must be text that is not empty, got {text!r}.")
     if not texts:
         return []
-    rendered = [render_chat(model, apart(model, t)) for t in texts] if chat else list(texts)
+    rendered = list(texts)
+    if chat:
+        rendered = [render_chat(model, apart(model, text), thinking=thinking) for text in texts]
     ids = tokenize(model, rendered, special=not chat)
     _check_vocabulary(model, ids)
     check_distinct(model, texts, ids)
@@ -88,14 +98,20 @@ def _prompt_ids(
     return [tuple(row) for row in ids]
 
 
-def render_chat(model: LoadedModel, text: str, *, system: str | None = None) -> str:
+def render_chat(
+    model: LoadedModel, text: str, *, system: str | None = None, thinking: Thinking | None = None
+) -> str:
     """The text of a one-turn conversation up to where the assistant's response begins."""
     opening = [{"role": "system", "content": system}] if system else []
-    return render_messages(model, [*opening, {"role": "user", "content": text}])
+    return render_messages(model, [*opening, {"role": "user", "content": text}], thinking=thinking)
 
 
 def encode_chat(
-    model: LoadedModel, messages: Sequence[Mapping[str, str]], *, max_tokens: int | None = None
+    model: LoadedModel,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    max_tokens: int | None = None,
+    thinking: Thinking | None = None,
 ) -> tuple[int, ...]:
     """Token ids of a conversation up to where the assistant's next response begins.
 
@@ -107,6 +123,7 @@ def encode_chat(
             as plain text, one after the other.
         messages: Turns `{"role", "content"}`.
         max_tokens: Cut longer ones in the middle; None refuses what the model cannot take.
+        thinking: As in `encode_prompts`.
 
     Raises:
         InputError: there is nothing to read, it is too long, or the template fails.
@@ -115,7 +132,9 @@ def encode_chat(
     if not turns or not turns[-1]["content"].strip():
         raise InputError("There is nothing to answer: the last message is empty.")
     chat = model.has_chat_template
-    text = render_messages(model, turns) if chat else "\n\n".join(turn["content"] for turn in turns)
+    text = "\n\n".join(turn["content"] for turn in turns)
+    if chat:
+        text = render_messages(model, turns, thinking=thinking)
     ids = tokenize(model, [text], special=not chat)[0]
     _check_vocabulary(model, [ids])
     if not ids:
@@ -127,13 +146,18 @@ def encode_chat(
 
 
 def last_message_start(
-    model: LoadedModel, messages: Sequence[Mapping[str, str]], ids: Sequence[int]
+    model: LoadedModel,
+    messages: Sequence[Mapping[str, str]],
+    ids: Sequence[int],
+    *,
+    thinking: Thinking | None = None,
 ) -> int:
     """Index of the first token of the last message in `encode_chat`'s ids."""
     # Other words in its place change nothing before it; two, because one could begin as it does.
     lengths = []
     for words in ("Q", "a"):
-        other = encode_chat(model, [*messages[:-1], {**messages[-1], "content": words}])
+        changed = [*messages[:-1], {**messages[-1], "content": words}]
+        other = encode_chat(model, changed, thinking=thinking)
         same = (i for i, (x, y) in enumerate(zip(ids, other, strict=False)) if x != y)
         lengths.append(next(same, min(len(ids), len(other)) - 1))
     return min(*lengths, len(ids) - 1)
@@ -156,7 +180,12 @@ def apart(model: LoadedModel, text: str) -> str:
     return text
 
 
-def render_messages(model: LoadedModel, messages: Sequence[Mapping[str, str]]) -> str:
+def render_messages(
+    model: LoadedModel,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    thinking: Thinking | None = None,
+) -> str:
     """The text of a conversation up to where the assistant's next response begins.
 
     Raises:
@@ -164,7 +193,7 @@ def render_messages(model: LoadedModel, messages: Sequence[Mapping[str, str]]) -
     """
     template = template_of(model)
     try:
-        text = template.render(model.tokenizer, messages)
+        text = template.render(model.tokenizer, messages, thinking=thinking)
     except Exception as error:  # a template is a program of the model's author: anything can fail
         raise template_fails(model, f"fails ({first_line(error)})") from error
     if (lost := lost_text(text, messages)) is not None:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from modelassay.errors import InputError, first_line
 from modelassay.models import LoadedModel
-from modelassay.reading.thoughts import Marks, opened_thought, own_marks
+from modelassay.reading.thoughts import Marks, opened_thought, own_marks, split_thought
 
 CLOCK = "2024-07-26"
 """The day that every template is told it is: the one that Llama 3's falls back to."""
@@ -34,7 +34,7 @@ _CLOCK = {
 }  # fmt: skip
 
 # Reasoning models answer at once where they can; other templates ignore this.
-_ANSWER_AT_ONCE = {
+ANSWER_AT_ONCE = {
     "enable_thinking": False,
     "thinking": False,
     "skip_reasoning": True,
@@ -53,6 +53,43 @@ _CHANCE = re.compile(r"\|\s*random\b")
 _ROLES = ("user", "assistant", "system")
 
 Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How a model is asked so that its thoughts do not stand before its answer."""
+
+    how: Literal["none", "off", "closed", "on"] = "none"
+    """It does not think; it is switched off; its thought is closed for it; it thinks."""
+    by: str = ""
+    """What switches it off or closes it."""
+    arguments: tuple[tuple[str, Any], ...] = ()
+    """Given to the template."""
+    system: str = ""
+    """What the system says first."""
+    suffix: str = ""
+    """What follows the user's last words."""
+    closing: str = ""
+    """What follows the prompt."""
+
+    def __str__(self) -> str:
+        return {
+            "none": "the model does not think before it answers",
+            "off": f"thinking is switched off by the template's {self.by}",
+            "closed": f"the thought is closed by the model's own marks ({self.by})",
+            "on": "the model thinks before it answers",
+        }[self.how]
+
+    def said(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with what switches thinking off."""
+        turns = list(messages)
+        if self.suffix and turns:
+            turns[-1] = {**turns[-1], "content": turns[-1]["content"] + self.suffix}
+        if self.system:
+            known = turns and turns[0]["role"] == "system"
+            more = f"\n\n{turns.pop(0)['content']}" if known else ""
+            turns.insert(0, {"role": "system", "content": self.system + more})
+        return turns
 
 
 @dataclass(frozen=True)
@@ -79,26 +116,46 @@ class ChatTemplate:
     @property
     def opened_thought(self) -> Marks | None:
         """Marks of the thought that the end of every prompt opens, if it does."""
-        return opened_thought(self.opening, (self.own_thought,) if self.own_thought else ())
+        return self.opened_by(self.opening)
 
-    def render(self, tokenizer: Any, messages: Sequence[Message], *, to_answer: bool = True) -> str:
+    @property
+    def closes_thought(self) -> bool:
+        """Whether every prompt ends in the end of a thought."""
+        return split_thought(self.opening).thought and self.opened_thought is None
+
+    def opened_by(self, prompt: str) -> Marks | None:
+        """Marks of the thought that the end of this prompt opens, if it does."""
+        return opened_thought(prompt, (self.own_thought,) if self.own_thought else ())
+
+    def render(
+        self,
+        tokenizer: Any,
+        messages: Sequence[Message],
+        *,
+        to_answer: bool = True,
+        thinking: Thinking | None = None,
+    ) -> str:
         """The text of a conversation, up to where the response begins.
 
         Args:
             tokenizer: Whose special tokens the template shows.
             messages: Turns `{"role", "content"}`.
             to_answer: Open the assistant's turn at the end.
+            thinking: How the model is brought to answer at once, where the template's own arguments
+                do not.
         """
+        way = thinking or Thinking()
+        messages = way.said(messages)
         turns = messages if self.takes_system else _folded(messages)
         text = tokenizer.apply_chat_template(
             [self._asked(turn) for turn in turns],
             chat_template=self.source,
             tokenize=False,
             add_generation_prompt=to_answer,
-            **_ANSWER_AT_ONCE,
+            **{**ANSWER_AT_ONCE, **dict(way.arguments)},
             **(_NOTHING if self.filled else {}),
         )
-        return text + self.lead if to_answer else text
+        return text + self.lead + way.closing if to_answer else text
 
     def _asked(self, turn: Message) -> Message:
         if turn["role"] not in self.parts or not isinstance(turn.get("content"), str):

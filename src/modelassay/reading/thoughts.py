@@ -61,6 +61,25 @@ TABLE: tuple[Marks, ...] = (
     ),
     _marks(r"analysis(?=[A-Z])", r"assistantfinal"),  # gpt-oss without its special tokens
 )
+_CLOSED = (
+    ("<think>", "<think>\n\n</think>\n\n"),
+    ("[THINK]", "[THINK][/THINK]"),
+    ("<|channel|>analysis<|message|>",
+     "<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("<|channel|>", "<|channel|>final<|message|>"),  # an answer has a channel of its own
+    ("<|channel>", "<|channel>thought\n<channel|>"),
+    ("◁think▷", "◁think▷◁/think▷"),
+    ("<|START_THINKING|>", "<|START_THINKING|><|END_THINKING|><|START_RESPONSE|>"),
+    ("<|inner_prefix|>", "<|inner_prefix|><|inner_suffix|>"),
+    ("<unused94>", "<unused94>thought\n<unused95>"),
+    ("<|begin_of_thought|>",
+     "<|begin_of_thought|>\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n"),
+    ("<seed:think>", "<seed:think></seed:think>"),
+    ("<longcat_think>", "<longcat_think>\n\n</longcat_think>\n\n"),
+    ("<thinking>", "<thinking>\n\n</thinking>\n\n"),
+    ("<thought>", "<thought>\n\n</thought>\n\n"),
+)  # fmt: skip
+"""Marks, and a thought in them that says nothing."""
 _PIECES = ("<|channel|>", "<|message|>", "<|constrain|>", "<|channel>")
 """Tokens that are part of a mark."""
 _UNOPENED = re.compile(rf"{_CLOSE}|{_FINAL}|to=user<\|message\|>|\[BEGIN FINAL RESPONSE\]", re.I)
@@ -142,6 +161,34 @@ def own_marks(opening: str, source: str, between: str) -> Marks | None:
     if closing not in source or closing in between or _OF_ANSWERS.search(name):
         return None
     return _marks(re.escape(f"{left}{name}{right}"), re.escape(closing))
+
+
+def closed_thoughts() -> tuple[tuple[str, str], ...]:
+    """What a model that knows a mark is given to have thought: (mark, an empty thought)."""
+    return _CLOSED
+
+
+def closing_of(opening: str, marks: Marks, source: str) -> str:
+    """What ends the thought that a prompt opens; empty where that is not known.
+
+    Args:
+        opening: The end of the prompt.
+        marks: Of the thought that it opens.
+        source: The chat template, which may show how a thought ends.
+    """
+    start = _last(marks.opens.finditer(opening))
+    if start is None:
+        return ""
+    mark, after = start[0].strip(), opening[start.end() :]
+    for _, thought in _CLOSED:
+        if thought.startswith(mark) and marks.closes.search(thought):
+            return thought[len(mark) :].removeprefix(after)
+    left, name, right = mark[:1], mark[1:-1], mark[-1:]
+    bare = name.strip("|")
+    tried = (f"{left}/{name}{right}", f"{left}|/{bare}|{right}", f"</{bare}>", f"<|end_{bare}|>")
+    known = [each for each in tried if marks.closes.search(each)]
+    best = next((each for each in known if each in source), known[0] if known else "")
+    return f"\n{best}\n\n" if best else ""
 
 
 def _last(found: Iterable[T]) -> T | None:
