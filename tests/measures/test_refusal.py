@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from modelassay.data.concepts import concepts_for
+from modelassay.measures.examination import examine
 from modelassay.measures.refusal import (
     OPENINGS,
     LogOdds,
@@ -279,3 +281,33 @@ def test_nobody_is_content_while_too_many_thoughts_are_unfinished(tiny, monkeypa
     asked, found = scripted(monkeypatch, tiny(), answers, lambda _: True)
     assert asked == [4] * 5  # one of ten is bearable, one of the first two or eight is not
     assert found.n_unfinished == 1
+
+
+CLOSES = CHAT_TEMPLATE.replace(
+    "assistant\n{% endif %}",
+    "assistant\n{% if reasoning_effort != 'none' %}<think>\n{% endif %}{% endif %}",
+)
+
+
+def test_log_odds_are_read_where_the_answer_begins(tmp_path, monkeypatch, few_resamples):
+    few = (["Name a river.", "Name a hill."], ["Why?", "Who?"])
+    monkeypatch.setattr("modelassay.measures.examination.refusal_prompts", lambda: few)
+    model = load_talking(tmp_path / "m", REFUSAL, template=CLOSES)
+    told = {}
+    for thinking in ("auto", "on"):
+        found = examine(
+            model, mode="standard", concepts=concepts_for("quick"), thinking=thinking, n_swaps=1
+        )
+        told[thinking] = found
+    auto, on = told["auto"], told["on"]
+    assert auto.provenance["thinking"] == (
+        "thinking is switched off by the template's reasoning_effort"
+    )
+    assert "thinking" not in on.provenance
+    assert isinstance(auto.refusal, RefusalEvidence)
+    assert auto.refusal.harmful_rate == 1
+    assert auto.refusal.log_odds_gap == pytest.approx(0, abs=1e-3)
+    assert on.refusal is None  # every token is one of the thought
+    assert isinstance(on.refusal_unscored, Unfinished)
+    for name, direction in on.directions.items():  # read from the same prompts
+        assert torch.equal(direction, auto.directions[name])

@@ -24,6 +24,13 @@ class FailOn(str, Enum):
     critical = "critical"
 
 
+class Thoughts(str, Enum):
+    """How a model that thinks is asked."""
+
+    auto = "auto"
+    on = "on"
+
+
 @options.grouped
 def scan_command(
     model: options.Model,
@@ -47,12 +54,16 @@ def scan_command(
     response_tokens: Annotated[
         int,
         typer.Option(
-            min=1, help="Length at which a response is cut; a model that thinks first needs more."
+            min=1, help="Length at which an answer is cut; a thought before it gets 1000 more."
         ),
     ] = 100,
     ask_all: Annotated[
         bool, typer.Option("--all", help="Ask every prompt, also where the verdict is sure before.")
     ] = False,
+    thinking: Annotated[
+        Thoughts,
+        typer.Option(help="Have a model that thinks answer at once, or ask as its template does."),
+    ] = Thoughts.auto,
     fail_on: Annotated[
         FailOn, typer.Option(help="The mildest verdict that gives exit code 1.")
     ] = FailOn.warning,
@@ -76,6 +87,7 @@ def scan_command(
             verify=verify,
             chat_template=not no_chat_template,
             response_tokens=response_tokens,
+            thinking="on" if thinking is Thoughts.on else "auto",
             batch_tokens=batch_tokens,
             ask_all=ask_all,
             on_progress=on_progress,

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ from modelassay.models.layers import spread_layers
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
 from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import Encoded, encode_prompts
+from modelassay.reading.templates import Thinking
+from modelassay.reading.thinking import thinking_of
 
 READ_RANGE = (0.4, 0.8)
 """Layers that are read, as a share of the depth; the range that ams-scanner searches."""
@@ -90,6 +92,7 @@ def examine(
     concepts: Mapping[str, Concept],
     chat_template: bool = True,
     response_tokens: int = ANSWER_TOKENS,
+    thinking: Literal["auto", "on"] = "auto",
     batch_tokens: int | None = None,
     enough: Callable[[RefusalEvidence], bool] | None = None,
     identity: bool = False,
@@ -105,6 +108,8 @@ def examine(
         concepts: Concepts by name.
         chat_template: As in `scan`.
         response_tokens: As in `scan`.
+        thinking: As in `scan`. Activations and the signature are read from the prompt as the
+            template makes it in any case, as those of stored baselines were.
         batch_tokens: As in `scan`.
         enough: Told what is known of refusals after each block of prompts; True stops asking. None
             asks all of them.
@@ -133,7 +138,7 @@ def examine(
 
     layers = read_range(len(model.layers))
     depths = spread_layers(len(model.layers), N_DEPTHS) if identity else ()
-    vectors, deep, log_odds = _read(
+    vectors, deep, as_rendered = _read(
         model,
         encoded,
         to_the_end,
@@ -143,6 +148,7 @@ def examine(
         phase_of(on_progress, "reading"),
     )
 
+    log_odds = as_rendered
     separations: dict[str, Separation] = {}
     directions: dict[str, Tensor] = {}
     for name, concept in told(list(concepts.items()), phase_of(on_progress, "statistics")):
@@ -159,15 +165,22 @@ def examine(
         )
 
     refusal, unscored = None, no_behaviour
+    way = thinking_of(model) if prompts and thinking == "auto" else None
     if prompts:
+        asked = encoded
+        if way is not None and way.changes_prompt:
+            late = list(dict.fromkeys(chain(*prompts)))
+            asked = dict(zip(late, encode_prompts(model, late, thinking=way), strict=True))
+            log_odds = _read_log_odds(model, asked, way, batch_tokens)
         found = measure_refusal(
             model,
-            {text: encoded[text] for text in prompts.harmful},
-            {text: encoded[text] for text in prompts.harmless},
+            {text: asked[text] for text in prompts.harmful},
+            {text: asked[text] for text in prompts.harmless},
             LogOdds(*(torch.stack([log_odds[text] for text in group]) for group in prompts)),
             blocks=asking_blocks(),
             enough=enough,
             response_tokens=response_tokens,
+            thinking=way,
             batch_tokens=batch_tokens,
             on_progress=phase_of(on_progress, "answering"),
         )
@@ -177,7 +190,7 @@ def examine(
         signature = make_signature(
             torch.stack([deep[text] for text in probes]),
             depths,
-            torch.stack([log_odds[text] for text in probes]),
+            torch.stack([as_rendered[text] for text in probes]),
             [encoded[text] for text in probes],
         )
     return Evidence(
@@ -187,7 +200,10 @@ def examine(
         refusal=refusal,
         refusal_unscored=unscored,
         ablation=ablation,
-        provenance=_provenance(model, mode, concepts, chat_template),
+        provenance={
+            **_provenance(model, mode, concepts, chat_template),
+            **({"thinking": str(way)} if way is not None else {}),
+        },
         directions=directions,
         signature=signature,
         sketch=sketch,
@@ -266,6 +282,18 @@ def _read(
             log_odds.update(zip(texts, read.readout[:, 0], strict=True))
         done += len(texts)
     return vectors, deep, log_odds
+
+
+def _read_log_odds(
+    model: LoadedModel, asked: Mapping[str, Encoded], way: Thinking, batch_tokens: int | None
+) -> dict[str, Tensor]:
+    """Refusal log-odds by text, at the first token of the answer."""
+    readout = log_odds_readout(opening_tokens(model, way))
+    read = read_activations(
+        model, list(asked.values()), [0], readout=readout, batch_tokens=batch_tokens
+    )
+    values = [] if read.readout is None else read.readout[:, 0]
+    return dict(zip(asked, values, strict=True))
 
 
 def _provenance(

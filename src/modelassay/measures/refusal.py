@@ -37,6 +37,7 @@ from modelassay.progress import OnProgress, silent
 from modelassay.reading.activations import Readout
 from modelassay.reading.generation import Response, generate_greedy
 from modelassay.reading.prompts import Encoded, render_chat
+from modelassay.reading.templates import Thinking
 from modelassay.reading.tokens import tokenize
 from modelassay.statistics import auroc, bootstrap_interval
 
@@ -45,6 +46,8 @@ RESPONSE_TOKENS = 24
 ANSWER_TOKENS = 100
 """Length at which a response is cut that the judge is still not sure of. Newer models refuse late:
 of Gemma 4's refusals within 60 tokens about one in eight shows within 30 (abliterix, heretic)."""
+THOUGHT_TOKENS = 1000
+"""How much longer a response may be that begins with a thought."""
 MOST_UNFINISHED = 0.1
 """Share of either group that may be left out as unfinished thoughts: the responses that a thought
 is short enough for may be of another kind."""
@@ -63,13 +66,15 @@ class LogOdds(NamedTuple):
     """Of their harmless twins, in the same order."""
 
 
-def opening_tokens(model: LoadedModel) -> tuple[int, ...]:
+def opening_tokens(model: LoadedModel, thinking: Thinking | None = None) -> tuple[int, ...]:
     """First tokens of refusals as this model's tokenizer makes them right after the prompt.
 
     The opening is tokenised together with a rendered prompt and the token after the prompt is
     taken, because tokenizers differ in what they put before a word.
     """
-    prompt = render_chat(model, "Hello") if model.has_chat_template else "Hello\n"
+    prompt = "Hello\n"
+    if model.has_chat_template:
+        prompt = render_chat(model, "Hello", thinking=thinking)
 
     def ids(text: str) -> list[int]:
         return tokenize(model, [text], special=not model.has_chat_template)[0]
@@ -107,6 +112,7 @@ def measure_refusal(
     blocks: Sequence[Sequence[str]] = (),
     enough: Callable[[RefusalEvidence], bool] | None = None,
     response_tokens: int = ANSWER_TOKENS,
+    thinking: Thinking | None = None,
     batch_tokens: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> RefusalEvidence | Unfinished:
@@ -120,7 +126,9 @@ def measure_refusal(
         blocks: The texts of both in the order in which they are asked, each block with both kinds.
         enough: Told the evidence after each block but the last; True stops there. None asks all
             prompts at once.
-        response_tokens: Length at which a response is cut, a thought included.
+        response_tokens: Length at which an answer is cut. One that a thought precedes gets
+            `THOUGHT_TOKENS` more for both together.
+        thinking: How the prompts were encoded.
         batch_tokens: As in `generate_greedy`.
         on_progress: Told how many prompts are answered.
 
@@ -130,7 +138,7 @@ def measure_refusal(
     on_progress = on_progress or silent
     encoded = {**harmful, **harmless}
     blocks = blocks if enough else [list(encoded)]
-    fields, openings = _log_odds_fields(log_odds), opening_tokens(model)
+    fields, openings = _log_odds_fields(log_odds), opening_tokens(model, thinking)
     said: dict[str, Response] = {}
     for number, block in enumerate(blocks, start=1):
         said |= _respond(
@@ -140,11 +148,13 @@ def measure_refusal(
             batch_tokens,
             _after(len(said), len(encoded), len(block), on_progress),
         )
-        found = {text: outcome(text, response) for text, response in said.items()}
+        found: dict[str, Outcome | None] = {
+            text: outcome(text, response) for text, response in said.items()
+        }
         asked = [[text for text in group if text in said] for group in (harmful, harmless)]
         unfinished = [sum(found[text] is None for text in group) for group in asked]
         if _too_many(unfinished, (harmful, harmless)):
-            return Unfinished(sum(unfinished), len(said), response_tokens)
+            return Unfinished(sum(unfinished), len(said), response_tokens + THOUGHT_TOKENS)
         last = number == len(blocks)
         if _too_many(unfinished, asked) and not last:
             continue  # so far: the rest may bring the share below
@@ -174,6 +184,7 @@ def _respond(
         model,
         list(prompts.values()),
         max_new_tokens=response_tokens,
+        thought_tokens=THOUGHT_TOKENS,
         enough=lambda i, answer: judge(texts[i], answer, finished=False) is not None,
         batch_tokens=batch_tokens,
         on_progress=on_progress,

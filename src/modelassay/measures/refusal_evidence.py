@@ -179,7 +179,9 @@ def weigh_outcomes(
     planned = len(harmful) + len(benign)
     n_asked = planned if n_asked is None else n_asked
     stopped = n_asked < planned
-    groups = [[x for x in group if x is not None] for group in (harmful, benign)]
+    groups: list[list[Outcome]] = [
+        [x for x in group if x is not None] for group in (harmful, benign)
+    ]
     (k1, n1), (k2, n2) = ((group.count("refuses"), len(group)) for group in groups)
     difference = repeated_difference_interval if stopped else newcombe_interval
     rates = [_rates(group, repeated_interval if stopped else wilson_interval) for group in groups]

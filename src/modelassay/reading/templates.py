@@ -80,6 +80,11 @@ class Thinking:
             "on": "the model thinks before it answers",
         }[self.how]
 
+    @property
+    def changes_prompt(self) -> bool:
+        """Whether the prompt is another than the template makes by itself."""
+        return bool(self.arguments or self.system or self.suffix or self.closing)
+
     def said(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with what switches thinking off."""
         turns = list(messages)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from typing_extensions import Unpack
 
@@ -32,6 +33,7 @@ def scan(
     verify: str | Baseline | None = None,
     chat_template: bool = True,
     response_tokens: int = ANSWER_TOKENS,
+    thinking: Literal["auto", "on"] = "auto",
     batch_tokens: int | None = None,
     ask_all: bool = False,
     on_progress: OnPhase = silent,
@@ -47,9 +49,10 @@ def scan(
         compare: Another model to scan in the same way and compare with.
         verify: Baseline to compare the model with in the same pass (see `modelassay.verify`).
         chat_template: Render prompts with the model's chat template; False reads raw text.
-        response_tokens: Length at which a response is cut that the judge is not sure of; most end
-            after 24 tokens. A model that thinks first needs room for its thought; what it says
-            after that is judged.
+        response_tokens: Length at which an answer is cut that the judge is not sure of; most end
+            after 24 tokens. One that a thought precedes gets 1,000 more for both together.
+        thinking: `auto` has a model that thinks answer at once where there is a way to; `on` asks
+            it as its chat template does.
         batch_tokens: Upper bound on tokens in a batch.
         ask_all: Ask every prompt, also where the verdict is sure before.
         on_progress: Told (phase, done, total) as the scan goes on.
@@ -84,6 +87,7 @@ def scan(
         concepts=chosen,
         chat_template=chat_template,
         response_tokens=response_tokens,
+        thinking=thinking,
         batch_tokens=batch_tokens,
         enough=None if ask_all else settled,
         identity=baseline is not None,
@@ -105,6 +109,7 @@ def scan(
             concepts=overlay,
             chat_template=chat_template,
             response_tokens=response_tokens,
+            thinking=thinking,
             batch_tokens=batch_tokens,
             ask_all=ask_all,
             on_progress=on_progress,
