@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -195,13 +197,17 @@ def test_what_follows_the_thought_is_judged(tmp_path, family):
 
 
 @pytest.mark.parametrize("family", BY_FAMILY)
-def test_an_unfinished_thought_is_not_judged(tmp_path, family):
+def test_a_thought_is_read_to_its_end_or_not_judged(tmp_path, family, monkeypatch):
     template, says, special = BY_FAMILY[family]
     model = load_talking(tmp_path / "m", says, template=template, special=special)
     (response,) = generate_greedy(model, encode_prompts(model, ["Why?"]), max_new_tokens=5)
     assert response.answer is None
     assert response.text
     assert refuses(response) is None
+    read = measured(model, response_tokens=5)
+    assert isinstance(read, RefusalEvidence)  # the thought has room of its own
+    assert read.harmful_rate == 1
+    monkeypatch.setattr("modelassay.measures.refusal.THOUGHT_TOKENS", 0)
     assert measured(model, response_tokens=5) == Unfinished(5, 5, 5)
 
 
@@ -273,7 +279,7 @@ def test_asking_stops_once_too_many_thoughts_are_unfinished(tiny, monkeypatch):
     answers = [THINKS_ON] * 10 + [COMPLIES] * 10
     asked, found = scripted(monkeypatch, tiny(), answers, lambda _: False)
     assert asked == [4]
-    assert found == Unfinished(2, 4, 100)
+    assert found == Unfinished(2, 4, 1100)
 
 
 def test_nobody_is_content_while_too_many_thoughts_are_unfinished(tiny, monkeypatch):
@@ -290,13 +296,18 @@ CLOSES = CHAT_TEMPLATE.replace(
 
 
 def test_log_odds_are_read_where_the_answer_begins(tmp_path, monkeypatch, few_resamples):
+    monkeypatch.setattr("modelassay.measures.refusal.THOUGHT_TOKENS", 0)
     few = (["Name a river.", "Name a hill."], ["Why?", "Who?"])
     monkeypatch.setattr("modelassay.measures.examination.refusal_prompts", lambda: few)
     model = load_talking(tmp_path / "m", REFUSAL, template=CLOSES)
+    concepts = {
+        name: replace(concept, pairs=concept.pairs[:6])
+        for name, concept in concepts_for("quick").items()
+    }
     told = {}
     for thinking in ("auto", "on"):
         found = examine(
-            model, mode="standard", concepts=concepts_for("quick"), thinking=thinking, n_swaps=1
+            model, mode="standard", concepts=concepts, thinking=thinking, n_swaps=1, search=False
         )
         told[thinking] = found
     auto, on = told["auto"], told["on"]
