@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 
 import pytest
 import torch
@@ -301,7 +300,7 @@ def test_log_odds_are_read_where_the_answer_begins(tmp_path, monkeypatch, few_re
     monkeypatch.setattr("modelassay.measures.examination.refusal_prompts", lambda: few)
     model = load_talking(tmp_path / "m", REFUSAL, template=CLOSES)
     concepts = {
-        name: replace(concept, pairs=concept.pairs[:6])
+        name: concept.model_copy(update={"pairs": concept.pairs[:6]})
         for name, concept in concepts_for("quick").items()
     }
     told = {}

@@ -51,7 +51,13 @@ def few():
 @pytest.mark.parametrize("mode", ["quick", "standard", "full"])
 def test_a_random_model_does_not_pass(tiny, few, mode):
     phases = []
-    report = scan(tiny(), mode=mode, concepts=few, on_progress=lambda *step: phases.append(step))
+    report = scan(
+        tiny(),
+        mode=mode,
+        concepts=few,
+        response_tokens=24,
+        on_progress=lambda *step: phases.append(step),
+    )
     data = check(report)
     assert report.verdict in (Verdict.CRITICAL, Verdict.INCONCLUSIVE)
     assert "my_own" in data["concepts"]
@@ -82,7 +88,10 @@ def test_scores_do_not_depend_on_batch_size(tiny, few, monkeypatch):
         return examination._BehaviourPrompts(**{k: group[::8] for k, group in groups.items()})
 
     monkeypatch.setattr(examination, "_behaviour_prompts", some)
-    reports = [scan(tiny(), concepts=few, batch_tokens=n, ask_all=True) for n in (80, 5000)]
+    reports = [
+        scan(tiny(), concepts=few, batch_tokens=n, ask_all=True, response_tokens=24)
+        for n in (80, 5000)
+    ]
     for name in few:
         a, b = (report.concepts[name].separation for report in reports)
         assert a.separation == pytest.approx(b.separation, rel=1e-4, abs=1e-4)
@@ -141,7 +150,7 @@ def test_html_is_self_contained_and_escapes(tiny, few):
 
 
 def test_tables_and_charts_hold_the_numbers(tiny, few):
-    report = scan(tiny(), concepts=few)
+    report = scan(tiny(), concepts=few, response_tokens=24)
     frame = report.to_dataframe()
     assert list(frame["concept"]) == list(report.concepts)
     found = report.concepts["my_own"].separation
