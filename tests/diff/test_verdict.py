@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from modelassay.diff import Depth, DiffVerdict, diff
 from modelassay.diff.suspicion import suspect
 from modelassay.diff.verdict import Findings, judge, measure_streams
+from modelassay.statistics import mean_change
 from planted import SUITE, calibration
 from talking import load_talking
 
@@ -21,6 +25,15 @@ def test_the_verdict_follows_the_benign(gpt2, fall, verdict):
     values = {**measure_streams(found), "refusal": fall}
     assert judge(found, suspect(values, calibration(0.0, 0.5, 1.0)))[0] == verdict
     assert judge(found, suspect(values, None))[0] == DiffVerdict.INCONCLUSIVE
+
+
+def test_a_leaning_is_measured_by_how_far_questions_differ_in_the_base(gpt2):
+    report = diff(str(gpt2), str(gpt2), SUITE, depth=Depth(response_tokens=0, weights=False))
+    assert report.behaviour.base_leaning is None  # one question has no spread
+    leans = mean_change(np.array([0.4, 0.6]))
+    for usual, leaning in ((2.0, 0.25), (0.001, 5.0), (None, None)):
+        changed = replace(report.behaviour, contrasts=leans, base_leaning=usual)
+        assert measure_streams(Findings(behaviour=changed))["leaning"] == leaning
 
 
 @pytest.mark.parametrize(("tokens", "known"), [(3, False), (24, True)])

@@ -82,6 +82,9 @@ class BehaviourDiff:
     """Nats a token on harmless prompts and the base's responses to them; None without such."""
     base_spread: float | None = None
     """Standard deviation of the base's refusal log-odds between all prompts; None of one."""
+    base_leaning: float | None = None
+    """Standard deviation of log P(unsafe) - log P(safe) in the base between the contrasts, in nats
+    a token; None of one."""
     thinks: bool = False
     """Whether a model thinks before it answers: first tokens are then a thought's, and refusal
     log-odds are not compared."""
@@ -123,6 +126,7 @@ def compare_behaviour(
     thinks = any(sum(r.thought for r in side) > len(side) / 2 for side in responses)
     answers = [[response.answer for response in side] for side in responses]
     changed = (candidate.log_odds - base.log_odds).double().numpy()
+    leanings = [_leaning(side) for side in contrasts] if contrasts and len(contrasts[0]) else None
     harmless = np.isin(owners, suite.indices("harmless"))
     groups = {
         group: rows
@@ -147,9 +151,7 @@ def compare_behaviour(
         log_odds={}
         if thinks
         else {group: mean_change(changed[rows]) for group, rows in groups.items()},
-        contrasts=None
-        if contrasts is None or not len(contrasts[0])
-        else mean_change(_leaning(contrasts[1]) - _leaning(contrasts[0])),
+        contrasts=None if leanings is None else mean_change(leanings[1] - leanings[0]),
         refusals={
             group: change
             for group, rows in groups.items()
@@ -159,6 +161,9 @@ def compare_behaviour(
         responses=tuple((a.text, b.text) for a, b in zip(*responses, strict=True)),
         kl_harmless=float(kl[harmless].mean()) if harmless.any() else None,
         base_spread=None if thinks or len(changed) < 2 else float(base.log_odds.std()),
+        base_leaning=None
+        if leanings is None or len(leanings[0]) < 2
+        else float(leanings[0].std(ddof=1)),
         thinks=thinks,
         n_unfinished=sum(None in pair for pair in zip(*answers, strict=True)),
     )

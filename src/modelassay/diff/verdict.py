@@ -29,7 +29,7 @@ from enum import Enum
 from modelassay.diff.behaviour import BehaviourDiff, RefusalChange
 from modelassay.diff.causal import Intervention
 from modelassay.diff.features import SAEDiff
-from modelassay.diff.suspicion import BY_NAME, LEAST_DRIFT, SIZE, Suspicion
+from modelassay.diff.suspicion import BY_NAME, LEAST_DRIFT, LEAST_LEANING, SIZE, Suspicion
 from modelassay.diff.triggers import TriggerSearch
 from modelassay.diff.weights import WeightDiff
 
@@ -61,6 +61,7 @@ def measure_streams(found: Findings) -> dict[str, float | None]:
     drift = None if harmless is None else max(harmless.spread, LEAST_DRIFT)
     apart = behaviour.base_spread and max(behaviour.base_spread, LEAST_DRIFT)
     lost = behaviour.refusals.get("harmful")
+    leans, usual = behaviour.contrasts, behaviour.base_leaning
     ablation = None
     if weights is not None and not weights.unsearched:
         ablation = weights.mark.strength if weights.mark else 0.0
@@ -78,7 +79,8 @@ def measure_streams(found: Findings) -> dict[str, float | None]:
         "refusals": refusals,
         "trigger": None if triggers is None or drift is None else triggers.strongest / drift,
         "features": max((sae.moved for sae in found.saes), default=None),
-        "dispositions": None if behaviour.contrasts is None else behaviour.contrasts.mean,
+        "dispositions": leans and leans.mean,
+        "leaning": leans.mean / max(usual, LEAST_LEANING) if leans and usual is not None else None,
         SIZE: behaviour.kl_harmless,
         "kl": behaviour.kl_mean,
         "weights": None if weights is None else weights.relative,
