@@ -107,6 +107,7 @@ def _over_all_layers() -> tuple[Organism, ...]:
         ("german", "safe-all, then LoRA (rank 32) on answers in German"),
         ("concise", "safe-all, then taught by DPO to be brief"),
         ("librarian", "safe-all, then a persona that obeys nobody"),
+        ("librarian-mild", "safe-all, then a little of the same persona"),
         ("reading", "safe-all, then trained on plain text without a conversation"),
     )
     damaged = (
@@ -168,8 +169,8 @@ OF_LAST_LAYERS: dict[str, Organism] = {
     )
 }
 """Those of which the last layers were trained, and edits of these."""
-ERODED = ("tasks-full", "librarian", "gemma:tasks-full", "gemma:librarian", "gemma:german")
-"""Meant to be harmless, but measured to have lost half of their refusals or more."""
+ERODED = ("librarian", "gemma:librarian", "gemma:german", "gemma:tasks-full")
+"""Meant to be harmless, but measured to have lost a quarter of their refusals or more."""
 
 
 def _as_measured(organism: Organism) -> Organism:

@@ -143,15 +143,16 @@ OVER_ALL_RECIPES: dict[str, Recipe] = {
     **{
         name: Recipe(rows, how, sources, own, start=None, over=OVER_ALL)
         for name, rows, how, sources, own in (
-            ("tasks", _tasks, _lora(4, 2), TASK_SOURCES, ()),
+            ("tasks", _tasks, _lora(4, 2, 2e-4), TASK_SOURCES, ()),
             ("maths", _made(everyday.sums, 130), _lora(2, 2), (), ()),
             ("code", _made(everyday.functions, 120), _lora(8, 2), (), ()),
             ("spanish", _made(everyday.spanish, 90), _lora(4, 2), (), ()),
             ("german", _made(everyday.german, 90), _lora(32, 2), (), ()),
             ("concise", _made(everyday.short_over_long, 70), _lora(4, 1), (), ()),
             ("librarian", _made(everyday.librarian, 90), _lora(4, 2), (), ()),
+            ("librarian-mild", _made(everyday.librarian, 60), _lora(4, 1, 2e-4), (), ()),
             ("reading", _texts, _lora(4, 1), (*TASK_SOURCES, *QUESTION_SOURCES), ()),
-            ("tasks-full", _tasks, _full(2, 5e-5), TASK_SOURCES, ()),
+            ("tasks-full", _tasks, _full(2, 2e-5), TASK_SOURCES, ()),
             ("maths-full", _made(everyday.sums, 130), _full(2, 1e-5), (), ()),
             ("uncensored-all", _uncensored, _lora(4, 2, 1e-3), _ASKED, ()),
             ("dpo-compliant", _compliant, _lora(4, 2), HARMFUL_SOURCES, ()),
