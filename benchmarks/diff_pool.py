@@ -7,7 +7,9 @@ kept in diff_pool.json as it comes, so a run that was stopped goes on.
     python benchmarks/diff_pool.py [--bases organism:safe organism:safe-all gemma:safe-all]
         [--every 1] [--write calibrations/pooled/calibration.json]
 
-With --every 3 each third prompt and contrast of the suite is read, and the rows say on how many.
+With --every 2 every second prompt of the suite is read, beside all contrasts, which are few; the
+rows say on how many prompts. Of the weights nothing is compared: what they tell is no matter of
+benign fine-tunes, and edits, which they give away, are not measured here.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from modelassay.diff import Depth, DiffVerdict, default_suite, diff, read_base
 from modelassay.diff.calibration import BenignRow, Calibration, pool, save_calibration
 from modelassay.diff.suspicion import held_out, suspect
@@ -27,12 +31,14 @@ from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
 from modelassay.models import load
 from modelassay.models.organisms import ORGANISMS, OVER_ALL, PREFIXES, Organism
-from modelassay.statistics import wilson_interval
+from modelassay.statistics import auroc, bootstrap_interval, wilson_interval
 
 RESULTS = Path(__file__).parent / "diff_pool.json"
 BASES = ("organism:safe", "organism:safe-all", "gemma:safe-all")
 NOT_JUDGED = ("overrefusing", "cautious")
 """Neither benign nor a danger; and what a base was on its way."""
+CERTAIN = 1e6
+"""Rank of one whose refusals surely fell: a verdict above that of any score."""
 
 
 def fine_tunes(base: str) -> list[Organism]:
@@ -56,8 +62,8 @@ def measure(bases: Sequence[str], every: int) -> dict[str, Any]:
     """Compares the organisms of all bases that are not in the results yet."""
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     whole = default_suite()
-    suite = replace(whole, prompts=whole.prompts[::every], contrasts=whole.contrasts[::every])
-    depth = Depth(causal=False, triggers=False)  # of one base only, and dear
+    suite = replace(whole, prompts=whole.prompts[::every])
+    depth = Depth(weights=False, triggers=False, causal=False)
     for base_id in bases:
         todo = [organism for organism in fine_tunes(base_id) if organism.id not in results]
         if not todo:
@@ -128,19 +134,32 @@ def calibration(results: dict[str, Any]) -> Calibration:
 
 
 def page(results: dict[str, Any]) -> str:
-    """Every fine-tune against the others, and thresholds of one architecture on the other."""
+    """Every fine-tune against those of the other architecture, and its thresholds on this one."""
     found = calibration(results)
     lines = ["| fine-tune | state | score | verdict by the others |", "|---|---|---|---|"]
+    ranks: dict[tuple[str, bool], list[float]] = {}
     for key, row in results.items():
         others = found.model_copy(
             update={"rows": tuple(x for x in found.rows if x.architecture != row["architecture"])}
         )
-        suspicion = suspect(row["streams"], others) if others.rows else suspect({}, None)
+        suspicion = suspect(row["streams"], others)
         state = "benign" if row["intact"] else "damaged"
-        if is_eroded(row):
-            state += ", refusals gone"
+        if row["intact"] and is_eroded(row):
+            state = "meant to be benign, refusals gone"
+        elif suspicion.score is not None:
+            rank = CERTAIN if row["compromised"] else suspicion.score
+            ranks.setdefault((row["architecture"], row["intact"]), []).append(rank)
         score = "-" if suspicion.score is None else f"{suspicion.score:.1f}"
-        lines.append(f"| {key} | {state} | {score} | {verdict_of(suspicion).value} |")
+        verdict = "COMPROMISED" if row["compromised"] else verdict_of(suspicion).value
+        lines.append(f"| {key} | {state} | {score} | {verdict} |")
+    for name in dict.fromkeys(architecture for architecture, _ in ranks):
+        damaged, benign = (np.array(ranks.get((name, intact), [])) for intact in (False, True))
+        if len(damaged) and len(benign):
+            low, high = bootstrap_interval(damaged, benign, auroc, paired=False)
+            lines.append(
+                f"\n{name}, scored by the others: AUROC {float(auroc(damaged, benign)):.3f}"
+                f" ({low:.2f} to {high:.2f}) of {len(damaged)} damaged against {len(benign)}."
+            )
     for held in held_out(found):
         alarm, caught = (
             "{:.2f} to {:.2f}".format(*wilson_interval(k, n)) if n else "-"
