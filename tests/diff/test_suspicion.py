@@ -123,7 +123,8 @@ def test_streams_of_one_base_have_no_say_for_another():
     own = suspect({"refusal": 50.0}, calibration(0.0, 0.5, 1.0))
     assert own.score > 10
     rows = [{"refusal": value, "selectivity": value} for value in (0.0, 0.5, 1.0)]
-    levels = {x.name: x for x in levels_of({"refusal": 50.0, "selectivity": 2.0}, rows, pooled=True)}
+    values = {"refusal": 50.0, "selectivity": 2.0}
+    levels = {x.name: x for x in levels_of(values, rows, pooled=True)}
     assert levels["refusal"].level is None
     assert not levels["refusal"].counts
     assert levels["selectivity"].level == pytest.approx((2.0 - 0.5) / 0.5)
