@@ -30,7 +30,7 @@ from modelassay.diff.verdict import LOST_SHARE, verdict_of
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
 from modelassay.models import load
-from modelassay.models.organisms import ORGANISMS, OVER_ALL, PREFIXES, Organism
+from modelassay.models.organisms import ORGANISMS, Organism
 from modelassay.statistics import auroc, bootstrap_interval, wilson_interval
 
 RESULTS = Path(__file__).parent / "diff_pool.json"
@@ -47,15 +47,10 @@ def fine_tunes(base: str) -> list[Organism]:
         organism
         for organism in ORGANISMS.values()
         if organism.id != base
-        and _made_from(organism) == base
+        and organism.made_from == base
         and organism.name not in NOT_JUDGED
         and not (organism.ablated or organism.edit or organism.numerics)
     ]
-
-
-def _made_from(organism: Organism) -> str:
-    over_all = organism.added or organism.adapter in (OVER_ALL, None)
-    return PREFIXES[organism.base] + (OVER_ALL if over_all else "safe")
 
 
 def measure(bases: Sequence[str], every: int) -> dict[str, Any]:

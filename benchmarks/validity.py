@@ -1,15 +1,18 @@
 """Are the verdicts true? Every evidence stream against models whose damage is known.
 
-Each model organism is scanned, and ams-scanner's statistic is taken beside it, once as the scanner
-prints it and once with correct padding. Then, for each stream: how well does it tell damaged
-from intact organisms, over organisms, seeds and halves of the prompts? Measurements are kept as
-they come, so a run that was stopped goes on. Organisms whose files changed are measured again;
---again measures all of them, as after a change of the code.
+Each model organism of both architectures is scanned on all prompts, and verified and compared with
+the model that it was made from. Where the scan would have stopped asking is replayed from its
+outcomes. ams-scanner's statistic is taken beside it, once as the scanner prints it and once with
+correct padding. Then, for each stream: how well does it tell damaged from intact organisms, over
+organisms, seeds and halves of the prompts? Measurements are kept as they come, so a run that was
+stopped goes on, and organisms that are not built here are passed over. Organisms whose files
+changed are measured again; --again measures all of them, as after a change of the code.
 
     python benchmarks/validity.py [--seeds 0 1] [--replicas FOLDER] [--write docs/validity.md]
 
-Seed 0 are the shipped organisms. Those of other seeds are built beforehand, into FOLDER/seed-1 and
-so on: `modelassay organism build all --seed 1 --out FOLDER/seed-1`.
+Seed 0 are the shipped organisms and those that MODELASSAY_ORGANISMS names. Those of other seeds are
+built beforehand, into FOLDER/seed-1 and so on: `modelassay organism build all --seed 1 --out
+FOLDER/seed-1`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,26 +35,42 @@ from ams.concepts import get_scan_concepts
 from ams.extractor import ActivationExtractor
 
 import identity
+from modelassay.data.asking import asking_blocks
+from modelassay.data.concepts import refusal_prompts
+from modelassay.diff import Depth, diff, load_suite, read_base
+from modelassay.diff.reading import BaseReading
+from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
 from modelassay.measures.examination import read_range
+from modelassay.measures.refusal_evidence import RefusalEvidence, weigh_outcomes
+from modelassay.measures.refusal_judge import Outcome
 from modelassay.measures.separation import measure_separation, pooled_separation
 from modelassay.models import LoadedModel, load
-from modelassay.models.embedded import EMBEDDED_WHEEL
+from modelassay.models.embedded import EMBEDDED, EMBEDDED_ID, GEMMA, GEMMA_ID
 from modelassay.models.identity import hash_files
-from modelassay.models.organisms import OF_LAST_LAYERS as ORGANISMS
-from modelassay.models.organisms import adapter_folder, files_of, shipped_folder
-from modelassay.models.sources import ADAPTER_WEIGHTS
+from modelassay.models.organisms import ORGANISMS, find_organism, organism_source
 from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import encode_prompts
 from modelassay.scan.report import ScanReport
 from modelassay.scan.scanning import scan
+from modelassay.scan.verdict import Level, decide, settled
 from modelassay.statistics import auroc, wilson_interval
+from modelassay.verify import Baseline
+from modelassay.verify.creating import create_baseline
+from three_verdicts import Verdicts, contradictions, verdicts_of
 
 CONCEPT = "harmful_content"
 RESULTS = Path(__file__).parent / "validity.json"
 HALVES = 2
 N_BOOTSTRAP = 2000
-SCREENED = ("embedded", *(organism.id for organism in ORGANISMS.values()))
+BASES = (EMBEDDED_ID, GEMMA_ID)
+SCREENED = (*BASES, *(organism.id for organism in ORGANISMS.values()))
+DEPTH = Depth(causal=False, triggers=False)
+WHEELS = {
+    packed_id: ",".join(wheel.sha256 for wheel in packed.wheels)
+    for packed_id, packed in ((EMBEDDED_ID, EMBEDDED), (GEMMA_ID, GEMMA))
+}
+"""What the weights of the bases come in."""
 Pairs = Sequence[tuple[str, str]]
 
 
@@ -74,19 +93,46 @@ STREAMS = (
 )
 
 
-def measure(model_id: str) -> dict[str, Any]:
-    """All streams of one model, on all prompts and on each half of them."""
+@dataclass(frozen=True)
+class Ancestor:
+    """What organisms were made from, read once for all of them."""
+
+    model: LoadedModel
+    scanned: ScanReport
+    baseline: Baseline
+    read: BaseReading
+
+    @classmethod
+    def of(cls, model_id: str) -> Ancestor:
+        """Loads and reads a model."""
+        model = load(model_id, device="cpu")
+        suite, tokens = load_suite("default"), DEPTH.response_tokens
+        return cls(
+            model,
+            scan(model),
+            create_baseline(model_id),
+            read_base(model, suite, response_tokens=tokens),
+        )
+
+
+def measure(model_id: str, ancestor: Ancestor | None) -> dict[str, Any]:
+    """All streams of one model, on all prompts and on each half of them, and the verdicts on it."""
     model = load(model_id, device="cpu")
-    report = scan(model, mode="standard")
+    report = scan(model, ask_all=True, verify=ancestor and ancestor.baseline)
     ours = [_ours(report, slice(half, None, HALVES)) for half in range(HALVES)]
     their_all, *theirs = _theirs(model)
     if (refusal := report.refusal) is None:
         raise SystemExit(f"{model_id} shows no behaviour: {report.refusal_unscored}.")
     separation = report.concepts[CONCEPT].separation
-    return {
+    stopped, n_asked = _stopped(report, refusal)
+    found = {
         "verdict": report.verdict.value,
         "reason": report.reasons[0],
+        "stopped": stopped,
+        "n_asked": n_asked,
+        "n_planned": refusal.n_planned,
         "ablation_detected": report.ablation.detected,
+        "ablation_suspected": bool(report.ablation.suspicion_text),
         "ablated_blocks": len(report.ablation.layers),
         "ablation_strongest": report.ablation.eigenvalue_ratio,
         "p_value": separation.p_value,
@@ -97,9 +143,47 @@ def measure(model_id: str) -> dict[str, Any]:
         },
         "harmful_rate": refusal.harmful_rate,
         "benign_rate": refusal.benign_rate,
+        "evades": [refusal.harmful.evades.rate, refusal.benign.evades.rate],
         "all": _ours(report, slice(None)) | their_all,
         "halves": [a | b for a, b in zip(ours, theirs, strict=True)],
     }
+    if ancestor is None or report.verification is None:
+        return found
+    compared = diff(ancestor.model, model, of_base=ancestor.read, depth=DEPTH)
+    verdicts = verdicts_of(report, ancestor.scanned, report.verification, compared)
+    return found | {
+        "verdicts": asdict(verdicts),
+        "score": compared.suspicion.score,
+        "diff_reason": compared.reasons[0],
+    }
+
+
+def _stopped(report: ScanReport, refusal: RefusalEvidence) -> tuple[str, int]:
+    """The verdict of a scan that asks only as much as it takes, and the prompts that it asks."""
+    harmful, harmless = refusal_prompts()
+    outcomes: dict[str, Outcome | None] = dict(
+        zip(
+            [*harmful, *harmless],
+            [*refusal.harmful_outcomes, *refusal.benign_outcomes],
+            strict=True,
+        )
+    )
+    judged = {
+        name: result.separation
+        for name, result in report.concepts.items()
+        if result.level is not Level.CONTROL
+    }
+    said: set[str] = set()
+    evidence = refusal
+    for block in asking_blocks():
+        said.update(block)
+        found: list[list[Outcome | None]] = [
+            [outcomes[x] if x in said else None for x in group] for group in (harmful, harmless)
+        ]
+        evidence = weigh_outcomes(found[0], found[1], n_asked=len(said))
+        if settled(evidence):
+            break
+    return decide(judged, evidence, report.ablation)[0].value, evidence.n_asked
 
 
 def _ours(report: ScanReport, rows: slice) -> dict[str, float]:
@@ -218,43 +302,42 @@ def discriminate(
 def run(seeds: Sequence[int], replicas: Path | None, ids: Sequence[str]) -> dict[str, Any]:
     """Measures what has not been measured yet, or has changed since."""
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    ancestor, ancestor_id = None, ""
     for seed in seeds:
         if seed and replicas is None:
             raise SystemExit("Seeds other than 0 need --replicas FOLDER with FOLDER/seed-N in it.")
         for model_id in ids:
             key = f"{model_id}@{seed}"
-            if not _has(replicas, seed, model_id):
+            if seed and model_id in BASES:  # the same for every seed
                 continue
             if seed:
                 os.environ["MODELASSAY_ORGANISMS"] = str(Path(str(replicas)) / f"seed-{seed}")
-            else:
-                os.environ.pop("MODELASSAY_ORGANISMS", None)
-            files = _hash(model_id)
+            try:
+                files = _hash(model_id)
+            except InputError as error:  # it is not built here
+                print(error, flush=True)
+                continue
             if results.get(key, {}).get("files_sha256") == files:
                 continue
             print(f"measuring {key}", flush=True)
-            results[key] = measure(model_id) | {"files_sha256": files}
+            parent = model_id if model_id in BASES else find_organism(model_id).made_from
+            if parent != ancestor_id and parent not in BASES:
+                ancestor = None  # before the next one is loaded
+                ancestor, ancestor_id = Ancestor.of(parent), parent
+            known = ancestor if parent == ancestor_id else None
+            results[key] = measure(model_id, known) | {"files_sha256": files}
             gc.collect()
             write_text_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
     return results
 
 
-def _has(replicas: Path | None, seed: int, model_id: str) -> bool:
-    """Whether there is such a model of that seed; `embedded` is the same for every seed."""
-    if model_id == "embedded":
-        return seed == 0
-    organism = ORGANISMS[model_id.partition(":")[2]]
-    needed = organism.adapter if organism.adapter and organism.numerics else organism.name
-    folder = Path(str(replicas)) / f"seed-{seed}" if seed else shipped_folder()
-    return (folder / needed / "card.json").is_file()
-
-
 def _hash(model_id: str) -> str:
     """Of the files that make it what it is: one that was built again is measured again."""
-    if model_id == "embedded":
-        return EMBEDDED_WHEEL.sha256
-    organism = ORGANISMS[model_id.partition(":")[2]]
-    return hash_files([adapter_folder(organism) / ADAPTER_WEIGHTS, *files_of(organism)])
+    if model_id in BASES:
+        return WHEELS[model_id]
+    source = organism_source(model_id)
+    after = source.after_load
+    return hash_files([*source.weight_files(), *(after.files if after else ())])
 
 
 def page(results: dict[str, Any]) -> str:
@@ -270,59 +353,72 @@ def page(results: dict[str, Any]) -> str:
         "# Validity: are the verdicts true?",
         "",
         "Written by `python benchmarks/validity.py`. Every organism is a model whose state is known"
-        " because it was made on purpose ([examples/organisms](../examples/organisms)). Prompts"
+        " because it was made on purpose ([how-to/organisms.md](how-to/organisms.md)). Prompts"
         " that built an organism score none. What follows from the tables is in"
         " [method.md](method.md).",
         "",
         f"ams-scanner {version('ams-scanner')}, torch {torch.__version__}, transformers"
         f" {version('transformers')}, {platform.machine()}, fp32 unless the organism says"
-        " otherwise. AMS's numbers are of its own harmful_content prompts, ours of ours.",
+        " otherwise. `embedded` is a Llama of 135M parameters, `gemma` a Gemma 3 of 270M; neither"
+        " was trained to be safe, and what is called safe was made from them.",
         "",
         f"**{len(results)} measurements so far**; the more models, the more the tables can claim.",
         "",
-        "## Every organism",
+        "## Three verdicts on every organism",
         "",
-        "| model | seed | safety | verdict | refuses harmful | benign | "
-        + " | ".join(stream.title for stream in STREAMS)
-        + " | fingerprint |",
-        "|---|---|---|---|---|---|" + "---|" * (len(STREAMS) + 1),
+        "`verify` and `diff` hold an organism against the one that it was made from. *asked* is the"
+        " number of prompts after which a scan stops; where it would then say something else than"
+        " after all of them, that stands beside it. Seed 0 are the shipped organisms and those"
+        " built from the shipped recipes. `diff` was run without triggers and causal checks.",
+        "",
+        "| model | seed | made from | safety | refuses harmful | harmless | evades | scan | asked |"
+        " verify | diff | contradictions |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        *(_verdicts_row(key, result) for key, result in results.items()),
+        "",
+        *_stopping(results),
+        "",
+        "## Methods of damage against what is said of them",
+        "",
+        "The edits of weights, and what each command says that was done.",
+        "",
+        "| edit | seed | verify | family named | diff | scan finds in the weights |",
+        "|---|---|---|---|---|---|",
+        *(_method_row(key, result) for key, result in results.items() if _is_edit(key)),
+        "",
+        "## Harmless kinds against false alarms",
+        "",
+        "An alarm is CRITICAL or WARNING of `scan` where the model that it was made from passes, an"
+        " ablation that `verify` sees, COMPROMISED of `diff`.",
+        "",
+        *_alarms(results),
+        "",
+        "## Every stream",
+        "",
+        "AMS's numbers are of its own harmful_content prompts, ours of ours. In brackets: 95%"
+        " intervals. The deepest hole is the second smallest eigenvalue ratio of single layers, or"
+        " that of their sum if it is smaller; a scan prints the sum's.",
+        "",
+        "| model | seed | safety | " + " | ".join(stream.title for stream in STREAMS) + " |",
+        "|---|---|---|" + "---|" * len(STREAMS),
     ]
     for key, result in results.items():
         model_id, _, seed = key.partition("@")
-        cells = [_cell(stream, result) for stream in STREAMS]
-        fired = f"fires, {result['ablated_blocks']} layers" if result["ablation_detected"] else "-"
-        lines.append(
-            f"| {model_id} | {seed} | {_state(model_id)} | {result['verdict']} |"
-            f" {result['harmful_rate']:.0%} | {result['benign_rate']:.0%} |"
-            f" {' | '.join(cells)} | {fired} |"
-        )
+        cells = " | ".join(_cell(stream, result) for stream in STREAMS)
+        lines.append(f"| {model_id} | {seed} | {_state(model_id)} | {cells} |")
+    lines += ["", "## How well each stream tells damaged from intact", ""]
+    for base in BASES:
+        own = {key: result for key, result in results.items() if _base(key) == base}
+        if len({_state(key.partition("@")[0]) for key in own}) > 1:
+            lines += [f"Made from `{base}`:", "", *_discrimination_table(own, lambda _: True), ""]
     lines += [
-        "",
-        "Seed 0 are the shipped organisms; their cards name the seeds of the harmless fine-tunes,"
-        " which differ. In brackets: 95% intervals. `embedded` never had safety training. The"
-        " deepest hole is the second smallest eigenvalue ratio of single layers, or that of their"
-        " sum if it is smaller; a scan prints the sum's.",
-        "",
-        "## How well each stream tells damaged from intact",
-        "",
-        *_discrimination_table(results, lambda _key: True),
-        "",
         "AUROC: chance that a damaged model reads lower than an intact one. TPR: share of damaged"
         " measurements below every intact one, so at a false-positive rate of at most 1 in the"
         " number of intact measurements. A measurement is one model on one half of the prompts;"
-        " the interval of the AUROC resamples models. `embedded` counts as damaged here. The intact"
+        " the interval of the AUROC resamples models. The bases count as damaged here. The intact"
         " ones are fine-tunes and casts of one model, so they are fewer than they look.",
         "",
-        "## Who catches what",
-        "",
-        "Share of measurements of each kind of damage that lie below every intact one; the last"
-        " column is the verdict on all prompts.",
-        "",
-        "| damage | " + " | ".join(stream.title for stream in STREAMS) + " | verdict not PASS |",
-        "|---|" + "---|" * (len(STREAMS) + 1),
-        *_by_damage(results),
-        "",
-        "## Verdicts",
+        "## Verdicts of the scan",
         "",
         *_verdict_counts(results),
         "",
@@ -332,9 +428,99 @@ def page(results: dict[str, Any]) -> str:
 
 
 def _state(model_id: str) -> str:
-    if model_id == "embedded":
+    if model_id in BASES:
         return "never trained"
-    return "intact" if ORGANISMS[model_id.partition(":")[2]].intact else "damaged"
+    return "intact" if find_organism(model_id).intact else "damaged"
+
+
+def _base(key: str) -> str:
+    model_id = key.partition("@")[0]
+    return model_id if model_id in BASES else find_organism(model_id).base
+
+
+def _is_edit(key: str) -> bool:
+    model_id = key.partition("@")[0]
+    if model_id in BASES:
+        return False
+    organism = find_organism(model_id)
+    return organism.ablated or organism.edit is not None
+
+
+def _verdicts(result: dict[str, Any]) -> Verdicts | None:
+    row = result.get("verdicts")
+    return Verdicts(**{**row, "families": tuple(row["families"])}) if row else None
+
+
+def _verdicts_row(key: str, result: dict[str, Any]) -> str:
+    model_id, _, seed = key.partition("@")
+    row = _verdicts(result)
+    parent = "-" if model_id in BASES else find_organism(model_id).made_from
+    evades = " / ".join(f"{rate:.0%}" for rate in result["evades"])
+    asked = str(result["n_asked"])
+    if result["stopped"] != result["verdict"]:
+        asked += f", {result['stopped']}"
+    cells = ["-", "-", "-"]
+    if row is not None:
+        score = "" if result["score"] is None else f" ({result['score']:.1f})"
+        wrong = "; ".join(contradictions(row)) or "none"
+        cells = [row.kind or "unknown", f"{row.diff}{score}", wrong]
+    return (
+        f"| {model_id} | {seed} | {parent} | {_state(model_id)} | {result['harmful_rate']:.0%} |"
+        f" {result['benign_rate']:.0%} | {evades} | {result['verdict']} | {asked} |"
+        f" {' | '.join(cells)} |"
+    )
+
+
+def _stopping(results: dict[str, Any]) -> list[str]:
+    """What stopping early saves, and what it changes."""
+    asked = [result["n_asked"] / result["n_planned"] for result in results.values()]
+    same = sum(result["stopped"] == result["verdict"] for result in results.values())
+    if not asked:
+        return []
+    return [
+        f"A scan asks {np.mean(asked):.0%} of the prompts on average (median"
+        f" {np.median(asked):.0%}) and says the same as after all of them for {same} of"
+        f" {len(asked)} models."
+    ]
+
+
+def _method_row(key: str, result: dict[str, Any]) -> str:
+    model_id, _, seed = key.partition("@")
+    row = _verdicts(result)
+    weights = (
+        "erased"
+        if result["ablation_detected"]
+        else "suspected"
+        if result["ablation_suspected"]
+        else "nothing"
+    )
+    if row is None:
+        return f"| {model_id} | {seed} | - | - | - | {weights} |"
+    families = ", ".join(dict.fromkeys(row.families)) or "none"
+    return f"| {model_id} | {seed} | {row.kind} | {families} | {row.diff} | {weights} |"
+
+
+def _alarms(results: dict[str, Any]) -> list[str]:
+    lines = ["| base | harmless models | scan | verify | diff | diff says SUSPICIOUS |"]
+    lines.append("|---|---|---|---|---|---|")
+    for base in BASES:
+        rows = [
+            row
+            for key, result in results.items()
+            if _base(key) == base and _state(key.partition("@")[0]) == "intact"
+            if (row := _verdicts(result)) is not None
+        ]
+        if rows:
+            failed = sum(r.base_scan == "PASS" and r.scan in ("CRITICAL", "WARNING") for r in rows)
+            ablated = sum(row.kind == "ablated" for row in rows)
+            compromised, suspicious = (
+                sum(row.diff == verdict for row in rows)
+                for verdict in ("COMPROMISED", "SUSPICIOUS")
+            )
+            lines.append(
+                f"| {base} | {len(rows)} | {failed} | {ablated} | {compromised} | {suspicious} |"
+            )
+    return lines
 
 
 def _cell(stream: Stream, result: dict[str, Any]) -> str:
@@ -371,25 +557,6 @@ def _discrimination_table(results: dict[str, Any], keep: Callable[[str], bool]) 
             f" {found.tpr_interval[1]:.0%}) | 1/{found.n_intact} | {found.n_intact} |"
             f" {found.n_damaged} |"
         )
-    return lines
-
-
-def _by_damage(results: dict[str, Any]) -> list[str]:
-    lines = []
-    damaged = [m for m in SCREENED if _state(m) != "intact"]
-    for model_id in damaged:
-        own = [result for key, result in results.items() if key.partition("@")[0] == model_id]
-        if not own:
-            continue
-        cells = []
-        for stream in STREAMS:
-            floor = min(
-                min(row) for row in _values(results, stream, lambda m: _state(m) == "intact")
-            )
-            values = [half[stream.key] for result in own for half in result["halves"]]
-            cells.append(f"{sum(value < floor for value in values)}/{len(values)}")
-        caught = sum(result["verdict"] != "PASS" for result in own)
-        lines.append(f"| {model_id} | {' | '.join(cells)} | {caught}/{len(own)} |")
     return lines
 
 

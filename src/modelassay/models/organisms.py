@@ -32,6 +32,8 @@ DRAWN = ("heretic", "heretic-attention", "heretic-perlayer", "heretic-outliers")
 """Edits that take a seed."""
 OVER_ALL = "safe-all"
 """What those that are trained or edited through all layers stand on."""
+FIRST = ("safe", "cautious", OVER_ALL, "safe-full")
+"""What stands on a base itself."""
 SEEDED = re.compile(r"(?P<name>.+)@(?P<seed>\d{1,9})")
 
 
@@ -67,6 +69,14 @@ class Organism:
     def key(self) -> str:
         """What it is called in lists: its id, without the prefix if its base is `embedded`."""
         return self.name if self.base == EMBEDDED_ID else self.id
+
+    @property
+    def made_from(self) -> str:
+        """Id of the model that it was trained, merged or edited from."""
+        if self.name in FIRST:
+            return self.base
+        over_all = self.added or self.adapter in (OVER_ALL, None)
+        return PREFIXES[self.base] + (OVER_ALL if over_all else "safe")
 
     @property
     def place(self) -> Path:
