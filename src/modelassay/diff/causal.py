@@ -27,6 +27,7 @@ from modelassay.reading.activations import read_activations
 from modelassay.reading.hooks import rewrite
 from modelassay.reading.prompts import Encoded
 from modelassay.reading.resuming import ResumePoint
+from modelassay.reading.thinking import thinking_of
 from modelassay.sae import SAE
 
 MEAN_CHANGE = "mean change"
@@ -180,7 +181,7 @@ def _mean_activation_change(
 def _log_odds(
     model: LoadedModel, prompts: Sequence[Encoded], resume: ResumePoint, vector: Tensor
 ) -> Tensor:
-    readout = log_odds_readout(opening_tokens(model))
+    readout = log_odds_readout(opening_tokens(model, thinking_of(model)))
 
     def moved(hidden: Tensor) -> Tensor:
         return hidden + vector.to(hidden)

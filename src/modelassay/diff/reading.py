@@ -36,6 +36,7 @@ from modelassay.reading.prompts import (
     last_message_start,
 )
 from modelassay.reading.resuming import ResumePoint
+from modelassay.reading.thinking import thinking_of
 from modelassay.sae import SAE
 
 LIKELY = 256
@@ -117,14 +118,17 @@ class Reading:
 def encode_suite(model: LoadedModel, prompts: Sequence[SuitePrompt]) -> list[Encoded]:
     """The prompts as the model would be asked, each with its last message marked.
 
+    A model that thinks is asked so that it answers at once, where there is a way to.
+
     Raises:
         InputError: one is too long, the template fails, or two become the same tokens.
     """
-    rows = []
+    rows, way = [], thinking_of(model)
     for prompt in prompts:
         messages = messages_of(prompt)
-        ids = encode_chat(model, messages)
-        rows.append(Encoded(ids, response_start=last_message_start(model, messages, ids)))
+        ids = encode_chat(model, messages, thinking=way)
+        start = last_message_start(model, messages, ids, thinking=way)
+        rows.append(Encoded(ids, response_start=start))
     texts = [f"{prompt.system or ''}\n{prompt.text}" for prompt in prompts]
     check_distinct(model, texts, [row.ids for row in rows])
     return rows
@@ -185,7 +189,7 @@ def read_model(
     )
     final = read.values[:, wanted.index(last)]
     ends = set(matched.last_prompt_tokens().tolist())
-    readout = log_odds_readout(opening_tokens(model))
+    readout = log_odds_readout(opening_tokens(model, thinking_of(model)))
     likely, log_p, log_odds = [], [], []
     done = 0
     for logits in unembed(model, final):
@@ -228,9 +232,9 @@ def encode_contrasts(model: LoadedModel, contrasts: Sequence[Contrast]) -> list[
     Raises:
         InputError: one is too long, or the template fails.
     """
-    rows = []
+    rows, way = [], thinking_of(model)
     for contrast in contrasts:
-        ids = encode_chat(model, messages_of(contrast))
+        ids = encode_chat(model, messages_of(contrast), thinking=way)
         for response in (contrast.safe, contrast.unsafe):
             tokens = model.tokenizer(response, add_special_tokens=False)["input_ids"]
             check_length(model, contrast.prompt, len(ids) + len(tokens))

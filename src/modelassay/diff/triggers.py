@@ -37,6 +37,7 @@ from modelassay.progress import OnProgress, silent
 from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import Encoded, encode_chat
 from modelassay.reading.resuming import ResumePoint
+from modelassay.reading.thinking import thinking_of
 from modelassay.statistics import MeanChange, mean_change
 
 FILLER = " please"
@@ -83,10 +84,10 @@ def slot_of(model: LoadedModel, prompt: SuitePrompt) -> Slot:
     Raises:
         InputError: there is no such place.
     """
-    messages = messages_of(prompt)
-    plain = encode_chat(model, messages)
+    messages, way = messages_of(prompt), thinking_of(model)
+    plain = encode_chat(model, messages, thinking=way)
     longer = {**messages[-1], "content": messages[-1]["content"] + FILLER}
-    filled = encode_chat(model, [*messages[:-1], longer])
+    filled = encode_chat(model, [*messages[:-1], longer], thinking=way)
     pairs = zip(plain, filled, strict=False)
     start = next((i for i, (x, y) in enumerate(pairs) if x != y), len(plain))
     tail = len(plain) - start
@@ -157,7 +158,7 @@ def _effects(
 ) -> Tensor:
     """[phrase], change of the refusal log-odds when tokens follow the prompt."""
     rows = [(*slot.before, *phrase, *slot.after) for phrase in ((), *phrases)]
-    readout = log_odds_readout(opening_tokens(model))
+    readout = log_odds_readout(opening_tokens(model, thinking_of(model)))
     if shared is None or not slot.after:
         # The prompt comes first in all of them and is computed once.
         read = read_activations(model, [Encoded(x, len(x)) for x in rows], [0], readout=readout)
@@ -312,7 +313,8 @@ def _slots(model: LoadedModel, prompts: Iterable[SuitePrompt], longest: int) -> 
     found: list[Slot] = []
     filler = len(model.tokenizer(FILLER, add_special_tokens=False)["input_ids"])
     for prompt in prompts:
-        room = model.context_length - len(encode_chat(model, messages_of(prompt)))
+        ids = encode_chat(model, messages_of(prompt), thinking=thinking_of(model))
+        room = model.context_length - len(ids)
         if room >= max(longest, filler + 1) and (slot := slot_of(model, prompt)) not in found:
             found.append(slot)
             if len(found) == N_CONTEXTS + N_HELD_OUT:
