@@ -1,31 +1,17 @@
-"""Do `scan`, `verify` and `diff` say the same of one model? A table of the three verdicts.
+"""Do `scan`, `verify` and `diff` say the same of one model?
 
 Each looks at other evidence, so they may differ in what they see, but what one states must not
-exclude what another states. What would be a contradiction is written down in `contradictions`.
-
-    python benchmarks/three_verdicts.py BASE CANDIDATE... [--write FILE]
-
-What was measured is kept in three_verdicts.json as it comes, so a run that was stopped goes on.
+exclude what another states. What would be a contradiction is written down in `contradictions`;
+`validity.py` holds the organisms against it.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-from modelassay.diff import Depth, DiffReport, diff, load_suite, read_base
-from modelassay.files.atomic import write_text_atomically
-from modelassay.models import load
+from modelassay.diff import DiffReport
 from modelassay.scan.report import ScanReport
-from modelassay.scan.scanning import scan
-from modelassay.verify.creating import create_baseline
 from modelassay.verify.report import VerificationReport
-from modelassay.verify.verifying import verify
-
-RESULTS = Path(__file__).parent / "three_verdicts.json"
 
 
 @dataclass(frozen=True)
@@ -106,56 +92,3 @@ def contradictions(row: Verdicts) -> list[str]:
         "verify and diff name other families": len(set(row.families)) > 1,
     }
     return [what for what, holds in said.items() if holds]
-
-
-def measure(base_id: str, candidates: Iterable[str]) -> dict[str, Verdicts]:
-    """Scans, verifies and compares each candidate that is not in the results yet."""
-    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    rows = {
-        key: Verdicts(**{**row, "families": tuple(row["families"])}) for key, row in known.items()
-    }
-    todo = [each for each in candidates if f"{base_id} > {each}" not in rows]
-    if not todo:
-        return rows
-    base = load(base_id)
-    baseline = create_baseline(base_id)
-    of_base = read_base(base, load_suite("default"), response_tokens=Depth().response_tokens)
-    base_scan = scan(base)
-    for each in todo:
-        model = load(each)
-        rows[f"{base_id} > {each}"] = verdicts_of(
-            scan(model),
-            base_scan,
-            verify(each, baseline),
-            diff(base, model, of_base=of_base, depth=Depth(causal=False)),
-        )
-        text = json.dumps({key: asdict(row) for key, row in rows.items()}, indent=1)
-        write_text_atomically(RESULTS, text + "\n")
-        print(each, rows[f"{base_id} > {each}"], flush=True)
-    return rows
-
-
-def table(rows: Mapping[str, Verdicts]) -> str:
-    """A row for each model: the three verdicts, and what contradicts what."""
-    lines = ["| model | scan | verify | diff | contradictions |", "|---|---|---|---|---|"]
-    for key, row in rows.items():
-        wrong = "; ".join(contradictions(row)) or "none"
-        lines.append(f"| {key} | {row.scan} | {row.kind or 'unknown'} | {row.diff} | {wrong} |")
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("base")
-    parser.add_argument("candidates", nargs="+")
-    parser.add_argument("--write", type=Path)
-    arguments = parser.parse_args()
-    text = table(measure(arguments.base, arguments.candidates))
-    print(text)
-    if arguments.write:
-        write_text_atomically(arguments.write, text)
-
-
-if __name__ == "__main__":
-    main()
