@@ -23,6 +23,7 @@ from fetched import (
     sha256,
     weights,
 )
+from modelassay.diff.declared import read_declared
 from modelassay.errors import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, InputError
 from modelassay.models import load
 from modelassay.models.finding import resolve
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 
 def test_model_is_fetched_and_loaded(hub: LoopbackHub, llama: dict[str, bytes]) -> None:
-    files = {**llama, "README.md": b"card", "pytorch_model.bin": b"pickle", "code.py": b"1 / 0"}
+    card = b"---\ntags: [llama, abliterated]\n---\nA card."
+    files = {**llama, "README.md": card, "pytorch_model.bin": b"pickle", "code.py": b"1 / 0"}
     commit = hub.add_repo("models", "tiny/llama", files)
     loaded = load("tiny/llama", device="cpu")
     assert loaded.info.id == "tiny/llama"
@@ -41,7 +43,8 @@ def test_model_is_fetched_and_loaded(hub: LoopbackHub, llama: dict[str, bytes]) 
     assert loaded.info.weights_sha256 == sha256(llama["model.safetensors"])
     asked = {request.path.rpartition("/")[2] for request in hub.log if "resolve" in request.path}
     assert "model.safetensors" in asked
-    assert not asked & {"README.md", "pytorch_model.bin", "code.py"}
+    assert not asked & {"pytorch_model.bin", "code.py"}
+    assert read_declared(loaded).claims == ("the tag abliterated",)
     # Loading itself asks the Hub for nothing more than fetching did.
     before = len(hub.log)
     resolve("tiny/llama")

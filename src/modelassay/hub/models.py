@@ -8,6 +8,8 @@ from modelassay.errors import InputError
 from modelassay.hub.snapshots import RemoteFile, Snapshot, fetch_snapshot, matches
 
 TOKENIZER_AND_CONFIG = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+CARD = "README.md"
+"""Its tags may say what was done to the weights."""
 # Copies of the weights in other formats, which some repositories keep in subfolders.
 NOT_NEEDED = ("original/*", "onnx/*", "openvino/*", "metal/*", "consolidated*", "*.msgpack")
 
@@ -22,7 +24,7 @@ def fetch_model(
     max_bytes: int | None = None,
     weights: bool = True,
 ) -> Snapshot:
-    """Fetches the config, tokenizer and safetensors (or one GGUF file) of a model or adapter.
+    """Fetches config, tokenizer, card and safetensors (or one GGUF file) of a model or adapter.
 
     Offline, a cached snapshot is used.
 
@@ -41,7 +43,7 @@ def fetch_model(
         UnavailableError: gated, forbidden, or unreachable and not cached.
     """
     weight_patterns = [gguf_file] if gguf_file else ["*.safetensors"]
-    patterns = [*TOKENIZER_AND_CONFIG, *(["*.py"] if code else [])]
+    patterns = [*TOKENIZER_AND_CONFIG, CARD, *(["*.py"] if code else [])]
     patterns += weight_patterns if weights else []
 
     def choose(files: Mapping[str, RemoteFile]) -> list[str]:

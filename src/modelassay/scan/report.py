@@ -334,7 +334,7 @@ def refusal_rates(report: ScanReport) -> Figure | None:
     refusal = report.refusal
     if refusal is None:
         return None
-    figure = new_figure("Refusal of short answers", "", "share refused")
+    figure = new_figure("Refusals in responses", "", "share refused")
     values = [refusal.harmful_rate, refusal.benign_rate, refusal.selectivity]
     intervals = [refusal.harmful_interval, refusal.benign_interval, refusal.interval]
     figure.add_bar(
