@@ -331,6 +331,22 @@ def _untrained(base: Weights) -> Iterator[tuple[str, Callable[[], Pair]]]:
         sizes = weight.abs()
         return weight * (sizes > sizes.flatten()[::7][:1_000_000].quantile(share))
 
+    def kept_of_rows(share: float, _name: str, weight: Tensor) -> Tensor:
+        sizes = weight.abs()
+        return weight * (sizes > sizes.quantile(share, dim=1, keepdim=True))
+
+    def two_of_four(_name: str, weight: Tensor) -> Tensor:
+        fours = weight.reshape(-1, 4)
+        least = fours.abs().sort(dim=1).values[:, 1:2]
+        return (fours * (fours.abs() > least)).reshape(weight.shape)
+
+    def cut(name: str, weight: Tensor) -> Tensor:
+        if "embed" in name:
+            return weight
+        u, values, v = torch.linalg.svd(weight, full_matrices=False)
+        half = len(values) // 2
+        return (u[:, :half] * values[:half]) @ v[:half]
+
     def scaled(axis: int, _name: str, weight: Tensor) -> Tensor:
         factors = 1 + 0.3 * torch.rand(weight.shape[axis], generator=draw)
         return weight * (factors[:, None] if axis == 0 else factors)
@@ -345,8 +361,10 @@ def _untrained(base: Weights) -> Iterator[tuple[str, Callable[[], Pair]]]:
         ("smaller weights", lambda _, w: 0.98 * w),
         ("rows scaled", partial(scaled, 0)),
         ("columns scaled", partial(scaled, 1)),
-        ("pruned by size, 10%", partial(kept, 0.1)),
-        ("pruned by size, 50%", partial(kept, 0.5)),
+        *((f"pruned by size, {share:.0%}", partial(kept, share)) for share in (0.1, 0.3, 0.5, 0.7)),
+        ("pruned by size in each row, 70%", partial(kept_of_rows, 0.7)),
+        ("pruned, two of four", two_of_four),
+        ("cut to half of its rank", cut),
         ("pruned by chance", thinned),
         ("neurons pruned", emptied),
     ):
@@ -395,7 +413,6 @@ def record_of(found: WeightDiff, ablation: Ablation | None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "score": told.score,
         "found": bool(told.components) or told.turned,
-        "observations": list(found.observations),
     }
     if ablation is None or not told.components:
         return record

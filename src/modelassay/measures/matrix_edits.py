@@ -40,8 +40,9 @@ COLUMNS_EACH = 16
 MARK_COSINE = 0.95
 """Between tᵀΔW and tᵀW. Edits give 0.98 to 1.00; what is trained 0.1 to 0.4, and up to 0.9 where
 training took back what an adapter had written."""
-LEAST_RAW = 0.6
-"""The same before noise is allowed for."""
+LEAST_RAW = 0.9
+"""The same before noise is allowed for. Where weights were pruned or rounded coarsely, what is left
+over is no noise without a pattern, and allowing for more would make edits of 0.6 to 0.8."""
 CONCENTRATED = 3.0
 """Times as much of the change as of the weights must lie along a direction, and as much of it must
 be gone as of each of its rows by itself: scaling, pruning and emptying change rows one by one."""
@@ -49,7 +50,8 @@ MOST_DIRECTIONS = 8
 """More than these are no few directions that were taken out."""
 LEAST_STRENGTH = 0.02
 EMPTY = 0.2
-"""Of what a matrix writes along an average direction: less is strange where nothing was edited."""
+"""Of what a typical row writes: less is strange where nothing was edited, and no loss where it is
+gone. Pruning and cutting a matrix to a lower rank empty such directions."""
 SMALL_ROW = 0.05
 """Of the root mean square of row norms: shorter rows are scaled as if they had this norm."""
 SPACES: dict[bool, tuple[Family, Family]] = {
@@ -122,9 +124,8 @@ class _Candidate:
     normalised: bool
     by_rows: bool
     """Whether it is gone because of what happened to single rows."""
-    before: float
-    """What the matrix before writes along it, in units of what it writes on average."""
-    after: float
+    empty: bool
+    """Whether the matrix before wrote next to nothing along it."""
 
 
 def measure_edit(change: WeightChange, spectrum: Spectrum) -> MatrixEdit:
@@ -145,9 +146,11 @@ def measure_edit(change: WeightChange, spectrum: Spectrum) -> MatrixEdit:
     found = _candidates(change, spectrum, norms, searched, noise)
     if any(c.by_rows and c.cosine > MARK_COSINE for c in found[False]):
         nothing = replace(nothing, rows_scaled=_scaled_rows(change))
-    ours, reverse = ([c for c in found[turned] if not c.by_rows] for turned in (False, True))
+    ours, reverse = (
+        [c for c in found[turned] if not (c.by_rows or c.empty)] for turned in (False, True)
+    )
     nearest, turned = _nearest(ours), _nearest(reverse)
-    if turned > MARK_COSINE and (nearest <= MARK_COSINE or _empty_before(ours)):
+    if turned > MARK_COSINE >= nearest:
         return replace(nothing, cosine=turned, turned=True)
     marked = [c for c in ours if c.cosine > MARK_COSINE]
     if not marked:
@@ -194,12 +197,6 @@ def _scaled_rows(change: WeightChange) -> int:
 
 def _nearest(candidates: Sequence[_Candidate]) -> float:
     return max((c.cosine for c in candidates), default=0.0)
-
-
-def _empty_before(candidates: Sequence[_Candidate]) -> bool:
-    """Whether a direction is strange before and usual after: then that is the edited matrix."""
-    top = max(candidates, key=lambda c: c.lost)
-    return top.before < EMPTY and abs(math.log(top.after)) < abs(math.log(top.before))
 
 
 def row_norms(row_energy: Tensor) -> Tensor:
@@ -251,6 +248,7 @@ def _candidates(
     gone_by_row[False] = -overlap / change.row_energy.clamp_min(1e-30)
     gone_by_row[True] = (overlap + change.change_energy) / now.clamp_min(1e-30)
     found: dict[bool, list[_Candidate]] = {False: [], True: []}
+    typical = float(change.row_energy.median()), float((change.row_energy / norms**2).median())
     for normalised, basis, lost, kept, e2, total, scale in (
         (False, left, plain, weights[:searched], noise, change.energy, change.scale),
         (True, inner, scaled, weights[searched:], scaled_noise, scaled_energy, scaled_scale),
@@ -268,7 +266,6 @@ def _candidates(
                 r = _unit(basis[:, :searched] @ t)
                 left_kept, right_kept = kept_by_noise(lost_along**0.5, e2, change.shape)
                 blur = (1 - left_kept) * scale / rows / max(there, 1e-30)
-                after = float((a + b).square().sum())
                 rows_part = r.square() * (1 if normalised else norms**2)
                 by_rows = float(rows_part @ gone_by_row[turned] / rows_part.sum())
                 found[turned].append(
@@ -279,8 +276,7 @@ def _candidates(
                         blur,
                         normalised,
                         by_rows=strength <= CONCENTRATED * by_rows,
-                        before=max(there * rows / scale, 1e-9),
-                        after=max(after * rows / scale, 1e-9),
+                        empty=there < EMPTY * typical[normalised],
                     )
                 )
     return found
