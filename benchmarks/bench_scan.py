@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ams.concepts import get_scan_concepts
 from ams.extractor import ActivationExtractor
 
 from modelassay.data.concepts import concepts_for
+from modelassay.diff.weights import diff_weights
 from modelassay.measures.erased_directions import search_ablation, search_writers
 from modelassay.measures.examination import examine, read_range
 from modelassay.measures.separation import measure_separation
@@ -168,6 +170,32 @@ def large_layer() -> tuple[float, float]:
     return seconds(lambda: search_writers(readers, hidden)) / n_layers, read
 
 
+def large_change() -> tuple[float, float]:
+    """The same for a comparison with the base, of an edit in all that the layer writes."""
+    hidden, width, _ = LARGE_LAYERS
+    direction = torch.nn.functional.normalize(torch.randn(hidden), dim=0).bfloat16()
+    taken, read = 0.0, 0.0
+    for part, shape, kind in (
+        ("self_attn.q_proj", (hidden, hidden), None),
+        ("self_attn.k_proj", (hidden // 8, hidden), None),
+        ("self_attn.v_proj", (hidden // 8, hidden), None),
+        ("self_attn.o_proj", (hidden, hidden), "attention"),
+        ("mlp.gate_proj", (width, hidden), None),
+        ("mlp.up_proj", (width, hidden), None),
+        ("mlp.down_proj", (hidden, width), "mlp"),
+    ):
+        name = f"model.layers.0.{part}.weight"
+        before = after = torch.randn(shape, dtype=torch.bfloat16) / 90
+        writer = None
+        if kind is not None:
+            writer = Writer(name, 0, 0, kind)
+            after = before - torch.outer(direction, direction @ before)
+        tensors = [[(name, partial(torch.clone, weight))] for weight in (before, after)]
+        found = partial(diff_weights, *tensors, lambda _, w=writer: w, hidden=hidden)
+        taken, read = taken + seconds(found), read + (before.nbytes + after.nbytes) / 1e9
+    return taken, read
+
+
 def main() -> None:
     """Runs the benchmark and prints or writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -238,6 +266,7 @@ def main() -> None:
             shares.setdefault(name, []).append(cost / whole)
 
     large_layer_seconds, large_layer_read = large_layer()
+    large_change_seconds, large_change_read = large_change()
     table["scan --verify / scan, standard mode"] = ratios(
         lambda: scanned("embedded"), scanned, rounds
     )
@@ -288,7 +317,8 @@ def main() -> None:
         "",
         f"The search for erased directions takes {large_layer_seconds:.1f} s for a layer of hidden"
         f" size {LARGE_LAYERS[0]} and MLP width {LARGE_LAYERS[1]}, of which {large_layer_read:.2f}"
-        " GB are read.",
+        " GB are read. With its base beside it, and a direction taken out of what it writes, it"
+        f" takes {large_change_seconds:.1f} s, and {large_change_read:.2f} GB are read.",
         "",
     ]
     text = "\n".join(lines)
