@@ -175,7 +175,7 @@ def large_change() -> tuple[float, float]:
     hidden, width, _ = LARGE_LAYERS
     direction = torch.nn.functional.normalize(torch.randn(hidden), dim=0).bfloat16()
     taken, read = 0.0, 0.0
-    for part, shape, kind in (
+    matrices: tuple[tuple[str, tuple[int, int], Kind | None], ...] = (
         ("self_attn.q_proj", (hidden, hidden), None),
         ("self_attn.k_proj", (hidden // 8, hidden), None),
         ("self_attn.v_proj", (hidden // 8, hidden), None),
@@ -183,7 +183,8 @@ def large_change() -> tuple[float, float]:
         ("mlp.gate_proj", (width, hidden), None),
         ("mlp.up_proj", (width, hidden), None),
         ("mlp.down_proj", (hidden, width), "mlp"),
-    ):
+    )
+    for part, shape, kind in matrices:
         name = f"model.layers.0.{part}.weight"
         before = after = torch.randn(shape, dtype=torch.bfloat16) / 90
         writer = None

@@ -142,8 +142,9 @@ def hold_against(
         said.append(f"The candidate's {declared.problem}")
     removal = [claim for claim in declared.claims if REMOVAL.search(claim)]
     if removal and found.mark is None and not found.turned:
+        say = "says" if len(removal) == 1 else "say"
         said.append(
-            f"Declared, not measured: {' and '.join(removal)} of the candidate say that directions"
+            f"Declared, not measured: {' and '.join(removal)} of the candidate {say} that directions"
             " were taken out, and its weights show none beside this base."
         )
         contradicts = True

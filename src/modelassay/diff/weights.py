@@ -403,7 +403,8 @@ def _observations(
         )
     if edits.rows_scaled:
         said.append(f"{edits.rows_scaled} rows of writing matrices were scaled or emptied.")
-    if searched and edits.mark is None and not edits.turned:
+    emptied = len(pruned) > len(traced) / 2
+    if searched and edits.mark is None and not (edits.turned or emptied):
         said += _written_only(changes)
     return tuple(said)
 
