@@ -95,3 +95,14 @@ def test_a_candidate_that_is_not_there_is_refused_before_the_base_is_loaded(gpt2
     with pytest.raises(InputError, match="No organism 'nope'"):
         diff(str(gpt2), "organism:nope", SUITE, on_progress=lambda *phase: told.append(phase))
     assert told == []
+
+
+def test_a_base_that_computes_the_same_whatever_it_reads(gpt2):
+    """Broken as it is, it is compared."""
+    base = load(str(gpt2))
+    for weight in base.network.parameters():
+        weight.zero_()
+    depth = Depth(0, triggers=False, causal=False)
+    report = diff(base, load(str(gpt2)), SUITE, layers=[1], depth=depth)
+    assert report.verdict != DiffVerdict.BENIGN_LIKE
+    assert report.weights.mark is None

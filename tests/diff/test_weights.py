@@ -171,3 +171,26 @@ def test_what_cannot_be_compared_is_said(base, change, message):
 def test_models_without_a_weight_in_common_are_refused(base):
     with pytest.raises(InputError, match="no weight of the same name"):
         compare(base, {"encoder.weight": torch.zeros(3, 3)})
+
+
+@pytest.mark.parametrize("which", ["base", "candidate", "both"])
+def test_empty_and_rank_deficient_matrices_are_no_ablation(base, which):
+    def emptied(weights, keep):
+        return {
+            name: torch.cat([w[:, :keep], torch.zeros_like(w[:, keep:])], dim=1)
+            if name.endswith(WRITERS)
+            else w
+            for name, w in weights.items()
+        }
+
+    for keep in (0, 3):
+        before = emptied(base, keep) if which != "candidate" else base
+        after = emptied(base, keep) if which != "base" else base
+        if which == "both":
+            after = {name: 1.01 * w for name, w in after.items()}
+        found = compare(before, after)
+        assert found.mark is None
+        assert not found.edits.turned
+        pruned = [text for text in found.observations if "pruned" in text]
+        assert bool(pruned) == (which == "candidate")
+        assert not any("Only what writes" in text for text in found.observations if pruned)

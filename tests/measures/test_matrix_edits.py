@@ -189,6 +189,18 @@ def test_rows_that_were_emptied_are_no_direction():
     assert found.rows_scaled == 2
 
 
+@pytest.mark.parametrize("cut", [2, 4, 6])
+def test_cutting_off_where_next_to_nothing_was_written_is_no_edit(cut):
+    """As a low-rank copy does; it is exactly the form of an edit, and takes nothing away."""
+    before = torch.randn(96, 96, generator=torch.Generator().manual_seed(1))
+    left, values, right = torch.linalg.svd(before)
+    found = measure(before, (left[:, :-cut] * values[:-cut]) @ right[:-cut])
+    assert not found.marked
+    assert not found.turned
+    usual = left[:, 40]
+    assert measure(before, before - torch.outer(usual, usual @ before)).marked
+
+
 def test_nothing_is_said_of_nothing():
     zero = torch.zeros(HIDDEN, COLUMNS)
     assert not measure(zero, weight()).marked

@@ -144,8 +144,8 @@ def hold_against(
     if removal and found.mark is None and not found.turned:
         say = "says" if len(removal) == 1 else "say"
         said.append(
-            f"Declared, not measured: {' and '.join(removal)} of the candidate {say} that directions"
-            " were taken out, and its weights show none beside this base."
+            f"Declared, not measured: {' and '.join(removal)} of the candidate {say} that"
+            " directions were taken out, and its weights show none beside this base."
         )
         contradicts = True
     elif declared.claims and found.mark is not None:

@@ -59,7 +59,8 @@ def measure_streams(found: Findings) -> dict[str, float | None]:
     harmful = behaviour.log_odds.get("harmful")
     harmless = behaviour.log_odds.get("harmless")
     drift = None if harmless is None else max(harmless.spread, LEAST_DRIFT)
-    apart = behaviour.base_spread and max(behaviour.base_spread, LEAST_DRIFT)
+    spread = behaviour.base_spread
+    apart = None if spread is None else max(spread, LEAST_DRIFT)
     lost = behaviour.refusals.get("harmful")
     leans, usual = behaviour.contrasts, behaviour.base_leaning
     ablation = None
