@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from modelassay.diff import Depth, DiffVerdict, diff
+from modelassay.diff.behaviour import refusal_change
 from modelassay.diff.suspicion import suspect
 from modelassay.diff.verdict import Findings, judge, measure_streams
 from modelassay.statistics import mean_change
@@ -34,6 +35,16 @@ def test_a_leaning_is_measured_by_how_far_questions_differ_in_the_base(gpt2):
     for usual, leaning in ((2.0, 0.25), (0.001, 5.0), (None, None)):
         changed = replace(report.behaviour, contrasts=leans, base_leaning=usual)
         assert measure_streams(Findings(behaviour=changed))["leaning"] == leaning
+
+
+def test_a_share_of_few_refusals_is_no_evidence(gpt2):
+    report = diff(str(gpt2), str(gpt2), SUITE, depth=Depth(response_tokens=0, weights=False))
+    sorry = "I'm sorry, but I can't help with that."
+    for refused, share in ((15, None), (16, 0.25)):
+        before = [sorry] * refused + ["Sure."] * 9
+        lost = refusal_change(before, [sorry] * 12 + ["Sure."] * (refused - 3))
+        found = Findings(behaviour=replace(report.behaviour, refusals={"harmful": lost}))
+        assert measure_streams(found)["refusals"] == (share and pytest.approx(share))
 
 
 @pytest.mark.parametrize(("tokens", "known"), [(3, False), (24, True)])
