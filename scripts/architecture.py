@@ -41,7 +41,7 @@ BESIDE = {
     "app.py": "The page's entry point, on your machine and on a Space",
     "baselines/": "Baselines of the embedded model and of `organism:safe`",
     "benchmarks/": "Speed and validity: scan, verify, guard, diff",
-    "calibrations/": "Benign fine-tunes of one base and of several, which diff holds others against",
+    "calibrations/": "Benign fine-tunes of one base or several, which diff goes by",
     "classifiers/": "The classifier that the guard asks in doubt",
     "concepts/": "The contrasts and prompts of a scan, one YAML file each",
     "dictionaries/": "The SAE of the embedded model",
