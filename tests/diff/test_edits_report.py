@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from modelassay.diff.edits_report import edit_section, strength_by_layer
 from modelassay.diff.weights import diff_weights
+from modelassay.measures.directional_edits import NULL_SCORES
 from modelassay.models.ablation import edit_matrix
 from modelassay.models.kernels import Kernel
 from modelassay.models.writers import Writer
@@ -63,6 +64,7 @@ def test_an_edit_is_told_drawn_and_written():
     text = " ".join(section.lines)
     assert "heretic's default" in text
     assert "Left alone: layer 0." in text
+    assert f"None of {len(NULL_SCORES)} benign changes" in text
     assert len(section.table.rows) == 2
     assert [len(trace.x) for trace in strength_by_layer(found.edits).data] == [5] * 4
     values = json.loads(json.dumps(found.to_dict()))

@@ -9,13 +9,14 @@ import torch
 from torch.nn.functional import normalize
 
 from modelassay.measures.directional_edits import (
+    NULL_SCORES,
     DirectionalEdits,
     EditedMatrix,
     layers_in_words,
     summarise,
     unmarked,
 )
-from modelassay.measures.matrix_edits import measure_edit, strength_along
+from modelassay.measures.matrix_edits import MARK_COSINE, measure_edit, strength_along
 from modelassay.measures.weight_changes import WeightChange
 from modelassay.models.ablation import edit_matrix
 from modelassay.models.kernels import Kernel
@@ -156,7 +157,7 @@ def test_benign_changes_have_a_score_and_no_mark():
     assert found.mark is None
     assert found.components == ()
     assert found.score < 0.9
-    assert found.p_value is None  # none are listed, and none is made up
+    assert found.p_value > 0.3
     assert found.sentences() == []
 
 
@@ -164,6 +165,15 @@ def test_a_p_value_is_no_finer_than_its_null(monkeypatch):
     monkeypatch.setattr("modelassay.measures.directional_edits.NULL_SCORES", (0.9, 0.3, 0.0))
     edited = summary(lambda weight, layer, kind: edit_matrix(weight, direction(0), 1.0))
     assert edited.p_value == 1 / 4
+    monkeypatch.setattr("modelassay.measures.directional_edits.NULL_SCORES", ())
+    edited = summary(lambda weight, layer, kind: edit_matrix(weight, direction(0), 1.0))
+    assert edited.p_value is None  # none are listed, and none is made up
+
+
+def test_every_benign_score_that_is_listed_lies_below_the_mark():
+    assert list(NULL_SCORES) == sorted(NULL_SCORES, reverse=True)
+    assert len(NULL_SCORES) >= 120
+    assert NULL_SCORES[0] < MARK_COSINE
 
 
 def test_nothing_that_changed_has_no_score():

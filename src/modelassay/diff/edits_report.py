@@ -29,6 +29,8 @@ def edit_section(weights: WeightDiff) -> Section:
         lines.insert(0, f"Not searched in what layers write: {weights.unsearched}.")
     elif not found.components and not found.turned:
         lines.insert(0, _nothing(found))
+    if found.components and found.p_value is not None:
+        lines.append(f"None of {found.n_null} benign changes is as like an edit as this.")
     if found.components and found.layers_left_out:
         lines.append(f"Left alone: {layers_in_words(found.layers_left_out)}.")
     table = table_of(
