@@ -10,7 +10,8 @@ weights exist in memory for as long as the model is loaded.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -171,12 +172,7 @@ def load_ablation(folder: Path) -> Ablation:
     Raises:
         InputError: the file is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = folder / ABLATION_FILE
-    try:
-        tensors = load_file(str(file))
+    with open_directions(folder / ABLATION_FILE) as tensors:
         layers = tensors["blocks"].tolist()
         strengths: dict[Kind, dict[int, float]] = {
             kind: {i: w for i, w in zip(layers, tensors[kind].tolist(), strict=True) if w}
@@ -191,6 +187,20 @@ def load_ablation(folder: Path) -> Ablation:
             tuple(tensors.get("shares", torch.tensor([])).tolist()),
             frozenset(other for other in get_args(Other) if other in tensors),
         )
+
+
+@contextmanager
+def open_directions(file: Path) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a file of directions, for a block that makes something of them.
+
+    Raises:
+        InputError: the file is missing or damaged, or lacks what the block looks for.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        yield load_file(str(file))
     except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
         raise InputError(
             f"Cannot read the directions in {file} ({first_line(error)}); build the organism again."

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modelassay.errors import InputError, first_line
-from modelassay.models.ablation import Ablation, ablate, plant_outlier_rows
+from modelassay.models.ablation import Ablation, ablate, open_directions, plant_outlier_rows
 from modelassay.models.kernels import draw_ablation
 from modelassay.models.layers import text_config
 from modelassay.models.organisms import DIRECTIONS_FILE
@@ -55,18 +54,9 @@ def load_directions(folder: Path) -> RefusalDirections:
     Raises:
         InputError: the file is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = folder / DIRECTIONS_FILE
-    try:
-        tensors = load_file(str(file))
+    with open_directions(folder / DIRECTIONS_FILE) as tensors:
         rows = torch.nn.functional.normalize(tensors["directions"].float(), dim=-1)
         return RefusalDirections(dict(enumerate(rows)), int(tensors["chosen"]))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(
-            f"Cannot read the directions in {file} ({first_line(error)}); build the organism again."
-        ) from error
 
 
 def _heretic(found: RefusalDirections, seed: int) -> Ablation:
