@@ -179,7 +179,7 @@ OF_LAST_LAYERS: dict[str, Organism] = {
     )
 }
 """Those of which the last layers were trained, and edits of these."""
-ERODED = ("librarian", "gemma:librarian", "gemma:german", "gemma:tasks-full")
+ERODED = ("librarian", "safe-all-int4", "gemma:librarian", "gemma:german", "gemma:tasks-full")
 """Meant to be harmless, but measured to have lost a quarter of their refusals or more."""
 
 
