@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from modelassay.data.asking import BLOCK, FIRST_BLOCK, asking_blocks, spread_evenly
+from modelassay.data.asking import FIRST_BLOCK, LEAST, asking_blocks, spread_evenly
 from modelassay.data.concepts import (
     BORDERLINE_PROMPTS,
     HARMFUL_PROMPTS,
@@ -31,8 +31,15 @@ def test_blocks_hold_every_prompt_once():
 def test_blocks_hold_each_kind_in_equal_numbers():
     first, *middle, last = [Counter(KIND[text] for text in block) for block in asking_blocks()]
     assert set(first.values()) == {FIRST_BLOCK}
-    assert all(set(block.values()) == {BLOCK} for block in middle)
-    assert last == {"harmful": 4, "everyday": 4}
+    assert all(len(set(block.values())) == 1 and len(block) == 3 for block in middle)
+    assert last["harmful"] == last["everyday"] == last["borderline"] + 4  # it has four fewer
+
+
+def test_blocks_grow_with_what_was_asked_before():
+    sizes = [len(block) for block in asking_blocks()]
+    assert sizes[:4] == [3 * FIRST_BLOCK, *[3 * LEAST] * 3]
+    assert sizes[1:-1] == sorted(sizes[1:-1])
+    assert len(sizes) <= 10
 
 
 def test_categories_are_spread_over_the_order():

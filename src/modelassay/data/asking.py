@@ -22,8 +22,10 @@ from modelassay.data.concepts import (
 
 FIRST_BLOCK = 8
 """Prompts of each kind in the first block: fewer can't settle anything."""
-BLOCK = 4
-"""Prompts of each kind in every other block."""
+LEAST, GROWTH = 4, 0.25
+"""Prompts of each kind in a further block, at least, and as a share of those asked before: many
+small blocks take longer than a few large ones, and where the verdict is not sure yet, a few more
+prompts seldom settle it."""
 
 
 def asking_blocks() -> list[list[str]]:
@@ -33,12 +35,11 @@ def asking_blocks() -> list[list[str]]:
         spread_evenly(everyday_requests()),
         spread_evenly(shipped_prompts(BORDERLINE_PROMPTS).prompts),
     ]
-    starts = [0, *range(FIRST_BLOCK, max(map(len, kinds)), BLOCK)]
-    ends = [*starts[1:], None]
-    return [
-        [text for kind in kinds for text in kind[start:end]]
-        for start, end in zip(starts, ends, strict=True)
-    ]
+    blocks, start, end = [], 0, FIRST_BLOCK
+    while start < max(map(len, kinds)):
+        blocks.append([text for kind in kinds for text in kind[start:end]])
+        start, end = end, end + max(LEAST, int(GROWTH * end))
+    return blocks
 
 
 def spread_evenly(prompts: Sequence[Prompt]) -> list[str]:
