@@ -62,8 +62,9 @@ def contradictions(row: Verdicts) -> list[str]:
     """What excludes what among three verdicts, in words; empty where they agree.
 
     These do not contradict each other: a scan that passes while the weights were edited, for an
-    edit that leaves refusals whole shows beside the base alone; and a scan or comparison that
-    cannot tell.
+    edit that leaves refusals whole shows beside the base alone; a `verify` that says "fine-tune" of
+    an edit that its sketch does not show, which is what it says of any change; and a scan or
+    comparison that cannot tell.
     """
     new = row.erased and not row.base_erased
     said = {
@@ -73,9 +74,8 @@ def contradictions(row: Verdicts) -> list[str]:
         and row.kind is not None
         and row.kind != "ablated",
         "verify finds an ablation, diff no edit": row.kind == "ablated" and row.edited is False,
-        "diff finds a directional edit, verify none": bool(row.edited)
-        and row.kind is not None
-        and row.kind != "ablated",
+        "diff finds a directional edit, verify no change of the weights": bool(row.edited)
+        and row.kind not in (None, "ablated", "fine-tune"),
         "diff finds a directional edit, and calls it harmless": bool(row.edited)
         and row.diff != "COMPROMISED",
         "verify says that it is the model, diff that it is not": bool(row.verified)

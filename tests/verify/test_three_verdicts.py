@@ -54,7 +54,8 @@ AGREED = Verdicts(
         ({"scan": "CRITICAL", "diff": "SUSPICIOUS"}, 0),
         ({"erased": True, "scan": "CRITICAL", "diff": "SUSPICIOUS"}, 2),
         ({"kind": "ablated"}, 1),
-        ({"edited": True, "diff": "COMPROMISED"}, 1),
+        ({"edited": True, "diff": "COMPROMISED"}, 0),  # the sketch does not show every edit
+        ({"edited": True, "diff": "COMPROMISED", "kind": "requantized or cast"}, 1),
         ({"edited": True, "kind": "ablated"}, 1),
         ({"verified": True, "kind": "identical", "diff": "SUSPICIOUS"}, 1),
         ({"scan": "CRITICAL"}, 1),

@@ -280,6 +280,15 @@ lie this many standard deviations (1/√dimensions) above zero."""
 TOGETHER_SHARE = 3
 """Times the direction's share in the weights must be its share in their change. Scaling all weights
 changes each direction by its own share."""
+VARIED_DEVIATIONS = 4
+"""The same where each matrix may have lost another part of the direction: a cosine of its own for
+each is one of a few dimensions, and all are weighed together. Edits with a kernel over the layers
+read 4.7 to 6.1, fine-tunes 2 at most."""
+PURE, PURE_DEVIATIONS = 0.6, 3.3
+"""Where the changes of all matrices are nearly one direction, which training hardly gives (0.2 of
+them at most), fewer deviations do: one in 3,000 is larger by chance."""
+ALONG = 0.3
+"""Of a matrix's change must lie along a direction for its layer to be named."""
 SAME = 1e-5
 """Smaller changes of a thumbprint are those of another order or machine of the same sums: 4e-6."""
 UNCHANGED = 1e-3
@@ -416,7 +425,8 @@ def _find_mark(before: WeightSketch, after: WeightSketch) -> AblationMark | None
     scaled = _mark_among(even)
     if plain is None or (scaled is not None and scaled[1] > plain[1] + FAMILY_TOLD):
         return scaled and scaled[0]
-    told = scaled is None or plain[1] > scaled[1] + FAMILY_TOLD
+    pure = plain[1] > MARK_COSINE  # else cosines are too blurred to compare
+    told = pure and (scaled is None or plain[1] > scaled[1] + FAMILY_TOLD)
     return replace(plain[0], family="plain" if told else None)
 
 
@@ -486,6 +496,8 @@ def _mark_of(written: Sequence[_Written]) -> tuple[AblationMark, float] | None:
         # Rounding on top can hide the mark in single layers; together they show it.
         mark = AblationMark(together.strength, tuple(marked or changed), shared=True)
         return mark, together.cosine
+    if varied := _varied_mark(written):
+        return varied
     narrow = min(bases[layer].shape[1] for layer in changed) < NARROW
     share, few = (MARKED_NARROW, FEW_NARROW) if narrow else (MARKED_LAYERS, FEW_MARKED)
     if len(marked) >= max(few, share * len(changed)):
@@ -493,6 +505,44 @@ def _mark_of(written: Sequence[_Written]) -> tuple[AblationMark, float] | None:
         cosine = float(np.median([found[layer].cosine for layer in marked]))
         return AblationMark(strength, tuple(marked), shared=False), cosine
     return None
+
+
+def _varied_mark(written: Sequence[_Written]) -> tuple[AblationMark, float] | None:
+    """Looks for one direction of which each matrix has lost a part of its own, or none.
+
+    So edits with a kernel over the layers do. Those that keep the norms of rows change more than
+    the direction, so that the mark is not pure in any one matrix.
+    """
+    own = [each for each in written if _is_changed(each.base, each.change)]
+    if len(own) < 2:
+        return None
+    sizes = [float(np.linalg.norm(each.change)) for each in own]
+    even = np.concatenate([w.change / size for w, size in zip(own, sizes, strict=True)], axis=1)
+    left, _, _ = np.linalg.svd(even, full_matrices=False)
+    kept, lost = ([left[:, 0] @ getattr(w, part) for w in own] for part in ("base", "change"))
+    fits = [
+        compare_along(torch.from_numpy(k), torch.from_numpy(x))
+        for k, x in zip(kept, lost, strict=True)
+    ]
+    along = np.array([np.linalg.norm(x) / size for x, size in zip(lost, sizes, strict=True)])
+    cosines, strengths = (np.array(values) for values in zip(*fits, strict=True))
+    cosine = float(along @ cosines / along.sum())
+    # By chance a cosine in d dimensions has mean 0 and variance 1/d.
+    columns = own[0].base.shape[1]
+    deviations = cosine * along.sum() / np.sqrt(np.square(along).sum() / columns)
+    before = np.mean([k @ k / np.square(w.base).sum() for k, w in zip(kept, own, strict=True)])
+    share = float(np.square(along).mean())
+    needed = PURE_DEVIATIONS if share > PURE else VARIED_DEVIATIONS
+    if cosine <= TOGETHER_COSINE or deviations <= needed or share <= TOGETHER_SHARE * before:
+        return None
+    clear = (
+        (cosines > TOGETHER_COSINE) & (np.square(along) > ALONG) & (strengths > MARK_STRENGTH[0])
+    )
+    marked = [w for w, is_clear in zip(own, clear, strict=True) if is_clear]
+    if len(marked) < FEW_MARKED or {w.kind for w in marked} != {w.kind for w in own}:
+        return None  # of one kind alone the mark is clearer where that is looked at by itself
+    layers = sorted({w.layer for w in marked})
+    return AblationMark(float(np.median(strengths[clear])), tuple(layers), shared=True), cosine
 
 
 @dataclass(frozen=True)
