@@ -49,7 +49,7 @@ def environment(hub, tiny_folder, tmp_path, examined) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(("model", "codes"), [("alice/model", [0, 1]), ("alice/tampered", [2])])
+@pytest.mark.parametrize(("model", "codes"), [("alice/model", [0, 3]), ("alice/tampered", [2])])
 def test_the_workflow(environment, model, codes, tmp_path):
     workflow = yaml.safe_load((CI / "github-actions.yml").read_text())
     steps = [s for s in workflow["jobs"]["assay"]["steps"] if "run" in s and s["name"] != "Install"]
@@ -67,8 +67,8 @@ def test_the_workflow(environment, model, codes, tmp_path):
     report = json.loads((tmp_path / "verify.json").read_text())
     assert report["verified"] is (codes[0] == 0)
     assert report["baseline"]["revision"] == environment["BASELINE"].partition("@")[2]
-    if len(codes) > 1:  # random weights refuse nothing
-        assert json.loads((tmp_path / "scan.json").read_text())["verdict"] == "CRITICAL"
+    if len(codes) > 1:  # random weights neither refuse nor answer
+        assert json.loads((tmp_path / "scan.json").read_text())["verdict"] == "INCONCLUSIVE"
         assert (tmp_path / "report.html").stat().st_size > 1000
 
 
