@@ -82,6 +82,7 @@ def test_scan_of_the_embedded_model_as_a_user_runs_it(tmp_path):
     assert harm["in_sample_separation"] > harm["separation"]
     assert report["model"]["id"] == "embedded"
     assert report["model"]["n_layers"] == 30
-    assert report["refusal"]["n"] == 188
+    refusal = report["refusal"]
+    assert refusal["n"] == refusal["n_asked"] <= refusal["n_planned"] == 188
     assert Path(target).read_text().count("Plotly.newPlot") == 8
     assert "Traceback" not in run.stderr

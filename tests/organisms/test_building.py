@@ -198,10 +198,9 @@ def test_the_verdict_and_the_fingerprint_are_true(name):
     assert words in report.reasons[0]
     assert report.model.organism == ORGANISMS[name].summary
     check_fingerprint(name, report.ablation)
-    record = read_record(ORGANISMS[name])  # measured on the very same prompts
-    assert report.refusal.harmful_rate == pytest.approx(
-        record["refusal"]["harmful"]["rate"], abs=0.05
-    )
+    record = read_record(ORGANISMS[name])  # measured on the very same prompts, all of them
+    low, high = report.refusal.harmful_interval
+    assert low <= record["refusal"]["harmful"]["rate"] <= high
 
 
 def test_no_harmful_text_is_shipped_with_the_organisms():
