@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -250,6 +251,79 @@ def test_ablation_of_one_kind_of_output_is_told(wide, kind, rounding):
     assert mark.shared
     assert mark.strength == pytest.approx(0.8, abs=0.05)
     assert rounding is not None or mark.taken_from.endswith("outputs of 8 layers")
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_parts_of_one_direction_that_differ_between_matrices_are_told(wide, scaled):
+    """As a kernel over the layers takes them, with the norms of rows kept or not."""
+    strengths = iter(np.linspace(0.2, 1.4, 16))
+
+    def edit(model):
+        for writer in find_writers(model).found:
+            weight = model.get_parameter(writer.name)
+            norms = weight.norm(dim=1, keepdim=True)
+            weight -= next(strengths) * torch.outer(unit(64), unit(64) @ weight)
+            if scaled:
+                weight *= norms / weight.norm(dim=1, keepdim=True)
+
+    mark = change_of(wide, edit).mark
+    assert mark is not None
+    assert mark.shared
+    assert mark.kind is None
+    assert 0.5 < mark.strength < 1.1
+    assert len(mark.layers) >= 6
+    assert mark.family in (None, "plain")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_training_along_one_direction_is_no_mark(wide, seed):
+    """What each matrix gets along it has nothing to do with what it wrote along it."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def edit(model):
+        for writer in find_writers(model).found:
+            weight = model.get_parameter(writer.name)
+            right = torch.randn(weight.shape[1], generator=draw)
+            weight += 0.02 * torch.outer(unit(64), right)
+
+    assert change_of(wide, edit).mark is None
+
+
+def pruned(weight, share):
+    least = weight.abs().flatten().kthvalue(int(share * weight.numel())).values
+    return weight * (weight.abs() > least)
+
+
+def without_small_rows(weight):
+    return weight * (weight.norm(dim=1) > weight.norm(dim=1).quantile(0.05))[:, None]
+
+
+def of_lower_rank(weight, n):
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    values[-n:] = 0
+    return left * values @ right
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: pruned(weight, 0.3),
+        lambda weight: pruned(weight, 0.7),
+        without_small_rows,
+        lambda weight: weight * torch.linspace(0.8, 1.2, len(weight))[:, None],
+        lambda weight: weight * 0.9,
+        lambda weight: of_lower_rank(weight, 1),
+        lambda weight: of_lower_rank(weight, 3),
+    ],
+    ids=["pruned", "pruned hard", "few rows", "rows scaled", "all scaled", "rank", "lower rank"],
+)
+def test_what_makes_weights_fewer_is_no_mark(wide, change):
+    def edit(model):
+        for writer in find_writers(model).found:
+            weight = model.get_parameter(writer.name)
+            weight.copy_(change(weight))
+
+    assert change_of(wide, edit).mark is None
 
 
 def test_a_direction_of_its_own_for_each_kind_is_told(wide):

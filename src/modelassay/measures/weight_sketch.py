@@ -287,6 +287,14 @@ read 4.7 to 6.1, fine-tunes 2 at most."""
 PURE, PURE_DEVIATIONS = 0.6, 3.3
 """Where the changes of all matrices are nearly one direction, which training hardly gives (0.2 of
 them at most), fewer deviations do: one in 3,000 is larger by chance."""
+BY_ROWS, BY_SCALES = (0.1, 2.0), 0.9
+"""Pruning and the scaling of rows change each row along itself: the cosine between a row's change
+and what it loses, and its size, in the mean over the energy of the changes. By its part of the
+direction an edit lowers a row by about 1.6/√hidden of it (0.02 to 0.09 at 576; pruning 0.5 to 1),
+so the first limit is 0.1 + 2/√hidden. The size is 0.6 for any direction, and 1 for scaled rows."""
+THERE = 0.1
+"""Share of a direction in what a layer writes, times the rows: 1 for a usual one. What a matrix
+hardly wrote is cut away by a low-rank copy, not by an edit (0.04); edits took 0.3 and more."""
 ALONG = 0.3
 """Of a matrix's change must lie along a direction for its layer to be named."""
 SAME = 1e-5
@@ -413,6 +421,8 @@ def _find_mark(before: WeightSketch, after: WeightSketch) -> AblationMark | None
         if (layer := layer_of(name)) is not None and name in rows:
             change = after.written[rows[name]].double().numpy() - base
             written.append(_Written(layer, kinds.get(name), base, change))
+    if _changed_by_rows(written):
+        return None
     plain = _mark_among(written)
     # Two columns do not tell the norm of a row, but rows that are long are so in most layers.
     sizes = [np.square(w.base) / max(float(np.square(w.base).mean()), 1e-30) for w in written]
@@ -458,6 +468,24 @@ def _mark_among(written: Sequence[_Written]) -> tuple[AblationMark, float] | Non
     return together, max(cosine for _, cosine in marked)
 
 
+def _changed_by_rows(written: Sequence[_Written]) -> bool:
+    """Whether rows were changed along themselves, as pruning and scaling do."""
+    lost, scaled = [], []
+    for each in written:
+        if not _is_changed(each.base, each.change):
+            continue
+        energy = np.square(each.change).sum(axis=1)
+        sizes = np.linalg.norm(each.change, axis=1) * np.linalg.norm(each.base, axis=1)
+        cosines = -(each.change * each.base).sum(axis=1) / np.maximum(sizes, 1e-30)
+        lost.append(float(energy @ cosines / energy.sum()))
+        scaled.append(float(energy @ np.abs(cosines) / energy.sum()))
+    if not lost:
+        return False
+    least, gain = BY_ROWS
+    limit = least + gain / np.sqrt(len(written[0].base))
+    return bool(np.mean(lost) > limit or np.mean(scaled) > BY_SCALES)
+
+
 def _is_changed(base: np.ndarray, change: np.ndarray) -> bool:
     return bool(np.linalg.norm(change) > UNCHANGED * np.linalg.norm(base))
 
@@ -500,7 +528,8 @@ def _mark_of(written: Sequence[_Written]) -> tuple[AblationMark, float] | None:
         return varied
     narrow = min(bases[layer].shape[1] for layer in changed) < NARROW
     share, few = (MARKED_NARROW, FEW_NARROW) if narrow else (MARKED_LAYERS, FEW_MARKED)
-    if len(marked) >= max(few, share * len(changed)):
+    enough = len(marked) >= max(few, share * len(changed))
+    if enough and np.median([found[layer].there for layer in marked]) > THERE:
         strength = float(np.median([found[layer].strength for layer in marked]))
         cosine = float(np.median([found[layer].cosine for layer in marked]))
         return AblationMark(strength, tuple(marked), shared=False), cosine
@@ -559,11 +588,15 @@ class _Fit:
     rows: int
 
     @property
+    def there(self) -> float:
+        """How much of the direction the weights wrote; 1 for a usual one."""
+        return self.share_before * self.rows
+
+    @property
     def strength_in_range(self) -> bool:
         """Whether a direction can be gone so far; what hardly was there is not turned round."""
         low, high = MARK_STRENGTH
-        there = self.share_before * self.rows
-        return low < self.strength < high and (self.strength < OVERDONE or there > EMPTY)
+        return low < self.strength < high and (self.strength < OVERDONE or self.there > EMPTY)
 
 
 def _fit(base: np.ndarray, change: np.ndarray) -> _Fit:

@@ -322,7 +322,7 @@ def _judge_even(found: Differences, far: float) -> Finding:
         return Finding(
             Kind.FINE_TUNE,
             f"{changed or 'The weights are others: they moved ' + moved}, more than rounding does:"
-            f" the weights were changed. {HOW}",
+            f" the weights were changed.{'' if weights is None else ' ' + HOW}",
         )
     if weights is None or size is None:
         return Finding(
