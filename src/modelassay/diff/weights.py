@@ -201,7 +201,9 @@ def diff_weights(
     widths = _Widths(hidden, writer_of, [ours[key][0] for key in common])
     for key in told(common, on_progress):
         if ours[key][1] is theirs[key][1]:  # known to be the same
-            base_energy += energy_of(ours[key][1]())
+            name, read = ours[key]
+            weight = read()
+            base_energy += _finite(name, energy_of(weight), weight, "base")
             continue
         before, after = _read(key, ours, theirs)
         side = widths.side(key, ours[key][0], before)

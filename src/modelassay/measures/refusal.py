@@ -140,17 +140,17 @@ def measure_refusal(
     blocks = blocks if enough else [list(encoded)]
     fields, openings = _log_odds_fields(log_odds), opening_tokens(model, thinking)
     said: dict[str, Response] = {}
+    found: dict[str, Outcome | None] = {}
     for number, block in enumerate(blocks, start=1):
-        said |= _respond(
+        answered = _respond(
             model,
             {text: encoded[text] for text in block},
             response_tokens,
             batch_tokens,
             _after(len(said), len(encoded), len(block), on_progress),
         )
-        found: dict[str, Outcome | None] = {
-            text: outcome(text, response) for text, response in said.items()
-        }
+        said |= answered
+        found |= {text: outcome(text, response) for text, response in answered.items()}
         asked = [[text for text in group if text in said] for group in (harmful, harmless)]
         unfinished = [sum(found[text] is None for text in group) for group in asked]
         if _too_many(unfinished, (harmful, harmless)):

@@ -27,9 +27,9 @@ where `settled` says that every line on the way has come out for good.
 
 A suspicion from the weights is a reason and never a verdict.
 
-Of a separation only matters whether it is better than
-chance. How large it is has no bands: models with and without their safety training have the same
-(docs/validity.md), and ams-scanner's 2.0σ and 3.5σ were set on other prompts and in-sample numbers.
+Of a separation, only whether it is better than chance matters. How large it is has no bands: models
+with and without their safety training have the same (docs/validity.md), and ams-scanner's 2.0σ and
+3.5σ were set on other prompts and in-sample numbers.
 """
 
 from __future__ import annotations
