@@ -11,7 +11,6 @@ import modelassay
 from modelassay.errors import InputError
 from modelassay.measures.erased_directions import search_ablation
 from modelassay.models.ablation import (
-    ABLATION_FILE,
     Ablation,
     ablate,
     add_biases,
@@ -23,6 +22,7 @@ from modelassay.models.ablation import (
     round_to_int8,
     save_ablation,
 )
+from modelassay.models.organisms import ABLATION_FILE
 from modelassay.models.writers import find_writers
 from tiny import FAMILIES, unit
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,9 @@ def test_weights_changed_in_memory_must_be_plain(name):
 def test_organism_that_is_not_built_says_how_to(tmp_path, monkeypatch):
     monkeypatch.setenv("MODELASSAY_ORGANISMS", str(tmp_path))
     with pytest.raises(InputError, match="modelassay organism build safe"):
+        modelassay.load("organism:abliterated")
+    shutil.copytree(registry.shipped_folder() / "safe", tmp_path / "safe")
+    with pytest.raises(InputError, match=r"holds no ablation\.safetensors\); run .* abliterated"):
         modelassay.load("organism:abliterated")
 
 

@@ -22,9 +22,9 @@ from torch.nn.functional import normalize
 
 from modelassay.errors import InputError, first_line
 from modelassay.models.layers import find_layers, text_config
+from modelassay.models.organisms import ABLATION_FILE
 from modelassay.models.writers import OUTPUTS, Kind, find_writers
 
-ABLATION_FILE = "ablation.safetensors"
 Family = Literal["plain", "row-normalised", "norm-preserving", "column-norm-preserving"]
 Other = Literal["readers", "embeddings"]
 RANK = 3

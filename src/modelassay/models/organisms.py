@@ -27,6 +27,7 @@ from modelassay.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AfterLoad
 PREFIXES = {EMBEDDED_ID: "organism:", GEMMA_ID: "gemma:"}
 """What the ids of organisms begin with, by their base."""
 RECORD_FILE = "card.json"
+ABLATION_FILE = "ablation.safetensors"
 DIRECTIONS_FILE = "directions.safetensors"
 DRAWN = ("heretic", "heretic-attention", "heretic-perlayer", "heretic-outliers")
 """Edits that take a seed."""
@@ -306,10 +307,15 @@ def files_of(organism: Organism) -> list[Path]:
         find_built(organism, name, ADAPTER_CONFIG) / ADAPTER_WEIGHTS for name, _ in organism.added
     ]
     if organism.ablated:
-        files.append(organisms_folder() / organism.name / "ablation.safetensors")
+        files.append(_ablation_folder(organism) / ABLATION_FILE)
     if organism.edit:
         files.append(_directions(organism) / DIRECTIONS_FILE)
     return files
+
+
+def _ablation_folder(organism: Organism, out: Path | None = None) -> Path:
+    """Folder of the directions that were taken out of an organism's weights."""
+    return find_built(organism, organism.name, ABLATION_FILE, out)
 
 
 def _directions(organism: Organism, out: Path | None = None) -> Path:
@@ -335,7 +341,7 @@ def transform(model: Any, organism: Organism, out: Path | None = None) -> None:
     for name, share in organism.added:
         add_adapter(model, find_built(organism, name, ADAPTER_CONFIG, out), share)
     if organism.ablated:
-        ablation.ablate(model, ablation.load_ablation(organisms_folder() / organism.name))
+        ablation.ablate(model, ablation.load_ablation(_ablation_folder(organism, out)))
     if organism.edit:
         make_ablation(model, organism.edit, _directions(organism, out), organism.seed)
     if organism.numerics == "int8":
