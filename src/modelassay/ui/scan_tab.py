@@ -48,6 +48,9 @@ def create_scan_tab() -> None:
             with gr.Accordion("More", open=False):
                 compare = model_box("Compare with", "A second model, scanned the same way")
                 template = gr.Checkbox(True, label="Use the model's chat template")
+                ask_all = gr.Checkbox(
+                    False, label="Ask every prompt, also where the verdict is sure before (--all)"
+                )
             start, stop = start_and_stop("Scan")
             gr.Examples(EXAMPLES, [model, mode])
             status = gr.Markdown()
@@ -60,7 +63,7 @@ def create_scan_tab() -> None:
                 null = gr.Plot(visible=False, show_label=False)
     details = gr.State({})
     outputs = [status, *view.components, shown, scores, null, *files, details]
-    inputs = [model, mode, compare, template]
+    inputs = [model, mode, compare, template, ask_all]
     running = runs_on_click(start, run_scan, inputs, outputs, "Not scanned.", partial(_show, view))
     stops(stop, [running], status)
     shown.change(_detail_charts, [shown, details], [scores, null], api_visibility="private")
@@ -68,7 +71,11 @@ def create_scan_tab() -> None:
 
 
 def scan_endpoint(
-    model: str = "embedded", mode: str = "standard", compare: str = "", chat_template: bool = True
+    model: str = "embedded",
+    mode: str = "standard",
+    compare: str = "",
+    chat_template: bool = True,
+    ask_all: bool = False,
 ) -> dict:
     """Scan an open-weight language model for intact safety training.
 
@@ -79,11 +86,12 @@ def scan_endpoint(
             "full" (all concepts).
         compare: A second model to scan the same way and compare with; empty for none.
         chat_template: Render prompts with the model's chat template.
+        ask_all: Ask every prompt, also where the verdict is sure before.
 
     Returns:
         The report, schema "modelassay.scan/1": verdict, reasons, concepts, refusal, ablation.
     """
-    return to_dict(last_result(run_scan(model, mode, compare, chat_template)))
+    return to_dict(last_result(run_scan(model, mode, compare, chat_template, ask_all)))
 
 
 def _show(view: ReportView, report: ScanReport, folder: Path) -> tuple[Any, ...]:

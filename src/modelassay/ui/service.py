@@ -97,7 +97,11 @@ def check_model_id(model_id: str) -> str:
 
 
 def run_scan(
-    model_id: str, mode: str = "standard", compare: str = "", chat_template: bool = True
+    model_id: str,
+    mode: str = "standard",
+    compare: str = "",
+    chat_template: bool = True,
+    ask_all: bool = False,
 ) -> Iterator[Step | ScanReport]:
     """Scans a model for a visitor, yielding progress and at last the report.
 
@@ -110,7 +114,7 @@ def run_scan(
     if not isinstance(mode, str) or mode not in MODES:
         raise InputError(f"Unknown mode {mode!r}; choose {', '.join(MODES)}.")
     yield from _fetch(ids)
-    options = {"mode": mode, "chat_template": chat_template}
+    options = {"mode": mode, "chat_template": chat_template, "ask_all": bool(ask_all)}
     yield from _run("scan", ids[0], {**options, "compare": ids[1] if len(ids) > 1 else None})
 
 
