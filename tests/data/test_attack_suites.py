@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loopback_hub import LoopbackHub
 from modelassay.data.attack_suites import read_attack_suite
 from modelassay.data.attacks import ATTACKS_SCHEMA, AttackedPrompt, benign_twins, load_attacks
 from modelassay.errors import InputError
@@ -174,3 +178,32 @@ def test_a_table_that_is_too_long(tmp_path, monkeypatch):
     rows = [{"plain": ASKED, "jailbroken": f"{ATTACKED} {i}"} for i in range(3)]
     with pytest.raises(InputError, match="more than 2 pairs"):
         read_attack_suite(write(tmp_path, rows))
+
+
+READ_FROM_THE_HUB = """
+from modelassay.data.attack_suites import read_attack_suite
+suite = read_attack_suite("some/pairs", config="long", split="test")
+print(suite.source, suite.n_left_out, *(prompt.jailbroken for prompt in suite.prompts))
+"""
+
+
+def test_a_configuration_and_split_of_a_hub_data_set(tmp_path):
+    card = (
+        b"---\nconfigs:\n- config_name: short\n  data_files: short.csv\n"
+        b"- config_name: long\n  data_files:\n  - split: test\n    path: long.csv\n---\n"
+    )
+    files = {
+        "README.md": card,
+        "short.csv": b"goal,prompt\nA?,Now: A?\n",
+        "long.csv": b"goal,prompt\nB?,Now: B?\nC?,\n",
+    }
+    with LoopbackHub() as hub:  # a process of its own: the client reads its settings on import
+        hub.add_repo("datasets", "some/pairs", files)
+        places = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+        run = subprocess.run(
+            [sys.executable, "-c", READ_FROM_THE_HUB],
+            env={**os.environ, **places},
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.strip() == "some/pairs 1 Now: B?"

@@ -125,7 +125,7 @@ def test_an_attack_is_built_around_the_request():
 
 def test_each_attack_takes_the_next_requests_in_turn():
     requests = [f"Question {i}?" for i in range(5)]
-    frames = [Attack(**{**FRAME, "name": f"frame-{i}"}) for i in range(5)]
+    frames = [Attack.model_validate({**FRAME, "name": f"frame-{i}"}) for i in range(5)]
     prompts = attack_requests(frames, requests, per_attack=2)
     assert Counter(prompt.attack for prompt in prompts) == {f"frame-{i}": 2 for i in range(5)}
     assert Counter(prompt.plain for prompt in prompts) == dict.fromkeys(requests, 2)
