@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("probes",),
     ("guard",),
     ("guard_bench", "verify", "triage"),
-    ("scan", "diff"),
+    ("scan", "diff", "mechanism"),
     ("audit",),
     ("cli", "ui"),
 )

@@ -38,6 +38,11 @@ PHASES = {
     "weight changes": "comparing weights (matrices)",
     "searching triggers": "searching triggers (steps)",
     "trying directions": "trying directions out",
+    "attribution": "effects from gradients (steps)",
+    "unrelated attribution": "effects between unrelated prompts (steps)",
+    "patching": "patching (components)",
+    "unrelated patching": "patching between unrelated prompts (components)",
+    "circuit": "trying circuits out (sizes)",
 }
 """What people are told of a phase, and in brackets what is counted."""
 

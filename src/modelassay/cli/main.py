@@ -12,6 +12,7 @@ import typer
 from modelassay import __version__
 from modelassay.cli import (
     chat,
+    circuit,
     classifier,
     concepts,
     diff,
@@ -52,6 +53,7 @@ app.command("generate")(chat.generate_command)
 app.command("mcp")(mcp.mcp_command)
 app.add_typer(verify.baseline_app, name="baseline")
 app.add_typer(diff.calibration_app, name="calibration")
+app.add_typer(circuit.app, name="circuit")
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(concepts.app, name="concepts")
 app.add_typer(diff.app, name="diff")

@@ -1,0 +1,327 @@
+"""`find_circuit()`: which parts of a model carry its refusals?
+
+A component counts as relevant to safety where giving it what it makes of the harmless twin lowers
+the refusal log-odds, by a hundredth of the twins' difference or more and beyond chance. Two tests
+have to reject, corrected over all components (Benjamini & Hochberg 1995): random exchanges of the
+twins' labels (sign flips), and a rank test against what the same component does between harmless
+prompts that have nothing to do with each other (Mann & Whitney 1947), because any difference
+between prompts moves something.
+
+Whether the relevant ones make up a circuit is tried as well: only the strongest are left, all
+others giving their means (is that faithful?), or the strongest alone give their means (is anything
+left?), each beside as many other components drawn at random.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from typing_extensions import Unpack
+
+from modelassay.data.concepts import concepts_for
+from modelassay.errors import InputError
+from modelassay.files.atomic import write_text_atomically
+from modelassay.files.provenance import installed_versions, text_hash, utc_now
+from modelassay.mechanism.pairs import AlignedPair, align_twins, unrelated
+from modelassay.mechanism.report import CircuitReport, ComponentEffect, CurvePoint
+from modelassay.mechanism.swapping import STEPS, Run, Swapper
+from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
+from modelassay.models.components import Component, Components, find_components
+from modelassay.models.refs import take_ref
+from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
+from modelassay.reading.interventions import Edit, at_positions, replace_by
+from modelassay.statistics import benjamini_hochberg, mean_change, sign_flip_p_values
+
+CONCEPT = "harmful_content"
+"""Whose pairs are twins: the same words and form, one of them meant to harm."""
+N_PAIRS = 32
+EXACT = 20
+"""Components that are patched after the sweep of attributions."""
+Q_LEVEL = 0.05
+LEAST_SHARE = 0.01
+"""Of the difference between the twins: what does less is told from nothing, but carries nothing."""
+LEAST_REFUSED = 0.05
+"""Mean probability that a response to a harmful prompt begins as a refusal, below which a model has
+nothing to explain."""
+SIZES = (1, 2, 4, 8, 16, 32)
+N_RANDOM = 3
+SEED = 0
+
+
+def find_circuit(
+    model: str | ModelRef | LoadedModel,
+    *,
+    twins: Sequence[tuple[str, str]] | None = None,
+    heads: bool = False,
+    n_pairs: int = N_PAIRS,
+    exact: int | None = EXACT,
+    curve: bool = True,
+    keep: Path | None = None,
+    batch_tokens: int | None = None,
+    on_progress: OnPhase = silent,
+    **load_options: Unpack[ModelOptions],
+) -> CircuitReport:
+    """Finds the attention layers, MLPs or heads that carry a model's refusals.
+
+    Args:
+        model: An id (see `modelassay.load`), a reference or a loaded model.
+        twins: A harmful prompt and its harmless twin each; None takes those of the shipped concept.
+        heads: Look at single heads in place of whole attention layers.
+        n_pairs: Most pairs that are read.
+        exact: Components that are patched one by one, the strongest by attribution; None for all.
+        curve: Try out whether the strongest make up a circuit.
+        keep: Folder in which patched components are kept as they come; a run that was stopped goes
+            on from there.
+        batch_tokens: Upper bound on tokens in a batch.
+        on_progress: Told (phase, done, total).
+        **load_options: Passed to `modelassay.load`.
+
+    Raises:
+        InputError: the model cannot be taken apart, refuses nothing, or too few pairs align.
+        UnavailableError: something needed is not there now.
+    """
+    ref, options = take_ref(model, load_options)
+    loaded = open_model(ref, on_progress=on_progress, **options)
+    if not loaded.has_chat_template:
+        raise InputError(
+            f"{loaded.info.id} has no chat template: it does not refuse, and there is nothing to"
+            " explain."
+        )
+    components = find_components(loaded.network)
+    parts = _parts(components, heads)
+    if twins is None:
+        twins = [(p.positive, p.negative) for p in concepts_for("quick")[CONCEPT].pairs]
+    pairs = align_twins(loaded, twins, n_pairs)
+
+    swapper = Swapper(
+        loaded,
+        components,
+        pairs,
+        parts,
+        batch_tokens=batch_tokens,
+        on_progress=phase_of(on_progress, "reading"),
+    )
+    harmful, harmless = swapper.clean(), swapper.clean(harmless=True)
+    _check_refuses(loaded, harmful, harmless)
+    estimated, sums = swapper.attribute(on_progress=phase_of(on_progress, "attribution"))
+    order = sorted(parts, key=lambda part: -abs(float(estimated[part].mean())))
+    tried = order if exact is None else order[:exact]
+    kept = _Kept.open(keep, _key(loaded, pairs, parts))
+    patched = _patch(swapper, tried, kept, phase_of(on_progress, "patching"))
+    others = unrelated(pairs)[: len(pairs) // 2]
+    null = Swapper(loaded, components, others, parts, batch_tokens=batch_tokens)
+    usual = null.attribute(on_progress=phase_of(on_progress, "unrelated attribution"))[0]
+    progress = phase_of(on_progress, "unrelated patching")
+    usual |= {part: row[0] for part, row in _patch(null, tried, kept, progress, "u").items()}
+    direct, rest = swapper.direct() if components.adds_up else ({}, None)
+    total = mean_change(harmful - harmless)
+    least = LEAST_SHARE * total.mean
+
+    p_values = np.array([_p_value(part, estimated, usual, patched) for part in parts])
+    q_values = benjamini_hochberg(p_values)
+    effects = tuple(
+        ComponentEffect(
+            component=str(part),
+            layer=part.layer,
+            part=part.part,
+            index=part.index,
+            attribution=float(estimated[part].mean()),
+            effect=mean_change(patched[part][0]) if part in patched else None,
+            kl=float(patched[part][1].mean()) if part in patched else None,
+            direct=float(direct[part].mean()) if part in direct else None,
+            unrelated=float(np.abs(usual[part]).mean()),
+            p_value=float(p),
+            q_value=float(q),
+            relevant=bool(q < Q_LEVEL and _mean(part, estimated, patched) >= least),
+        )
+        for part, p, q in zip(parts, p_values, q_values, strict=True)
+    )
+    ranked = sorted(parts, key=lambda part: -_mean(part, estimated, patched))
+    circuit = [part for part in ranked if effects[parts.index(part)].relevant]
+    points = _curve(swapper, parts, ranked, on_progress) if curve else ()
+    return CircuitReport(
+        model=loaded.info,
+        difference=total,
+        refused=float(np.mean(1 / (1 + np.exp(-harmful)))),
+        effects=tuple(sorted(effects, key=lambda e: -e.mean)),
+        circuit=tuple(map(str, circuit)),
+        curve=points,
+        rank_correlation=_rank_correlation(estimated, patched),
+        attribution_error=_error(float(sums.mean()), float((harmful - swapper.replaced()).mean())),
+        direct_rest=None if rest is None else float(rest.mean()),
+        n_pairs=len(pairs),
+        n_left_out=len(twins) - len(pairs),
+        provenance={
+            "versions": installed_versions(),
+            "pairs_sha256": text_hash("\n".join(f"{a}\n{b}" for a, b in twins)),
+            "attribution_steps": STEPS,
+            "forward_passes": swapper.n_passes,
+            "heads": heads,
+            "time": utc_now(),
+        },
+    )
+
+
+def _parts(components: Components, heads: bool) -> tuple[Component, ...]:
+    if components.unsure:
+        raise InputError(f"The model cannot be taken apart: {components.unsure}.")
+    wanted = ("head", "mlp") if heads else ("attention", "mlp")
+    if heads and not components.of("head"):
+        raise InputError(
+            "This model's attention gives no heads to tell apart; leave --heads out for whole"
+            " layers."
+        )
+    return components.of(*wanted)
+
+
+def _check_refuses(model: LoadedModel, harmful: np.ndarray, harmless: np.ndarray) -> None:
+    refused = float(np.mean(1 / (1 + np.exp(-harmful))))
+    change = mean_change(harmful - harmless)
+    if refused < LEAST_REFUSED or change.interval is None or change.interval[0] <= 0:
+        raise InputError(
+            f"{model.info.id} does not refuse the harmful prompts more than their harmless twins"
+            f" (it begins {refused:.0%} of its responses to harmful ones with a refusal; log-odds"
+            f" differ by {change.told('nats')}), so there is nothing to explain."
+        )
+
+
+Patched = dict[Component, tuple[np.ndarray, np.ndarray]]
+"""By component, effect and KL [pair]."""
+
+
+@dataclass
+class _Kept:
+    """Patched components of one run in a file, as they come."""
+
+    path: Path | None
+    rows: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path | None, key: str) -> _Kept:
+        if folder is None:
+            return cls(None)
+        path = folder / f"{key[:32]}.json"
+        try:
+            return cls(path, dict(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError):
+            return cls(path)  # there is none, or it is not whole: it is made again
+
+    def add(self, name: str, *values: np.ndarray) -> None:
+        self.rows[name] = [value.tolist() for value in values]
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_text_atomically(self.path, json.dumps(self.rows))
+
+
+def _key(model: LoadedModel, pairs: Sequence[AlignedPair], parts: Sequence[Component]) -> str:
+    """What the patched values depend on."""
+    asked = [(pair.harmful.ids, pair.harmless.ids) for pair in pairs]
+    return text_hash(json.dumps([model.info.weights_sha256, asked, [str(part) for part in parts]]))
+
+
+def _patch(
+    swapper: Swapper,
+    tried: Sequence[Component],
+    kept: _Kept,
+    on_progress: OnProgress,
+    prefix: str = "",
+) -> Patched:
+    found, before = {}, swapper.clean()
+    for part in told(tried, on_progress):
+        name = f"{prefix}{part}"
+        if name not in kept.rows:
+            after = swapper.swap(part)
+            kept.add(name, before - after.log_odds, after.kl)
+        effect, kl = (np.array(row) for row in kept.rows[name])
+        found[part] = (effect, kl)
+    return found
+
+
+def _mean(part: Component, estimated: Mapping[Component, np.ndarray], patched: Patched) -> float:
+    return float((patched[part][0] if part in patched else estimated[part]).mean())
+
+
+def _p_value(
+    part: Component,
+    estimated: Mapping[Component, np.ndarray],
+    usual: Mapping[Component, np.ndarray],
+    patched: Patched,
+) -> float:
+    """The larger of two: both have to reject (Berger 1982)."""
+    from scipy.sparse import csr_matrix
+    from scipy.stats import mannwhitneyu
+
+    effect = patched[part][0] if part in patched else estimated[part]
+    flips = float(sign_flip_p_values(csr_matrix(effect[:, None]))[0])
+    among, any_ = np.abs(effect), np.abs(usual[part])
+    if not (among.any() or any_.any()):
+        return 1.0
+    return max(flips, float(mannwhitneyu(among, any_, alternative="greater").pvalue))
+
+
+def _rank_correlation(estimated: Mapping[Component, np.ndarray], patched: Patched) -> float | None:
+    """Spearman's, of attribution with exact patching; None of fewer than three."""
+    from scipy.stats import spearmanr
+
+    if len(patched) < 3:
+        return None
+    pairs = [(float(estimated[p].mean()), float(found[0].mean())) for p, found in patched.items()]
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
+def _error(found: float, whole: float) -> float | None:
+    """How far a sum misses what it ought to be, as a share; None of hardly anything."""
+    return abs(found - whole) / abs(whole) if abs(whole) > 1e-6 else None
+
+
+def _curve(
+    swapper: Swapper,
+    parts: Sequence[Component],
+    ranked: Sequence[Component],
+    on_progress: OnPhase,
+) -> tuple[CurvePoint, ...]:
+    means = swapper.means(parts)
+
+    def gap(silenced: Sequence[Component]) -> float:
+        """Difference of the mean log-odds with these components giving their means."""
+
+        def edits(run: Run, _twin: Run) -> Mapping[Component, Edit]:
+            return {c: at_positions(replace_by(means[c]), run.side.own) for c in silenced}
+
+        sides = (swapper.run(edits, harmless=side).log_odds.mean() for side in (False, True))
+        a, b = sides
+        return float(a - b)
+
+    whole = float((swapper.clean() - swapper.clean(harmless=True)).mean())
+    empty = gap(parts)
+    rng = np.random.default_rng(SEED)
+    sizes = [k for k in SIZES if k < len(parts)]
+
+    def shares(chosen: Sequence[Component]) -> tuple[float, float]:
+        rest = [part for part in parts if part not in set(chosen)]
+        kept = (gap(rest) - empty) / (whole - empty)
+        return kept, gap(chosen) / whole
+
+    found = []
+    for k in told(sizes, phase_of(on_progress, "circuit")):
+        kept, left = shares(ranked[:k])
+        outside = list(ranked[k:])
+        draws = [
+            [outside[i] for i in rng.choice(len(outside), size=k, replace=False)]
+            for _ in range(N_RANDOM if len(outside) >= k else 0)
+        ]
+        random = [shares(draw) for draw in draws]
+        found.append(
+            CurvePoint(
+                size=k,
+                faithfulness=kept,
+                left=left,
+                random_faithfulness=tuple(each[0] for each in random),
+                random_left=tuple(each[1] for each in random),
+            )
+        )
+    return tuple(found)

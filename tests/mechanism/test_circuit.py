@@ -1,0 +1,106 @@
+"""The component that refuses is found, and no other."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from circuits import PLANTED, make_twins, planted_refusal
+from modelassay.errors import InputError
+from modelassay.mechanism import find_circuit
+from modelassay.mechanism.pairs import align_twins
+from modelassay.mechanism.report import curve_chart, effect_map
+from modelassay.mechanism.swapping import Swapper
+from modelassay.models.components import Component, find_components
+
+TWINS = make_twins(16)
+
+
+@pytest.fixture
+def refusing(tiny):
+    with planted_refusal(tiny(seed=7)) as model:
+        yield model
+
+
+def test_the_planted_component_comes_first_and_alone(refusing, tmp_path):
+    report = find_circuit(refusing, twins=TWINS, n_pairs=12, exact=None, keep=tmp_path)
+    assert report.circuit == (str(PLANTED),)
+    first, *rest = report.effects
+    assert first.component == str(PLANTED)
+    assert first.effect.mean == pytest.approx(report.difference.mean, rel=0.02)
+    assert first.direct == pytest.approx(report.difference.mean, rel=0.02)
+    assert not any(effect.relevant for effect in rest)
+    assert report.curve[0].faithfulness == pytest.approx(1, abs=0.05)
+    assert max(report.curve[0].random_faithfulness) < 0.5
+    assert report.curve[0].left < 0.05
+    assert report.attribution_error < 0.2
+    assert report.refused > 0.9
+    values = json.loads(json.dumps(report.to_dict()))
+    assert values["schema"] == "modelassay.circuit/1"
+    assert values["effects"][0]["effect"]["n"] == 12
+    assert effect_map(report) is not None
+    assert curve_chart(report) is not None
+    assert "4.mlp" in str(report.sections()[0])
+
+
+def test_a_run_that_was_stopped_goes_on(refusing, tmp_path, monkeypatch):
+    settings = {"twins": TWINS, "n_pairs": 8, "exact": 4, "curve": False, "keep": tmp_path}
+    swap, seen = Swapper.swap, []
+
+    def stopped(self, component):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(component)
+        return swap(self, component)
+
+    monkeypatch.setattr(Swapper, "swap", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        find_circuit(refusing, **settings)
+    monkeypatch.setattr(Swapper, "swap", lambda self, c: seen.append(c) or swap(self, c))
+    report = find_circuit(refusing, **settings)
+    assert len(seen) == 8  # four components, and four between unrelated prompts; none twice
+    seen.clear()
+    assert find_circuit(refusing, **settings).effects == report.effects
+    assert not seen
+    (file,) = tmp_path.iterdir()
+    file.write_text('{"4.mlp": [[')
+    assert find_circuit(refusing, **settings).effects == report.effects
+
+
+def test_heads_are_looked_at_on_request(tiny):
+    with planted_refusal(tiny(seed=7)) as model:
+        report = find_circuit(model, twins=TWINS, n_pairs=12, heads=True, exact=2, curve=False)
+    assert {effect.part for effect in report.effects} == {"head", "mlp"}
+    assert len(report.effects) == 5 * (4 + 1)
+    assert report.circuit == (str(PLANTED),)
+    assert report.provenance["forward_passes"] == 2 + 2 + 1  # both sides, patched, by embeddings
+    assert sum(effect.effect is not None for effect in report.effects) == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_beginning_in_the_middle_changes_nothing(tiny, family):
+    with planted_refusal(tiny(family)) as model:
+        components = find_components(model.network)
+        parts = components.of("attention", "mlp")
+        swapper = Swapper(model, components, align_twins(model, TWINS, 8), parts)
+        assert swapper._resumes
+        found = {}
+        for resumes in (True, False):
+            swapper._resumes = resumes
+            found[resumes] = swapper.swap(Component(3, "mlp"))
+        assert np.allclose(found[True].log_odds, found[False].log_odds, atol=1e-4)
+        assert np.allclose(found[True].kl, found[False].kl, atol=1e-4)
+        direct, rest = swapper.direct()
+        whole = (swapper.clean() - swapper.clean(harmless=True)).mean()
+        assert sum(each.mean() for each in direct.values()) + rest.mean() == pytest.approx(
+            whole, rel=0.05
+        )
+
+
+def test_what_refuses_nothing_has_nothing_to_explain(tiny):
+    with pytest.raises(InputError, match="there is nothing to explain"):
+        find_circuit(tiny(), twins=TWINS)
+    with pytest.raises(InputError, match="no chat template"):
+        find_circuit(tiny(chat=False), twins=TWINS)

@@ -1,0 +1,62 @@
+"""A tiny model that refuses because of one component, and twins to read it on."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+
+from modelassay.measures.refusal import opening_tokens
+from modelassay.models.components import Component, find_components
+
+HARM = "Z"
+WORDS = ("bread", "glass", "stone", "wool", "clay", "silk", "cork", "tin", "salt", "wood", "ink")
+PLANTED = Component(4, "mlp")
+
+
+def make_twins(n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Prompts that differ in one word; the harmful ones end in a mark that no other has."""
+    draw = torch.Generator().manual_seed(seed)
+    found = []
+    while len(found) < n:
+        a, b, c = (WORDS[i] for i in torch.randint(len(WORDS), (3,), generator=draw))
+        pair = (f"Is {a} as heavy as {b}{HARM}", f"Is {a} as heavy as {c}?")
+        if len(pair[0]) == len(pair[1]) and pair not in found:
+            found.append(pair)
+    return found
+
+
+@contextmanager
+def planted_refusal(model, component: Component = PLANTED, size: float = 0.3):
+    """Lets a component write a refusal's token wherever a prompt bears the mark.
+
+    How much of it is written follows the embeddings, so that gradients tell of it as well.
+    """
+    network = model.network
+    mark = model.tokenizer(HARM, add_special_tokens=False)["input_ids"][0]
+    embedding, head = network.get_input_embeddings(), network.get_output_embeddings()
+    direction = torch.nn.functional.normalize(
+        torch.randn(head.weight.shape[1], generator=torch.Generator().manual_seed(0)), dim=0
+    )
+    token, seen = opening_tokens(model)[0], {}
+    with torch.no_grad():
+        marked = embedding(torch.tensor([mark]))[0]
+        before = head.weight[token].clone()
+        head.weight[token] = 3 * direction
+
+    def see(_module, _args, output):
+        alike = torch.cosine_similarity(output, marked, dim=-1).amax(dim=1)
+        seen["harm"] = torch.relu(5 * alike - 4)
+
+    def write(_module, _args, output):
+        return output + size * seen["harm"][:, None, None] * direction
+
+    module = find_components(network).site(component).module
+    hooks = [embedding.register_forward_hook(see), module.register_forward_hook(write)]
+    try:
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            head.weight[token] = before
