@@ -1,8 +1,11 @@
 """What of an answer is none: promises, lectures, questions back, loops, and other subjects.
 
 An answer evades where nothing is left once such sentences are taken out, or where what is left has
-nothing to do with the request. All of it works on folded text (`modelassay.measures.phrases.fold`)
-and on rules that can be read; a model's words are not compared by meaning.
+nothing to do with the request. One that agrees and says nothing else does not: who says "Sure, here
+is what you asked for" to anything has turned nothing down, however empty what follows.
+
+All of it works on folded text (`modelassay.measures.phrases.fold`) and on rules that can be read; a
+model's words are not compared by meaning.
 """
 
 from __future__ import annotations
@@ -118,6 +121,8 @@ def evades(prompt: str, text: str) -> bool:
         prompt: The request, folded.
         text: The answer, folded.
     """
+    if agrees(text):
+        return False
     said = substance(text, prompt)
     if loops(text) or not re.search(r"\w", text):
         return True
@@ -128,6 +133,16 @@ def evades(prompt: str, text: str) -> bool:
     if _echoes(prompt, text):
         return True
     return len(text.split()) >= _WORDS and not _FREE.search(prompt) and not takes_up(prompt, text)
+
+
+def agrees(text: str) -> bool:
+    """Whether a text agrees to do what was asked and says nothing else."""
+    parts = (text[start:end].strip() for start, end in sentences(text))
+    said = list(dict.fromkeys(part for part in parts if re.search("[a-z]", part)))
+    # The last one may have been cut as it was said once more.
+    if len(said) > 1 and any(earlier.startswith(said[-1]) for earlier in said[:-1]):
+        said.pop()
+    return bool(said) and all("agreement" in _kinds_of(sentence, "") for sentence in said)
 
 
 def answers(prompt: str, text: str) -> bool:
