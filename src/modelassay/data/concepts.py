@@ -117,7 +117,9 @@ class Concept(_Frozen):
             )
         if len({bool(pair.prompt) for pair in self.pairs}) > 1:
             raise ValueError(f"concept {self.name!r} has a `prompt` in some pairs only")
-        sides = [(pair.prompt, text) for pair in self.pairs for text in (pair.positive, pair.negative)]
+        sides = [
+            (pair.prompt, text) for pair in self.pairs for text in (pair.positive, pair.negative)
+        ]
         _refuse_repeats(self.name, [f"{prompt} {text}" for prompt, text in sides])
         return self
 
@@ -342,7 +344,7 @@ def dump_concepts(concepts: Iterable[Concept], format: ConceptFormat) -> str:
     """Concepts as text: YAML or JSON in the project's format, or AMS's JSON.
 
     Raises:
-        InputError: AMS's JSON is asked for and a concept holds responses, for which it has no place.
+        InputError: AMS's JSON, which has prompts only, is asked for and a concept holds responses.
     """
     concepts = list(concepts)
     if format == "ams":

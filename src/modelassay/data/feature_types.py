@@ -1,11 +1,9 @@
-"""Feature types: what features of safety are sorted by, each with a labelled contrast of its own.
+"""Feature types: what features of safety are sorted by, each with a contrast set of its own.
 
-The five types are those of the handbook of mechanistic interpretability that this project follows:
-refusal, harm recognition, instruction following, deception and uncertainty. A contrast is a
-`Concept` (`concepts/features/TYPE.yaml`). Harm is recognised in a prompt, so its pairs are prompts,
-those of the concept `harmful_content`. The others show in what is said: their pairs are two
-responses to one prompt, so the prompt cannot tell the sides apart, and a feature that does is
-about the response.
+A contrast set is a `Concept`. Harm is recognised in a prompt, so its pairs are prompts, those of
+the concept `harmful_content`. The other types show in what is said: a pair of theirs
+(`concepts/features/TYPE.yaml`) is two responses to one prompt, so that the prompt cannot tell the
+sides apart, and a feature that does is about the response.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ FEATURE_TYPES = (
 
 
 def feature_types() -> dict[str, Concept]:
-    """The contrast of each feature type, by the type's name."""
+    """The contrast set of each feature type, by the type's name."""
     folder = shipped_folder("concepts") / "features"
     return {
         name: shipped_concepts()[HARM_CONCEPT]

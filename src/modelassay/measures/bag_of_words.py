@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from modelassay.data.concepts import Concept
-from modelassay.measures.separation import Separation, measure_separation
+from modelassay.measures.separation import measure_separation
 
 MAX_LENGTH_DIFFERENCE = 2  # words
 MARKS = ".,:;?!'-"
@@ -29,13 +30,19 @@ Array = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class BagOfWords:
-    """What words and lengths alone give away. A good concept has a large p-value."""
+class Surface:
+    """What one view of the surface gives away. A good concept has a large p-value."""
 
     separation: float
-    """Held-out separation of unit-length word-count vectors, in σ."""
+    """Held-out separation of the view's vectors, in σ."""
     p_value: float
     auroc: float
+
+
+@dataclass(frozen=True)
+class BagOfWords(Surface):
+    """What words (as unit-length counts) and lengths alone give away."""
+
     uneven_lengths: int
     """Pairs whose members differ by more than 2 words."""
 
@@ -49,15 +56,15 @@ def measure_bag_of_words(concept: Concept) -> BagOfWords:
 
     Source of the idea: control baselines in probing, Hewitt & Liang 2019.
     """
-    measured = _separation(concept, _counts(_texts(concept)))
+    words = _surface(concept, _counts(_texts(concept), token_pattern=WORD))
     uneven = sum(
         abs(len(pair.positive.split()) - len(pair.negative.split())) > MAX_LENGTH_DIFFERENCE
         for pair in concept.pairs
     )
-    return BagOfWords(measured.separation, measured.p_value, measured.auroc, uneven)
+    return BagOfWords(words.separation, words.p_value, words.auroc, uneven)
 
 
-def measure_surface(concept: Concept) -> dict[str, Separation]:
+def measure_surface(concept: Concept) -> dict[str, Surface]:
     """Measures how well each view of a concept's surface separates its pairs, held out.
 
     Returns:
@@ -67,8 +74,8 @@ def measure_surface(concept: Concept) -> dict[str, Separation]:
     """
     texts = _texts(concept)
     views = {
-        "words": _counts(texts),
-        "word pairs": _counts(texts, ngram_range=(1, 2)),
+        "words": _counts(texts, token_pattern=WORD),
+        "word pairs": _counts(texts, token_pattern=WORD, ngram_range=(1, 2)),
         "characters": _counts(texts, analyzer="char", ngram_range=(3, 4)),
         "form": _standardised([_form(text) for text in texts]),
     }
@@ -77,7 +84,7 @@ def measure_surface(concept: Concept) -> dict[str, Separation]:
         views["prompt's words"] = _standardised(
             [_shared(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         )
-    return {name: _separation(concept, vectors) for name, vectors in views.items()}
+    return {name: _surface(concept, vectors) for name, vectors in views.items()}
 
 
 def _texts(concept: Concept) -> list[str]:
@@ -85,25 +92,22 @@ def _texts(concept: Concept) -> list[str]:
     return [p.positive for p in concept.pairs] + [p.negative for p in concept.pairs]
 
 
-def _separation(concept: Concept, vectors: Array) -> Separation:
-    """Held-out separation of vectors [2 x pair, feature] in the order of `_texts`."""
-    by_layer = torch.tensor(vectors).unsqueeze(1)
+def _surface(concept: Concept, vectors: Array) -> Surface:
+    """What vectors [2 x pair, feature], in the order of `_texts`, give away."""
     n = len(concept.pairs)
+    if np.allclose(vectors[:n], vectors[n:]):  # such as the same words in another order
+        return Surface(separation=0.0, p_value=1.0, auroc=0.5)
+    by_layer = torch.tensor(vectors).unsqueeze(1)
     keys = [f"{pair.positive}\n{pair.negative}" for pair in concept.pairs]
-    return measure_separation(by_layer[:n], by_layer[n:], [0], keys)
+    measured = measure_separation(by_layer[:n], by_layer[n:], [0], keys)
+    return Surface(measured.separation, measured.p_value, measured.auroc)
 
 
-def _counts(
-    texts: list[str], *, analyzer: str = "word", ngram_range: tuple[int, int] = (1, 1)
-) -> Array:
-    """Unit-length counts [text, term]."""
+def _counts(texts: list[str], **options: Any) -> Array:
+    """Unit-length counts [text, term]; options are those of scikit-learn's vectorizer."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    pattern = WORD if analyzer == "word" else None
-    vectorizer = TfidfVectorizer(
-        use_idf=False, token_pattern=pattern, analyzer=analyzer, ngram_range=ngram_range
-    )
-    return vectorizer.fit_transform(texts).toarray()
+    return TfidfVectorizer(use_idf=False, **options).fit_transform(texts).toarray()
 
 
 def _form(text: str) -> list[float]:
