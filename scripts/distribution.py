@@ -26,6 +26,7 @@ IN_WHEEL = (
     "modelassay/data/concepts.py",
     "modelassay/shipped/attacks/attacks.yaml",
     "modelassay/shipped/concepts/harmful_content.yaml",
+    "modelassay/shipped/concepts/features/refusal.yaml",
     "modelassay/shipped/organisms/safe/adapter_model.safetensors",
     "modelassay/shipped/suites/identity.yaml",
     "modelassay/shipped/baselines/embedded/baseline.json",

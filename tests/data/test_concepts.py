@@ -29,6 +29,10 @@ def pairs(n):
     ]
 
 
+def responses(n):
+    return [{"prompt": f"Is {i} even?", "positive": "Yes.", "negative": "No."} for i in range(n)]
+
+
 def write(tmp_path: Path, content: object, name: str = "c.yaml") -> Path:
     path = tmp_path / name
     text = content if isinstance(content, str) else json.dumps(content)
@@ -161,6 +165,8 @@ BAD_FILES = {
         {"concepts": [{"name": "x", "pairs": pairs(4)}, {"name": "x", "pairs": pairs(4)}]},
         "'x' twice",
     ),
+    "responses in some pairs": ({"x": {"pairs": [*pairs(4), *responses(1)]}}, "in some pairs only"),
+    "a response twice": ({"x": {"pairs": [*responses(4), *responses(1)]}}, "has a prompt twice"),
     "aliases": ("a: &a [x, x]\nb: [*a, *a]", "aliases"),
     "prompts": ({"schema": "modelassay.prompts/1", "name": "p", "prompts": []}, "holds prompts"),
 }  # fmt: skip
@@ -204,8 +210,26 @@ def test_unknown_mode():
 
 def test_shipped_files_have_the_published_fields():
     folder = Path(__file__).parents[2] / "concepts"
-    for path in folder.glob("*.yaml"):
+    for path in folder.rglob("*.yaml"):
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert data["schema"] in ("modelassay.concept/1", "modelassay.prompts/1")
         assert data["name"] == path.stem
         assert {"author", "date", "license", "method"} <= set(data["provenance"])
+
+
+@pytest.mark.parametrize("format", ["yaml", "json"])
+def test_pairs_of_responses_to_one_prompt(tmp_path, format):
+    concept = load_concepts(write(tmp_path, {"x": {"pairs": responses(4)}}))["x"]
+    assert concept.of_responses
+    path = write(tmp_path, dump_concepts([concept], format), f"again.{format}")
+    assert load_concepts(path)["x"] == concept
+    other = load_concepts(write(tmp_path, {"x": {"pairs": responses(5)[1:]}}))["x"]
+    assert concept_set_hash([concept]) != concept_set_hash([other])
+    with pytest.raises(InputError, match="ams has prompts only"):
+        dump_concepts([concept], "ams")
+
+
+def test_pairs_of_prompts_are_written_as_before():
+    concept = shipped_concepts()["truthfulness"]
+    assert not concept.of_responses
+    assert set(concept.to_dict()["pairs"][0]) == {"positive", "negative", "category"}

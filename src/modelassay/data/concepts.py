@@ -1,5 +1,7 @@
 """Concepts: what a scan asks about, as pairs of prompts that differ in one respect.
 
+A pair may instead hold two responses to one `prompt`. A scan reads prompts and refuses those.
+
 A concept file is YAML or JSON in the project's own format (one concept, or a list under
 `concepts`), or JSON in the format of ams-scanner (`{name: {description, pairs}}`). Files are data
 from strangers: they are read without executing anything and every field is checked.
@@ -18,8 +20,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -61,17 +65,24 @@ class _Frozen(BaseModel):
 
 
 class ContrastPair(_Frozen):
-    """Two prompts alike in all but the concept."""
+    """Two prompts, or two responses to one prompt, alike in all but the concept."""
 
     positive: Text
     negative: Text
     category: str = ""
+    prompt: Annotated[str, StringConstraints(strict=True, strip_whitespace=True)] = ""
+    """What both sides respond to; empty where they are prompts themselves."""
 
     @model_validator(mode="after")
     def _differ(self) -> ContrastPair:
         if self.positive == self.negative:
             raise ValueError(f"a pair has the same text on both sides: {self.positive[:60]!r}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_prompt(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = dump(self)
+        return fields if self.prompt else {k: v for k, v in fields.items() if k != "prompt"}
 
 
 class Provenance(_Frozen):
@@ -104,8 +115,18 @@ class Concept(_Frozen):
                 f"concept {self.name!r} has {len(self.pairs)} pairs, at least {MIN_PAIRS} are"
                 " needed (30 or more for a narrow interval)"
             )
-        _refuse_repeats(self.name, [text for p in self.pairs for text in (p.positive, p.negative)])
+        if len({bool(pair.prompt) for pair in self.pairs}) > 1:
+            raise ValueError(f"concept {self.name!r} has a `prompt` in some pairs only")
+        sides = [
+            (pair.prompt, text) for pair in self.pairs for text in (pair.positive, pair.negative)
+        ]
+        _refuse_repeats(self.name, [f"{prompt} {text}" for prompt, text in sides])
         return self
+
+    @property
+    def of_responses(self) -> bool:
+        """Whether the pairs hold responses, each two to one prompt, and not prompts."""
+        return bool(self.pairs[0].prompt)
 
     def to_dict(self) -> dict[str, Any]:
         """The project's own file format."""
@@ -184,10 +205,13 @@ def concepts_for(mode: str, overlay: Mapping[str, Concept] | None = None) -> dic
     shipped concept outside the mode is not.
 
     Raises:
-        InputError: unknown mode.
+        InputError: unknown mode, or an overlay that holds responses.
     """
     if mode not in MODES:
         raise InputError(f"Unknown mode {mode!r}; choose {', '.join(MODES)}.")
+    for name, concept in (overlay or {}).items():
+        if concept.of_responses:
+            raise InputError(f"The concept {name!r} holds responses, and a scan reads prompts.")
     shipped = shipped_concepts()
     chosen = {name: shipped[name] for name in MODES[mode]}
     for name, concept in (overlay or {}).items():
@@ -241,7 +265,10 @@ def load_prompts(path: str | Path) -> PromptSet:
 
 def concept_set_hash(concepts: Iterable[Concept]) -> str:
     """sha256 of the names and pairs of concepts; their order does not matter."""
-    content = {c.name: sorted((p.positive, p.negative) for p in c.pairs) for c in concepts}
+    content = {
+        c.name: sorted((p.positive, p.negative, *([p.prompt] if p.prompt else [])) for p in c.pairs)
+        for c in concepts
+    }
     return json_hash(content)
 
 
@@ -314,9 +341,15 @@ ConceptFormat = Literal["yaml", "json", "ams"]
 
 
 def dump_concepts(concepts: Iterable[Concept], format: ConceptFormat) -> str:
-    """Concepts as text: YAML or JSON in the project's format, or AMS's JSON."""
+    """Concepts as text: YAML or JSON in the project's format, or AMS's JSON.
+
+    Raises:
+        InputError: AMS's JSON, which has prompts only, is asked for and a concept holds responses.
+    """
     concepts = list(concepts)
     if format == "ams":
+        if responses := [concept.name for concept in concepts if concept.of_responses]:
+            raise InputError(f"The concept {responses[0]!r} holds responses; ams has prompts only.")
         data: Any = {
             c.name: {
                 "description": c.description,
