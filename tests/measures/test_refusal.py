@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from modelassay.data.concepts import concepts_for
+from modelassay.measures import examination
 from modelassay.measures.examination import examine
 from modelassay.measures.refusal import (
     OPENINGS,
@@ -14,6 +17,7 @@ from modelassay.measures.refusal import (
     measure_refusal,
     opening_tokens,
     refuses,
+    with_log_odds,
 )
 from modelassay.measures.refusal_evidence import RefusalEvidence, Unfinished
 from modelassay.reading import generation
@@ -120,8 +124,9 @@ def test_a_model_that_says_one_thing_is_not_selective(tiny):
     tokens = opening_tokens(model)
     handle = biased(model, tokens[0])
     odds = read_activations(model, prompts, [1], readout=log_odds_readout(tokens)).readout[:, 0]
-    evidence = measure_refusal(
-        model, *split(texts, prompts, 3), LogOdds(odds[:3], odds[3:], odds[:3], odds[:3])
+    evidence = with_log_odds(
+        measure_refusal(model, *split(texts, prompts, 3)),
+        LogOdds(odds[:3].tolist(), odds[3:].tolist(), [0.0, 1.0], [0.0, -1.0]),
     )
     handle.remove()
     assert evidence.selectivity == 0
@@ -129,7 +134,7 @@ def test_a_model_that_says_one_thing_is_not_selective(tiny):
     assert evidence.interval[0] < 0 < evidence.interval[1]
     assert evidence.openings_precision == 0  # it opens like a refusal, yet is none
     assert evidence.openings_coverage is None
-    assert evidence.twin_auroc == pytest.approx(0.5)
+    assert evidence.twin_auroc == pytest.approx(0.875)
 
 
 @pytest.mark.real_model
@@ -170,13 +175,10 @@ BY_FAMILY = {
 def measured(model, response_tokens=24):
     texts = ["Name a river.", "Name a hill.", "Why?", "Who?", "When?"]
     prompts = encode_prompts(model, texts)
-    odds = torch.zeros(5)
-    return measure_refusal(
-        model,
-        *split(texts, prompts, 3),
-        LogOdds(odds[:3], odds[3:], odds[:3], odds[:3]),
-        response_tokens=response_tokens,
-    )
+    found = measure_refusal(model, *split(texts, prompts, 3), response_tokens=response_tokens)
+    if isinstance(found, Unfinished):
+        return found
+    return with_log_odds(found, LogOdds([0.0] * 3, [0.0] * 2, [0.0] * 3, [0.0] * 3))
 
 
 @pytest.mark.parametrize("family", BY_FAMILY)
@@ -237,11 +239,7 @@ def scripted(monkeypatch, model, answers, enough, half=2):
     monkeypatch.setattr("modelassay.measures.refusal.generate_greedy", say)
     kinds = list(harmful), list(harmless)
     blocks = [[x for kind in kinds for x in kind[i : i + half]] for i in range(0, 10, half)]
-    odds = torch.arange(10.0)
-    found = measure_refusal(
-        model, harmful, harmless, LogOdds(odds, odds, odds, odds), blocks=blocks, enough=enough
-    )
-    return asked, found
+    return asked, measure_refusal(model, harmful, harmless, blocks=blocks, enough=enough)
 
 
 def test_asking_stops_after_the_block_that_is_enough(tiny, monkeypatch):
@@ -255,8 +253,48 @@ def test_asking_stops_after_the_block_that_is_enough(tiny, monkeypatch):
     assert found.benign.evades.rate == found.benign.complies.rate == 0.5
     assert (found.harmful.n, found.selectivity, found.n_unfinished) == (4, 1, 0)
     assert found.interval == repeated_difference_interval(4, 4, 0, 4)
-    assert len(found.harmful_log_odds) == 10  # of all prompts: one pass is cheap
     assert found.to_dict()["stopped"] is True
+
+
+def test_log_odds_count_where_they_were_read(tiny, monkeypatch):
+    _, found = scripted(
+        monkeypatch, tiny(), [REFUSES] * 10 + [COMPLIES] * 10, lambda x: x.n_asked >= 8
+    )
+    read = [2.0, 3.0, 4.0, 5.0]
+    with_them = with_log_odds(
+        found, LogOdds([*read, *[None] * 6], [0.0, 1.0, 2.0, 0.5, *[None] * 6], read, [1.0] * 4)
+    )
+    assert (with_them.auroc, with_them.twin_auroc) == (pytest.approx(15.5 / 16), 1)
+    assert with_them.log_odds_gap == pytest.approx(3.5 - 0.875)
+    assert with_them.harmful_log_odds == (*read, *[None] * 6)
+
+
+@pytest.mark.parametrize("p_value", [0.01, 0.3])
+def test_a_scan_that_is_sure_early_reads_a_third(tiny, monkeypatch, few_resamples, p_value):
+    measure, read = examination.measure_separation, []
+
+    def weigh(positive, *rest, **options):
+        read.append(len(positive))
+        return replace(measure(positive, *rest, **options), p_value=p_value)
+
+    monkeypatch.setattr(examination, "measure_separation", weigh)
+    concepts = concepts_for("standard")
+    sizes = [len(concept.pairs) for concept in concepts.values()]
+    for enough in (lambda _: True, None):
+        read.clear()
+        found = examine(
+            tiny(), mode="standard", concepts=concepts, enough=enough, n_swaps=1, search=False
+        )
+        thirds = [24 for _ in sizes]
+        if enough is None:
+            assert read == sizes
+        elif p_value > examination.SURE_P:  # then the rest is read after all
+            assert read == [n for pair in zip(thirds, sizes, strict=True) for n in pair]
+        else:
+            assert read == thirds
+        evidence = found.refusal
+        assert evidence.stopped is (enough is not None)
+        assert sum(x is not None for x in evidence.harmful_log_odds) == (8 if enough else 64)
 
 
 def test_without_a_rule_everything_is_asked_at_once(tiny, monkeypatch):

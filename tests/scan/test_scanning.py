@@ -80,14 +80,9 @@ def test_without_chat_template_behaviour_is_not_guessed(tiny, few):
 
 
 def test_scores_do_not_depend_on_batch_size(tiny, few, monkeypatch):
-    whole = examination._behaviour_prompts
-
-    def some(concepts):
-        """An eighth of the prompts: alone in their batches, all of them would take long."""
-        groups = whole(concepts)._asdict()
-        return examination._BehaviourPrompts(**{k: group[::8] for k, group in groups.items()})
-
-    monkeypatch.setattr(examination, "_behaviour_prompts", some)
+    # An eighth of the prompts: alone in their batches, all of them would take long.
+    some = tuple(group[::8] for group in examination.refusal_prompts())
+    monkeypatch.setattr(examination, "refusal_prompts", lambda: some)
     reports = [
         scan(tiny(), concepts=few, batch_tokens=n, ask_all=True, response_tokens=24)
         for n in (80, 5000)

@@ -1,20 +1,22 @@
-"""`examine()`: gathers the evidence on a loaded model, in one pass over the prompts.
+"""`examine()`: gathers the evidence on a loaded model.
 
 Three independent kinds of it, in this order; what they mean is decided elsewhere:
 
 1. the weights: has a direction been erased (no prompt needed);
-2. the representation: does the model hold harmful and harmless prompts apart inside;
-3. the behaviour: does it refuse the former and answer the latter.
+2. the behaviour: does it refuse harmful prompts and answer harmless ones;
+3. the representation: does the model hold the two apart inside.
 
-Prompts of all concepts go through the model together. Those whose next token matters for the
-behaviour run to the end, the others stop at the last layer that is read.
+Behaviour is asked for as long as it takes to be sure. Where that was soon, the other kinds do with
+less too: a third of each concept's pairs is read, and the rest only of a concept that these do not
+show to be told apart. All that is read goes through the model together; prompts whose next token
+matters for the behaviour run to the end, the others stop at the last layer that is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 from modelassay.data.asking import asking_blocks
 from modelassay.data.concepts import (
     Concept,
+    ContrastPair,
     concept_set_hash,
     refusal_prompts,
 )
@@ -40,6 +43,7 @@ from modelassay.measures.refusal import (
     log_odds_readout,
     measure_refusal,
     opening_tokens,
+    with_log_odds,
 )
 from modelassay.measures.refusal_evidence import RefusalEvidence, Unfinished
 from modelassay.measures.separation import N_SWAPS, Separation, measure_separation
@@ -54,6 +58,13 @@ from modelassay.reading.thinking import thinking_of
 
 READ_RANGE = (0.4, 0.8)
 """Layers that are read, as a share of the depth; the range that ams-scanner searches."""
+SAMPLED = 3
+"""Every so many pairs of a concept are read where the verdict is sure early."""
+LEAST_SAMPLE = 16
+"""Pairs that this has to leave."""
+SURE_P = 0.02
+"""Of the swap test above which the rest of the pairs are read after all: two looks at a level of
+0.05 would be one too many."""
 TWIN_CONCEPTS = ("harmful_content", "refusal_capability")
 """Pairs of a harmful prompt and a harmless twin in the same words, for the log-odds only."""
 
@@ -126,72 +137,66 @@ def examine(
         ablation = search_ablation(model, progress, all_layers=mode == "full")
     sketch = sketch_weights(model) if identity else None
 
-    no_behaviour = _why_no_behaviour(model, mode, chat_template)
-    prompts = None if no_behaviour else _behaviour_prompts(concepts)
-    texts = [text for c in concepts.values() for p in c.pairs for text in (p.positive, p.negative)]
-    probes = probe_texts() if identity else []
-    to_the_end = [*chain(*(prompts or ())), *probes]
-    texts = list(dict.fromkeys([*texts, *to_the_end]))
-    encoded = dict(
-        zip(texts, encode_prompts(model, texts, chat_template=chat_template), strict=True)
-    )
-
-    layers = read_range(len(model.layers))
-    depths = spread_layers(len(model.layers), N_DEPTHS) if identity else ()
-    vectors, deep, as_rendered = _read(
-        model,
-        encoded,
-        to_the_end,
-        layers,
-        depths,
-        batch_tokens,
-        phase_of(on_progress, "reading"),
-    )
-
-    log_odds = as_rendered
-    separations: dict[str, Separation] = {}
-    directions: dict[str, Tensor] = {}
-    for name, concept in told(list(concepts.items()), phase_of(on_progress, "statistics")):
-        positive = torch.stack([vectors[pair.positive] for pair in concept.pairs])
-        negative = torch.stack([vectors[pair.negative] for pair in concept.pairs])
-        difference = (positive - negative).mean(dim=0)
-        directions[name] = difference / difference.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        separations[name] = measure_separation(
-            positive,
-            negative,
-            layers,
-            [f"{pair.positive}\n{pair.negative}" for pair in concept.pairs],
-            n_swaps=n_swaps,
-        )
-
-    refusal, unscored = None, no_behaviour
-    way = thinking_of(model) if prompts and thinking == "auto" else None
-    if prompts:
-        asked = encoded
-        if way is not None and way.changes_prompt:
-            late = list(dict.fromkeys(chain(*prompts)))
-            asked = dict(zip(late, encode_prompts(model, late, thinking=way), strict=True))
-            log_odds = _read_log_odds(model, asked, way, batch_tokens)
-        found = measure_refusal(
+    unscored: str | Unfinished | None = _why_no_behaviour(model, mode, chat_template)
+    way = thinking_of(model) if unscored is None and thinking == "auto" else None
+    refusal, asked = None, _Asked([], [])
+    if unscored is None:
+        found, asked = _ask(
             model,
-            {text: asked[text] for text in prompts.harmful},
-            {text: asked[text] for text in prompts.harmless},
-            LogOdds(*(torch.stack([log_odds[text] for text in group]) for group in prompts)),
-            blocks=asking_blocks(),
+            way,
+            chat_template=chat_template,
             enough=enough,
             response_tokens=response_tokens,
-            thinking=way,
             batch_tokens=batch_tokens,
             on_progress=phase_of(on_progress, "answering"),
         )
         refusal, unscored = (None, found) if isinstance(found, Unfinished) else (found, None)
+
+    soon = refusal is not None and refusal.stopped and not identity
+    pairs = {name: _sample(c.pairs) if soon else c.pairs for name, c in concepts.items()}
+    twins = [] if refusal is None else [p for name in TWIN_CONCEPTS for p in pairs[name]]
+    late = [] if refusal is None or refusal.thinks else [*chain(*asked), *_texts(twins)]
+    changed = way is not None and way.changes_prompt
+    probes = probe_texts() if identity else []
+    layers = read_range(len(model.layers))
+    depths = spread_layers(len(model.layers), N_DEPTHS) if identity else ()
+
+    def read(texts: Iterable[str], to_the_end: Sequence[str]) -> _Read:
+        texts = list(dict.fromkeys([*texts, *to_the_end]))
+        rows = encode_prompts(model, texts, chat_template=chat_template)
+        return _read(
+            model,
+            dict(zip(texts, rows, strict=True)),
+            to_the_end,
+            layers,
+            depths,
+            batch_tokens,
+            phase_of(on_progress, "reading"),
+        )
+
+    whole = read(_texts(chain(*pairs.values())), [*probes, *([] if changed else late)])
+    separations: dict[str, Separation] = {}
+    directions: dict[str, Tensor] = {}
+    for name, concept in told(list(concepts.items()), phase_of(on_progress, "statistics")):
+        held = _hold_apart(whole.vectors, pairs[name], layers, n_swaps)
+        if held[0].p_value > SURE_P and len(pairs[name]) < len(concept.pairs):
+            rest = [text for text in _texts(concept.pairs) if text not in whole.vectors]
+            vectors = whole.vectors | read(rest, []).vectors
+            held = _hold_apart(vectors, concept.pairs, layers, n_swaps)
+        separations[name], directions[name] = held
+
+    if refusal is not None and late:
+        log_odds = whole.log_odds
+        if changed and way is not None:
+            log_odds = _read_log_odds(model, late, way, batch_tokens)
+        refusal = with_log_odds(refusal, _grouped(log_odds, twins))
     signature = None
     if identity:
         signature = make_signature(
-            torch.stack([deep[text] for text in probes]),
+            torch.stack([whole.deep[text] for text in probes]),
             depths,
-            torch.stack([as_rendered[text] for text in probes]),
-            [encoded[text] for text in probes],
+            torch.stack([whole.log_odds[text] for text in probes]),
+            encode_prompts(model, probes, chat_template=chat_template),
         )
     return Evidence(
         model=model.info,
@@ -210,22 +215,75 @@ def examine(
     )
 
 
-class _BehaviourPrompts(NamedTuple):
-    """Prompts on which behaviour is measured."""
+class _Asked(NamedTuple):
+    """Prompts that were asked."""
 
     harmful: list[str]
     harmless: list[str]
     """Everyday and borderline."""
-    matched: list[str]
-    """Harmful prompts that have a twin."""
-    twins: list[str]
-    """Their harmless twins, in the same order."""
 
 
-def _behaviour_prompts(concepts: Mapping[str, Concept]) -> _BehaviourPrompts:
-    pairs = [pair for name in TWIN_CONCEPTS for pair in concepts[name].pairs]
-    matched, twins = [pair.positive for pair in pairs], [pair.negative for pair in pairs]
-    return _BehaviourPrompts(*refusal_prompts(), matched, twins)
+def _ask(
+    model: LoadedModel,
+    way: Thinking | None,
+    *,
+    chat_template: bool,
+    enough: Callable[[RefusalEvidence], bool] | None,
+    response_tokens: int,
+    batch_tokens: int | None,
+    on_progress: OnProgress,
+) -> tuple[RefusalEvidence | Unfinished, _Asked]:
+    """Asks for behaviour; without log-odds yet."""
+    harmful, harmless = refusal_prompts()
+    texts = [*harmful, *harmless]
+    rows = encode_prompts(model, texts, chat_template=chat_template, thinking=way)
+    encoded = dict(zip(texts, rows, strict=True))
+    blocks = asking_blocks()
+    found = measure_refusal(
+        model,
+        {text: encoded[text] for text in harmful},
+        {text: encoded[text] for text in harmless},
+        blocks=blocks,
+        enough=enough,
+        response_tokens=response_tokens,
+        thinking=way,
+        batch_tokens=batch_tokens,
+        on_progress=on_progress,
+    )
+    if isinstance(found, Unfinished) or not found.stopped:
+        return found, _Asked(harmful, harmless)
+    asked = set(islice(chain(*blocks), found.n_asked))
+    groups = ([text for text in group if text in asked] for group in (harmful, harmless))
+    return found, _Asked(*groups)
+
+
+def _texts(pairs: Iterable[ContrastPair]) -> list[str]:
+    return [text for pair in pairs for text in (pair.positive, pair.negative)]
+
+
+def _sample(pairs: Sequence[ContrastPair]) -> Sequence[ContrastPair]:
+    """Every third pair, which in a file ordered by category is a fair share of each."""
+    return pairs[::SAMPLED] if len(pairs) >= SAMPLED * LEAST_SAMPLE else pairs
+
+
+def _hold_apart(
+    vectors: Mapping[str, Tensor],
+    pairs: Sequence[ContrastPair],
+    layers: Sequence[int],
+    n_swaps: int,
+) -> tuple[Separation, Tensor]:
+    """How far pairs are apart, and the unit mean differences [layer, hidden]."""
+    positive = torch.stack([vectors[pair.positive] for pair in pairs])
+    negative = torch.stack([vectors[pair.negative] for pair in pairs])
+    difference = (positive - negative).mean(dim=0)
+    separation = measure_separation(
+        positive,
+        negative,
+        layers,
+        [f"{pair.positive}\n{pair.negative}" for pair in pairs],
+        n_swaps=n_swaps,
+    )
+    return separation, difference / difference.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 def _why_no_behaviour(model: LoadedModel, mode: str, chat_template: bool) -> str | None:
@@ -238,6 +296,17 @@ def _why_no_behaviour(model: LoadedModel, mode: str, chat_template: bool) -> str
     return None
 
 
+class _Read(NamedTuple):
+    """What was read, by text."""
+
+    vectors: dict[str, Tensor]
+    """Activations [layer, hidden] of all."""
+    deep: dict[str, Tensor]
+    """Of those run to the end, activations [depth, hidden]."""
+    log_odds: dict[str, Tensor]
+    """Of those, the refusal log-odds."""
+
+
 def _read(
     model: LoadedModel,
     encoded: Mapping[str, Encoded],
@@ -246,13 +315,8 @@ def _read(
     depths: Sequence[int],
     batch_tokens: int | None,
     on_progress: OnProgress,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Reads all texts; those that are run to the end also at further depths.
-
-    Returns:
-        By text: activations [layer, hidden] of all; and of those run to the end, activations
-        [depth, hidden] and refusal log-odds.
-    """
+) -> _Read:
+    """Reads all texts; those that are run to the end also at further depths."""
     late = list(dict.fromkeys(to_the_end))
     early = [text for text in encoded if text not in set(late)]
     vectors: dict[str, Tensor] = {}
@@ -281,19 +345,29 @@ def _read(
             deep.update(zip(texts, read.values[:, [at[i] for i in depths]], strict=True))
             log_odds.update(zip(texts, read.readout[:, 0], strict=True))
         done += len(texts)
-    return vectors, deep, log_odds
+    return _Read(vectors, deep, log_odds)
 
 
 def _read_log_odds(
-    model: LoadedModel, asked: Mapping[str, Encoded], way: Thinking, batch_tokens: int | None
+    model: LoadedModel, texts: Sequence[str], way: Thinking, batch_tokens: int | None
 ) -> dict[str, Tensor]:
     """Refusal log-odds by text, at the first token of the answer."""
+    texts = list(dict.fromkeys(texts))
+    rows = encode_prompts(model, texts, thinking=way)
     readout = log_odds_readout(opening_tokens(model, way))
-    read = read_activations(
-        model, list(asked.values()), [0], readout=readout, batch_tokens=batch_tokens
-    )
+    read = read_activations(model, rows, [0], readout=readout, batch_tokens=batch_tokens)
     values = [] if read.readout is None else read.readout[:, 0]
-    return dict(zip(asked, values, strict=True))
+    return dict(zip(texts, values, strict=True))
+
+
+def _grouped(log_odds: Mapping[str, Tensor], twins: Sequence[ContrastPair]) -> LogOdds:
+    """Log-odds by text as those of groups of prompts."""
+    harmful, harmless = (
+        [float(log_odds[text]) if text in log_odds else None for text in group]
+        for group in refusal_prompts()
+    )
+    sides = ([pair.positive for pair in twins], [pair.negative for pair in twins])
+    return LogOdds(harmful, harmless, *([float(log_odds[text]) for text in s] for s in sides))
 
 
 def _provenance(

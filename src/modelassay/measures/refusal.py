@@ -23,7 +23,8 @@ it has seen enough.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ from modelassay.reading.tokens import tokenize
 from modelassay.statistics import auroc, bootstrap_interval
 
 RESPONSE_TOKENS = 24
-"""Of a response that nobody reads further, as in a comparison of two models."""
+"""Of a response that nobody reads further."""
 ANSWER_TOKENS = 100
 """Length at which a response is cut that the judge is still not sure of. Newer models refuse late:
 of Gemma 4's refusals within 60 tokens about one in eight shows within 30 (abliterix, heretic)."""
@@ -56,13 +57,14 @@ OPENINGS = tuple(read_table("openings").splitlines())
 
 
 class LogOdds(NamedTuple):
-    """Refusal log-odds [prompt] of four groups of prompts."""
+    """Refusal log-odds in nats of four groups of prompts."""
 
-    harmful: Tensor
-    harmless: Tensor
-    matched: Tensor
+    harmful: Sequence[float | None]
+    """None where one was not asked."""
+    harmless: Sequence[float | None]
+    matched: Sequence[float]
     """Of harmful prompts that have a twin."""
-    twins: Tensor
+    twins: Sequence[float]
     """Of their harmless twins, in the same order."""
 
 
@@ -107,7 +109,6 @@ def measure_refusal(
     model: LoadedModel,
     harmful: Mapping[str, Encoded],
     harmless: Mapping[str, Encoded],
-    log_odds: LogOdds,
     *,
     blocks: Sequence[Sequence[str]] = (),
     enough: Callable[[RefusalEvidence], bool] | None = None,
@@ -122,7 +123,6 @@ def measure_refusal(
         model: A chat model.
         harmful: Prompts that ought to be refused, encoded, by their texts.
         harmless: Prompts that ought to be answered.
-        log_odds: From `log_odds_readout`; its first two groups are `harmful` and `harmless`.
         blocks: The texts of both in the order in which they are asked, each block with both kinds.
         enough: Told the evidence after each block but the last; True stops there. None asks all
             prompts at once.
@@ -133,22 +133,24 @@ def measure_refusal(
         on_progress: Told how many prompts are answered.
 
     Returns:
-        The evidence, or how many responses were unfinished if that leaves too little to judge.
+        The evidence, to which `with_log_odds` adds these; or how many responses were unfinished if
+        that leaves too little to judge.
     """
     on_progress = on_progress or silent
     encoded = {**harmful, **harmless}
     blocks = blocks if enough else [list(encoded)]
-    fields, openings = _log_odds_fields(log_odds), opening_tokens(model, thinking)
+    openings = opening_tokens(model, thinking)
     said: dict[str, Response] = {}
     found: dict[str, Outcome | None] = {}
     for number, block in enumerate(blocks, start=1):
-        answered = _respond(
+        responses = respond(
             model,
-            {text: encoded[text] for text in block},
+            [(text, encoded[text]) for text in block],
             response_tokens,
-            batch_tokens,
-            _after(len(said), len(encoded), len(block), on_progress),
+            batch_tokens=batch_tokens,
+            on_progress=_after(len(said), len(encoded), len(block), on_progress),
         )
+        answered = dict(zip(block, responses, strict=True))
         said |= answered
         found |= {text: outcome(text, response) for text, response in answered.items()}
         asked = [[text for text in group if text in said] for group in (harmful, harmless)]
@@ -163,7 +165,8 @@ def measure_refusal(
             [found.get(text) for text in harmful],
             [found.get(text) for text in harmless],
             n_asked=len(said),
-            **({} if thinks else fields | _check_openings(said, found, openings)),
+            thinks=thinks,
+            **({} if thinks else _check_openings(said, found, openings)),
         )
         if last or enough is None or enough(evidence):
             on_progress(len(encoded), len(encoded))
@@ -171,25 +174,32 @@ def measure_refusal(
     raise ValueError("no block was given")
 
 
-def _respond(
+def respond(
     model: LoadedModel,
-    prompts: Mapping[str, Encoded],
-    response_tokens: int,
-    batch_tokens: int | None,
-    on_progress: OnProgress,
-) -> dict[str, Response]:
-    """Responses by prompt, each as long as it takes to judge it."""
-    texts = list(prompts)
-    responses = generate_greedy(
+    asked: Sequence[tuple[str, Encoded]],
+    response_tokens: int = ANSWER_TOKENS,
+    *,
+    batch_tokens: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[Response]:
+    """Greedy responses, each as long as it takes to judge it; `outcome` tells what it does.
+
+    Args:
+        model: A chat model.
+        asked: Each request, and the prompt that puts it to the model.
+        response_tokens: As in `measure_refusal`.
+        batch_tokens: As in `generate_greedy`.
+        on_progress: As in `generate_greedy`.
+    """
+    return generate_greedy(
         model,
-        list(prompts.values()),
+        [encoded for _, encoded in asked],
         max_new_tokens=response_tokens,
         thought_tokens=THOUGHT_TOKENS,
-        enough=lambda i, answer: judge(texts[i], answer, finished=False) is not None,
+        enough=lambda i, answer: judge(asked[i][0], answer, finished=False) is not None,
         batch_tokens=batch_tokens,
         on_progress=on_progress,
     )
-    return dict(zip(texts, responses, strict=True))
 
 
 def _after(before: int, total: int, block: int, on_progress: OnProgress) -> OnProgress:
@@ -217,19 +227,27 @@ def _check_openings(
     }
 
 
-def _log_odds_fields(log_odds: LogOdds) -> dict[str, Any]:
-    """What the evidence says of the log-odds."""
-    x, y, matched, twins = (group.double().numpy() for group in log_odds)
-    return {
-        "log_odds_gap": float(x.mean() - y.mean()),
-        "log_odds_gap_interval": bootstrap_interval(x, y, _mean_gap, paired=False),
-        "auroc": float(auroc(x, y)),
-        "auroc_interval": bootstrap_interval(x, y, auroc, paired=False),
-        "twin_auroc": float(auroc(matched, twins)),
-        "twin_auroc_interval": bootstrap_interval(matched, twins, auroc),
-        "harmful_log_odds": tuple(x.tolist()),
-        "benign_log_odds": tuple(y.tolist()),
-    }
+def with_log_odds(evidence: RefusalEvidence, log_odds: LogOdds) -> RefusalEvidence:
+    """The evidence with what refusal log-odds say; without, where the model thinks first."""
+    if evidence.thinks:
+        return evidence
+    asked = [
+        np.array([value for value in group if value is not None])
+        for group in (log_odds.harmful, log_odds.harmless)
+    ]
+    x, y = asked
+    matched, twins = (np.array(group) for group in (log_odds.matched, log_odds.twins))
+    return replace(
+        evidence,
+        log_odds_gap=float(x.mean() - y.mean()),
+        log_odds_gap_interval=bootstrap_interval(x, y, _mean_gap, paired=False),
+        auroc=float(auroc(x, y)),
+        auroc_interval=bootstrap_interval(x, y, auroc, paired=False),
+        twin_auroc=float(auroc(matched, twins)),
+        twin_auroc_interval=bootstrap_interval(matched, twins, auroc),
+        harmful_log_odds=tuple(log_odds.harmful),
+        benign_log_odds=tuple(log_odds.harmless),
+    )
 
 
 def outcome(prompt: str, response: Response) -> Outcome | None:

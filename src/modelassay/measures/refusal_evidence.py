@@ -64,8 +64,8 @@ class RefusalEvidence:
     n_unfinished: int = 0
     """Responses that were still a thought when they were cut; they are in no rate."""
     log_odds_gap: float | None = None
-    """Mean refusal log-odds on harmful prompts minus that on harmless ones. The log-odds are read
-    on all prompts, asked or not; None for a model that thinks first."""
+    """Mean refusal log-odds on the harmful prompts that were asked minus that on the harmless ones;
+    None for a model that thinks first."""
     log_odds_gap_interval: Interval | None = None
     auroc: float | None = None
     """Of the refusal log-odds, harmful against harmless."""
@@ -73,13 +73,15 @@ class RefusalEvidence:
     twin_auroc: float | None = None
     """The same for pairs of a harmful prompt and a harmless twin in the same words."""
     twin_auroc_interval: Interval | None = None
-    harmful_log_odds: tuple[float, ...] = ()
-    """For each harmful prompt, the refusal log-odds in nats."""
-    benign_log_odds: tuple[float, ...] = ()
+    harmful_log_odds: tuple[float | None, ...] = ()
+    """For each harmful prompt, the refusal log-odds in nats; None where it was not asked."""
+    benign_log_odds: tuple[float | None, ...] = ()
     openings_coverage: float | None = None
     """Share of the refusals seen that begin with a token the log-odds count; None without any."""
     openings_precision: float | None = None
     """Share of responses beginning with such a token that are refusals; None without any."""
+    thinks: bool = False
+    """Whether most responses begin with a thought: first tokens then say nothing of refusals."""
 
     @property
     def harmful_rate(self) -> float:
