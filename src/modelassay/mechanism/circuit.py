@@ -18,6 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from typing_extensions import Unpack
@@ -269,8 +270,10 @@ def _rank_correlation(estimated: Mapping[Component, np.ndarray], patched: Patche
 
     if len(patched) < 3:
         return None
-    pairs = [(float(estimated[p].mean()), float(found[0].mean())) for p, found in patched.items()]
-    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    by_gradient = [float(estimated[part].mean()) for part in patched]
+    exact = [float(effect.mean()) for effect, _ in patched.values()]
+    found: Any = spearmanr(by_gradient, exact)
+    return float(found.statistic)
 
 
 def _error(found: float, whole: float) -> float | None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from modelassay.errors import InputError
 from modelassay.models.layers import find_layers, text_config
 from modelassay.models.watching import input_device, stream_of, watched
-from modelassay.models.writers import find_writers
+from modelassay.models.writers import Kind, find_writers
 
 Part = Literal["block", "attention", "mlp", "head", "expert"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -58,7 +58,7 @@ def parse_component(name: str) -> Component:
         InputError: it is none.
     """
     found = _NAME.fullmatch(name.strip())
-    part = found and next((p for p in PARTS if p == found[2]), None)
+    part: Part | None = next((p for p in PARTS if found and p == found[2]), None)
     if found is None or part is None or (found[3] is None and part in NUMBERED):
         raise InputError(
             f"{name[:60]!r} names no component; write 12.block, 12.attention, 12.mlp, 12.head.3 or"
@@ -142,7 +142,7 @@ def find_components(network: Any) -> Components:
     for i, layer in enumerate(layers):
         if layer not in seen:  # it does not run on text
             continue
-        found: dict[Literal["attention", "mlp"], list[nn.Module]] = {}
+        found: dict[Kind, list[nn.Module]] = {}
         for kind in ("attention", "mlp"):
             owners = [
                 modules[w.name.rpartition(".")[0]]
@@ -214,9 +214,9 @@ def _speakers(
 
 def _with_norms(
     layer: nn.Module,
-    found: Mapping[Literal["attention", "mlp"], list[nn.Module]],
+    found: Mapping[Kind, list[nn.Module]],
     seen: Mapping[nn.Module, _Seen],
-) -> tuple[bool, dict[Literal["attention", "mlp"], list[nn.Module]]]:
+) -> tuple[bool, dict[Kind, list[nn.Module]]]:
     """The same, behind a norm that comes between a part and the stream.
 
     Returns:
@@ -225,7 +225,7 @@ def _with_norms(
     whole = seen[layer]
     assert whole.given is not None and whole.put_out is not None  # noqa: PT018, S101 (it ran)
     added = whole.put_out - whole.given
-    parts = {kind: list(speakers) for kind, speakers in found.items()}
+    parts: dict[Kind, list[nn.Module]] = {kind: list(each) for kind, each in found.items()}
     if _adds_up(parts, added, seen):
         return True, parts
     inside = list(layer.modules())
@@ -247,17 +247,19 @@ def _with_norms(
                 return module
         return speaker
 
-    normed = {kind: [behind(each) for each in speakers] for kind, speakers in parts.items()}
+    normed: dict[Kind, list[nn.Module]] = {
+        kind: [behind(each) for each in speakers] for kind, speakers in parts.items()
+    }
     return (True, normed) if _adds_up(normed, added, seen) else (False, parts)
 
 
 def _adds_up(
     parts: Mapping[Any, list[nn.Module]], added: Tensor, seen: Mapping[nn.Module, _Seen]
 ) -> bool:
-    values = [seen[m].put_out for speakers in parts.values() for m in speakers]
     total = torch.zeros_like(added)
-    for value in values:
-        total += value
+    for speaker in (module for speakers in parts.values() for module in speakers):
+        put_out = seen[speaker].put_out
+        total += 0 if put_out is None else put_out
     return float((total - added).norm()) <= SUMS_UP * float(added.norm())
 
 
