@@ -107,6 +107,7 @@ def examine(
     batch_tokens: int | None = None,
     enough: Callable[[RefusalEvidence], bool] | None = None,
     identity: bool = False,
+    all_pairs: bool = False,
     n_swaps: int = N_SWAPS,
     search: bool = True,
     on_progress: OnPhase = silent,
@@ -125,7 +126,8 @@ def examine(
         enough: Told what is known of refusals after each block of prompts; True stops asking. None
             asks all of them.
         identity: Take the activation signature, whose probes are run to the last layer, and the
-            weight sketch too.
+            weight sketch too; all pairs are read then, as those of baselines were.
+        all_pairs: Read all pairs of each concept, also where behaviour is soon sure.
         n_swaps: Label swaps for the p-values of the separations; 1 where nobody asks for them.
         search: Search the weights for erased directions; False where a baseline's sketch tells.
         on_progress: Told (phase, done, total).
@@ -152,7 +154,7 @@ def examine(
         )
         refusal, unscored = (None, found) if isinstance(found, Unfinished) else (found, None)
 
-    soon = refusal is not None and refusal.stopped and not identity
+    soon = refusal is not None and refusal.stopped and not (identity or all_pairs)
     pairs = {name: _sample(c.pairs) if soon else c.pairs for name, c in concepts.items()}
     twins = [] if refusal is None else [p for name in TWIN_CONCEPTS for p in pairs[name]]
     late = [] if refusal is None or refusal.thinks else [*chain(*asked), *_texts(twins)]

@@ -81,18 +81,23 @@ def scan(
         find_sources(take_ref(compare, {})[0], weights=False, **fetch_options(options))
     loaded = open_model(ref, on_progress=on_progress, **options)
     loaded_at = time.perf_counter()
-    found = examine(
-        loaded,
-        mode=mode,
-        concepts=chosen,
-        chat_template=chat_template,
-        response_tokens=response_tokens,
-        thinking=thinking,
-        batch_tokens=batch_tokens,
-        enough=None if ask_all else settled,
-        identity=baseline is not None,
-        on_progress=on_progress,
-    )
+
+    def look(loaded: LoadedModel, *, identity: bool = False) -> Evidence:
+        return examine(
+            loaded,
+            mode=mode,
+            concepts=chosen,
+            chat_template=chat_template,
+            response_tokens=response_tokens,
+            thinking=thinking,
+            batch_tokens=batch_tokens,
+            enough=None if ask_all else settled,
+            identity=identity,
+            all_pairs=compare is not None,  # what is compared rests on the same
+            on_progress=on_progress,
+        )
+
+    found = look(loaded, identity=baseline is not None)
     report = judge(found, chosen)
     if baseline is not None:
         files = hash_model(loaded)
@@ -103,19 +108,9 @@ def scan(
     }
     if compare is not None:
         del loaded  # two models at once may not fit
-        other = scan(
-            compare,
-            mode=mode,
-            concepts=overlay,
-            chat_template=chat_template,
-            response_tokens=response_tokens,
-            thinking=thinking,
-            batch_tokens=batch_tokens,
-            ask_all=ask_all,
-            on_progress=on_progress,
-            **options,
-        )
-        report = replace(report, compare=other)
+        ref, options = take_ref(compare, options)
+        other = open_model(ref, on_progress=on_progress, **options)
+        report = replace(report, compare=judge(look(other), chosen))
     return report
 
 
