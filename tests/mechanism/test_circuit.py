@@ -104,3 +104,18 @@ def test_what_refuses_nothing_has_nothing_to_explain(tiny):
         find_circuit(tiny(), twins=TWINS)
     with pytest.raises(InputError, match="no chat template"):
         find_circuit(tiny(chat=False), twins=TWINS)
+
+
+@pytest.mark.real_model
+def test_the_layers_that_were_trained_to_refuse_are_found():
+    report = find_circuit("organism:safe", n_pairs=16, exact=8, curve=False, device="cpu")
+    assert {"27.attention", "29.mlp"} <= set(report.circuit)
+    trained = (27, 28, 29)
+    assert {int(name.split(".")[0]) for name in report.circuit} <= set(trained)
+    assert report.rank_correlation is not None
+    assert report.rank_correlation > 0.6
+    assert report.attribution_error is not None
+    assert report.attribution_error < 0.1
+    direct = sum(effect.direct or 0 for effect in report.effects)
+    assert report.direct_rest is not None
+    assert direct + report.direct_rest == pytest.approx(report.difference.mean, rel=0.01)

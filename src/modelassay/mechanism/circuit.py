@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 from typing_extensions import Unpack
 
-from modelassay.data.concepts import concepts_for
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.provenance import installed_versions, text_hash, utc_now
-from modelassay.mechanism.pairs import AlignedPair, align_twins, unrelated
+from modelassay.mechanism.pairs import AlignedPair, align_twins, match_requests, unrelated
 from modelassay.mechanism.report import CircuitReport, ComponentEffect, CurvePoint
 from modelassay.mechanism.swapping import STEPS, Run, Swapper
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
@@ -37,8 +36,6 @@ from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
 from modelassay.reading.interventions import Edit, at_positions, replace_by
 from modelassay.statistics import benjamini_hochberg, mean_change, sign_flip_p_values
 
-CONCEPT = "harmful_content"
-"""Whose pairs are twins: the same words and form, one of them meant to harm."""
 N_PAIRS = 32
 EXACT = 20
 """Components that are patched after the sweep of attributions."""
@@ -70,7 +67,8 @@ def find_circuit(
 
     Args:
         model: An id (see `modelassay.load`), a reference or a loaded model.
-        twins: A harmful prompt and its harmless twin each; None takes those of the shipped concept.
+        twins: A harmful prompt and its harmless twin each; None takes the harmful requests of a
+            scan, each with a harmless one of its length.
         heads: Look at single heads in place of whole attention layers.
         n_pairs: Most pairs that are read.
         exact: Components that are patched one by one, the strongest by attribution; None for all.
@@ -94,9 +92,9 @@ def find_circuit(
         )
     components = find_components(loaded.network)
     parts = _parts(components, heads)
-    if twins is None:
-        twins = [(p.positive, p.negative) for p in concepts_for("quick")[CONCEPT].pairs]
-    pairs = align_twins(loaded, twins, n_pairs)
+    pairs = (
+        match_requests(loaded, n_pairs) if twins is None else align_twins(loaded, twins, n_pairs)
+    )
 
     swapper = Swapper(
         loaded,
@@ -155,10 +153,10 @@ def find_circuit(
         attribution_error=_error(float(sums.mean()), float((harmful - swapper.replaced()).mean())),
         direct_rest=None if rest is None else float(rest.mean()),
         n_pairs=len(pairs),
-        n_left_out=len(twins) - len(pairs),
+        n_left_out=0 if twins is None else len(twins) - len(pairs),
         provenance={
             "versions": installed_versions(),
-            "pairs_sha256": text_hash("\n".join(f"{a}\n{b}" for a, b in twins)),
+            "pairs_sha256": _key(loaded, pairs, ()),
             "attribution_steps": STEPS,
             "forward_passes": swapper.n_passes,
             "heads": heads,
