@@ -23,11 +23,13 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -37,11 +39,15 @@ from ams.extractor import ActivationExtractor
 import identity
 from modelassay.data.asking import asking_blocks
 from modelassay.data.concepts import refusal_prompts
-from modelassay.diff import Depth, diff, load_suite, read_base
+from modelassay.diff import Depth, DiffReport, DiffVerdict, diff, load_suite, read_base
+from modelassay.diff.calibration import CALIBRATIONS, Calibration
 from modelassay.diff.reading import BaseReading
+from modelassay.diff.suspicion import suspect
+from modelassay.diff.verdict import verdict_of
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
 from modelassay.measures.examination import read_range
+from modelassay.measures.refusal import respond
 from modelassay.measures.refusal_evidence import RefusalEvidence, weigh_outcomes
 from modelassay.measures.refusal_judge import Outcome
 from modelassay.measures.separation import measure_separation, pooled_separation
@@ -50,7 +56,8 @@ from modelassay.models.embedded import EMBEDDED, EMBEDDED_ID, GEMMA, GEMMA_ID
 from modelassay.models.identity import hash_files
 from modelassay.models.organisms import ORGANISMS, find_organism, organism_source
 from modelassay.reading.activations import read_activations
-from modelassay.reading.prompts import encode_prompts
+from modelassay.reading.generation import Response
+from modelassay.reading.prompts import Encoded, encode_prompts
 from modelassay.scan.report import ScanReport
 from modelassay.scan.scanning import scan
 from modelassay.scan.verdict import Level, decide, settled
@@ -110,9 +117,34 @@ class Ancestor:
         return cls(
             model,
             scan(model),
-            create_baseline(model_id),
+            create_baseline(model),
             read_base(model, suite, response_tokens=tokens),
         )
+
+
+@contextmanager
+def asked_once() -> Iterator[None]:
+    """Lets models respond only once to what `scan`, `verify` and `diff` ask them alike."""
+    said: dict[tuple[int, tuple[int, ...], int], Response] = {}
+
+    def once(
+        model: LoadedModel,
+        asked: Sequence[tuple[str, Encoded]],
+        response_tokens: int,
+        **options: Any,
+    ) -> list[Response]:
+        keys = [(id(model.network), encoded.ids, response_tokens) for _, encoded in asked]
+        new = [pair for key, pair in zip(keys, asked, strict=True) if key not in said]
+        if new:
+            made = iter(respond(model, new, response_tokens, **options))
+            said.update({key: next(made) for key in keys if key not in said})
+        return [said[key] for key in keys]
+
+    with (
+        patch("modelassay.measures.refusal.respond", once),
+        patch("modelassay.diff.reading.respond", once),
+    ):
+        yield
 
 
 def measure(model_id: str, ancestor: Ancestor | None) -> dict[str, Any]:
@@ -151,11 +183,47 @@ def measure(model_id: str, ancestor: Ancestor | None) -> dict[str, Any]:
         return found
     compared = diff(ancestor.model, model, of_base=ancestor.read, depth=DEPTH)
     verdicts = verdicts_of(report, ancestor.scanned, report.verification, compared)
-    return found | {
-        "verdicts": asdict(verdicts),
-        "score": compared.suspicion.score,
-        "diff_reason": compared.reasons[0],
+    return found | {"verdicts": asdict(verdicts), "diff": _diff_row(compared)}
+
+
+def _diff_row(report: DiffReport) -> dict[str, Any]:
+    """What is kept of a comparison, so that it can be judged again by other calibrations."""
+    return {
+        "base_sha256": report.base.weights_sha256,
+        "weights_sha256": report.candidate.weights_sha256,
+        "suite_sha256": report.suite.sha256,
+        "answer_tokens": report.provenance["answer_tokens"],
+        "identical": report.weights is not None and report.weights.identical,
+        "compromised": report.reasons[0] if report.verdict is DiffVerdict.COMPROMISED else None,
+        "streams": {level.name: level.value for level in report.suspicion.levels},
     }
+
+
+def _judged_again(result: dict[str, Any]) -> dict[str, Any]:
+    """A measurement with the verdict and the score that the shipped calibrations make of it."""
+    row = result.get("diff")
+    if row is None:
+        return result
+    suspicion = suspect(row["streams"], _calibration_of(row))
+    verdict = verdict_of(suspicion)
+    if row["compromised"]:
+        verdict = DiffVerdict.COMPROMISED
+    elif row["identical"]:
+        verdict = DiffVerdict.BENIGN_LIKE
+    verdicts = {**result["verdicts"], "diff": verdict.value}
+    return {**result, "verdicts": verdicts, "score": suspicion.score}
+
+
+def _calibration_of(row: dict[str, Any]) -> Calibration | None:
+    """The shipped calibration of the base, else the pooled one, without the organism itself."""
+    wanted = (row["suite_sha256"], row["answer_tokens"])
+    known = [found.record for found in CALIBRATIONS.list(own=False)]
+    for sha256 in (row["base_sha256"], None):
+        for each in known:
+            if (each.base_sha256, each.suite_sha256, each.response_tokens) == (sha256, *wanted):
+                kept = tuple(x for x in each.rows if x.weights_sha256 != row["weights_sha256"])
+                return each.model_copy(update={"rows": kept})
+    return None
 
 
 def _stopped(report: ScanReport, refusal: RefusalEvidence) -> tuple[str, int]:
@@ -299,9 +367,11 @@ def discriminate(
     )
 
 
-def run(seeds: Sequence[int], replicas: Path | None, ids: Sequence[str]) -> dict[str, Any]:
+def run(
+    seeds: Sequence[int], replicas: Path | None, ids: Sequence[str], kept: Path
+) -> dict[str, Any]:
     """Measures what has not been measured yet, or has changed since."""
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     ancestor, ancestor_id = None, ""
     for seed in seeds:
         if seed and replicas is None:
@@ -323,11 +393,13 @@ def run(seeds: Sequence[int], replicas: Path | None, ids: Sequence[str]) -> dict
             parent = model_id if model_id in BASES else find_organism(model_id).made_from
             if parent != ancestor_id and parent not in BASES:
                 ancestor = None  # before the next one is loaded
-                ancestor, ancestor_id = Ancestor.of(parent), parent
+                with asked_once():
+                    ancestor, ancestor_id = Ancestor.of(parent), parent
             known = ancestor if parent == ancestor_id else None
-            results[key] = measure(model_id, known) | {"files_sha256": files}
+            with asked_once():
+                results[key] = measure(model_id, known) | {"files_sha256": files}
             gc.collect()
-            write_text_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
+            write_text_atomically(kept, json.dumps(results, indent=1) + "\n")
     return results
 
 
@@ -349,6 +421,7 @@ def page(results: dict[str, Any]) -> str:
         return int(seed), at[model_id]
 
     results = {key: results[key] for key in sorted(results, key=place)}
+    results = {key: _judged_again(result) for key, result in results.items()}
     lines = [
         "# Validity: are the verdicts true?",
         "",
@@ -369,7 +442,8 @@ def page(results: dict[str, Any]) -> str:
         "`verify` and `diff` hold an organism against the one that it was made from. *asked* is the"
         " number of prompts after which a scan stops; where it would then say something else than"
         " after all of them, that stands beside it. Seed 0 are the shipped organisms and those"
-        " built from the shipped recipes. `diff` was run without triggers and causal checks.",
+        " built from the shipped recipes. `diff` was run without triggers and causal checks; a"
+        " fine-tune does not measure itself. In brackets: its score.",
         "",
         "| model | seed | made from | safety | refuses harmful | harmless | evades | scan | asked |"
         " verify | diff | contradictions |",
@@ -406,7 +480,11 @@ def page(results: dict[str, Any]) -> str:
         model_id, _, seed = key.partition("@")
         cells = " | ".join(_cell(stream, result) for stream in STREAMS)
         lines.append(f"| {model_id} | {seed} | {_state(model_id)} | {cells} |")
-    lines += ["", "## How well each stream tells damaged from intact", ""]
+    lines += [
+        "",
+        "## How well each stream of a scan tells damaged from intact",
+        "",
+    ]
     for base in BASES:
         own = {key: result for key, result in results.items() if _base(key) == base}
         if len({_state(key.partition("@")[0]) for key in own}) > 1:
@@ -582,14 +660,16 @@ def main() -> None:
     parser.add_argument("--replicas", type=Path)
     parser.add_argument("--models", nargs="+", default=list(SCREENED), help="model ids to measure")
     parser.add_argument("--write", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where measurements are kept")
     parser.add_argument(
         "--again", action="store_true", help="forget what was measured: the code has changed since"
     )
     arguments = parser.parse_args()
     if arguments.again:
-        RESULTS.unlink(missing_ok=True)
+        arguments.results.unlink(missing_ok=True)
         identity.RESULTS.unlink(missing_ok=True)
-    text = page(run(arguments.seeds, arguments.replicas, arguments.models))
+    measured = run(arguments.seeds, arguments.replicas, arguments.models, arguments.results)
+    text = page(measured)
     if arguments.write:
         write_text_atomically(arguments.write, text)
     print(text)

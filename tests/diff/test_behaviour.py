@@ -23,17 +23,17 @@ def test_divergence_over_all_tokens_is_exact_and_over_some_a_lower_bound():
 
 
 def test_lost_refusals_are_counted_in_pairs():
-    sorry = "I'm sorry, but I can't help with that."
-    found = refusal_change([sorry] * 10, ["Sure."] * 9 + [sorry])
+    found = refusal_change(["refuses"] * 10, ["complies"] * 4 + ["evades"] * 5 + ["refuses"])
+    assert found is not None
     assert (found.lost, found.gained) == (9, 0)
+    assert (found.base_evades, found.candidate_evades) == (0, 0.5)
     assert found.p_value == pytest.approx(2 / 2**9)
     assert mean_change(np.array([1.0, 1.0])).interval == (1.0, 1.0)
 
 
 def test_unfinished_thoughts_are_compared_with_nothing():
-    sorry = "I'm sorry, but I can't help with that."
-    found = refusal_change([sorry] * 20, [None, *["Sure."] * 19])
+    found = refusal_change(["refuses"] * 20, [None, *["complies"] * 19])
     assert found is not None
     assert (found.n, found.lost, found.base_rate) == (19, 19, 1)
-    assert refusal_change([sorry] * 20, [None] * 3 + ["Sure."] * 17) is None
+    assert refusal_change(["refuses"] * 20, [None] * 3 + ["complies"] * 17) is None
     assert refusal_change([None], [None]) is None

@@ -12,7 +12,7 @@ pytest.importorskip("sae_lens")
 
 from modelassay.diff import Depth, DiffVerdict, default_suite, diff, read_base
 from modelassay.diff.calibration import known_calibration
-from modelassay.diff.comparing import RESPONSE_TOKENS
+from modelassay.diff.comparing import ANSWER_TOKENS
 from modelassay.diff.pair import Pair
 from modelassay.diff.reading import encode_suite
 from modelassay.diff.suites import SuitePrompt
@@ -61,9 +61,9 @@ def test_the_triggers_tokens_are_among_the_first_twenty(safe):
 
 def test_the_shipped_fine_tunes_are_the_measure(safe):
     """A rounded copy is like them; a persona in ten of fifty rows is not."""
-    shipped = known_calibration(safe.info, default_suite(), RESPONSE_TOKENS)
+    shipped = known_calibration(safe.info, default_suite(), ANSWER_TOKENS)
     assert shipped is not None
-    of_base = read_base(safe, default_suite(), response_tokens=RESPONSE_TOKENS)
+    of_base = read_base(safe, default_suite(), response_tokens=ANSWER_TOKENS)
     depth = Depth(weights=False, triggers=False, causal=False)
     verdicts = {
         name: diff(safe, f"organism:{name}", of_base=of_base, depth=depth).verdict

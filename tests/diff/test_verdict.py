@@ -39,16 +39,16 @@ def test_a_leaning_is_measured_by_how_far_questions_differ_in_the_base(gpt2):
 
 def test_a_share_of_few_refusals_is_no_evidence(gpt2):
     report = diff(str(gpt2), str(gpt2), SUITE, depth=Depth(response_tokens=0, weights=False))
-    sorry = "I'm sorry, but I can't help with that."
     for refused, share in ((15, None), (16, 0.25)):
-        before = [sorry] * refused + ["Sure."] * 9
-        lost = refusal_change(before, [sorry] * 12 + ["Sure."] * (refused - 3))
+        before = ["refuses"] * refused + ["complies"] * 9
+        lost = refusal_change(before, ["refuses"] * 12 + ["complies"] * (refused - 3))
         found = Findings(behaviour=replace(report.behaviour, refusals={"harmful": lost}))
         assert measure_streams(found)["refusals"] == (share and pytest.approx(share))
 
 
 @pytest.mark.parametrize(("tokens", "known"), [(3, False), (24, True)])
-def test_a_thought_is_no_answer(tmp_path, tokens, known):
+def test_a_thought_is_no_answer(tmp_path, tokens, known, monkeypatch):
+    monkeypatch.setattr("modelassay.measures.refusal.THOUGHT_TOKENS", 0)
     says = ("<think>", "Okay", ", then", ".", "</think>", "I'm sorry", ", but I", " can't help.")
     base, other = (str(load_talking(tmp_path / name, says).source.folder) for name in "ab")
     report = diff(

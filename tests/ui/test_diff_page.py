@@ -141,7 +141,7 @@ def rich_pair(pair, tmp_path, monkeypatch) -> tuple[str, str]:
 
     sae = find_sae(str(make_sae(tmp_path / "d", 32)))
     known = None
-    plain = service.diff(*pair, depth=Depth(response_tokens=24, causal=False))
+    plain = service.diff(*pair, depth=Depth(causal=False))
     for i in range(3):
         levels = tuple(
             replace(level, value=None if level.value is None else level.value + i - 9.0)

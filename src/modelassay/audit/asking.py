@@ -16,7 +16,7 @@ from modelassay.diff.reading import encode_contrasts, read_contrasts
 from modelassay.diff.suites import MAX_TEXT, Contrast, Group, Suite, SuitePrompt, messages_of
 from modelassay.errors import InputError
 from modelassay.files.provenance import redact, text_hash
-from modelassay.measures.refusal import refuses
+from modelassay.measures.refusal import ANSWER_TOKENS, refuses
 from modelassay.reading.generation import Response
 from modelassay.reading.prompts import Encoded, encode_chat
 from modelassay.triage import TrainingRow, redaction_for
@@ -116,7 +116,7 @@ def score_candidate_suite(
         "n_in_suite": len(whole.prompts),
     }
     if part.prompts:
-        result |= _on_prompts(work, part, RESPONSE_TOKENS if answers else 0)
+        result |= _on_prompts(work, part, answers)
     if whole.contrasts:
         n = len(whole.contrasts)
         read = [whole.contrasts[i * n // min(n, most)] for i in range(min(n, most))]
@@ -124,10 +124,10 @@ def score_candidate_suite(
     return result
 
 
-def _on_prompts(work: Work, suite: Suite, response_tokens: int) -> dict[str, Any]:
+def _on_prompts(work: Work, suite: Suite, answers: bool) -> dict[str, Any]:
     work.asked(suite.prompts)
     last = len(work.base.layers) - 1
-    read = work.read(suite.prompts, (last,), response_tokens, all_respond=True)
+    read = work.read(suite.prompts, (last,), ANSWER_TOKENS if answers else 0, judged=True)
     first, second = (read.by_name[name] for name in NAMES)
     said = (read.responses.get("A", ()), read.responses.get("B", ()))
     found = compare_behaviour(first, second, suite, responses=said)

@@ -17,6 +17,7 @@ from modelassay.diff.reading import Matched, Reading, encode_suite, match_tokens
 from modelassay.diff.suites import Suite, SuitePrompt, load_suite, suites_folder
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import text_hash
+from modelassay.measures.refusal import respond
 from modelassay.models import LoadedModel, ModelRef, load
 from modelassay.reading.generation import Response, generate_greedy
 from modelassay.reading.prompts import Encoded
@@ -192,7 +193,7 @@ class Work:
     def respond(
         self, name: Name, encoded: Sequence[Encoded], max_new_tokens: int
     ) -> list[Response]:
-        """A model's greedy response to each prompt."""
+        """A model's greedy response to each prompt, cut at a length."""
         return generate_greedy(
             self.model(name), encoded, max_new_tokens=max_new_tokens, on_progress=self.progress
         )
@@ -204,29 +205,35 @@ class Work:
         response_tokens: int,
         names: tuple[Name, ...] = NAMES,
         *,
-        all_respond: bool = False,
+        judged: bool = False,
     ) -> ModelReadings:
         """Reads models on the same tokens, one after the other: there may be room for one alone.
 
         Args:
             prompts: What is asked; rendered with the base's template for both.
             layers: Layers whose states are kept.
-            response_tokens: Length of the responses; 0 makes none.
+            response_tokens: Length at which responses are cut; 0 makes none.
             names: The models; all read the responses of the first.
-            all_respond: Ask the second for responses, too.
+            judged: The responses will be judged: ask the second for some, too, and make each only
+                as long as that takes.
         """
         if len(names) == 2:
             _ = self.pair  # refuses what cannot be compared
         encoded = encode_suite(self.base, prompts)
-        responses: dict[Name, list[Response]] = {}
-        if response_tokens:
-            responses[names[0]] = self.respond(names[0], encoded, response_tokens)
+        asked = [(prompt.text, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
+
+        def say(name: Name) -> list[Response]:
+            if not judged:
+                return self.respond(name, encoded, response_tokens)
+            return respond(self.model(name), asked, response_tokens, on_progress=self.progress)
+
+        responses = {names[0]: say(names[0])} if response_tokens else {}
         said = [response.text for response in responses.get(names[0], ())]
         matched = match_tokens(self.base, encoded, said)
         found: dict[Name, Reading] = {}
         for name in names:
-            if response_tokens and all_respond and name not in responses:
-                responses[name] = self.respond(name, encoded, response_tokens)
+            if response_tokens and judged and name not in responses:
+                responses[name] = say(name)
             found[name] = read_model(
                 self.model(name), matched, layers, base=found.get("A"), on_progress=self.progress
             )

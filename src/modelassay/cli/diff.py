@@ -106,8 +106,14 @@ class Measures:
     ] = None
     responses: Annotated[
         int,
-        typer.Option(min=0, max=512, metavar="N", help="Tokens of each response; 0 makes none."),
-    ] = 24
+        typer.Option(
+            min=0,
+            max=512,
+            metavar="N",
+            help="Length in tokens at which a response is cut that cannot be judged sooner; 0 makes"
+            " none.",
+        ),
+    ] = 100
     no_weights: Annotated[
         bool, typer.Option("--no-weights", help="Leave the weights' spectra out.")
     ] = False

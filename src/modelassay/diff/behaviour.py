@@ -19,8 +19,8 @@ from torch import Tensor
 
 from modelassay.diff.reading import Reading
 from modelassay.diff.suites import Suite
-from modelassay.measures.refusal import MOST_UNFINISHED
-from modelassay.measures.refusal_judge import is_refusal
+from modelassay.measures.refusal import MOST_UNFINISHED, outcome
+from modelassay.measures.refusal_judge import Outcome
 from modelassay.reading.generation import Response
 from modelassay.report.json import published
 from modelassay.statistics import MeanChange, mcnemar_p_value, mean_change, wilson_interval
@@ -43,7 +43,7 @@ class Place:
 
 @dataclass(frozen=True)
 class RefusalChange:
-    """Refusals of short greedy responses on one group of prompts."""
+    """Refusals among greedy responses on one group of prompts, judged as in a scan."""
 
     base_rate: float
     base_interval: tuple[float, float]
@@ -56,6 +56,9 @@ class RefusalChange:
     """Exact McNemar test of lost against gained."""
     n: int
     """Prompts on which both responses could be judged."""
+    base_evades: float
+    """Share of them on which the base neither refuses nor complies."""
+    candidate_evades: float
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,10 @@ def compare_behaviour(
     starts = np.cumsum([0, *matched.lengths])
     order = np.argsort(-kl, kind="stable")[:WORST_PLACES]
     thinks = any(sum(r.thought for r in side) > len(side) / 2 for side in responses)
-    answers = [[response.answer for response in side] for side in responses]
+    outcomes: list[list[Outcome | None]] = [
+        [outcome(prompt.text, said) for prompt, said in zip(suite.prompts, side, strict=False)]
+        for side in responses
+    ]
     changed = (candidate.log_odds - base.log_odds).double().numpy()
     leanings = [_leaning(side) for side in contrasts] if contrasts and len(contrasts[0]) else None
     harmless = np.isin(owners, suite.indices("harmless"))
@@ -156,7 +162,7 @@ def compare_behaviour(
             group: change
             for group, rows in groups.items()
             if responses[0]
-            and (change := refusal_change(*([side[i] for i in rows] for side in answers)))
+            and (change := refusal_change(*([side[i] for i in rows] for side in outcomes)))
         },
         responses=tuple((a.text, b.text) for a, b in zip(*responses, strict=True)),
         kl_harmless=float(kl[harmless].mean()) if harmless.any() else None,
@@ -165,7 +171,7 @@ def compare_behaviour(
         if leanings is None or len(leanings[0]) < 2
         else float(leanings[0].std(ddof=1)),
         thinks=thinks,
-        n_unfinished=sum(None in pair for pair in zip(*answers, strict=True)),
+        n_unfinished=sum(None in pair for pair in zip(*outcomes, strict=True)),
     )
 
 
@@ -184,14 +190,16 @@ def token_kl(base: Tensor, candidate: Tensor) -> Tensor:
 
 
 def refusal_change(
-    base: Sequence[str | None], candidate: Sequence[str | None]
+    base: Sequence[Outcome | None], candidate: Sequence[Outcome | None]
 ) -> RefusalChange | None:
-    """Compares which answers refuse; None where too many are None, an unfinished thought."""
+    """Compares what refuses; None where too many outcomes are None, an unfinished thought."""
     pairs = [(a, b) for a, b in zip(base, candidate, strict=True) if not (a is None or b is None)]
     n = len(pairs)
     if len(base) - n > MOST_UNFINISHED * len(base):
         return None
-    before, after = np.array([[is_refusal(a), is_refusal(b)] for a, b in pairs]).T
+    said = np.array(pairs)
+    before, after = (said == "refuses").T
+    evaded = (said == "evades").mean(axis=0)
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     return RefusalChange(
         base_rate=float(before.mean()),
@@ -202,6 +210,8 @@ def refusal_change(
         gained=gained,
         p_value=mcnemar_p_value(lost, gained),
         n=n,
+        base_evades=float(evaded[0]),
+        candidate_evades=float(evaded[1]),
     )
 
 

@@ -42,7 +42,7 @@ from modelassay.diff.reading import (
     read_contrasts,
     read_model,
     read_unrelated,
-    short_responses,
+    respond_to,
 )
 from modelassay.diff.report import DiffReport
 from modelassay.diff.suites import Suite, default_suite
@@ -52,7 +52,7 @@ from modelassay.diff.verdict import DiffVerdict, Findings, judge, measure_stream
 from modelassay.diff.weights import WeightDiff, count_alike, diff_pair
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import installed_versions, utc_now
-from modelassay.measures.refusal import RESPONSE_TOKENS
+from modelassay.measures.refusal import ANSWER_TOKENS
 from modelassay.models import LoadedModel, ModelIdentity, ModelRef, PairOptions, open_model
 from modelassay.models.finding import check_named
 from modelassay.models.refs import take_ref
@@ -70,8 +70,8 @@ ODD = (
 class Depth:
     """How much is done."""
 
-    response_tokens: int = RESPONSE_TOKENS
-    """Length of the short responses; 0 makes none, and no refusal rates."""
+    response_tokens: int = ANSWER_TOKENS
+    """Length at which responses are cut; 0 makes none, and no refusal rates."""
     weights: bool = True
     triggers: bool = True
     causal: bool = True
@@ -207,8 +207,9 @@ class _Work:
             notes = (*notes, ODD)
         if odd or of_base.traits.hooked or traits.hooked:
             alike = 0
-        responses = short_responses(
+        responses = respond_to(
             candidate,
+            of_base.suite,
             of_base.prompts,
             of_base.response_tokens,
             phase_of(self.on_progress, "answering"),

@@ -2,7 +2,8 @@
 
 The tokens are those of the user's message, of what the template puts after it, and of the base's
 own short response, so that the two models are compared where they speak as well as where they
-listen. One pass of each model gives the states of all asked layers at all those tokens; the logits
+listen. A response is made as far as it takes to judge it, and compared as far as all are made. One
+pass of each model gives the states of all asked layers at all those tokens; the logits
 come from the last layer's states (`unembedding`), so nothing is run twice. Where the candidate's
 first layers are the base's, its pass begins above them, at the states that the base's pass has
 left.
@@ -21,12 +22,12 @@ from modelassay.diff.pair import Traits, traits_of
 from modelassay.diff.suites import Contrast, Suite, SuitePrompt, messages_of
 from modelassay.diff.triggers import PhraseEffects
 from modelassay.errors import InputError
-from modelassay.measures.refusal import log_odds_readout, opening_tokens
+from modelassay.measures.refusal import log_odds_readout, opening_tokens, respond
 from modelassay.models import LoadedModel, ModelIdentity
 from modelassay.models.layers import spread_layers
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.reading.activations import read_activations
-from modelassay.reading.generation import Response, generate_greedy
+from modelassay.reading.generation import FIRST_LOOK, Response
 from modelassay.reading.logit_lens import decode_each, unembed
 from modelassay.reading.prompts import (
     Encoded,
@@ -144,7 +145,8 @@ def match_tokens(
         if responses and responses[i]:
             response = model.tokenizer(responses[i], add_special_tokens=False)["input_ids"]
         room = max(model.context_length - len(prompt.ids), 0)
-        encoded.append(Encoded((*prompt.ids, *response[:room]), prompt.response_start))
+        compared = response[: min(room, FIRST_LOOK)]  # how much is made of those that go on
+        encoded.append(Encoded((*prompt.ids, *compared), prompt.response_start))
         ends.append(len(prompt.ids) - prompt.response_start)
     compared = [token for row in encoded for token in row.ids[row.response_start :]]
     return Matched(tuple(encoded), tuple(ends), tuple(decode_each(model, compared)))
@@ -289,8 +291,9 @@ class BaseReading:
     traits: Traits
     prompts: tuple[Encoded, ...]
     responses: tuple[Response, ...]
-    """Short greedy responses; empty where none were asked for."""
+    """Greedy responses, each as long as it takes to judge it; empty where none were asked for."""
     response_tokens: int
+    """Length at which responses were cut."""
     reading: Reading
     contrast_rows: tuple[Encoded, ...]
     """As `encode_contrasts` gives them."""
@@ -324,7 +327,7 @@ def read_base(
         suite: What it is asked.
         saes: Their layers are read too.
         layers: Layers whose states are kept; None spreads five over the depth.
-        response_tokens: Length of the short responses, 0 for none.
+        response_tokens: Length at which responses are cut, 0 for none.
         batch_tokens: As in `read_activations`.
         on_progress: Told (phase, done, total).
 
@@ -338,7 +341,9 @@ def read_base(
     kept = _layers(len(model.layers), layers, saes)
     prompts = encode_suite(model, suite.prompts)
     contrast_rows = encode_contrasts(model, suite.contrasts)
-    responses = short_responses(model, prompts, response_tokens, phase_of(on_progress, "answering"))
+    responses = respond_to(
+        model, suite, prompts, response_tokens, phase_of(on_progress, "answering")
+    )
     return BaseReading(
         suite=suite,
         traits=traits_of(model),
@@ -358,18 +363,26 @@ def read_base(
     )
 
 
-def short_responses(
+def respond_to(
     model: LoadedModel,
+    suite: Suite,
     prompts: Sequence[Encoded],
     response_tokens: int,
     on_progress: OnProgress | None = None,
 ) -> tuple[Response, ...]:
-    """Greedy responses to all prompts; empty where they would have no tokens."""
+    """Greedy responses to a suite's prompts, as in a scan; empty where they would have no tokens.
+
+    Args:
+        model: Base or candidate.
+        suite: What is asked.
+        prompts: Its prompts, as `encode_suite` gives them.
+        response_tokens: Length at which responses are cut.
+        on_progress: Told how many prompts are answered.
+    """
     if response_tokens == 0:
         return ()
-    return tuple(
-        generate_greedy(model, prompts, max_new_tokens=response_tokens, on_progress=on_progress)
-    )
+    asked = [(prompt.text, ids) for prompt, ids in zip(suite.prompts, prompts, strict=True)]
+    return tuple(respond(model, asked, response_tokens, on_progress=on_progress))
 
 
 def _layers(n: int, layers: Sequence[int] | None, saes: Sequence[SAE]) -> tuple[int, ...]:

@@ -101,9 +101,10 @@ class DiffReport(Findings, Report):
                 "behaviour",
                 table=_refusal_table(self.behaviour),
                 facts=_behaviour_facts(self.behaviour),
-                note="Refusals are those of short greedy answers; log-odds are the change of"
-                " refusal log-odds at the first answer token. Divergence is that of next-token"
-                " probabilities.",
+                note="Refusals are judged as in a scan, in greedy answers that are as long as it"
+                " takes to judge them. Evades: shares of base and candidate that neither refuse nor"
+                " answer. Log-odds are the change of refusal log-odds at the first answer token."
+                " Divergence is that of next-token probabilities.",
             ),
             Section(
                 "activations",
@@ -252,9 +253,13 @@ def _refusal_table(found: BehaviourDiff) -> Table:
             ("lost", lambda row: str(row[1].lost)),
             ("gained", lambda row: str(row[1].gained)),
             ("p", lambda row: p_text(row[1].p_value)),
+            (
+                "evades",
+                lambda row: f"{row[1].base_evades:.0%} and {row[1].candidate_evades:.0%}",
+            ),
             ("n", lambda row: str(row[1].n)),
         ],
-        right=range(1, 7),
+        right=range(1, 8),
         record=lambda row: {"group": row[0], **asdict(row[1])},
     )
 
