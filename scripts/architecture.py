@@ -43,7 +43,7 @@ BESIDE = {
     "benchmarks/": "Speed and validity: scan, verify, guard, diff",
     "calibrations/": "Benign fine-tunes of one base or several, which diff goes by",
     "classifiers/": "The classifier that the guard asks in doubt",
-    "concepts/": "The contrasts and prompts of a scan, one YAML file each; contrast sets of features",
+    "concepts/": "Contrasts and prompts of a scan, and contrast sets of features, in YAML",
     "dictionaries/": "The SAE of the embedded model",
     "docs/": "This site",
     "examples/": "Scripts, notebooks, suites, CI, and the model organisms",
