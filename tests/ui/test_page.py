@@ -26,7 +26,7 @@ def test_the_endpoints_are_these_and_no_others(client):
         for name, endpoint in named.items()
     }
     assert parameters == {
-        "/scan": ["model", "mode", "compare", "chat_template"],
+        "/scan": ["model", "mode", "compare", "chat_template", "ask_all"],
         "/verify": ["model", "against"],
         "/create_baseline": ["model"],
         "/diff": ["base", "candidate", "dictionary", "answers", "triggers"],

@@ -162,7 +162,11 @@ def compare_behaviour(
             group: change
             for group, rows in groups.items()
             if responses[0]
-            and (change := refusal_change(*([side[i] for i in rows] for side in outcomes)))
+            and (
+                change := refusal_change(
+                    [outcomes[0][i] for i in rows], [outcomes[1][i] for i in rows]
+                )
+            )
         },
         responses=tuple((a.text, b.text) for a, b in zip(*responses, strict=True)),
         kl_harmless=float(kl[harmless].mean()) if harmless.any() else None,

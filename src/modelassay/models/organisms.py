@@ -271,6 +271,10 @@ def organism_source(model_id: str) -> Source:
         InputError: there is no such organism, or a part of it has not been built.
     """
     organism = find_organism(model_id)
+    whole = organism.adapter is None
+    folder = (
+        find_built(organism, organism.name, "config.json") if whole else adapter_folder(organism)
+    )
     after = AfterLoad(
         summary=organism.summary,
         apply=lambda network: transform(network, organism),
@@ -282,10 +286,6 @@ def organism_source(model_id: str) -> Source:
             if organism.ablated or organism.edit or organism.numerics or organism.added
             else None
         ),
-    )
-    whole = organism.adapter is None
-    folder = (
-        find_built(organism, organism.name, "config.json") if whole else adapter_folder(organism)
     )
     return Source(model_id, folder, commit=None, after_load=after)
 
