@@ -227,7 +227,9 @@ class Work:
                 return self.respond(name, encoded, response_tokens)
             return respond(self.model(name), asked, response_tokens, on_progress=self.progress)
 
-        responses = {names[0]: say(names[0])} if response_tokens else {}
+        responses: dict[Name, list[Response]] = {}
+        if response_tokens:
+            responses[names[0]] = say(names[0])
         said = [response.text for response in responses.get(names[0], ())]
         matched = match_tokens(self.base, encoded, said)
         found: dict[Name, Reading] = {}
