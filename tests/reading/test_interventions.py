@@ -134,7 +134,7 @@ def test_a_direction_is_taken_out_and_chosen_tokens_are_left(tiny):
 
 def test_scaling_and_adding(tiny):
     values = torch.randn(2, 3, 8)
-    assert torch.equal(i.scale(2.0)(values), 2 * values)
+    assert torch.equal(i.Scale(2.0)(values), 2 * values)
     assert torch.equal(i.add(torch.ones(8))(values), values + 1)
 
 

@@ -25,6 +25,7 @@ from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import LoadedModel
 from modelassay.reading.activations import read_activations
 from modelassay.reading.hooks import rewrite
+from modelassay.reading.interventions import add
 from modelassay.reading.prompts import Encoded
 from modelassay.reading.resuming import ResumePoint
 from modelassay.reading.thinking import thinking_of
@@ -182,12 +183,8 @@ def _log_odds(
     model: LoadedModel, prompts: Sequence[Encoded], resume: ResumePoint, vector: Tensor
 ) -> Tensor:
     readout = log_odds_readout(opening_tokens(model, thinking_of(model)))
-
-    def moved(hidden: Tensor) -> Tensor:
-        return hidden + vector.to(hidden)
-
     # The layer that hands on the known states is still the one whose output is moved.
-    with rewrite(model.layers, {resume.layer: moved}):
+    with rewrite(model.layers, {resume.layer: add(vector)}):
         read = read_activations(model, prompts, [resume.layer], readout=readout, resume=resume)
     assert read.readout is not None  # noqa: S101 (one was asked for)
     return read.readout[:, 0].double()

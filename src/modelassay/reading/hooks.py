@@ -59,14 +59,17 @@ def rewrite(
         layers: The model's decoder layers.
         edits: Layer index to a function of its output [batch, token, hidden], on its device.
     """
-
-    def change(layer: int, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
-        if isinstance(output, tuple | list):
-            return type(output)((edits[layer](output[0]), *output[1:]))
-        return edits[layer](output)
-
-    with watched(after=((layers[i], partial(change, i)) for i in edits)):
+    with watched(after=((layers[i], partial(rewrite_output, edits[i])) for i in edits)):
         yield
+
+
+def rewrite_output(
+    edit: Callable[[Tensor], Tensor], _module: nn.Module, _args: Any, _kwargs: Any, output: Any
+) -> Any:
+    """A hook after a module: its output, or the first of several, as an edit makes it."""
+    if isinstance(output, tuple | list):
+        return type(output)((edit(output[0]), *output[1:]))
+    return edit(output)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from modelassay.errors import InputError
 from modelassay.models.components import Component, Components, Site
 from modelassay.models.watching import Hook, stream_of, watched
+from modelassay.reading.hooks import rewrite_output
 
 Edit = Callable[[Tensor], Tensor]
 """A component's values [batch, token, width] on their device -> what stands in for them."""
@@ -32,7 +34,7 @@ def intervene(components: Components, edits: Mapping[Component, Edit]) -> Iterat
         edits: What is done to which. Heads and other parts of one layer may be edited together.
 
     Raises:
-        InputError: the model has no such component, or an expert is given another edit than `scale`
+        InputError: the model has no such component, or an expert is given another edit than `Scale`
             or `zero`.
     """
     before: list[Hook] = []
@@ -40,7 +42,7 @@ def intervene(components: Components, edits: Mapping[Component, Edit]) -> Iterat
     for component, edit in edits.items():
         site = components.site(component)
         if site.side == "output":
-            after.append((site.module, partial(_rewrite_output, edit)))
+            after.append((site.module, partial(rewrite_output, edit)))
         elif site.side == "input":
             before.append((site.module, partial(_rewrite_input, edit, site)))
         elif isinstance(edit, Scale):
@@ -76,21 +78,15 @@ def observe(
         yield
 
 
+@dataclass(frozen=True)
 class Scale:
-    """Values times a number."""
+    """Values times a number: the one edit that an expert can be given."""
 
-    def __init__(self, factor: float) -> None:
-        """Takes the factor."""
-        self.factor = factor
+    factor: float
 
     def __call__(self, values: Tensor) -> Tensor:
         """Scales values."""
         return values * self.factor
-
-
-def scale(factor: float) -> Edit:
-    """Values times a number."""
-    return Scale(factor)
 
 
 def zero() -> Edit:
@@ -156,12 +152,6 @@ def at_positions(edit: Edit, where: Tensor) -> Edit:
         where: bool [token] or [batch, token].
     """
     return lambda values: torch.where(where.to(values.device)[..., None], edit(values), values)
-
-
-def _rewrite_output(edit: Edit, _module: Any, _args: Any, _kwargs: Any, output: Any) -> Any:
-    if isinstance(output, tuple | list):
-        return type(output)((edit(output[0]), *output[1:]))
-    return edit(output)
 
 
 def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
