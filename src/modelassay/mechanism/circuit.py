@@ -9,7 +9,8 @@ between prompts moves something.
 
 Whether the relevant ones make up a circuit is tried as well: only the strongest are left, all
 others giving their means (is that faithful?), or the strongest alone give their means (is anything
-left?), each beside as many other components drawn at random.
+left?), each beside as many other components drawn at random. Half of the pairs tell which are the
+strongest, and the other half what becomes of them.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ LEAST_REFUSED = 0.05
 nothing to explain."""
 SIZES = (1, 2, 4, 8, 16, 32)
 N_RANDOM = 3
+RANKS, SCORES = slice(0, None, 2), slice(1, None, 2)
+"""Pairs that rank the components of a curve, and pairs that the curve is of."""
 SEED = 0
 
 
@@ -141,7 +144,7 @@ def find_circuit(
     )
     ranked = sorted(parts, key=lambda part: -_mean(part, estimated, patched))
     circuit = [part for part in ranked if effects[parts.index(part)].relevant]
-    points = _curve(swapper, parts, ranked, on_progress) if curve else ()
+    points = _curve(swapper, parts, _rank(parts, estimated, patched), on_progress) if curve else ()
     return CircuitReport(
         model=loaded.info,
         difference=total,
@@ -219,7 +222,8 @@ class _Kept:
 def _key(model: LoadedModel, pairs: Sequence[AlignedPair], parts: Sequence[Component]) -> str:
     """What the patched values depend on."""
     asked = [(pair.harmful.ids, pair.harmless.ids) for pair in pairs]
-    return text_hash(json.dumps([model.info.weights_sha256, asked, [str(part) for part in parts]]))
+    run = [model.info.weights_sha256, model.info.dtype, installed_versions()]
+    return text_hash(json.dumps([run, asked, [str(part) for part in parts]]))
 
 
 def _patch(
@@ -242,6 +246,14 @@ def _patch(
 
 def _mean(part: Component, estimated: Mapping[Component, np.ndarray], patched: Patched) -> float:
     return float((patched[part][0] if part in patched else estimated[part]).mean())
+
+
+def _rank(
+    parts: Sequence[Component], estimated: Mapping[Component, np.ndarray], patched: Patched
+) -> list[Component]:
+    """Components by their effect on the pairs that rank them, the strongest first."""
+    effects = {part: patched[part][0] if part in patched else estimated[part] for part in parts}
+    return sorted(parts, key=lambda part: -float(effects[part][RANKS].mean()))
 
 
 def _p_value(
@@ -293,11 +305,10 @@ def _curve(
         def edits(run: Run, _twin: Run) -> Mapping[Component, Edit]:
             return {c: at_positions(replace_by(means[c]), run.side.own) for c in silenced}
 
-        sides = (swapper.run(edits, harmless=side).log_odds.mean() for side in (False, True))
-        a, b = sides
-        return float(a - b)
+        a, b = (swapper.run(edits, harmless=side).log_odds for side in (False, True))
+        return float((a - b)[SCORES].mean())
 
-    whole = float((swapper.clean() - swapper.clean(harmless=True)).mean())
+    whole = float((swapper.clean() - swapper.clean(harmless=True))[SCORES].mean())
     empty = gap(parts)
     rng = np.random.default_rng(SEED)
     sizes = [k for k in SIZES if k < len(parts)]

@@ -16,7 +16,7 @@ up to the stream, they add up to the whole difference between the twins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +31,7 @@ from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.mechanism.pairs import AlignedPair
 from modelassay.models import LoadedModel
 from modelassay.models.components import Component, Components
+from modelassay.models.explain import first_line, is_out_of_memory
 from modelassay.models.watching import watched
 from modelassay.progress import OnProgress, silent
 from modelassay.reading.batching import batch_budget, pad, relative_difference
@@ -40,6 +41,8 @@ from modelassay.reading.prompts import Encoded
 from modelassay.reading.resuming import begin_after
 from modelassay.reading.thinking import thinking_of
 
+Edits = Callable[["Run", "Run"], Mapping[Component, Edit]]
+"""Given a batch's own run and that of its twins: what is done to which components."""
 STEPS = 8
 """Of the integrated gradients through the model; each is a forward and a backward pass."""
 DIRECT_STEPS = 16
@@ -193,11 +196,11 @@ class Swapper:
 
         return self.run(edits, first_layer=component.layer)
 
-    def run(self, edits: Any, *, harmless: bool = False, first_layer: int = 0) -> Outcome:
+    def run(self, edits: Edits, *, harmless: bool = False, first_layer: int = 0) -> Outcome:
         """Reads one side under edits.
 
         Args:
-            edits: Called with a batch's own run and its twin; gives the edits.
+            edits: What is done in each batch.
             harmless: Read the harmless prompts.
             first_layer: Of what is edited; no layer below it is run again.
         """
@@ -243,6 +246,9 @@ class Swapper:
             steps: Points on the line between the twins' embeddings.
             on_progress: Told how many steps are done.
 
+        Raises:
+            InputError: the model's weights give no gradients.
+
         Returns:
             By part, the estimated effect float64 [pair] in nats; and, of the embeddings, which all
             that differs has to pass, the sum that the total ought to be [pair].
@@ -257,11 +263,19 @@ class Swapper:
             for step in range(steps):
                 share = (step + 0.5) / steps
                 line = _Line(harmful, harmless, share)
-                with torch.enable_grad(), line.laid(self.model), self._graph() as made:
-                    log_p = self._logits(self.model.network, harmful.side).log_softmax(dim=-1)
-                    total = self._readout(log_p)[:, 0].sum()
-                    wanted = [line.made, *made.values()]
-                    found = torch.autograd.grad(total, wanted, allow_unused=True)
+                try:
+                    with torch.enable_grad(), line.laid(self.model), self._graph() as made:
+                        log_p = self._logits(self.model.network, harmful.side).log_softmax(dim=-1)
+                        total = self._readout(log_p)[:, 0].sum()
+                        wanted = [line.made, *made.values()]
+                        found = torch.autograd.grad(total, wanted, allow_unused=True)
+                except RuntimeError as error:
+                    if is_out_of_memory(error):
+                        raise
+                    raise InputError(
+                        f"The weights of {self.model.info.id} give no gradients"
+                        f" ({first_line(error)}); load it unpacked (without --load-8bit/4bit)."
+                    ) from error
                 difference = line.difference
                 into_embeddings.append(_or_zero(found[0], line.made))
                 for part, value, gradient in zip(made, made.values(), found[1:], strict=True):
