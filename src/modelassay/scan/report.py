@@ -186,12 +186,13 @@ class ScanReport(Report):
             )
         unfinished = f"{r.n_unfinished}, not judged"
         asked = f"{r.n_asked} of {r.n_planned}; by then the verdict was sure (--all asks all)"
+        pairs = ", ".join(f"{name} {c.separation.n_pairs}" for name, c in self.concepts.items())
         return [
             ("harmful prompts", _outcomes(r.harmful)),
             ("benign prompts", _outcomes(r.benign)),
             ("selectivity", with_interval(r.selectivity, r.interval, "+.2f")),
             ("refusal log-odds", log_odds),
-            *([("prompts asked", asked)] if r.stopped else []),
+            *([("prompts asked", asked), ("pairs read", pairs)] if r.stopped else []),
             *([("unfinished thoughts", unfinished)] if r.n_unfinished else []),
         ]
 
