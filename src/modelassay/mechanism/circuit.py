@@ -9,8 +9,8 @@ between prompts moves something.
 
 Whether the relevant ones make up a circuit is tried as well: only the strongest are left, all
 others giving their means (is that faithful?), or the strongest alone give their means (is anything
-left?), each beside as many other components drawn at random. Half of the pairs tell which are the
-strongest, and the other half what becomes of them.
+left?), each beside as many other components drawn at random. The relevant ones come first; by how
+strong they are is told on half of the pairs, and what becomes of them on the other half.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LEAST_SHARE = 0.01
 LEAST_REFUSED = 0.05
 """Mean probability that a response to a harmful prompt begins as a refusal, below which a model has
 nothing to explain."""
-SIZES = (1, 2, 4, 8, 16, 32)
+SIZES = (1, 2, 3, 4, 8, 16, 32)
 N_RANDOM = 3
 RANKS, SCORES = slice(0, None, 2), slice(1, None, 2)
 """Pairs that rank the components of a curve, and pairs that the curve is of."""
@@ -144,7 +144,8 @@ def find_circuit(
     )
     ranked = sorted(parts, key=lambda part: -_mean(part, estimated, patched))
     circuit = [part for part in ranked if effects[parts.index(part)].relevant]
-    points = _curve(swapper, parts, _rank(parts, estimated, patched), on_progress) if curve else ()
+    order = _rank(parts, circuit, estimated, patched)
+    points = _curve(swapper, parts, order, on_progress) if curve else ()
     return CircuitReport(
         model=loaded.info,
         difference=total,
@@ -249,11 +250,14 @@ def _mean(part: Component, estimated: Mapping[Component, np.ndarray], patched: P
 
 
 def _rank(
-    parts: Sequence[Component], estimated: Mapping[Component, np.ndarray], patched: Patched
+    parts: Sequence[Component],
+    circuit: Sequence[Component],
+    estimated: Mapping[Component, np.ndarray],
+    patched: Patched,
 ) -> list[Component]:
-    """Components by their effect on the pairs that rank them, the strongest first."""
+    """Those beyond chance, then the others; each by their effect on the pairs that rank them."""
     effects = {part: patched[part][0] if part in patched else estimated[part] for part in parts}
-    return sorted(parts, key=lambda part: -float(effects[part][RANKS].mean()))
+    return sorted(parts, key=lambda c: (c not in circuit, -float(effects[c][RANKS].mean())))
 
 
 def _p_value(

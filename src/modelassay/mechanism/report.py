@@ -121,7 +121,7 @@ class CircuitReport(Report):
                 note="Effect: by how many nats the refusal log-odds of harmful prompts fall when"
                 " the component makes what it makes of their harmless twins; estimate: the same"
                 " from gradients; direct: what it writes to the last token for refusal itself;"
-                " unrelated: the size of such estimates between harmless prompts that have nothing"
+                " unrelated: the size of such effects between harmless prompts that have nothing"
                 " to do with each other.",
             ),
             Section(
@@ -182,8 +182,8 @@ class CircuitReport(Report):
     def _curve_table(self) -> Any:
         def with_random(value: float, random: tuple[float, ...]) -> str:
             if not random:
-                return f"{value:.0%}"
-            return f"{value:.0%} ({min(random):.0%} to {max(random):.0%})"
+                return _share(value)
+            return f"{_share(value)} ({_share(min(random))} to {_share(max(random))})"
 
         return table_of(
             self.curve,
@@ -207,6 +207,10 @@ class CircuitReport(Report):
             ("forward passes", str(self.provenance["forward_passes"])),
             ("time", str(self.provenance["time"])),
         ]
+
+
+def _share(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.0%}"  # no minus before a zero
 
 
 def effect_map(report: CircuitReport) -> Figure | None:
