@@ -171,3 +171,22 @@ def test_likelihood_intervals_reach_the_ends():
     assert repeated_difference_interval(20, 20, 0, 40)[1] == 1
     assert repeated_difference_interval(0, 20, 40, 40)[0] == -1
     assert repeated_interval(20, 20)[1] == 1
+
+
+def test_one_more_value_is_foretold():
+    rng = np.random.default_rng(0)
+    p_values, inside = [], 0
+    for _ in range(2000):
+        *sample, more = rng.standard_normal(13)
+        found = s.predict(np.array(sample))
+        low, high = found.interval
+        inside += low <= more <= high
+        p_values.append(found.p_value(more))
+    assert inside / 2000 == pytest.approx(0.95, abs=0.015)
+    assert np.mean(np.array(p_values) < 0.05) <= 0.06
+    # A value nearer than the farthest one has at least the p-value of a rank.
+    long_tail = s.predict(np.array([0.0] * 20 + [50.0]))
+    assert long_tail.p_value(40.0) >= 1 / 22
+    flat = s.predict(np.zeros(9))
+    assert flat.p_value(0.0) == 1
+    assert flat.p_value(1.0) == pytest.approx(0.1)

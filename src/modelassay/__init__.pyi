@@ -15,7 +15,11 @@ from .measures.erased_directions import search_ablation as search_ablation
 from .measures.refusal_judge import is_refusal as is_refusal
 from .measures.separation import Separation as Separation
 from .measures.separation import measure_separation as measure_separation
+from .mechanism import AttackSurvey as AttackSurvey
 from .mechanism import CircuitReport as CircuitReport
+from .mechanism import JailbreakReport as JailbreakReport
+from .mechanism import explain_attacks as explain_attacks
+from .mechanism import explain_jailbreak as explain_jailbreak
 from .mechanism import find_circuit as find_circuit
 from .models import LoadedModel as LoadedModel
 from .models import ModelIdentity as ModelIdentity

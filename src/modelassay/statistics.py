@@ -331,6 +331,48 @@ def mean_change(values: Array) -> MeanChange:
     return MeanChange(mean, (mean - half, mean + half), mean / error, spread, n)
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What one more value of a sample would be, by its mean and spread."""
+
+    mean: float
+    error: float
+    """Standard deviation of one more value around the mean, that of the mean included."""
+    most: float
+    """Distance from the mean of the farthest value of the sample."""
+    n: int
+
+    @property
+    def interval(self) -> Interval:
+        """95% prediction interval, of normal values."""
+        from scipy.stats import t as student
+
+        half = float(student.ppf(0.975, self.n - 1)) * self.error
+        return self.mean - half, self.mean + half
+
+    def p_value(self, value: float) -> float:
+        """Two-sided, of one more value of the sample's kind; at least that of its rank.
+
+        A normal tail alone would call what a sample with a long tail brings by itself, so a value
+        nearer to the mean than the farthest of the sample has the p-value of a rank, 1/(n + 1) at
+        least.
+        """
+        from scipy.stats import t as student
+
+        away = abs(value - self.mean)
+        if self.error == 0:
+            return 1.0 if away == 0 else 1 / (self.n + 1)
+        tail = 2 * float(student.sf(away / self.error, self.n - 1))
+        return tail if away > self.most else max(tail, 1 / (self.n + 1))
+
+
+def predict(sample: Array) -> Prediction:
+    """What one more value of a sample [n], of two or more, would be."""
+    n, mean = len(sample), float(sample.mean())
+    error = float(sample.std(ddof=1)) * float(np.sqrt(1 + 1 / n))
+    return Prediction(mean, error, float(np.abs(sample - mean).max()), n)
+
+
 def benjamini_hochberg(p_values: Array) -> Array:
     """False discovery rate at which each test would be called (Benjamini & Hochberg 1995)."""
     from scipy.stats import false_discovery_control

@@ -25,7 +25,9 @@ def refusing(tiny):
 
 
 def test_the_planted_component_comes_first_and_alone(refusing, tmp_path):
-    report = find_circuit(refusing, twins=TWINS, n_pairs=12, exact=None, keep=tmp_path)
+    report = find_circuit(
+        refusing, twins=TWINS, n_pairs=12, exact=None, keep=tmp_path, answers=False
+    )
     assert report.circuit == (str(PLANTED),)
     first, *rest = report.effects
     assert first.component == str(PLANTED)
@@ -46,7 +48,8 @@ def test_the_planted_component_comes_first_and_alone(refusing, tmp_path):
 
 
 def test_a_run_that_was_stopped_goes_on(refusing, tmp_path, monkeypatch):
-    settings = {"twins": TWINS, "n_pairs": 8, "exact": 4, "curve": False, "keep": tmp_path}
+    settings = {"twins": TWINS, "n_pairs": 8, "exact": 4, "keep": tmp_path}
+    settings |= {"curve": False, "answers": False}
     swap, seen = Swapper.swap, []
 
     def stopped(self, component):
@@ -71,7 +74,9 @@ def test_a_run_that_was_stopped_goes_on(refusing, tmp_path, monkeypatch):
 
 def test_heads_are_looked_at_on_request(tiny):
     with planted_refusal(tiny(seed=7)) as model:
-        report = find_circuit(model, twins=TWINS, n_pairs=12, heads=True, exact=2, curve=False)
+        report = find_circuit(
+            model, twins=TWINS, n_pairs=12, heads=True, exact=2, curve=False, answers=False
+        )
     assert {effect.part for effect in report.effects} == {"head", "mlp"}
     assert len(report.effects) == 5 * (4 + 1)
     assert report.circuit == (str(PLANTED),)
@@ -94,7 +99,7 @@ def test_beginning_in_the_middle_changes_nothing(tiny, family):
         assert np.allclose(found[True].kl, found[False].kl, atol=1e-4)
         direct, rest = swapper.direct()
         whole = (swapper.clean() - swapper.clean(harmless=True)).mean()
-        assert sum(each.mean() for each in direct.values()) + rest.mean() == pytest.approx(
+        assert sum((a - b).mean() for a, b in direct.values()) + rest.mean() == pytest.approx(
             whole, rel=0.05
         )
 
@@ -109,6 +114,10 @@ def test_what_refuses_nothing_has_nothing_to_explain(tiny):
 @pytest.mark.real_model
 def test_the_layers_that_were_trained_to_refuse_are_found():
     report = find_circuit("organism:safe", n_pairs=16, exact=8, curve=False, device="cpu")
+    assert report.removal is not None
+    assert report.removal.survives is not None
+    assert report.removal.survives < 0.5
+    assert min(each.value for each in report.removal.random) > 0.5 * report.removal.untouched.value
     assert {"27.attention", "29.mlp"} <= set(report.circuit)
     trained = (27, 28, 29)
     assert {int(name.split(".")[0]) for name in report.circuit} <= set(trained)

@@ -8,6 +8,7 @@ import torch
 
 from modelassay.measures.refusal import opening_tokens
 from modelassay.models.components import Component, find_components
+from modelassay.reading.generation import end_tokens
 
 HARM = "Z"
 WORDS = ("bread", "glass", "stone", "wool", "clay", "silk", "cork", "tin", "salt", "wood", "ink")
@@ -60,3 +61,37 @@ def planted_refusal(model, component: Component = PLANTED, size: float = 0.3):
             hook.remove()
         with torch.no_grad():
             head.weight[token] = before
+
+
+@contextmanager
+def spoken_refusal(model, text: str = "s an AI, I cannot help with that."):
+    """Lets whatever begins with a refusal's token go on as a whole refusal, and then end."""
+    network = model.network
+    opens = opening_tokens(model)[0]
+    said = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    script = torch.tensor([*said, end_tokens(model)[0]])
+    state = {}
+
+    def begin(_module, args, _output):
+        state["prefill"] = args[0].shape[1] > 1
+
+    def speak(_module, _args, output):
+        if state["prefill"]:
+            state.update(refuses=output[:, -1].softmax(dim=-1)[:, opens] > 0.5, step=0)
+            return output
+        forced = output.clone()
+        token = script[min(state["step"], len(script) - 1)]
+        state["step"] += 1
+        if len(state["refuses"]) == len(output):
+            forced[state["refuses"], -1] = torch.eye(output.shape[-1])[token] * 1e4
+        return forced
+
+    hooks = [
+        network.get_input_embeddings().register_forward_hook(begin),
+        network.get_output_embeddings().register_forward_hook(speak),
+    ]
+    try:
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()

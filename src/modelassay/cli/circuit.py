@@ -36,6 +36,9 @@ def find_command(
     no_curve: Annotated[
         bool, typer.Option("--no-curve", help="Leave out whether the strongest are a circuit.")
     ] = False,
+    no_answers: Annotated[
+        bool, typer.Option("--no-answers", help="Leave out what it answers without its circuit.")
+    ] = False,
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens in a batch; lower it to save memory.")
     ] = None,
@@ -55,6 +58,7 @@ def find_command(
             n_pairs=pairs,
             exact=None if all_exact else exact,
             curve=not no_curve,
+            answers=not no_answers,
             keep=cache_dir() / "circuits",
             batch_tokens=batch_tokens,
             on_progress=on_progress,

@@ -17,6 +17,7 @@ from modelassay.cli import (
     concepts,
     diff,
     guard,
+    jailbreak,
     mcp,
     organism,
     probe,
@@ -54,6 +55,7 @@ app.command("mcp")(mcp.mcp_command)
 app.add_typer(verify.baseline_app, name="baseline")
 app.add_typer(diff.calibration_app, name="calibration")
 app.add_typer(circuit.app, name="circuit")
+app.add_typer(jailbreak.app, name="jailbreak")
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(concepts.app, name="concepts")
 app.add_typer(diff.app, name="diff")

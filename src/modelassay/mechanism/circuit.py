@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from typing_extensions import Unpack
 
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.provenance import installed_versions, text_hash, utc_now
 from modelassay.mechanism.pairs import AlignedPair, align_twins, match_requests, unrelated
+from modelassay.mechanism.removal import remove_circuit
 from modelassay.mechanism.report import CircuitReport, ComponentEffect, CurvePoint
 from modelassay.mechanism.swapping import STEPS, Run, Swapper
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
@@ -61,6 +63,7 @@ def find_circuit(
     n_pairs: int = N_PAIRS,
     exact: int | None = EXACT,
     curve: bool = True,
+    answers: bool = True,
     keep: Path | None = None,
     batch_tokens: int | None = None,
     on_progress: OnPhase = silent,
@@ -76,6 +79,7 @@ def find_circuit(
         n_pairs: Most pairs that are read.
         exact: Components that are patched one by one, the strongest by attribution; None for all.
         curve: Try out whether the strongest make up a circuit.
+        answers: Let the model answer without its circuit, and without random components.
         keep: Folder in which patched components are kept as they come; a run that was stopped goes
             on from there.
         batch_tokens: Upper bound on tokens in a batch.
@@ -134,7 +138,7 @@ def find_circuit(
             attribution=float(estimated[part].mean()),
             effect=mean_change(patched[part][0]) if part in patched else None,
             kl=float(patched[part][1].mean()) if part in patched else None,
-            direct=float(direct[part].mean()) if part in direct else None,
+            direct=float((direct[part][0] - direct[part][1]).mean()) if part in direct else None,
             unrelated=float(np.abs(usual[part]).mean()),
             p_value=float(p),
             q_value=float(q),
@@ -145,7 +149,20 @@ def find_circuit(
     ranked = sorted(parts, key=lambda part: -_mean(part, estimated, patched))
     circuit = [part for part in ranked if effects[parts.index(part)].relevant]
     order = _rank(parts, circuit, estimated, patched)
-    points = _curve(swapper, parts, order, on_progress) if curve else ()
+    means = swapper.means(parts) if curve or answers else {}
+    points = _curve(swapper, parts, order, means, on_progress) if curve else ()
+    removal = None
+    if answers and circuit:
+        removal = remove_circuit(
+            loaded,
+            components,
+            circuit,
+            [part for part in parts if part not in circuit],
+            means,
+            read=[prompt for pair in pairs for prompt in (pair.harmful, pair.harmless)],
+            batch_tokens=batch_tokens,
+            on_progress=phase_of(on_progress, "answers"),
+        )
     return CircuitReport(
         model=loaded.info,
         difference=total,
@@ -153,6 +170,7 @@ def find_circuit(
         effects=tuple(sorted(effects, key=lambda e: -e.mean)),
         circuit=tuple(map(str, circuit)),
         curve=points,
+        removal=removal,
         rank_correlation=_rank_correlation(estimated, patched),
         attribution_error=_error(float(sums.mean()), float((harmful - swapper.replaced()).mean())),
         direct_rest=None if rest is None else float(rest.mean()),
@@ -299,10 +317,9 @@ def _curve(
     swapper: Swapper,
     parts: Sequence[Component],
     ranked: Sequence[Component],
+    means: Mapping[Component, Tensor],
     on_progress: OnPhase,
 ) -> tuple[CurvePoint, ...]:
-    means = swapper.means(parts)
-
     def gap(silenced: Sequence[Component]) -> float:
         """Difference of the mean log-odds with these components giving their means."""
 

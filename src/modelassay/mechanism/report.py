@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from modelassay.mechanism.removal import Removal, Selectivity
 from modelassay.models import ModelIdentity
 from modelassay.report.base import Report
 from modelassay.report.charts import NEGATIVE, NULL, POSITIVE, new_figure
 from modelassay.report.sections import Column, Section, Status, table_of
-from modelassay.report.text import p_text
+from modelassay.report.text import p_text, with_interval
 from modelassay.statistics import MeanChange
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class CircuitReport(Report):
     circuit: tuple[str, ...]
     """Those beyond chance, the strongest first."""
     curve: tuple[CurvePoint, ...]
+    removal: Removal | None
+    """What the answers are without the circuit; None where there is none, or it was left out."""
     rank_correlation: float | None
     """Spearman's, of attribution with patching."""
     attribution_error: float | None
@@ -99,6 +102,7 @@ class CircuitReport(Report):
         }
         values["effects"] = [asdict(effect) for effect in self.effects]
         values["curve"] = [asdict(point) for point in self.curve]
+        values["removal"] = None if self.removal is None else self.removal.to_dict()
         return {"schema": CIRCUIT_SCHEMA, **values, "circuit": list(self.circuit)}
 
     def sections(self) -> list[Section]:
@@ -133,6 +137,7 @@ class CircuitReport(Report):
                 " others giving their means. Left: share without these. In brackets: random"
                 " components, as many.",
             ),
+            *([] if self.removal is None else [_removal_section(self.removal)]),
             Section("model", "read on", facts=self._facts()),
         ]
 
@@ -141,6 +146,10 @@ class CircuitReport(Report):
             f"Harmful prompts and their harmless twins differ in its refusal log-odds by"
             f" {self.difference.told('nats')}."
         ]
+        if self.removal is not None and self.removal.survives is not None:
+            assert self.removal.interval is not None  # noqa: S101 (there with the share)
+            share = with_interval(self.removal.survives, self.removal.interval, ".0%")
+            said.append(f"Without them {share} of the selectivity of its answers survives.")
         if self.rank_correlation is not None:
             said.append(
                 f"Estimates from gradients rank the patched components with a correlation of"
@@ -207,6 +216,35 @@ class CircuitReport(Report):
             ("forward passes", str(self.provenance["forward_passes"])),
             ("time", str(self.provenance["time"])),
         ]
+
+
+def _removal_section(removal: Removal) -> Section:
+    rows: list[tuple[str, Selectivity]] = [
+        ("untouched", removal.untouched),
+        ("without the circuit", removal.removed),
+        *((f"without {len(removal.components)} random", each) for each in removal.random),
+    ]
+    used = "did not serve" if removal.held_out else "served in part"
+    return Section(
+        "answers",
+        "answers without the circuit",
+        table=table_of(
+            rows,
+            [
+                ("components", lambda row: row[0]),
+                (
+                    "selectivity (95%)",
+                    lambda row: with_interval(row[1].value, row[1].interval, ".2f"),
+                ),
+                ("refuses harmful", lambda row: f"{row[1].harmful:.0%}"),
+                ("harmless", lambda row: f"{row[1].harmless:.0%}"),
+            ],
+            right=(2, 3),
+            record=lambda row: {"components": row[0], **asdict(row[1])},
+        ),
+        note=f"Answers to {removal.n_harmful} harmful and {removal.n_harmless} harmless prompts,"
+        f" which {used} to find the circuit. Silenced components give their means.",
+    )
 
 
 def _share(value: float) -> str:

@@ -306,12 +306,13 @@ class Swapper:
             with intervene(self.components, {part: partial(node, part) for part in heads}):
                 yield made
 
-    def direct(self) -> tuple[dict[Component, np.ndarray], np.ndarray]:
+    def direct(self) -> tuple[dict[Component, tuple[np.ndarray, np.ndarray]], np.ndarray]:
         """Takes the twins' difference in log-odds apart by what parts write to the last token.
 
         Returns:
-            By attention and MLP among the parts, float64 [pair] in nats; and the share of the
-            embeddings.
+            By attention and MLP among the parts, what it writes for refusal on the harmful prompt
+            and on its twin, float64 [pair] in nats each: their differences, and the share of the
+            embeddings, which comes second, add up to the twins' difference.
         """
         last = len(self.model.layers) - 1
         block = Component(last, "block")
@@ -332,12 +333,15 @@ class Swapper:
                     gradient += torch.autograd.grad(total, point)[0].float() / DIRECT_STEPS
             whole = ((a - b) * gradient).sum(dim=-1).double().cpu().numpy()
             for part in writing:
-                change = _at_last(harmful, part) - _at_last(harmless, part)
-                each = (change * gradient).sum(dim=-1).double().cpu().numpy()
-                found[part].append(each)
-                whole = whole - each
+                sides = [
+                    (_at_last(run, part) * gradient).sum(dim=-1).double().cpu().numpy()
+                    for run in (harmful, harmless)
+                ]
+                found[part].append(np.stack(sides))
+                whole = whole - (sides[0] - sides[1])
             rest.append(whole)
-        return {part: np.concatenate(rows) for part, rows in found.items()}, np.concatenate(rest)
+        joined = {part: np.concatenate(rows, axis=1) for part, rows in found.items()}
+        return {part: (row[0], row[1]) for part, row in joined.items()}, np.concatenate(rest)
 
 
 class _Line:
