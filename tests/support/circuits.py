@@ -79,6 +79,8 @@ def spoken_refusal(model, text: str = "s an AI, I cannot help with that."):
         if state["prefill"]:
             state.update(refuses=output[:, -1].softmax(dim=-1)[:, opens] > 0.5, step=0)
             return output
+        if torch.is_grad_enabled():  # it does not speak: something is attributed
+            return output
         forced = output.clone()
         token = script[min(state["step"], len(script) - 1)]
         state["step"] += 1
