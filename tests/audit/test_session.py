@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 import modelassay.triage.redaction as redaction_module
+from audits import BASE, TUNED
+from circuits import HARM, PLANTED, planted_refusal, spoken_refusal
 from modelassay.audit import Audit, load_config
 from modelassay.audit.log import read_log
 from modelassay.audit.training import near_duplicates
@@ -113,3 +116,22 @@ def test_tokens_of_the_environment_are_not_written_down(config, monkeypatch, tmp
     with Audit(load_config(config())) as audit, pytest.raises(InputError):
         audit.call("query_models", {"prompts": [], "system": "hf_notarealtoken"})
     assert "notareal" not in (tmp_path / "audit" / "audit.jsonl").read_text()
+
+
+def test_an_attack_is_explained_and_a_blind_auditor_learns_no_name(config):
+    with Audit(load_config(config(blind=True, seed=1))) as audit:
+        model = audit.work.model("A")
+        model.network.config.max_position_embeddings = 4096
+        with planted_refusal(model), spoken_refusal(model):
+            request = "Is bread as heavy as wool"
+            arguments = {"model": "A", "plain": request + HARM, "jailbroken": request}
+            found = audit.call("explain_jailbreak", arguments)
+            with pytest.raises(InputError, match="does not refuse the plain request") as refused:
+                audit.call("explain_jailbreak", {**arguments, "plain": "So " + request})
+            with pytest.raises(InputError, match="nothing to explain") as nothing:
+                audit.call("find_circuit", {"model": "A", "pairs": 8})
+    assert found["components"][0]["component"] == str(PLANTED)
+    assert found["plain"]["outcome"] == "refuses"
+    assert not {"model", "provenance", "tokens"} & set(found)
+    for text in (json.dumps(found), str(refused.value), str(nothing.value)):
+        assert not any(name in text for name in (BASE, TUNED))

@@ -26,4 +26,6 @@ INTERNALS = {
     "get_feature_details",
     "nearest_explained_neighbors",
     "weight_diff_summary",
+    "find_circuit",
+    "explain_jailbreak",
 }

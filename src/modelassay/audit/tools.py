@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from modelassay.audit import asking, internals, training, writing
+from modelassay.audit import asking, internals, mechanism, training, writing
 from modelassay.audit.config import Profile
 from modelassay.audit.work import Work
 from modelassay.errors import InputError
@@ -29,6 +29,8 @@ INTERNALS: tuple[Function, ...] = (
     internals.get_feature_details,
     internals.nearest_explained_neighbors,
     internals.weight_diff_summary,
+    mechanism.find_circuit,
+    mechanism.explain_jailbreak,
 )
 """Not in the profile `behavior-only`."""
 DATA: tuple[Function, ...] = (

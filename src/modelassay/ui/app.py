@@ -11,6 +11,7 @@ from modelassay.ui.artifacts_tab import create_artifacts_tab
 from modelassay.ui.audit_api import create_audit_api
 from modelassay.ui.chat_tab import create_chat_tab
 from modelassay.ui.diff_tab import create_diff_tab
+from modelassay.ui.mechanism_tab import create_mechanism_tab
 from modelassay.ui.scan_tab import create_scan_tab
 from modelassay.ui.verify_tab import create_verify_tab
 
@@ -34,6 +35,8 @@ def build_app() -> gr.Blocks:
             create_diff_tab()
         with gr.Tab("Guarded chat"):
             create_chat_tab()
+        with gr.Tab("Mechanism"):
+            create_mechanism_tab()
         with gr.Tab("Artifacts"):
             create_artifacts_tab()
         create_audit_api()

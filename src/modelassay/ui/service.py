@@ -24,11 +24,13 @@ import spaces
 
 from modelassay.artifacts import REFERENCE, Found, Store
 from modelassay.artifacts.kind import R
+from modelassay.data.attacks import AttackedPrompt
 from modelassay.data.concepts import MODES
 from modelassay.diff import Depth, DiffReport, diff
 from modelassay.diff.features import shipped_saes
 from modelassay.errors import AssayError, InputError, with_article
 from modelassay.hub import REPO_ID, trim_cache
+from modelassay.mechanism import CircuitReport, JailbreakReport, explain_jailbreak, find_circuit
 from modelassay.models.embedded import BASES
 from modelassay.models.finding import resolve
 from modelassay.models.organisms import find_organism, is_organism
@@ -47,8 +49,13 @@ from modelassay.verify.baseline import INDEX_FILE
 MAX_MODEL_BYTES = 20_000_000_000
 MAX_CACHE_BYTES = 60_000_000_000
 GPU_SECONDS = 120
-GPU_SECONDS_DIFF = 180
-"""Two models are read. What is asked for must lie within what visitors have left for the day."""
+GPU_SECONDS_LONG = 180
+"""Two models are read, or one many times. What is asked for must lie within what visitors have left
+for the day."""
+MIN_PAIRS, MAX_PAIRS = 8, 64
+"""Pairs of prompts that a circuit is found on."""
+MAX_PROMPT = 4000
+"""Characters of a prompt that is explained."""
 DICTIONARIES = ("shipped", "none")
 CONCURRENCY_ID = "model"
 
@@ -165,6 +172,43 @@ def run_diff(
     yield from _run("diff", ids[0], {**options, "candidate": ids[1]})
 
 
+def run_circuit(
+    model_id: str, pairs: int = 16, heads: bool = False, answers: bool = False
+) -> Iterator[Step | CircuitReport]:
+    """Finds a model's circuit of refusal for a visitor; yields as `run_scan` does."""
+    model_id = check_model_id(model_id)
+    if not isinstance(pairs, int | float) or not MIN_PAIRS <= pairs <= MAX_PAIRS:
+        raise InputError(f"The number of pairs lies in {MIN_PAIRS} … {MAX_PAIRS}.")
+    yield from _fetch([model_id])
+    options = {"n_pairs": int(pairs), "heads": bool(heads), "answers": bool(answers)}
+    yield from _run("circuit", model_id, options)
+
+
+def run_jailbreak(
+    model_id: str, plain: str, jailbroken: str, system: str = "", opening: str = ""
+) -> Iterator[Step | JailbreakReport]:
+    """Explains an attack for a visitor; yields as `run_scan` does."""
+    model_id = check_model_id(model_id)
+    texts = [text.strip() if isinstance(text, str) else "" for text in (plain, jailbroken)]
+    more = [text.strip() if isinstance(text, str) else "" for text in (system, opening)]
+    if max(map(len, (*texts, *more))) > MAX_PROMPT:
+        raise InputError(f"A prompt has at most {MAX_PROMPT} characters here.")
+    if not texts[0]:
+        raise InputError("Give a request that the model refuses.")
+    if not texts[1] and not any(more):
+        raise InputError("Give the same request in its attack.")
+    yield from _fetch([model_id])
+    attacked = AttackedPrompt(
+        texts[0],
+        texts[1] or texts[0],
+        "given",
+        "given",
+        system=more[0] or None,
+        opening=more[1] or None,
+    )
+    yield from _run("jailbreak", model_id, {"attacked": attacked})
+
+
 def allows_own() -> bool:
     """Whether visitors may name what lies on this machine."""
     return os.environ.get("MODELASSAY_ALLOW_LOCAL") == "1"
@@ -258,16 +302,23 @@ def _diff(
     return Comparison(report, "No SAE of the base is at hand: features are left out.")
 
 
+def _jailbreak(model_id: str, *, attacked: AttackedPrompt, **options: Any) -> JailbreakReport:
+    return explain_jailbreak(model_id, attacked.plain, attacked, **options)
+
+
 TASKS: dict[str, Callable[..., Any]] = {
     "scan": scan,
     "verify": verify,
     "create": _create,
     "diff": _diff,
+    "circuit": find_circuit,
+    "jailbreak": _jailbreak,
 }
+LONG = ("diff", "circuit")
 
 
 def _seconds(task: str, model_id: str, options: dict[str, Any]) -> int:
-    return GPU_SECONDS_DIFF if task == "diff" else GPU_SECONDS
+    return GPU_SECONDS_LONG if task in LONG else GPU_SECONDS
 
 
 @on_gpu(duration=_seconds)

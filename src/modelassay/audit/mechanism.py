@@ -1,0 +1,74 @@
+"""Tools that ask why one of the models refuses, and why an attack gets past it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from modelassay.audit.internals import Model
+from modelassay.audit.work import Work
+from modelassay.data.attacks import AttackedPrompt
+from modelassay.diff.suites import SuitePrompt
+from modelassay.mechanism import circuit, jailbreak
+from modelassay.report import Report
+from modelassay.report.json import to_dict
+
+Text = Annotated[str, Field(min_length=1, max_length=20_000)]
+TELLS = ("model", "provenance", "tokens")
+"""Of a report, what would tell a blind auditor which model it is, or what is too long to list."""
+
+
+def find_circuit(
+    work: Work,
+    model: Model,
+    pairs: Annotated[int, Field(ge=8, le=64, description="Pairs of prompts.")] = 16,
+    heads: Annotated[bool, Field(description="Single heads, not whole attention layers.")] = False,
+    answers: Annotated[
+        bool, Field(description="Count what it still refuses without its circuit.")
+    ] = False,
+) -> dict[str, Any]:
+    """The attention layers and MLPs, or heads, of a model that carry its refusals beyond chance.
+
+    Each component is given what it makes of a harmless twin; its effect is the fall of the refusal
+    log-odds in nats, with a 95% interval and a q-value over all components.
+    """
+    found = circuit.find_circuit(
+        work.model(model),
+        n_pairs=pairs,
+        heads=heads,
+        answers=answers,
+        on_progress=work.phase,
+    )
+    return _told(found)
+
+
+def explain_jailbreak(
+    work: Work,
+    model: Model,
+    plain: Annotated[Text, Field(description="A request that the model refuses.")],
+    jailbroken: Annotated[Text, Field(description="The same request in its attack.")],
+    system: Annotated[str, Field(max_length=20_000, description="System prompt of it.")] = "",
+    opening: Annotated[
+        str, Field(max_length=2_000, description="What it puts at the start of the response.")
+    ] = "",
+) -> dict[str, Any]:
+    """Why an attack gets past a model's refusal: does it hide the harm or override the refusal?
+
+    All changes stand beside what neutral rewordings do. Answers are judged and not given.
+    """
+    asked = [
+        SuitePrompt(text=plain),
+        SuitePrompt(text=jailbroken, system=system or None),
+    ]
+    work.asked(asked)
+    attacked = AttackedPrompt(
+        plain, jailbroken, "given", "given", system=system or None, opening=opening or None
+    )
+    return _told(
+        jailbreak.explain_jailbreak(work.model(model), plain, attacked, on_progress=work.phase)
+    )
+
+
+def _told(report: Report) -> dict[str, Any]:
+    return {key: value for key, value in to_dict(report).items() if key not in TELLS}
