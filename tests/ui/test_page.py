@@ -30,6 +30,8 @@ def test_the_endpoints_are_these_and_no_others(client):
         "/verify": ["model", "against"],
         "/create_baseline": ["model"],
         "/diff": ["base", "candidate", "dictionary", "answers", "triggers"],
+        "/find_circuit": ["model", "pairs", "heads", "answers"],
+        "/explain_jailbreak": ["model", "plain", "jailbroken", "system", "opening"],
         "/list_baselines": [],
         "/search_baselines": ["model", "author"],
         "/list_artifacts": ["kind"],
