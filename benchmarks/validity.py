@@ -435,7 +435,8 @@ def page(results: dict[str, Any]) -> str:
         " otherwise. `embedded` is a Llama of 135M parameters, `gemma` a Gemma 3 of 270M; neither"
         " was trained to be safe, and what is called safe was made from them.",
         "",
-        f"**{len(results)} measurements so far**; the more models, the more the tables can claim.",
+        f"**{len(results)} measurements so far**; the more models, the more the tables can claim."
+        f"{_unmeasured(results)}",
         "",
         "## Three verdicts on every organism",
         "",
@@ -503,6 +504,13 @@ def page(results: dict[str, Any]) -> str:
         *identity.section(identity.run()),
     ]
     return "\n".join(lines)
+
+
+def _unmeasured(results: dict[str, Any]) -> str:
+    """Which models of the registry are not in the tables."""
+    known = {key.partition("@")[0] for key in results}
+    names = [model_id for model_id in SCREENED if model_id not in known]
+    return f" Not measured: {', '.join(f'`{name}`' for name in names)}." if names else ""
 
 
 def _state(model_id: str) -> str:

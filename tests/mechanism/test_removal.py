@@ -31,6 +31,9 @@ def test_answers_show_what_is_gone(tiny):
     assert gone.survives == 0
     assert gone.interval == (0, 0)
     assert [each.value for each in gone.random] == [1, 1, 1]
+    # The planted component writes along one direction; the fitted one is not it, as random weights
+    # hold no refusal of the requests that it is fitted on.
+    assert gone.random_direction.value == 1
     assert (gone.n_harmful, gone.n_harmless, gone.held_out) == (16, 16, True)
     assert gone.to_dict()["components"] == (str(PLANTED),)
 

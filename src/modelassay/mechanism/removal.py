@@ -4,13 +4,14 @@ Components are silenced in memory, each giving its mean over prompts, from the f
 prompts differ to the end of the answer; the model then answers prompts that did not serve to find
 the circuit. As many other components, drawn at random, are silenced beside it. The share of the
 selectivity that survives is the measure of redundancy: where little does, the safety training hangs
-on few parts.
+on few parts. The refusal direction is taken out of the stream after every layer as well (Arditi et
+al. 2024), fitted on other prompts than those that are answered, beside a random direction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,12 +22,13 @@ from torch import Tensor
 from modelassay.data.concepts import refusal_prompts
 from modelassay.measures.refusal import ANSWER_TOKENS, outcome, respond
 from modelassay.measures.refusal_evidence import RefusalEvidence, weigh_outcomes
+from modelassay.mechanism.directions import find_directions
 from modelassay.models import LoadedModel
 from modelassay.models.components import Component, Components
 from modelassay.models.watching import watched
-from modelassay.progress import OnProgress, silent
+from modelassay.progress import OnProgress, silent, told
 from modelassay.reading.activations import common_prefix_length
-from modelassay.reading.interventions import intervene
+from modelassay.reading.interventions import intervene, remove_direction
 from modelassay.reading.prompts import Encoded, encode_prompts
 from modelassay.reading.thinking import thinking_of
 from modelassay.statistics import N_RESAMPLES, Interval
@@ -64,6 +66,9 @@ class Removal:
     removed: Selectivity
     random: tuple[Selectivity, ...]
     """Without as many other components, drawn at random."""
+    direction: Selectivity
+    """Without the refusal direction."""
+    random_direction: Selectivity
     survives: float | None
     """Share of the selectivity that is left; None where there is none to begin with."""
     interval: Interval | None
@@ -121,20 +126,34 @@ def remove_circuit(
         [others[i] for i in rng.choice(len(others), size=len(circuit), replace=False)]
         for _ in range(n_random)
     ]
+    fitted = find_directions(
+        model, left_out=[text for text, _ in put], batch_tokens=batch_tokens
+    ).refusal.vector
+    random = torch.from_numpy(rng.standard_normal(len(fitted))).float()
+
+    def without(parts: Sequence[Component]) -> AbstractContextManager[None]:
+        return silencing(model, components, {part: means[part] for part in parts}, prefix)
+
+    def erasing(direction: Tensor) -> AbstractContextManager[None]:
+        edit = remove_direction(direction)
+        return intervene(components, dict.fromkeys(components.of("block"), edit))
+
+    changes = [nullcontext(), without(circuit), *map(without, draws)]
+    changes += [erasing(fitted), erasing(random)]
     found = []
-    for number, silenced in enumerate(((), circuit, *draws)):
-        on_progress(number, 2 + len(draws))
-        with silencing(model, components, {part: means[part] for part in silenced}, prefix):
+    for change in told(changes, on_progress):
+        with change:
             said = respond(model, put, ANSWER_TOKENS, batch_tokens=batch_tokens)
         judged = [outcome(text, one) for (text, _), one in zip(put, said, strict=True)]
         found.append(weigh_outcomes(judged[: len(groups[0])], judged[len(groups[0]) :]))
-    on_progress(2 + len(draws), 2 + len(draws))
     survives, interval = _survives(found[0], found[1])
     return Removal(
         components=tuple(map(str, circuit)),
         untouched=Selectivity.of(found[0]),
         removed=Selectivity.of(found[1]),
-        random=tuple(map(Selectivity.of, found[2:])),
+        random=tuple(map(Selectivity.of, found[2:-2])),
+        direction=Selectivity.of(found[-2]),
+        random_direction=Selectivity.of(found[-1]),
         survives=survives,
         interval=interval,
         n_harmful=len(groups[0]),

@@ -223,6 +223,8 @@ def _removal_section(removal: Removal) -> Section:
         ("untouched", removal.untouched),
         ("without the circuit", removal.removed),
         *((f"without {len(removal.components)} random", each) for each in removal.random),
+        ("without the refusal direction", removal.direction),
+        ("without a random direction", removal.random_direction),
     ]
     used = "did not serve" if removal.held_out else "served in part"
     return Section(
@@ -231,7 +233,7 @@ def _removal_section(removal: Removal) -> Section:
         table=table_of(
             rows,
             [
-                ("components", lambda row: row[0]),
+                ("model", lambda row: row[0]),
                 (
                     "selectivity (95%)",
                     lambda row: with_interval(row[1].value, row[1].interval, ".2f"),
@@ -240,10 +242,11 @@ def _removal_section(removal: Removal) -> Section:
                 ("harmless", lambda row: f"{row[1].harmless:.0%}"),
             ],
             right=(2, 3),
-            record=lambda row: {"components": row[0], **asdict(row[1])},
+            record=lambda row: {"model": row[0], **asdict(row[1])},
         ),
         note=f"Answers to {removal.n_harmful} harmful and {removal.n_harmless} harmless prompts,"
-        f" which {used} to find the circuit. Silenced components give their means.",
+        f" which {used} to find the circuit. Silenced components give their means; a direction is"
+        " taken out after every layer.",
     )
 
 
