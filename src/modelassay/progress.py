@@ -43,6 +43,16 @@ PHASES = {
     "patching": "patching (components)",
     "unrelated patching": "patching between unrelated prompts (components)",
     "circuit": "trying circuits out (sizes)",
+    "silencing": "responses without parts of the model (runs)",
+    "harm direction": "fitting the harm direction (prompts)",
+    "refusal direction": "fitting the refusal direction (prompts)",
+    "restoring": "bringing components back (components)",
+    "rewordings": "the same in neutral rewordings (components)",
+    "layers": "bringing layers back (layers)",
+    "plain requests": "reading plain requests (prompts)",
+    "attacked requests": "reading attacked requests (prompts)",
+    "neutral requests": "reading neutral rewordings (prompts)",
+    "contributions": "what components write (attacked requests)",
 }
 """What people are told of a phase, and in brackets what is counted."""
 

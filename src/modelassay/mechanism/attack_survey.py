@@ -98,7 +98,7 @@ def explain_attacks(
         )
         if not answers:
             return found
-        report = phase_of(on_progress, f"{phase}: answers")
+        report = phase_of(on_progress, "answering")
         return with_outcomes(loaded, asked, found, batch_tokens=batch_tokens, on_progress=report)
 
     plain_asked = [ask_plain(loaded, text, tail) for text in requests]
@@ -112,7 +112,7 @@ def explain_attacks(
     tried, asked, unasked = _ask(loaded, [a for a in attacks if a.plain in refused], tail)
     readings = read(asked, "attacked requests", answers=True)
     null_pairs = reword(loaded, refused[:NULL_REQUESTS], tail)
-    flat = read([each for pair in null_pairs for each in pair], "neutral rewordings", answers=False)
+    flat = read([each for pair in null_pairs for each in pair], "neutral requests", answers=False)
     changes = NullChanges.of(flat[::2], flat[1::2])
     rows = tuple(
         AttackedRow(
@@ -139,7 +139,7 @@ def explain_attacks(
             null_pairs,
             tail,
             batch_tokens,
-            phase_of(on_progress, "components"),
+            phase_of(on_progress, "contributions"),
         )
     return AttackSurvey(
         model=loaded.info,

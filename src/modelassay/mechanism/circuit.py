@@ -161,7 +161,7 @@ def find_circuit(
             means,
             read=[prompt for pair in pairs for prompt in (pair.harmful, pair.harmless)],
             batch_tokens=batch_tokens,
-            on_progress=phase_of(on_progress, "answers"),
+            on_progress=phase_of(on_progress, "silencing"),
         )
     return CircuitReport(
         model=loaded.info,

@@ -119,7 +119,7 @@ def explain_jailbreak(
         pair,
         read_inside(loaded, pair, directions, batch_tokens=batch_tokens),
         batch_tokens=batch_tokens,
-        on_progress=phase_of(on_progress, "answers"),
+        on_progress=phase_of(on_progress, "answering"),
     )
     check_refuses(loaded, readings[0])
     null = reword(loaded, null_requests[:NULL_REQUESTS], tail)
@@ -246,8 +246,8 @@ class _Swapping:
         """What each component brings back, the strongest first."""
         adds_up = self.attack.components.adds_up
         direct = self.attack.direct()[0] if adds_up else {}
-        rises = _rises(self.attack, self.parts, phase_of(self.on_progress, "components"))
-        null = _rises(self.null, self.parts, phase_of(self.on_progress, "neutral rewordings"))
+        rises = _rises(self.attack, self.parts, phase_of(self.on_progress, "restoring"))
+        null = _rises(self.null, self.parts, phase_of(self.on_progress, "rewordings"))
         usual = {part: predict(null[part]) for part in self.parts}
         p_values = [usual[part].p_value(float(rises[part][0])) for part in self.parts]
         q_values = benjamini_hochberg(np.array(p_values))
