@@ -80,7 +80,7 @@ def group_attacks(
     for label in set(labels.tolist()):
         inside = labels == label
         mean = means[inside].mean(axis=0)
-        first = [i for i in np.argsort(-mean)[:NAMED] if mean[i] > 0]
+        first = [int(i) for i in np.argsort(-mean)[:NAMED] if mean[i] > 0]
         found.append(
             AttackGroup(
                 tuple(name for name, own in zip(names, inside, strict=True) if own),

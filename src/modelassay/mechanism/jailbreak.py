@@ -124,7 +124,7 @@ def explain_jailbreak(
     check_refuses(loaded, readings[0])
     null = reword(loaded, null_requests[:NULL_REQUESTS], tail)
     changes = NullChanges.of(*_read_pairs(loaded, null, directions, batch_tokens))
-    mechanism = mechanism_of(*readings, changes, directions)
+    mechanism = mechanism_of(readings[0], readings[1], changes, directions)
 
     swapping = _Swapping.of(loaded, pair, null, tail, batch_tokens, on_progress)
     gap = readings[0].log_odds - readings[1].log_odds

@@ -12,7 +12,7 @@ from modelassay.mechanism.directions import SafetyDirections
 from modelassay.mechanism.mechanisms import Mechanism, NullChanges
 from modelassay.models import ModelIdentity
 from modelassay.report.base import Report
-from modelassay.report.charts import LINE, NEGATIVE, NULL, POSITIVE, new_figure
+from modelassay.report.charts import LINE, NEGATIVE, POSITIVE, new_figure
 from modelassay.report.sections import Column, Section, Status, Table, columns, table_of
 from modelassay.report.text import p_text
 
@@ -346,8 +346,11 @@ def token_chart(report: JailbreakReport) -> Figure | None:
                 row=row,
                 col=1,
             )
-        figure.add_hline(y=0, line=LINE, row=row, col=1)
-        figure.add_hline(y=1, line={**LINE, "color": NULL}, row=row, col=1)
+        for level in (0, 1):  # where harmless prompts lie, and where harmful ones do
+            ends = {"x": [0, len(side) - 1], "y": [level, level]}
+            figure.add_scatter(
+                **ends, mode="lines", line=LINE, showlegend=False, hoverinfo="skip", row=row, col=1
+            )
     figure.update_layout(template="plotly_white", height=560)
     return figure
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from modelassay.data.concepts import refusal_prompts
 from modelassay.measures.refusal import ANSWER_TOKENS, outcome, respond
 from modelassay.measures.refusal_evidence import RefusalEvidence, weigh_outcomes
+from modelassay.measures.refusal_judge import Outcome
 from modelassay.mechanism.directions import find_directions
 from modelassay.models import LoadedModel
 from modelassay.models.components import Component, Components
@@ -144,7 +145,9 @@ def remove_circuit(
     for change in told(changes, on_progress):
         with change:
             said = respond(model, put, ANSWER_TOKENS, batch_tokens=batch_tokens)
-        judged = [outcome(text, one) for (text, _), one in zip(put, said, strict=True)]
+        judged: list[Outcome | None] = [
+            outcome(text, one) for (text, _), one in zip(put, said, strict=True)
+        ]
         found.append(weigh_outcomes(judged[: len(groups[0])], judged[len(groups[0]) :]))
     survives, interval = _survives(found[0], found[1])
     return Removal(
