@@ -51,7 +51,7 @@ def test_the_report_says_what_it_rests_on(explained):
     assert (explained.plain.outcome, explained.jailbroken.outcome) == ("refuses", "evades")
     # No direction of harm is in random weights, and the report says so instead of guessing.
     assert explained.mechanism.way == "undecided"
-    assert "does not tell prompts apart" in explained.mechanism.reason
+    assert "tells single prompts apart too badly" in explained.mechanism.reason
     values = json.loads(json.dumps(explained.to_dict()))
     assert values["schema"] == "modelassay.jailbreak/1"
     assert values["kind"] == "pair"
@@ -99,6 +99,12 @@ def _direction(name: str, low: float = 0.8) -> Direction:
     return Direction(name, 1, torch.ones(2), 0.0, 1.0, 0.4, 0.9, (low, 1.0), 30)
 
 
+def _directions(low: float = 0.8) -> SafetyDirections:
+    return SafetyDirections(
+        _direction("harm", low), _direction("refusal"), 0.6, (0.5, 0.7), 5, True
+    )
+
+
 def _reading(harm: float, refusal: float, outcome="refuses") -> InsideReading:
     return InsideReading(harm, harm, harm, refusal, 0.0, outcome)
 
@@ -119,15 +125,15 @@ NULL = NullChanges.of(
     ],
 )
 def test_the_way_follows_from_both_readings(attacked, way):
-    directions = SafetyDirections(_direction("harm"), _direction("refusal"), 5, True)
+    directions = _directions()
     assert mechanism_of(_reading(1.0, 1.0), attacked, NULL, directions).way == way
 
 
 def test_no_way_is_told_where_readings_tell_nothing():
-    blunt = SafetyDirections(_direction("harm", low=0.45), _direction("refusal"), 5, True)
+    blunt = _directions(low=0.45)
     attacked = _reading(0.1, 0.2, "complies")
     assert mechanism_of(_reading(1.0, 1.0), attacked, NULL, blunt).way == "undecided"
-    sharp = SafetyDirections(_direction("harm"), _direction("refusal"), 5, True)
+    sharp = _directions()
     unseen = mechanism_of(_reading(0.2, 1.0), attacked, NULL, sharp)
     assert unseen.way == "undecided"
     assert "does not read as harmful" in unseen.reason

@@ -41,8 +41,8 @@ class AttackGroups:
     groups: tuple[AttackGroup, ...]
     """The largest first."""
     stability: float | None
-    """Adjusted Rand index between groups made of each half of the requests; None where an attack
-    has but one."""
+    """Adjusted Rand index between groups made of each half of the requests, over attacks on two or
+    more; None of fewer than three of these."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -70,9 +70,10 @@ def group_attacks(
     means = np.stack([profiles[name].mean(axis=0) for name in names])
     labels = _cluster(means)
     stability = None
-    if min(len(rows) for rows in profiles.values()) >= 2:
+    several = [name for name in names if len(profiles[name]) >= 2]
+    if len(several) >= 3:
         halves = [
-            _cluster(np.stack([profiles[name][half::2].mean(axis=0) for name in names]))
+            _cluster(np.stack([profiles[name][half::2].mean(axis=0) for name in several]))
             for half in range(2)
         ]
         stability = float(adjusted_rand_score(*halves))

@@ -2,13 +2,15 @@
 
 Models tell harm from harmlessness at the last token of what the user says, and settle on a refusal
 at the tokens of the template that follow it, in directions of their own (Zhao et al. 2025,
-arXiv:2507.11878). So harm is read off twins in nearly the same words at the end of the message, and
-refusal, at the end of the prompt, off requests that the model would refuse against those that it
-would answer.
+arXiv:2507.11878). So harm is read at the end of the message, off harmful requests against harmless
+ones, borderline ones among them; and refusal at the end of the prompt, off requests that the model
+would refuse against those that it would answer. Harm is read below the layer of refusal, where it
+cannot be the refusal itself.
 
 A direction is the difference of means over every second pair, at the layer that separates those
 best in cross-validation. The other pairs give its scale: 0 is where harmless prompts lie on
-average, 1 where harmful ones do.
+average, 1 where harmful ones do. Harmful requests differ in topic from harmless ones, too; how far
+the harm direction tells twins in nearly the same words apart stands beside it.
 """
 
 from __future__ import annotations
@@ -68,8 +70,12 @@ class Direction:
 
     @property
     def tells(self) -> bool:
-        """Whether it separates the groups beyond chance."""
-        return self.interval[0] > 0.5
+        """Whether it separates the groups beyond chance, and so well that one reading says enough.
+
+        Where the average of the positive group lies among the negative ones, a high reading is
+        mostly noise, which falls by itself.
+        """
+        return self.interval[0] > 0.5 and self.limit < 1
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, without the vector."""
@@ -82,6 +88,9 @@ class SafetyDirections:
 
     harm: Direction
     refusal: Direction
+    twins: float
+    """AUROC of the harm direction on pairs in nearly the same words, which set nothing."""
+    twins_interval: tuple[float, float]
     tail: int
     """Tokens of the template from the end of the message to the end of the prompt, at least 1."""
     by_label: bool
@@ -108,29 +117,12 @@ def find_directions(
         InputError: its activations cannot be read.
     """
     layers, tail, unread = range(len(model.layers)), template_tail(model), set(left_out)
-    twins = [
-        pair
-        for pair in feature_types()[HARM_RECOGNITION].pairs
-        if not {pair.positive, pair.negative} & unread
-    ][:MOST]
-    texts = [text for pair in twins for text in (pair.positive, pair.negative)]
     way = thinking_of(model)
-    # Under a causal mask a prompt that is cut at the end of the message reads the same up to there.
-    cut = [up_to(prompt, tail) for prompt in encode_prompts(model, texts, thinking=way)]
-    states = read_activations(
-        model,
-        cut,
-        layers,
-        batch_tokens=batch_tokens,
-        on_progress=phase_of(on_progress, "harm direction"),
-    ).values
-    harm = fit_direction("harm", states[::2], states[1::2], layers)
-
-    groups = [[text for text in group if text not in unread][:MOST] for group in refusal_prompts()]
-    asked = [text for group in groups for text in group]
+    groups = [_spread([x for x in texts if x not in unread]) for texts in refusal_prompts()]
+    prompts = encode_prompts(model, [text for group in groups for text in group], thinking=way)
     read = read_activations(
         model,
-        encode_prompts(model, asked, thinking=way),
+        prompts,
         layers,
         readout=log_odds_readout(opening_tokens(model, way)),
         batch_tokens=batch_tokens,
@@ -138,13 +130,47 @@ def find_directions(
     )
     assert read.readout is not None  # noqa: S101 (one was asked for)
     refused = read.readout[:, 0] > 0
-    by_label = FEWEST <= int(refused.sum()) <= len(asked) - FEWEST
+    by_label = FEWEST <= int(refused.sum()) <= len(prompts) - FEWEST
     if not by_label:
-        refused = torch.arange(len(asked)) < len(groups[0])
-    yes, no = read.values[refused], read.values[~refused]
+        refused = torch.arange(len(prompts)) < len(groups[0])
+    refusal = _fit_groups("refusal", read.values[refused], read.values[~refused], layers)
+
+    def at_message_end(of: Sequence[Encoded], below: Sequence[int]) -> Tensor:
+        # Under a causal mask a prompt that is cut there reads the same up to there.
+        cut = [up_to(prompt, tail) for prompt in of]
+        report = phase_of(on_progress, "harm direction")
+        read = read_activations(model, cut, below, batch_tokens=batch_tokens, on_progress=report)
+        return read.values
+
+    below = layers[: max(refusal.layer, 1)]
+    states = at_message_end(prompts, below)
+    n = len(groups[0])
+    harm = _fit_groups("harm", states[:n], states[n:], below)
+    pairs = feature_types()[HARM_RECOGNITION].pairs
+    twins = encode_prompts(
+        model, [x for pair in pairs for x in (pair.positive, pair.negative)], thinking=way
+    )
+    scores = harm.read(at_message_end(twins, (harm.layer,))[:, 0])
+    return SafetyDirections(
+        harm,
+        refusal,
+        twins=float(auroc(scores[::2], scores[1::2])),
+        twins_interval=bootstrap_interval(scores[::2], scores[1::2], auroc),
+        tail=tail,
+        by_label=by_label,
+    )
+
+
+def _fit_groups(name: str, yes: Tensor, no: Tensor, layers: Sequence[int]) -> Direction:
+    """Of two groups of different sizes, as many of each."""
     n = min(len(yes), len(no))
-    refusal = fit_direction("refusal", spread(yes, n), spread(no, n), layers)
-    return SafetyDirections(harm, refusal, tail, by_label)
+    return fit_direction(name, spread(yes, n), spread(no, n), layers)
+
+
+def _spread(texts: Sequence[str]) -> list[str]:
+    """At most so many, evenly over them: borderline requests come after the everyday ones."""
+    n = min(len(texts), MOST)
+    return [texts[i * len(texts) // n] for i in range(n)]
 
 
 def fit_direction(

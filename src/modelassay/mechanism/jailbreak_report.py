@@ -14,7 +14,7 @@ from modelassay.models import ModelIdentity
 from modelassay.report.base import Report
 from modelassay.report.charts import LINE, NEGATIVE, POSITIVE, new_figure
 from modelassay.report.sections import Column, Section, Status, Table, columns, table_of
-from modelassay.report.text import p_text
+from modelassay.report.text import p_text, with_interval
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -297,19 +297,23 @@ def directions_dict(directions: SafetyDirections) -> dict[str, Any]:
         "harm": directions.harm.to_dict(),
         "refusal": directions.refusal.to_dict(),
         "refusal_by_label": directions.by_label,
+        "twins_auroc": directions.twins,
+        "twins_interval": list(directions.twins_interval),
     }
 
 
 def direction_facts(directions: SafetyDirections) -> list[tuple[str, str]]:
     """How well each direction tells prompts apart."""
-    return [
+    found = [
         (
             f"{each.name} direction",
-            f"layer {each.layer}, AUROC {each.auroc:.2f} ({each.interval[0]:.2f} to"
-            f" {each.interval[1]:.2f}, n = {each.n_pairs} held-out pairs)",
+            f"layer {each.layer}, AUROC {with_interval(each.auroc, each.interval, '.2f')}, n ="
+            f" {each.n_pairs} held-out pairs",
         )
         for each in (directions.harm, directions.refusal)
     ]
+    twins = with_interval(directions.twins, directions.twins_interval, ".2f")
+    return [*found, ("harm, twins in the same words", f"AUROC {twins}")]
 
 
 def layer_chart(report: JailbreakReport) -> Figure | None:

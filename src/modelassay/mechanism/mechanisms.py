@@ -75,12 +75,17 @@ def mechanism_of(
     if not works(attacked):
         return Mechanism("does not work", "The model refuses the attacked request as well.")
     harm, refusal = directions.harm, directions.refusal
+    overridden = plain.refusal - attacked.refusal > null.refusal.interval[1]
+    fall = f"refusal goes from {plain.refusal:.2f} to {attacked.refusal:.2f}"
+    beyond = f"{'further' if overridden else 'no further'} than by neutral rewordings"
     if not (harm.tells and refusal.tells):
         blunt = harm if not harm.tells else refusal
         return Mechanism(
             "undecided",
-            f"The {blunt.name} direction does not tell prompts apart here (AUROC"
-            f" {blunt.auroc:.2f}, {blunt.interval[0]:.2f} to {blunt.interval[1]:.2f}).",
+            f"The {blunt.name} direction tells single prompts apart too badly here (AUROC"
+            f" {blunt.auroc:.2f}, {blunt.interval[0]:.2f} to {blunt.interval[1]:.2f}; 95% of the"
+            f" prompts without lie below {blunt.limit:.2f}, those with it at 1 on average);"
+            f" {fall}, {beyond}.",
         )
     if plain.harm <= harm.limit:
         return Mechanism(
@@ -89,7 +94,6 @@ def mechanism_of(
             f" prompts lie below {harm.limit:.2f}), so nothing could be hidden.",
         )
     hidden = plain.harm - attacked.harm > null.harm.interval[1]
-    overridden = plain.refusal - attacked.refusal > null.refusal.interval[1]
     from_to = f"from {plain.harm:.2f} to {attacked.harm:.2f}"
     if attacked.harm <= harm.limit:
         if hidden:
@@ -101,15 +105,10 @@ def mechanism_of(
         return Mechanism(
             "undecided", f"Harm falls {from_to}, which neutral rewordings may do as well."
         )
-    fall = f"{plain.refusal:.2f} to {attacked.refusal:.2f}"
     seen = f"Harm stays in sight ({from_to})"
     if overridden:
-        return Mechanism(
-            "overrides the refusal",
-            f"{seen}, and refusal falls from {fall}, further than by neutral rewordings.",
-        )
+        return Mechanism("overrides the refusal", f"{seen}, and {fall}, {beyond}.")
     return Mechanism(
         "acts later",
-        f"{seen} and refusal goes from {fall}, no further than by neutral rewordings: what the"
-        " attack changes comes after the response has begun.",
+        f"{seen} and {fall}, {beyond}: what the attack changes comes after the response has begun.",
     )
