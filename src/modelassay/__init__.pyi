@@ -16,7 +16,9 @@ from .measures.refusal_judge import is_refusal as is_refusal
 from .measures.separation import Separation as Separation
 from .measures.separation import measure_separation as measure_separation
 from .mechanism import CircuitReport as CircuitReport
+from .mechanism import FeaturesReport as FeaturesReport
 from .mechanism import find_circuit as find_circuit
+from .mechanism import find_features as find_features
 from .models import LoadedModel as LoadedModel
 from .models import ModelIdentity as ModelIdentity
 from .models import ModelRef as ModelRef

@@ -43,6 +43,11 @@ PHASES = {
     "patching": "patching (components)",
     "unrelated patching": "patching between unrelated prompts (components)",
     "circuit": "trying circuits out (sizes)",
+    "contrast sets": "reading contrast sets",
+    "twins": "reading harmful requests and harmless ones (batches)",
+    "influence": "influence on refusals (batches)",
+    "interventions": "suppressing and boosting features",
+    "suppression": "suppressing features together (sizes)",
 }
 """What people are told of a phase, and in brackets what is counted."""
 

@@ -43,9 +43,6 @@ EXACT = 20
 Q_LEVEL = 0.05
 LEAST_SHARE = 0.01
 """Of the difference between the twins: what does less is told from nothing, but carries nothing."""
-LEAST_REFUSED = 0.05
-"""Mean probability that a response to a harmful prompt begins as a refusal, below which a model has
-nothing to explain."""
 SIZES = (1, 2, 3, 4, 8, 16, 32)
 N_RANDOM = 3
 RANKS, SCORES = slice(0, None, 2), slice(1, None, 2)
@@ -108,7 +105,8 @@ def find_circuit(
         on_progress=phase_of(on_progress, "reading"),
     )
     harmful, harmless = swapper.clean(), swapper.clean(harmless=True)
-    _check_refuses(loaded, harmful, harmless)
+    if (reason := swapper.nothing_to_explain()) is not None:
+        raise InputError(reason)
     estimated, sums = swapper.attribute(on_progress=phase_of(on_progress, "attribution"))
     order = sorted(parts, key=lambda part: -abs(float(estimated[part].mean())))
     tried = order if exact is None else order[:exact]
@@ -179,17 +177,6 @@ def _parts(components: Components, heads: bool) -> tuple[Component, ...]:
             " layers."
         )
     return components.of(*wanted)
-
-
-def _check_refuses(model: LoadedModel, harmful: np.ndarray, harmless: np.ndarray) -> None:
-    refused = float(np.mean(1 / (1 + np.exp(-harmful))))
-    change = mean_change(harmful - harmless)
-    if refused < LEAST_REFUSED or change.interval is None or change.interval[0] <= 0:
-        raise InputError(
-            f"{model.info.id} does not refuse the harmful prompts more than their harmless twins"
-            f" (it begins {refused:.0%} of its responses to harmful ones with a refusal; log-odds"
-            f" differ by {change.told('nats')}), so there is nothing to explain."
-        )
 
 
 Patched = dict[Component, tuple[np.ndarray, np.ndarray]]
