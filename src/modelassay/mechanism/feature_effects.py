@@ -73,7 +73,8 @@ class Effects:
             )
             for feature, p, q in zip(features, p_values, q_values, strict=True)
         }
-        tried = sorted(features, key=lambda feature: -abs(self.mean[feature]))[:TRIED]
+        fire = [feature for feature in features if self.density[feature] > 0]
+        tried = sorted(fire, key=lambda feature: -abs(self.mean[feature]))[:TRIED]
         tested = {
             feature: self._try(found[feature], feature, tried)
             for feature in told(tried, phase_of(self.on_progress, "interventions"))
@@ -82,30 +83,27 @@ class Effects:
         corrected = benjamini_hochberg(np.array(list(p_of_both.values())))
         for feature, q in zip(p_of_both, corrected, strict=True):
             effect = replace(tested[feature], effect_q_value=float(q))
-            tested[feature] = replace(effect, confirmed=_is_confirmed(effect))
+            tested[feature] = replace(effect, confirmed=bool(q < Q_LEVEL) and _agree(effect))
         return found | tested
 
     def _rank_p(self, feature: int) -> float:
         return rank_p_value(self.mean[feature], self.mean[matched_features(self.density, feature)])
 
     def _try(self, effect: FeatureEffect, feature: int, tried: Sequence[int]) -> FeatureEffect:
+        own = self.runs.effects(feature)
+        effect = replace(effect, suppressed=mean_change(own[0]), boosted=mean_change(own[1]))
+        if effect.q_value >= Q_LEVEL:  # random features have as much influence: none is run
+            return replace(effect, confirmed=False)
         matched = set(matched_features(self.density, feature).tolist()) - set(tried)
         random = [int(f) for f in self.order if int(f) in matched][:N_RANDOM]
         if len(random) < LEAST_RANDOM:
-            random = []
-        own = self.runs.effects(feature)
+            return effect
         others = [self.runs.effects(other) for other in random]
         p_value = max(
             rank_p_value(own[way].mean(), np.array([other[way].mean() for other in others]))
             for way in (0, 1)
         )
-        return replace(
-            effect,
-            suppressed=mean_change(own[0]),
-            boosted=mean_change(own[1]),
-            n_random=len(random),
-            effect_p_value=p_value if random else None,
-        )
+        return replace(effect, n_random=len(random), effect_p_value=p_value)
 
     def by_influence(self) -> np.ndarray:
         """All features, those first that raise the refusal log-odds most on every second pair."""
@@ -178,13 +176,13 @@ class Effects:
         return drawn
 
 
-def _is_confirmed(effect: FeatureEffect) -> bool:
-    if effect.suppressed is None or effect.boosted is None or effect.effect_q_value is None:
-        return False
+def _agree(effect: FeatureEffect) -> bool:
+    """Whether both interventions move refusals the same way, by their intervals."""
+    assert effect.suppressed is not None and effect.boosted is not None  # noqa: PT018, S101
     intervals = [effect.suppressed.interval, effect.boosted.interval]
     above = all(each is not None and each[0] > 0 for each in intervals)
     below = all(each is not None and each[1] < 0 for each in intervals)
-    return bool((above or below) and effect.q_value < Q_LEVEL and effect.effect_q_value < Q_LEVEL)
+    return above or below
 
 
 def _ratio_of_means(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -256,7 +256,7 @@ def _type_features(found: _Contrast, effects: Effects | None) -> TypeFeatures:
             **vars(each),
             label=None,
             rank=ranks[each.feature],
-            beyond_words=each.auroc_interval[0] > words.auroc,
+            beyond_words=each.auroc_interval[0] > max(words.auroc, 0.5),
             effect=done.get(each.feature),
         )
         for each in found.chosen

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from modelassay.mechanism.report import share
 from modelassay.models import ModelIdentity
 from modelassay.report.base import Report
 from modelassay.report.charts import NEGATIVE, NULL, error_bars, new_figure
@@ -41,7 +42,8 @@ class FeatureEffect:
     boosted: MeanChange | None = None
     """By how many nats those of harmless prompts rise with more of it."""
     n_random: int = 0
-    """Random features, firing about as often, that the same was done with."""
+    """Random features, firing about as often, that the same was done with: none where the influence
+    is not beyond theirs."""
     effect_p_value: float | None = None
     """Rank among them, the worse of suppression and boosting; None with too few of them."""
     effect_q_value: float | None = None
@@ -69,7 +71,7 @@ class FoundFeature:
     p_value: float
     q_value: float
     beyond_words: bool
-    """Whether the interval is above the AUROC of a bag of words."""
+    """Whether the interval is above the AUROC of a bag of words, and above 0.5."""
     effect: FeatureEffect | None
     """None where the model refuses nothing."""
 
@@ -168,25 +170,32 @@ class FeaturesReport(Report):
         status = Status(
             "FOUND" if n else "NONE FOUND", "neutral", tuple(self._reasons()), self.model.name
         )
-        return [
+        found = [
             Section("verdict", status=status),
             *(self._type_section(each) for each in self.types),
-            Section(
-                "influential",
-                "features that do most for refusals",
-                table=self._influential_table() if self.influential else None,
-                note=self._influential_note(),
-            ),
-            Section(
-                "curve",
-                "how much refusal is left without the most influential features?",
-                table=self._curve_table() if self.curve else None,
-                chart=partial(suppression_chart, self) if self.curve else None,
-                note="Share of the difference between harmful prompts and their harmless twins."
-                " Random: as many features that fire about as often.",
-            ),
-            Section("model", "read on", facts=self._facts()),
         ]
+        if self.influential:
+            found.append(
+                Section(
+                    "influential",
+                    "features that do most for refusals",
+                    table=self._influential_table(),
+                    note=self._influential_note(),
+                )
+            )
+        if self.curve:
+            found.append(
+                Section(
+                    "curve",
+                    "how much refusal is left without them?",
+                    table=self._curve_table(),
+                    chart=partial(suppression_chart, self),
+                    note="Share of the difference between harmful prompts and their harmless twins"
+                    " that is left when the most influential features are suppressed together."
+                    " Random: as many features that fire about as often.",
+                )
+            )
+        return [*found, Section("model", "read on", facts=self._facts())]
 
     def _reasons(self) -> list[str]:
         said = [
@@ -206,8 +215,7 @@ class FeaturesReport(Report):
             last = self.curve[-1]
             said.append(
                 f"Without the {last.size} most influential features"
-                f" {with_interval(last.left, last.left_interval, '.0%')} of the difference is"
-                " left."
+                f" {_left(last)} of the difference is left."
             )
         return said
 
@@ -259,7 +267,7 @@ class FeaturesReport(Report):
             self.curve,
             [
                 ("features", lambda point: str(point.size)),
-                ("left (95%)", lambda p: with_interval(p.left, p.left_interval, ".0%")),
+                ("left (95%)", _left),
                 (
                     "random",
                     lambda p: (
@@ -295,6 +303,11 @@ def _confirmed_text(found: TypeFeatures) -> str:
     n, which = len(found.confirmed), ", ".join(str(f.feature) for f in found.confirmed)
     told = f"{n} of {len(tried)} tried move refusals beyond random features"
     return f"{told} ({which})" if n else told
+
+
+def _left(point: SuppressedPoint) -> str:
+    low, high = point.left_interval
+    return f"{share(point.left)} ({share(low)} to {share(high)})"
 
 
 def _told(value: MeanChange) -> str:
