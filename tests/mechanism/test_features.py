@@ -97,6 +97,24 @@ def test_what_is_known_beforehand_is_what_an_edit_would_do(runs, scaling):
     assert np.allclose(known.suppressed(features), runs.swapper.run(edits).log_odds, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_neither_batches_nor_where_a_pass_begins_change_a_value(tiny, family):
+    with planted_refusal(tiny(family)) as model:
+        components, sae = find_components(model.network), signed_axes(HIDDEN, 2)
+        found = []
+        for batch_tokens, resumes in ((None, True), (300, True), (None, False)):
+            pairs = align_twins(model, TWINS, 8)
+            block = [Component(2, "block")]
+            swapper = Swapper(model, components, pairs, block, batch_tokens=batch_tokens)
+            assert swapper._resumes
+            swapper._resumes = resumes
+            runs = FeatureRuns(swapper, sae)
+            found.append([*runs.effects(3), runs.influence()[0], runs.density()])
+        for name, *values in zip(("off", "more", "influence", "density"), *found, strict=True):
+            assert np.allclose(values[0], values[1], atol=1e-3), name
+            assert np.allclose(values[0], values[2], atol=1e-3), name
+
+
 def test_influence_adds_up_to_what_the_layer_does(runs):
     found, whole = runs.influence()
     assert found.sum(axis=1) == pytest.approx(whole, rel=1e-3)

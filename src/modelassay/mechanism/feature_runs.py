@@ -88,14 +88,15 @@ class FeatureRuns:
         whole = []
         n_batches = len(self.swapper.batches)
         for number, slope in enumerate(self.swapper.slopes(self.block)):
-            for own, other, gradient in zip(slope.own, slope.other, slope.gradient, strict=True):
+            for row in zip(slope.own, slope.other, slope.gradient, strict=True):
+                own, other, gradient = (values.float().to(self._rows.device) for values in row)
                 with torch.inference_mode():
                     did, would = (
                         module.encode(given) * unit_of_features(module, given)
-                        for given in (own.float(), other.float())
+                        for given in (own, other)
                     )
                     each = ((did - would) * (gradient @ self._rows.T)).sum(dim=0)
-                    whole.append(float(((own.float() - other.float()) * gradient).sum()))
+                    whole.append(float(((own - other) * gradient).sum()))
                 rows.append(each.double().cpu().numpy())
             on_progress(number + 1, n_batches)
         return np.stack(rows), np.array(whole)

@@ -148,7 +148,7 @@ def find_features(
 
 
 def _concepts(types: Sequence[str] | Mapping[str, Concept] | None) -> dict[str, Concept]:
-    if isinstance(types, Mapping):
+    if isinstance(types, Mapping) and types:
         return dict(types)
     known = feature_types()
     if unknown := [name for name in types or () if name not in known]:
