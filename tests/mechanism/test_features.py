@@ -130,6 +130,18 @@ def test_boosting_the_planted_feature_makes_harmless_prompts_refused(runs):
     assert abs(runs.boosted([3]) - harmless).max() < 0.5
 
 
+def test_a_run_that_was_stopped_goes_on(runs, axes, tmp_path):
+    passes = []
+    for _ in range(2):
+        before = runs.swapper.n_passes
+        found = FeatureRuns(runs.swapper, axes, tmp_path).effects(0)
+        passes.append(runs.swapper.n_passes - before)
+        assert np.allclose(found, runs.effects(0))
+    assert passes == [2, 0]
+    others = signed_axes(HIDDEN, LAYER)
+    assert not np.allclose(FeatureRuns(runs.swapper, others, tmp_path).effects(0), found)
+
+
 class Noise:
     """Features that do something for refusals, each as much as any other."""
 

@@ -53,8 +53,10 @@ def find_command(
     """Find the features of MODEL that tell of safety, and try out what they do for refusals.
 
     Of a model that refuses nothing, it is only said which features tell the sides of each type
-    apart. Exit codes: 0 done, 64 bad input, 69 something needed is unavailable, 70 internal error.
+    apart. A run that was stopped goes on where it was. Exit codes: 0 done, 64 bad input, 69
+    something needed is unavailable, 70 internal error.
     """
+    from modelassay.files.atomic import cache_dir
     from modelassay.mechanism import find_features
 
     with progress() as on_progress:
@@ -65,6 +67,7 @@ def find_command(
             top=top,
             n_pairs=pairs,
             curve=not no_curve,
+            keep=cache_dir() / "features",
             batch_tokens=batch_tokens,
             on_progress=on_progress,
             **loading,

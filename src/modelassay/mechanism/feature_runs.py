@@ -17,12 +17,15 @@ once for all interventions, and of the model only what is above.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from modelassay.mechanism.keeping import Kept, key_of
 from modelassay.mechanism.swapping import Run, Swapper
 from modelassay.models.components import Component
 from modelassay.progress import OnProgress, silent
@@ -36,18 +39,20 @@ BOOST = 2.0
 class FeatureRuns:
     """Passes over pairs of prompts in which features of an SAE do what they are told."""
 
-    def __init__(self, swapper: Swapper, sae: SAE) -> None:
+    def __init__(self, swapper: Swapper, sae: SAE, keep: Path | None = None) -> None:
         """Runs the SAE once.
 
         Args:
             swapper: Pairs that were read, with the block of the SAE's layer among its parts.
             sae: On the model's device.
+            keep: Folder in which effects are kept as they come.
         """
         self.swapper, self.sae = swapper, sae
         self.block = Component(sae.layer, "block")
         self._rows = decoder_rows(sae.module).float()
         self._fired = {id(run): self._fire(run) for pair in swapper.batches for run in pair}
-        self._effects: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        what = ["features", sae.name, _weights_hash(sae), str(BOOST)]
+        self._kept = Kept.open(keep, key_of(swapper.model, swapper.pairs, what))
 
     def _fire(self, run: Run) -> Any:
         """Sparse [own token, feature], in the units of the model's own activations."""
@@ -126,11 +131,13 @@ class FeatureRuns:
             float64 [pair] each, in nats: by how much suppression lowers those of harmful prompts,
             and by how much boosting raises those of harmless ones.
         """
-        if feature not in self._effects:
+
+        def made() -> tuple[np.ndarray, np.ndarray]:
             lowered = self.swapper.clean() - self.suppressed([feature])
-            raised = self.boosted([feature]) - self.swapper.clean(harmless=True)
-            self._effects[feature] = (lowered, raised)
-        return self._effects[feature]
+            return lowered, self.boosted([feature]) - self.swapper.clean(harmless=True)
+
+        lowered, raised = self._kept.get(str(feature), made)
+        return lowered, raised
 
     def _read(self, edits: Any, harmless: bool) -> np.ndarray:
         above = self.block.layer + 1
@@ -147,6 +154,14 @@ class FeatureRuns:
         added = torch.zeros(values.shape, device=rows.device)
         added[run.side.own.to(rows.device)] = torch.from_numpy(more).to(rows) @ rows
         return lambda made: made + added.to(made)
+
+
+def _weights_hash(sae: SAE) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(sae.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def matched_features(density: np.ndarray, feature: int) -> np.ndarray:

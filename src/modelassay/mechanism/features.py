@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ def find_features(
     top: int = TOP,
     n_pairs: int = N_PAIRS,
     curve: bool = True,
+    keep: Path | None = None,
     batch_tokens: int | None = None,
     on_progress: OnPhase = silent,
     **load_options: Unpack[ModelOptions],
@@ -80,6 +82,8 @@ def find_features(
         top: Features that each half of a contrast set chooses.
         n_pairs: Most twins that are read.
         curve: Suppress the most influential features together.
+        keep: Folder in which effects of features are kept as they come; a run that was stopped
+            goes on from there.
         batch_tokens: Upper bound on tokens in a batch.
         on_progress: Told (phase, done, total).
         **load_options: Passed to `modelassay.load`.
@@ -114,7 +118,7 @@ def find_features(
         reason = swapper.nothing_to_explain()
     effects = None
     if swapper is not None and reason is None:
-        effects = Effects(FeatureRuns(swapper, opened), on_progress)
+        effects = Effects(FeatureRuns(swapper, opened, keep), on_progress)
     listed = [_type_features(contrast, effects) for contrast in contrasts]
     influential: tuple[InfluentialFeature, ...] = ()
     if effects is not None:
