@@ -25,6 +25,7 @@ from modelassay.errors import InputError
 from modelassay.report.json import published
 from modelassay.sae import SAE, SAES, find_sae, open_labels
 from modelassay.sae.firing import fire, mean_by_owner
+from modelassay.sae.lookup import known_texts
 from modelassay.statistics import benjamini_hochberg, sign_flip_p_values
 
 Part = Literal["prompt", "answer"]
@@ -311,11 +312,6 @@ def label_changes(found: SAEDiff, sae: SAE) -> SAEDiff:
     Raises:
         InputError: labels lie beside the SAE and are damaged or another one's.
     """
-    features = list(dict.fromkeys(change.feature for change in found.features))
-    known = {
-        label.feature: label.text
-        for label in open_labels(sae, features).of_many(features)
-        if label.source != "none"
-    }
+    known = known_texts(sae, [change.feature for change in found.features])
     labelled = tuple(replace(c, label=known.get(c.feature)) for c in found.features)
     return replace(found, features=labelled)

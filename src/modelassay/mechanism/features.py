@@ -47,8 +47,9 @@ from modelassay.progress import OnPhase, phase_of, silent, told
 from modelassay.reading.activations import common_prefix_length, read_activations
 from modelassay.reading.prompts import Encoded, encode_exchanges, encode_prompts
 from modelassay.reading.thinking import thinking_of
-from modelassay.sae import SAE, SAES, find_sae, open_labels
+from modelassay.sae import SAE, SAES, find_sae
 from modelassay.sae.firing import fire, mean_by_owner
+from modelassay.sae.lookup import known_texts
 from modelassay.statistics import mean_change
 
 N_PAIRS = 32
@@ -74,8 +75,8 @@ def find_features(
 
     Args:
         model: An id (see `modelassay.load`), a reference or a loaded model.
-        sae: As `modelassay.sae.find_sae` takes it, or one that is open; None takes the one that
-            comes with modelassay for models of this shape.
+        sae: As `modelassay.sae.find_sae` takes it, or one that is open; None takes the first on
+            this machine that belongs to models of this shape.
         types: Names among `FEATURE_TYPES`, or contrast sets by name; None for all types.
         twins: A harmful prompt and its harmless twin each, to read refusals on; None takes the
             harmful requests of a scan, each with a harmless one of its length.
@@ -95,8 +96,10 @@ def find_features(
     """
     concepts = _concepts(types)
     ref, options = take_ref(model, load_options)
+    if isinstance(sae, str):
+        sae = find_sae(sae, token=options.get("token"))
     loaded = open_model(ref, on_progress=on_progress, **options)
-    opened = sae if isinstance(sae, SAE) else _open_sae(sae, loaded, options.get("token"))
+    opened = _sae_of(loaded) if sae is None else sae
     opened.check_belongs_to(loaded)
     opened.module.to(loaded.device)
 
@@ -123,7 +126,8 @@ def find_features(
     influential: tuple[InfluentialFeature, ...] = ()
     if effects is not None:
         influential = effects.influential({each.name: each.beyond for each in contrasts})
-    labels = _labels(opened, [*influential, *(row for each in listed for row in each.features)])
+    rows = [*influential, *(row for each in listed for row in each.features)]
+    known = known_texts(opened, [row.feature for row in rows])
     return FeaturesReport(
         model=loaded.info,
         sae=opened.name,
@@ -135,8 +139,8 @@ def find_features(
         if swapper is None
         else mean_change(swapper.clean() - swapper.clean(harmless=True)),
         influence_share=None if effects is None else effects.share,
-        types=tuple(replace(each, features=labels(each.features)) for each in listed),
-        influential=labels(influential),
+        types=tuple(each.with_labels(known) for each in listed),
+        influential=tuple(replace(row, label=known.get(row.feature)) for row in influential),
         rank_correlation=None if effects is None else effects.agreement(),
         curve=effects.curve() if effects is not None and curve else (),
         n_pairs=0 if swapper is None else len(swapper.pairs),
@@ -162,16 +166,15 @@ def _concepts(types: Sequence[str] | Mapping[str, Concept] | None) -> dict[str, 
     return {name: known[name] for name in dict.fromkeys(types or known)}
 
 
-def _open_sae(where: str | None, model: LoadedModel, token: Any) -> SAE:
-    if where is None:
-        fit = (f for f in SAES.list() if f.record.model.differences(model.info) is None)
-        if (shipped := next(fit, None)) is None:
-            raise InputError(
-                f"No SAE of {model.info.id} is known here: give one with --sae (`modelassay sae"
-                " list --model NAME` names those that others have published)."
-            )
-        where = str(shipped.folder)
-    return find_sae(where, device=str(model.device), token=token)
+def _sae_of(model: LoadedModel) -> SAE:
+    """The first on this machine that belongs to models of this shape."""
+    fit = (found for found in SAES.list() if found.record.model.differences(model.info) is None)
+    if (first := next(fit, None)) is None:
+        raise InputError(
+            f"No SAE of {model.info.id} is known here: give one with --sae (`modelassay sae list"
+            " --model NAME` names those that others have published)."
+        )
+    return find_sae(first.name)
 
 
 def _no_template(model: LoadedModel) -> str | None:
@@ -280,14 +283,3 @@ def _type_features(found: _Contrast, effects: Effects | None) -> TypeFeatures:
         rank_correlation=correlation,
         features=tuple(rows),
     )
-
-
-def _labels(sae: SAE, rows: Sequence[FoundFeature | InfluentialFeature]) -> Any:
-    """A function that puts labels to rows."""
-    features = list(dict.fromkeys(row.feature for row in rows))
-    known = {
-        label.feature: label.text
-        for label in open_labels(sae, features).of_many(features)
-        if label.source != "none"
-    }
-    return lambda some: tuple(replace(row, label=known.get(row.feature)) for row in some)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,11 @@ class TypeFeatures:
     """Spearman's of influence and difference, over those; None of fewer than three."""
     features: tuple[FoundFeature, ...]
     """The listed ones, by influence; without it by AUROC."""
+
+    def with_labels(self, known: Mapping[int, str]) -> TypeFeatures:
+        """The same with what its features are known for."""
+        rows = (replace(row, label=known.get(row.feature)) for row in self.features)
+        return replace(self, features=tuple(rows))
 
     @property
     def confirmed(self) -> tuple[FoundFeature, ...]:
