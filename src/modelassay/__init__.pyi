@@ -17,10 +17,12 @@ from .measures.separation import Separation as Separation
 from .measures.separation import measure_separation as measure_separation
 from .mechanism import AttackSurvey as AttackSurvey
 from .mechanism import CircuitReport as CircuitReport
+from .mechanism import FeaturesReport as FeaturesReport
 from .mechanism import JailbreakReport as JailbreakReport
 from .mechanism import explain_attacks as explain_attacks
 from .mechanism import explain_jailbreak as explain_jailbreak
 from .mechanism import find_circuit as find_circuit
+from .mechanism import find_features as find_features
 from .models import LoadedModel as LoadedModel
 from .models import ModelIdentity as ModelIdentity
 from .models import ModelRef as ModelRef

@@ -53,6 +53,11 @@ PHASES = {
     "attacked requests": "reading attacked requests (prompts)",
     "neutral requests": "reading neutral rewordings (prompts)",
     "contributions": "what components write (attacked requests)",
+    "contrast sets": "reading contrast sets",
+    "twins": "reading harmful requests and harmless ones (batches)",
+    "influence": "influence on refusals (batches)",
+    "interventions": "suppressing and boosting features",
+    "suppression": "suppressing features together (sizes)",
 }
 """What people are told of a phase, and in brackets what is counted."""
 

@@ -27,6 +27,12 @@ def make_twins(n: int, seed: int = 0) -> list[tuple[str, str]]:
     return found
 
 
+def refusal_direction(hidden: int) -> torch.Tensor:
+    """Unit vector [hidden] along which a planted refusal is written."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.nn.functional.normalize(torch.randn(hidden, generator=draw), dim=0)
+
+
 @contextmanager
 def planted_refusal(model, component: Component = PLANTED, size: float = 0.3):
     """Lets a component write a refusal's token wherever a prompt bears the mark.
@@ -36,9 +42,7 @@ def planted_refusal(model, component: Component = PLANTED, size: float = 0.3):
     network = model.network
     mark = model.tokenizer(HARM, add_special_tokens=False)["input_ids"][0]
     embedding, head = network.get_input_embeddings(), network.get_output_embeddings()
-    direction = torch.nn.functional.normalize(
-        torch.randn(head.weight.shape[1], generator=torch.Generator().manual_seed(0)), dim=0
-    )
+    direction = refusal_direction(head.weight.shape[1])
     token, seen = opening_tokens(model)[0], {}
     with torch.no_grad():
         marked = embedding(torch.tensor([mark]))[0]

@@ -16,6 +16,7 @@ from modelassay.cli import (
     classifier,
     concepts,
     diff,
+    features,
     guard,
     jailbreak,
     mcp,
@@ -59,6 +60,7 @@ app.add_typer(jailbreak.app, name="jailbreak")
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(concepts.app, name="concepts")
 app.add_typer(diff.app, name="diff")
+app.add_typer(features.app, name="features")
 app.add_typer(guard.app, name="guard")
 app.add_typer(organism.app, name="organism")
 app.add_typer(probe.app, name="probe")

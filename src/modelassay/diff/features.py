@@ -24,10 +24,11 @@ from modelassay.diff.reading import Matched, Reading
 from modelassay.errors import InputError
 from modelassay.report.json import published
 from modelassay.sae import SAE, SAES, find_sae, open_labels
+from modelassay.sae.firing import fire, mean_by_owner
+from modelassay.sae.lookup import known_texts
 from modelassay.statistics import benjamini_hochberg, sign_flip_p_values
 
 Part = Literal["prompt", "answer"]
-TOKENS_AT_ONCE = 1024
 MARGIN = 0.1
 """Of a feature's root mean square activation; rounding to 8 bits moves activations by less."""
 MIN_PROMPTS = 6
@@ -121,12 +122,8 @@ class FiredFeatures:
 
     def means(self, keep: np.ndarray) -> Any:
         """Sparse [prompt, feature], mean over those of a prompt's tokens that `keep` marks."""
-        from scipy.sparse import csr_matrix
-
-        tokens, owners = np.flatnonzero(keep), self.matched.owners().numpy()[keep]
-        weights = (1 / np.bincount(owners)[owners], (owners, tokens))
-        shape = (len(self.matched.lengths), len(keep))
-        return (csr_matrix(weights, shape=shape) @ self.values).tocsc()
+        owners = self.matched.owners().numpy()[keep]
+        return mean_by_owner(self.values, np.flatnonzero(keep), owners, len(self.matched.lengths))
 
     def of(self, features: Sequence[int]) -> np.ndarray:
         """float64 [token, feature] of some features."""
@@ -140,7 +137,6 @@ class FiredFeatures:
         return tuple(dict.fromkeys(self.matched.tokens[row] for row in rows))[:TOP_TOKENS]
 
 
-@torch.inference_mode()
 def encode_features(sae: SAE, activations: Tensor, matched: Matched) -> FiredFeatures:
     """Runs an SAE at tokens.
 
@@ -149,18 +145,8 @@ def encode_features(sae: SAE, activations: Tensor, matched: Matched) -> FiredFea
         activations: [token, hidden], the output of its layer.
         matched: What was read.
     """
-    from scipy.sparse import coo_matrix, vstack
-
-    module = sae.module
-    parts, error = [], 0.0
-    for rows in activations.split(TOKENS_AT_ONCE):
-        fired = module.encode(rows.to(module.device))
-        error += float((module.decode(fired).cpu() - rows).double().square().sum())
-        at = fired.nonzero(as_tuple=True)
-        entries = (fired[at].double().cpu(), [axis.cpu() for axis in at])
-        parts.append(coo_matrix(entries, shape=fired.shape))
-    spread = float((activations - activations.mean(dim=0)).double().square().sum())
-    return FiredFeatures(matched, vstack(parts, format="csc"), 1 - error / max(spread, 1e-12))
+    fired = fire(sae, activations)
+    return FiredFeatures(matched, fired.values, fired.explained)
 
 
 def compare_features(
@@ -326,11 +312,6 @@ def label_changes(found: SAEDiff, sae: SAE) -> SAEDiff:
     Raises:
         InputError: labels lie beside the SAE and are damaged or another one's.
     """
-    features = list(dict.fromkeys(change.feature for change in found.features))
-    known = {
-        label.feature: label.text
-        for label in open_labels(sae, features).of_many(features)
-        if label.source != "none"
-    }
+    known = known_texts(sae, [change.feature for change in found.features])
     labelled = tuple(replace(c, label=known.get(c.feature)) for c in found.features)
     return replace(found, features=labelled)

@@ -15,9 +15,8 @@ strong they are is told on half of the pairs, and what becomes of them on the ot
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from modelassay.errors import InputError
-from modelassay.files.atomic import write_text_atomically
-from modelassay.files.provenance import installed_versions, text_hash, utc_now
-from modelassay.mechanism.pairs import AlignedPair, align_twins, match_requests, unrelated
+from modelassay.files.provenance import installed_versions, utc_now
+from modelassay.mechanism.keeping import Kept, key_of
+from modelassay.mechanism.pairs import align_twins, match_requests, unrelated
 from modelassay.mechanism.removal import remove_circuit
 from modelassay.mechanism.report import CircuitReport, ComponentEffect, CurvePoint
 from modelassay.mechanism.swapping import STEPS, Run, Swapper
@@ -45,9 +44,6 @@ EXACT = 20
 Q_LEVEL = 0.05
 LEAST_SHARE = 0.01
 """Of the difference between the twins: what does less is told from nothing, but carries nothing."""
-LEAST_REFUSED = 0.05
-"""Mean probability that a response to a harmful prompt begins as a refusal, below which a model has
-nothing to explain."""
 SIZES = (1, 2, 3, 4, 8, 16, 32)
 N_RANDOM = 3
 RANKS, SCORES = slice(0, None, 2), slice(1, None, 2)
@@ -112,11 +108,12 @@ def find_circuit(
         on_progress=phase_of(on_progress, "reading"),
     )
     harmful, harmless = swapper.clean(), swapper.clean(harmless=True)
-    _check_refuses(loaded, harmful, harmless)
+    if (reason := swapper.nothing_to_explain()) is not None:
+        raise InputError(reason)
     estimated, sums = swapper.attribute(on_progress=phase_of(on_progress, "attribution"))
     order = sorted(parts, key=lambda part: -abs(float(estimated[part].mean())))
     tried = order if exact is None else order[:exact]
-    kept = _Kept.open(keep, _key(loaded, pairs, parts))
+    kept = Kept.open(keep, key_of(loaded, pairs, list(map(str, parts))))
     patched = _patch(swapper, tried, kept, phase_of(on_progress, "patching"))
     others = unrelated(pairs)[: len(pairs) // 2]
     null = Swapper(loaded, components, others, parts, batch_tokens=batch_tokens)
@@ -178,7 +175,7 @@ def find_circuit(
         n_left_out=0 if twins is None else len(twins) - len(pairs),
         provenance={
             "versions": installed_versions(),
-            "pairs_sha256": _key(loaded, pairs, ()),
+            "pairs_sha256": key_of(loaded, pairs, ()),
             "attribution_steps": STEPS,
             "forward_passes": swapper.n_passes,
             "heads": heads,
@@ -199,66 +196,26 @@ def _parts(components: Components, heads: bool) -> tuple[Component, ...]:
     return components.of(*wanted)
 
 
-def _check_refuses(model: LoadedModel, harmful: np.ndarray, harmless: np.ndarray) -> None:
-    refused = float(np.mean(1 / (1 + np.exp(-harmful))))
-    change = mean_change(harmful - harmless)
-    if refused < LEAST_REFUSED or change.interval is None or change.interval[0] <= 0:
-        raise InputError(
-            f"{model.info.id} does not refuse the harmful prompts more than their harmless twins"
-            f" (it begins {refused:.0%} of its responses to harmful ones with a refusal; log-odds"
-            f" differ by {change.told('nats')}), so there is nothing to explain."
-        )
-
-
 Patched = dict[Component, tuple[np.ndarray, np.ndarray]]
 """By component, effect and KL [pair]."""
-
-
-@dataclass
-class _Kept:
-    """Patched components of one run in a file, as they come."""
-
-    path: Path | None
-    rows: dict[str, list[list[float]]] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, folder: Path | None, key: str) -> _Kept:
-        if folder is None:
-            return cls(None)
-        path = folder / f"{key[:32]}.json"
-        try:
-            return cls(path, dict(json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError):
-            return cls(path)  # there is none, or it is not whole: it is made again
-
-    def add(self, name: str, *values: np.ndarray) -> None:
-        self.rows[name] = [value.tolist() for value in values]
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text_atomically(self.path, json.dumps(self.rows))
-
-
-def _key(model: LoadedModel, pairs: Sequence[AlignedPair], parts: Sequence[Component]) -> str:
-    """What the patched values depend on."""
-    asked = [(pair.harmful.ids, pair.harmless.ids) for pair in pairs]
-    run = [model.info.weights_sha256, model.info.dtype, installed_versions()]
-    return text_hash(json.dumps([run, asked, [str(part) for part in parts]]))
 
 
 def _patch(
     swapper: Swapper,
     tried: Sequence[Component],
-    kept: _Kept,
+    kept: Kept,
     on_progress: OnProgress,
     prefix: str = "",
 ) -> Patched:
-    found, before = {}, swapper.clean()
+    before = swapper.clean()
+
+    def patch(part: Component) -> tuple[np.ndarray, np.ndarray]:
+        after = swapper.swap(part)
+        return before - after.log_odds, after.kl
+
+    found = {}
     for part in told(tried, on_progress):
-        name = f"{prefix}{part}"
-        if name not in kept.rows:
-            after = swapper.swap(part)
-            kept.add(name, before - after.log_odds, after.kl)
-        effect, kl = (np.array(row) for row in kept.rows[name])
+        effect, kl = kept.get(f"{prefix}{part}", partial(patch, part))
         found[part] = (effect, kl)
     return found
 

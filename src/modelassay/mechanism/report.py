@@ -191,8 +191,8 @@ class CircuitReport(Report):
     def _curve_table(self) -> Any:
         def with_random(value: float, random: tuple[float, ...]) -> str:
             if not random:
-                return _share(value)
-            return f"{_share(value)} ({_share(min(random))} to {_share(max(random))})"
+                return share(value)
+            return f"{share(value)} ({share(min(random))} to {share(max(random))})"
 
         return table_of(
             self.curve,
@@ -250,7 +250,8 @@ def _removal_section(removal: Removal) -> Section:
     )
 
 
-def _share(value: float) -> str:
+def share(value: float) -> str:
+    """A share as a report writes it: whole per cent."""
     return f"{round(value, 2) + 0.0:.0%}"  # no minus before a zero
 
 

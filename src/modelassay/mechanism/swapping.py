@@ -36,10 +36,11 @@ from modelassay.models.watching import watched
 from modelassay.progress import OnProgress, silent
 from modelassay.reading.batching import batch_budget, pad, relative_difference
 from modelassay.reading.hooks import head_at
-from modelassay.reading.interventions import Edit, intervene, observe
+from modelassay.reading.interventions import Edit, intervene, observe, replace_by
 from modelassay.reading.prompts import Encoded
 from modelassay.reading.resuming import begin_after
 from modelassay.reading.thinking import thinking_of
+from modelassay.statistics import mean_change
 
 Edits = Callable[["Run", "Run"], Mapping[Component, Edit]]
 """Given a batch's own run and that of its twins: what is done to which components."""
@@ -47,6 +48,9 @@ STEPS = 8
 """Of the integrated gradients through the model; each is a forward and a backward pass."""
 DIRECT_STEPS = 16
 """Of those through the output layer alone, which cost next to nothing."""
+LEAST_REFUSED = 0.05
+"""Mean probability that a response to a harmful prompt begins as a refusal, below which a model has
+nothing to explain."""
 SAME = 1e-3
 """Relative difference that counts as rounding when lower layers are not run again."""
 
@@ -96,6 +100,20 @@ class Outcome:
     """float64 [pair], of refusal, in nats."""
     kl: np.ndarray
     """float64 [pair], of the distribution from the untouched one, in nats."""
+
+
+@dataclass(frozen=True)
+class Slope:
+    """What a block makes of harmful prompts, and what that does for the refusal log-odds."""
+
+    own: Tensor
+    """[pair, token, hidden]."""
+    other: Tensor
+    """[pair, token, hidden], what it makes of the twins, under the tokens that are aligned; its own
+    elsewhere."""
+    gradient: Tensor
+    """float32 [pair, token, hidden], nats by activation, mean over the way from one to the
+    other."""
 
 
 class Swapper:
@@ -263,19 +281,15 @@ class Swapper:
             for step in range(steps):
                 share = (step + 0.5) / steps
                 line = _Line(harmful, harmless, share)
-                try:
-                    with torch.enable_grad(), line.laid(self.model), self._graph() as made:
-                        log_p = self._logits(self.model.network, harmful.side).log_softmax(dim=-1)
-                        total = self._readout(log_p)[:, 0].sum()
-                        wanted = [line.made, *made.values()]
-                        found = torch.autograd.grad(total, wanted, allow_unused=True)
-                except RuntimeError as error:
-                    if is_out_of_memory(error):
-                        raise
-                    raise InputError(
-                        f"The weights of {self.model.info.id} give no gradients"
-                        f" ({first_line(error)}); load it unpacked (without --load-8bit/4bit)."
-                    ) from error
+                with (
+                    self._gradients_needed(),
+                    line.laid(self.model),
+                    self._graph() as made,
+                ):
+                    log_p = self._logits(self.model.network, harmful.side).log_softmax(dim=-1)
+                    total = self._readout(log_p)[:, 0].sum()
+                    wanted = [line.made, *made.values()]
+                    found = torch.autograd.grad(total, wanted, allow_unused=True)
                 difference = line.difference
                 into_embeddings.append(_or_zero(found[0], line.made))
                 for part, value, gradient in zip(made, made.values(), found[1:], strict=True):
@@ -289,6 +303,61 @@ class Swapper:
         return (
             {part: np.concatenate(rows) for part, rows in effects.items()},
             np.concatenate(sums),
+        )
+
+    def slopes(self, block: Component, steps: int = STEPS) -> Iterator[Slope]:
+        """How steeply the refusal log-odds of harmful prompts rise with what a block puts out.
+
+        Args:
+            block: One whose values are kept.
+            steps: Points on the line from what it makes of the twins to what it makes of them.
+
+        Raises:
+            InputError: the model's weights give no gradients.
+
+        Yields:
+            One of each batch. No layer up to the block's is run.
+        """
+        for harmful, harmless in self.batches:
+            with torch.no_grad():
+                own = harmful.values[block] + 0
+                change = _change(harmful, harmless, block)
+            gradient = torch.zeros_like(change, dtype=torch.float32)
+            network = self._begun(harmful, block.layer + 1) if self._resumes else self.model.network
+            for step in range(steps):
+                point = (own - (1 - (step + 0.5) / steps) * change).requires_grad_()
+                edits = {block: replace_by(point)}
+                with self._gradients_needed(), intervene(self.components, edits):
+                    log_p = self._logits(network, harmful.side).log_softmax(dim=-1)
+                    total = self._readout(log_p)[:, 0].sum()
+                    gradient += torch.autograd.grad(total, point)[0].float() / steps
+            yield Slope(own, own - change, gradient)
+
+    @contextmanager
+    def _gradients_needed(self) -> Iterator[None]:
+        """Says why there are none, where that is so."""
+        try:
+            with torch.enable_grad():
+                yield
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"The weights of {self.model.info.id} give no gradients"
+                f" ({first_line(error)}); load it unpacked (without --load-8bit/4bit)."
+            ) from error
+
+    def nothing_to_explain(self) -> str | None:
+        """Why there is nothing to explain: it refuses harmful prompts no more than their twins."""
+        harmful, harmless = self.clean(), self.clean(harmless=True)
+        refused = float(np.mean(1 / (1 + np.exp(-harmful))))
+        change = mean_change(harmful - harmless)
+        if refused >= LEAST_REFUSED and change.interval is not None and change.interval[0] > 0:
+            return None
+        return (
+            f"{self.model.info.id} does not refuse the harmful prompts more than their harmless"
+            f" twins (it begins {refused:.0%} of its responses to harmful ones with a refusal;"
+            f" log-odds differ by {change.told('nats')}), so there is nothing to explain."
         )
 
     @contextmanager

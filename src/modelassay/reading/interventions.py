@@ -138,10 +138,39 @@ def set_features(sae: Any, features: Sequence[int], factor: float = 0.0) -> Edit
 
     def changed(values: Tensor) -> Tensor:
         given = values.to(sae.W_dec.dtype).to(sae.W_dec.device)
-        active = sae.encode(given)[..., rows]
-        return values + ((factor - 1.0) * active @ sae.W_dec[rows]).to(values)
+        active = sae.encode(given)[..., rows] * unit_of_features(sae, given)
+        return values + ((factor - 1.0) * active @ decoder_rows(sae)[rows]).to(values)
 
     return changed
+
+
+def decoder_rows(sae: Any) -> Tensor:
+    """What each feature of a sae-lens SAE writes when it fires with strength one, [width, hidden].
+
+    In units of what it reads: see `unit_of_features`.
+    """
+    rows = sae.W_dec.detach()
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+        return rows / rows.norm(dim=-1, keepdim=True)
+    return rows
+
+
+def unit_of_features(sae: Any, given: Tensor) -> Tensor:
+    """The scale on which a sae-lens SAE reads, and writes, each token.
+
+    Args:
+        sae: Whose features.
+        given: [..., hidden], what it reads.
+
+    Returns:
+        [..., 1], the factor from what its decoder writes to the model's own activations.
+    """
+    scaling = sae.cfg.normalize_activations
+    if scaling == "layer_norm":
+        return given.std(dim=-1, keepdim=True)
+    if scaling == "constant_norm_rescale":
+        return given.norm(dim=-1, keepdim=True) / given.shape[-1] ** 0.5
+    return torch.ones_like(given[..., :1])
 
 
 def at_positions(edit: Edit, where: Tensor) -> Edit:

@@ -226,6 +226,17 @@ def open_labels(
     return Labels(sae, own, explanations, " ".join(notes) or None)
 
 
+def known_texts(sae: SAE, features: Iterable[int]) -> dict[int, str]:
+    """What features are known for, by feature; those that nobody has named are left out.
+
+    Raises:
+        InputError: labels lie beside the SAE and are damaged or another one's.
+    """
+    asked = list(dict.fromkeys(features))
+    found = open_labels(sae, asked).of_many(asked)
+    return {label.feature: label.text for label in found if label.source != "none"}
+
+
 def sae_section(sae: SAE, labels: Labels) -> Section:
     """What an SAE is and how good, and where its labels are from."""
     if sae.record is not None:
