@@ -45,7 +45,8 @@ def explain_command(
         int, typer.Option(min=1, max=1000, help="With --suite: most requests for each attack.")
     ] = 4,
     sae: Annotated[
-        str | None, typer.Option(help="Of one attack: an SAE of MODEL, to tell which features.")
+        str | None,
+        typer.Option(help="Of one attack: an SAE of MODEL, if not the shipped one."),
     ] = None,
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens in a batch; lower it to save memory.")

@@ -46,7 +46,7 @@ from modelassay.progress import OnPhase, phase_of, silent, told
 from modelassay.reading.activations import common_prefix_length, read_activations
 from modelassay.reading.prompts import Encoded, encode_exchanges, encode_prompts
 from modelassay.reading.thinking import thinking_of
-from modelassay.sae import SAE, SAES, find_sae
+from modelassay.sae import SAE, find_sae, sae_of
 from modelassay.sae.firing import fire, mean_by_owner
 from modelassay.sae.lookup import known_texts
 from modelassay.statistics import mean_change
@@ -166,14 +166,12 @@ def _concepts(types: Sequence[str] | Mapping[str, Concept] | None) -> dict[str, 
 
 
 def _sae_of(model: LoadedModel) -> SAE:
-    """The first on this machine that belongs to models of this shape."""
-    fit = (found for found in SAES.list() if found.record.model.differences(model.info) is None)
-    if (first := next(fit, None)) is None:
+    if (found := sae_of(model)) is None:
         raise InputError(
             f"No SAE of {model.info.id} is known here: give one with --sae (`modelassay sae list"
             " --model NAME` names those that others have published)."
         )
-    return find_sae(first.name)
+    return found
 
 
 def _no_template(model: LoadedModel) -> str | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ from modelassay.models.refs import take_ref
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
 from modelassay.reading.activations import read_activations
 from modelassay.reading.interventions import Edit, add, at_positions
-from modelassay.sae import SAE, find_sae, open_labels
+from modelassay.sae import SAE, find_sae, open_labels, sae_of
 from modelassay.statistics import benjamini_hochberg, predict
 
 NULL_REQUESTS = 4
@@ -85,7 +86,8 @@ def explain_jailbreak(
         plain: A request that the model refuses.
         jailbroken: The same request in its attack: what the user says, or an attack with a system
             prompt or an opening of the response.
-        sae: Tells which features change: one of the model, by name, folder or release.
+        sae: Tells which features change: as `modelassay.sae.find_sae` takes it, or one that is
+            open; None takes the first on this machine that belongs to models of this shape.
         batch_tokens: Upper bound on tokens in a batch.
         on_progress: Told (phase, done, total).
         **load_options: Passed to `modelassay.load`.
@@ -100,8 +102,10 @@ def explain_jailbreak(
         if isinstance(jailbroken, str)
         else jailbroken
     )
+    found_sae = find_sae(sae, token=load_options.get("token")) if isinstance(sae, str) else sae
     loaded = open_chat_model(model, on_progress, load_options)
-    found_sae = find_sae(sae) if isinstance(sae, str) else sae
+    if found_sae is None and find_spec("sae_lens") is not None:
+        found_sae = sae_of(loaded)
     if found_sae is not None:
         found_sae.check_belongs_to(loaded)
     null_requests = [plain, *(text for text in harmful_requests() if text != plain)]

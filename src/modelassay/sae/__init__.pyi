@@ -7,6 +7,7 @@ from .files import save_sae as save_sae
 from .finding import Release as Release
 from .finding import find_sae as find_sae
 from .finding import list_releases as list_releases
+from .finding import sae_of as sae_of
 from .labelling import label_features as label_features
 from .labels import FeatureLabels as FeatureLabels
 from .labels import find_labels as find_labels

@@ -20,6 +20,7 @@ from typing import Any
 from modelassay.artifacts import REFERENCE
 from modelassay.errors import AssayError, InputError, UnavailableError, first_line
 from modelassay.hub import RemoteFile, fetch_snapshot, hub_errors
+from modelassay.models import LoadedModel
 from modelassay.sae.files import SAE, as_sae, load_plain, load_sae, plain_model_name
 from modelassay.sae.hook_names import parse_layer
 from modelassay.sae.record import CONFIG_FILE, MAX_WEIGHTS_BYTES, RECORD_FILE, SAES
@@ -74,6 +75,18 @@ def find_sae(
         own = SAES.find(where, revision=revision, token=token)
     own.warn()
     return replace(load_sae(own.folder, device), origin=own.origin)
+
+
+def sae_of(model: LoadedModel) -> SAE | None:
+    """The first SAE on this machine that belongs to models of this shape, if there is one.
+
+    Raises:
+        InputError: it is damaged.
+        UnavailableError: sae-lens is not installed.
+    """
+    fit = (found for found in SAES.list() if found.record.model.differences(model.info) is None)
+    first = next(fit, None)
+    return None if first is None else find_sae(first.name)
 
 
 def check_installed() -> None:
