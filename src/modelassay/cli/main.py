@@ -18,6 +18,7 @@ from modelassay.cli import (
     diff,
     guard,
     mcp,
+    monitor,
     organism,
     probe,
     sae,
@@ -58,6 +59,7 @@ app.add_typer(classifier.app, name="classifier")
 app.add_typer(concepts.app, name="concepts")
 app.add_typer(diff.app, name="diff")
 app.add_typer(guard.app, name="guard")
+app.add_typer(monitor.app, name="monitor")
 app.add_typer(organism.app, name="organism")
 app.add_typer(probe.app, name="probe")
 app.add_typer(sae.app, name="sae")
