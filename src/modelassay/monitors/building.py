@@ -79,13 +79,13 @@ def build_monitor(
         InputError: the two cannot be compared, or differ in nothing that can be watched.
         UnavailableError: something needed is not there now.
     """
+    prompts = _ordinary(prompts)
     before, rest = take_ref(base, load_options, "base_")
     after, options = take_ref(candidate, rest, "candidate_")
     model = open_model(after, on_progress=on_progress, **options)
     original = open_model(before, on_progress=on_progress, **options)
     changed, of_base = changed_directions(original, model), original.info
     del original
-    prompts = _ordinary(prompts)
     widths = {place: each.shape[1] for place, each in changed.directions.items()}
     reader = Reader(sites_of(model, widths), changed.directions)
     spans = read_asked(
@@ -116,6 +116,7 @@ def build_circuit_monitor(
     circuit: Sequence[str] | None = None,
     name: str | None = None,
     prompts: Sequence[str] | None = None,
+    harmful: Sequence[str] | None = None,
     response_tokens: int = RESPONSE_TOKENS,
     on_progress: OnPhase = silent,
     **load_options: Unpack[ModelOptions],
@@ -132,6 +133,7 @@ def build_circuit_monitor(
         name: Under which it is kept; made from the model's id.
         prompts: Ordinary prompts, such as one's own traffic; None takes those that come with
             modelassay.
+        harmful: Requests that ought to be refused; None takes those of a scan.
         response_tokens: Of each response, how many tokens are judged; 0 judges prompts alone.
         on_progress: Told (phase, done, total).
         **load_options: Passed to `modelassay.load`.
@@ -141,6 +143,10 @@ def build_circuit_monitor(
             harmful from ordinary requests.
         UnavailableError: something needed is not there now.
     """
+    prompts = _ordinary(prompts)
+    refused = list(shipped_prompts(HARMFUL_PROMPTS).texts if harmful is None else harmful)
+    if len(refused) < FEWEST:
+        raise InputError(f"{len(refused)} harmful prompts tell nothing; give {FEWEST} or more.")
     ref, options = take_ref(model, load_options)
     loaded = open_model(ref, on_progress=on_progress, **options)
     if circuit is None:
@@ -150,10 +156,9 @@ def build_circuit_monitor(
             f"No component of {loaded.info.id} carries its refusals beyond chance, so there is no"
             " circuit to watch."
         )
-    prompts, harmful = _ordinary(prompts), shipped_prompts(HARMFUL_PROMPTS).texts
     sites = sites_of(loaded, dict.fromkeys(circuit))
     usual, asked_for = (
-        ask(loaded, each, response_tokens, on_progress) for each in (prompts, harmful)
+        ask(loaded, each, response_tokens, on_progress) for each in (prompts, refused)
     )
     directions = _differences(loaded, sites, usual[FIRST], asked_for[FIRST])
     found = read_asked(
@@ -181,7 +186,7 @@ def build_circuit_monitor(
             loaded,
             *(((each[SECOND] - centre) / scale).mean(axis=1) for each in (low, high)),
         ),
-        calibrated_on=_calibrated_on(ranges, [*prompts, *harmful], response_tokens),
+        calibrated_on=_calibrated_on(ranges, [*prompts, *refused], response_tokens),
     )
 
 

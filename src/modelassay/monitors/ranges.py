@@ -57,14 +57,16 @@ def fit_ranges(first: Sequence[Spans], second: Sequence[Spans]) -> Ranges:
         second: Others, by which these are widened.
     """
     bounds: dict[Span, np.ndarray] = {}
-    for span in {span: None for each in first for span in each}:
-        values = np.concatenate([each[span] for each in first if span in each])
-        bounds[span] = np.stack([values.min(axis=0), values.max(axis=0)])
     widened: dict[Part, float] = {}
     for part, together in PARTS.items():
-        if own := {span: bounds[span] for span in together if span in bounds}:
-            found = [max(d.max() for d in each) for x in second if (each := distances(own, x))]
-            widened[part] = max(1.0, *(float(d) for d in found))
+        own: dict[Span, np.ndarray] = {}
+        for span in together:
+            if rows := [each[span] for each in first if span in each]:
+                values = np.concatenate(rows)
+                own[span] = np.stack([values.min(axis=0), values.max(axis=0)])
+        if own:  # an exchange without a response leaves no range there
+            farthest = [d.max() for each in second for d in distances(own, each)]
+            widened[part] = max(1.0, *map(float, farthest))
             bounds |= {span: _wider(each, widened[part]) for span, each in own.items()}
     return Ranges(bounds, widened, len(first), len(second))
 
