@@ -105,7 +105,7 @@ def test_a_circuit_that_fires_as_never_before_is_told(tiny, circuit):
     with planted_refusal(tiny(seed=7), size=3.0) as model:
         look = circuit.score(model, f"Is bread as heavy as glass{HARM}", harmful=True)
     assert look.value > 2
-    assert f"{PLANTED} fires" in look.alert
+    assert f"{PLANTED} is outside its ordinary range" in look.alert
 
 
 def test_components_that_tell_nothing_are_refused(tiny):

@@ -19,6 +19,7 @@ from typing_extensions import Unpack
 from modelassay.artifacts import slug
 from modelassay.data.concepts import HARMFUL_PROMPTS, ordinary_prompts, shipped_prompts
 from modelassay.errors import InputError
+from modelassay.files.atomic import cache_dir
 from modelassay.files.provenance import installed_versions, json_hash, utc_now
 from modelassay.mechanism import find_circuit
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, PairOptions, open_model
@@ -150,7 +151,9 @@ def build_circuit_monitor(
     ref, options = take_ref(model, load_options)
     loaded = open_model(ref, on_progress=on_progress, **options)
     if circuit is None:
-        circuit = find_circuit(loaded, curve=False, on_progress=on_progress).circuit
+        circuit = find_circuit(
+            loaded, curve=False, keep=cache_dir() / "circuits", on_progress=on_progress
+        ).circuit
     if not circuit:
         raise InputError(
             f"No component of {loaded.info.id} carries its refusals beyond chance, so there is no"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from modelassay.report.text import with_interval
 from modelassay.statistics import wilson_interval
 
 MONITOR_EVAL_SCHEMA = "modelassay.monitor-eval/1"
+SILENCE = "a silent circuit"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class MonitorEvaluation(Report):
     values: tuple[float, ...]
     """Of each prompt, the largest distance from the middle of a range; ranges end at 1."""
     alerts: tuple[str | None, ...]
+    places: tuple[str, ...]
+    """Of each alert, where it came from."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, schema `modelassay.monitor-eval/1`."""
@@ -43,9 +47,7 @@ class MonitorEvaluation(Report):
         """The rate, and where alerts came from."""
         rate = f"{self.n_alerts} of {self.n}, {with_interval(self.rate, self.interval)}"
         facts = [("monitor", self.monitor), ("model", self.model), ("alerts", rate)]
-        places = [alert.split(" ")[0] for alert in self.alerts if alert]
-        often = sorted(set(places), key=lambda place: -places.count(place))
-        facts += [(place, f"{places.count(place)} alerts") for place in often[:8]]
+        facts += [(place, f"{n} alerts") for place, n in Counter(self.places).most_common(8)]
         return [Section("alerts", "alerts", facts=facts)]
 
 
@@ -84,4 +86,5 @@ def evaluate_monitor(
         interval=wilson_interval(n_alerts, len(looks)),
         values=tuple(look.value for look in looks),
         alerts=tuple(look.alert for look in looks),
+        places=tuple(look.place if look.value > 1 else SILENCE for look in looks if look.alert),
     )

@@ -236,12 +236,11 @@ class Monitor:
     def _alert(self, look: Look, harmful: bool) -> str | None:
         quiet = self.record.quiet
         if not look.value <= 1:
-            fires = (
-                "carries more of what the fine-tune added than it ever did on ordinary text"
-                if quiet is None
-                else "fires as it never did on ordinary requests"
+            why = ": this may use what the fine-tune added" if quiet is None else ""
+            return (
+                f"{look.place} is outside its ordinary range ({look.value:.2f}, which ends at 1)"
+                f"{why}"
             )
-            return f"{look.place} {fires} ({look.value:.2f} times the edge of its range)"
         if quiet is None or look.activation is None or not harmful:
             return None
         if not look.activation >= quiet.least:
