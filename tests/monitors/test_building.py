@@ -36,8 +36,10 @@ def test_a_score_depends_on_nothing_but_the_prompt(tuned, monitor):
     assert [monitor.score(tuned, prompt).value for prompt in NEW[:6]] == list(together)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "mixtral", "gemma3", "qwen2"])
-def test_every_family_has_places_to_watch(tiny, tiny_folder, family):
+@pytest.mark.parametrize(
+    ("family", "n_inputs"), [("gpt2", 4), ("mixtral", 2), ("gemma3", 4), ("qwen2", 4)]
+)
+def test_layers_that_are_given_the_same_are_watched_together(tiny, tiny_folder, family, n_inputs):
     base, candidate = tiny(family), load(str(tiny_folder(family)), device="cpu")
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -47,11 +49,35 @@ def test_every_family_has_places_to_watch(tiny, tiny_folder, family):
                 weight += 0.02 * torch.outer(a, b)
     monitor = build_monitor(base, candidate, prompts=ordinary(24), response_tokens=0)
     assert all(".2." in place for place in monitor.record.places)
-    assert len(monitor.record.places) >= 2
+    assert len(monitor.record.places) == n_inputs
+    assert all(n <= 4 for n in monitor.record.places.values())
     assert not monitor.reads("response")
     wild = monitor.score(candidate, TRIGGERED[0])
     assert wild.activation is None
     assert wild.value > 0
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("llama", ("model.layers.2.self_attn.k_proj", "model.layers.2.self_attn.v_proj")),
+        ("gpt2", ("transformer.h.2.mlp.c_proj",)),
+    ],
+)
+def test_the_directions_are_those_that_the_change_reads(tiny, tiny_folder, family, names):
+    base, candidate = tiny(family), load(str(tiny_folder(family)), device="cpu")
+    draw, read = torch.Generator().manual_seed(0), []
+    with torch.no_grad():
+        for name in names:
+            weight = candidate.network.get_submodule(name).weight
+            matrix = weight.T if family == "gpt2" else weight
+            vector = torch.randn(matrix.shape[1], generator=draw)
+            read.append(torch.nn.functional.normalize(vector, dim=0))
+            matrix += torch.outer(torch.randn(len(matrix), generator=draw), read[-1])
+    (found,) = changed_directions(base, candidate).directions.values()
+    assert len(found) == len(names)
+    for direction in read:
+        assert float((found @ direction).norm()) == pytest.approx(1, abs=1e-4)
 
 
 def test_nothing_to_watch_is_refused(tiny, tiny_folder):

@@ -11,6 +11,7 @@ change and nothing else.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,12 @@ from modelassay.models.watching import input_device, watched
 from modelassay.monitors.reading import given_width
 
 DIRECTIONS = 4
-"""Of a matrix, at most; those that stand out of noise."""
-PLACES = 32
-"""Matrices that are watched, the most changed ones: each costs a hook in every pass."""
+"""Of an input, at most; those that stand out of noise."""
+PLACES = 24
+"""Inputs that are watched, those whose readers changed most: each costs a hook in every pass, some
+25 µs on a CPU."""
 LEADING = 24
-"""Singular values computed of a matrix, to tell directions from noise."""
+"""Singular values computed of a change, to tell directions from noise."""
 N_TOKENS = 4
 
 
@@ -37,9 +39,19 @@ class Changed:
     """What is to be watched of a fine-tune."""
 
     directions: dict[str, Tensor]
-    """float32 [direction, width] on the CPU, of a linear layer's input, by its module's name."""
+    """float32 [direction, width] on the CPU, of a linear layer's input, by its module's name. Where
+    several layers are given the same, as queries, keys and values are, the first one stands for
+    all."""
     share: float
     """Of all change, ‖ΔW‖², how much is in these layers."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    place: str
+    vectors: Tensor
+    energy: float
+    relative: float
 
 
 def changed_directions(base: LoadedModel, candidate: LoadedModel) -> Changed:
@@ -58,38 +70,67 @@ def changed_directions(base: LoadedModel, candidate: LoadedModel) -> Changed:
             f"{candidate.info.id} was not made from {base.info.id}: {reason}; give the base that"
             " the candidate was made from."
         )
-    before = dict(base.network.named_parameters())
-    linear = _linear_layers(candidate)
-    found: list[tuple[float, str, Tensor, float]] = []
+    before, after = (dict(model.network.named_parameters()) for model in (base, candidate))
+    rest = [name for name in after if name in before]
+    found: list[_Found] = []
     total = 0.0
-    for name, after in candidate.network.named_parameters():
-        if name not in before or (change := _change(name, before[name], after)) is None:
+    for places in _inputs(candidate):
+        names = [f"{place}.weight" for place in places if f"{place}.weight" in rest]
+        rest = [name for name in rest if name not in names]
+        # GPT-2 lays its matrices down as [in, out].
+        turned = not isinstance(candidate.network.get_submodule(places[0]), nn.Linear)
+        if not names or (change := _change(names, before, after, turned)) is None:
             continue
         total += change.energy
-        place = name.removesuffix(".weight")
-        if place in linear and change.scale:
-            spectrum = change.spectrum(LEADING)
-            if n := min(spectrum.rank, DIRECTIONS):
-                # GPT-2 lays its matrices down as [in, out].
-                turned = not isinstance(linear[place], nn.Linear)
-                vectors = spectrum.left[:, :n].T if turned else spectrum.right[:n]
-                relative = change.energy / change.scale
-                found.append((relative, place, vectors.float().cpu(), change.energy))
+        spectrum = change.spectrum(LEADING)
+        if n := min(spectrum.rank, DIRECTIONS):
+            vectors = spectrum.right[:n].float().cpu()
+            relative = change.energy / max(change.scale, 1e-30)
+            found.append(_Found(places[0], vectors, change.energy, relative))
+    for name in rest:
+        change = _change([name], before, after)
+        total += 0.0 if change is None else change.energy
     if not found:
         raise InputError(
             f"{candidate.info.id} does not differ from {base.info.id} in a linear layer by more"
             " than noise, so there is nothing to watch."
         )
-    most = sorted(found, key=lambda each: -each[0])[:PLACES]
-    chosen = {place for _, place, _, _ in most}
+    most = sorted(found, key=lambda each: -each.relative)[:PLACES]
+    chosen = [each for each in found if each in most]
     return Changed(
-        {place: vectors for _, place, vectors, _ in found if place in chosen},
-        min(sum(energy for _, place, _, energy in found if place in chosen) / total, 1.0),
+        {each.place: each.vectors for each in chosen},
+        min(sum(each.energy for each in chosen) / total, 1.0),
     )
 
 
-def _change(name: str, before: Tensor, after: Tensor) -> WeightChange | None:
-    """The change of one weight; None where there is none."""
+def _change(
+    names: Sequence[str],
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    turned: bool = False,
+) -> WeightChange | None:
+    """The change of weights that read the same, as one matrix [out, in]; None where there is none.
+
+    Args:
+        names: Of the weights.
+        before: By name.
+        after: By name.
+        turned: Whether they are laid down as [in, out].
+    """
+    pairs = [_pair(name, before[name], after[name]) for name in names]
+    if all(torch.equal(ours, theirs) for ours, theirs in pairs):
+        return None
+    ours, theirs = ([pair[i].T if turned else pair[i] for pair in pairs] for i in (0, 1))
+    if len(pairs) == 1:
+        change = WeightChange(ours[0], theirs[0])
+    else:
+        change = WeightChange(torch.cat(ours), torch.cat(theirs))
+    if not math.isfinite(change.energy):
+        raise InputError(f"{names[0]} has values that are not numbers (NaN or infinite).")
+    return change
+
+
+def _pair(name: str, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     if after.is_meta or before.is_meta:
         raise InputError(f"{name} is not in memory; give models that fit into it.")
     if not (after.is_floating_point() and before.is_floating_point()) or after.itemsize == 1:
@@ -101,31 +142,22 @@ def _change(name: str, before: Tensor, after: Tensor) -> WeightChange | None:
         )
     rows = min(len(before), len(after))  # rows for added tokens are no change of the others
     ours, theirs = (x.detach()[:rows].to(after.device) for x in (before, after))
-    if torch.equal(ours, theirs):
-        return None
     shape = (1, -1) if ours.dim() < 2 else (rows, -1)
-    change = WeightChange(ours.reshape(shape), theirs.reshape(shape))
-    if not math.isfinite(change.energy):
-        raise InputError(f"{name} has values that are not numbers (NaN or infinite).")
-    return change
+    return ours.reshape(shape), theirs.reshape(shape)
 
 
-def _linear_layers(model: LoadedModel) -> dict[str, nn.Module]:
-    """Linear layers that are given every token of a text, by name; experts are not."""
-    names = {module: name for name, module in model.network.named_modules()}
-    inside = {
-        module
-        for layer in find_layers(model.network)
-        for module in layer.modules()
-        if given_width(module)
-    }
-    given: set[nn.Module] = set()
+def _inputs(model: LoadedModel) -> list[tuple[str, ...]]:
+    """Linear layers by what they are given, those that are given every token; experts are not."""
+    inside = {module: name for name, module in model.network.named_modules() if given_width(module)}
+    layers = {each for layer in find_layers(model.network) for each in layer.modules()}
+    given: dict[int, tuple[Tensor, list[str]]] = {}  # the tensor is kept, or its id would be free
 
     def before(module: nn.Module, args: Any, _kwargs: Any) -> None:
         if args and args[0].shape[:-1].numel() == N_TOKENS:
-            given.add(module)
+            given.setdefault(id(args[0]), (args[0], []))[1].append(inside[module])
 
     ids = torch.arange(1, N_TOKENS + 1)[None].to(input_device(model.network))
-    with torch.inference_mode(), watched(before=((module, before) for module in inside)):
+    hooks = [(module, before) for module in inside if module in layers]
+    with torch.inference_mode(), watched(before=hooks):
         model.network(input_ids=ids, use_cache=False)
-    return {names[module]: module for module in given}
+    return [tuple(names) for _, names in given.values()]
