@@ -49,7 +49,6 @@ def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Figure:
     ):
         line = {"color": color, "width": width}
         figure.add_scatter(x=index, y=risks, name=name, mode="lines", line=line)
-    _add_monitor(figure, events)
     _shade_held(figure, tokens)
     _add_marks(figure, events)
     for level, text, colour, below in (
@@ -71,6 +70,7 @@ def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Figure:
         margin={"l": 55, "r": 15, "t": 45, "b": 90},
         showlegend=True,
     )
+    _add_monitor(figure, events)
     return figure
 
 
@@ -95,13 +95,14 @@ def _add_monitor(figure: Figure, events: Sequence[GuardEvent]) -> None:
         yaxis="y2",
     )
     figure.update_layout(
+        margin={"r": 55},
         yaxis2={
             "title": "monitor (ordinary up to 1)",
             "overlaying": "y",
             "side": "right",
             "range": [-0.03, max(1.1, *values)],
             "showgrid": False,
-        }
+        },
     )
 
 
