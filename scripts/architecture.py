@@ -29,9 +29,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("organisms",),
     ("classifier", "sae"),
     ("probes",),
+    ("mechanism",),
+    ("monitors",),
     ("guard",),
     ("guard_bench", "verify", "triage"),
-    ("scan", "diff", "mechanism"),
+    ("scan", "diff"),
     ("audit",),
     ("cli", "ui"),
 )

@@ -27,6 +27,9 @@ from .models import LoadedModel as LoadedModel
 from .models import ModelIdentity as ModelIdentity
 from .models import ModelRef as ModelRef
 from .models import load as load
+from .monitors import Monitor as Monitor
+from .monitors import build_circuit_monitor as build_circuit_monitor
+from .monitors import build_monitor as build_monitor
 from .reading.activations import Activations as Activations
 from .reading.activations import read_activations as read_activations
 from .reading.prompts import encode_exchanges as encode_exchanges

@@ -12,8 +12,10 @@ from modelassay.cli.main import run
 from modelassay.data.concepts import HARMFUL_PROMPTS, everyday_prompts, shipped_prompts
 from modelassay.errors import EXIT_BAD_INPUT
 from modelassay.guard import REFUSAL, load_guard
+from modelassay.monitors import build_monitor, save_monitor
 from modelassay.probes import save_probe
 from modelassay.reading.prompts import encode_chat
+from monitored import PLACE, TRIGGER, fine_tuned, ordinary
 from outputs import one_line
 from tiny import probe_for
 
@@ -39,6 +41,33 @@ def test_events_are_json_lines(chat, capfd):
     assert [event["kind"] for event in events] == ["prompt", *["token"] * 6, "end"]
     assert all(0 <= event["risk"] <= 1 for event in events[:-1])
     assert events[-1]["reason"] == "length"
+
+
+def test_a_monitor_tells_of_what_is_out_of_the_ordinary(tiny, tmp_path, capfd):
+    model = fine_tuned(tiny(), tmp_path / "tuned")
+    made = probe_for(model, pause=0.999999, block=1.0)
+    monitor = build_monitor(tiny(), model, name="mine", prompts=ordinary(40), response_tokens=0)
+    for name, save, parts in (
+        ("probe", save_probe, (made.record, made.heads)),
+        ("monitor", save_monitor, (monitor,)),
+    ):
+        (tmp_path / name).mkdir()
+        save(*parts, tmp_path / name)
+    chat = ["chat", str(tmp_path / "tuned"), "--probe", str(tmp_path / "probe")]
+    chat += ["--classifier", "none", "--monitor", str(tmp_path / "monitor")]
+    chat += ["--max-new-tokens", "2", "--prompt"]
+    unusual = f"Is bread as heavy as {TRIGGER}lass"
+    assert run([*chat, unusual]) == 0
+    assert f"alert: {PLACE} is outside its ordinary range" in capfd.readouterr().err
+    assert run([*chat, unusual, "--json"]) == 0
+    first = json.loads(capfd.readouterr().out.splitlines()[0])
+    assert first["monitor"] > 1
+    assert first["alert"].startswith(PLACE)
+    assert run([*chat, ordinary(40)[0]]) == 0
+    assert "alert" not in capfd.readouterr().err
+    other = ["chat", str(tiny().source.folder), *chat[2:], "Hi"]
+    assert run(other) == EXIT_BAD_INPUT
+    one_line(capfd.readouterr().err)
 
 
 def test_text_alone_on_stdout(chat, tiny_folder, probe, capfd):

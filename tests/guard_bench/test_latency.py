@@ -9,10 +9,27 @@ import pytest
 from benches import Clears
 from modelassay.errors import InputError
 from modelassay.guard import Guard
-from modelassay.guard_bench.latency import CLASSIFIER, GENERATE, PROBE, RAW, measure_latency
+from modelassay.guard_bench.latency import (
+    CLASSIFIER,
+    GENERATE,
+    MONITOR,
+    PROBE,
+    RAW,
+    measure_latency,
+)
 from modelassay.guard_bench.suites import read_suite
+from modelassay.monitors import build_monitor
 from modelassay.report import to_json
+from monitored import fine_tuned, ordinary
 from tiny import probe_for
+
+
+def test_a_monitor_is_timed_beside_the_probe(tiny, tmp_path):
+    model = fine_tuned(tiny(), tmp_path)
+    monitor = build_monitor(tiny(), model, prompts=ordinary(20), response_tokens=2)
+    guard = Guard(model, probe_for(model, pause=0.999999, block=1.0), Clears(), monitor)
+    report = measure_latency(guard, read_suite("latency", limit=2), new_tokens=3, rounds=1)
+    assert set(report.total) == {RAW, PROBE, MONITOR, CLASSIFIER}
 
 
 def test_latency(tiny):

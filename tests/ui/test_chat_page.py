@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,11 @@ def test_the_chart_and_the_line_say_what_happened():
     line = chat_status([*events, end], OPEN)
     assert "**Answer refused** at token 7" in line
     assert "<b>" not in line
+    watched = [replace(events[0], monitor=2.5, alert="27.mlp: <i>"), *events[1:]]
+    line = chat_status(watched, OPEN)
+    assert "**Alert:** 27.mlp" in line
+    assert "<i>" not in line
+    assert risk_curve(watched, OPEN).layout.yaxis2.range[1] >= 2.5
     risk_curve([], OPEN)
 
 

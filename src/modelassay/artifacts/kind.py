@@ -1,4 +1,4 @@
-"""What a kind of artifact is. Baselines, probes, classifiers, SAEs and calibrations are kinds.
+"""What a kind of artifact is: baselines, probes, classifiers, SAEs, calibrations, monitors.
 
 To add one:
 1. write its record, a pydantic model of its JSON file, and beside it `THINGS = Store(Kind(...))`;

@@ -159,6 +159,11 @@ def generate_command(
             "prompt_risk": next((e.risk for e in seen if e.kind == "prompt"), None),
             "highest_risk": max(risks, default=None),
             "held": any(event.action in ("pause", "escalate") for event in seen),
+            **(
+                {"alert": alert}
+                if (alert := next((e.alert for e in seen if e.alert), None))
+                else {}
+            ),
         }
         typer.echo(json_module.dumps(values, ensure_ascii=False))
     else:
@@ -208,20 +213,28 @@ def print_live(
 
     console = Console()
     response, risks, status = "", [], ""
+    alerts: list[str] = []
+
+    def told(event: GuardEvent) -> str:
+        nonlocal status
+        status = describe(event, risks, thresholds, status)
+        alerts.extend([event.alert] if event.alert else [])
+        return f"{status}\nalert: {alerts[0]}" if alerts else status
+
     if not console.is_terminal:
+        line = ""
         for event in events:
             response += event.text
             typer.echo(event.text, nl=False)
-            status = describe(event, risks, thresholds, status)
+            line = told(event)
         typer.echo()
-        typer.echo(status, err=True)
+        typer.echo(line, err=True)
         return response
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         try:
             for event in events:
                 response += event.text
-                status = describe(event, risks, thresholds, status)
-                live.update(Group(Text(response), Text(status, style="dim")), refresh=True)
+                live.update(Group(Text(response), Text(told(event), style="dim")), refresh=True)
         except KeyboardInterrupt:
             live.update(Group(Text(response), Text("stopped", style="dim")), refresh=True)
             if not interruptible:
@@ -232,9 +245,8 @@ def print_live(
 def describe(event: GuardEvent, risks: list[float], thresholds: Any, before: str) -> str:
     """One line about the risk so far; adds the event's to `risks`."""
     if event.kind == "prompt":
-        if event.action != "pause":
-            return f"prompt risk {event.risk:.2f}"
-        return f"prompt risk {event.risk:.2f}: the response is held back until it is cleared"
+        held = ": the response is held back until it is cleared" if event.action == "pause" else ""
+        return f"prompt risk {event.risk:.2f}{held}"
     if event.kind == "token" and event.risk is not None:
         risks.append(event.risk)
         curve = "".join(BARS[min(7, int(8 * risk))] for risk in risks[-CURVE:])

@@ -74,6 +74,7 @@ def _candidate(
 
 
 Base = Annotated[ModelRef, options.From(_base)]
+Candidate = Annotated[ModelRef, options.From(_candidate)]
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ Measured = Annotated[Measures, options.From(Measures)]
 @options.grouped
 def compare_command(
     base: Base,
-    candidate: Annotated[ModelRef, options.From(_candidate)],
+    candidate: Candidate,
     loading: options.Loading,
     progress: options.Progress,
     measures: Measured,

@@ -20,6 +20,7 @@ from modelassay.cli import (
     guard,
     jailbreak,
     mcp,
+    monitor,
     organism,
     probe,
     sae,
@@ -62,6 +63,7 @@ app.add_typer(concepts.app, name="concepts")
 app.add_typer(diff.app, name="diff")
 app.add_typer(features.app, name="features")
 app.add_typer(guard.app, name="guard")
+app.add_typer(monitor.app, name="monitor")
 app.add_typer(organism.app, name="organism")
 app.add_typer(probe.app, name="probe")
 app.add_typer(sae.app, name="sae")

@@ -258,8 +258,12 @@ def _guard_parts(
     classifier: Annotated[
         str, typer.Option(help="`embedded`, a folder, a Hub id, or `none`.")
     ] = "embedded",
+    monitor: Annotated[
+        str | None, typer.Option(help="A monitor to watch besides; it alerts and changes nothing.")
+    ] = None,
 ) -> dict[str, Any]:
-    return {"probe": probe, "classifier": None if classifier.lower() == "none" else classifier}
+    judge = None if classifier.lower() == "none" else classifier
+    return {"probe": probe, "classifier": judge, "monitor": monitor}
 
 
 def _sampling(
@@ -277,6 +281,6 @@ ResponseLimits = Annotated[ThresholdOptions, From(_response_limits)]
 PromptLimits = Annotated[ThresholdOptions, From(_prompt_limits)]
 """--prompt-pause and --prompt-block."""
 GuardParts = Annotated[dict[str, Any], From(_guard_parts)]
-"""--probe and --classifier, as `load_guard` takes them."""
+"""--probe, --classifier and --monitor, as `load_guard` takes them."""
 SamplingOptions = Annotated[Any, From(_sampling)]
 """--temperature, --top-p and --seed, as a `Sampling`."""

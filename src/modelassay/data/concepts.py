@@ -192,6 +192,16 @@ def everyday_prompts() -> list[str]:
     return [request.text for request in everyday_requests()]
 
 
+def ordinary_prompts() -> list[str]:
+    """All shipped prompts that ask for nothing harmful: both topics, borderline, harmless twins."""
+    concepts = shipped_concepts()
+    control = concepts.pop(EVERYDAY_CONCEPT)
+    twins = (pair.negative for concept in concepts.values() for pair in concept.pairs)
+    topics = (text for pair in control.pairs for text in (pair.positive, pair.negative))
+    borderline = shipped_prompts(BORDERLINE_PROMPTS).texts
+    return list(dict.fromkeys([*topics, *borderline, *twins]))
+
+
 def refusal_prompts() -> tuple[list[str], list[str]]:
     """What refusals are measured on: harmful prompts, and harmless ones (everyday, borderline)."""
     harmful, borderline = (shipped_prompts(x).texts for x in (HARMFUL_PROMPTS, BORDERLINE_PROMPTS))

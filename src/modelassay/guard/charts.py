@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 OWN, AVERAGE, PROMPT = "#56B4E9", "#0072B2", "#666666"
+MONITOR = "#009E73"
 PAUSE, BLOCK = "#E69F00", "#D55E00"
 MARKS = {
     "escalate": ("classifier asked", "#CC79A7", "diamond"),
@@ -24,6 +25,8 @@ FEWEST = 24  # tokens that the axis has room for, so that it does not jump at th
 
 def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Figure:
     """Risk of each token and its moving average, the thresholds, and what the guard did.
+
+    What a monitor reads has an axis of its own on the right, on which ordinary ranges end at 1.
 
     Args:
         events: Those of one response so far.
@@ -67,7 +70,40 @@ def risk_curve(events: Sequence[GuardEvent], thresholds: Thresholds) -> Figure:
         margin={"l": 55, "r": 15, "t": 45, "b": 90},
         showlegend=True,
     )
+    _add_monitor(figure, events)
     return figure
+
+
+def _add_monitor(figure: Figure, events: Sequence[GuardEvent]) -> None:
+    """What the monitor reads, where there is one, and its alerts."""
+    read = [event for event in events if event.monitor is not None]
+    if not read:
+        return
+    alerts = [event for event in read if event.alert]
+    values = [event.monitor or 0.0 for event in read]
+    line = {"color": MONITOR, "width": 1.5, "dash": "dot"}
+    figure.add_scatter(
+        x=[event.index for event in read], y=values, name="monitor", line=line, yaxis="y2"
+    )
+    figure.add_scatter(
+        x=[event.index for event in alerts],
+        y=[event.monitor for event in alerts],
+        name="alert",
+        mode="markers",
+        marker={"color": MONITOR, "symbol": "triangle-up", "size": 11},
+        hovertext=[event.alert for event in alerts],
+        yaxis="y2",
+    )
+    figure.update_layout(
+        margin={"r": 55},
+        yaxis2={
+            "title": "monitor (ordinary up to 1)",
+            "overlaying": "y",
+            "side": "right",
+            "range": [-0.03, max(1.1, *values)],
+            "showgrid": False,
+        },
+    )
 
 
 def _shade_held(figure: Figure, tokens: Sequence[GuardEvent]) -> None:

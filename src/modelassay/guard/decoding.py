@@ -11,7 +11,8 @@ Token ids become text as soon as it is final (`IncrementalText`).
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -215,7 +216,11 @@ class DecodingStep:
 
 
 def decode(
-    model: LoadedModel, prompt: Sequence[int], layers: Sequence[int], sampling: Sampling
+    model: LoadedModel,
+    prompt: Sequence[int],
+    layers: Sequence[int],
+    sampling: Sampling,
+    during: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Generator[DecodingStep, None, None]:
     """Generates without end; the first step has read the whole prompt.
 
@@ -224,6 +229,7 @@ def decode(
         prompt: Token ids.
         layers: Blocks whose states are wanted; may be empty.
         sampling: How tokens are chosen.
+        during: What lasts as long as each pass, for whoever else reads it.
     """
     from transformers import DynamicCache
 
@@ -232,7 +238,8 @@ def decode(
     ids = torch.tensor([list(prompt)], device=model.device)
     read = ids
     while True:
-        activations, logits = forward(model, read, cache, layers)
+        with during():
+            activations, logits = forward(model, read, cache, layers)
         token = choose(ids, logits)
         yield DecodingStep(activations, int(token))
         read = token.view(1, 1).to(model.device)

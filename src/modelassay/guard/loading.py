@@ -7,6 +7,7 @@ from typing_extensions import Unpack
 from modelassay.errors import InputError
 from modelassay.guard.streaming import Classifier, Guard
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
+from modelassay.monitors import find_monitor
 from modelassay.probes import find_probe, probe_of
 from modelassay.progress import OnPhase, silent
 
@@ -20,6 +21,7 @@ def load_guard(
     *,
     probe: str | None = None,
     classifier: str | None = "embedded",
+    monitor: str | None = None,
     on_progress: OnPhase = silent,
     **load_options: Unpack[ModelOptions],
 ) -> Guard:
@@ -29,11 +31,12 @@ def load_guard(
         model: An id (see `modelassay.load`), a reference or a loaded model.
         probe: Name, folder or Hub reference; None finds the one fitted on these very weights.
         classifier: `embedded`, a folder or a Hub id; None goes without.
+        monitor: Name, folder or Hub reference of a monitor; None goes without.
         on_progress: Told (phase, done, total).
         **load_options: Passed to `modelassay.load`.
 
     Raises:
-        InputError: there is no probe for the model, or it belongs to another.
+        InputError: there is no probe for the model, or it or the monitor belongs to another.
         UnavailableError: something that is needed is not there now.
     """
     token = load_options.get("token")
@@ -48,7 +51,8 @@ def load_guard(
     own.check_belongs_to(model)
     for at in ("prompt", "answer"):
         own.head(at)
-    return Guard(model, own, load_judge(classifier))
+    watching = find_monitor(monitor, token=token)[0] if monitor else None
+    return Guard(model, own, load_judge(classifier), watching)
 
 
 def load_judge(classifier: str | None) -> Classifier | None:

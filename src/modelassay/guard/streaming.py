@@ -11,7 +11,9 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent import futures
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol
 from unicodedata import category
 
@@ -27,6 +29,9 @@ from modelassay.guard.decoding import (
 )
 from modelassay.guard.policy import Action, Policy, Ruling, Thresholds
 from modelassay.models import LoadedModel
+from modelassay.models.components import Site
+from modelassay.monitors import Monitor
+from modelassay.monitors.watch import Watch
 from modelassay.probes.head import Head, HeadReader
 from modelassay.probes.record import Probe
 from modelassay.reading.generation import end_tokens
@@ -71,6 +76,11 @@ class GuardEvent:
     """Of `end`: why."""
     detail: str | None = None
     """One line about a classifier that failed, or what it said."""
+    monitor: float | None = None
+    """What a monitor reads in the prompt, or the newest token: the distance from the middle of the
+    ordinary range, which ends at 1."""
+    alert: str | None = None
+    """One line about what the monitor finds out of the ordinary. It changes no action."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -97,10 +107,14 @@ class Guard:
     model: LoadedModel
     probe: Probe
     classifier: Classifier | None = None
+    monitor: Monitor | None = None
+    """Watches besides, in the same passes; its alerts are told and change no action."""
 
     def __post_init__(self) -> None:
-        """Refuses a probe that was fitted on another model."""
+        """Refuses a probe or a monitor that was made for another model."""
         self.probe.check_belongs_to(self.model)
+        if self.monitor is not None:
+            self.monitor.check_belongs_to(self.model)
 
     def stream(
         self,
@@ -148,6 +162,7 @@ class Guard:
             refusal=refusal,
             text=_text_of(self.model),
             stops=StopStrings(stop),
+            watch=self.watch(),
         )
         return response.events(chosen, stopped)
 
@@ -171,6 +186,17 @@ class Guard:
             "prompt": _risk(of_prompt, step, start, len(ids)),
             "answer": _risk(of_response, step, len(ids), None) if of_response else None,
         }
+
+    @cached_property
+    def _sites(self) -> Mapping[str, Site]:
+        """Where the monitor reads."""
+        return {} if self.monitor is None else self.monitor.sites(self.model)
+
+    def watch(self) -> Watch | None:
+        """What watches one response beside the probe, if anything does."""
+        if self.monitor is None:
+            return None
+        return Watch(self.monitor, self.monitor.reader(self._sites))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -262,6 +288,7 @@ class _Response:
     refusal: str
     text: IncrementalText
     stops: StopStrings
+    watch: Watch | None = None
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     """For each token, the text that is complete with it and lies before a stop string."""
@@ -272,19 +299,24 @@ class _Response:
     def events(
         self, sampling: Sampling, cancelled: Callable[[], bool]
     ) -> Generator[GuardEvent, None, None]:
-        guard = self.guard
-        steps = decode(guard.model, self.asked.ids, guard.layers, sampling)
+        guard, watch = self.guard, self.watch
+        during = nullcontext if watch is None else watch.reader.reading
+        steps = decode(guard.model, self.asked.ids, guard.layers, sampling, during)
         ends = end_tokens(guard.model)
         step = next(steps)
         policy = Policy(self.thresholds, can_escalate=guard.classifier is not None)
         start = last_message_start(guard.model, self.asked.turns, self.asked.ids)
         risk = _risk(guard.probe.head("prompt"), step, start, None)
+        harmful = not risk < self.prompt_thresholds.pause
+        seen = {} if watch is None else watch.of_prompt(start, harmful=harmful)
         if not risk < self.prompt_thresholds.block:
-            yield GuardEvent("prompt", 0, "", risk, None, "refuse")
+            yield GuardEvent("prompt", 0, "", risk, None, "refuse", **seen)
             yield GuardEvent("end", 0, self.refusal, None, None, "refuse", "prompt refused")
             return
-        policy.paused = risk >= self.prompt_thresholds.pause
-        yield GuardEvent("prompt", 0, "", risk, None, "pause" if policy.paused else "continue")
+        policy.paused = harmful
+        yield GuardEvent(
+            "prompt", 0, "", risk, None, "pause" if policy.paused else "continue", **seen
+        )
         reader = HeadReader(guard.probe.head("answer"))
         reason: Reason = "length"
         while len(self.tokens) < self.asked.limit:
@@ -299,13 +331,15 @@ class _Response:
             self.pieces.append(self.stops.push(self.text.push(step.token)))
             step = next(steps)  # reads the token, and so covers it
             risk = reader.read(step.activations)
+            seen = {} if watch is None else watch.of_token(len(self.tokens))
             ruling, detail = policy.judge(risk), None
             if ruling.action == "escalate":
                 ruling, detail = self._escalate(policy)
                 if ruling.action == "continue":
                     # A clearance shows in the text; that it took the classifier, in the action.
                     ruling = replace(ruling, action="escalate")
-            yield self._event("token", self._release(ruling.covered), risk, ruling, None, detail)
+            event = self._event("token", self._release(ruling.covered), risk, ruling, None, detail)
+            yield replace(event, **seen) if seen else event
             if ruling.action == "refuse":
                 yield self._refused(ruling, detail)
                 return

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 LATENCY_SCHEMA = "modelassay.guard-latency/1"
 GENERATE, RAW, PROBE, CLASSIFIER = "generate", "stream", "probe", "probe and classifier"
+MONITOR = "probe and monitor"
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def measure_latency(
     """Times responses with and without the guard.
 
     Args:
-        guard: The guard; its classifier, if any, is left out for the way `probe`.
+        guard: The guard; the way `probe` leaves out its classifier and its monitor, if any.
         data: Prompts that the guard does not refuse.
         new_tokens: Length of every response.
         rounds: How often each way answers each prompt.
@@ -216,7 +217,7 @@ def measure_latency(
 
 
 def _ways(guard: Guard, new_tokens: int) -> dict[str, Way]:
-    alone = replace(guard, classifier=None)
+    alone = replace(guard, classifier=None, monitor=None)
 
     def stream(guard: Guard, guarded: bool) -> Way:
         return lambda prompt: _time_stream(guard, prompt, new_tokens, guarded)
@@ -226,8 +227,10 @@ def _ways(guard: Guard, new_tokens: int) -> dict[str, Way]:
         RAW: stream(alone, False),
         PROBE: stream(alone, True),
     }
+    if guard.monitor is not None:
+        ways[MONITOR] = stream(replace(guard, classifier=None), True)
     if guard.classifier is not None:
-        ways[CLASSIFIER] = stream(guard, True)
+        ways[CLASSIFIER] = stream(replace(guard, monitor=None), True)
     return ways
 
 

@@ -193,7 +193,7 @@ def load_probe(folder: Path) -> Probe:
     """
     record = PROBES.open(folder).record
     path = folder / WEIGHTS_FILE
-    arrays = _read_weights(path, record)
+    arrays = read_arrays(path, record.weights_sha256, RECORD_FILE)
     heads: dict[At, Head] = {}
     for at, head in record.heads.items():
         shape = (len(head.layers), len(head.poolings), record.model.hidden_size)
@@ -201,7 +201,7 @@ def load_probe(folder: Path) -> Probe:
         if head.kind == "attention":
             wanted[f"{at}.query"] = (shape[0], shape[2])
         for name, size in wanted.items():
-            _check_array(path, name, arrays.get(name), size)
+            check_array(path, name, arrays.get(name), size)
         heads[at] = Head(
             at=at,
             kind=head.kind,
@@ -216,13 +216,18 @@ def load_probe(folder: Path) -> Probe:
     return Probe(record, heads)
 
 
-def _read_weights(path: Path, record: ProbeRecord) -> dict[str, Any]:
+def read_arrays(path: Path, sha256: str, record_file: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that a record names by its hash.
+
+    Raises:
+        InputError: it is missing, another file, or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        if hash_file(path) != record.weights_sha256:
-            raise InputError(f"{path} is not the file that {RECORD_FILE} names; fetch both again.")
+        if hash_file(path) != sha256:
+            raise InputError(f"{path} is not the file that {record_file} names; fetch both again.")
         return load_file(path)
     except OSError as error:
         raise InputError(f"{path} is missing.") from error
@@ -230,11 +235,23 @@ def _read_weights(path: Path, record: ProbeRecord) -> dict[str, Any]:
         raise InputError(f"{path} is not a safetensors file: {first_line(error)}.") from error
 
 
-def _check_array(path: Path, name: str, array: Tensor | None, shape: tuple[int, ...]) -> None:
+def check_array(
+    path: Path,
+    name: str,
+    array: Tensor | None,
+    shape: tuple[int, ...],
+    noun: str = "probe",
+) -> Tensor:
+    """A tensor of such a file, if it is one of finite float32 numbers in this shape.
+
+    Raises:
+        InputError: it is not.
+    """
     if array is None or array.dtype != torch.float32 or tuple(array.shape) != shape:
         raise InputError(f"{path}: {name} must be float32 of shape {list(shape)}.")
     if not torch.isfinite(array).all() or float(array.abs().max()) > MAX_NUMBER:
-        raise InputError(f"{path}: {name} holds numbers that no probe has.")
+        raise InputError(f"{path}: {name} holds numbers that no {noun} has.")
+    return array
 
 
 def metric_rows(record: ProbeRecord) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from modelassay.models.components import Component, Components, Site
 from modelassay.models.watching import Hook, stream_of, watched
 from modelassay.reading.hooks import rewrite_output
 
+K = TypeVar("K")
 Edit = Callable[[Tensor], Tensor]
 """A component's values [batch, token, width] on their device -> what stands in for them."""
 
@@ -64,16 +65,28 @@ def observe(
     Raises:
         InputError: the model has no such component, or it is an expert, which has no values alone.
     """
+    with observe_sites({part: components.site(part) for part in watch}, on_values):
+        yield
+
+
+@contextmanager
+def observe_sites(
+    sites: Mapping[K, Site], on_values: Callable[[K, Tensor], None]
+) -> Iterator[None]:
+    """The same of any places in a model, called with each one's key.
+
+    Raises:
+        InputError: a place has no values of its own.
+    """
     before: list[Hook] = []
     after: list[Hook] = []
-    for component in watch:
-        site = components.site(component)
+    for key, site in sites.items():
         if site.side == "output":
-            after.append((site.module, partial(_tell_output, on_values, component)))
+            after.append((site.module, partial(_tell_output, on_values, key)))
         elif site.side == "input":
-            before.append((site.module, partial(_tell_input, on_values, component, site)))
+            before.append((site.module, partial(_tell_input, on_values, key, site)))
         else:
-            raise InputError(f"{component} has no values of its own to read.")
+            raise InputError(f"{key} has no values of its own to read.")
     with watched(before, after):
         yield
 
@@ -210,22 +223,22 @@ def _rescale_expert(
 
 
 def _tell_output(
-    on_values: Callable[[Component, Tensor], None],
-    component: Component,
+    on_values: Callable[[K, Tensor], None],
+    key: K,
     _module: Any,
     _args: Any,
     _kwargs: Any,
     output: Any,
 ) -> None:
-    on_values(component, stream_of(output))
+    on_values(key, stream_of(output))
 
 
 def _tell_input(
-    on_values: Callable[[Component, Tensor], None],
-    component: Component,
+    on_values: Callable[[K, Tensor], None],
+    key: K,
     site: Site,
     _module: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
-    on_values(component, _given(args, kwargs)[..., site.columns])
+    on_values(key, _given(args, kwargs)[..., site.columns])

@@ -15,6 +15,7 @@ from modelassay.artifacts import Found, Store
 from modelassay.classifier import CLASSIFIERS
 from modelassay.diff import CALIBRATIONS
 from modelassay.errors import AssayError, InputError
+from modelassay.monitors import MONITORS
 from modelassay.probes import PROBES
 from modelassay.sae import SAES
 from modelassay.ui.running import PRIVATE, errors_for_caller, plain
@@ -22,7 +23,8 @@ from modelassay.ui.service import check_reference, is_own_machine, visible
 from modelassay.verify import BASELINES
 
 STORES: dict[str, Store[Any]] = {
-    store.kind.command: store for store in (BASELINES, PROBES, CLASSIFIERS, SAES, CALIBRATIONS)
+    store.kind.command: store
+    for store in (BASELINES, PROBES, CLASSIFIERS, SAES, CALIBRATIONS, MONITORS)
 }
 HEADERS = ["name", "where", "model", "what"]
 

@@ -27,6 +27,7 @@ from modelassay.errors import AssayError, InputError
 from modelassay.guard import Guard, GuardEvent, Sampling, Thresholds, load_guard
 from modelassay.guard.streaming import Classifier
 from modelassay.hub import trim_cache
+from modelassay.monitors import monitor_of
 from modelassay.probes import PROBES, ProbeRecord
 from modelassay.ui.service import (
     MAX_CACHE_BYTES,
@@ -306,7 +307,7 @@ def _load_guard(model_id: str) -> Guard:
         token=False,
         max_bytes=MAX_MODEL_BYTES,
     )
-    return replace(guard, classifier=shared_classifier())
+    return replace(guard, classifier=shared_classifier(), monitor=monitor_of(guard.model))
 
 
 def _failure(error: Exception) -> str:

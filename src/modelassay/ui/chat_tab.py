@@ -256,6 +256,8 @@ def chat_status(events: Sequence[GuardEvent], prompt: Thresholds) -> str:
         lines.append(f"Token {newest.index}: {ACTIONS[newest.action]}")
     if detail := next((e.detail for e in reversed(events) if e.detail), None):
         lines.append(plain(detail))
+    if alert := next((e.alert for e in events if e.alert), None):
+        lines.append(f"**Alert:** {plain(alert)}")
     return " · ".join(lines)
 
 

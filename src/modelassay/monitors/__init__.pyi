@@ -1,0 +1,13 @@
+from .building import build_circuit_monitor as build_circuit_monitor
+from .building import build_monitor as build_monitor
+from .evaluating import MonitorEvaluation as MonitorEvaluation
+from .evaluating import evaluate_monitor as evaluate_monitor
+from .record import MONITORS as MONITORS
+from .record import Look as Look
+from .record import Monitor as Monitor
+from .record import MonitorRecord as MonitorRecord
+from .record import find_monitor as find_monitor
+from .record import load_monitor as load_monitor
+from .record import monitor_of as monitor_of
+from .record import save_monitor as save_monitor
+from .record import store_monitor as store_monitor
