@@ -65,13 +65,6 @@ def test_the_rule(difference, kind, verified):
     assert "\n" not in found.reason
 
 
-@pytest.mark.parametrize("family", ["plain", None])
-def test_the_reason_names_the_family_where_it_is_told(family):
-    mark = AblationMark(0.5, (1, 2), True, family=family)
-    found = judge(replace(ROUNDED, weights=replace(EVEN, mark=mark)))
-    assert ("plain, as most tools make it" in found.reason) == (family is not None)
-
-
 def test_the_reason_names_the_blocks():
     found = judge(replace(ROUNDED, weights=changed(0.0, b3=0.1, b7=0.2, b8=0.1, b9=0.1)))
     assert "4 of 30 layers were changed (3, 7 to 9), layer 7 by 20.0%" in found.reason

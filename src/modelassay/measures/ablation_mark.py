@@ -26,8 +26,8 @@ MARK_SHARE = 0.8
 MARK_STRENGTH, OVERDONE = (0.05, 7.0), 1.5
 LONG_ROW = 3.0
 """Times the usual square of a row's norm; the others count as equal, as few columns blur them."""
-FAMILY_TOLD = 0.01
-"""Difference of cosines that tells weights as they are from rows of one size."""
+NEARER = 0.01
+"""Difference of cosines that tells rows of one size from weights as they are."""
 MARKED_LAYERS, FEW_MARKED = 0.2, 2
 """Of the changed layers must carry the mark, and two at least."""
 NARROW = 4
@@ -81,7 +81,9 @@ class Written:
 def find_mark(written: Sequence[Written]) -> AblationMark | None:
     """Looks for the mark of directional ablation in weights as they are, and in rows of one size.
 
-    Tools that take the direction out of rows scaled to one norm leave the mark in those.
+    Tools that take the direction out of rows scaled to one norm leave the mark in those. Which
+    family of formulas made it is not told: whether columns keep their norms does not show in few
+    sums of columns.
 
     Args:
         written: The writing matrices of all layers.
@@ -98,11 +100,9 @@ def find_mark(written: Sequence[Written]) -> AblationMark | None:
     norms = row_norms(energy).numpy()[:, None]
     even = [replace(w, base=w.base / norms, change=w.change / norms) for w in written]
     scaled = _mark_among(even)
-    if plain is None or (scaled is not None and scaled[1] > plain[1] + FAMILY_TOLD):
+    if plain is None or (scaled is not None and scaled[1] > plain[1] + NEARER):
         return scaled and scaled[0]
-    pure = plain[1] > MARK_COSINE  # else cosines are too blurred to compare
-    told = pure and (scaled is None or plain[1] > scaled[1] + FAMILY_TOLD)
-    return replace(plain[0], family="plain" if told else None)
+    return plain[0]
 
 
 def _mark_among(written: Sequence[Written]) -> tuple[AblationMark, float] | None:

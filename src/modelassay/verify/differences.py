@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from modelassay.measures.activation_signature import signature_distances
-from modelassay.measures.directional_edits import MADE_BY
 from modelassay.measures.examination import Evidence
 from modelassay.measures.weight_sketch import WeightChange, compare_sketches, layer_of
 from modelassay.report.text import number_runs
@@ -158,11 +157,10 @@ def judge(found: Differences) -> Finding:
     if weights is not None and weights.mark is not None:
         mark = weights.mark
         which = "A direction" if mark.shared else "A direction of its own"
-        how = f" ({mark.family}, {MADE_BY[mark.family]})" if mark.family else ""
         return Finding(
             Kind.ABLATED,
             f"{which} was taken out of {mark.taken_from} at strength {mark.strength:.2f}: the"
-            f" change of the weights is of the form that only directional ablation makes{how}.",
+            f" change of the weights is of the form that only directional ablation makes.",
         )
     if weights is None:
         what, apart, limit = "Activations", far, OTHER_MODEL_DISTANCE
