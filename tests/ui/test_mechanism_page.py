@@ -100,8 +100,8 @@ def test_the_endpoints_explain_a_model_that_refuses(client):
     assert (told["plain"]["outcome"], told["jailbroken"]["outcome"]) == ("refuses", "complies")
     assert told["mechanism"]["way"] == "overrides the refusal"
     assert told["directions"]["refusal"]["interval"][0] > 0.8
-    # The layers that were trained to refuse hold what the attack takes away.
-    back = [row for row in told["components"] if row["beyond"] and row["restored"] > 0.1]
-    assert back
-    assert all(row["layer"] >= 27 for row in back)
-    assert told["restorations"]
+    # One of the components that were trained to refuse is what the attack takes away.
+    assert "27.attention" in {row["component"] for row in told["components"] if row["beyond"]}
+    refusal = next(row for row in told["restorations"] if row["what"] == "refusal direction")
+    assert refusal["beyond"]
+    assert refusal["restored"] > 0.5

@@ -64,6 +64,8 @@ from modelassay.statistics import benjamini_hochberg, predict
 
 NULL_REQUESTS = 4
 """Requests that neutral rewordings are made of, the explained one included."""
+TRIED = 20
+"""Components that are held against neutral rewordings, those with the largest effects."""
 N_RANDOM = 8
 LEAST_GAP = 0.25
 """Nats of refusal log-odds that an attack must take away for there to be any to bring back."""
@@ -247,15 +249,17 @@ class _Swapping:
         return cls(swapper([pair]), swapper(null), parts, on_progress)
 
     def components(self, gap: float) -> tuple[ComponentChange, ...]:
-        """What each component brings back, the strongest first."""
+        """What the components that bring most back, or take most away, do; the strongest first."""
         adds_up = self.attack.components.adds_up
         direct = self.attack.direct()[0] if adds_up else {}
         rises = _rises(self.attack, self.parts, phase_of(self.on_progress, "restoring"))
-        null = _rises(self.null, self.parts, phase_of(self.on_progress, "rewordings"))
-        usual = {part: predict(null[part]) for part in self.parts}
-        p_values = [usual[part].p_value(float(rises[part][0])) for part in self.parts]
-        q_values = benjamini_hochberg(np.array(p_values))
-        found = [
+        strongest = sorted(self.parts, key=lambda part: -abs(float(rises[part][0])))[:TRIED]
+        null = _rises(self.null, strongest, phase_of(self.on_progress, "rewordings"))
+        usual = {part: predict(null[part]) for part in strongest}
+        p_values = np.ones(len(self.parts))  # the others are not tried, and count
+        p_values[: len(strongest)] = [usual[x].p_value(float(rises[x][0])) for x in strongest]
+        q_values = benjamini_hochberg(p_values)
+        return tuple(
             ComponentChange(
                 component=str(part),
                 layer=part.layer,
@@ -267,9 +271,8 @@ class _Swapping:
                 q_value=float(q),
                 beyond=bool(q < Q_LEVEL and abs(float(rises[part][0])) >= LEAST_SHARE * gap),
             )
-            for part, q in zip(self.parts, q_values, strict=True)
-        ]
-        return tuple(sorted(found, key=lambda each: -abs(each.restored)))
+            for part, q in zip(strongest, q_values, strict=False)
+        )
 
     def by_layer(self, gap: float) -> tuple[float, ...]:
         """Share of the refusal that the plain run's state after each layer brings back."""

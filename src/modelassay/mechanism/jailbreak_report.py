@@ -122,7 +122,8 @@ class JailbreakReport(Report):
     mechanism: Mechanism
     directions: SafetyDirections
     components: tuple[ComponentChange, ...]
-    """The strongest first; empty where the attack takes no log-odds of refusal away."""
+    """Those with the largest effects, the strongest first; empty where the attack takes no log-odds
+    of refusal away."""
     by_layer: tuple[float, ...]
     """Share of them that the plain request's states after a layer bring back, at the tokens of the
     template after the message."""
