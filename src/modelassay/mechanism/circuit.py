@@ -149,7 +149,7 @@ def find_circuit(
     means = swapper.means(parts) if curve or answers else {}
     points = _curve(swapper, parts, order, means, on_progress) if curve else ()
     removal = None
-    if answers and circuit:
+    if answers:
         removal = remove_circuit(
             loaded,
             components,

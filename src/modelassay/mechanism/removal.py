@@ -63,17 +63,23 @@ class Removal:
     """What silencing a circuit leaves of the refusals in a model's answers."""
 
     components: tuple[str, ...]
+    """The circuit; empty where there is none."""
     untouched: Selectivity
-    removed: Selectivity
+    removed: Selectivity | None
+    """Without the circuit."""
     random: tuple[Selectivity, ...]
     """Without as many other components, drawn at random."""
     direction: Selectivity
     """Without the refusal direction."""
     random_direction: Selectivity
     survives: float | None
-    """Share of the selectivity that is left; None where there is none to begin with."""
+    """Share of the selectivity that is left without the circuit; None where there is no circuit, or
+    no selectivity to begin with."""
     interval: Interval | None
     """95%, resampling prompts."""
+    direction_survives: float | None
+    """The same without the refusal direction."""
+    direction_interval: Interval | None
     n_harmful: int
     n_harmless: int
     held_out: bool
@@ -122,7 +128,7 @@ def remove_circuit(
     prompts = [prompt for _, prompt in put]
     prefix = prompts[0].ids[: common_prefix_length(prompts)]
     rng = np.random.default_rng(SEED)
-    n_random = N_RANDOM if len(others) >= len(circuit) else 0
+    n_random = N_RANDOM if 0 < len(circuit) <= len(others) else 0
     draws = [
         [others[i] for i in rng.choice(len(others), size=len(circuit), replace=False)]
         for _ in range(n_random)
@@ -139,8 +145,8 @@ def remove_circuit(
         edit = remove_direction(direction)
         return intervene(components, dict.fromkeys(components.of("block"), edit))
 
-    changes = [nullcontext(), without(circuit), *map(without, draws)]
-    changes += [erasing(fitted), erasing(random)]
+    changes = [nullcontext(), erasing(fitted), erasing(random)]
+    changes += [without(circuit), *map(without, draws)] if circuit else []
     found = []
     for change in told(changes, on_progress):
         with change:
@@ -149,16 +155,20 @@ def remove_circuit(
             outcome(text, one) for (text, _), one in zip(put, said, strict=True)
         ]
         found.append(weigh_outcomes(judged[: len(groups[0])], judged[len(groups[0]) :]))
-    survives, interval = _survives(found[0], found[1])
+    untouched, erased, elsewhere, *rest = found
+    survives, interval = _survives(untouched, rest[0]) if circuit else (None, None)
+    of_direction, of_direction_interval = _survives(untouched, erased)
     return Removal(
         components=tuple(map(str, circuit)),
-        untouched=Selectivity.of(found[0]),
-        removed=Selectivity.of(found[1]),
-        random=tuple(map(Selectivity.of, found[2:-2])),
-        direction=Selectivity.of(found[-2]),
-        random_direction=Selectivity.of(found[-1]),
+        untouched=Selectivity.of(untouched),
+        removed=Selectivity.of(rest[0]) if circuit else None,
+        random=tuple(map(Selectivity.of, rest[1:])),
+        direction=Selectivity.of(erased),
+        random_direction=Selectivity.of(elsewhere),
         survives=survives,
         interval=interval,
+        direction_survives=of_direction,
+        direction_interval=of_direction_interval,
         n_harmful=len(groups[0]),
         n_harmless=len(groups[1]),
         held_out=held_out,

@@ -12,7 +12,7 @@ from modelassay.report.base import Report
 from modelassay.report.charts import NEGATIVE, NULL, POSITIVE, new_figure
 from modelassay.report.sections import Column, Section, Status, table_of
 from modelassay.report.text import p_text, with_interval
-from modelassay.statistics import MeanChange
+from modelassay.statistics import Interval, MeanChange
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -79,7 +79,7 @@ class CircuitReport(Report):
     """Those beyond chance, the strongest first."""
     curve: tuple[CurvePoint, ...]
     removal: Removal | None
-    """What the answers are without the circuit; None where there is none, or it was left out."""
+    """What the answers are without the circuit and the refusal direction; None where left out."""
     rank_correlation: float | None
     """Spearman's, of attribution with patching."""
     attribution_error: float | None
@@ -146,10 +146,9 @@ class CircuitReport(Report):
             f"Harmful prompts and their harmless twins differ in its refusal log-odds by"
             f" {self.difference.told('nats')}."
         ]
-        if self.removal is not None and self.removal.survives is not None:
-            assert self.removal.interval is not None  # noqa: S101 (there with the share)
-            share = with_interval(self.removal.survives, self.removal.interval, ".0%")
-            said.append(f"Without them {share} of the selectivity of its answers survives.")
+        for what, share, interval in self._survivals():
+            left = with_interval(share, interval, ".0%")
+            said.append(f"Without {what} {left} of the selectivity of its answers survives.")
         if self.rank_correlation is not None:
             said.append(
                 f"Estimates from gradients rank the patched components with a correlation of"
@@ -160,6 +159,16 @@ class CircuitReport(Report):
                 f"The estimates miss the whole that they sum up to by {self.attribution_error:.0%}."
             )
         return said
+
+    def _survivals(self) -> list[tuple[str, float, Interval]]:
+        """What is taken out, and the share of the selectivity that is left."""
+        if (found := self.removal) is None:
+            return []
+        rows = (
+            ("them", found.survives, found.interval),
+            ("the refusal direction", found.direction_survives, found.direction_interval),
+        )
+        return [(what, x, y) for what, x, y in rows if x is not None and y is not None]
 
     def _component_table(self) -> Any:
         def effect(row: ComponentEffect) -> str:
@@ -221,7 +230,7 @@ class CircuitReport(Report):
 def _removal_section(removal: Removal) -> Section:
     rows: list[tuple[str, Selectivity]] = [
         ("untouched", removal.untouched),
-        ("without the circuit", removal.removed),
+        *([] if removal.removed is None else [("without the circuit", removal.removed)]),
         *((f"without {len(removal.components)} random", each) for each in removal.random),
         ("without the refusal direction", removal.direction),
         ("without a random direction", removal.random_direction),
@@ -229,7 +238,7 @@ def _removal_section(removal: Removal) -> Section:
     used = "did not serve" if removal.held_out else "served in part"
     return Section(
         "answers",
-        "answers without the circuit",
+        "answers without parts of the model",
         table=table_of(
             rows,
             [
