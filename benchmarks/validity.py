@@ -444,7 +444,9 @@ def page(results: dict[str, Any]) -> str:
         " number of prompts after which a scan stops; where it would then say something else than"
         " after all of them, that stands beside it. Seed 0 are the shipped organisms and those"
         " built from the shipped recipes. `diff` was run without triggers and causal checks; a"
-        " fine-tune does not measure itself. In brackets: its score.",
+        " fine-tune does not measure itself. In brackets: its score. At seed 0 a trial of heretic"
+        " draws a direction for each layer, so `organism:heretic` and `organism:heretic-perlayer`"
+        " are one model.",
         "",
         "| model | seed | made from | safety | refuses harmful | harmless | evades | scan | asked |"
         " verify | diff | contradictions |",
