@@ -223,3 +223,16 @@ def test_the_command_reads_the_contrast_sets(tmp_path, capsys):
 def test_a_folder_that_is_no_sae_is_refused(tiny_folder, tmp_path, capsys):
     assert run(["features", "find", str(tiny_folder()), "--sae", str(tmp_path)]) == 64
     assert "holds no SAE" in capsys.readouterr().err
+
+
+@pytest.mark.real_model
+def test_a_trained_refusal_is_spread_over_features():
+    report = find_features("organism:safe", types=["refusal"], n_pairs=16, device="cpu")
+    assert (report.sae, report.layer) == ("embedded", 28)
+    assert report.explained > 0.5
+    assert report.types[0].n_beyond > 0
+    assert not report.types[0].confirmed
+    assert len(report.influential) == 10
+    last = report.curve[-1]
+    assert last.size == 16
+    assert 0.3 < last.left < min(last.random_left)

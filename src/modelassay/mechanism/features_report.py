@@ -206,7 +206,7 @@ class FeaturesReport(Report):
     def _reasons(self) -> list[str]:
         said = [
             f"{each.name}: {each.n_beyond} features tell the sides apart beyond chance"
-            + ("" if self.nothing_to_explain else f", {_confirmed_text(each)}")
+            + ("" if self.nothing_to_explain or not each.features else _confirmed_text(each))
             + "."
             for each in self.types
         ]
@@ -305,9 +305,9 @@ class FeaturesReport(Report):
 def _confirmed_text(found: TypeFeatures) -> str:
     tried = [f for f in found.features if f.effect is not None and f.effect.confirmed is not None]
     if not tried:
-        return "none of which could be tried"
+        return "; none that is listed could be tried"
     n, which = len(found.confirmed), ", ".join(str(f.feature) for f in found.confirmed)
-    told = f"{n} of {len(tried)} tried move refusals beyond random features"
+    told = f", {n} of {len(tried)} tried move refusals beyond random features"
     return f"{told} ({which})" if n else told
 
 
