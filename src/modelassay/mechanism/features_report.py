@@ -12,7 +12,7 @@ from modelassay.models import ModelIdentity
 from modelassay.report.base import Report
 from modelassay.report.charts import NEGATIVE, NULL, error_bars, new_figure
 from modelassay.report.sections import Column, Section, Status, Table, table_of
-from modelassay.report.text import cut, p_text, plain_line, with_interval
+from modelassay.report.text import counted, cut, p_text, plain_line, with_interval
 from modelassay.statistics import MeanChange
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class FeaturesReport(Report):
 
     def _reasons(self) -> list[str]:
         said = [
-            f"{each.name}: {each.n_beyond} features tell the sides apart beyond chance"
+            f"{each.name}: {counted(each.n_beyond, 'feature')} beyond chance in telling its sides apart"
             + ("" if self.nothing_to_explain or not each.features else _confirmed_text(each))
             + "."
             for each in self.types
