@@ -205,7 +205,8 @@ class FeaturesReport(Report):
 
     def _reasons(self) -> list[str]:
         said = [
-            f"{each.name}: {counted(each.n_beyond, 'feature')} beyond chance in telling its sides apart"
+            f"{each.name}: {counted(each.n_beyond, 'feature')} beyond chance at telling the sides"
+            " apart"
             + ("" if self.nothing_to_explain or not each.features else _confirmed_text(each))
             + "."
             for each in self.types
