@@ -11,6 +11,7 @@ import torch
 from circuits import HARM, WORDS, make_twins, planted_refusal, refusal_direction
 from modelassay.cli.main import run
 from modelassay.data.concepts import Concept, ContrastPair
+from modelassay.data.feature_types import feature_types
 from modelassay.errors import InputError
 from modelassay.mechanism import find_features
 from modelassay.mechanism.feature_effects import Effects
@@ -223,3 +224,17 @@ def test_the_command_reads_the_contrast_sets(tmp_path, capsys):
 def test_a_folder_that_is_no_sae_is_refused(tiny_folder, tmp_path, capsys):
     assert run(["features", "find", str(tiny_folder()), "--sae", str(tmp_path)]) == 64
     assert "holds no SAE" in capsys.readouterr().err
+
+
+@pytest.mark.real_model
+def test_a_trained_refusal_is_spread_over_features():
+    refusal = feature_types()["refusal"]
+    types = {"refusal": refusal.model_copy(update={"pairs": refusal.pairs[:20]})}
+    report = find_features("organism:safe", types=types, n_pairs=12, device="cpu")
+    assert (report.sae, report.layer) == ("embedded", 28)
+    assert report.explained > 0.5
+    assert not report.types[0].confirmed
+    assert len(report.influential) == 10
+    last = report.curve[-1]
+    assert last.size == 16
+    assert 0.3 < last.left < min(last.random_left)

@@ -12,7 +12,7 @@ from modelassay.models import ModelIdentity
 from modelassay.report.base import Report
 from modelassay.report.charts import NEGATIVE, NULL, error_bars, new_figure
 from modelassay.report.sections import Column, Section, Status, Table, table_of
-from modelassay.report.text import cut, p_text, plain_line, with_interval
+from modelassay.report.text import counted, cut, p_text, plain_line, with_interval
 from modelassay.statistics import MeanChange
 
 if TYPE_CHECKING:
@@ -205,8 +205,9 @@ class FeaturesReport(Report):
 
     def _reasons(self) -> list[str]:
         said = [
-            f"{each.name}: {each.n_beyond} features tell the sides apart beyond chance"
-            + ("" if self.nothing_to_explain else f", {_confirmed_text(each)}")
+            f"{each.name}: {counted(each.n_beyond, 'feature')} beyond chance at telling the sides"
+            " apart"
+            + ("" if self.nothing_to_explain or not each.features else _confirmed_text(each))
             + "."
             for each in self.types
         ]
@@ -305,9 +306,9 @@ class FeaturesReport(Report):
 def _confirmed_text(found: TypeFeatures) -> str:
     tried = [f for f in found.features if f.effect is not None and f.effect.confirmed is not None]
     if not tried:
-        return "none of which could be tried"
+        return "; none that is listed could be tried"
     n, which = len(found.confirmed), ", ".join(str(f.feature) for f in found.confirmed)
-    told = f"{n} of {len(tried)} tried move refusals beyond random features"
+    told = f", {n} of {len(tried)} tried move refusals beyond random features"
     return f"{told} ({which})" if n else told
 
 
