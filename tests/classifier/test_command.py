@@ -10,12 +10,13 @@ import pytest
 from exchanges import synthetic
 from modelassay.classifier.record import CLASSIFIERS, RECORD_FILE
 from modelassay.cli.main import run
-from modelassay.data.labelled import LABELS, LabelledExchange
+from modelassay.data.labelled import LabelledExchange
+from modelassay.data.labels import LABELS
 
 
 def write_rows(path: Path, rows: list[LabelledExchange], *, binary: bool = False) -> Path:
     lines = [
-        {"prompt": r.prompt, "response": r.response, "label": int(r.unsafe) if binary else r.label}
+        {"prompt": r.prompt, "response": r.response, "label": r.unsafe if binary else r.label}
         for r in rows
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -14,7 +14,8 @@ from modelassay.artifacts import Origin
 from modelassay.classifier import evaluate, evaluating, load_classifier
 from modelassay.classifier.evaluating import find_threshold, fit_threshold, recalibrate, score
 from modelassay.classifier.record import CLASSIFIERS
-from modelassay.data.labelled import LABELS, LabelledExchange
+from modelassay.data.labelled import LabelledExchange
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError
 
 

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from modelassay.classifier.training import TrainingRecipe
-from modelassay.data.labelled import LABELS, LabelledExchange
+from modelassay.data.labelled import LabelledExchange
+from modelassay.data.labels import LABELS
 
 WORDS = {
     "safe_compliance": ["garden", "flour", "window", "river", "train", "pencil"],

@@ -26,7 +26,8 @@ from modelassay.classifier.record import (
     ThresholdRates,
     write_record,
 )
-from modelassay.data.labelled import LABELS, LabelledExchange, prompt_groups, require_classes
+from modelassay.data.labelled import LabelledExchange, prompt_groups, require_classes
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError
 from modelassay.statistics import cluster_interval, rank_auroc, threshold_at, wilson_interval
 

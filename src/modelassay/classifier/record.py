@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modelassay.artifacts import REFERENCE, Found, Kind, Origin, Store, write_lines
 from modelassay.classifier.encoding import MIN_LENGTH
-from modelassay.data.labelled import LABELS
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import Sha256, Share

@@ -42,13 +42,13 @@ from modelassay.classifier.record import (
     write_record,
 )
 from modelassay.data.labelled import (
-    LABELS,
     LabelledExchange,
     data_hash,
     hold_out,
     prompt_groups,
     require_classes,
 )
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions
 from modelassay.hub import check_weight_files, fetch_model

@@ -22,7 +22,7 @@ from modelassay.data.attacks import (
     load_attacks,
 )
 from modelassay.data.exchanges import numbered_rows, text_of
-from modelassay.data.labelled import UNSAFE_NAMES
+from modelassay.data.labels import UNSAFE_NAMES
 from modelassay.data.layouts import SYSTEM
 from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash

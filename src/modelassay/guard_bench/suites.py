@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from modelassay.data.exchanges import text_of
-from modelassay.data.labelled import UNSAFE_NAMES, unlabelled
+from modelassay.data.labels import (
+    UNSAFE_NAMES,
+    Scheme,
+    ambiguous,
+    check_scheme,
+    is_labelled,
+    is_said,
+    label_of,
+    scheme_of,
+    unlabelled,
+)
 from modelassay.data.layouts import CONVERSATIONS
 from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
@@ -127,10 +137,8 @@ def _plain(row: Row, assumed: bool) -> tuple[Any, Any, bool | None, Any]:
     if row.get("context") and isinstance(prompt, str):
         prompt = f"{row['context']}{CONTEXT_BREAK}{prompt}"
     side: bool | None = assumed
-    for name in ("harmful", "label", "unsafe"):
-        if row.get(name) not in (None, ""):
-            side = UNSAFE_NAMES.get(str(row[name]).strip().lower().removesuffix(".0"))
-            break
+    if is_said(row, "harmful"):
+        side = UNSAFE_NAMES.get(str(row["harmful"]).strip().lower().removesuffix(".0"))
     return row.get("id"), prompt, side, row.get("category") or row.get("source")
 
 
@@ -165,6 +173,7 @@ def read_suite(
     *,
     config: str | None = None,
     split: str | None = None,
+    labels: str | None = None,
     limit: int | None = None,
     token: Any = None,
 ) -> SuiteData:
@@ -175,6 +184,7 @@ def read_suite(
         where: File or Hub id; without it, the suite's own.
         config: Configuration of a Hub data set.
         split: Split of a Hub data set.
+        labels: `binary` or `three-class`, what labels 0 and 1 mean; None lets all rows tell.
         limit: Most prompts; they are taken evenly over the data, which is often sorted by category.
         token: Hub token, None for the stored one.
 
@@ -205,7 +215,10 @@ def read_suite(
     assumed = suite == "jailbreak"
     if layout.name == "JailbreakBench" and named.lower().startswith(("harmful", "benign")):
         assumed = named.lower().startswith("harmful")
-    prompts, n_unlabelled = _to_prompts(rows, layout, source, assumed)
+    lower = [{str(name).strip().lower(): value for name, value in row.items()} for row in rows]
+    if layout.name == "plain":
+        lower = _with_sides(lower, labels, where)
+    prompts, n_unlabelled = _to_prompts(lower, layout, source, assumed)
     chosen = tuple(p for p in prompts if p.harmful == (suite == "jailbreak"))
     if not chosen:
         raise InputError(f"{source} has no {side} prompts, which suite {suite} is about.")
@@ -229,6 +242,27 @@ def find_layout(row: Row, source: str) -> Layout:
     raise InputError(f"{source} has columns {found}; one of these is needed: {known}.")
 
 
+def _with_sides(rows: Sequence[Row], labels: str | None, where: Any) -> list[Row]:
+    """Rows that are labelled, with the side of their prompt in `harmful`.
+
+    A refusal does not tell whether its prompt was harmful.
+    """
+    scheme = check_scheme(labels) or scheme_of(row for row in rows if not is_said(row, "harmful"))
+    if scheme is None:
+        raise ambiguous(where)
+    return [row if is_said(row, "harmful") else {**row, **_side(row, scheme)} for row in rows]
+
+
+def _side(row: Row, scheme: Scheme) -> dict[str, Any]:
+    if not is_labelled(row):
+        return {}
+    try:
+        label, unsafe = label_of(row, "A row", scheme)
+    except InputError:  # some other label
+        return {"harmful": "unknown"}
+    return {"harmful": "unknown" if label == "safe_refusal" else unsafe}
+
+
 def _to_prompts(
     rows: Sequence[Row], layout: Layout, source: str, assumed: bool
 ) -> tuple[list[BenchPrompt], int]:
@@ -236,8 +270,7 @@ def _to_prompts(
     unlabelled = 0
     seen: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
-        lower = {str(name).strip().lower(): value for name, value in row.items()}
-        own, prompt, harmful, category = layout.read(lower, assumed)
+        own, prompt, harmful, category = layout.read(row, assumed)
         if harmful is None:
             unlabelled += 1
             continue
