@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import modelassay.triage.redaction as redaction_module
+from audits import PROMPTS
 from modelassay.audit import Audit, load_config
 from modelassay.audit.log import read_log
 from modelassay.audit.training import near_duplicates
@@ -113,3 +114,15 @@ def test_tokens_of_the_environment_are_not_written_down(config, monkeypatch, tmp
     with Audit(load_config(config())) as audit, pytest.raises(InputError):
         audit.call("query_models", {"prompts": [], "system": "hf_notarealtoken"})
     assert "notareal" not in (tmp_path / "audit" / "audit.jsonl").read_text()
+
+
+def test_few_prompts_give_untested_differences_and_no_silence(config):
+    with Audit(load_config(config(profile="full"))) as audit:
+        few = audit.call("differential_feature_analysis", {"prompts": PROMPTS[:3], "k": 4})
+        assert (few["n_tested"], few["features"]) == (0, [])
+        assert len(few["untested"]) == 4
+        assert "No feature was tested" in few["note"]
+        assert {"A", "B", "B_minus_A", "n_differ"} <= set(few["untested"][0])
+        assert not {"p_value", "q_value", "interval"} & set(few["untested"][0])
+        one = audit.call("get_top_features", {"prompts": PROMPTS[:1], "model": "A", "k": 1})
+        assert "interval" in one["features"][0]["activation"]["note"]

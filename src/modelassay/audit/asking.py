@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from modelassay.audit.blinding import Name
-from modelassay.audit.values import mean, rate
+from modelassay.audit.values import mean, note_on_pairs, rate
 from modelassay.audit.work import NAMES, Work
 from modelassay.diff.behaviour import compare_behaviour, token_kl
 from modelassay.diff.reading import encode_contrasts, read_contrasts
@@ -35,6 +35,7 @@ SuiteName = Annotated[
 ]
 GROUPS: tuple[Group, ...] = ("harmful", "harmless", "neutral")
 RESPONSE_TOKENS = 24
+THINKS = "A model thinks before it answers, so first tokens do not tell whether it refuses."
 
 
 def query_models(
@@ -145,7 +146,7 @@ def _on_prompts(work: Work, suite: Suite, answers: bool) -> dict[str, Any]:
             "on_answers": found.kl_response,
             "quantiles": found.kl_quantiles,
         },
-        "refusal_log_odds": {}
+        "refusal_log_odds": {"note": THINKS}
         if found.thinks
         else {group: _both(a[rows], b[rows]) for group, rows in groups.items()},
         "refusals": {
@@ -156,6 +157,7 @@ def _on_prompts(work: Work, suite: Suite, answers: bool) -> dict[str, Any]:
                 "only_B_refuses": each.gained,
                 "p_value": each.p_value,
                 "n": each.n,
+                **note_on_pairs(each.n),
             }
             for group, each in found.refusals.items()
         },
@@ -260,7 +262,7 @@ def _shown(response: Response, hide: bool) -> dict[str, Any]:
     return {"refused": refused, **(redact(text) if hide and not refused else {"text": text})}
 
 
-def _refusals(responses: Sequence[Response]) -> dict[str, Any] | None:
+def _refusals(responses: Sequence[Response]) -> dict[str, Any]:
     judged = [refused for r in responses if (refused := refuses(r)) is not None]
     return rate(sum(judged), len(judged))
 

@@ -169,7 +169,8 @@ def differential_feature_analysis(
 
     Paired sign flips over prompts, corrected for the number of features (Benjamini & Hochberg).
     Give prompts (six or more, better forty) or a suite. Differences are B minus A; q below 0.05 is
-    significant.
+    significant. Features that differ on too few prompts are `untested`: they may be chance. Where
+    the prompts cannot show any change, `note` says so, and no finding is not "nothing changed".
     """
     if (prompts is None) == (suite is None):
         raise InputError("Give either `prompts` or `suite`.")
@@ -187,9 +188,8 @@ def differential_feature_analysis(
     shown = replace(read.matched, tokens=tuple(HIDDEN if hide else text for text, hide in pairs))
     a, b = (replace(read.by_name[name], matched=shown) for name in NAMES)
     found = compare_features(a, b, sae, reported=k)
-    named = {
-        label["feature"]: label for label in label_rows(work, [c.feature for c in found.features])
-    }
+    listed = [*found.features, *found.untested]
+    named = {label["feature"]: label for label in label_rows(work, [c.feature for c in listed])}
     return {
         **_about(sae),
         "n": len(asked),
@@ -202,6 +202,10 @@ def differential_feature_analysis(
         "moved": found.moved,
         "explained_of_change": found.explained_of_change,
         "features": [_change(change, named[change.feature]) for change in found.features],
+        "n_untested": found.n_untested,
+        "untested": [_untested(change, named[change.feature]) for change in found.untested],
+        "finest_q": found.finest_q,
+        "note": found.too_few,
     }
 
 
@@ -348,3 +352,10 @@ def _change(change: FeatureChange, label: dict[str, Any]) -> dict[str, Any]:
     """A change with the models' names in place of their roles."""
     values = published(asdict(change), base="A", candidate="B", difference="B_minus_A")
     return {key: value for key, value in values.items() if key not in ("sae", "layer")} | label
+
+
+def _untested(change: FeatureChange, label: dict[str, Any]) -> dict[str, Any]:
+    """A difference as it was measured, without the statistics that take more prompts."""
+    kept = ("feature", "part", "A", "B", "B_minus_A", "moved", "n_prompts", "n_differ", "tokens")
+    values = _change(change, label)
+    return {key: values[key] for key in kept} | label
