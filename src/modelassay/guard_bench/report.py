@@ -298,5 +298,8 @@ def _notes(
     if unanswered := max(side.n_unanswered for side in sides):
         notes.append(f"{unanswered} prompts could not be given to the model; they are left out.")
     if data.n_unlabelled:
-        notes.append(f"{data.n_unlabelled} rows of the data say of no side and are left out.")
+        notes.append(
+            f"{data.n_unlabelled} rows of the data say of no side, or hold no attack, and are"
+            " left out."
+        )
     return notes

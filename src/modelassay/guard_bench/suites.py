@@ -1,7 +1,8 @@
 """Prompts to measure a guard on, read from public benchmarks in the layouts they come in.
 
 A layout is recognised from its columns. A suite takes the side of the data that it is about:
-`jailbreak` the harmful prompts, `overrefusal` and `latency` the benign ones.
+`jailbreak` the harmful prompts, `overrefusal` and `latency` the benign ones. Where rows hold a
+plain request and its attacked form (`data.attack_suites`), the attacked form is asked.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from modelassay.data.attack_suites import attacked_columns, is_text, unfolded
 from modelassay.data.exchanges import text_of
 from modelassay.data.labels import (
     UNSAFE_NAMES,
@@ -40,9 +42,11 @@ DEFAULTS: dict[BenchSuite, str | None] = {
     "overrefusal": "Paul/XSTest",
     "latency": None,
 }
-# Configuration and split of data sets on the Hub that have no `train`; {side} is the suite's.
+# Configuration and split of data sets on the Hub, or of one of their configurations, that have no
+# `train`; {side} is the suite's.
 PLACES: dict[str, tuple[str | None, str]] = {
     "JailbreakBench/JBB-Behaviors": ("behaviors", "{side}"),
+    "JailbreakBench/JBB-Behaviors:judge_comparison": ("judge_comparison", "test"),
     "allenai/wildguardmix": ("wildguardtest", "test"),
     "natolambert/xstest-v2-copy": (None, "prompts"),
     "walledai/HarmBench": ("standard", "train"),
@@ -50,6 +54,10 @@ PLACES: dict[str, tuple[str | None, str]] = {
 }
 # Long responses, so that they do not end before there is something to time.
 LATENCY_PROMPTS = (Path(__file__).parent / "latency.txt").read_text(encoding="utf-8").splitlines()
+HARMFUL_REQUESTS = ("behavior", "forbidden_prompt", "redteam_query")
+"""Columns of benchmarks that hold nothing else (HarmBench, StrongREJECT, JailbreakV-28K)."""
+JUDGED = "human_majority"
+"""Whether people call a response unsafe, in JailbreakBench's comparison of judges."""
 CONTEXT_BREAK = "\n\n---\n\n"
 """What HarmBench puts between a context and the behaviour that refers to it."""
 
@@ -128,6 +136,34 @@ def _strongreject(row: Row, _assumed: bool) -> tuple[Any, Any, bool | None, Any]
     return row.get("id"), row["forbidden_prompt"], True, row.get("category")
 
 
+def _attacked(columns: tuple[str, str]) -> Layout:
+    """Rows that hold a plain request beside its attacked form, which is asked.
+
+    JailbreakBench's comparison of judges is of this kind, and some of its rows attack nothing: of
+    these only what people call a broken model tells that the request was harmful.
+    """
+    plain, attacked = columns
+
+    def read(row: Row, assumed: bool) -> tuple[Any, Any, bool | None, Any]:
+        side: bool | None = assumed or plain in HARMFUL_REQUESTS
+        if is_said(row, "harmful"):
+            side = _flag(row["harmful"])
+        elif is_said(row, "data_type"):  # of WildJailbreak
+            side = not str(row["data_type"]).endswith("_benign")
+        elif JUDGED in row and row.get(plain) == row.get(attacked):
+            side = _flag(row[JUDGED]) or None
+        if not is_text(row.get(attacked)):  # an attack that found nothing
+            side = None
+        own = row.get("index", row.get("id", row.get("")))
+        return own, row.get(attacked), side, row.get("category") or row.get("method")
+
+    return Layout("attacked", columns, read)
+
+
+def _flag(value: Any) -> bool | None:
+    return UNSAFE_NAMES.get(str(value).strip().lower().removesuffix(".0"))
+
+
 def _plain(row: Row, assumed: bool) -> tuple[Any, Any, bool | None, Any]:
     prompt = next((row[name] for name in PROMPTS if row.get(name) not in (None, "")), None)
     if prompt is None:
@@ -138,7 +174,7 @@ def _plain(row: Row, assumed: bool) -> tuple[Any, Any, bool | None, Any]:
         prompt = f"{row['context']}{CONTEXT_BREAK}{prompt}"
     side: bool | None = assumed
     if is_said(row, "harmful"):
-        side = UNSAFE_NAMES.get(str(row["harmful"]).strip().lower().removesuffix(".0"))
+        side = _flag(row["harmful"])
     return row.get("id"), prompt, side, row.get("category") or row.get("source")
 
 
@@ -204,21 +240,24 @@ def read_suite(
     is_file = Path(where).exists()
     source = Path(where).name if is_file else str(where)
     side = "harmful" if suite == "jailbreak" else "benign"
-    own_config, own_split = (None, "train") if is_file else PLACES.get(source, (None, "train"))
+    place = PLACES.get(f"{source}:{config}") or PLACES.get(source, (None, "train"))
+    own_config, own_split = (None, "train") if is_file else place
     split = split or own_split.format(side=side)
     rows = read_dataset(where, config=config or own_config, split=split, token=token)
     if not rows:
         raise InputError(f"{source} has no rows.")
-    layout = find_layout(rows[0], source)
+    rows = [row for given in rows for _, row in unfolded(given, source)]
+    layout = find_layout(rows, source)
     # JailbreakBench says which side its rows are on in the name of the split or file alone.
     named = source if is_file else split
     assumed = suite == "jailbreak"
-    if layout.name == "JailbreakBench" and named.lower().startswith(("harmful", "benign")):
+    if layout.name in ("JailbreakBench", "attacked") and named.lower().startswith(
+        ("harmful", "benign")
+    ):
         assumed = named.lower().startswith("harmful")
-    lower = [{str(name).strip().lower(): value for name, value in row.items()} for row in rows]
-    if layout.name == "plain":
-        lower = _with_sides(lower, labels, where)
-    prompts, n_unlabelled = _to_prompts(lower, layout, source, assumed)
+    if layout.name in ("plain", "attacked"):
+        rows = _with_sides(rows, labels, where)
+    prompts, n_unlabelled = _to_prompts(rows, layout, source, assumed)
     chosen = tuple(p for p in prompts if p.harmful == (suite == "jailbreak"))
     if not chosen:
         raise InputError(f"{source} has no {side} prompts, which suite {suite} is about.")
@@ -227,13 +266,19 @@ def read_suite(
     )
 
 
-def find_layout(row: Row, source: str) -> Layout:
-    """The layout that has this row's columns.
+def find_layout(rows: Sequence[Row], source: str) -> Layout:
+    """The layout that has the rows' columns.
+
+    Args:
+        rows: With column names in lower case.
+        source: What an error calls them.
 
     Raises:
         InputError: none has; the error lists what can be read.
     """
-    columns = {str(name).strip().lower() for name in row}
+    if (attacked := attacked_columns(rows)) is not None:
+        return _attacked(attacked)
+    columns = set(rows[0]) if rows else set()
     for layout in LAYOUTS:
         if columns.issuperset(layout.columns):
             return layout
