@@ -16,6 +16,7 @@ from modelassay.audit.asking import (
     looks_harmful,
     prompts_of,
     spread,
+    what_is_hidden,
 )
 from modelassay.audit.blinding import Name
 from modelassay.audit.values import mean
@@ -230,7 +231,7 @@ def specific_feature_activations(
     a, b = (look.fired[name].of(features) for name in NAMES)
     owners = look.read.matched.owners().numpy()
     # Token by token a response is told whole.
-    hidden = [False] * len(look.asked) if part == "prompt" else looks_harmful(work, look.asked)
+    hidden = [False] * len(look.asked) if part == "prompt" else _hidden(work, look.asked, look.read)
     rows = []
     for i, prompt in enumerate(look.asked):
         here = np.flatnonzero((owners == i) & look.keep)
@@ -326,12 +327,19 @@ def weight_diff_summary(
     }
 
 
+def _hidden(work: Work, asked: Sequence[SuitePrompt], read: ModelReadings) -> list[bool]:
+    """Whether a prompt looks harmful, or a response to it that was read helps with harm."""
+    looks = looks_harmful(work, asked)
+    judged = what_is_hidden(work, asked, read.responses, groups_known=True).responses.values()
+    return [any(each) for each in zip(looks, *judged, strict=True)]
+
+
 def _hidden_responses(work: Work, asked: Sequence[SuitePrompt], read: ModelReadings) -> np.ndarray:
-    """Bool [token], tokens of responses to prompts that look harmful: one by one they tell."""
+    """Bool [token], tokens of responses that are hidden: one by one they tell."""
     in_response = read.matched.in_response().numpy()
     if not in_response.any():
         return in_response
-    return in_response & np.array(looks_harmful(work, asked))[read.matched.owners().numpy()]
+    return in_response & np.array(_hidden(work, asked, read))[read.matched.owners().numpy()]
 
 
 def _fails_on(a: float, b: float) -> str | None:
