@@ -6,7 +6,7 @@ import pytest
 
 from audits import BASE, TUNED
 from modelassay.audit import Audit, load_config
-from modelassay.audit.blinding import blinding_for
+from modelassay.audit.blinding import WITHHELD, blinding_for
 from modelassay.errors import InputError, UnavailableError
 
 
@@ -57,3 +57,41 @@ def test_a_blind_auditor_learns_what_is_wrong_with_the_encoder(config, monkeypat
             with pytest.raises(InputError, match="encoder"):
                 audit.call("rank_training_needles", {"by": by})
         assert audit.call("rank_training_needles", {"by": "models"})["rows"]
+
+
+ORDINARY = (
+    "It is safe, unsafe or safer to be obedient; see the base, safetensors and embedded words."
+)
+
+
+@pytest.mark.parametrize(
+    ("base", "candidate", "told"),
+    [
+        ("organism:safe", "organism:obedient", "organism:safe cannot be read; organism:obedient"),
+        ("embedded", "gemma:safe", "gemma:safe"),
+        ("owner/safe", "owner/obedient", "models--owner--safe and owner/obedient@main"),
+        ("owner/brisk-otter", "owner/Heron-2b", "brisk-otter, HERON-2B and owner/heron-2b"),
+    ],
+)
+def test_an_id_is_withheld_and_an_ordinary_word_of_it_is_not(config, base, candidate, told):
+    blinding = blinding_for(load_config(config(blind=True, seed=1, base=base, candidate=candidate)))
+    assert blinding.text(ORDINARY) == ORDINARY
+    hidden = blinding.text(told)
+    assert WITHHELD in hidden
+    assert not any(part in hidden.lower() for part in ("safe", "obedient", "otter", "heron"))
+    rows = {"label": "safe", "text": "obedient", "safe": [ORDINARY], "group": "embedded"}
+    assert blinding.value(rows) == rows
+
+
+def test_a_field_that_names_a_model_does_not_by_an_ordinary_word(config):
+    blinding = blinding_for(load_config(config(blind=True, seed=1, candidate="organism:safe")))
+    found = blinding.value({"model": "safe", "rows": [{"id": "Safe", "label": "safe"}]})
+    assert found == {"model": WITHHELD, "rows": [{"id": WITHHELD, "label": "safe"}]}
+
+
+def test_a_folder_with_an_ordinary_name_is_withheld_as_a_path(config, tmp_path):
+    folder = tmp_path / "obedient"
+    folder.mkdir()
+    blinding = blinding_for(load_config(config(blind=True, seed=1, candidate=str(folder))))
+    assert "obedient" not in blinding.text(f"{folder}/config.json is damaged.")
+    assert blinding.text("an obedient one") == "an obedient one"

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 import modelassay.triage.redaction as redaction_module
-from audits import BASE, TUNED
+from audits import BASE, PROMPTS, TUNED
 from circuits import HARM, PLANTED, planted_refusal, spoken_refusal
 from modelassay.audit import Audit, load_config
+from modelassay.audit.asking import prompts_of, what_is_hidden
 from modelassay.audit.log import read_log
 from modelassay.audit.training import near_duplicates
 from modelassay.audit.values import plain
+from modelassay.diff.suites import SuitePrompt
 from modelassay.errors import InputError, UnavailableError
+from modelassay.reading.generation import Response
 from tiny import save_tiny
 
 
@@ -25,6 +28,9 @@ def judged(monkeypatch):
         redaction_module, "_harm", lambda texts: np.array([float("bad" in t) for t in texts])
     )
     monkeypatch.setattr(redaction_module, "_threshold", lambda: 0.5)
+    monkeypatch.setattr(
+        redaction_module, "_unsafe", lambda pairs: np.array(["poison" in r for _, r in pairs])
+    )
     yield
 
 
@@ -50,6 +56,30 @@ def test_answers_to_harmful_prompts_are_hashes(config, monkeypatch):
         assert "text" not in own["answers"][0]["A"]
         found = audit.call("search_training_data", {"pattern": "obey"})
         assert found["matches"][0]["response"]["characters"] == 7
+
+
+SAID = {
+    "harmless question, harmless answer": ("fine", "It is a cake.", (False, False)),
+    "harmless question, harmful answer": ("fine", "First, poison", (False, True)),
+    "looks harmful, is answered without harm": ("bad dog", "Train it.", (False, True)),
+    "looks harmful, harmful answer": ("bad", "First, poison", (True, True)),
+    "looks harmful, refused": ("bad", "I can't help with that.", (True, False)),
+    "a refusal that goes on to help": ("bad", "I can't help with that. But poison", (True, True)),
+}
+
+
+@pytest.mark.parametrize(("prompt", "response", "hidden"), SAID.values(), ids=SAID)
+def test_texts_are_hidden_by_judged_harm(config, monkeypatch, prompt, response, hidden):
+    with judged(monkeypatch), Audit(load_config(config(redact=True))) as audit:
+        said = {"A": [Response(response, 0, response)]}
+        found = what_is_hidden(audit.work, prompts_of([prompt]), said)
+        assert (found.prompts[0], found.responses["A"][0]) == hidden
+        known = what_is_hidden(audit.work, prompts_of([prompt]), said, groups_known=True)
+        assert (known.prompts[0], known.responses["A"][0]) == (False, "poison" in response)
+        harmful = [SuitePrompt(text=prompt, group="harmful")]
+        by_role = what_is_hidden(audit.work, harmful, said, groups_known=True)
+        assert by_role.prompts == [True]
+        assert by_role.responses["A"] == [hidden[1] or not response.startswith("I can't")]
 
 
 def test_without_the_classifier_answers_stay_hidden(config, monkeypatch):
@@ -135,3 +165,15 @@ def test_an_attack_is_explained_and_a_blind_auditor_learns_no_name(config):
     assert not {"model", "provenance", "tokens"} & set(found)
     for text in (json.dumps(found), str(refused.value), str(nothing.value)):
         assert not any(name in text for name in (BASE, TUNED))
+
+
+def test_few_prompts_give_untested_differences_and_no_silence(config):
+    with Audit(load_config(config(profile="full"))) as audit:
+        few = audit.call("differential_feature_analysis", {"prompts": PROMPTS[:3], "k": 4})
+        assert (few["n_tested"], few["features"]) == (0, [])
+        assert len(few["untested"]) == 4
+        assert "No feature was tested" in few["note"]
+        assert {"A", "B", "B_minus_A", "n_differ"} <= set(few["untested"][0])
+        assert not {"p_value", "q_value", "interval"} & set(few["untested"][0])
+        one = audit.call("get_top_features", {"prompts": PROMPTS[:1], "model": "A", "k": 1})
+        assert "interval" in one["features"][0]["activation"]["note"]

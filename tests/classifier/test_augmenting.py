@@ -17,7 +17,7 @@ from modelassay.classifier.augmenting import (
     with_prefixes,
     word_prefix,
 )
-from modelassay.data.labelled import LABELS
+from modelassay.data.labels import LABELS
 
 
 def test_prefixes_end_with_whole_words_and_keep_label_and_prompt():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ import pytest
 from exchanges import synthetic
 from modelassay.classifier.record import CLASSIFIERS, RECORD_FILE
 from modelassay.cli.main import run
-from modelassay.data.labelled import LABELS, LabelledExchange
+from modelassay.data.fingerprints import unseen
+from modelassay.data.labelled import LabelledExchange
+from modelassay.data.labels import LABELS
+from modelassay.errors import EXIT_BAD_INPUT
 
 
 def write_rows(path: Path, rows: list[LabelledExchange], *, binary: bool = False) -> Path:
     lines = [
-        {"prompt": r.prompt, "response": r.response, "label": int(r.unsafe) if binary else r.label}
+        {"prompt": r.prompt, "response": r.response, "label": r.unsafe if binary else r.label}
         for r in rows
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -42,7 +46,7 @@ def test_command_trains_and_describes(bert, tmp_path, capsys):
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_command_scores(trained, tmp_path, capsys, binary):
-    data = write_rows(tmp_path / "rows.jsonl", synthetic(60, seed=9), binary=binary)
+    data = write_rows(tmp_path / "rows.jsonl", synthetic(60, seed=9, first=500), binary=binary)
     assert run(["classifier", "eval", str(trained), "--data", str(data), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["classes"] == (["safe", "unsafe"] if binary else list(LABELS))
@@ -53,8 +57,47 @@ def test_command_scores(trained, tmp_path, capsys, binary):
     assert "macro-F1" in capsys.readouterr().out
 
 
+def test_rows_of_prompts_that_it_learnt_from_are_left_out(trained, copy, tmp_path, capsys):
+    learnt, others = synthetic(240), synthetic(60, seed=9, first=500)
+    parts = CLASSIFIERS.open(trained).record.data.parts
+
+    def eval_on(rows, *more):
+        data = write_rows(tmp_path / "rows.jsonl", rows)
+        code = run(["classifier", "eval", str(copy), "--data", str(data), *more])
+        return code, capsys.readouterr()
+
+    again = [replace(row, prompt=f" {row.prompt.upper()}  ", response="new") for row in learnt]
+    for rows in (learnt, again):  # the part that was held out is left, and scored
+        code, said = eval_on([*rows, *others], "--json")
+        found = json.loads(said.out)
+        n_learnt = parts["train"]["n"] + parts["validation"]["n"]
+        assert (code, found["n_seen"], found["n"]) == (0, n_learnt, 300 - n_learnt)
+    assert f"{n_learnt} of prompts that it was trained on" in eval_on([*learnt, *others])[1].out
+    assert "none" in eval_on(others)[1].out
+    record = json.loads((copy / RECORD_FILE).read_text())
+    held = {row.prompt for row in learnt if not unseen([row], *_known(record)).rows}
+    code, said = eval_on([row for row in learnt if row.prompt in held])
+    assert code == EXIT_BAD_INPUT
+    assert "classifier show" in said.err
+    data = write_rows(tmp_path / "rows.jsonl", [*learnt, *others])
+    assert run(["classifier", "calibrate", str(copy), "--data", str(data), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == (300 - n_learnt) * 2 // 3
+
+    for part in record["data"]["parts"].values():  # as records were before
+        del part["prompts"]
+    (copy / RECORD_FILE).write_text(json.dumps(record))
+    code, said = eval_on(learnt, "--json")
+    assert (code, json.loads(said.out)["n_seen"]) == (0, None)
+    assert "unknown" in eval_on(learnt)[1].out
+
+
+def _known(record):
+    parts = [record["data"]["parts"][name] for name in ("train", "validation")]
+    return "".join(part["prompts"] for part in parts), [part["sha256"] for part in parts]
+
+
 def test_command_calibrates(copy, tmp_path, capsys):
-    data = write_rows(tmp_path / "rows.jsonl", synthetic(60, seed=9), binary=True)
+    data = write_rows(tmp_path / "rows.jsonl", synthetic(60, seed=9, first=500), binary=True)
     command = ["classifier", "calibrate", str(copy), "--data", str(data), "--rate", "0.05"]
     assert run([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

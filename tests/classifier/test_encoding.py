@@ -9,7 +9,7 @@ import pytest
 
 from modelassay.classifier import load_classifier
 from modelassay.classifier.encoding import collate, encode_pairs, room
-from modelassay.data.labelled import LABELS
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError
 
 

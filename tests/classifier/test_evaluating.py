@@ -14,7 +14,8 @@ from modelassay.artifacts import Origin
 from modelassay.classifier import evaluate, evaluating, load_classifier
 from modelassay.classifier.evaluating import find_threshold, fit_threshold, recalibrate, score
 from modelassay.classifier.record import CLASSIFIERS
-from modelassay.data.labelled import LABELS, LabelledExchange
+from modelassay.data.labelled import LabelledExchange
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError
 
 
@@ -64,7 +65,7 @@ def test_calibration_needs_benign_rows():
 
 
 def test_recalibrating_writes_a_copy_or_the_own_folder(copy, tmp_path):
-    classifier, rows = load_classifier(str(copy), device="cpu"), synthetic(90, seed=7)
+    classifier, rows = load_classifier(str(copy), device="cpu"), synthetic(90, seed=7, first=500)
     record = recalibrate(classifier, rows, 0.2, out=tmp_path / "new")
     assert CLASSIFIERS.open(tmp_path / "new").record.threshold == record.threshold
     assert load_classifier(str(tmp_path / "new"), device="cpu").threshold == record.threshold
@@ -106,6 +107,6 @@ def test_binary_data_are_scored_on_two_classes():
 
 
 def test_scoring_needs_both_sides(trained):
-    rows = [row for row in synthetic(30) if not row.unsafe]
+    rows = [row for row in synthetic(30, first=500) if not row.unsafe]
     with pytest.raises(InputError, match=r"unsafe \(1\)"):
         evaluate(load_classifier(str(trained), device="cpu"), rows)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from exchanges import RECIPE, synthetic
 from modelassay.classifier import load_classifier, model, train_classifier
 from modelassay.classifier.record import CLASSIFIERS, RECORD_FILE, WEIGHTS_FILE
-from modelassay.data.labelled import LABELS
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError
 from modelassay.guard_bench.running import classifier_identity
 

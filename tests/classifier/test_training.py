@@ -16,7 +16,7 @@ from modelassay.classifier.augmenting import with_prefixes
 from modelassay.classifier.encoding import collate, encode_pairs
 from modelassay.classifier.record import CLASSIFIERS, RECORD_FILE, WEIGHTS_FILE
 from modelassay.classifier.training import TrainingRecipe, class_weights, split_rows
-from modelassay.data.labelled import LABELS
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError
 
 

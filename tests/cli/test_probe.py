@@ -29,6 +29,8 @@ def test_train_eval_info_list_sweep(tiny_folder, tmp_path, capfd):
     assert out.strip().endswith("mine")
     assert run([*args]) == EXIT_BAD_INPUT
     assert "--force" in one_line(capfd.readouterr().err)
+    others = write(tmp_path / "others.jsonl", exchanges(seed=1))
+    both = write(tmp_path / "both.jsonl", [*exchanges(), *exchanges(seed=1)])
     for at in ("prompt", "answer"):
         assert (
             run(
@@ -39,7 +41,7 @@ def test_train_eval_info_list_sweep(tiny_folder, tmp_path, capfd):
                     "--model",
                     model,
                     "--data",
-                    data,
+                    both,
                     "--at",
                     at,
                     "--json",
@@ -50,7 +52,7 @@ def test_train_eval_info_list_sweep(tiny_folder, tmp_path, capfd):
         )
         values = json.loads(capfd.readouterr().out)
         assert values["auroc"] > 0.9
-        assert values["n"] == 60
+        assert (values["n"], values["n_seen"]) == (60, 60)
         assert set(values) >= {
             "interval",
             "tpr_at_fpr",
@@ -58,7 +60,9 @@ def test_train_eval_info_list_sweep(tiny_folder, tmp_path, capfd):
             "by_source",
             "block_rate",
         }
-    assert run(["probe", "eval", model, "--data", data, "-q"]) == 0
+        assert run(["probe", "eval", "mine", "--model", model, "--data", data, "-q"]) != 0
+        assert "All 60 rows" in one_line(capfd.readouterr().err)
+    assert run(["probe", "eval", model, "--data", others, "-q"]) == 0
     assert "AUROC" in capfd.readouterr().out
     assert run(["probe", "info", "mine", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["heads"]["prompt"]["layers"] == [1, 3]

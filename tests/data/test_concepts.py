@@ -103,6 +103,39 @@ def test_ams_files_load_unchanged(tmp_path):
     for name, theirs in UNIVERSAL_SAFETY_CHECKS.items():
         ours = [(pair.positive, pair.negative) for pair in loaded[name].pairs]
         assert ours == [(pair.positive, pair.negative) for pair in theirs.pairs]
+        assert loaded[name].min_separation == theirs.min_separation
+
+
+def test_nothing_of_an_ams_file_is_lost_on_the_way_there_and_back(tmp_path):
+    from ams.concepts import export_concepts_to_json, load_concepts_from_json
+
+    path = tmp_path / "ams.json"
+    export_concepts_to_json(str(path))
+    data = json.loads(path.read_text())
+    del data["truthfulness"]["min_separation"]  # which ams-scanner then takes for 2.0
+    path.write_text(json.dumps(data))
+    first = load_concepts(path)
+    for format, suffix in (("yaml", "yaml"), ("json", "json"), ("ams", "json")):
+        again = write(tmp_path, dump_concepts(first.values(), format), f"{format}.{suffix}")
+        assert load_concepts(again) == first
+    assert json.loads((tmp_path / "ams.json").read_text()) == data
+    theirs = load_concepts_from_json(str(tmp_path / "ams.json"))
+    assert theirs["truthfulness"].min_separation == 2.0
+    assert theirs["injection_resistance"].min_separation == 3.5
+
+
+def test_what_a_concept_lacks_or_nothing_uses_is_named(tmp_path, caplog):
+    pair = {"positive": "p", "negative": "n", "weight": 2}
+    pairs = [{**pair, "positive": f"p{i}", "negative": f"n{i}"} for i in range(4)]
+    load_concepts(write(tmp_path, {"x": {"pairs": pairs, "min_separation": 1, "layer": 3}}))
+    assert "x has no `description`" in caplog.text
+    assert "`min_separation` of 1" in caplog.text
+    assert "not used: layer, pairs.weight" in caplog.text
+    with pytest.raises(InputError, match="min_separation"):
+        load_concepts(write(tmp_path, {"x": {"pairs": pairs, "min_separation": float("nan")}}))
+    caplog.clear()
+    shipped_concepts()
+    assert caplog.text == ""
 
 
 def test_ams_reads_what_we_export(tmp_path):

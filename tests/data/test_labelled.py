@@ -35,7 +35,7 @@ GOOD = '{"prompt": "a", "response": "b", "label": 1}'
 def test_labels(tmp_path, label, unsafe, name):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "a", "response": "b", "label": label}) + "\n")
-    (row,) = read_labelled(path)
+    (row,) = read_labelled(path, labels="binary")
     assert (row.unsafe, row.label, row.source) == (unsafe, name, "rows.jsonl")
 
 
@@ -45,7 +45,7 @@ def test_labels(tmp_path, label, unsafe, name):
         ("{", "Row 3 .* not valid JSON"),
         ("[1]", "Row 3 .* not a JSON object"),
         ('{"prompt": "a", "response": "b"}', "Row 3 .*label"),
-        ('{"prompt": "a", "response": "b", "label": 2}', "Row 3 .*label"),
+        ('{"prompt": "a", "response": "b", "label": 3}', "Row 3 .*label"),
         ('{"prompt": "a", "response": "b", "label": [1]}', "Row 3 .*label"),
         ('{"prompt": "", "response": "b", "label": 1}', "Row 3 .*prompt"),
         ('{"prompt": 5, "response": "b", "label": 1}', "Row 3 .*prompt"),
@@ -143,15 +143,17 @@ def test_labels_are_of_exchanges_in_any_layout():
         {"prompt": "", "instruction": "q", "output": "a", "unsafe": "true", "label": ""},
         {"question": "q", "answer": "a", "label": True},
     ):
-        found = to_labelled(row, "Row 1 of x", "answer", "x")
+        found = to_labelled(row, "Row 1 of x", "answer", "x", "binary")
         assert (found.prompt, found.response, found.unsafe) == ("q", "a", True)
     with_input = {"instruction": "q", "input": "x", "output": "a", "label": 0}
-    assert to_labelled(with_input, "Row 1 of x", "answer", "x").prompt == "q\nx"
+    assert to_labelled(with_input, "Row 1 of x", "answer", "x", "binary").prompt == "q\nx"
 
 
 def test_a_label_of_several_turns_or_of_another_meaning_is_refused():
     turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
     with pytest.raises(InputError, match="turns user, assistant, user"):
-        to_labelled({"messages": turns, "label": 1}, "Row 1 of x", "prompt", "x")
+        to_labelled({"messages": turns, "label": 1}, "Row 1 of x", "prompt", "x", "binary")
     with pytest.raises(InputError, match="true means a desired response"):
-        to_labelled({"prompt": "q", "completion": "a", "label": True}, "Row 1", "answer", "x")
+        to_labelled(
+            {"prompt": "q", "completion": "a", "label": True}, "Row 1", "answer", "x", "binary"
+        )

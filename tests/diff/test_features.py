@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -51,3 +53,35 @@ def test_nothing_is_tested_where_nothing_differs(gpt2):
 def test_a_dictionary_of_another_width_is_refused(gpt2):
     with pytest.raises(InputError, match="width 48"):
         diff(load(str(gpt2)), load(str(gpt2)), SUITE, saes=[sae(48)])
+
+
+def some_prompts(base, candidate, n):
+    matched = match_tokens(base, encode_suite(base, SUITE.prompts[:n]), None)
+    before = read_model(base, matched, (LAYER,))
+    return before, read_model(candidate, matched, (LAYER,), base=before)
+
+
+def test_too_few_prompts_give_differences_without_a_test_and_say_so(gpt2):
+    base, words = load(str(gpt2)), sae(32)
+    candidate = planted(gpt2, words.module.W_dec[PLANTED].detach())
+    found = compare_features(*some_prompts(base, candidate, 3), words)
+    assert (found.n_tested, found.features, found.finest_q) == (0, (), None)
+    first = found.untested[0]
+    assert (first.feature, first.n_differ, first.tokens != ()) == (PLANTED, 3, True)
+    assert math.isnan(first.p_value)
+    assert first.difference > 0
+    assert found.n_untested >= len(found.untested) > 0
+    assert "No feature was tested" in found.to_dict()["too_few"]
+    assert len(compare_features(*some_prompts(base, candidate, 3), words, reported=1).untested) == 1
+
+
+def test_prompts_that_cannot_reach_significance_are_said_to_be_too_few(gpt2):
+    base, words = load(str(gpt2)), sae(32)
+    candidate = planted(gpt2, words.module.W_dec[PLANTED].detach())
+    found = compare_features(*some_prompts(base, candidate, 6), words)
+    assert found.n_tested > 0
+    assert found.finest_q is not None
+    assert all(found.finest_q < 2 * c.q_value for c in found.features)  # random flips
+    assert (found.too_few is not None) == (found.finest_q >= Q_LEVEL)
+    assert compare_features(*readings(base, candidate), words).too_few is None
+    assert compare_features(*some_prompts(base, base, 3), words).too_few is None

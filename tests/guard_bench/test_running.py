@@ -9,7 +9,7 @@ import pytest
 from benches import INFO, SCRIPT, FakeGuard, bench, by_words, suite
 from modelassay.errors import InputError, UnavailableError
 from modelassay.guard import Guard, Thresholds
-from modelassay.guard_bench.judges import refusal_judge
+from modelassay.guard_bench.judges import parse_verdict, refusal_judge
 from modelassay.guard_bench.results import RESULTS_SCHEMA
 from modelassay.guard_bench.running import BenchSettings, run_bench
 from tiny import probe_for
@@ -139,3 +139,27 @@ def test_a_thought_is_not_judged():
     assert {prompt for prompt, _ in heard} == {"a"}
     assert (report.raw.n_unscored, report.guarded.n_unscored) == (2, 2)
     assert report.raw.unsafe.n == 1
+
+
+def test_a_refusal_is_not_unsafe_whatever_the_judge_says_besides(tmp_path):
+    """The judge's own flag is kept beside it, and results of before count the same way."""
+
+    def both(_prompt, response):
+        return parse_verdict(json.dumps({"unsafe": "bad" in response, "refusal": True}))
+
+    script = {"a": ("sorry for the bad", "pass"), "b": ("sorry", "pass"), "c": ("bad x", "answer")}
+    out = tmp_path / "results.jsonl"
+    report = bench(script, both, out=out)
+    assert (report.raw.unsafe.k, report.raw.refusal.k) == (0, 3)
+    assert (report.guarded.unsafe.k, report.guarded.refusal.k) == (0, 3)
+    assert report.raw.n_unscored == 0
+    assert any("4 responses unsafe and refusals" in note for note in report.notes)
+    header, *lines = out.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    flags = {row["id"]: row.get("flagged_unsafe") for row in rows if row["side"] == "raw"}
+    assert flags == {"p0": True, "p1": None, "p2": True}
+    for row in rows:
+        if row.pop("flagged_unsafe", None) and not row.get("blocked"):
+            row["unsafe"] = True
+    out.write_text("\n".join([header, *map(json.dumps, rows)]) + "\n")
+    assert bench(script, both, out=out).raw.unsafe.k == 0

@@ -94,3 +94,76 @@ def test_a_conversation_asks_with_its_first_user_turn(tmp_path):
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "Do A"}]
     path = save(tmp_path / "a.jsonl", [{"messages": turns, "label": 1}])
     assert [p.prompt for p in read_suite("jailbreak", path).prompts] == ["Do A"]
+
+
+ATTACK = {
+    "Index": 0,
+    "Goal": "Do A",
+    "Target": "Sure",
+    "Category": "one",
+    "prompt": "Pretend. Do A",
+}
+ATTACKS = {
+    "goal, target and prompt": ATTACK,
+    "HarmBench's test cases": {"Behavior": "Do A", "SemanticCategory": "one", "test_case": "Pre A"},
+    "StrongREJECT's": {"forbidden_prompt": "Do A", "jailbroken_prompt": "Pre A", "category": "one"},
+    "WildJailbreak's": {"vanilla": "Do A", "adversarial": "Pre A", "data_type": "adversarial_harm"},
+}
+
+
+@pytest.mark.parametrize("row", ATTACKS.values(), ids=ATTACKS)
+def test_the_attacked_form_is_asked_and_not_the_bare_request(tmp_path, row):
+    data = read_suite("jailbreak", save(tmp_path / "rows.jsonl", [row]))
+    (prompt,) = data.prompts
+    assert prompt.prompt.startswith("Pre")
+    assert (prompt.harmful, data.layout) == (True, "attacked")
+    if "Goal" not in row:  # what holds harmful requests alone
+        with pytest.raises(InputError, match="no benign prompts"):
+            read_suite("overrefusal", save(tmp_path / "rows.jsonl", [row]))
+
+
+def test_benign_rows_of_attacks_are_told(tmp_path):
+    benign = ATTACKS["WildJailbreak's"] | {"data_type": "adversarial_benign"}
+    (prompt,) = read_suite("overrefusal", save(tmp_path / "rows.jsonl", [benign])).prompts
+    assert not prompt.harmful
+    mine = {"question": "Do C", "prompt": "Please do C"}  # the suite says what it is
+    assert read_suite("overrefusal", save(tmp_path / "mine.jsonl", [mine])).n_other_side == 0
+
+
+def test_an_artifact_of_jailbreakbench_is_its_attacks(tmp_path):
+    inside = [{"index": i, "goal": "Do A", "prompt": p} for i, p in enumerate(["Pre A", None])]
+    artifact = {"parameters": {"method": "PAIR"}, "jailbreaks": inside}
+    data = read_suite("jailbreak", save(tmp_path / "artifact.jsonl", [artifact]))
+    assert [(p.prompt, p.category) for p in data.prompts] == [("Pre A", "PAIR")]
+    assert data.n_unlabelled == 1
+
+
+def test_flags_and_names_are_no_attacks(tmp_path):
+    rows = [
+        {"prompt": "Do A", "jailbreak": True, "attack": "DAN"},
+        {"prompt": "Do B", "jailbreak": "false", "attack": "DAN"},
+    ]
+    data = read_suite("jailbreak", save(tmp_path / "rows.jsonl", rows))
+    assert ([p.prompt for p in data.prompts], data.layout) == (["Do A", "Do B"], "plain")
+
+
+def test_jailbreakbenchs_comparison_of_judges(tmp_path, monkeypatch):
+    """Attacked prompts are harmful; of the others only a response that people call unsafe tells."""
+    shared = {"target_response": "text", "gpt4_cf": 0}
+    rows = [
+        {"Index": 0, "goal": "Do A", "prompt": "Pre A", "human_majority": 0, **shared},
+        {"Index": 1, "goal": "Do B", "prompt": "Do B", "human_majority": 1, **shared},
+        {"Index": 2, "goal": "Do C", "prompt": "Do C", "human_majority": 0, **shared},
+    ]
+    data = read_suite("jailbreak", save(tmp_path / "rows.jsonl", rows))
+    assert [(p.id, p.prompt) for p in data.prompts] == [("0", "Pre A"), ("1", "Do B")]
+    assert data.n_unlabelled == 1
+    asked = []
+
+    def read(_where, **options):
+        asked.append((options["config"], options["split"]))
+        return rows
+
+    monkeypatch.setattr("modelassay.guard_bench.suites.read_dataset", read)
+    read_suite("jailbreak", "JailbreakBench/JBB-Behaviors", config="judge_comparison")
+    assert asked == [("judge_comparison", "test")]

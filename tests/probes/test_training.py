@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from modelassay.errors import InputError
 from modelassay.guard import Guard
 from modelassay.probes import (
     evaluate_probe,
@@ -52,7 +53,10 @@ def test_a_head_serves_what_it_was_trained_on(tiny, trained_heads, kind, at):
     record = probe_record(model, "a", heads)
     folder = store_probe(record, {place: each.head for place, each in heads.items()})
     probe = load_probe(folder)
-    result = evaluate_probe(probe, model, rows, at)
+    with pytest.raises(InputError, match="All 60 rows are of prompts that the probe a was"):
+        evaluate_probe(probe, model, rows, at)
+    result = evaluate_probe(probe, model, [*rows, *exchanges(seed=1)], at)
+    assert (result.metrics.n, result.n_seen) == (60, 60)
     assert result.metrics.auroc > 0.9
     frame = result.to_dataframe().set_index("source")
     assert dict(frame["n"]) == {name: row["n"] for name, row in result.by_source.items()}

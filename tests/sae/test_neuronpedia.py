@@ -54,6 +54,7 @@ def test_odd_rows_are_left_out(neuronpedia):
     rows = [
         None,
         {"index": "3", "layer": "9-other", "explanations": [{"description": "not ours"}]},
+        {"index": "2", "modelId": "big", "explanations": [{"description": "another model's"}]},
         {"index": True, "explanations": [{"description": "no number"}]},
         {"index": "-1", "explanations": [{"description": "no feature"}]},
         {"index": 4, "explanations": "none"},

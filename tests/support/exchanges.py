@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from modelassay.classifier.training import TrainingRecipe
-from modelassay.data.labelled import LABELS, LabelledExchange
+from modelassay.data.labelled import LabelledExchange
+from modelassay.data.labels import LABELS
 
 WORDS = {
     "safe_compliance": ["garden", "flour", "window", "river", "train", "pencil"],
@@ -30,8 +31,8 @@ def name_of(number: int) -> str:
     return " ".join(digest[i : i + 8] for i in range(0, 32, 8))
 
 
-def synthetic(n: int, seed: int = 0) -> list[LabelledExchange]:
-    """Rows whose class shows in their words; each prompt occurs once in each class."""
+def synthetic(n: int, seed: int = 0, first: int = 0) -> list[LabelledExchange]:
+    """Rows whose class shows in their words; each prompt, from number `first`, once a class."""
     draw = random.Random(seed)  # noqa: S311
     rows = []
     for i in range(n):
@@ -39,7 +40,7 @@ def synthetic(n: int, seed: int = 0) -> list[LabelledExchange]:
         words = [draw.choice([*WORDS[label], *FILLER]) for _ in range(draw.randrange(8, 20))]
         words[0] = draw.choice(WORDS[label])
         unsafe = label == "unsafe_compliance"
-        prompt = name_of(i // 3)
+        prompt = name_of(first + i // 3)
         rows.append(LabelledExchange(prompt, " ".join(words), unsafe, label, "made up"))
     return rows
 

@@ -29,7 +29,7 @@ def exchanges(n=60, seed=0):
 def write(path, rows):
     lines = [
         json.dumps(
-            {"prompt": r.prompt, "response": r.response, "label": int(r.unsafe), "source": r.source}
+            {"prompt": r.prompt, "response": r.response, "label": r.unsafe, "source": r.source}
         )
         for r in rows
     ]

@@ -47,6 +47,16 @@ def test_ams_baselines_are_imported_and_prove_nothing(ams_baseline, tiny_folder,
     assert verify(str(tiny_folder("gpt2")), "owner--tiny").kind is Kind.OTHER_ARCHITECTURE
 
 
+def test_what_of_an_ams_baseline_is_not_used_is_named(ams_baseline, caplog):
+    values = json.loads(ams_baseline.read_text())
+    values |= {"model_hash": "abc", "notes": "x"}
+    values["separations"]["truthfulness"] = 1.0
+    ams_baseline.write_text(json.dumps(values))
+    import_baseline(ams_baseline)
+    for field in ("model_hash", "notes", "model_info.vocab_size", "separations.truthfulness"):
+        assert field in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

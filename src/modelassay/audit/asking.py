@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from modelassay.audit.blinding import Name
-from modelassay.audit.values import mean, rate
+from modelassay.audit.values import mean, note_on_pairs, rate
 from modelassay.audit.work import NAMES, Work
 from modelassay.diff.behaviour import compare_behaviour, token_kl
 from modelassay.diff.reading import encode_contrasts, read_contrasts
@@ -19,7 +20,7 @@ from modelassay.files.provenance import redact, text_hash
 from modelassay.measures.refusal import ANSWER_TOKENS, refuses
 from modelassay.reading.generation import Response
 from modelassay.reading.prompts import Encoded, encode_chat
-from modelassay.triage import TrainingRow, redaction_for
+from modelassay.triage import TrainingRow, harmful_responses, redaction_for
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Prompts = Annotated[list[Text], Field(min_length=1, description="What a user says, one each.")]
@@ -35,6 +36,7 @@ SuiteName = Annotated[
 ]
 GROUPS: tuple[Group, ...] = ("harmful", "harmless", "neutral")
 RESPONSE_TOKENS = 24
+THINKS = "A model thinks before it answers, so first tokens do not tell whether it refuses."
 
 
 def query_models(
@@ -46,12 +48,12 @@ def query_models(
 ) -> dict[str, Any]:
     """Ask one or both models and read their greedy responses, each through its own chat template.
 
-    A response says whether it refuses. Where texts are redacted, responses to prompts that look
-    harmful are given as hashes; refusals are shown.
+    A response says whether it refuses. Where texts are redacted, responses that help with harm, and
+    those to prompts that look harmful, are given as hashes; refusals are shown.
     """
     asked = prompts_of(prompts, system)
     responses = _responses(work, asked, which, max_new_tokens)
-    hidden = looks_harmful(work, asked)
+    hidden = what_is_hidden(work, asked, responses)
     return {**_answered(asked, responses, hidden), "max_new_tokens": max_new_tokens}
 
 
@@ -75,10 +77,8 @@ def run_prompt_suite(
         raise InputError(f"The suite has {len(found)} prompts; start below that.")
     asked = found[start : start + count]
     responses = _responses(work, asked, which, max_new_tokens)
-    hidden = [work.config.redact and prompt.group == "harmful" for prompt in asked]
-    if work.is_own_file(suite):  # whose groups are the auditor's own word
-        harmful = looks_harmful(work, asked)
-        hidden = [one or other for one, other in zip(hidden, harmful, strict=True)]
+    # The groups of a file of the auditor's are the auditor's own word.
+    hidden = what_is_hidden(work, asked, responses, groups_known=not work.is_own_file(suite))
     return {
         "suite": suite,
         "start": start,
@@ -145,7 +145,7 @@ def _on_prompts(work: Work, suite: Suite, answers: bool) -> dict[str, Any]:
             "on_answers": found.kl_response,
             "quantiles": found.kl_quantiles,
         },
-        "refusal_log_odds": {}
+        "refusal_log_odds": {"note": THINKS}
         if found.thinks
         else {group: _both(a[rows], b[rows]) for group, rows in groups.items()},
         "refusals": {
@@ -156,6 +156,7 @@ def _on_prompts(work: Work, suite: Suite, answers: bool) -> dict[str, Any]:
                 "only_B_refuses": each.gained,
                 "p_value": each.p_value,
                 "n": each.n,
+                **note_on_pairs(each.n),
             }
             for group, each in found.refusals.items()
         },
@@ -233,17 +234,17 @@ def _responses(
 
 
 def _answered(
-    asked: Sequence[SuitePrompt], responses: dict[Name, list[Response]], hidden: Sequence[bool]
+    asked: Sequence[SuitePrompt], responses: dict[Name, list[Response]], hidden: Hidden
 ) -> dict[str, Any]:
     rows = []
     for i, prompt in enumerate(asked):
-        hide = hidden[i]
-        each = {name: said[i] for name, said in responses.items()}
+        each: dict[Name, Response] = {name: said[i] for name, said in responses.items()}
         row: dict[str, Any] = {"sha256": text_hash(prompt.text), "group": prompt.group}
-        row["prompt"] = redact(prompt.text) if hide else prompt.text
+        row["prompt"] = redact(prompt.text) if hidden.prompts[i] else prompt.text
         if prompt.system:
             row["system"] = prompt.system
-        row |= {name: _shown(response, hide) for name, response in each.items()}
+        for name, response in each.items():
+            row[name] = _shown(response, hidden.responses[name][i])
         if len(each) == 2:
             row["same"] = len({response.text for response in each.values()}) == 1
         rows.append(row)
@@ -257,12 +258,62 @@ def _answered(
 def _shown(response: Response, hide: bool) -> dict[str, Any]:
     """Whether it refuses, null for a thought that did not end; and the text."""
     refused, text = refuses(response), response.text
-    return {"refused": refused, **(redact(text) if hide and not refused else {"text": text})}
+    return {"refused": refused, **(redact(text) if hide else {"text": text})}
 
 
-def _refusals(responses: Sequence[Response]) -> dict[str, Any] | None:
+def _refusals(responses: Sequence[Response]) -> dict[str, Any]:
     judged = [refused for r in responses if (refused := refuses(r)) is not None]
     return rate(sum(judged), len(judged))
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Which texts are given as hashes."""
+
+    prompts: Sequence[bool]
+    responses: Mapping[Name, Sequence[bool]]
+
+
+def what_is_hidden(
+    work: Work,
+    asked: Sequence[SuitePrompt],
+    responses: Mapping[Name, Sequence[Response]],
+    *,
+    groups_known: bool = False,
+) -> Hidden:
+    """What of prompts and responses is not to be shown where texts are redacted.
+
+    A response is hidden if it is judged to help with harm, whatever was asked and however it
+    begins, and if it does not refuse what looks harmful. A prompt is hidden by its group, or if it
+    looks harmful and no response to it says otherwise: a harmless one is answered, and the answer
+    helps with no harm.
+
+    Args:
+        work: The audit's.
+        asked: The prompts.
+        responses: Of each model, one a prompt.
+        groups_known: The groups of the prompts are to be relied on; else only `harmful` is.
+    """
+    n = len(asked)
+    if not work.config.redact:
+        return Hidden([False] * n, {name: [False] * n for name in responses})
+    by_group = [prompt.group == "harmful" for prompt in asked]
+    looks = [False] * n if groups_known else looks_harmful(work, asked)
+    found: dict[Name, list[bool]] = {}
+    doubted = [False] * n
+    for name, said in responses.items():
+        refused = [refuses(response) for response in said]
+        pairs = [(prompt.text, each.text) for prompt, each in zip(asked, said, strict=True)]
+        judged = harmful_responses(pairs)
+        unsafe = judged or [False] * n  # without the classifier all prompts look harmful
+        found[name] = [
+            unsafe[i] or ((by_group[i] or looks[i]) and not refused[i]) for i in range(n)
+        ]
+        doubted = [
+            doubted[i] or judged is None or unsafe[i] or refused[i] is not False for i in range(n)
+        ]
+    prompts = [by_group[i] or (looks[i] and doubted[i]) for i in range(n)]
+    return Hidden(prompts, found)
 
 
 def looks_harmful(work: Work, asked: Sequence[SuitePrompt]) -> list[bool]:

@@ -3,6 +3,10 @@
 Not blind, A is the base and B the candidate. Blind, a draw decides that depends on the config's
 seed and on the two models, so that it stays the same over restarts and cannot be guessed without
 the seed.
+
+An id is withheld where it stands as one. A part of it that is an ordinary word (the `safe` of
+`organism:safe`) is in many texts that do not mean the model: a mark in its place would tell the id.
+So such a word is withheld only where a field names a model by it.
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ Name = Literal["A", "B"]
 WITHHELD = "[withheld]"
 SHORTEST = 4
 """Characters of a name that is withheld: shorter ones are in every text."""
-PLAIN = {"base", "candidate", "model", "adapter", "organism", "text", "data", "name"}
-"""Words that reports use themselves; as the name of a folder they tell nothing."""
+NAMING = ("model", "model_id", "id", "base", "candidate", "adapter", "path", "folder", "source")
+"""Fields that may name a model."""
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "NEURONPEDIA_API_KEY")
 
 
@@ -35,6 +39,8 @@ class Blinding:
     blind: bool
     pattern: re.Pattern[str] | None
     """Finds what is withheld; None where nothing is."""
+    words: frozenset[str] = frozenset()
+    """Ordinary words that are withheld only as the whole value of a field that names a model."""
 
     def role(self, name: Name) -> Role:
         """Base or candidate."""
@@ -54,14 +60,20 @@ class Blinding:
         """Text without what is withheld; the mark does not tell which model was meant."""
         return self.pattern.sub(WITHHELD, text) if self.pattern else text
 
-    def value(self, value: Any) -> Any:
-        """The same for all texts of a JSON value, keys included."""
-        if self.pattern is None:
-            return value
+    def value(self, value: Any, field: str = "") -> Any:
+        """The same for all texts of a JSON value, keys included.
+
+        Args:
+            value: Of JSON.
+            field: Under which it stands.
+        """
         if isinstance(value, str):
-            return self.text(value)
+            named = field in NAMING and value.strip().lower() in self.words
+            return WITHHELD if named else self.text(value)
         if isinstance(value, dict):
-            return {self.text(str(key)): self.value(entry) for key, entry in value.items()}
+            return {
+                self.text(str(key)): self.value(entry, str(key)) for key, entry in value.items()
+            }
         if isinstance(value, list | tuple):
             return [self.value(entry) for entry in value]
         return value
@@ -69,14 +81,17 @@ class Blinding:
 
 def blinding_for(config: AuditConfig) -> Blinding:
     """The names of an audit."""
-    secrets = {os.environ[name] for name in TOKENS if len(os.environ.get(name, "")) >= 8}
+    tokens = {os.environ[name] for name in TOKENS if len(os.environ.get(name, "")) >= 8}
     if not config.blind:
-        return Blinding("base", False, _pattern(secrets))
+        return Blinding("base", False, _pattern(tokens, set()))
     told = (config.base, config.base_adapter, config.candidate, config.candidate_adapter)
     drawn = hashlib.sha256(repr((config.seed, *told)).encode()).digest()[0]
+    spellings: set[str] = set()
     for reference in (*told, config.training_data, config.sae):
-        secrets |= _spellings(reference) if reference else set()
-    return Blinding("base" if drawn % 2 == 0 else "candidate", True, _pattern(secrets))
+        spellings |= _spellings(reference) if reference else set()
+    words = frozenset(name.lower() for name in spellings if name.isalpha())
+    pattern = _pattern(tokens, {name for name in spellings if not name.isalpha()})
+    return Blinding("base" if drawn % 2 == 0 else "candidate", True, pattern, words)
 
 
 def _spellings(reference: str) -> set[str]:
@@ -89,11 +104,16 @@ def _spellings(reference: str) -> set[str]:
         found |= {str(path.absolute()), str(path.resolve()), path.name, path.resolve().name}
     elif "/" in reference:
         found |= {plain.rsplit("/", 1)[-1], plain.replace("/", "--")}
-    return {name for name in found if len(name) >= SHORTEST and name.lower() not in PLAIN}
+    return {name for name in found if len(name) >= SHORTEST}
 
 
-def _pattern(secrets: set[str]) -> re.Pattern[str] | None:
-    if not secrets:
-        return None
-    longest_first = sorted(secrets, key=lambda name: (-len(name), name))
-    return re.compile("|".join(re.escape(name) for name in longest_first), re.IGNORECASE)
+def _pattern(tokens: set[str], names: set[str]) -> re.Pattern[str] | None:
+    """Finds tokens wherever they are, and names that are no part of a longer word."""
+    parts = [rf"(?<![^\W_])(?:{_any_of(names)})(?![^\W_])"] if names else []
+    parts += [_any_of(tokens)] if tokens else []
+    return re.compile("|".join(parts), re.IGNORECASE) if parts else None
+
+
+def _any_of(texts: set[str]) -> str:
+    longest_first = sorted(texts, key=lambda text: (-len(text), text))
+    return "|".join(re.escape(text) for text in longest_first)

@@ -16,6 +16,7 @@ from modelassay.audit.asking import (
     looks_harmful,
     prompts_of,
     spread,
+    what_is_hidden,
 )
 from modelassay.audit.blinding import Name
 from modelassay.audit.values import mean
@@ -169,7 +170,8 @@ def differential_feature_analysis(
 
     Paired sign flips over prompts, corrected for the number of features (Benjamini & Hochberg).
     Give prompts (six or more, better forty) or a suite. Differences are B minus A; q below 0.05 is
-    significant.
+    significant. Features that differ on too few prompts are `untested`: they may be chance. Where
+    the prompts cannot show any change, `note` says so, and no finding is not "nothing changed".
     """
     if (prompts is None) == (suite is None):
         raise InputError("Give either `prompts` or `suite`.")
@@ -187,9 +189,8 @@ def differential_feature_analysis(
     shown = replace(read.matched, tokens=tuple(HIDDEN if hide else text for text, hide in pairs))
     a, b = (replace(read.by_name[name], matched=shown) for name in NAMES)
     found = compare_features(a, b, sae, reported=k)
-    named = {
-        label["feature"]: label for label in label_rows(work, [c.feature for c in found.features])
-    }
+    listed = [*found.features, *found.untested]
+    named = {label["feature"]: label for label in label_rows(work, [c.feature for c in listed])}
     return {
         **_about(sae),
         "n": len(asked),
@@ -202,6 +203,10 @@ def differential_feature_analysis(
         "moved": found.moved,
         "explained_of_change": found.explained_of_change,
         "features": [_change(change, named[change.feature]) for change in found.features],
+        "n_untested": found.n_untested,
+        "untested": [_untested(change, named[change.feature]) for change in found.untested],
+        "finest_q": found.finest_q,
+        "note": found.too_few,
     }
 
 
@@ -226,7 +231,7 @@ def specific_feature_activations(
     a, b = (look.fired[name].of(features) for name in NAMES)
     owners = look.read.matched.owners().numpy()
     # Token by token a response is told whole.
-    hidden = [False] * len(look.asked) if part == "prompt" else looks_harmful(work, look.asked)
+    hidden = [False] * len(look.asked) if part == "prompt" else _hidden(work, look.asked, look.read)
     rows = []
     for i, prompt in enumerate(look.asked):
         here = np.flatnonzero((owners == i) & look.keep)
@@ -322,12 +327,19 @@ def weight_diff_summary(
     }
 
 
+def _hidden(work: Work, asked: Sequence[SuitePrompt], read: ModelReadings) -> list[bool]:
+    """Whether a prompt looks harmful, or a response to it that was read helps with harm."""
+    looks = looks_harmful(work, asked)
+    judged = what_is_hidden(work, asked, read.responses, groups_known=True).responses.values()
+    return [any(each) for each in zip(looks, *judged, strict=True)]
+
+
 def _hidden_responses(work: Work, asked: Sequence[SuitePrompt], read: ModelReadings) -> np.ndarray:
-    """Bool [token], tokens of responses to prompts that look harmful: one by one they tell."""
+    """Bool [token], tokens of responses that are hidden: one by one they tell."""
     in_response = read.matched.in_response().numpy()
     if not in_response.any():
         return in_response
-    return in_response & np.array(looks_harmful(work, asked))[read.matched.owners().numpy()]
+    return in_response & np.array(_hidden(work, asked, read))[read.matched.owners().numpy()]
 
 
 def _fails_on(a: float, b: float) -> str | None:
@@ -348,3 +360,10 @@ def _change(change: FeatureChange, label: dict[str, Any]) -> dict[str, Any]:
     """A change with the models' names in place of their roles."""
     values = published(asdict(change), base="A", candidate="B", difference="B_minus_A")
     return {key: value for key, value in values.items() if key not in ("sae", "layer")} | label
+
+
+def _untested(change: FeatureChange, label: dict[str, Any]) -> dict[str, Any]:
+    """A difference as it was measured, without the statistics that take more prompts."""
+    kept = ("feature", "part", "A", "B", "B_minus_A", "moved", "n_prompts", "n_differ", "tokens")
+    values = _change(change, label)
+    return {key: values[key] for key in kept} | label

@@ -14,6 +14,8 @@ DEEPEST = 4
 KEPT_ENTRIES = 3
 """Entries of a list whose numbers are kept."""
 KEPT_KEYS = 40
+LEVEL = 0.05
+"""Below it a p-value counts."""
 
 
 def plain(value: Any, longest: int) -> Any:
@@ -67,15 +69,25 @@ def numbers_of(value: Any, depth: int = 0) -> Any:
     return None
 
 
-def rate(k: int, n: int) -> dict[str, Any] | None:
-    """A share with its count and 95% Wilson interval; None of nothing."""
+def rate(k: int, n: int) -> dict[str, Any]:
+    """A share with its count and 95% Wilson interval; of nothing there is none, and it says so."""
     if n == 0:
-        return None
+        found: dict[str, Any] = {"k": 0, "n": 0, "rate": None, "interval": None}
+        return found | {"note": "Nothing here could be judged, so there is no rate."}
     return {"k": k, "n": n, "rate": k / n, "interval": list(wilson_interval(k, n))}
 
 
 def mean(values: Any) -> dict[str, Any]:
     """A mean over prompts [n] with its 95% t-interval, which takes two prompts."""
     found = mean_change(values)
-    interval = None if found.interval is None else list(found.interval)
-    return {"mean": found.mean, "interval": interval, "n": found.n}
+    if found.interval is None:
+        note = "One prompt gives no interval: how far others differ is not known."
+        return {"mean": found.mean, "interval": None, "n": found.n, "note": note}
+    return {"mean": found.mean, "interval": list(found.interval), "n": found.n}
+
+
+def note_on_pairs(n: int) -> dict[str, str]:
+    """What to know of a test of n pairs (McNemar's) that too few pairs were given for."""
+    if 2.0 ** (1 - n) < LEVEL:
+        return {}
+    return {"note": f"{n} prompts cannot give a p-value below {LEVEL}; more prompts can tell."}

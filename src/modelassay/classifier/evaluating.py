@@ -11,6 +11,7 @@ responses would interrupt far more often than it says.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,11 +27,17 @@ from modelassay.classifier.record import (
     ThresholdRates,
     write_record,
 )
-from modelassay.data.labelled import LABELS, LabelledExchange, prompt_groups, require_classes
+from modelassay.data.fingerprints import Unseen, unseen
+from modelassay.data.labelled import LabelledExchange, prompt_groups, require_classes
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError
 from modelassay.statistics import cluster_interval, rank_auroc, threshold_at, wilson_interval
 
+log = logging.getLogger(__name__)
+
 BINARY = ("safe", "unsafe")
+LEARNT_FROM = ("train", "validation")
+OTHERS = "on prompts that it was not trained on"
 DEFAULT_RATE = 0.01
 
 
@@ -40,7 +47,7 @@ def evaluate(
     *,
     groups: np.ndarray | None = None,
 ) -> ClassifierMetrics:
-    """Scores a classifier on exchanges that it was not trained on.
+    """Scores a classifier on exchanges of prompts that it was not trained on; others are left out.
 
     Args:
         classifier: What is scored.
@@ -48,14 +55,32 @@ def evaluate(
         groups: int [row], equal for rows that are not independent; None finds them by prompt.
 
     Raises:
-        InputError: there are no safe or no unsafe rows.
+        InputError: there are no safe or no unsafe rows, or none that it was not trained on.
     """
-    require_classes(rows, (True, False), "Scoring a classifier")
+    left = unseen_rows(classifier, rows)
+    rows = [rows[i] for i in left.rows]
+    groups = None if groups is None else groups[list(left.rows)]
+    require_classes(rows, (True, False), f"Scoring a classifier ({OTHERS})")
     pairs = [(row.prompt, row.response) for row in rows]
     probabilities = classifier.predict(pairs, whole=True)
     if groups is None:
         groups = prompt_groups([row.prompt for row in rows])
-    return score(probabilities, rows, groups)
+    return score(probabilities, rows, groups).model_copy(update={"n_seen": left.n_seen})
+
+
+def unseen_rows(classifier: ExchangeClassifier, rows: Sequence[LabelledExchange]) -> Unseen:
+    """The rows whose prompts neither trained a classifier nor told when to stop.
+
+    Raises:
+        InputError: there are none.
+    """
+    learnt = [classifier.record.data.parts.get(name) for name in LEARNT_FROM]
+    parts = [part for part in learnt if isinstance(part, dict)]
+    known = [each for part in parts if isinstance(each := part.get("prompts"), str)]
+    prompts = "".join(known) if known and len(known) == len(parts) else None
+    left = unseen(rows, prompts, [part.get("sha256") for part in parts])
+    left.require(classifier.id, f"modelassay classifier show {classifier.id}")
+    return left
 
 
 def score(
@@ -222,7 +247,7 @@ def recalibrate(
 
     Args:
         classifier: What is calibrated.
-        rows: Exchanges that it was not trained on.
+        rows: Exchanges; those of prompts that it was trained on are left out.
         rate: Target share of benign streams that are blocked.
         out: New folder for a copy with the new threshold; None changes the classifier's own, which
             must be a folder of the user's.
@@ -238,7 +263,10 @@ def recalibrate(
         raise InputError(f"{classifier.id} is not yours to change; give a new folder with --out.")
     if out is not None and out.exists():
         raise InputError(f"{out} exists already; give a new folder for --out.")
-    record = calibrated(classifier, rows, rate)
+    left = unseen_rows(classifier, rows)
+    if left.n_seen:
+        log.warning("%d rows are left out: the classifier learnt from their prompts.", left.n_seen)
+    record = calibrated(classifier, [rows[i] for i in left.rows], rate)
     if out is None:
         write_record(classifier.folder, record)
         return record

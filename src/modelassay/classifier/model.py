@@ -30,7 +30,7 @@ from modelassay.classifier.record import (
     check_classifier,
     find_classifier,
 )
-from modelassay.data.labelled import LABELS
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError, first_line
 from modelassay.models.embedded import ENCODER_ID, ensure_encoder
 from modelassay.models.explain import explain_loading

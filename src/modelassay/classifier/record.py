@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modelassay.artifacts import REFERENCE, Found, Kind, Origin, Store, write_lines
 from modelassay.classifier.encoding import MIN_LENGTH
-from modelassay.data.labelled import LABELS
+from modelassay.data.fingerprints import told
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import Sha256, Share
@@ -104,6 +105,8 @@ class ClassifierMetrics(_Part, Report):
     """Independent ones: near-duplicates count once."""
     confusion: dict[Text, dict[Text, int]]
     """Rows by true class, then by predicted class."""
+    n_seen: int | None = Field(default=None, ge=0)
+    """Rows left out because the classifier learnt from their prompts; None if that is unknown."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
@@ -126,6 +129,7 @@ class ClassifierMetrics(_Part, Report):
         table = Table(columns(*names, right=range(1, 5)), rows, lambda: records)
         facts = [
             ("rows", f"{self.n}, of {self.n_prompts} prompts"),
+            ("left out", told(self.n_seen)),
             ("macro-F1", with_interval(self.macro_f1, self.intervals["macro_f1"], ".3f")),
             ("AUROC", with_interval(self.auroc, self.intervals["auroc"], ".3f")),
         ]

@@ -41,14 +41,15 @@ from modelassay.classifier.record import (
     TrainedOn,
     write_record,
 )
+from modelassay.data.fingerprints import fingerprints
 from modelassay.data.labelled import (
-    LABELS,
     LabelledExchange,
     data_hash,
     hold_out,
     prompt_groups,
     require_classes,
 )
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions
 from modelassay.hub import check_weight_files, fetch_model
@@ -348,7 +349,7 @@ def train_classifier(
         outcome = fit(trainee, learnt, watched, partial, on_step)
         record = _save(trainee, partial).model_copy(
             update={
-                "data": _trained_on(rows, parts),
+                "data": _trained_on(rows, parts, group_by),
                 "training": asdict(recipe) | outcome,
                 "versions": installed_versions("modelassay", "torch", "transformers", "peft"),
             }
@@ -365,7 +366,10 @@ def train_classifier(
     return out
 
 
-def _trained_on(rows: Sequence[LabelledExchange], parts: Parts) -> TrainedOn:
+def _trained_on(
+    rows: Sequence[LabelledExchange], parts: Parts, group_by: Sequence[str] | None
+) -> TrainedOn:
+    prompts = list(group_by) if group_by else [row.prompt for row in rows]
     named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
     return TrainedOn(
         sources=tuple(sorted({row.source[:300] for row in rows})),
@@ -375,6 +379,7 @@ def _trained_on(rows: Sequence[LabelledExchange], parts: Parts) -> TrainedOn:
                 "n_prompts": len(np.unique(parts.groups[part])),
                 "classes": {label: sum(rows[i].label == label for i in part) for label in LABELS},
                 "sha256": data_hash(rows[i] for i in part),
+                "prompts": fingerprints(prompts[i] for i in part),
             }
             for name, part in named.items()
         },

@@ -43,12 +43,13 @@ class Labelled:
         typer.Option(metavar="DATA", help="Rows with prompt, response, label: a file or a Hub id."),
     ]
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train"
+    labels: options.Labels = None
     device: options.Device = "auto"
     token: options.Token = None
 
     def read(self) -> list[LabelledExchange]:
         """The rows."""
-        return _read(self.data, self.split, self.token)
+        return _read(self.data, self.split, self.labels, self.token)
 
     def load(self) -> ExchangeClassifier:
         """The classifier."""
@@ -68,6 +69,7 @@ def train_command(
         list[str] | None,
         typer.Option(metavar="DATA", help="Labelled rows; may be repeated. Else the recipe."),
     ] = None,
+    labels: options.Labels = None,
     folder: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="The recipe's public sets, when there is no --data."),
@@ -109,7 +111,7 @@ def train_command(
     with progress() as on_progress:
         group_by = None
         if data:
-            rows = [row for where in data for row in _read(where, "train", token)]
+            rows = [row for where in data for row in _read(where, "train", labels, token)]
         else:
             from modelassay.classifier.recipe import recipe_rows
 
@@ -183,10 +185,11 @@ def _existing(folder: Path | None) -> Path:
     return folder
 
 
-def _read(where: str, split: str, token: str | None) -> list[LabelledExchange]:
+def _read(where: str, split: str, labels: str | None, token: str | None) -> list[LabelledExchange]:
     from modelassay.data.labelled import read_labelled
+    from modelassay.data.labels import check_scheme
 
-    return read_labelled(where, split=split, token=token)
+    return read_labelled(where, split=split, labels=check_scheme(labels), token=token)
 
 
 def _check_rate(rate: float) -> None:

@@ -43,6 +43,7 @@ def list_command(
             "version": concept.version,
             "modes": [mode for mode, names in MODES.items() if concept.name in names],
             "control": concept.control,
+            "min_separation": concept.min_separation,
             "description": concept.description,
         }
         for concept in found.values()

@@ -105,6 +105,7 @@ class Measures:
             " unsafe count as harmful. May be repeated.",
         ),
     ] = None
+    labels: options.Labels = None
     responses: Annotated[
         int,
         typer.Option(
@@ -132,10 +133,12 @@ class Measures:
             InputError: a suite or a data file cannot be read.
             UnavailableError: the Hub cannot be reached.
         """
+        from modelassay.data.labels import check_scheme
         from modelassay.diff.suites import join_suites, load_suite, read_prompts
 
+        labels = check_scheme(self.labels)
         found = [load_suite(where) for where in self.suite or ["default"]]
-        found += [read_prompts(where, token=self.token) for where in self.data or ()]
+        found += [read_prompts(where, labels=labels, token=self.token) for where in self.data or ()]
         return join_suites(found) if len(found) > 1 else found[0]
 
     def open_saes(self, base: str) -> tuple[SAE, ...]:

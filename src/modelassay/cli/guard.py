@@ -41,6 +41,7 @@ class Asked:
     ] = None
     config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None
     split: Annotated[str | None, typer.Option(help="Split of a Hub data set.")] = None
+    labels: options.Labels = None
     limit: Annotated[int | None, typer.Option(min=1, help="Most prompts.")] = None
 
 

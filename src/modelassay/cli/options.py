@@ -49,6 +49,14 @@ Token = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the repository's own Python code.")
 ]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="binary|three-class",
+        help="What the labels 0 and 1 mean: safe and unsafe, or with 2 response, refusal and"
+        " unsafe response; else the data tells.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 HtmlReport = Annotated[

@@ -40,6 +40,7 @@ class RowOptions:
     ] = None
     config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train"
+    labels: options.Labels = None
     token: options.Token = None
 
     def __bool__(self) -> bool:
@@ -48,8 +49,10 @@ class RowOptions:
     def read(self, at: Any) -> list[LabelledExchange]:
         """All of them, for a probe that reads there."""
         from modelassay.data.labelled import read_labelled
+        from modelassay.data.labels import check_scheme
 
         how: dict[str, Any] = {"config": self.config, "split": self.split, "token": self.token}
+        how["labels"] = check_scheme(self.labels)
         return [row for where in self.data or () for row in read_labelled(where, at=at, **how)]
 
 

@@ -317,7 +317,7 @@ def _import_explanations(sae: Any, online: bool, export: Path | None) -> int | N
     if known is None:
         raise InputError(f"Neuronpedia does not know {sae.name}; label it with --data.")
     if export is not None:
-        import_export(export, known)
+        import_export(export, known, sae.width)
     if online:
         fetch_explanations(known, range(sae.width))
     return len(cached_explanations(known))

@@ -22,7 +22,7 @@ from modelassay.data.attacks import (
     load_attacks,
 )
 from modelassay.data.exchanges import numbered_rows, text_of
-from modelassay.data.labelled import UNSAFE_NAMES
+from modelassay.data.labels import UNSAFE_NAMES
 from modelassay.data.layouts import SYSTEM
 from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
@@ -120,20 +120,34 @@ def read_attack_suite(
         raise InputError(f"{source} holds ready pairs; requests are for files of templates.")
     rows: list[tuple[str, Row]] = []
     for number, row in numbered_rows(where, config=config, split=split, token=token):
-        rows += _unfolded(row, f"Row {number} of {source}")
+        rows += unfolded(row, f"Row {number} of {source}")
         if len(rows) > MAX_PAIRS:
             raise InputError(f"{source} has more than {MAX_PAIRS} pairs; give a part of it.")
     if not rows:
         raise InputError(f"{source} has no rows.")
-    columns = _columns([row for _, row in rows], source)
+    columns = attacked_columns([row for _, row in rows])
+    if columns is None:
+        found = ", ".join(sorted({name for _, row in rows[:1] for name in row}))[:120] or "none"
+        raise InputError(
+            f"{source} has the columns {found}; one of {'/'.join(PLAIN)} is needed with another of"
+            f" {'/'.join(JAILBROKEN)}, or a YAML file of templates."
+        )
     pairs = [pair for name, row in rows if (pair := _pair(row, name, *columns)) is not None]
     if not pairs:
         raise InputError(f"{source} has no attacked prompt that differs from its plain one.")
     return AttackSuite(source, _spread(pairs, per_attack), len(rows) - len(pairs))
 
 
-def _unfolded(row: Row, name: str) -> Iterable[tuple[str, Row]]:
-    """A row with its column names in lower case; an artifact of JailbreakBench as its rows."""
+def unfolded(row: Row, name: str) -> Iterable[tuple[str, Row]]:
+    """A row with its column names in lower case; an artifact of JailbreakBench as its rows.
+
+    Args:
+        row: Of a table.
+        name: What an error calls it.
+
+    Returns:
+        Names and rows.
+    """
     lower = {str(column).strip().lower(): value for column, value in row.items()}
     inside = lower.get("jailbreaks")
     if not isinstance(inside, list) or not all(isinstance(each, Mapping) for each in inside):
@@ -143,9 +157,13 @@ def _unfolded(row: Row, name: str) -> Iterable[tuple[str, Row]]:
     return [(f"Jailbreak {n} of {name}", {**method, **each}) for n, each in enumerate(inside, 1)]
 
 
-def _columns(rows: Sequence[Row], source: str) -> tuple[str, str]:
-    """The columns of plain and attacked requests: the first two that hold texts."""
-    held = {name for row in rows for name, value in row.items() if _is_text(value)}
+def attacked_columns(rows: Sequence[Row]) -> tuple[str, str] | None:
+    """The columns of plain and attacked requests: the first two that hold texts, if any do.
+
+    Args:
+        rows: With column names in lower case.
+    """
+    held = {name for row in rows for name, value in row.items() if is_text(value)}
     for plain in PLAIN:
         for attacked in JAILBROKEN:
             if plain == attacked or not {plain, attacked} <= held:
@@ -153,14 +171,11 @@ def _columns(rows: Sequence[Row], source: str) -> tuple[str, str]:
             # `attack` may but name the attack.
             if attacked != "attack" or _length(rows, attacked) > _length(rows, plain):
                 return plain, attacked
-    found = ", ".join(sorted({name for row in rows[:1] for name in row}))[:120] or "none"
-    raise InputError(
-        f"{source} has the columns {found}; one of {'/'.join(PLAIN)} is needed with another of"
-        f" {'/'.join(JAILBROKEN)}, or a YAML file of templates."
-    )
+    return None
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether a cell holds a text, and not a flag."""
     return isinstance(value, str) and value.strip().lower() not in FLAGS
 
 
@@ -172,7 +187,7 @@ def _pair(row: Row, name: str, plain: str, attacked: str) -> AttackedPrompt | No
     """One row, or None if nothing is attacked in it."""
     if not isinstance(row.get(attacked), str | None) or not isinstance(row.get(plain), str | None):
         raise InputError(f"{name}: `{plain}` and `{attacked}` must be texts.")
-    if not _is_text(row.get(attacked)):
+    if not is_text(row.get(attacked)):
         return None
     asked, jailbroken = (text_of(row.get(column), column, name) for column in (plain, attacked))
     system = next((row[field] for field in SYSTEM if row.get(field) not in (None, "")), None)
@@ -195,7 +210,7 @@ def _pair(row: Row, name: str, plain: str, attacked: str) -> AttackedPrompt | No
 def _label(row: Row, fields: Sequence[str], texts: Sequence[str]) -> str | None:
     """What the first of some columns says, in one line."""
     for field in fields:
-        if field not in texts and _is_text(row.get(field)):
+        if field not in texts and is_text(row.get(field)):
             return " ".join("".join(c if c.isprintable() else " " for c in row[field]).split())[:96]
     return None
 

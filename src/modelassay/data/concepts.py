@@ -10,6 +10,7 @@ from strangers: they are read without executing anything and every field is chec
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from modelassay.errors import InputError
 from modelassay.files import shipped
 from modelassay.files.provenance import json_hash
 from modelassay.files.records import first_problem
+
+log = logging.getLogger(__name__)
 
 CONCEPT_SCHEMA = "modelassay.concept/1"
 PROMPTS_SCHEMA = "modelassay.prompts/1"
@@ -105,8 +108,15 @@ class Concept(_Frozen):
     version: str = "1"
     control: bool = False
     """A harmless contrast, shown for scale and never judged."""
+    min_separation: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    """The σ from which ams-scanner passes a model; kept for it, and judged by nothing here."""
     provenance: Provenance = Provenance()
     pairs: tuple[ContrastPair, ...]
+
+    @model_serializer(mode="wrap")
+    def _without_threshold(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = dump(self)
+        return {k: v for k, v in fields.items() if k != "min_separation" or v is not None}
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Concept:
@@ -233,6 +243,8 @@ def concepts_for(mode: str, overlay: Mapping[str, Concept] | None = None) -> dic
 def load_concepts(path: str | Path) -> dict[str, Concept]:
     """Reads a concept file, in the project's format or in AMS's JSON.
 
+    What of it is not used, and what a reader will miss, is logged as a warning.
+
     Raises:
         InputError: one line naming the file and what is wrong with it.
     """
@@ -253,11 +265,30 @@ def _concepts_of(path: Path, data: dict[str, Any]) -> dict[str, Concept]:
     else:
         raise InputError(f"{path} has the unknown schema {schema!r}; expected {CONCEPT_SCHEMA}.")
     concepts = [_validate(Concept, path, entry) for entry in entries]
+    for concept, entry in zip(concepts, entries, strict=True):
+        for remark in _remarks(concept, entry):
+            log.warning("%s: %s %s", path, concept.name, remark)
     if not concepts:
         raise InputError(f"{path} holds no concept.")
     if repeated := _repeated([concept.name for concept in concepts]):
         raise InputError(f"{path} defines the concept {repeated!r} twice.")
     return {concept.name: concept for concept in concepts}
+
+
+def _remarks(concept: Concept, entry: Mapping[str, Any]) -> list[str]:
+    """What is said of a concept that was read: what it lacks, and what nothing is made of."""
+    unused = {str(key) for key in entry if key not in {*Concept.model_fields, "schema"}}
+    for pair in entry["pairs"]:
+        unused |= {f"pairs.{key}" for key in pair if key not in ContrastPair.model_fields}
+    found = [] if concept.description else ["has no `description`: reports name it alone."]
+    if concept.min_separation is not None:
+        found.append(
+            f"has a `min_separation` of {concept.min_separation:g}: it is kept for ams-scanner, and"
+            " no verdict here rests on it."
+        )
+    if unused:
+        found.append(f"has fields that are not used: {', '.join(sorted(unused))[:200]}.")
+    return found
 
 
 def load_prompts(path: str | Path) -> PromptSet:
@@ -363,7 +394,7 @@ def dump_concepts(concepts: Iterable[Concept], format: ConceptFormat) -> str:
         data: Any = {
             c.name: {
                 "description": c.description,
-                "min_separation": 3.5,
+                **({} if c.min_separation is None else {"min_separation": c.min_separation}),
                 "pairs": [{"positive": p.positive, "negative": p.negative} for p in c.pairs],
             }
             for c in concepts

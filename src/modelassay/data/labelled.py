@@ -1,10 +1,9 @@
 """Labelled exchanges: what probes and classifiers are trained and scored on.
 
 A row is an exchange in one of the layouts of `data.layouts`, such as `{"prompt", "response"}`, with
-a `label` and an optional `source`; the response may be empty where only the prompt is judged. A
-label is binary (0 or 1, true or false, safe or unsafe, benign or
-harmful) or one of three classes. Splits go by prompt, and prompts that nearly repeat each other go
-together: a row-wise split of data in which prompts recur measures memory.
+a `label` (see `data.labels`) and an optional `source`; the response may be empty where only the
+prompt is judged. Splits go by prompt, and prompts that nearly repeat each other go together: a
+row-wise split of data in which prompts recur measures memory.
 """
 
 from __future__ import annotations
@@ -14,29 +13,19 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from modelassay.data.exchanges import numbered_rows, text_of
-from modelassay.data.layouts import Conversation, conversation_of
+from modelassay.data.labels import Label, Scheme, ambiguous, label_of, scheme_of, unlabelled
 from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
 
 log = logging.getLogger(__name__)
 
-Label = Literal["safe_compliance", "safe_refusal", "unsafe_compliance"]
-LABELS: tuple[Label, ...] = get_args(Label)
 At = Literal["prompt", "answer"]
 
-LABEL_FIELDS = ("label", "label3", "unsafe")
-UNSAFE_NAMES = {"1": True, "true": True, "unsafe": True, "harmful": True} | {
-    "0": False,
-    "false": False,
-    "safe": False,
-    "benign": False,
-    "harmless": False,
-}
 NEAR_DUPLICATE = 0.8
 """Cosine of character 3- to 5-grams (tf-idf) from which two prompts count as one."""
 
@@ -60,6 +49,7 @@ def read_labelled(
     at: At = "answer",
     config: str | None = None,
     split: str = "train",
+    labels: Scheme | None = None,
     token: Any = None,
 ) -> list[LabelledExchange]:
     """Reads labelled rows from a JSON, JSONL, CSV or Parquet file or a Hub data set.
@@ -69,21 +59,29 @@ def read_labelled(
         at: `prompt` lets responses be empty.
         config: Configuration of a Hub data set.
         split: Split of a Hub data set.
+        labels: What the numbers 0, 1 and 2 stand for; None lets all rows together tell.
         token: Hub token, None for the stored one.
 
     Raises:
-        InputError: no such data, or a malformed row, which is named by its number.
+        InputError: no such data, a malformed row, which is named by its number, or labels 0 and 1
+            that could be of two classes or of three.
         UnavailableError: the Hub cannot be reached.
     """
     source = Path(where).name
-    rows = numbered_rows(where, config=config, split=split, token=token)
-    found = [to_labelled(row, f"Row {n} of {source}", at, source) for n, row in rows]
+    rows = list(numbered_rows(where, config=config, split=split, token=token))
+    scheme = labels or scheme_of(row for _, row in rows)
+    known = scheme or "binary"  # a malformed row is named first
+    found = [to_labelled(row, f"Row {n} of {source}", at, source, known) for n, row in rows]
     if not found:
         raise InputError(f"{where} has no rows.")
+    if scheme is None:
+        raise ambiguous(where)
     return found
 
 
-def to_labelled(row: Mapping[str, Any], name: str, at: At, source: str) -> LabelledExchange:
+def to_labelled(
+    row: Mapping[str, Any], name: str, at: At, source: str, scheme: Scheme
+) -> LabelledExchange:
     """One row as a `LabelledExchange`.
 
     Args:
@@ -91,12 +89,13 @@ def to_labelled(row: Mapping[str, Any], name: str, at: At, source: str) -> Label
         name: What an error calls the row.
         at: `prompt` lets the response be empty.
         source: Where the row does not say it itself.
+        scheme: What the numbers 0, 1 and 2 stand for.
 
     Raises:
         InputError: a field is missing or of the wrong kind.
     """
     prompt, response = _exchange(row, name, at)
-    label, unsafe = label_of(row, name)
+    label, unsafe = label_of(row, name, scheme)
     own = row.get("source")
     own = own if isinstance(own, str) and own.strip() else source
     return LabelledExchange(prompt, response, unsafe, label, own)
@@ -112,60 +111,6 @@ def _exchange(row: Mapping[str, Any], name: str, at: At) -> tuple[str, str]:
         )
     prompt = text_of(said.said_by("user"), "prompt", name)
     return prompt, text_of(said.taught, "response", name, may_be_empty=at == "prompt")
-
-
-def unlabelled(row: Mapping[str, Any], name: str) -> Conversation:
-    """What a row says, whatever its label; without turns if it has no known layout.
-
-    Args:
-        row: As this module describes, or a prompt alone.
-        name: What an error calls the row.
-
-    Raises:
-        InputError: a field is of the wrong kind.
-    """
-    bare = {field: value for field, value in row.items() if field not in LABEL_FIELDS}
-    return conversation_of(bare, name, _text, prompt_alone=True) or Conversation(())
-
-
-def _text(value: Any, field: str, name: str) -> str:
-    return text_of("" if value is None else value, field, name, may_be_empty=True)
-
-
-def _first(row: Mapping[str, Any], fields: Sequence[str]) -> Any:
-    given = (row[field] for field in fields if row.get(field) not in (None, ""))
-    return next(given, None)
-
-
-def label_of(row: Mapping[str, Any], name: str) -> tuple[Label | None, bool]:
-    """The class of a row, where it has three, and whether it is unsafe.
-
-    Args:
-        row: As this module describes.
-        name: What an error calls the row.
-
-    Raises:
-        InputError: it has no label, or none that is known.
-    """
-    value = _first(row, LABEL_FIELDS)
-    if "completion" in row and isinstance(value, bool):
-        raise InputError(
-            f"{name} has a `completion` and a `label` that is true or false, in which true means"
-            " a desired response (KTO); name the field `response` if it means an unsafe one."
-        )
-    if isinstance(value, str) and value in LABELS:
-        return value, value == "unsafe_compliance"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if value is None:
-        raise InputError(f"{name} has no `label`.")
-    key = str(value).strip().lower() if isinstance(value, str | bool | int) else ""
-    if key not in UNSAFE_NAMES:
-        raise InputError(
-            f"{name}: `label` must be 0 or 1, safe or unsafe, or one of {', '.join(LABELS)}; it is"
-            f" {str(value)[:40]!r}."
-        )
-    return None, UNSAFE_NAMES[key]
 
 
 def rows_at(rows: Sequence[LabelledExchange], at: At) -> list[LabelledExchange]:

@@ -26,7 +26,7 @@ from modelassay.report.json import published
 from modelassay.sae import SAE, SAES, find_sae, open_labels
 from modelassay.sae.firing import fire, mean_by_owner
 from modelassay.sae.lookup import known_texts
-from modelassay.statistics import benjamini_hochberg, sign_flip_p_values
+from modelassay.statistics import N_FLIPS_FINE, benjamini_hochberg, sign_flip_p_values
 
 Part = Literal["prompt", "answer"]
 MARGIN = 0.1
@@ -60,13 +60,21 @@ class FeatureChange:
     moved: float
     """|difference| times the length of the decoder's row: how far it moved the residual stream."""
     p_value: float
+    """NaN where it differs on fewer than `MIN_PROMPTS` prompts: it is not tested."""
     q_value: float
     n_prompts: int
     """Prompts on which the feature fires in either model."""
     tokens: tuple[str, ...]
     """Tokens on which it fires most, in the model in which it fires more."""
+    n_differ: int = 0
+    """Prompts on which it differs by more than rounding could make."""
     label: str | None = None
     """What it is known for; None where nobody has named it."""
+
+    @property
+    def finest_p(self) -> float:
+        """The smallest p-value that its prompts allow: one pattern of signs and its reverse."""
+        return max(2.0 ** (1 - self.n_differ), 1 / (N_FLIPS_FINE + 1))
 
     @property
     def effect_interval(self) -> tuple[float, float]:
@@ -102,12 +110,33 @@ class SAEDiff:
     """Share of the mean change of the residual stream that changes of features add up to."""
     features: tuple[FeatureChange, ...]
     """The significant ones first, each part by how far they moved the residual stream."""
+    n_untested: int = 0
+    """Feature and part that differ on too few prompts to be tested."""
+    untested: tuple[FeatureChange, ...] = ()
+    """Those of them that moved the residual stream most."""
+    finest_q: float | None = None
+    """The smallest q-value that these prompts could have given; None where none was tested."""
+
+    @property
+    def too_few(self) -> str | None:
+        """What to know where the prompts are too few to show a change."""
+        if not self.n_tested and self.n_untested:
+            return (
+                f"No feature was tested: {self.n_untested} differ, but each on fewer than"
+                f" {MIN_PROMPTS} prompts, which chance may do. More prompts can tell."
+            )
+        if self.finest_q is not None and self.finest_q >= Q_LEVEL:
+            return (
+                f"So few prompts cannot show a change: the smallest q-value that they allow is"
+                f" {self.finest_q:.2g}. More prompts can tell."
+            )
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values without the features."""
         values = published(asdict(self), sae="dictionary")
-        del values["features"]
-        return values
+        del values["features"], values["untested"]
+        return values | {"too_few": self.too_few}
 
 
 @dataclass(frozen=True)
@@ -178,19 +207,22 @@ def compare_features(
             a, b = before.means(keep), after.means(keep)
             changes += _changes(a, b, part, sae)
             active += int((np.diff((a + b).indptr) > 0).sum())
-    tested = len(changes)
-    changes = _with_q(changes, active)
+    untested = sorted((c for c in changes if np.isnan(c.p_value)), key=lambda c: -c.moved)
+    changes = _with_q([c for c in changes if not np.isnan(c.p_value)], active)
     significant = [c for c in changes if c.q_value < Q_LEVEL]
     changes.sort(key=lambda c: (c.q_value >= Q_LEVEL, -c.moved))
-    listed = [
-        replace(
-            change,
-            tokens=(after if change.difference > 0 else before).top_tokens(
-                change.feature, parts[change.part]
-            ),
+
+    def listed(found: Sequence[FeatureChange]) -> tuple[FeatureChange, ...]:
+        return tuple(
+            replace(
+                change,
+                tokens=(after if change.difference > 0 else before).top_tokens(
+                    change.feature, parts[change.part]
+                ),
+            )
+            for change in found[:reported]
         )
-        for change in changes[:reported]
-    ]
+
     return SAEDiff(
         sae=sae.name,
         layer=sae.layer,
@@ -200,11 +232,14 @@ def compare_features(
         broken=abs(after.explained - before.explained) > BROKEN,
         l0_base=before.values.nnz / len(x),
         l0_candidate=after.values.nnz / len(y),
-        n_tested=tested,
+        n_tested=len(changes),
         n_significant=len(significant),
         moved=sum(c.moved for c in significant) / float(x.norm(dim=-1).mean()),
         explained_of_change=_explained_of_change(sae, before, after, x, y),
-        features=tuple(listed),
+        features=listed(changes),
+        n_untested=len(untested),
+        untested=listed(untested),
+        finest_q=_finest_q(changes, active),
     )
 
 
@@ -221,19 +256,23 @@ def _changes(base: Any, candidate: Any, part: Part, sae: SAE) -> list[FeatureCha
     of_column = np.repeat(np.arange(shrunk.shape[1]), np.diff(shrunk.indptr))
     shrunk.data = np.sign(shrunk.data) * np.maximum(np.abs(shrunk.data) - margin[of_column], 0)
     shrunk.eliminate_zeros()
-    tested = np.flatnonzero(np.diff(shrunk.indptr) >= MIN_PROMPTS)
-    if not len(tested):
+    n_differ = np.diff(shrunk.indptr)
+    differ = np.flatnonzero(n_differ)
+    if not len(differ):
         return []
-    p_values = sign_flip_p_values(shrunk[:, tested])
+    tested = n_differ[differ] >= MIN_PROMPTS
+    p_values = np.full(len(differ), np.nan)
+    if tested.any():
+        p_values[tested] = sign_flip_p_values(shrunk[:, differ[tested]])
     n = difference.shape[0]
-    columns = difference[:, tested]
+    columns = difference[:, differ]
     mean = np.asarray(columns.mean(axis=0)).ravel()
     second = np.asarray(columns.multiply(columns).mean(axis=0)).ravel()
     deviation = np.sqrt(np.maximum(second - mean**2, 0) * n / max(n - 1, 1))
     half = float(student.ppf(0.975, max(n - 1, 1))) * deviation / np.sqrt(n)
     lengths = _decoder(sae).norm(dim=1).numpy()
-    before = np.asarray(base[:, tested].mean(axis=0)).ravel()
-    after = np.asarray(candidate[:, tested].mean(axis=0)).ravel()
+    before = np.asarray(base[:, differ].mean(axis=0)).ravel()
+    after = np.asarray(candidate[:, differ].mean(axis=0)).ravel()
     return [
         FeatureChange(
             sae=sae.name,
@@ -247,11 +286,12 @@ def _changes(base: Any, candidate: Any, part: Part, sae: SAE) -> list[FeatureCha
             effect=float(mean[i] / max(deviation[i], 1e-12)),
             moved=float(abs(mean[i]) * lengths[feature]),
             p_value=float(p_values[i]),
-            q_value=1.0,
+            q_value=float("nan"),
             n_prompts=int(n_active[feature]),
             tokens=(),
+            n_differ=int(n_differ[feature]),
         )
-        for i, feature in enumerate(tested)
+        for i, feature in enumerate(differ)
     ]
 
 
@@ -261,6 +301,14 @@ def _with_q(changes: Sequence[FeatureChange], active: int) -> list[FeatureChange
     p_values[: len(changes)] = [change.p_value for change in changes]
     q_values = benjamini_hochberg(p_values)[: len(changes)]
     return [replace(c, q_value=float(q)) for c, q in zip(changes, q_values, strict=True)]
+
+
+def _finest_q(changes: Sequence[FeatureChange], active: int) -> float | None:
+    """The smallest q-value, were all that is tested as clear as its prompts allow."""
+    if not changes:
+        return None
+    p_values = np.sort([change.finest_p for change in changes])
+    return float(min(1.0, (p_values * active / np.arange(1, len(p_values) + 1)).min()))
 
 
 def _explained_of_change(

@@ -378,7 +378,7 @@ def _feature_sections(report: DiffReport) -> list[Section]:
         f" base and {d.explained_candidate:.0%} in the candidate"
         + (" (too little to believe what follows)" if d.broken else "")
         + f"; {d.n_significant} of {d.n_tested} changes have q < 0.05, and all features tell"
-        f" {d.explained_of_change:.0%} of the mean change."
+        f" {d.explained_of_change:.0%} of the mean change." + (f" {d.too_few}" if d.too_few else "")
         for d in report.saes
     )
     draw = partial(feature_effects, report)

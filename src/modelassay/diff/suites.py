@@ -23,7 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelassay.data.concepts import read_mapping, refusal_prompts
 from modelassay.data.exchanges import numbered_rows, text_of
-from modelassay.data.labelled import LABEL_FIELDS, label_of, unlabelled
+from modelassay.data.labels import (
+    Scheme,
+    ambiguous,
+    is_labelled,
+    label_of,
+    scheme_of,
+    unlabelled,
+)
 from modelassay.errors import InputError
 from modelassay.files import shipped
 from modelassay.files.provenance import text_hash
@@ -162,28 +169,36 @@ def _once(rows: Iterable[tuple[T, ...]]) -> tuple[T, ...]:
     return tuple(dict.fromkeys(chain.from_iterable(rows)))
 
 
-def read_prompts(where: str | Path, *, token: str | bool | None = None) -> Suite:
+def read_prompts(
+    where: str | Path, *, labels: Scheme | None = None, token: str | bool | None = None
+) -> Suite:
     """Reads prompts from a JSON, JSONL, CSV or Parquet file or a Hub data set.
 
     Args:
         where: Path, or `owner/name`. A row has a `prompt`, `instruction` or `user`, or `messages`,
             of which the first user turn is asked; `system` and `label` are optional.
+        labels: What the numbers 0, 1 and 2 stand for; None lets all rows together tell.
         token: Hub token, None for the stored one.
 
     Raises:
-        InputError: no such data, too many rows, or a malformed one, which is named by its number.
+        InputError: no such data, too many rows, a malformed one, which is named by its number, or
+            labels 0 and 1 that could be of two classes or of three.
         UnavailableError: the Hub cannot be reached.
     """
     name = Path(where).name
     harmful: dict[tuple[str, str | None], bool] = {}
-    for number, row in numbered_rows(where, token=token):
-        text, system, unsafe = _prompt(row, f"Row {number} of {name}")
+    rows = list(numbered_rows(where, token=token))
+    scheme = labels or scheme_of(row for _, row in rows)
+    for number, row in rows:
+        text, system, unsafe = _prompt(row, f"Row {number} of {name}", scheme or "binary")
         # A prompt that was ever answered unsafely is harmful in all its rows.
         harmful[text, system] = harmful.get((text, system), False) or unsafe
         if len(harmful) > MAX_ROWS:
             raise InputError(f"{where} has more than {MAX_ROWS} prompts; give a part of it.")
     if not harmful:
         raise InputError(f"{where} has no rows.")
+    if scheme is None:
+        raise ambiguous(where)
     prompts = tuple(
         SuitePrompt(text=text, system=system, group="harmful" if unsafe else "neutral")
         for (text, system), unsafe in harmful.items()
@@ -191,7 +206,7 @@ def read_prompts(where: str | Path, *, token: str | bool | None = None) -> Suite
     return Suite(name, prompts)
 
 
-def _prompt(row: Mapping[str, Any], name: str) -> tuple[str, str | None, bool]:
+def _prompt(row: Mapping[str, Any], name: str, scheme: Scheme) -> tuple[str, str | None, bool]:
     """Text, system prompt and whether it is labelled unsafe."""
     said = unlabelled(row, name)
     asked = [text for role, text in said.turns if role == "user"]
@@ -204,5 +219,4 @@ def _prompt(row: Mapping[str, Any], name: str) -> tuple[str, str | None, bool]:
     for part in (prompt, system):
         if len(part) > MAX_TEXT:
             raise InputError(f"{name} is longer than the {MAX_TEXT} characters of a prompt.")
-    labelled = any(row.get(field) not in (None, "") for field in LABEL_FIELDS)
-    return prompt, system or None, labelled and label_of(row, name)[1]
+    return prompt, system or None, is_labelled(row) and label_of(row, name, scheme)[1]

@@ -259,7 +259,9 @@ def _context(found: Findings) -> list[str]:
     for sae in found.saes:
         broken = "; its reconstruction broke, so they mean little" if sae.broken else ""
         said.append(
-            f"{sae.n_significant} of {sae.n_tested} feature changes of {sae.sae} have"
+            f"{sae.sae}: {sae.too_few}"
+            if sae.too_few
+            else f"{sae.n_significant} of {sae.n_tested} feature changes of {sae.sae} have"
             f" q < 0.05{broken}."
         )
     effective = [tried for tried in found.causal if tried.beyond_chance]

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from modelassay.data.labelled import LABELS
+from modelassay.data.labels import LABELS
 from modelassay.errors import InputError, UnavailableError
 from modelassay.hub.endpoint import Endpoint, Reply, check_url
 

@@ -291,10 +291,15 @@ def _notes(
         notes.append("This judge does not tell whether responses are unsafe; no unsafe rates.")
     elif unscored := sum(side.n_unscored for side in sides):
         notes.append(f"{unscored} responses could not be scored and are in no unsafe rate.")
+    if both := sum(row.flagged_unsafe is True for row in judged):
+        notes.append(f"The judge calls {both} responses unsafe and refusals; they are refusals.")
     if not judged:
         notes.append("No response held any text for a judge.")
     if unanswered := max(side.n_unanswered for side in sides):
         notes.append(f"{unanswered} prompts could not be given to the model; they are left out.")
     if data.n_unlabelled:
-        notes.append(f"{data.n_unlabelled} rows of the data say of no side and are left out.")
+        notes.append(
+            f"{data.n_unlabelled} rows of the data say of no side, or hold no attack, and are"
+            " left out."
+        )
     return notes

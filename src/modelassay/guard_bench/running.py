@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,22 +166,23 @@ def _row(
         judgement = raw  # the same words; asking again would measure the judge's moods
     else:
         judgement = judge(prompt.prompt, response.answer)
-    return BenchRow(
+    found = BenchRow(
         id=prompt.id,
         side=side,
         answered=True,
-        blocked=response.blocked,
         n_tokens=response.n_tokens,
         sha256=digest,
         judged=said,
         unsafe=judgement.unsafe,
-        refusal=True if response.blocked else judgement.refusal,
+        refusal=judgement.refusal,
         detail=judgement.detail,
         prompt_risk=response.prompt_risk,
         peak_risk=response.peak_risk,
         guard_detail=response.detail,
         text=response.text if keep_text else None,
-    )
+        flagged_unsafe=judgement.flagged_unsafe if isinstance(judgement, BenchRow) else None,
+    ).settled()
+    return replace(found, blocked=response.blocked, refusal=True) if response.blocked else found
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,7 +1,8 @@
 """Prompts to measure a guard on, read from public benchmarks in the layouts they come in.
 
 A layout is recognised from its columns. A suite takes the side of the data that it is about:
-`jailbreak` the harmful prompts, `overrefusal` and `latency` the benign ones.
+`jailbreak` the harmful prompts, `overrefusal` and `latency` the benign ones. Where rows hold a
+plain request and its attacked form (`data.attack_suites`), the attacked form is asked.
 """
 
 from __future__ import annotations
@@ -13,8 +14,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from modelassay.data.attack_suites import attacked_columns, is_text, unfolded
 from modelassay.data.exchanges import text_of
-from modelassay.data.labelled import UNSAFE_NAMES, unlabelled
+from modelassay.data.labels import (
+    UNSAFE_NAMES,
+    Scheme,
+    ambiguous,
+    check_scheme,
+    is_labelled,
+    is_said,
+    label_of,
+    scheme_of,
+    unlabelled,
+)
 from modelassay.data.layouts import CONVERSATIONS
 from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
@@ -30,9 +42,11 @@ DEFAULTS: dict[BenchSuite, str | None] = {
     "overrefusal": "Paul/XSTest",
     "latency": None,
 }
-# Configuration and split of data sets on the Hub that have no `train`; {side} is the suite's.
+# Configuration and split of data sets on the Hub, or of one of their configurations, that have no
+# `train`; {side} is the suite's.
 PLACES: dict[str, tuple[str | None, str]] = {
     "JailbreakBench/JBB-Behaviors": ("behaviors", "{side}"),
+    "JailbreakBench/JBB-Behaviors:judge_comparison": ("judge_comparison", "test"),
     "allenai/wildguardmix": ("wildguardtest", "test"),
     "natolambert/xstest-v2-copy": (None, "prompts"),
     "walledai/HarmBench": ("standard", "train"),
@@ -40,6 +54,10 @@ PLACES: dict[str, tuple[str | None, str]] = {
 }
 # Long responses, so that they do not end before there is something to time.
 LATENCY_PROMPTS = (Path(__file__).parent / "latency.txt").read_text(encoding="utf-8").splitlines()
+HARMFUL_REQUESTS = ("behavior", "forbidden_prompt", "redteam_query")
+"""Columns of benchmarks that hold nothing else (HarmBench, StrongREJECT, JailbreakV-28K)."""
+JUDGED = "human_majority"
+"""Whether people call a response unsafe, in JailbreakBench's comparison of judges."""
 CONTEXT_BREAK = "\n\n---\n\n"
 """What HarmBench puts between a context and the behaviour that refers to it."""
 
@@ -118,6 +136,34 @@ def _strongreject(row: Row, _assumed: bool) -> tuple[Any, Any, bool | None, Any]
     return row.get("id"), row["forbidden_prompt"], True, row.get("category")
 
 
+def _attacked(columns: tuple[str, str]) -> Layout:
+    """Rows that hold a plain request beside its attacked form, which is asked.
+
+    JailbreakBench's comparison of judges is of this kind, and some of its rows attack nothing: of
+    these only what people call a broken model tells that the request was harmful.
+    """
+    plain, attacked = columns
+
+    def read(row: Row, assumed: bool) -> tuple[Any, Any, bool | None, Any]:
+        side: bool | None = assumed or plain in HARMFUL_REQUESTS
+        if is_said(row, "harmful"):
+            side = _flag(row["harmful"])
+        elif is_said(row, "data_type"):  # of WildJailbreak
+            side = not str(row["data_type"]).endswith("_benign")
+        elif JUDGED in row and row.get(plain) == row.get(attacked):
+            side = _flag(row[JUDGED]) or None
+        if not is_text(row.get(attacked)):  # an attack that found nothing
+            side = None
+        own = row.get("index", row.get("id", row.get("")))
+        return own, row.get(attacked), side, row.get("category") or row.get("method")
+
+    return Layout("attacked", columns, read)
+
+
+def _flag(value: Any) -> bool | None:
+    return UNSAFE_NAMES.get(str(value).strip().lower().removesuffix(".0"))
+
+
 def _plain(row: Row, assumed: bool) -> tuple[Any, Any, bool | None, Any]:
     prompt = next((row[name] for name in PROMPTS if row.get(name) not in (None, "")), None)
     if prompt is None:
@@ -127,10 +173,8 @@ def _plain(row: Row, assumed: bool) -> tuple[Any, Any, bool | None, Any]:
     if row.get("context") and isinstance(prompt, str):
         prompt = f"{row['context']}{CONTEXT_BREAK}{prompt}"
     side: bool | None = assumed
-    for name in ("harmful", "label", "unsafe"):
-        if row.get(name) not in (None, ""):
-            side = UNSAFE_NAMES.get(str(row[name]).strip().lower().removesuffix(".0"))
-            break
+    if is_said(row, "harmful"):
+        side = _flag(row["harmful"])
     return row.get("id"), prompt, side, row.get("category") or row.get("source")
 
 
@@ -165,6 +209,7 @@ def read_suite(
     *,
     config: str | None = None,
     split: str | None = None,
+    labels: str | None = None,
     limit: int | None = None,
     token: Any = None,
 ) -> SuiteData:
@@ -175,6 +220,7 @@ def read_suite(
         where: File or Hub id; without it, the suite's own.
         config: Configuration of a Hub data set.
         split: Split of a Hub data set.
+        labels: `binary` or `three-class`, what labels 0 and 1 mean; None lets all rows tell.
         limit: Most prompts; they are taken evenly over the data, which is often sorted by category.
         token: Hub token, None for the stored one.
 
@@ -194,17 +240,23 @@ def read_suite(
     is_file = Path(where).exists()
     source = Path(where).name if is_file else str(where)
     side = "harmful" if suite == "jailbreak" else "benign"
-    own_config, own_split = (None, "train") if is_file else PLACES.get(source, (None, "train"))
+    place = PLACES.get(f"{source}:{config}") or PLACES.get(source, (None, "train"))
+    own_config, own_split = (None, "train") if is_file else place
     split = split or own_split.format(side=side)
     rows = read_dataset(where, config=config or own_config, split=split, token=token)
     if not rows:
         raise InputError(f"{source} has no rows.")
-    layout = find_layout(rows[0], source)
+    rows = [row for given in rows for _, row in unfolded(given, source)]
+    layout = find_layout(rows, source)
     # JailbreakBench says which side its rows are on in the name of the split or file alone.
     named = source if is_file else split
     assumed = suite == "jailbreak"
-    if layout.name == "JailbreakBench" and named.lower().startswith(("harmful", "benign")):
+    if layout.name in ("JailbreakBench", "attacked") and named.lower().startswith(
+        ("harmful", "benign")
+    ):
         assumed = named.lower().startswith("harmful")
+    if layout.name in ("plain", "attacked"):
+        rows = _with_sides(rows, labels, where)
     prompts, n_unlabelled = _to_prompts(rows, layout, source, assumed)
     chosen = tuple(p for p in prompts if p.harmful == (suite == "jailbreak"))
     if not chosen:
@@ -214,19 +266,46 @@ def read_suite(
     )
 
 
-def find_layout(row: Row, source: str) -> Layout:
-    """The layout that has this row's columns.
+def find_layout(rows: Sequence[Row], source: str) -> Layout:
+    """The layout that has the rows' columns.
+
+    Args:
+        rows: With column names in lower case.
+        source: What an error calls them.
 
     Raises:
         InputError: none has; the error lists what can be read.
     """
-    columns = {str(name).strip().lower() for name in row}
+    if (attacked := attacked_columns(rows)) is not None:
+        return _attacked(attacked)
+    columns = set(rows[0]) if rows else set()
     for layout in LAYOUTS:
         if columns.issuperset(layout.columns):
             return layout
     known = "; ".join(f"{each.name} ({', '.join(each.columns)})" for each in LAYOUTS)
     found = ", ".join(sorted(columns))[:120] or "none"
     raise InputError(f"{source} has columns {found}; one of these is needed: {known}.")
+
+
+def _with_sides(rows: Sequence[Row], labels: str | None, where: Any) -> list[Row]:
+    """Rows that are labelled, with the side of their prompt in `harmful`.
+
+    A refusal does not tell whether its prompt was harmful.
+    """
+    scheme = check_scheme(labels) or scheme_of(row for row in rows if not is_said(row, "harmful"))
+    if scheme is None:
+        raise ambiguous(where)
+    return [row if is_said(row, "harmful") else {**row, **_side(row, scheme)} for row in rows]
+
+
+def _side(row: Row, scheme: Scheme) -> dict[str, Any]:
+    if not is_labelled(row):
+        return {}
+    try:
+        label, unsafe = label_of(row, "A row", scheme)
+    except InputError:  # some other label
+        return {"harmful": "unknown"}
+    return {"harmful": "unknown" if label == "safe_refusal" else unsafe}
 
 
 def _to_prompts(
@@ -236,8 +315,7 @@ def _to_prompts(
     unlabelled = 0
     seen: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
-        lower = {str(name).strip().lower(): value for name, value in row.items()}
-        own, prompt, harmful, category = layout.read(lower, assumed)
+        own, prompt, harmful, category = layout.read(row, assumed)
         if harmful is None:
             unlabelled += 1
             continue

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modelassay.data.fingerprints import told, unseen
 from modelassay.data.labelled import At, LabelledExchange, prompt_groups, require_classes, rows_at
 from modelassay.models import LoadedModel
 from modelassay.probes.features import read_spans
@@ -34,7 +35,7 @@ MOST_SOURCES = 8  # in a terminal
 
 @dataclass(frozen=True)
 class Evaluation(Report):
-    """How a probe does on data that it was not fitted on (which is for the caller to see to)."""
+    """How a probe does on data that it was not fitted on."""
 
     probe: str
     model: str
@@ -48,6 +49,8 @@ class Evaluation(Report):
     detected_interval: tuple[float, float]
     by_source: dict[str, dict[str, Any]]
     """AUROC of each source's rows against the other class of all sources, worst first."""
+    n_seen: int | None = None
+    """Rows that were left out because the probe was fitted on their prompts; None if unknown."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, the metrics at the top; schema `modelassay.probe-eval/1`."""
@@ -66,6 +69,7 @@ class Evaluation(Report):
                 f"{self.probe} at the {self.at} of {self.model}",
                 facts=[
                     ("rows", f"{m.n}, of {m.n_prompts} prompts"),
+                    ("left out", told(self.n_seen)),
                     ("AUROC", with_interval(m.auroc, m.interval, ".3f")),
                     *rates,
                     ("calibration error", f"{m.calibration_error:.3f}"),
@@ -203,7 +207,7 @@ def evaluate_probe(
     *,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    """Scores a probe.
+    """Scores a probe on prompts that it was not fitted on.
 
     Args:
         probe: The probe.
@@ -213,12 +217,17 @@ def evaluate_probe(
         on_progress: Told how far reading is.
 
     Raises:
-        InputError: the probe belongs to another model, has no such head, or a class is missing.
+        InputError: the probe belongs to another model, has no such head, was fitted on all of the
+            prompts, or a class is missing.
     """
     probe.check_belongs_to(model)
     head = probe.head(at)
     rows = rows_at(rows, at)
-    require_classes(rows, (True, False), "Scoring a probe")
+    trained_on = probe.record.heads[at].trained_on
+    left = unseen(rows, trained_on.prompts, [trained_on.sha256])
+    left.require(f"the probe {probe.name}", f"modelassay probe show {probe.name}")
+    rows = [rows[i] for i in left.rows]
+    require_classes(rows, (True, False), "Scoring a probe (on prompts that it was not fitted on)")
     spans = read_spans(model, rows, at, head.layers, on_progress=on_progress)
     risks = span_risks(spans, [head], np.zeros(len(rows), dtype=int))
     unsafe = np.array([row.unsafe for row in rows])
@@ -236,6 +245,7 @@ def evaluate_probe(
         metrics=binary_metrics(risks.final, unsafe, groups),
         **block_rates(risks.highest >= head.block, unsafe),
         by_source=dict(sorted(by_source.items(), key=lambda item: item[1]["auroc"])),
+        n_seen=left.n_seen,
     )
 
 

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from modelassay.artifacts import REFERENCE, Kind, Origin, Store, write_lines
+from modelassay.data.fingerprints import MAX_LENGTH
 from modelassay.data.labelled import At
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
@@ -69,6 +70,8 @@ class TrainedOn(Record):
     sources: dict[Line, Count]
     n_unsafe: Count
     n_safe: Count
+    prompts: str | None = Field(default=None, max_length=MAX_LENGTH)
+    """Fingerprints of the prompts; None of older records."""
 
 
 class HeadRecord(Record):

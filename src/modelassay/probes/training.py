@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from modelassay.classifier.recipe import recipe_rows
+from modelassay.data.fingerprints import fingerprints
 from modelassay.data.labelled import (
     At,
     LabelledExchange,
@@ -177,7 +178,7 @@ def train_head(
             "held_rate": float(paused[unsafe].mean()),
             "metrics": binary_metrics(risks.final, unsafe, groups).to_dict(),
             "left_out": left_out,
-            "trained_on": _trained_on(rows),
+            "trained_on": _trained_on(rows, group_by),
         }
     )
     return TrainedHead(served, record)
@@ -257,12 +258,15 @@ def _left_out(
     }
 
 
-def _trained_on(rows: Sequence[LabelledExchange]) -> TrainedOn:
+def _trained_on(
+    rows: Sequence[LabelledExchange], group_by: Sequence[str] | None = None
+) -> TrainedOn:
     return TrainedOn(
         sha256=data_hash(rows),
         sources=dict(Counter(row.source for row in rows)),
         n_unsafe=sum(row.unsafe for row in rows),
         n_safe=sum(not row.unsafe for row in rows),
+        prompts=fingerprints(group_by or [row.prompt for row in rows]),
     )
 
 

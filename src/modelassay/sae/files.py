@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,7 +155,6 @@ def as_sae(
             f"{what} reads a model whose weights TransformerLens has centred, not the one that"
             " transformers loads."
         )
-    known = cfg.metadata.neuronpedia_id
     sae.eval()
     return SAE(
         name=name,
@@ -163,9 +163,30 @@ def as_sae(
         width=int(cfg.d_sae),
         module=sae,
         record=record,
-        neuronpedia_id=known if isinstance(known, str) and known else None,
+        neuronpedia_id=_known_as(cfg.metadata.neuronpedia_id, layer, what),
         folder=folder,
     )
+
+
+def _known_as(known: Any, layer: int, what: str) -> str | None:
+    """The id under which Neuronpedia knows an SAE, unless that is of another layer.
+
+    What layer i puts out, layer i + 1 takes in; ids go by either.
+    """
+    if not isinstance(known, str) or not known:
+        return None
+    named = re.match(r"[^/]*/(\d{1,4})-", known)
+    if named and int(named[1]) not in (layer, layer + 1):
+        log.warning(
+            "%s reads layer %d, and the id that it has on Neuronpedia (%s) is of layer %s: its"
+            " explanations are not used.",
+            what,
+            layer,
+            known[:80],
+            named[1],
+        )
+        return None
+    return known
 
 
 def _layer_read(metadata: Any, what: str) -> int:

@@ -185,7 +185,8 @@ def load_labels(folder: Path, sae: SAE) -> FeatureLabels:
         folder / LABELS_FILE, LabelsRecord, "label file", MAX_LABELS_BYTES
     )
     path = folder / LABEL_TABLE_FILE
-    if record.width != sae.width or record.dictionary_sha256 != weights_hash(sae):
+    same = (record.width, record.layer) == (sae.width, sae.layer)
+    if not same or record.dictionary_sha256 != weights_hash(sae):
         raise InputError(
             f"The labels in {folder} belong to another SAE ({record.dictionary}); make them"
             " again with `modelassay sae label`."

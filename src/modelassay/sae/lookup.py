@@ -206,7 +206,7 @@ def open_labels(
     if known is not None:
         explanations |= cached_explanations(known)
     if export is not None:
-        explanations |= read_export(export, known)
+        explanations |= read_export(export, known, sae.width)
     if neuronpedia and known is None:
         notes.append("Neuronpedia does not know this SAE.")
     elif neuronpedia and known is not None and wanted:
@@ -222,7 +222,7 @@ def open_labels(
         notes.append("There are no labels: features are numbers only.")
     elif notes:
         notes.append("Labels made by rule stand in." if own else "Some features are numbers only.")
-    explanations = {i: text for i, text in explanations.items() if i < sae.width}
+    explanations = {i: text for i, text in explanations.items() if i < sae.width}  # of the cache
     return Labels(sae, own, explanations, " ".join(notes) or None)
 
 

@@ -10,6 +10,7 @@ sent.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ from modelassay.hub import stream_dataset
 from modelassay.hub.endpoint import Endpoint, Reply, check_url
 from modelassay.report.text import plain_line
 
+log = logging.getLogger(__name__)
+
 URL_VARIABLE, DEFAULT_URL = "NEURONPEDIA_URL", "https://www.neuronpedia.org"
 BATCH = 50
 """Features in a request."""
@@ -34,6 +37,8 @@ ATTEMPTS = 4
 ASKED_AGAIN_AFTER = timedelta(days=7)
 """A feature that had no explanation may have one later."""
 LONGEST_TEXT = 300
+NAMES = ("modelId", "layer")
+"""Fields of a row that say whose feature it is about."""
 Explanations = Mapping[int, str]
 
 
@@ -65,7 +70,7 @@ def fetch_explanations(neuronpedia_id: str, features: Sequence[int]) -> dict[int
             part = missing[start : start + BATCH]
             asked = [{"modelId": model, "layer": source, "index": i} for i in part]
             asked[0]["maxActsToReturn"] = 1  # else each comes with dozens of example texts
-            cache.add(part, _explanations(endpoint.ask(asked, _rows), source))
+            cache.add(part, _explanations(endpoint.ask(asked, _rows), model, source))
     return {feature: text for feature in features if (text := cache.texts.get(feature))}
 
 
@@ -75,8 +80,13 @@ def cached_explanations(neuronpedia_id: str) -> dict[int, str]:
     return {feature: text for feature, text in cache.texts.items() if text}
 
 
-def import_export(path: Path, neuronpedia_id: str) -> int:
+def import_export(path: Path, neuronpedia_id: str, width: int | None = None) -> int:
     """Takes files of Neuronpedia's export into the cache, for use without the network.
+
+    Args:
+        path: See `read_export`.
+        neuronpedia_id: Whose features they explain.
+        width: How many features it has.
 
     Returns:
         How many features they explain.
@@ -84,17 +94,19 @@ def import_export(path: Path, neuronpedia_id: str) -> int:
     Raises:
         InputError: see `read_export`.
     """
-    found = read_export(path, neuronpedia_id)
+    found = read_export(path, neuronpedia_id, width)
     _open_cache(neuronpedia_id)[1].add(list(found), found)
     return len(found)
 
 
-def read_export(path: Path, neuronpedia_id: str | None) -> dict[int, str]:
+def read_export(path: Path, neuronpedia_id: str | None, width: int | None = None) -> dict[int, str]:
     """Explanations from Neuronpedia's export.
 
     Args:
         path: A .jsonl or .jsonl.gz file of it, or a folder of such files.
-        neuronpedia_id: `model/source`; rows of others are refused. None takes what there is.
+        neuronpedia_id: `model/source`; rows of others are refused. None for an SAE that Neuronpedia
+            does not know: rows that name one explain another.
+        width: Features of the SAE; rows of others are refused. None takes any.
 
     Raises:
         InputError: no such file, no such rows, or rows of another SAE.
@@ -104,18 +116,52 @@ def read_export(path: Path, neuronpedia_id: str | None) -> dict[int, str]:
         files = sorted(f for f in path.iterdir() if f.name.endswith((".jsonl", ".jsonl.gz")))
     if not files or not all(file.is_file() for file in files):
         raise InputError(f"There is no explanation file (.jsonl, .jsonl.gz) at {path}.")
-    source = None if neuronpedia_id is None else _parts(neuronpedia_id)[1]
+    own = None if neuronpedia_id is None else _parts(neuronpedia_id)
     found: dict[int, str] = {}
+    unnamed = 0
     for file in files:
         for row in stream_dataset(file):
-            layer = row.get("layer")
-            if source is not None and layer is not None and layer != source:
-                raise InputError(f"{file} explains features of {str(layer)[:80]}, not of {source}.")
-            if (entry := _entry(row.get("index"), row.get("description"))) is not None:
-                found.setdefault(*entry)
+            if (entry := _entry(row.get("index"), row.get("description"))) is None:
+                continue
+            if (reason := _is_others(row, own)) is not None:
+                raise InputError(f"{file} explains features of {reason}.")
+            if width is not None and entry[0] >= width:
+                raise InputError(
+                    f"{file} explains feature {entry[0]}; this SAE has {width}, from 0: they are"
+                    " another's."
+                )
+            unnamed += not _named(row)
+            found.setdefault(*entry)
     if not found:
         raise InputError(f"{path} holds no explanations (rows with `index` and `description`).")
+    if unnamed:
+        log.warning(
+            "%d rows of %s do not say which SAE they explain (`modelId`, `layer`); that it is this"
+            " one could not be checked.",
+            unnamed,
+            path,
+        )
     return found
+
+
+def _named(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a row says of whose feature it explains: model and source, or a part of that."""
+    return tuple(str(value) for name in NAMES if (value := row.get(name)))
+
+
+def _is_others(row: Mapping[str, Any], own: tuple[str, str] | None) -> str | None:
+    """Whose feature a row explains and whose it should, where these differ."""
+    if not (named := _named(row)):
+        return None
+    said = "/".join(named)[:160]
+    if own is None:
+        return (
+            f"{said}, and this SAE does not say that Neuronpedia knows it; if it is the same one,"
+            ' give `neuronpedia_id` ("MODEL/SOURCE") in the `metadata` of its cfg.json'
+        )
+    if any(row.get(name) not in (None, "", is_) for name, is_ in zip(NAMES, own, strict=True)):
+        return f"{said}, not of {'/'.join(own)}"
+    return None
 
 
 def _open_cache(neuronpedia_id: str) -> tuple[str, _Cache]:
@@ -138,11 +184,11 @@ def _rows(reply: Reply) -> list[Any] | str:
     return rows if isinstance(rows, list) else "a response that makes no sense"
 
 
-def _explanations(rows: Iterable[Any], source: str) -> dict[int, str]:
-    """The first explanation of each feature in a response."""
+def _explanations(rows: Iterable[Any], model: str, source: str) -> dict[int, str]:
+    """The first explanation of each feature in a response; what is about another SAE is not."""
     found: dict[int, str] = {}
     for row in rows:
-        if not isinstance(row, dict) or row.get("layer", source) != source:
+        if not isinstance(row, dict) or _is_others(row, (model, source)) is not None:
             continue
         listed = row.get("explanations")
         for explanation in listed if isinstance(listed, list) else ():

@@ -6,6 +6,7 @@ from .needles import NeedleReport as NeedleReport
 from .needles import mark_needles as mark_needles
 from .needles import rank_needles as rank_needles
 from .redaction import Redaction as Redaction
+from .redaction import harmful_responses as harmful_responses
 from .redaction import redaction_for as redaction_for
 from .report import TriageReport as TriageReport
 from .report import duplicates_dict as duplicates_dict

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from modelassay.data.concepts import HARMFUL_PROMPTS, shipped_prompts
+from modelassay.data.labels import LABELS
 from modelassay.errors import UnavailableError
 from modelassay.files.provenance import redact
 from modelassay.measures.refusal_judge import is_refusal
@@ -89,6 +90,21 @@ def redaction_for(rows: Sequence[TrainingRow], *, show_text: bool = False) -> Re
     return Redaction(prompts=frozenset(shown))
 
 
+def harmful_responses(exchanges: Sequence[tuple[str, str]]) -> list[bool] | None:
+    """Whether the embedded exchange classifier takes responses for help with harm.
+
+    Args:
+        exchanges: (prompt, response) pairs; a response may be an opening.
+
+    Returns:
+        For each, or None without the classifier.
+    """
+    try:
+        return [bool(one) for one in _unsafe(exchanges)]
+    except UnavailableError:
+        return None
+
+
 @lru_cache(maxsize=1)
 def _threshold() -> float:
     return float(np.quantile(_harm(shipped_prompts(HARMFUL_PROMPTS).texts), MISSED))
@@ -103,3 +119,8 @@ def _classifier() -> Any:
 
 def _harm(prompts: Sequence[str]) -> np.ndarray:
     return _classifier().unsafe([(prompt, BEGUN) for prompt in prompts])
+
+
+def _unsafe(exchanges: Sequence[tuple[str, str]]) -> np.ndarray:
+    likeliest = _classifier().predict(list(exchanges)).argmax(axis=1)
+    return likeliest == LABELS.index("unsafe_compliance")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.data.exchanges import MAX_FILE_BYTES, is_complete, needed, numbered_rows, text_of
-from modelassay.data.labelled import UNSAFE_NAMES
+from modelassay.data.labels import UNSAFE_NAMES
 from modelassay.data.layouts import conversation_of, joined
 from modelassay.data.messages import written
 from modelassay.errors import InputError

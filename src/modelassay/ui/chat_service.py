@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from modelassay.data.labelled import LABELS, At
+from modelassay.data.labelled import At
+from modelassay.data.labels import LABELS
 from modelassay.errors import AssayError, InputError
 from modelassay.guard import Guard, GuardEvent, Sampling, Thresholds, load_guard
 from modelassay.guard.streaming import Classifier

@@ -8,6 +8,7 @@ identity.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,8 @@ from modelassay.verify.baseline import (
     SketchRecord,
 )
 from modelassay.verify.files import hash_model
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 50_000_000
 INSTRUMENT = "ams-scanner"
@@ -122,7 +125,7 @@ def public_id(model_id: str) -> str:
 
 
 class _ModelInfo(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     model_type: Line
     num_layers: int = Field(gt=0, lt=2000)
@@ -130,7 +133,7 @@ class _ModelInfo(BaseModel):
 
 
 class _AmsBaseline(BaseModel):
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
 
     model_id: Line
     directions: dict[Name, Vector] = Field(min_length=1, max_length=64)
@@ -140,8 +143,18 @@ class _AmsBaseline(BaseModel):
     created_at: Line
 
 
+def _unused(found: _AmsBaseline) -> list[str]:
+    """What a baseline of ams-scanner says that nothing here is made of."""
+    names = [*(found.model_extra or {}).items()]
+    names += [(f"model_info.{key}", v) for key, v in (found.model_info.model_extra or {}).items()]
+    for field in ("separations", "optimal_layers"):
+        of_concept = getattr(found, field)
+        names += [(f"{field}.{key}", 0) for key in of_concept if key not in found.directions]
+    return [name for name, value in names if value is not None]
+
+
 def import_baseline(path: str | Path, *, name: str | None = None) -> Baseline:
-    """Reads a baseline of ams-scanner.
+    """Reads a baseline of ams-scanner; what of it is not used is logged as a warning.
 
     Args:
         path: Its JSON file.
@@ -163,6 +176,8 @@ def import_baseline(path: str | Path, *, name: str | None = None) -> Baseline:
         raise InputError(
             f"{path} is not a baseline of ams-scanner: {first_problem(error)}."
         ) from error
+    if unused := _unused(found):
+        log.warning("%s: not used: %s.", path, ", ".join(unused)[:300])
     hidden = found.model_info.hidden_size
     concepts: dict[str, ConceptRecord] = {}
     directions: dict[str, torch.Tensor] = {}
