@@ -63,7 +63,9 @@ def test_a_run_that_was_stopped_goes_on(refusing, tmp_path, monkeypatch):
         find_circuit(refusing, **settings)
     monkeypatch.setattr(Swapper, "swap", lambda self, c: seen.append(c) or swap(self, c))
     report = find_circuit(refusing, **settings)
-    assert len(seen) == 8  # four components, and four between unrelated prompts; none twice
+    # Four components, and between unrelated prompts those that may be relevant; none twice.
+    asked = sum(e.effect is not None and e.q_value < 0.05 for e in report.effects)
+    assert 4 < len(seen) <= 4 + max(asked, 1)
     seen.clear()
     assert find_circuit(refusing, **settings).effects == report.effects
     assert not seen

@@ -115,14 +115,20 @@ def find_circuit(
     tried = order if exact is None else order[:exact]
     kept = Kept.open(keep, key_of(loaded, pairs, list(map(str, parts))))
     patched = _patch(swapper, tried, kept, phase_of(on_progress, "patching"))
-    others = unrelated(pairs)[: len(pairs) // 2]
-    null = Swapper(loaded, components, others, parts, batch_tokens=batch_tokens)
-    usual = null.attribute(on_progress=phase_of(on_progress, "unrelated attribution"))[0]
-    progress = phase_of(on_progress, "unrelated patching")
-    usual |= {part: row[0] for part, row in _patch(null, tried, kept, progress, "u").items()}
-    direct, rest = swapper.direct() if components.adds_up else ({}, None)
     total = mean_change(harmful - harmless)
     least = LEAST_SHARE * total.mean
+    # Only of those that chance and size leave over is it worth knowing what unrelated prompts do.
+    asked = [
+        part
+        for part, (effect, _) in patched.items()
+        if effect.mean() >= least and _flips(effect) < Q_LEVEL
+    ]
+    null = Swapper(loaded, components, unrelated(pairs), parts, batch_tokens=batch_tokens)
+    usual = null.attribute(on_progress=phase_of(on_progress, "unrelated attribution"))[0]
+    progress = phase_of(on_progress, "unrelated patching")
+    found = _patch(null, asked, kept, progress, "unrelated ")
+    usual |= {part: effect for part, (effect, _) in found.items()}
+    direct, rest = swapper.direct() if components.adds_up else ({}, None)
 
     p_values = np.array([_p_value(part, estimated, usual, patched) for part in parts])
     q_values = benjamini_hochberg(p_values)
@@ -242,15 +248,20 @@ def _p_value(
     patched: Patched,
 ) -> float:
     """The larger of two: both have to reject (Berger 1982)."""
-    from scipy.sparse import csr_matrix
     from scipy.stats import mannwhitneyu
 
     effect = patched[part][0] if part in patched else estimated[part]
-    flips = float(sign_flip_p_values(csr_matrix(effect[:, None]))[0])
     among, any_ = np.abs(effect), np.abs(usual[part])
     if not (among.any() or any_.any()):
         return 1.0
-    return max(flips, float(mannwhitneyu(among, any_, alternative="greater").pvalue))
+    return max(_flips(effect), float(mannwhitneyu(among, any_, alternative="greater").pvalue))
+
+
+def _flips(effect: np.ndarray) -> float:
+    """Two-sided p-value of an effect [pair] among random exchanges of the twins' labels."""
+    from scipy.sparse import csr_matrix
+
+    return float(sign_flip_p_values(csr_matrix(effect[:, None]))[0])
 
 
 def _rank_correlation(estimated: Mapping[Component, np.ndarray], patched: Patched) -> float | None:
