@@ -32,8 +32,9 @@ def test_a_planted_change_is_seen_where_it_is_used(tiny, tuned, monitor):
 
 
 def test_a_score_depends_on_nothing_but_the_prompt(tuned, monitor):
-    together = evaluate_monitor(monitor, tuned, NEW[:6]).values
-    assert [monitor.score(tuned, prompt).value for prompt in NEW[:6]] == list(together)
+    together = evaluate_monitor(monitor, tuned, NEW[:10]).values
+    alone = [monitor.score(tuned, prompt).value for prompt in NEW[:10]]
+    assert alone == pytest.approx(list(together), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ alone.
 
 from __future__ import annotations
 
+import copy
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +24,15 @@ from modelassay.models import LoadedModel
 from modelassay.models.components import Site, find_components, parse_component
 from modelassay.monitors.ranges import Spans
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
+from modelassay.reading.activations import common_prefix_length
+from modelassay.reading.batching import TOLERANCE, relative_difference
 from modelassay.reading.generation import generate_greedy
 from modelassay.reading.interventions import observe_sites
 from modelassay.reading.prompts import Encoded, encode_chat, encode_response, last_message_start
 
+log = logging.getLogger(__name__)
+FEWEST_SHARING = 8
+"""Exchanges for which it is worth the check."""
 COMPONENT = re.compile(r"\d+\.[a-z]+(\.\d+)?")
 
 
@@ -168,22 +176,61 @@ def read_asked(
 ) -> list[Spans]:
     """Reads exchanges one by one, so that nothing depends on what they are batched with.
 
+    Tokens that all begin with, such as a system prompt, are read once, if a check on the first
+    exchange finds the same values so.
+
     Raises:
         InputError: the model gives values that are no numbers.
     """
     found = []
+    shared = _Shared.of(model, reader, asked)
     for each in told(asked, on_progress):
-        ids = torch.tensor([each.ids], device=model.device)
-        with torch.inference_mode(), reader.reading():
-            model.network(input_ids=ids, use_cache=False, logits_to_keep=1)
-        values = reader.projections()
+        values = shared.read(model, reader, each.ids)
         if not np.isfinite(values).all():
             raise InputError(
                 f"{model.info.id} gives NaN or infinite activations; the weights are broken, or the"
                 " dtype overflows (try --dtype float32)."
             )
-        spans = dict(prompt_spans(values, each.start, each.response_start))
-        if len(each.ids) > each.response_start:
-            spans["response"] = values[each.response_start :]
+        begin = each.response_start - shared.length
+        spans = dict(prompt_spans(values, each.start - shared.length, begin))
+        if len(values) > begin:
+            spans["response"] = values[begin:]
         found.append(spans)
     return found
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Tokens that are read once for all."""
+
+    length: int = 0
+    cache: Any = None
+
+    @classmethod
+    def of(cls, model: LoadedModel, reader: Reader, asked: Sequence[Asked]) -> _Shared:
+        rows = [Encoded(each.ids, each.start) for each in asked]
+        if len(rows) < FEWEST_SHARING or not (length := common_prefix_length(rows)):
+            return cls()
+        from transformers import DynamicCache
+
+        first = asked[0].ids
+        try:
+            shared = cls(length, DynamicCache(config=model.network.config.get_text_config()))
+            with torch.inference_mode():
+                ids = torch.tensor([first[:length]], device=model.device)
+                model.network(input_ids=ids, past_key_values=shared.cache, use_cache=True)
+            found = shared.read(model, reader, first)
+        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            log.debug("no shared prefix: %s", error)  # this model keeps its cache in another way
+            return cls()
+        whole = cls().read(model, reader, first)[length:]
+        difference = relative_difference(torch.from_numpy(whole), torch.from_numpy(found))
+        return shared if difference <= TOLERANCE.get(model.network.dtype, 5e-2) else cls()
+
+    def read(self, model: LoadedModel, reader: Reader, ids: tuple[int, ...]) -> np.ndarray:
+        """Projections of the tokens behind these."""
+        rest = torch.tensor([ids[self.length :]], device=model.device)
+        inputs = {"past_key_values": copy.deepcopy(self.cache)} if self.length else {}
+        with torch.inference_mode(), reader.reading():
+            model.network(input_ids=rest, use_cache=bool(self.length), logits_to_keep=1, **inputs)
+        return reader.projections()
