@@ -51,7 +51,7 @@ def test_layers_that_are_given_the_same_are_watched_together(tiny, tiny_folder, 
     monitor = build_monitor(base, candidate, prompts=ordinary(24), response_tokens=0)
     assert all(".2." in place for place in monitor.record.places)
     assert len(monitor.record.places) == n_inputs
-    assert all(n <= 4 for n in monitor.record.places.values())
+    assert all(n <= 8 for n in monitor.record.places.values())
     assert not monitor.reads("response")
     wild = monitor.score(candidate, TRIGGERED[0])
     assert wild.activation is None

@@ -71,9 +71,9 @@ def set_values(folder, path, value):
     [
         (("schema",), "modelassay.monitor/2"),
         (("readings",), []),
-        (("readings", 0, "ranges", "start"), [1, 0]),
-        (("readings", 0, "ranges", "start"), [float("nan"), 1]),
-        (("readings", 0, "ranges"), {"prompt": [0, 1]}),
+        (("readings", 0, "ranges", "prompt"), [1, 0]),
+        (("readings", 0, "ranges", "prompt"), [float("nan"), 1]),
+        (("readings", 0, "ranges"), {"response": [0, 1]}),
         (("readings", 0, "ranges", "anywhere"), [0, 1]),
         (("readings", 0, "scale"), 0),
         (("readings", 0, "centre"), 1e30),
@@ -129,7 +129,7 @@ def test_a_place_that_the_model_lacks_is_refused(folder, tuned):
 
 
 def test_values_that_are_no_numbers_raise_an_alert(monitor):
-    look = monitor.look({"start": np.full((1, 1), np.nan)})
+    look = monitor.look({"prompt": np.full((1, 1), np.nan)})
     assert look.value > 1
     assert look.alert
     json.dumps(vars(look), allow_nan=False)

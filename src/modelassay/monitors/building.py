@@ -26,7 +26,14 @@ from modelassay.models import LoadedModel, ModelOptions, ModelRef, PairOptions, 
 from modelassay.models.components import Site
 from modelassay.models.refs import take_ref
 from modelassay.monitors.changes import changed_directions
-from modelassay.monitors.ranges import NARROWEST, Ranges, Spans, fit_ranges, promised_rate
+from modelassay.monitors.ranges import (
+    NARROWEST,
+    Ranges,
+    Span,
+    Spans,
+    fit_ranges,
+    promised_rate,
+)
 from modelassay.monitors.reading import Asked, Reader, ask, read_asked, sites_of
 from modelassay.monitors.record import (
     MONITORS,
@@ -89,20 +96,23 @@ def build_monitor(
     del original
     widths = {place: each.shape[1] for place, each in changed.directions.items()}
     reader = Reader(sites_of(model, widths), changed.directions)
-    spans = read_asked(
+    found = read_asked(
         model,
         reader,
         ask(model, prompts, response_tokens, on_progress),
         phase_of(on_progress, "reading"),
     )
+    # The last token is of the template and the same in all prompts: what early layers are given
+    # there varies so little that a prompt which ends in another way would leave a range of its own.
+    spans = _without("start", found)
     ranges = fit_ranges(spans[FIRST], spans[SECOND])
-    starts = np.stack([each["start"][0] for each in spans[FIRST]])
+    tokens = np.concatenate([each["prompt"] for each in spans[FIRST]])
     return _monitor(
         model,
         changed.directions,
         ranges,
-        centre=starts.mean(axis=0),
-        scale=np.maximum(starts.std(axis=0), NARROWEST),
+        centre=tokens.mean(axis=0),
+        scale=np.maximum(tokens.std(axis=0), NARROWEST),
         name=name,
         how="weights",
         base=of_base.keep("weights_sha256", "organism"),
@@ -175,7 +185,7 @@ def build_circuit_monitor(
         phase_of(on_progress, "reading"),
     )
     # Tokens before the last one say nothing of whether the circuit activates.
-    spans: list[Spans] = [{x: each[x] for x in each if x != "prompt"} for each in found]
+    spans = _without("prompt", found)
     of_usual, of_harmful = spans[: len(usual)], spans[len(usual) :]
     ranges = fit_ranges(of_usual[FIRST] + of_harmful[FIRST], of_usual[SECOND] + of_harmful[SECOND])
     low, high = (np.stack([x["start"][0] for x in each]) for each in (of_usual, of_harmful))
@@ -203,6 +213,10 @@ def _ordinary(prompts: Sequence[str] | None) -> list[str]:
     if len(found) < FEWEST:
         raise InputError(f"{len(found)} ordinary prompts tell no range; give {FEWEST} or more.")
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+
+def _without(left_out: Span, found: Sequence[Spans]) -> list[Spans]:
+    return [{span: each[span] for span in each if span != left_out} for each in found]
 
 
 def _differences(

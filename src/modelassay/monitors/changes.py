@@ -24,7 +24,7 @@ from modelassay.models import LoadedModel, find_layers
 from modelassay.models.watching import input_device, watched
 from modelassay.monitors.reading import given_width
 
-DIRECTIONS = 4
+DIRECTIONS = 8
 """Of an input, at most; those that stand out of noise."""
 PLACES = 24
 """Inputs that are watched, those whose readers changed most: each costs a hook in every pass, some

@@ -26,7 +26,7 @@ from modelassay.files.records import Count, Line, Name, Record, Sha256, Share
 from modelassay.models import LoadedModel
 from modelassay.models.components import Site
 from modelassay.models.identity import ModelIdentity, hash_file, states
-from modelassay.monitors.ranges import Part, Span, Spans, distances
+from modelassay.monitors.ranges import PARTS, Part, Span, Spans, distances
 from modelassay.monitors.reading import Reader, ask, read_asked, sites_of
 from modelassay.probes.record import STATED, check_array, read_arrays
 from modelassay.report.text import with_interval
@@ -50,14 +50,14 @@ class Reading(Record):
     ranges: dict[Span, tuple[Bounded, Bounded]] = Field(min_length=1)
     """Lowest and highest ordinary projection."""
     centre: Bounded
-    """Mean projection after which an ordinary response begins."""
+    """Mean ordinary projection: of a circuit where the response begins, else over prompts."""
     scale: float = Field(gt=0, le=MAX_NUMBER)
-    """From there to that of harmful requests, in a circuit; else the spread."""
+    """From there to that of harmful requests, of a circuit; else the standard deviation."""
 
     @model_validator(mode="after")
     def _check(self) -> Reading:
-        if "start" not in self.ranges:
-            raise ValueError("a reading has no range where the response begins")
+        if not self.ranges.keys() & PARTS["prompt"]:
+            raise ValueError("a reading has no range of prompts")
         if any(low >= high for low, high in self.ranges.values()):
             raise ValueError("a range ends before it begins")
         return self
@@ -124,6 +124,8 @@ class MonitorRecord(Record):
     def _check(self) -> MonitorRecord:
         if (self.how == "circuit") != (self.quiet is not None):
             raise ValueError("only a circuit can be too quiet")
+        if self.quiet and "start" not in self.readings[0].ranges:
+            raise ValueError("a circuit has no range where the response begins")
         if (self.how == "weights") != (self.base is not None):
             raise ValueError("only a change of weights has a base")
         if len({frozenset(each.ranges) for each in self.readings}) > 1:
