@@ -66,10 +66,10 @@ class FeatureChange:
     """Prompts on which the feature fires in either model."""
     tokens: tuple[str, ...]
     """Tokens on which it fires most, in the model in which it fires more."""
-    n_differ: int = 0
-    """Prompts on which it differs by more than rounding could make."""
     label: str | None = None
     """What it is known for; None where nobody has named it."""
+    n_differ: int = 0
+    """Prompts on which it differs by more than rounding could make."""
 
     @property
     def finest_p(self) -> float:

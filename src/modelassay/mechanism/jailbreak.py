@@ -44,8 +44,8 @@ from modelassay.mechanism.attacked import (
 from modelassay.mechanism.circuit import LEAST_SHARE, Q_LEVEL, SEED
 from modelassay.mechanism.directions import Direction, SafetyDirections, find_directions
 from modelassay.mechanism.jailbreak_report import (
-    ComponentChange,
-    FeatureChange,
+    AttackedComponent,
+    AttackedFeature,
     JailbreakReport,
     Restoration,
     TokenReading,
@@ -248,7 +248,7 @@ class _Swapping:
 
         return cls(swapper([pair]), swapper(null), parts, on_progress)
 
-    def components(self, gap: float) -> tuple[ComponentChange, ...]:
+    def components(self, gap: float) -> tuple[AttackedComponent, ...]:
         """What the components that bring most back, or take most away, do; the strongest first."""
         adds_up = self.attack.components.adds_up
         direct = self.attack.direct()[0] if adds_up else {}
@@ -260,7 +260,7 @@ class _Swapping:
         p_values[: len(strongest)] = [usual[x].p_value(float(rises[x][0])) for x in strongest]
         q_values = benjamini_hochberg(p_values)
         return tuple(
-            ComponentChange(
+            AttackedComponent(
                 component=str(part),
                 layer=part.layer,
                 part=part.part,
@@ -339,7 +339,7 @@ def _features(
     pair: tuple[Asked, Asked],
     null: Sequence[tuple[Asked, Asked]],
     batch_tokens: int | None,
-) -> tuple[FeatureChange, ...]:
+) -> tuple[AttackedFeature, ...]:
     """Features at the token before the response that an attack moves beyond neutral rewordings."""
     asked = [each.prompt for two in (pair, *null) for each in two]
     states = read_activations(model, asked, [sae.layer], batch_tokens=batch_tokens).values[:, 0]
@@ -358,7 +358,7 @@ def _features(
     q_values = benjamini_hochberg(np.array(p_values))
     labels = open_labels(sae)
     found = [
-        FeatureChange(
+        AttackedFeature(
             feature=int(feature),
             plain=float(before[0, feature]),
             jailbroken=float(after[0, feature]),

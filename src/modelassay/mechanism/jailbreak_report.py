@@ -24,7 +24,7 @@ LISTED = 12
 
 
 @dataclass(frozen=True)
-class ComponentChange:
+class AttackedComponent:
     """What one component has to do with an attack."""
 
     component: str
@@ -59,7 +59,7 @@ class ComponentChange:
 
 
 @dataclass(frozen=True)
-class FeatureChange:
+class AttackedFeature:
     """A feature of an SAE, at the last token before the response."""
 
     feature: int
@@ -121,14 +121,14 @@ class JailbreakReport(Report):
     """Of falls by neutral rewordings."""
     mechanism: Mechanism
     directions: SafetyDirections
-    components: tuple[ComponentChange, ...]
+    components: tuple[AttackedComponent, ...]
     """Those with the largest effects, the strongest first; empty where the attack takes no log-odds
     of refusal away."""
     by_layer: tuple[float, ...]
     """Share of them that the plain request's states after a layer bring back, at the tokens of the
     template after the message."""
     restorations: tuple[Restoration, ...]
-    features: tuple[FeatureChange, ...]
+    features: tuple[AttackedFeature, ...]
     sae: str | None
     tokens: tuple[tuple[TokenReading, ...], ...]
     """Of the plain and of the attacked prompt."""
@@ -239,11 +239,11 @@ class JailbreakReport(Report):
         return Table(shown, rows)
 
     def _component_table(self) -> Table:
-        def share(row: ComponentChange) -> str:
+        def share(row: AttackedComponent) -> str:
             low, high = row.null
             return f"{row.restored:.0%} ({low:.0%} to {high:.0%})"
 
-        def writes(row: ComponentChange) -> str:
+        def writes(row: AttackedComponent) -> str:
             if row.plain is None or row.jailbroken is None:
                 return "-"
             return f"{row.plain:+.2f}, {row.jailbroken:+.2f}"
