@@ -49,6 +49,7 @@ BESIDE = {
     "dictionaries/": "The SAE of the embedded model",
     "docs/": "This site",
     "examples/": "Scripts, notebooks, suites, CI, and the model organisms",
+    "monitors/": "The monitor of `organism:safe`",
     "probes/": "Probes of the embedded model and of `organism:safe`",
     "scripts/": "What writes parts of these docs, and what checks a distribution",
     "tests/": "Mirrors `src/modelassay`; helpers are in `tests/support`",

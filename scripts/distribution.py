@@ -34,6 +34,7 @@ IN_WHEEL = (
     "modelassay/shipped/classifiers/embedded/classifier.json",
     "modelassay/shipped/dictionaries/embedded/sae_weights.safetensors",
     "modelassay/shipped/calibrations/organism-safe/calibration.json",
+    "modelassay/shipped/monitors/organism-safe/monitor.safetensors",
 )
 INCONCLUSIVE = 3  # what a quick scan of a model without damage in its weights ends with
 

@@ -18,6 +18,7 @@ from modelassay.cli.main import run
 from modelassay.diff import CALIBRATIONS
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.atomic import locked
+from modelassay.monitors import MONITORS
 from modelassay.probes import PROBES
 from modelassay.sae import SAES
 from modelassay.verify import BASELINES
@@ -71,6 +72,7 @@ MADE = {
         Made(CLASSIFIERS, "embedded", ("base", "id"), "classifier.safetensors"),
         Made(SAES, "embedded", ("model", "id"), "sae_weights.safetensors"),
         Made(CALIBRATIONS, "organism-safe", ("base",), None),
+        Made(MONITORS, "organism-safe", ("model", "id"), "monitor.safetensors"),
     )
 }
 

@@ -12,7 +12,9 @@ from outputs import SECRETS
 from tiny import probe_for
 
 
-@pytest.mark.parametrize("kind", ["baseline", "probe", "classifier", "sae", "calibration"])
+@pytest.mark.parametrize(
+    "kind", ["baseline", "probe", "classifier", "sae", "calibration", "monitor"]
+)
 def test_every_kind_is_listed_and_shown(client, kind, tmp_path, monkeypatch):
     rows = client.predict(kind, api_name="/list_artifacts")
     assert {row["source"] for row in rows} == {"shipped"}
