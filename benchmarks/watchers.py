@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from modelassay.monitors import build_circuit_monitor
+from modelassay.monitors import build_circuit_monitor, monitor_of
 
 from modelassay.data.attack_suites import read_attack_suite
 from modelassay.data.attacks import NEUTRAL, AttackedPrompt, benign_twins
@@ -129,7 +129,8 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="where rows are kept, as JSON")
     arguments = parser.parse_args()
     guard = load_guard(arguments.model, device="cpu")
-    guard = Guard(guard.model, guard.probe, guard.classifier, build_circuit_monitor(guard.model))
+    monitor = monitor_of(guard.model) or build_circuit_monitor(guard.model)
+    guard = Guard(guard.model, guard.probe, guard.classifier, monitor)
     suite = read_attack_suite(per_attack=arguments.per_attack)
     # A guarded chat has no room for what an attack puts into the model's mouth.
     attacks = [x for x in suite.prompts if x.family != NEUTRAL and not (x.system or x.opening)]
