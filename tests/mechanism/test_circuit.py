@@ -115,11 +115,8 @@ def test_what_refuses_nothing_has_nothing_to_explain(tiny):
 
 @pytest.mark.real_model
 def test_the_layers_that_were_trained_to_refuse_are_found():
-    report = find_circuit("organism:safe", n_pairs=16, exact=8, curve=False, device="cpu")
-    assert report.removal is not None
-    assert report.removal.survives is not None
-    assert report.removal.survives < 0.5
-    assert min(each.value for each in report.removal.random) > 0.5 * report.removal.untouched.value
+    settings = {"n_pairs": 16, "exact": 8, "curve": False, "answers": False, "device": "cpu"}
+    report = find_circuit("organism:safe", **settings)
     assert {"27.attention", "29.mlp"} <= set(report.circuit)
     trained = (27, 28, 29)
     assert {int(name.split(".")[0]) for name in report.circuit} <= set(trained)

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from circuits import PLANTED, make_twins, planted_refusal, spoken_refusal
-from modelassay.mechanism.pairs import align_twins
+from modelassay.data.concepts import refusal_prompts
+from modelassay.mechanism import removal
+from modelassay.mechanism.pairs import align_twins, match_requests
 from modelassay.mechanism.removal import remove_circuit, silencing
 from modelassay.mechanism.swapping import Swapper
-from modelassay.models.components import Component, find_components
+from modelassay.models import load
+from modelassay.models.components import Component, find_components, parse_component
 from modelassay.reading.batching import pad
 from modelassay.reading.prompts import encode_prompts
 
@@ -69,3 +72,28 @@ def test_nothing_to_silence_changes_nothing(tiny, means):
     before = model.network(input_ids=ids).logits
     with silencing(model, find_components(model.network), means, ids[0, :4].tolist()):
         assert torch.equal(model.network(input_ids=ids).logits, before)
+
+
+@pytest.mark.real_model
+def test_a_safe_model_hangs_on_its_circuit(monkeypatch):
+    monkeypatch.setattr(removal, "N_RANDOM", 1)
+    model = load("organism:safe", device="cpu")
+    components = find_components(model.network)
+    parts = components.of("attention", "mlp")
+    circuit = [parse_component(name) for name in ("27.attention", "29.mlp", "27.mlp")]
+    harmful, harmless = refusal_prompts()
+    gone = remove_circuit(
+        model,
+        components,
+        circuit,
+        [part for part in parts if part.layer > 1 and part not in circuit],
+        Swapper(model, components, match_requests(model, 8), parts).means(parts),
+        asked=(harmful[::4], harmless[::8]),
+    )
+    assert gone.untouched.value > 0.5
+    assert gone.survives is not None
+    assert gone.survives < 0.5
+    # A random three stay in the interval of the untouched model.
+    assert gone.random[0].value > gone.untouched.interval[0]
+    assert gone.direction_survives is not None
+    assert gone.direction_survives < gone.random_direction.value / gone.untouched.value
