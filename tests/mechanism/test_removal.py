@@ -92,8 +92,9 @@ def test_a_safe_model_hangs_on_its_circuit(monkeypatch):
     )
     assert gone.untouched.value > 0.5
     assert gone.survives is not None
-    assert gone.survives < 0.5
-    # A random three stay in the interval of the untouched model.
-    assert gone.random[0].value > gone.untouched.interval[0]
+    assert gone.survives < 0.25
+    # Random ones of any layer do harm, too, but not that much; a random direction does none.
+    assert gone.random[0].value > gone.removed.value + 0.1
     assert gone.direction_survives is not None
-    assert gone.direction_survives < gone.random_direction.value / gone.untouched.value
+    assert gone.direction_survives < 0.5
+    assert gone.random_direction.value > gone.untouched.interval[0]
