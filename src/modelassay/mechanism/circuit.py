@@ -123,7 +123,8 @@ def find_circuit(
         for part, (effect, _) in patched.items()
         if effect.mean() >= least and _flips(effect) < Q_LEVEL
     ]
-    null = Swapper(loaded, components, unrelated(pairs), parts, batch_tokens=batch_tokens)
+    others = unrelated(pairs)[: len(pairs) // 2]
+    null = Swapper(loaded, components, others, parts, batch_tokens=batch_tokens)
     usual = null.attribute(on_progress=phase_of(on_progress, "unrelated attribution"))[0]
     progress = phase_of(on_progress, "unrelated patching")
     found = _patch(null, asked, kept, progress, "unrelated ")
