@@ -24,14 +24,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from modelassay.monitors import build_circuit_monitor, monitor_of
-
 from modelassay.data.attack_suites import read_attack_suite
 from modelassay.data.attacks import NEUTRAL, AttackedPrompt, benign_twins
 from modelassay.files.atomic import write_text_atomically
 from modelassay.guard import Guard, load_guard
 from modelassay.guard.policy import Thresholds
 from modelassay.measures.refusal_judge import judge
+from modelassay.monitors import build_circuit_monitor, monitor_of
 from modelassay.statistics import wilson_interval
 
 WATCHERS = ("circuit monitor", "probe", "classifier", "judge")

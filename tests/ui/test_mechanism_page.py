@@ -85,10 +85,7 @@ def test_what_a_run_gives_can_cross_processes_and_be_shown(tiny_folder, tmp_path
 
 
 @pytest.mark.real_model
-def test_the_endpoints_explain_a_model_that_refuses(client):
-    found = client.predict("organism:safe", 8, False, False, api_name="/find_circuit")
-    # Eight pairs are too few to be beyond chance among sixty, but the strongest are those trained.
-    assert {"27.attention", "29.mlp"} <= {each["component"] for each in found["effects"][:6]}
+def test_the_endpoint_explains_an_attack_on_a_model_that_refuses(client):
     attack = next(each for each in load_attacks().attacks if each.name == ATTACK)
     told = client.predict(
         "organism:safe",
