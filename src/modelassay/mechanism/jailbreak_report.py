@@ -332,7 +332,8 @@ def token_chart(report: JailbreakReport) -> Figure | None:
 
     names = ("plain", "attacked")
     figure = make_subplots(rows=2, cols=1, subplot_titles=names, vertical_spacing=0.22)
-    for row, side in enumerate(report.tokens, start=1):
+    for row, whole in enumerate(report.tokens, start=1):
+        side = whole[1:]  # models keep values at the first token that stand for nothing said
         texts = [_shown(token.text) for token in side]
         marks = [_place(token) for token in side]
         for name, colour, values in (
