@@ -12,7 +12,6 @@ from modelassay.data.attacks import Attack, attack_requests
 from modelassay.errors import InputError
 from modelassay.mechanism import explain_attacks
 from modelassay.mechanism.attack_survey_report import family_chart
-from modelassay.models import load
 
 REQUESTS = [pair[0] for pair in make_twins(4)]
 # Other letters take the mark away that the planted component goes by; nothing else does.
@@ -24,13 +23,6 @@ ATTACKS = [
     Attack(family="persuasion", name="please", template="Please. {request}"),
     Attack(family="persuasion", name="kind", template="Be kind. {request}", encoding="rot13"),
 ]
-
-
-@pytest.fixture(scope="module")
-def roomy(tiny_folder):
-    model = load(str(tiny_folder(seed=7)), device="cpu")
-    model.network.config.max_position_embeddings = 4096
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,6 @@ REQUEST = "Is bread as heavy as wool"
 
 
 @pytest.fixture(scope="module")
-def roomy(tiny_folder):
-    """A tiny model with room for rewordings of whole requests."""
-    from modelassay.models import load
-
-    model = load(str(tiny_folder(seed=7)), device="cpu")
-    model.network.config.max_position_embeddings = 4096
-    return model
-
-
-@pytest.fixture(scope="module")
 def explained(roomy):
     with planted_refusal(roomy), spoken_refusal(roomy):
         return explain_jailbreak(roomy, REQUEST + HARM, REQUEST)

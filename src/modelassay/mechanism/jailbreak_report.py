@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from modelassay.mechanism.attacked import InsideReading
 from modelassay.mechanism.directions import SafetyDirections
 from modelassay.mechanism.mechanisms import Mechanism, NullChanges
+from modelassay.mechanism.report import share
 from modelassay.models import ModelIdentity
 from modelassay.report.base import Report
 from modelassay.report.charts import LINE, NEGATIVE, POSITIVE, new_figure
@@ -198,11 +199,7 @@ class JailbreakReport(Report):
                 " and on the attacked request.",
             ),
             *self._feature_sections(),
-            Section(
-                "tokens",
-                "token by token",
-                chart=partial(token_chart, self),
-            ),
+            Section("tokens", chart=partial(token_chart, self)),
             Section("model", "read on", facts=self._facts()),
         ]
 
@@ -239,9 +236,9 @@ class JailbreakReport(Report):
         return Table(shown, rows)
 
     def _component_table(self) -> Table:
-        def share(row: AttackedComponent) -> str:
+        def restored(row: AttackedComponent) -> str:
             low, high = row.null
-            return f"{row.restored:.0%} ({low:.0%} to {high:.0%})"
+            return f"{share(row.restored)} ({share(low)} to {share(high)})"
 
         def writes(row: AttackedComponent) -> str:
             if row.plain is None or row.jailbroken is None:
@@ -252,7 +249,7 @@ class JailbreakReport(Report):
             self.components[:LISTED],
             [
                 (Column("component", whole=True), lambda row: row.component),
-                ("restored (neutral)", share),
+                ("restored (neutral)", restored),
                 (Column("writes", shown="wide"), writes),
                 ("q", lambda row: p_text(row.q_value)),
                 ("", lambda row: row.change if row.beyond else "not beyond chance"),

@@ -83,9 +83,9 @@ def mechanism_of(
         return Mechanism(
             "undecided",
             f"The {blunt.name} direction tells single prompts apart too badly here (AUROC"
-            f" {blunt.auroc:.2f}, {blunt.interval[0]:.2f} to {blunt.interval[1]:.2f}; 95% of the"
-            f" prompts without lie below {blunt.limit:.2f}, those with it at 1 on average);"
-            f" {fall}, {beyond}.",
+            f" {blunt.auroc:.2f}, {blunt.interval[0]:.2f} to {blunt.interval[1]:.2f}; it reads 1 on"
+            f" average where there is {blunt.name}, and up to {blunt.limit:.2f} in 95% of the"
+            f" prompts where there is none); {fall}, {beyond}.",
         )
     if plain.harm <= harm.limit:
         return Mechanism(
