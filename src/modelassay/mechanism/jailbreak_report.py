@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 JAILBREAK_SCHEMA = "modelassay.jailbreak/1"
 LISTED = 12
+RESTORED = (
+    "Restored: share of the lost refusal log-odds that comes back when a component does what it did"
+    " on the plain request, at the tokens between message and response. Writes: nats that it writes"
+    " to the last token for refusal, on the plain and on the attacked request."
+)
 
 
 @dataclass(frozen=True)
@@ -193,10 +198,7 @@ class JailbreakReport(Report):
                 table=self._component_table() if self.components else None,
                 chart=partial(layer_chart, self) if self.by_layer else None,
                 lines=() if self.components else (self._nothing_lost(),),
-                note="Restored: share of the lost refusal log-odds that comes back when a component"
-                " does what it did on the plain request, at the tokens between message and"
-                " response. Writes: nats that it writes to the last token for refusal, on the plain"
-                " and on the attacked request.",
+                note=RESTORED if self.components else "",
             ),
             *self._feature_sections(),
             Section("tokens", chart=partial(token_chart, self)),
