@@ -110,9 +110,9 @@ class Ancestor:
     read: BaseReading
 
     @classmethod
-    def of(cls, model_id: str) -> Ancestor:
+    def of(cls, model_id: str, device: str) -> Ancestor:
         """Loads and reads a model."""
-        model = load(model_id, device="cpu")
+        model = load(model_id, device=device)
         suite, tokens = load_suite("default"), DEPTH.response_tokens
         return cls(
             model,
@@ -147,9 +147,9 @@ def asked_once() -> Iterator[None]:
         yield
 
 
-def measure(model_id: str, ancestor: Ancestor | None) -> dict[str, Any]:
+def measure(model_id: str, ancestor: Ancestor | None, device: str) -> dict[str, Any]:
     """All streams of one model, on all prompts and on each half of them, and the verdicts on it."""
-    model = load(model_id, device="cpu")
+    model = load(model_id, device=device)
     report = scan(model, ask_all=True, verify=ancestor and ancestor.baseline)
     ours = [_ours(report, slice(half, None, HALVES)) for half in range(HALVES)]
     their_all, *theirs = _theirs(model)
@@ -158,6 +158,7 @@ def measure(model_id: str, ancestor: Ancestor | None) -> dict[str, Any]:
     separation = report.concepts[CONCEPT].separation
     stopped, n_asked = _stopped(report, refusal)
     found = {
+        "measured_on": _machine(model),
         "verdict": report.verdict.value,
         "reason": report.reasons[0],
         "stopped": stopped,
@@ -184,6 +185,13 @@ def measure(model_id: str, ancestor: Ancestor | None) -> dict[str, Any]:
     compared = diff(ancestor.model, model, of_base=ancestor.read, depth=DEPTH)
     verdicts = verdicts_of(report, ancestor.scanned, report.verification, compared)
     return found | {"verdicts": asdict(verdicts), "diff": _diff_row(compared)}
+
+
+def _machine(model: LoadedModel) -> str:
+    """What computed: near ties between tokens can fall out otherwise elsewhere."""
+    where = model.device
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine()
+    return f"torch {torch.__version__} on {name}"
 
 
 def _diff_row(report: DiffReport) -> dict[str, Any]:
@@ -291,7 +299,7 @@ def _theirs(model: LoadedModel) -> tuple[dict[str, float], ...]:
     embedding = model.network.get_input_embeddings()
     for module in (embedding, *model.layers[: read_range(len(model.layers))[-1] + 1]):
         for weight in module.parameters():
-            digest.update(weight.float().numpy().tobytes())
+            digest.update(weight.float().cpu().numpy().tobytes())
     key = digest.hexdigest()
     if key not in _AMS_READINGS:
         pairs = get_pairs()
@@ -306,7 +314,9 @@ _AMS_READINGS: dict[str, tuple[dict[str, float], ...]] = {}
 def _ams(model: LoadedModel, pairs: Pairs) -> dict[str, float]:
     """The statistic of ams-scanner as it prints it, and read at the last real token."""
     positive, negative = (list(side) for side in zip(*pairs, strict=True))
-    extractor = ActivationExtractor(model.network, model.tokenizer, "cpu", model.network.dtype)
+    extractor = ActivationExtractor(
+        model.network, model.tokenizer, str(model.device), model.network.dtype
+    )
     printed, _ = extractor.extract_direction_with_layer_search(positive, negative)
     layers = read_range(len(model.layers))
 
@@ -368,7 +378,11 @@ def discriminate(
 
 
 def run(
-    seeds: Sequence[int], replicas: Path | None, ids: Sequence[str], kept: Path
+    seeds: Sequence[int],
+    replicas: Path | None,
+    ids: Sequence[str],
+    kept: Path,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Measures what has not been measured yet, or has changed since."""
     results: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
@@ -394,10 +408,11 @@ def run(
             if parent != ancestor_id and parent not in BASES:
                 ancestor = None  # before the next one is loaded
                 with asked_once():
-                    ancestor, ancestor_id = Ancestor.of(parent), parent
+                    ancestor, ancestor_id = Ancestor.of(parent, device), parent
             known = ancestor if parent == ancestor_id else None
             with asked_once():
-                results[key] = measure(model_id, known) | {"files_sha256": files}
+                measured = measure(model_id, known, device)
+            results[key] = measured | {"files_sha256": files}
             gc.collect()
             write_text_atomically(kept, json.dumps(results, indent=1) + "\n")
     return results
@@ -671,6 +686,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(SCREENED), help="model ids to measure")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where measurements are kept")
+    parser.add_argument("--device", default="cpu", help="as of `modelassay scan`")
     parser.add_argument(
         "--again", action="store_true", help="forget what was measured: the code has changed since"
     )
@@ -678,7 +694,13 @@ def main() -> None:
     if arguments.again:
         arguments.results.unlink(missing_ok=True)
         identity.RESULTS.unlink(missing_ok=True)
-    measured = run(arguments.seeds, arguments.replicas, arguments.models, arguments.results)
+    measured = run(
+        arguments.seeds,
+        arguments.replicas,
+        arguments.models,
+        arguments.results,
+        arguments.device,
+    )
     text = page(measured)
     if arguments.write:
         write_text_atomically(arguments.write, text)
