@@ -259,9 +259,18 @@ def test_the_embedded_model(ready):
     assert ready.has_chat_template
     assert info.chat_template_sha256 is not None
     assert len(ready.tokenizer) == 49152
+    assert len(ready.tokenizer.tokenize("2031")) == 4  # each digit by itself, as its file says
     prompts = encode_prompts(ready, ["What is the capital of France?"])
     (response,) = generate_greedy(ready, prompts)
     assert "Paris" in response.text
+
+
+@pytest.mark.real_model
+def test_what_is_kept_is_what_a_conversion_gives(converted):
+    """Fails where the conversion was changed and the number in the folder's name was not raised."""
+    kept = {file.name: hash_file(file) for file in embedded.ensure_embedded().iterdir()}
+    fresh = {file.name: hash_file(file) for file in (converted[0] / "models" / FOLDER).iterdir()}
+    assert kept == fresh
 
 
 @pytest.mark.real_model

@@ -16,8 +16,8 @@ def test_what_surrounds_the_weights_counts():
     files = baseline.index.files
     for change, words in (
         ({"tokenizer": "0" * 64}, "the tokenizer differs"),
-        ({"chat_template": "0" * 64}, "the chat template differs"),
-        ({"chat_template": None}, "the chat template is missing here"),
+        ({"chat_template": "0" * 64, "template_lines": "0" * 64}, "the chat template differs"),
+        ({"chat_template": None, "template_lines": None}, "the chat template is missing here"),
         ({"generation_config": None}, "the generation config is missing here"),
         ({"config": files.config | {"auto_map": "{}"}}, "other settings: auto_map"),
         ({"generation_config": "0" * 64}, "the generation config differs"),

