@@ -33,7 +33,7 @@ from rounding import EVEN, ROUNDED, changed
         ({"weights": changed(1.4), "same_tokens": False, "distances": {}}, Kind.OTHER_MODEL, False),
         # 4 bits hide a light fine-tune; weights that were never rounded have no such excuse
         ({"weights": changed(0.1), "grids": ("4bit",), "distances": {29: 0.7},
-          "log_odds_rms": 1.7}, Kind.RECAST, None),
+          "log_odds_rms": 1.7}, None, None),
         ({"weights": changed(0.1), "distances": {29: 0.7}, "log_odds_rms": 1.7},
          Kind.FINE_TUNE, False),
         # even noise is not rounding where it leaves no format's numbers, nor numbers of another one

@@ -344,9 +344,9 @@ def _judge_even(found: Differences, far: float) -> Finding:
         )
     if size > COARSE:
         return Finding(
-            Kind.RECAST,
-            f"{changed}, as coarse rounding does; a light fine-tune would hide in it. Verify a copy"
-            " in 8 bits or more.",
+            None,
+            f"{changed}, as coarse rounding does; a light fine-tune or an edit would hide in it."
+            " Verify a copy in 8 bits or more.",
             verified=None,
         )
     return Finding(
