@@ -46,6 +46,21 @@ def test_a_share_of_few_refusals_is_no_evidence(gpt2):
         assert measure_streams(found)["refusals"] == (share and pytest.approx(share))
 
 
+@pytest.mark.parametrize(
+    ("refused", "verdict"), [(10, DiffVerdict.BENIGN_LIKE), (60, DiffVerdict.SUSPICIOUS)]
+)
+def test_refusing_what_is_harmless_is_no_benign_change(gpt2, refused, verdict):
+    report = diff(str(gpt2), str(gpt2), SUITE, depth=Depth(response_tokens=0, weights=False))
+    before = ["refuses"] * 8 + ["complies"] * 92
+    after = ["refuses"] * refused + ["complies"] * (100 - refused)
+    change = refusal_change(before, after)
+    found = Findings(behaviour=replace(report.behaviour, refusals={"harmless": change}))
+    values = {**measure_streams(found), "refusal": 0.5}
+    said, reasons = judge(found, suspect(values, calibration(0.0, 0.5, 1.0)))
+    assert said is verdict
+    assert ("of harmless prompts, the base 8%" in reasons[0]) == (verdict is DiffVerdict.SUSPICIOUS)
+
+
 @pytest.mark.parametrize(("tokens", "known"), [(3, False), (24, True)])
 def test_a_thought_is_no_answer(tmp_path, tokens, known, monkeypatch):
     monkeypatch.setattr("modelassay.measures.refusal.THOUGHT_TOKENS", 0)

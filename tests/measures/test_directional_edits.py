@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,6 +142,24 @@ def test_a_swapped_pair_is_said_to_be_one():
     assert found.turned
     assert found.mark is None
     assert "swapped" in found.sentences()[0]
+
+
+def test_a_direction_that_grew_was_not_taken_out():
+    """Rows that were made larger can fit a formula, at a strength below zero."""
+
+    def measured(layer, kind):
+        weight = base(layer, kind)
+        change = WeightChange(weight, edit_matrix(weight, direction(0), 1.0))
+        found = measure_edit(change, change.spectrum(24))
+        fits = {name: replace(fit, strength=-4.8) for name, fit in found.fits.items()}
+        return EditedMatrix("", layer, kind, replace(found, fits=fits))
+
+    found = summarise(
+        [measured(layer, kind) for layer in range(LAYERS) for kind in COLUMNS], LAYERS
+    )
+    assert found.mark is None
+    assert found.turned
+    assert "less of a direction" in found.sentences()[0]
 
 
 def test_one_matrix_in_many_is_not_believed():

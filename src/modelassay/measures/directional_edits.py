@@ -150,7 +150,8 @@ class DirectionalEdits:
     """Median |cos| between the directions of different layers."""
     n_directions: int = 0
     turned: bool = False
-    """Whether it is the base that lacks what the candidate has, as in a swapped pair."""
+    """Whether it is the base that lacks what the candidate has, or has less of it, as in a swapped
+    pair."""
     rows_scaled: int = 0
     """Rows of writing matrices that were scaled or emptied one by one."""
     directions: Mapping[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
@@ -192,8 +193,8 @@ class DirectionalEdits:
         """What was found, in plain words."""
         if self.turned:
             return [
-                "The base lacks a direction that the candidate has: the two look swapped, or the"
-                " candidate undoes an ablation of the base."
+                "The base has less of a direction than the candidate, or lacks it: the two look"
+                " swapped, or the candidate undoes an ablation of the base or makes rows larger."
             ]
         if not self.components or self.family is None or self.fit is None:
             return []
@@ -268,6 +269,9 @@ def summarise(
         family, second, fit, second_fit = second, family, second_fit, fit
     cosine = _shared_cosine(marked, family)
     components = _components(marked, family, along or {}, n_layers)
+    written = [x.strength for c in components if c.component in OUTPUTS for x in c.strengths]
+    if written and np.median(written) < 0:  # more of it than before: nothing was taken out
+        return replace(nothing, turned=True)
     edited = {s.layer for part in components for s in part.strengths}
     return replace(
         nothing,
