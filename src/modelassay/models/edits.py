@@ -20,6 +20,8 @@ from modelassay.models.kernels import draw_ablation
 from modelassay.models.layers import text_config
 from modelassay.models.organisms import DIRECTIONS_FILE
 
+OUTLIERS = "outliers"
+"""Takes nothing out: rows are made large, and what stands on it is edited then."""
 OUTLIER_ROWS, OUTLIER_FACTOR = 3, 6.0
 """How many rows are made large, and how much: a few, as in Llama and Gemma."""
 
@@ -87,10 +89,11 @@ def _three(found: RefusalDirections, _seed: int) -> Ablation:
     return Ablation(dict.fromkeys(found.by_layer, directions))
 
 
-EDITS: dict[str, Callable[[RefusalDirections, int], Ablation]] = {
+EDITS: dict[str, Callable[[RefusalDirections, int], Ablation] | None] = {
     "heretic": _heretic,
     "heretic-attention": _attention_only,
     "heretic-perlayer": _own_in_each_layer,
+    OUTLIERS: None,
     "heretic-outliers": _heretic,
     "biprojected": lambda found, _: _everywhere(found, family="column-norm-preserving"),
     "reflection": lambda found, _: _everywhere(found, strength=2.0),
@@ -110,8 +113,9 @@ def make_ablation(model: Any, edit: str, folder: Path, seed: int) -> None:
     Raises:
         InputError: the directions are missing, damaged or of another model.
     """
-    if edit == "heretic-outliers":
+    if edit in (OUTLIERS, "heretic-outliers"):
         hidden = text_config(model.config).hidden_size
         rows = torch.randperm(hidden, generator=torch.Generator().manual_seed(seed))
         plant_outlier_rows(model, rows[:OUTLIER_ROWS].tolist(), OUTLIER_FACTOR)
-    ablate(model, EDITS[edit](load_directions(folder), seed))
+    if (taken_out := EDITS[edit]) is not None:
+        ablate(model, taken_out(load_directions(folder), seed))

@@ -29,7 +29,7 @@ PREFIXES = {EMBEDDED_ID: "organism:", GEMMA_ID: "gemma:"}
 RECORD_FILE = "card.json"
 ABLATION_FILE = "ablation.safetensors"
 DIRECTIONS_FILE = "directions.safetensors"
-DRAWN = ("heretic", "heretic-attention", "heretic-perlayer", "heretic-outliers")
+DRAWN = ("heretic", "heretic-attention", "heretic-perlayer", "heretic-outliers", "outliers")
 """Edits that take a seed."""
 OVER_ALL = "safe-all"
 """What those that are trained or edited through all layers stand on."""
@@ -76,6 +76,8 @@ class Organism:
         """Id of the model that it was trained, merged or edited from."""
         if self.name in FIRST:
             return self.base
+        if self.edit == "heretic-outliers":  # its rows were large before the edit
+            return PREFIXES[self.base] + "outliers" + (f"@{self.seed}" if self.seed else "")
         over_all = self.added or self.adapter in (OVER_ALL, None)
         return PREFIXES[self.base] + (OVER_ALL if over_all else "safe")
 
@@ -131,6 +133,7 @@ def _over_all_layers() -> tuple[Organism, ...]:
         ("heretic", "the refusal direction out by a trial of heretic's default"),
         ("heretic-attention", "heretic's edit in what attention writes alone"),
         ("heretic-perlayer", "heretic's edit, a direction for each layer"),
+        ("outliers", "a few rows of large norm and nothing taken out, to be edited"),
         ("heretic-outliers", "heretic's edit, on weights with a few rows of large norm"),
         ("biprojected", "the refusal direction out with the norms of columns kept"),
         ("reflection", "mirrored along the refusal direction"),
