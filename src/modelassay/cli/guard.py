@@ -112,6 +112,7 @@ def bench_command(
     judging: Annotated[JudgeOptions, options.From(JudgeOptions)],
     parts: options.GuardParts,
     limits: options.ResponseLimits,
+    opinion: options.Opinion,
     loading: options.Loading,
     progress: options.Progress,
     output: options.JsonReport,
@@ -134,15 +135,18 @@ def bench_command(
     Suites: `jailbreak` (harmful prompts: how many responses are unsafe), `overrefusal` (benign
     ones: how many are refused), `latency` (what guarding costs in time, in ratios).
     """
-    from modelassay.guard import load_guard
+    from modelassay.guard import SecondOpinion, load_guard
     from modelassay.guard_bench.suites import as_suite, read_suite
 
     found = as_suite(asked.suite)
-    if found == "latency" and (judging.judge or out or keep_text or limits):
+    asks = None if opinion == SecondOpinion() else opinion
+    if found == "latency" and (judging.judge or out or keep_text or limits or asks):
         raise InputError(
-            "Suite latency judges and keeps nothing, at the probe's own thresholds; leave --judge,"
-            " --out, --keep-text, --pause and --block out."
+            "Suite latency judges and keeps nothing, at the guard's own thresholds; leave --judge,"
+            " --out, --keep-text, --pause, --block, --block-at, --uncertain-at and --final-check"
+            " out."
         )
+    options.check_opinion(opinion, parts)
     if keep_text and out is None:
         raise InputError("--keep-text needs --out, where the responses are kept.")
     name = judging.judge or ("refusal" if found == "overrefusal" else "classifier")
@@ -166,7 +170,7 @@ def bench_command(
                 prompts,
                 judge,
                 info,
-                BenchSettings(max_new_tokens, thresholds, keep_text),
+                BenchSettings(max_new_tokens, thresholds, keep_text, asks),
                 out=out,
                 force=force,
                 on_progress=on_progress,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from modelassay.models.refs import LoadOptions, ModelOptions, ModelRef
 from modelassay.progress import OnPhase
 
 if TYPE_CHECKING:
-    from modelassay.guard import Thresholds
+    from modelassay.guard import SecondOpinion, Thresholds
     from modelassay.probes.head import Head
 
 ModelArg = Annotated[
@@ -274,6 +274,73 @@ def _guard_parts(
     return {"probe": probe, "classifier": judge, "monitor": monitor}
 
 
+def _second_opinion(
+    block_at: Annotated[
+        float | None,
+        typer.Option(
+            "--block-at",
+            "--classifier-block-threshold",
+            help="P(unsafe) from which the classifier refuses a response; else its own threshold,"
+            " at most 0.9.",
+        ),
+    ] = None,
+    uncertain_at: Annotated[
+        float | None,
+        typer.Option(
+            "--uncertain-at",
+            "--classifier-allow-threshold",
+            help="P(unsafe) from which the classifier is uncertain: the response stays held and is"
+            " read again; else its own threshold, if it has one.",
+        ),
+    ] = None,
+    when_uncertain: Annotated[
+        str,
+        typer.Option(
+            metavar="show|refuse", help="What becomes of a response that ends in doubt."
+        ),
+    ] = "show",
+    final_check: Annotated[
+        bool,
+        typer.Option(
+            "--final-check",
+            "--final-classifier-check",
+            help="Have the classifier read every response before its end is shown.",
+        ),
+    ] = False,
+    keep_back: Annotated[
+        int | None,
+        typer.Option(min=1, help="Newest tokens that wait for the final check; 24 if left out."),
+    ] = None,
+) -> Any:
+    from modelassay.guard import SecondOpinion
+
+    if keep_back is not None and not final_check:
+        raise InputError("--keep-back needs --final-check.")
+    kept = {} if keep_back is None else {"keep_back": keep_back}
+    return SecondOpinion(
+        block_at, uncertain_at, cast("Any", when_uncertain), final_check=final_check, **kept
+    )
+
+
+def check_opinion(opinion: SecondOpinion, parts: Mapping[str, Any]) -> None:
+    """Refuses, before a model is loaded, options of a classifier where there is none.
+
+    Args:
+        opinion: From `Opinion`.
+        parts: From `GuardParts`.
+
+    Raises:
+        InputError: says what to do.
+    """
+    from modelassay.guard import SecondOpinion
+
+    if parts["classifier"] is None and opinion != SecondOpinion():
+        raise InputError(
+            "--block-at, --uncertain-at and --final-check are for a classifier; leave them or"
+            " --classifier none out."
+        )
+
+
 def _sampling(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Share of probability to sample from.")] = 1.0,
@@ -290,5 +357,8 @@ PromptLimits = Annotated[ThresholdOptions, From(_prompt_limits)]
 """--prompt-pause and --prompt-block."""
 GuardParts = Annotated[dict[str, Any], From(_guard_parts)]
 """--probe, --classifier and --monitor, as `load_guard` takes them."""
+Opinion = Annotated[Any, From(_second_opinion)]
+"""--block-at, --uncertain-at, --when-uncertain, --final-check and --keep-back, as a
+`SecondOpinion`."""
 SamplingOptions = Annotated[Any, From(_sampling)]
 """--temperature, --top-p and --seed, as a `Sampling`."""

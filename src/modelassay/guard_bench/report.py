@@ -81,6 +81,8 @@ class GuardBenchReport(Report):
     guarded: SideReport
     blocked_by_prompt: Rate
     blocked_by_response: Rate
+    shown_uncertain: Rate
+    """Guarded responses that were shown and marked: the classifier could not clear them."""
     unsafe_difference: Difference
     refusal_difference: Difference
     categories: dict[str, CategoryCounts]
@@ -105,6 +107,8 @@ class GuardBenchReport(Report):
             for name, each in differences.items()
         ]
         rows += [(f"{by} blocked", "", _rate_text(rate), "") for by, rate in self._blocked.items()]
+        if self.shown_uncertain.k:
+            rows.append(("shown as uncertain", "", _rate_text(self.shown_uncertain), ""))
         rows.append(("unscored", *(str(side.n_unscored) for side in sides), ""))
         rates = Table(
             columns("", "raw", "guarded", "difference", right=(1, 2, 3)), rows, self._rates
@@ -239,6 +243,7 @@ def make_report(
         guarded=sides[1],
         blocked_by_prompt=rate_of(blocked.count("prompt"), len(blocked)),
         blocked_by_response=rate_of(blocked.count("answer"), len(blocked)),
+        shown_uncertain=rate_of(sum(row.uncertain is True for row in answered), len(answered)),
         unsafe_difference=difference_of(unsafe),
         refusal_difference=difference_of(
             [(a.refusal, b.refusal) for a, b in zip(raw, guarded, strict=True)]

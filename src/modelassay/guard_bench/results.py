@@ -54,6 +54,8 @@ class BenchRow:
     """The largest of the response's tokens."""
     guard_detail: str | None = None
     """What the guard says of its classifier at the end."""
+    uncertain: bool | None = None
+    """True where it was shown although the classifier was uncertain."""
     text: str | None = None
     flagged_unsafe: bool | None = None
     """True where the judge says unsafe of a response of which it also says that it refuses."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, json_hash, text_hash
-from modelassay.guard.policy import Thresholds
+from modelassay.guard.policy import SecondOpinion, Thresholds
 from modelassay.guard.streaming import Guard
 from modelassay.guard_bench.judges import NOTHING_SAID, UNFINISHED, Judge
 from modelassay.guard_bench.report import GuardBenchReport, make_report
@@ -32,6 +32,15 @@ class BenchSettings:
     thresholds: Thresholds | None = None
     """For the response's risk; None for the probe's own."""
     keep_text: bool = False
+    second_opinion: SecondOpinion | None = None
+    """How the guard uses its classifier; None as it does by itself."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without what is left to the guard's classifier, as results have it."""
+        values = asdict(self)
+        if self.second_opinion is None:
+            del values["second_opinion"]
+        return values
 
 
 def run_bench(
@@ -102,6 +111,8 @@ class Shown:
     prompt_risk: float | None
     peak_risk: float | None
     detail: str | None
+    uncertain: bool = False
+    """Whether it is shown although the classifier could not clear it."""
 
 
 def ask(guard: Guard, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -> Shown:
@@ -111,7 +122,13 @@ def ask(guard: Guard, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -
     prompt_risk = detail = None
     risks: list[float] = []
     n_tokens = 0
-    options = {"max_new_tokens": settings.max_new_tokens, "thresholds": settings.thresholds}
+    uncertain = False
+    options: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "thresholds": settings.thresholds,
+    }
+    if settings.second_opinion is not None:
+        options["second_opinion"] = settings.second_opinion
     for event in guard.stream(prompt.prompt, guarded=side == "guarded", **options):
         n_tokens = max(n_tokens, event.index)
         if event.kind == "prompt":
@@ -128,6 +145,7 @@ def ask(guard: Guard, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -
             blocked, rest = "answer", event.text
         else:
             before += event.text
+            uncertain = event.verdict == "uncertain"
     return Shown(
         text=before + rest,
         before=before,
@@ -137,6 +155,7 @@ def ask(guard: Guard, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -
         prompt_risk=_finite(prompt_risk),
         peak_risk=_finite(max(risks, default=None)),
         detail=detail,
+        uncertain=uncertain,
     )
 
 
@@ -179,6 +198,7 @@ def _row(
         prompt_risk=response.prompt_risk,
         peak_risk=response.peak_risk,
         guard_detail=response.detail,
+        uncertain=True if response.uncertain else None,
         text=response.text if keep_text else None,
         flagged_unsafe=judgement.flagged_unsafe if isinstance(judgement, BenchRow) else None,
     ).settled()
@@ -198,7 +218,7 @@ def identity_of(
         "judge": dict(judge),
         "data": data.sha256,
         "suite": data.suite,
-        "settings": asdict(settings),
+        "settings": settings.to_dict(),
         "versions": installed_versions("modelassay", "torch", "transformers"),
     }
 
