@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from benches import LAYOUTS, Clears, save
@@ -46,6 +47,36 @@ def test_command(fake_load, tmp_path, capfd):
     assert "time / generate" in capfd.readouterr().out
 
 
+def test_a_final_check_and_doubt_are_counted(tiny, monkeypatch, tmp_path, capfd):
+    class Doubts(Clears):
+        threshold = 0.9
+
+        def predict(self, exchanges):
+            return np.array([[0.5, 0.0, 0.5]] * len(exchanges), dtype=np.float32)
+
+    model = tiny()
+    guard = Guard(model, probe_for(model, pause=0.999, block=1.0), Doubts())
+    monkeypatch.setattr("modelassay.guard.load_guard", lambda _model, **_: guard)
+    data = save(tmp_path / "rows.jsonl", LAYOUTS["plain"])
+    command = ["guard", "bench", "any", "--data", str(data), "--max-new-tokens", "4", "-q"]
+    command += ["--judge", "refusal"]
+
+    def report(*options):
+        assert run([*command, "--json", *options]) == 0
+        return json.loads(capfd.readouterr().out)
+
+    plain = report()
+    assert plain["blocked_by_answer"]["k"] == plain["shown_uncertain"]["k"] == 0
+    assert "second_opinion" not in plain["settings"]
+    checked = report("--final-check", "--block-at", "0.4")
+    assert (checked["blocked_by_answer"]["k"], checked["n"]) == (2, 2)
+    assert checked["settings"]["second_opinion"]["block"] == 0.4
+    doubted = report("--final-check", "--uncertain-at", "0.4")
+    assert (doubted["shown_uncertain"]["k"], doubted["shown_uncertain"]["n"]) == (2, 2)
+    assert run([*command, "--final-check", "--uncertain-at", "0.4"]) == 0
+    assert "shown as uncertain" in capfd.readouterr().out
+
+
 def test_command_with_a_model_and_probe_from_disk(tiny, tiny_folder, tmp_path, capfd):
     probe = probe_for(tiny(), pause=0.999, block=1.0)
     (tmp_path / "probe").mkdir()
@@ -78,6 +109,7 @@ def test_command_with_a_model_and_probe_from_disk(tiny, tiny_folder, tmp_path, c
         (["--judge", "refusal", "--judge-model", "m"], "--judge-model is for"),
         (["--keep-text"], "needs --out"),
         (["--suite", "latency", "--block", "0.5"], "own thresholds"),
+        (["--suite", "latency", "--final-check"], "own thresholds"),
         (["--suite", "latency", "--judge", "refusal"], "leave --judge"),
         (["--data", "no/such/file.jsonl"], "No data file"),
     ],

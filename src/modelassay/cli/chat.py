@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -177,18 +177,19 @@ def generate_command(
             "prompt_risk": next((e.risk for e in seen if e.kind == "prompt"), None),
             "highest_risk": max(risks, default=None),
             "held": any(event.action in ("pause", "escalate") for event in seen),
-            **({"verdict": verdicts[-1]} if (verdicts := [e.verdict for e in seen if e.verdict]) else {}),
-            **(
-                {"alert": alert}
-                if (alert := next((e.alert for e in seen if e.alert), None))
-                else {}
-            ),
+            **_first("verdict", [e.verdict for e in reversed(seen)]),
+            **_first("alert", [e.alert for e in seen]),
         }
         typer.echo(json_module.dumps(values, ensure_ascii=False))
     else:
         typer.echo()
         if seen[-1].verdict == "uncertain":  # what is shown in doubt is marked
             typer.echo(f"uncertain: {seen[-1].detail}", err=True)
+
+
+def _first(name: str, values: Sequence[str | None]) -> dict[str, str]:
+    """The first value that is there, by name."""
+    return next(({name: value} for value in values if value), {})
 
 
 def read_prompt(prompt: str) -> str:

@@ -295,9 +295,7 @@ def _second_opinion(
     ] = None,
     when_uncertain: Annotated[
         str,
-        typer.Option(
-            metavar="show|refuse", help="What becomes of a response that ends in doubt."
-        ),
+        typer.Option(metavar="show|refuse", help="What becomes of a response that ends in doubt."),
     ] = "show",
     final_check: Annotated[
         bool,

@@ -103,8 +103,7 @@ class Classifier(Protocol):
         ...
 
     def predict(self, exchanges: Sequence[tuple[str, str]]) -> np.ndarray:
-        """[exchange, class]: P(safe compliance), P(safe refusal), P(unsafe compliance), or of a
-        classifier that tells two classes P(safe) and P(unsafe); unsafe is the last column."""
+        """P of each class, [exchange, class]; unsafe compliance is the last of two or three."""
         ...
 
 
