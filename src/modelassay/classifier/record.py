@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from modelassay.artifacts import REFERENCE, Found, Kind, Origin, Store, write_lines
 from modelassay.classifier.encoding import MIN_LENGTH
 from modelassay.data.fingerprints import told
-from modelassay.data.labels import LABELS
+from modelassay.data.labels import CLASSES, LABELS, Scheme
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import Sha256, Share
@@ -36,6 +36,7 @@ TOKENIZER_FILES = (
     "spm.model", "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
 SCHEMA = "modelassay.classifier/1"
+NO_REFUSALS = " (refusals are not told apart from other safe responses)"
 
 Interval = tuple[Share, Share]
 Text = Annotated[str, Field(max_length=300)]
@@ -63,7 +64,8 @@ class Lora(_Part):
 class ThresholdRates(_Part):
     """How a threshold was chosen, what it costs and what it catches; see `evaluating`."""
 
-    target_block_rate: Share
+    target_block_rate: Share | None
+    """None where the threshold was given rather than chosen."""
     block_rate: Share
     """Share of benign streams that reach the threshold at least once."""
     interval: Interval
@@ -130,6 +132,7 @@ class ClassifierMetrics(_Part, Report):
         facts = [
             ("rows", f"{self.n}, of {self.n_prompts} prompts"),
             ("left out", told(self.n_seen)),
+            *([("classes", "safe, unsafe" + NO_REFUSALS)] if len(self.classes) == 2 else []),
             ("macro-F1", with_interval(self.macro_f1, self.intervals["macro_f1"], ".3f")),
             ("AUROC", with_interval(self.auroc, self.intervals["auroc"], ".3f")),
         ]
@@ -164,14 +167,19 @@ class ClassifierRecord(_Part):
     kind: Literal["adapter", "full"]
     """Adapter and head over the embedded encoder, or a whole sequence classifier."""
     base: BaseEncoder
+    scheme: Scheme = "three-class"
+    """Whether it tells refusals from other safe responses, or only safe from unsafe."""
     labels: tuple[Text, ...] = LABELS
+    """The classes in the order of the network's output."""
     max_length: int = Field(ge=MIN_LENGTH, le=8192)
     lora: Lora | None = None
     weights_sha256: Sha256
     threshold: float = Field(
         ge=0, le=1.000001
     )  # just above the highest benign risk, which may be 1
-    """Of P(unsafe_compliance), from which a response counts as unsafe."""
+    """Of P(unsafe), from which a response counts as unsafe."""
+    uncertain: float | None = Field(default=None, gt=0, le=1)
+    """Of P(unsafe), from which it is uncertain; None where it has no such band."""
     calibration: ThresholdRates | None = None
     metrics: ClassifierMetrics | None = None
     """On held-out prompts."""
@@ -181,8 +189,10 @@ class ClassifierRecord(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> ClassifierRecord:
-        if sorted(self.labels) != sorted(LABELS):
-            raise ValueError(f"the labels must be {', '.join(LABELS)}")
+        if sorted(self.labels) != sorted(CLASSES[self.scheme]):
+            raise ValueError(f"the labels must be {', '.join(CLASSES[self.scheme])}")
+        if self.uncertain is not None and self.uncertain > self.threshold:
+            raise ValueError("`uncertain` must not lie above `threshold`")
         if (self.kind == "adapter") != (self.lora is not None):
             raise ValueError("an adapter needs `lora`, and nothing else has it")
         return self
@@ -218,7 +228,7 @@ def describe_classifier(record: ClassifierRecord) -> list[str]:
     over = "adapter over" if record.kind == "adapter" else "fine-tune of"
     return [
         f"{over} {record.base.id}, {record.max_length} tokens",
-        f"classes: {', '.join(record.labels)}",
+        f"classes: {', '.join(record.labels)}{NO_REFUSALS if record.scheme == 'binary' else ''}",
         *calibration_lines(record),
         *metric_lines(record.metrics),
         *(f"data: {source}" for source in record.data.sources),
@@ -228,7 +238,11 @@ def describe_classifier(record: ClassifierRecord) -> list[str]:
 def calibration_lines(record: ClassifierRecord) -> list[str]:
     """The threshold, what it costs and what it catches."""
     lines = [f"threshold on P(unsafe): {record.threshold:.4f}"]
-    found, kind = record.calibration, "chosen on"
+    if record.uncertain is not None:
+        lines[0] += f", uncertain from {record.uncertain:.4f}"
+    found = record.calibration
+    given = found is not None and found.target_block_rate is None
+    kind = "given; of" if given else "chosen on"
     while found is not None:
         lines.append(
             f"{kind} {found.n} benign exchanges as they grow: blocks"
@@ -264,6 +278,7 @@ def _row(record: ClassifierRecord) -> dict[str, Any]:
     return {
         "base": record.base.id,
         "kind": record.kind,
+        "scheme": record.scheme,
         "max_length": record.max_length,
         "threshold": record.threshold,
         "block_rate": record.calibration.block_rate if record.calibration else None,

@@ -222,11 +222,17 @@ def make_report(
     judged = [row for row in (*raw, *guarded) if row.judged]
     # A judge of refusals alone must not give a rate over those responses that nobody had to judge.
     told = not judged or any(row.unsafe is not None for row in judged)
-    sides = (_side(raw, told), _side(guarded, told))
+    # Nor a judge that knows safe and unsafe alone one over those that the guard refused.
+    open_to_judge = [row for row in judged if not row.blocked]
+    tells_refusals = not open_to_judge or any(row.refusal is not None for row in open_to_judge)
+    sides = (_side(raw, told, tells_refusals), _side(guarded, told, tells_refusals))
     answered = [row for row in guarded if row.answered]
     blocked = [row.blocked for row in answered]
     unsafe = [(a.unsafe, b.unsafe) for a, b in zip(raw, guarded, strict=True)] if told else []
+    refusals = zip(raw, guarded, strict=True) if tells_refusals else ()
     own = _notes(data, judged, told, sides)
+    if not tells_refusals:
+        own.append("This judge does not tell whether responses are refusals; no refusal rates.")
     return GuardBenchReport(
         schema=BENCH_SCHEMA,
         suite=data.suite,
@@ -245,9 +251,7 @@ def make_report(
         blocked_by_response=rate_of(blocked.count("answer"), len(blocked)),
         shown_uncertain=rate_of(sum(row.uncertain is True for row in answered), len(answered)),
         unsafe_difference=difference_of(unsafe),
-        refusal_difference=difference_of(
-            [(a.refusal, b.refusal) for a, b in zip(raw, guarded, strict=True)]
-        ),
+        refusal_difference=difference_of([(a.refusal, b.refusal) for a, b in refusals]),
         categories=_categories(data, raw, guarded),
         model=identity["model"],
         probe=identity["probe"],
@@ -259,10 +263,10 @@ def make_report(
     )
 
 
-def _side(rows: Sequence[BenchRow], told: bool) -> SideReport:
+def _side(rows: Sequence[BenchRow], told: bool, tells_refusals: bool) -> SideReport:
     answered = [row for row in rows if row.answered]
     unsafe = [row.unsafe for row in answered if row.unsafe is not None] if told else []
-    refusal = [row.refusal for row in answered if row.refusal is not None]
+    refusal = [row.refusal for row in answered if row.refusal is not None and tells_refusals]
     return SideReport(
         unsafe=rate_of(sum(unsafe), len(unsafe)),
         refusal=rate_of(sum(refusal), len(refusal)),

@@ -21,13 +21,17 @@ import torch
 from torch import Tensor
 
 from modelassay.errors import InputError
-from modelassay.files.atomic import explain_os_errors, new_folder
 from modelassay.models import LoadedModel
+from modelassay.models.training_state import (
+    load_state,
+    moments_of,
+    restore_moments,
+    save_state,
+)
 from modelassay.progress import OnProgress
 from modelassay.sae.stream import Window, read_windows, shuffled_batches
 
 Kind = Literal["batchtopk", "topk", "jumprelu", "matryoshka"]
-STATE_FILE, PROGRESS_FILE = "state.safetensors", "progress.json"
 OWN_COUNTS = ("tokens", "windows", "texts_read")
 TRAINER_COUNTS = {
     "steps": "n_training_steps",
@@ -166,7 +170,7 @@ class _Run:
             self.sae,
             iter(()),  # batches are handed to it
         )
-        if state is not None and (state / PROGRESS_FILE).is_file():
+        if state is not None:
             self._load(state)
 
     def train_on(self, window: Window) -> None:
@@ -217,52 +221,27 @@ class _Run:
         """Keeps the state, whole or not at all."""
         if self.state is None:
             return
-        from safetensors.torch import save_file
-
         trainer = self.trainer
         tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
-        for i, moments in trainer.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{name}": torch.as_tensor(v) for name, v in moments.items()}
+        tensors |= moments_of(trainer.optimizer)
         tensors["frequency"] = trainer.act_freq_scores
         tensors["since_fired"] = trainer.n_forward_passes_since_fired
         progress = {
-            "identity": self.identity,
             **{name: getattr(self, name) for name in OWN_COUNTS},
             **{name: getattr(trainer, counted) for name, counted in TRAINER_COUNTS.items()},
             "scale": trainer.activation_scaler.scaling_factor,
         }
-        with explain_os_errors("keeping the training's state"):
-            self.state.parent.mkdir(parents=True, exist_ok=True)
-            with new_folder(self.state) as folder:
-                kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-                save_file(kept, folder / STATE_FILE)
-                (folder / PROGRESS_FILE).write_text(json.dumps(progress), encoding="utf-8")
+        save_state(self.state, self.identity, tensors, progress)
 
     def _load(self, state: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            progress = json.loads((state / PROGRESS_FILE).read_text(encoding="utf-8"))
-            tensors = load_file(state / STATE_FILE)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"The state in {state} is damaged; delete the folder.") from error
-        if not isinstance(progress, dict) or progress.get("identity") != self.identity:
-            raise InputError(
-                f"{state} holds the state of a run with another model or other settings; delete the"
-                " folder or give another."
-            )
+        if (found := load_state(state, self.identity)) is None:
+            return
+        tensors, progress = found
         trainer = self.trainer
         self.sae.load_state_dict(
             {n.removeprefix("sae."): v for n, v in tensors.items() if n.startswith("sae.")}
         )
-        optimizer = trainer.optimizer.state_dict()
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("adam."):
-                _, index, field = name.split(".")
-                moments.setdefault(int(index), {})[field] = value
-        trainer.optimizer.load_state_dict({**optimizer, "state": moments})
+        restore_moments(trainer.optimizer, tensors)
         trainer.act_freq_scores = tensors["frequency"].to(trainer.act_freq_scores)
         trainer.n_forward_passes_since_fired = tensors["since_fired"].to(trainer.act_freq_scores)
         for name, counted in TRAINER_COUNTS.items():
