@@ -16,6 +16,7 @@ from exchanges import RECIPE, synthetic
 from modelassay.classifier import CLASSIFIERS, load_classifier, train_classifier
 from modelassay.cli.main import run
 from modelassay.errors import EXIT_BAD_INPUT, InputError
+from outputs import one_line
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = {**SMALL, "intermediate_size": 64, "max_position_embeddings": 98}
@@ -47,7 +48,8 @@ def save(kind: str, bert: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("kind", sorted(ENCODERS))
 def test_an_encoder_of_any_architecture_is_trained_and_read_back(kind, bert, tmp_path):
     folder = save(kind, bert, tmp_path / f"tiny-{kind}")
-    out = train_classifier(synthetic(240), encoder=str(folder), out=tmp_path / "out", recipe=RECIPE)
+    recipe = replace(RECIPE, epochs=14) if kind == "electra" else RECIPE  # it learns slowly
+    out = train_classifier(synthetic(240), encoder=str(folder), out=tmp_path / "out", recipe=recipe)
     record = CLASSIFIERS.open(out).record
     assert record.base.id == f"tiny-{kind}"
     assert record.metrics is not None
@@ -129,6 +131,5 @@ def test_a_damaged_encoder_is_one_line(damage, bert, tmp_path, capsys):
     )
     command = ["classifier", "train", "--encoder", str(folder), "--data", str(rows), "-q"]
     assert run([*command, "--out", str(tmp_path / "out")]) == EXIT_BAD_INPUT
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    one_line(capsys.readouterr().err)
     assert {path.name for path in tmp_path.iterdir()} == {"roberta", "rows.jsonl"}

@@ -58,6 +58,7 @@ from modelassay.data.labels import CLASSES, LABELS, Scheme
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, json_hash
 from modelassay.models.embedded import ENCODER_ID, ensure_encoder
+from modelassay.models.explain import quiet_transformers
 from modelassay.models.identity import hash_file, hash_files
 from modelassay.models.loading import pick_device
 from modelassay.models.trainer import Kept, Schedule, run_trainer
@@ -529,8 +530,9 @@ def _save(trainee: Trainee, folder: Path) -> ClassifierRecord:
         save_file(adapter_tensors(trainee.network), folder / WEIGHTS_FILE, {"format": "pt"})
     else:
         trainee.network.config._name_or_path = trainee.encoder
-        trainee.network.save_pretrained(folder, max_shard_size="100GB")
-        trainee.tokenizer.save_pretrained(folder)
+        with quiet_transformers():
+            trainee.network.save_pretrained(folder, max_shard_size="100GB")
+            trainee.tokenizer.save_pretrained(folder)
         for stray in {file.name for file in folder.iterdir()} - CLASSIFIERS.kind.own_files:
             (folder / stray).unlink()  # such as a chat template, which no classifier needs
     rank = trainee.recipe.rank
