@@ -212,7 +212,7 @@ def check_opinion(
         if not isinstance(choice, bool):
             raise InputError(f"{name} must be true or false.")
     shown = "refuse" if refuse_uncertain else "show"
-    return SecondOpinion(**levels, when_uncertain=shown, final_check=final_check)
+    return SecondOpinion(block_at, uncertain_at, shown, final_check=final_check)
 
 
 def _check_system(system: Any) -> str:
