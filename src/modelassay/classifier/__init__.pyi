@@ -1,9 +1,9 @@
 from .evaluating import ThresholdFit as ThresholdFit
 from .evaluating import evaluate as evaluate
 from .evaluating import fit_threshold as fit_threshold
-from .finding import find_classifier as find_classifier
 from .model import ExchangeClassifier as ExchangeClassifier
 from .model import load_classifier as load_classifier
 from .record import CLASSIFIERS as CLASSIFIERS
 from .record import ClassifierMetrics as ClassifierMetrics
+from .record import find_classifier as find_classifier
 from .training import train_classifier as train_classifier

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from modelassay.errors import InputError
 
-TextFormat = Literal["pair", "user_assistant"]
-OPENING, TURN = "User:\n", "\n\nAssistant:\n"
-"""What open-constitution puts before a prompt and before a response."""
 RESPONSE_SHARE = 2 / 3
 N_SPECIAL = 3
 MIN_LENGTH = 16
@@ -51,7 +48,6 @@ def encode_pairs(
     max_length: int,
     *,
     newest: bool = True,
-    text_format: TextFormat = "pair",
 ) -> list[EncodedExchange]:
     """Tokenises (prompt, response) pairs; either text may be empty.
 
@@ -60,7 +56,6 @@ def encode_pairs(
         exchanges: Pairs of texts.
         max_length: Most tokens of a row, special ones included.
         newest: Keep the end of a response that is too long; False keeps its beginning.
-        text_format: `user_assistant` reads both as one text with the marks of turns.
 
     Raises:
         InputError: the tokenizer has no tokens that open and separate.
@@ -68,11 +63,6 @@ def encode_pairs(
     opening, separator = special_ids(tokenizer)
     if not exchanges:
         return []
-    if text_format == "user_assistant":
-        return [
-            _as_one_text(tokenizer, exchange, max_length, (opening, separator), newest=newest)
-            for exchange in exchanges
-        ]
     characters = max_length * LONGEST_TOKEN
     prompts = _ids(tokenizer, [prompt[:characters] for prompt, _ in exchanges])
     kept = slice(-characters, None) if newest else slice(characters)
@@ -86,32 +76,6 @@ def encode_pairs(
         cut = n_response < len(response)
         encoded.append(EncodedExchange((*head, *tail), len(head), cut))
     return encoded
-
-
-def _as_one_text(
-    tokenizer: Any,
-    exchange: tuple[str, str],
-    max_length: int,
-    ends: tuple[int, int],
-    *,
-    newest: bool,
-) -> EncodedExchange:
-    """One text, tokenised at once where it fits; else its parts are cut as those of a pair."""
-    characters = max_length * LONGEST_TOKEN
-    prompt, response = exchange
-    short = prompt[:characters]
-    kept = response[-characters:] if newest else response[:characters]
-    head, mark, said, whole = _ids(
-        tokenizer, [OPENING + short, TURN, kept, OPENING + short + TURN + kept]
-    )
-    if len(whole) <= max_length - 2 and short == prompt and kept == response:
-        start = min(len(head) + len(mark), len(whole))
-        return EncodedExchange((ends[0], *whole, ends[1]), 1 + start, cut=False)
-    n_head, n_said = room(len(head), len(said), max_length + 1 - len(mark))
-    first = len(said) - n_said if newest else 0
-    begun = [ends[0], *head[:n_head], *mark]
-    ids = (*begun, *said[first : first + n_said], ends[1])
-    return EncodedExchange(ids, len(begun), cut=n_said < len(said))
 
 
 def special_ids(tokenizer: Any) -> tuple[int, int]:

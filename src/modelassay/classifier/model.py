@@ -23,11 +23,12 @@ from modelassay.classifier.encoding import (
     encode_pairs,
     special_ids,
 )
-from modelassay.classifier.finding import checked_record, find_classifier
 from modelassay.classifier.record import (
     FULL_WEIGHTS,
     WEIGHTS_FILE,
     ClassifierRecord,
+    check_classifier,
+    find_classifier,
 )
 from modelassay.data.labels import CLASSES, LABELS
 from modelassay.errors import InputError, first_line
@@ -210,13 +211,11 @@ class ExchangeClassifier:
             beyond rounding.
         """
         with self._lock:  # fast tokenizers cannot be used from two threads at once
-            form = self.record.text_format
-            newest = encode_pairs(self.tokenizer, exchanges, self.max_length, text_format=form)
+            newest = encode_pairs(self.tokenizer, exchanges, self.max_length)
             long = [i for i, row in enumerate(newest) if row.cut] if whole else []
             first = encode_pairs(
-                self.tokenizer, [exchanges[i] for i in long], self.max_length,
-                newest=False, text_format=form,
-            )  # fmt: skip
+                self.tokenizer, [exchanges[i] for i in long], self.max_length, newest=False
+            )
         probabilities = self._probabilities([*newest, *first], batch)
         found = probabilities[: len(newest)]
         found[long] = (found[long] + probabilities[len(newest) :]) / 2
@@ -280,7 +279,7 @@ def load_classifier(
     where = pick_device(device)
     found = find_classifier(name, revision=revision, token=token)
     found.warn()
-    folder, record = found.folder, checked_record(found)
+    folder, record = found.folder, check_classifier(found.folder)
     opened = _open_adapter if record.kind == "adapter" else _open_full
     network, tokenizer = opened(folder, record)
     special_ids(tokenizer)
@@ -293,7 +292,7 @@ def load_classifier(
         tokenizer=tokenizer,
         record=record,
         device=where,
-        types=record.text_format == "pair" and (record.kind == "adapter" or reads_types(network)),
+        types=record.kind == "adapter" or reads_types(network),
         order=tuple(record.labels.index(label) for label in CLASSES[record.scheme]),
     )
 

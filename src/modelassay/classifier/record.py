@@ -5,19 +5,20 @@ The file comes from folders and repositories of other people, so it is checked f
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modelassay.artifacts import Kind, Store, write_lines
-from modelassay.classifier.encoding import MIN_LENGTH, TextFormat
+from modelassay.artifacts import REFERENCE, Found, Kind, Origin, Store, write_lines
+from modelassay.classifier.encoding import MIN_LENGTH
 from modelassay.data.fingerprints import told
 from modelassay.data.labels import CLASSES, LABELS, Scheme
-from modelassay.errors import InputError
+from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import Sha256, Share
-from modelassay.hub import check_weight_files
+from modelassay.hub import REPO_ID, check_weight_files, fetch_model, is_main_head
 from modelassay.models.identity import hash_file
 from modelassay.report.base import Report
 from modelassay.report.charts import new_figure
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 RECORD_FILE = "classifier.json"
-CONFIG_FILE = "classifier_config.json"
-"""What open-constitution writes in its place."""
 WEIGHTS_FILE, FULL_WEIGHTS = "classifier.safetensors", "model.safetensors"
 """Of an adapter and its head, and of a whole encoder."""
 TOKENIZER_FILES = (
@@ -51,8 +50,8 @@ class BaseEncoder(_Part):
     """The encoder that was fine-tuned."""
 
     id: Text
-    sha256: Sha256 | None
-    """Of its weights; None where that is not known."""
+    sha256: Sha256
+    """Of its weights."""
 
 
 class Lora(_Part):
@@ -172,8 +171,6 @@ class ClassifierRecord(_Part):
     """Whether it tells refusals from other safe responses, or only safe from unsafe."""
     labels: tuple[Text, ...] = LABELS
     """The classes in the order of the network's output."""
-    text_format: TextFormat = "pair"
-    """How an exchange is put before the network: as a pair, or as one text of open-constitution."""
     max_length: int = Field(ge=MIN_LENGTH, le=8192)
     lora: Lora | None = None
     weights_sha256: Sha256
@@ -207,22 +204,12 @@ def write_record(folder: Path, record: ClassifierRecord) -> None:
     write_text_atomically(folder / RECORD_FILE, text + "\n")
 
 
-def is_foreign(folder: Path) -> bool:
-    """Whether a folder holds a classifier of open-constitution, and none of ours."""
-    return (folder / CONFIG_FILE).is_file() and not (folder / RECORD_FILE).is_file()
-
-
 def check_classifier(folder: Path) -> ClassifierRecord:
     """Checks that a classifier's weights are those of its record, without opening them.
 
     Raises:
         InputError: a file is missing, damaged, too large, pickled, or another one.
     """
-    if is_foreign(folder):
-        raise InputError(
-            f"{folder} is a classifier of open-constitution; keep it as one of yours first:"
-            f" `modelassay classifier import {folder} --name NAME`."
-        )
     record = CLASSIFIERS.open(folder).record
     if record.kind == "full":
         check_weight_files(str(folder), [file.name for file in folder.iterdir()])
@@ -328,3 +315,42 @@ CLASSIFIERS = Store(
     )
 )
 """Judges of exchanges."""
+
+
+def find_classifier(
+    reference: str, *, revision: str | None = None, token: str | bool | None = None
+) -> Found[ClassifierRecord]:
+    """A classifier by name, path, or on the Hub: in a data set, or as a model of its own.
+
+    Args:
+        reference: A name, a folder, `owner/repo:name[@revision]` for one in a data set, or
+            `owner/name` for a model repository.
+        revision: Branch, tag or commit on the Hub.
+        token: Hub token, None for the stored one, False for none at all.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+        UnavailableError: the Hub cannot be reached.
+    """
+    if (own := CLASSIFIERS.here(reference)) is not None:
+        return own
+    try:
+        if reference and Path(reference).expanduser().is_dir():
+            return CLASSIFIERS.open(Path(reference))
+    except (OSError, RuntimeError) as error:
+        cause = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"Cannot look for a classifier at {reference[:80]!r}: {cause}") from error
+    if ":" in reference and REFERENCE.fullmatch(reference):
+        return CLASSIFIERS.find(reference, revision=revision, token=token)
+    if not REPO_ID.fullmatch(reference) or "/" not in reference:
+        raise InputError(
+            f"No classifier at {reference[:80]!r}: give the name of one (`modelassay classifier"
+            " list`), a folder, a Hub data set (owner/repo:name) or a Hub model (owner/name)."
+        )
+    snapshot = fetch_model(reference, revision=revision, token=token, gguf_file=None, code=False)
+    on_main = revision in (None, "main") or is_main_head(
+        reference, snapshot.commit, kind="model", token=token
+    )
+    author, _, name = reference.partition("/")
+    origin = Origin(reference, "hub", author, snapshot.commit, on_main)
+    return replace(CLASSIFIERS.open(snapshot.folder), name=name, origin=origin)

@@ -247,31 +247,6 @@ def calibrate_command(
         typer.echo(f"{found.n} benign exchanges cannot tell a rate as small as {rate:g}.", err=True)
 
 
-@app.command("import")
-@options.grouped
-def import_command(
-    classifier: ClassifierArg,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="New folder for the copy.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Keep it under this name; no --out.")] = None,
-    revision: options.Revision = None,
-    token: options.Token = None,
-    force: options.Force = False,
-) -> None:
-    """Keep a classifier of open-constitution, or of a Hub model repository, as one of yours."""
-    from modelassay.classifier import CLASSIFIERS, find_classifier
-    from modelassay.classifier.finding import import_classifier
-
-    if (out is None) == (name is None):
-        raise InputError("Give the copy a place with --out FOLDER, or a name with --name.")
-    CLASSIFIERS.check_free(name, force=force, out=out)
-    found = find_classifier(classifier, revision=revision, token=token)
-    found.warn()
-    made = import_classifier(found, name=name, out=out, force=force)
-    typer.echo(str(made))
-
-
 @app.command("eval")
 @options.grouped
 def eval_command(given: Given, output: options.JsonReport) -> None:
