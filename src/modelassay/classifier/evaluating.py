@@ -65,7 +65,9 @@ def evaluate(
     probabilities = classifier.predict(pairs, whole=True)
     if groups is None:
         groups = prompt_groups([row.prompt for row in rows])
-    return score(probabilities, rows, groups).model_copy(update={"n_seen": left.n_seen})
+    binary = len(classifier.columns) < len(LABELS)
+    found = score(probabilities, rows, groups, binary=binary)
+    return found.model_copy(update={"n_seen": left.n_seen})
 
 
 def unseen_rows(classifier: ExchangeClassifier, rows: Sequence[LabelledExchange]) -> Unseen:
@@ -84,16 +86,20 @@ def unseen_rows(classifier: ExchangeClassifier, rows: Sequence[LabelledExchange]
 
 
 def score(
-    probabilities: np.ndarray, rows: Sequence[LabelledExchange], groups: np.ndarray
+    probabilities: np.ndarray,
+    rows: Sequence[LabelledExchange],
+    groups: np.ndarray,
+    *,
+    binary: bool = False,
 ) -> ClassifierMetrics:
     """Metrics of probabilities [row, 3] against labels.
 
     The prediction is the likeliest class; for two classes, unsafe where it is the likeliest of the
-    three.
+    three. `binary` scores those two whatever the rows say.
     """
     unsafe = np.array([row.unsafe for row in rows])
     predicted = probabilities.argmax(axis=1)
-    if any(row.label is None for row in rows):
+    if binary or any(row.label is None for row in rows):
         classes: tuple[str, ...] = BINARY
         truth, predicted = unsafe.astype(int), (predicted == UNSAFE).astype(int)
     else:

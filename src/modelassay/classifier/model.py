@@ -170,8 +170,8 @@ class ExchangeClassifier:
     device: torch.device
     types: bool
     """Whether the encoder reads `token_type_ids`."""
-    order: tuple[int, ...]
-    """Columns of the network's output, in the order of `LABELS`."""
+    columns: tuple[int, ...]
+    """For each output of the network, the place of its class in `LABELS`."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -200,10 +200,15 @@ class ExchangeClassifier:
             beyond rounding.
         """
         with self._lock:  # fast tokenizers cannot be used from two threads at once
-            newest = encode_pairs(self.tokenizer, exchanges, self.max_length)
+            form = self.record.text_format
+            newest = encode_pairs(self.tokenizer, exchanges, self.max_length, text_format=form)
             long = [i for i, row in enumerate(newest) if row.cut] if whole else []
             first = encode_pairs(
-                self.tokenizer, [exchanges[i] for i in long], self.max_length, newest=False
+                self.tokenizer,
+                [exchanges[i] for i in long],
+                self.max_length,
+                newest=False,
+                text_format=form,
             )
         probabilities = self._probabilities([*newest, *first], batch)
         found = probabilities[: len(newest)]
@@ -213,8 +218,11 @@ class ExchangeClassifier:
     def _probabilities(self, rows: Sequence[EncodedExchange], batch: int) -> np.ndarray:
         logits = network_logits(
             self.network, rows, pad_id(self.tokenizer), self.types, self.device, batch
-        )
-        return torch.softmax(logits[:, list(self.order)], dim=-1).numpy()
+        )[:, : len(self.columns)]
+        # A class that the network does not know has probability 0.
+        probabilities = torch.zeros((len(rows), len(LABELS)))
+        probabilities[:, list(self.columns)] = torch.softmax(logits, dim=-1)
+        return probabilities.numpy()
 
     def unsafe(self, exchanges: Sequence[tuple[str, str]], batch: int = BATCH) -> np.ndarray:
         """P(unsafe_compliance) alone, float32 [exchange]; compare it with `threshold`."""
@@ -229,7 +237,10 @@ def pad_id(tokenizer: Any) -> int:
 def network_logits(
     network: Any, rows: Sequence[Any], pad: int, types: bool, device: torch.device, batch: int
 ) -> torch.Tensor:
-    """Logits float32 [row, 3] of encoded exchanges, in batches of similar length."""
+    """Logits float32 [row, 3] of encoded exchanges, in batches of similar length.
+
+    Of a network with two outputs the last column stays 0.
+    """
     logits = torch.zeros((len(rows), len(LABELS)))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     with torch.inference_mode():
@@ -237,7 +248,8 @@ def network_logits(
             chosen = order[start : start + max(1, batch)]
             inputs = collate([rows[i] for i in chosen], pad, types=types)
             output = network(**{name: tensor.to(device) for name, tensor in inputs.items()})
-            logits[chosen] = getattr(output, "logits", output).float().cpu()
+            found = getattr(output, "logits", output).float().cpu()
+            logits[chosen, : found.shape[1]] = found
     return logits
 
 
@@ -277,7 +289,7 @@ def load_classifier(
         record=record,
         device=where,
         types=record.kind == "adapter" or reads_types(network),
-        order=tuple(record.labels.index(label) for label in LABELS),
+        columns=tuple(LABELS.index(label) for label in record.labels),
     )
 
 
@@ -315,8 +327,10 @@ def _open_full(folder: Path, record: ClassifierRecord) -> tuple[Any, Any]:
         network = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
-    if network.config.num_labels != len(LABELS):
-        raise InputError(f"{folder} has {network.config.num_labels} classes in place of three.")
+    if network.config.num_labels != len(record.labels):
+        raise InputError(
+            f"{folder} has {network.config.num_labels} classes in place of {len(record.labels)}."
+        )
     _check_length(folder, record, network.config)
     return network, tokenizer
 

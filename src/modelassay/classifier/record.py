@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modelassay.artifacts import REFERENCE, Found, Kind, Origin, Store, write_lines
+from modelassay.artifacts import (
+    REFERENCE,
+    Found,
+    ImportedFrom,
+    Kind,
+    Origin,
+    Store,
+    write_lines,
+)
 from modelassay.classifier.encoding import MIN_LENGTH
 from modelassay.data.fingerprints import told
 from modelassay.data.labels import LABELS
@@ -36,6 +44,11 @@ TOKENIZER_FILES = (
     "spm.model", "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
 SCHEMA = "modelassay.classifier/1"
+TWO_CLASSES = ("safe_compliance", "unsafe_compliance")
+"""Labels of another tool's classifier that does not tell refusals from other safe responses."""
+TextFormat = Literal["pair", "user_assistant"]
+"""How an exchange is written: prompt and response as two segments, or as one text in which
+`User:` and `Assistant:` stand before them."""
 
 Interval = tuple[Share, Share]
 Text = Annotated[str, Field(max_length=300)]
@@ -165,6 +178,8 @@ class ClassifierRecord(_Part):
     """Adapter and head over the embedded encoder, or a whole sequence classifier."""
     base: BaseEncoder
     labels: tuple[Text, ...] = LABELS
+    """Of the network's outputs, in their order: all three, or `TWO_CLASSES` in an imported one."""
+    text_format: TextFormat = "pair"
     max_length: int = Field(ge=MIN_LENGTH, le=8192)
     lora: Lora | None = None
     weights_sha256: Sha256
@@ -178,10 +193,13 @@ class ClassifierRecord(_Part):
     data: TrainedOn = TrainedOn()
     training: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, Text] = Field(default_factory=dict)
+    imported: ImportedFrom | None = None
+    """Which tool made it, if not this one."""
 
     @model_validator(mode="after")
     def _check(self) -> ClassifierRecord:
-        if sorted(self.labels) != sorted(LABELS):
+        two = self.imported is not None and sorted(self.labels) == sorted(TWO_CLASSES)
+        if not two and sorted(self.labels) != sorted(LABELS):
             raise ValueError(f"the labels must be {', '.join(LABELS)}")
         if (self.kind == "adapter") != (self.lora is not None):
             raise ValueError("an adapter needs `lora`, and nothing else has it")
@@ -222,6 +240,7 @@ def describe_classifier(record: ClassifierRecord) -> list[str]:
         *calibration_lines(record),
         *metric_lines(record.metrics),
         *(f"data: {source}" for source in record.data.sources),
+        *(record.imported.lines() if record.imported else ()),
     ]
 
 

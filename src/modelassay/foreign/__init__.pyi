@@ -1,1 +1,2 @@
-from .torch_file import read_torch_file as read_torch_file
+from .importing import Imported as Imported
+from .importing import import_artifact as import_artifact
