@@ -324,9 +324,15 @@ def _open_full(folder: Path, record: ClassifierRecord) -> tuple[Any, Any]:
 
     with explain_loading(str(folder)):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        network = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        network, seen = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
+    if missing := sorted(seen["missing_keys"]):  # transformers would make them up
+        raise InputError(f"{folder / FULL_WEIGHTS} lacks {missing[0][:80]}; fetch it again.")
     if network.config.num_labels != len(record.labels):
         raise InputError(
             f"{folder} has {network.config.num_labels} classes in place of {len(record.labels)}."

@@ -164,9 +164,9 @@ def check_opens(partial: Path, found: ForeignClassifier) -> None:
         raise InputError(text) from error
     tokenizer: Any = classifier.tokenizer
     opening, separator = special_ids(tokenizer)
-    text = "User:\na"
-    ids = [opening, *tokenizer(text, add_special_tokens=False)["input_ids"], separator]
-    if tokenizer(text)["input_ids"] != ids:
+    plain = {"truncation": False, "padding": False}
+    ids = tokenizer("User:\na", add_special_tokens=False, **plain)["input_ids"]
+    if tokenizer("User:\na", **plain)["input_ids"] != [opening, *ids, separator]:
         raise InputError(
             f"The tokenizer of {found.folder} puts other special tokens around a text than is known"
             " here."
