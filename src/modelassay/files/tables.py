@@ -183,6 +183,10 @@ def _rows_inside(value: Any) -> tuple[list[Any], dict[str, Any]]:
     """
     if isinstance(value, list):
         return value, {}
+    if isinstance(value, dict) and len(value) == 1:
+        name, only = next(iter(value.items()))
+        if name in HOLD_ROWS and isinstance(only, dict):
+            return [only], {}
     if isinstance(value, dict):
         inside = [name for name in value if name in HOLD_ROWS and isinstance(value[name], list)]
         others = {name: each for name, each in value.items() if name not in inside}
