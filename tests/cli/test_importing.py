@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from exchanges import save_tiny_bert
-from foreign import save_classifier_folder, save_probe_folder, zipped
+from foreign_files import save_classifier_folder, save_probe_folder, zipped
 from modelassay.cli.main import run
 from modelassay.data.labels import LABELS
 from modelassay.errors import EXIT_BAD_INPUT
@@ -194,7 +194,7 @@ def test_what_is_ones_own_needs_no_import(theirs, tmp_path, capfd):
 
 
 def test_a_killed_import_leaves_nothing_and_can_be_run_again(theirs, tmp_path, capfd):
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(
         [*COMMAND, "import", str(theirs)],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

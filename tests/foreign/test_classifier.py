@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exchanges import synthetic
-from foreign import save_classifier_folder
+from foreign_files import save_classifier_folder
 from modelassay.classifier import load_classifier
 from modelassay.classifier.encoding import encode_pairs
 from modelassay.classifier.evaluating import evaluate
@@ -173,7 +173,10 @@ REFUSED = {
         ),
         "weight file .* is damaged",
     ),
-    "weights missing": (lambda f: spoil(f, lambda t: t.pop("classifier.weight")), "lacks classifier"),
+    "weights missing": (
+        lambda f: spoil(f, lambda t: t.pop("classifier.weight")),
+        "lacks classifier",
+    ),
     "NaN": (lambda f: spoil(f, lambda t: t["classifier.weight"].fill_(float("nan"))), "finite"),
     "pickled": (to_pickle, "pickled"),
     "code": (with_code, "code"),

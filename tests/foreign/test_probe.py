@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from foreign import LinearReadout, save_probe_folder
+from foreign_files import LinearReadout, save_probe_folder
 from guarding import text_of
 from modelassay.errors import InputError
 from modelassay.foreign import import_artifact

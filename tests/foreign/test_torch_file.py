@@ -9,11 +9,12 @@ import zipfile
 from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from foreign import LinearReadout, zipped
+from foreign_files import LinearReadout, zipped
 from modelassay.errors import InputError
 from modelassay.foreign import torch_file
 from modelassay.foreign.torch_file import read_torch_file
@@ -78,7 +79,7 @@ def hostile(kind: str, marker: Path) -> bytes:
         "getattr": Call(getattr, Call(__import__, "os"), "sep"),
     }
     if kind == "state":
-        state = OrderedDict({"head.weight": 1})
+        state: Any = OrderedDict({"head.weight": 1})
         state.more = Call(os.system, f"touch {marker}")
         return pickle.dumps(state, protocol=2)
     if kind == "old opcodes":
@@ -111,7 +112,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(kind, tmp_path):
 def test_the_hostile_pickles_are_hostile(kind, tmp_path):
     """Else the test above could not fail."""
     marker = tmp_path / "marker"
-    opened = pickle.loads(hostile(kind, marker))
+    opened = pickle.loads(hostile(kind, marker))  # noqa: S301
     del opened
     assert marker.exists()
 
@@ -197,7 +198,7 @@ def test_a_zip_that_overlaps_itself_is_refused(tmp_path):
             twin.CRC, twin.header_offset = first.CRC, first.header_offset
             archive.filelist.append(twin)
             archive.NameToInfo[twin.filename] = twin
-        archive._didModify = True
+        vars(archive)["_didModify"] = True
     path.write_bytes(content.getvalue())
     with pytest.raises(InputError, match="more than there is"):
         read_torch_file(path)

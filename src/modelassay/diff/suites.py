@@ -5,8 +5,8 @@ are questions that two responses are given to, one of a model that kept its limi
 model that has none; and with endings, phrases that may follow any prompt. `default_suite()` is made
 of the prompts of a scan and of `examples/suites`.
 
-A suite of the fine-tune auditor (`suite_name`, and prompts of `id` and `messages`) is read as it is;
-its prompts are neutral.
+A suite of the fine-tune auditor (`suite_name`, and prompts of `id` and `messages`) is read as it
+is; its prompts are neutral.
 
 The prompts of any data file are a suite too (`read_prompts()`). Rows that are labelled unsafe count
 as harmful prompts; of all others nothing is claimed, and they are neutral.

@@ -243,8 +243,8 @@ def bind_probe(found: ForeignProbe, model: LoadedModel, name: str) -> Probe:
         for layer, block in zip(found.layers, blocks, strict=True)
     )  # fmt: skip
     unknown = [
-        f"which weights of {(found.model_id or 'its model')[:100]} it was fitted on: its files name none,"
-        " so it is tied to those that were loaded on import",
+        f"which weights of {(found.model_id or 'its model')[:100]} it was fitted on: its files name"
+        " none, so it is tied to those that were loaded on import",
         "which prompts it was fitted on, so no row can be left out of a score",
         "how often its thresholds hold back or refuse harmless responses",
         "how well it tells unsafe responses from safe ones",

@@ -291,7 +291,9 @@ def _plain(path: Path, values: Mapping[Any, Any], data: Mapping[str, bytes], dep
             found[str(key)] = _plain(path, value, data, depth - 1)
         elif value is None or isinstance(value, str | int | float):
             found[str(key)] = value
-        elif isinstance(value, list | tuple) and all(isinstance(v, str | int | float) for v in value):
+        elif isinstance(value, list | tuple) and all(
+            isinstance(v, str | int | float) for v in value
+        ):
             found[str(key)] = tuple(value)
         else:
             raise _refusal(path, "it holds something that is neither tensor, number nor text")

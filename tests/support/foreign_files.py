@@ -43,7 +43,9 @@ def save_probe_folder(folder: Path, model_id: str | None, state: Any = None, **c
     return folder
 
 
-def save_classifier_folder(folder: Path, bert: Path, classes: dict[str, str], **config: Any) -> Path:
+def save_classifier_folder(
+    folder: Path, bert: Path, classes: dict[str, str], **config: Any
+) -> Path:
     """A folder of a sequence classifier with random weights over a tiny encoder's shape."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
