@@ -211,10 +211,15 @@ class ExchangeClassifier:
             beyond rounding.
         """
         with self._lock:  # fast tokenizers cannot be used from two threads at once
-            newest = encode_pairs(self.tokenizer, exchanges, self.max_length)
+            form = self.record.text_format
+            newest = encode_pairs(self.tokenizer, exchanges, self.max_length, text_format=form)
             long = [i for i, row in enumerate(newest) if row.cut] if whole else []
             first = encode_pairs(
-                self.tokenizer, [exchanges[i] for i in long], self.max_length, newest=False
+                self.tokenizer,
+                [exchanges[i] for i in long],
+                self.max_length,
+                newest=False,
+                text_format=form,
             )
         probabilities = self._probabilities([*newest, *first], batch)
         found = probabilities[: len(newest)]
@@ -328,8 +333,18 @@ def _open_full(folder: Path, record: ClassifierRecord) -> tuple[Any, Any]:
 
     with explain_loading(str(folder)):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        network = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        network, seen = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if missing := sorted(seen["missing_keys"]):  # transformers would make them up
+        raise InputError(f"{folder / FULL_WEIGHTS} lacks {missing[0][:80]}; fetch it again.")
+    if network.config.num_labels != len(record.labels):
+        raise InputError(
+            f"{folder} has {network.config.num_labels} classes in place of {len(record.labels)}."
         )
     if network.config.num_labels != len(record.labels):
         raise InputError(

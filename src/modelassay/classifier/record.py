@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modelassay.artifacts import REFERENCE, Found, Kind, Origin, Store, write_lines
+from modelassay.artifacts import (
+    REFERENCE,
+    Found,
+    ImportedFrom,
+    Kind,
+    Origin,
+    Store,
+    write_lines,
+)
 from modelassay.classifier.encoding import MIN_LENGTH
 from modelassay.data.fingerprints import told
 from modelassay.data.labels import CLASSES, LABELS, Scheme
@@ -37,6 +45,9 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 SCHEMA = "modelassay.classifier/1"
 NO_REFUSALS = " (refusals are not told apart from other safe responses)"
+TextFormat = Literal["pair", "user_assistant"]
+"""How an exchange is written: prompt and response as two segments, or as one text in which
+`User:` and `Assistant:` stand before them."""
 
 Interval = tuple[Share, Share]
 Text = Annotated[str, Field(max_length=300)]
@@ -171,6 +182,7 @@ class ClassifierRecord(_Part):
     """Whether it tells refusals from other safe responses, or only safe from unsafe."""
     labels: tuple[Text, ...] = LABELS
     """The classes in the order of the network's output."""
+    text_format: TextFormat = "pair"
     max_length: int = Field(ge=MIN_LENGTH, le=8192)
     lora: Lora | None = None
     weights_sha256: Sha256
@@ -186,6 +198,8 @@ class ClassifierRecord(_Part):
     data: TrainedOn = TrainedOn()
     training: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, Text] = Field(default_factory=dict)
+    imported: ImportedFrom | None = None
+    """Which tool made it, if not this one."""
 
     @model_validator(mode="after")
     def _check(self) -> ClassifierRecord:
@@ -232,6 +246,7 @@ def describe_classifier(record: ClassifierRecord) -> list[str]:
         *calibration_lines(record),
         *metric_lines(record.metrics),
         *(f"data: {source}" for source in record.data.sources),
+        *(record.imported.lines() if record.imported else ()),
     ]
 
 

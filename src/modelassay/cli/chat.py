@@ -66,9 +66,15 @@ class GuardSettings:
         """As `guard.stream` takes them."""
         from modelassay.guard import REFUSAL
 
+        of_prompt = guard.prompt_head
+        if of_prompt is None and self.prompt_limits:
+            raise InputError(
+                f"The probe {guard.probe.name} reads responses only; leave --prompt-pause and"
+                " --prompt-block out."
+            )
         return {
             "thresholds": self.limits.over(guard.probe.head("answer")),
-            "prompt_thresholds": self.prompt_limits.over(guard.probe.head("prompt")),
+            "prompt_thresholds": of_prompt and self.prompt_limits.over(of_prompt),
             "refusal": self.refusal or REFUSAL,
             "second_opinion": self.opinion,
         }
@@ -266,6 +272,8 @@ def print_live(
 
 def describe(event: GuardEvent, risks: list[float], thresholds: Any, before: str) -> str:
     """One line about the risk so far; adds the event's to `risks`."""
+    if event.kind == "prompt" and event.risk is None:
+        return "the prompt is not judged: the probe reads responses only"
     if event.kind == "prompt":
         held = ": the response is held back until it is cleared" if event.action == "pause" else ""
         return f"prompt risk {event.risk:.2f}{held}"

@@ -18,6 +18,7 @@ from modelassay.cli import (
     diff,
     features,
     guard,
+    importing,
     jailbreak,
     mcp,
     monitor,
@@ -54,6 +55,7 @@ app.command("triage")(triage.triage_command)
 app.command("chat")(chat.chat_command)
 app.command("generate")(chat.generate_command)
 app.command("mcp")(mcp.mcp_command)
+app.command("import")(importing.import_command)
 app.add_typer(verify.baseline_app, name="baseline")
 app.add_typer(diff.calibration_app, name="calibration")
 app.add_typer(circuit.app, name="circuit")

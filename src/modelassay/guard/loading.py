@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from typing_extensions import Unpack
 
 from modelassay.errors import InputError
@@ -10,6 +12,8 @@ from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.monitors import find_monitor
 from modelassay.probes import find_probe, probe_of
 from modelassay.progress import OnPhase, silent
+
+log = logging.getLogger(__name__)
 
 MIN_WINDOW = 64
 """Tokens that a classifier must read: what it clears must fit into what it sees (a held part is at
@@ -49,8 +53,14 @@ def load_guard(
         )
     own, _ = found
     own.check_belongs_to(model)
-    for at in ("prompt", "answer"):
-        own.head(at)
+    own.head("answer")
+    if own.judges_prompts:
+        own.head("prompt")
+    else:
+        log.warning(
+            "The probe %s reads responses only, so no prompt is judged before it is answered.",
+            own.name,
+        )
     watching = find_monitor(monitor, token=token)[0] if monitor else None
     return Guard(model, own, load_judge(classifier), watching)
 

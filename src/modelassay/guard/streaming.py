@@ -70,7 +70,8 @@ class GuardEvent:
     text: str
     """What can be shown now; of `end`, the rest, or the refusal."""
     risk: float | None
-    """The prompt's or the newest token's own; None at the end."""
+    """The prompt's or the newest token's own; None at the end, and of a prompt that the probe does
+    not judge."""
     smoothed: float | None
     """Moving average over the response."""
     action: Action
@@ -167,12 +168,12 @@ class Guard:
             raise InputError("A final check needs a classifier; this guard has none.")
         if opinion.uncertain is not None and self.classifier is not None:
             opinion.levels(self.classifier)
-        of_response, of_prompt = self.probe.head("answer"), self.probe.head("prompt")
+        of_response, of_prompt = self.probe.head("answer"), self.prompt_head
         response = _Response(
             guard=self,
             asked=asked,
             thresholds=thresholds or of_head(of_response),
-            prompt_thresholds=prompt_thresholds or of_head(of_prompt),
+            prompt_thresholds=prompt_thresholds or (of_prompt and of_head(of_prompt)),
             refusal=refusal,
             opinion=opinion,
             text=_text_of(self.model),
@@ -193,12 +194,12 @@ class Guard:
         response_ids = encode_response(self.model, _printable(response))
         if len(ids) + len(response_ids) > self.model.context_length:
             raise InputError("The exchange is longer than the model's context; shorten it.")
-        of_prompt = self.probe.head("prompt")
+        of_prompt = self.prompt_head
         of_response = self.probe.head("answer") if response_ids else None
         step = next(decode(self.model, [*ids, *response_ids], self.layers, Sampling()))
         start = last_message_start(self.model, turns, ids)
         return {
-            "prompt": _risk(of_prompt, step, start, len(ids)),
+            "prompt": _risk(of_prompt, step, start, len(ids)) if of_prompt else None,
             "answer": _risk(of_response, step, len(ids), None) if of_response else None,
         }
 
@@ -212,6 +213,15 @@ class Guard:
         if self.monitor is None:
             return None
         return Watch(self.monitor, self.monitor.reader(self._sites))
+
+    @property
+    def prompt_head(self) -> Head | None:
+        """What judges prompts; None where the probe comes from a tool that does not.
+
+        Raises:
+            InputError: a probe of this tool lacks it.
+        """
+        return self.probe.head("prompt") if self.probe.judges_prompts else None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -299,7 +309,8 @@ class _Response:
     guard: Guard
     asked: _Asked
     thresholds: Thresholds
-    prompt_thresholds: Thresholds
+    prompt_thresholds: Thresholds | None
+    """None where no prompt is judged."""
     refusal: str
     opinion: SecondOpinion
     text: IncrementalText
@@ -326,10 +337,12 @@ class _Response:
             keep_back=self.opinion.keep_back if self.opinion.final_check else 0,
         )
         start = last_message_start(guard.model, self.asked.turns, self.asked.ids)
-        risk = _risk(guard.probe.head("prompt"), step, start, None)
-        harmful = not risk < self.prompt_thresholds.pause
+        risk, harmful, refused = None, False, False
+        if (head := guard.prompt_head) is not None and (limits := self.prompt_thresholds):
+            risk = _risk(head, step, start, None)
+            harmful, refused = not risk < limits.pause, not risk < limits.block
         seen = {} if watch is None else watch.of_prompt(start, harmful=harmful)
-        if not risk < self.prompt_thresholds.block:
+        if refused:
             yield GuardEvent("prompt", 0, "", risk, None, "refuse", **seen)
             yield GuardEvent("end", 0, self.refusal, None, None, "refuse", "prompt refused")
             return

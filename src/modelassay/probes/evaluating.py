@@ -224,7 +224,8 @@ def evaluate_probe(
     head = probe.head(at)
     rows = rows_at(rows, at)
     trained_on = probe.record.heads[at].trained_on
-    left = unseen(rows, trained_on.prompts, [trained_on.sha256])
+    known, hashes = (trained_on.prompts, [trained_on.sha256]) if trained_on else (None, [])
+    left = unseen(rows, known, hashes)
     left.require(f"the probe {probe.name}", f"modelassay probe show {probe.name}")
     rows = [rows[i] for i in left.rows]
     require_classes(rows, (True, False), "Scoring a probe (on prompts that it was not fitted on)")

@@ -58,6 +58,7 @@ from modelassay.probes.head import (
 from modelassay.probes.record import (
     STATED,
     HeadRecord,
+    Metrics,
     Probe,
     ProbeRecord,
     SourceMetrics,
@@ -85,6 +86,12 @@ class TrainedHead:
 
     head: Head
     record: HeadRecord
+
+    @property
+    def metrics(self) -> Metrics:
+        """Scores on prompts that it was not fitted on."""
+        assert self.record.metrics is not None  # noqa: S101 (only another tool's heads lack them)
+        return self.record.metrics
 
 
 def default_layers(n_layers: int) -> tuple[int, ...]:
