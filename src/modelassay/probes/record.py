@@ -72,6 +72,8 @@ class TrainedOn(Record):
     n_safe: Count
     prompts: str | None = Field(default=None, max_length=MAX_LENGTH)
     """Fingerprints of the prompts; None of older records."""
+    drawn_from: Count | None = None
+    """Rows that these were drawn from, evenly over labels and sources; None where all were used."""
 
 
 class HeadRecord(Record):
@@ -97,6 +99,9 @@ class HeadRecord(Record):
     left_out: dict[Line, SourceMetrics] = Field(default={}, max_length=500)
     """For each source, how a fit without it does on it."""
     trained_on: TrainedOn
+    epochs: Count | None = None
+    """Passes in which a kind that is trained by gradient learnt; None of other kinds."""
+    learning_rate: float | None = Field(default=None, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _check(self) -> HeadRecord:
@@ -282,12 +287,13 @@ def describe_probe(record: ProbeRecord) -> list[str]:
     for at, head in record.heads.items():
         m, trained = head.metrics, head.trained_on
         found = m.tpr_at_fpr.get("0.01")
+        drawn = f", drawn from {trained.drawn_from}" if trained.drawn_from else ""
         detected = with_interval(head.detected_rate, head.detected_interval)
         blocked = with_interval(head.block_rate, head.block_interval)
         lines += [
             f"{at}: {head.kind} over {'+'.join(head.poolings)} of layers"
             f" {', '.join(map(str, head.layers))}; trained on {trained.n_unsafe} unsafe and"
-            f" {trained.n_safe} safe rows",
+            f" {trained.n_safe} safe rows{drawn}",
             f"  held out, n={m.n}: AUROC {with_interval(m.auroc, m.interval, '.3f')}; TPR at 1% FPR"
             f" {'unknown, too few rows' if found is None else f'{found:.1%}'}; calibration error"
             f" {m.calibration_error:.3f}",
