@@ -76,7 +76,7 @@ def test_other_names_are_refused(name):
 
 def test_what_is_not_there_is_named(tiny):
     found = find_components(tiny().network)
-    with pytest.raises(InputError, match=r"has layers 0…4"):
+    with pytest.raises(InputError, match=r"layers must lie in 0…4"):
         found.site(Component(5, "mlp"))
     with pytest.raises(InputError, match=r"no component 1\.head\.9: .*4 of that kind"):
         found.site(Component(1, "head", 9))

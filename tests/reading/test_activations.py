@@ -231,7 +231,7 @@ def test_threads_do_not_see_each_others_passes(tiny):
 
 @pytest.mark.parametrize(
     ("layers", "message"),
-    [([], "nothing to read"), ([9], "0…4"), ([-1], "0…4"), ([1, 1], "twice")],
+    [([], "nothing to read"), ([9], "0…4"), ([-6], "-5…-1"), ([1, 1], "twice"), ([4, -1], "twice")],
 )
 def test_bad_layers(tiny, layers, message):
     model = tiny()

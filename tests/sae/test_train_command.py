@@ -39,7 +39,7 @@ def test_train_and_info_as_a_user_runs_them(tiny_folder, tmp_path, capsys):
         (["--data", "no such"], "neither a data file nor a Hub data set"),
         (["--data", "TEXTS", "--kind", "deep"], "--kind is"),
         (["--data", "TEXTS", "--storage", "int8"], "--storage is"),
-        (["--data", "TEXTS", "--layer", "99"], "layer must lie"),
+        (["--data", "TEXTS", "--layer", "99"], "layers must lie"),
         (["--data", "TEXTS", "--out", "my words"], "cannot name an SAE"),
         (["--data", "TEXTS", "--out", "OTHER"], "is there and is not an SAE"),
     ],

@@ -129,7 +129,8 @@ def eval_command(
     output: options.JsonReport,
     data: Data = None,
     model: Annotated[
-        str | None, typer.Option(help="The monitor's model, if not the one it names.")
+        str | None,
+        typer.Option(metavar="MODEL", help="The monitor's model, if not the one it names."),
     ] = None,
 ) -> None:
     """Count the prompts of yours on which a monitor raises an alert."""

@@ -194,7 +194,8 @@ def eval_command(
     output: options.JsonReport,
     at: At = "prompt",
     model: Annotated[
-        str | None, typer.Option(help="The probe's model, if not the one it names.")
+        str | None,
+        typer.Option(metavar="MODEL", help="The probe's model, if not the one it names."),
     ] = None,
 ) -> None:
     """Score a probe on labelled data: AUROC, rates at its thresholds, source by source."""
@@ -202,10 +203,12 @@ def eval_command(
     if not given:
         raise InputError("Give --data FILE with rows {prompt, response, label}.")
 
+    from modelassay.data.labelled import require_classes, rows_at
     from modelassay.models import open_model
     from modelassay.probes import Probe, evaluate_probe, find_probe, names_probe, probe_of
 
-    rows = given.read(place)
+    rows = rows_at(given.read(place), place)
+    require_classes(rows, (True, False), "Scoring a probe")
     own: Probe | None = find_probe(probe, token=given.token)[0] if names_probe(probe) else None
     if own is not None:
         own.head(place)

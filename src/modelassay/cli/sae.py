@@ -52,8 +52,9 @@ class SettingsOptions:
         """Refuses, before a model is loaded, what suits none."""
         from modelassay.sae import Settings
 
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        Settings(**({"layer": 0, "width": self.k + 1} | given)).check()
+        chosen: dict[str, Any] = {"layer": 0, "width": self.k + 1}
+        chosen |= {name: value for name, value in vars(self).items() if value is not None}
+        Settings(**chosen).check()
 
     def __post_init__(self) -> None:
         """Refuses an unknown kind before a model is loaded."""
@@ -180,7 +181,7 @@ def train_command(
 def list_command(
     contains: Annotated[str, typer.Argument(metavar="[TEXT]", help="Part of RELEASE:SAE_ID.")] = "",
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Only those of this model.")
+        str | None, typer.Option(metavar="ID", help="Only those of this model.")
     ] = None,
     all_of_them: Annotated[
         bool, typer.Option("--all", help="Those that cannot be used as well, with the reason.")
@@ -291,6 +292,8 @@ def label_command(
         raise InputError("Give text to read with --data FILE, or --neuronpedia, or --export FILE.")
     if tokens < 1 or context < 2:
         raise InputError("--tokens must be at least 1, and --context at least 2.")
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder for --out.")
     sae = find_sae(where, token=texts.token)
     texts.check()
     explained = _import_explanations(sae, neuronpedia, export)
