@@ -68,7 +68,17 @@ def test_names_are_read_as_they_are_written(name):
     assert str(parse_component(name)) == name
 
 
-@pytest.mark.parametrize("name", ["", "mlp", "3", "3.mlps", "-1.mlp", "3.head", "x.mlp", "3.mlp.x"])
+def test_layers_of_components_are_counted_from_the_end(tiny):
+    found = find_components(tiny().network)
+    assert str(found.resolve(parse_component("-1.mlp"))) == "4.mlp"
+    assert found.site(parse_component("-5.head.3")) == found.site(Component(0, "head", 3))
+    with pytest.raises(InputError, match=r"no component -6\.mlp.*no layer -6.*-5…-1"):
+        found.site(parse_component("-6.mlp"))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "mlp", "3", "3.mlps", "--1.mlp", "3.head", "x.mlp", "3.mlp.x"]
+)
 def test_other_names_are_refused(name):
     with pytest.raises(InputError, match=r"names no component; write 12\.block"):
         parse_component(name)

@@ -239,6 +239,14 @@ def test_bad_layers(tiny, layers, message):
         read_activations(model, encode_prompts(model, TEXTS), layers)
 
 
+def test_layers_are_counted_from_the_end(tiny):
+    model = tiny()
+    rows = encode_prompts(model, TEXTS)
+    read = read_activations(model, rows, [-1, 0])
+    assert read.layers == (4, 0)
+    assert torch.equal(read.values, read_activations(model, rows, [4, 0]).values)
+
+
 def test_no_response_to_read(tiny):
     model = tiny()
     with pytest.raises(InputError, match="has no"):

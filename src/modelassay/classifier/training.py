@@ -44,7 +44,9 @@ from modelassay.classifier.record import (
 from modelassay.data.fingerprints import fingerprints
 from modelassay.data.labelled import (
     LabelledExchange,
+    class_of,
     data_hash,
+    draw,
     hold_out,
     prompt_groups,
     require_classes,
@@ -317,6 +319,7 @@ def train_classifier(
     device: str = "auto",
     token: str | None = None,
     force: bool = False,
+    max_examples: int | None = None,
     on_step: OnProgress | None = None,
 ) -> Path:
     """Trains, calibrates and scores a classifier.
@@ -331,6 +334,7 @@ def train_classifier(
         device: auto, cpu, cuda or cuda:N.
         token: Hub token.
         force: Replace a classifier that is there.
+        max_examples: Most rows to use, drawn evenly over labels and sources; None for all.
         on_step: Told how far the training is.
 
     Returns:
@@ -342,6 +346,9 @@ def train_classifier(
     """
     out, recipe = Path(out).expanduser(), recipe or TrainingRecipe()
     CLASSIFIERS.check_free(out=out, force=force)
+    drawn_from, chosen = len(rows), draw(rows, max_examples, of=class_of)
+    rows = [rows[i] for i in chosen]
+    group_by = [group_by[i] for i in chosen] if group_by else None
     parts = split_rows(rows, group_by)
     with CLASSIFIERS.new(out=out, force=force) as partial:
         trainee = _open_trainee(encoder, recipe, pick_device(device), token)
@@ -349,7 +356,9 @@ def train_classifier(
         outcome = fit(trainee, learnt, watched, partial, on_step)
         record = _save(trainee, partial).model_copy(
             update={
-                "data": _trained_on(rows, parts, group_by),
+                "data": _trained_on(rows, parts, group_by).model_copy(
+                    update={"drawn_from": drawn_from if len(rows) < drawn_from else None}
+                ),
                 "training": asdict(recipe) | outcome,
                 "versions": installed_versions("modelassay", "torch", "transformers", "peft"),
             }

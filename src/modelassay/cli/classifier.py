@@ -44,6 +44,7 @@ class Labelled:
     ]
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train"
     labels: options.Labels = None
+    max_examples: options.MaxExamples = None
     device: options.Device = "auto"
     token: options.Token = None
 
@@ -87,6 +88,7 @@ def train_command(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 16,
     max_length: Annotated[int, typer.Option(min=16, help="Tokens of an exchange.")] = 256,
+    max_examples: options.MaxExamples = None,
     prefixes: Annotated[int, typer.Option(min=0, help="Prefixes added of each response.")] = 1,
     rate: Rate = 0.01,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every draw.")] = 0,
@@ -131,6 +133,7 @@ def train_command(
             device=device,
             token=token,
             force=force,
+            max_examples=max_examples,
             on_step=phase_of(on_progress, "training"),
         )
     typer.echo(str(made))
@@ -153,7 +156,7 @@ def calibrate_command(
 
     _check_rate(rate)
     rows = given.read()
-    record = recalibrate(given.load(), rows, rate, out=out)
+    record = recalibrate(given.load(), rows, rate, out=out, max_examples=given.max_examples)
     found = record.calibration
     if found is None:  # cannot be
         return
@@ -172,7 +175,7 @@ def eval_command(given: Given, output: options.JsonReport) -> None:
     from modelassay.classifier.evaluating import evaluate
 
     rows = given.read()
-    output.give(evaluate(given.load(), rows))
+    output.give(evaluate(given.load(), rows, max_examples=given.max_examples))
 
 
 def _existing(folder: Path | None) -> Path:

@@ -178,6 +178,11 @@ def draw(
     return sorted(chosen)
 
 
+def class_of(row: LabelledExchange) -> str | bool:
+    """The class of a row: one of three, or whether it is unsafe."""
+    return row.unsafe if row.label is None else row.label
+
+
 def _even_shares(sizes: Sequence[int], total: int) -> list[int]:
     """How many to take of parts of these sizes, as evenly as they allow, first ones first."""
     shares = [0] * len(sizes)

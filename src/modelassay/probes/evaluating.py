@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelassay.data.fingerprints import told, unseen
+from modelassay.data.fingerprints import drawn, told, unseen
 from modelassay.data.labelled import (
     At,
     LabelledExchange,
@@ -77,7 +77,7 @@ class Evaluation(Report):
                 "metrics",
                 f"{self.probe} at the {self.at} of {self.model}",
                 facts=[
-                    ("rows", f"{m.n}, of {m.n_prompts} prompts{_drawn(self.drawn_from)}"),
+                    ("rows", f"{m.n}, of {m.n_prompts} prompts{drawn(self.drawn_from)}"),
                     ("left out", told(self.n_seen)),
                     ("AUROC", with_interval(m.auroc, m.interval, ".3f")),
                     *rates,
@@ -181,7 +181,7 @@ class Sweep(Report):
             best=self.layers.index(self.best),
         )
         m = self.best.metrics
-        facts = [("rows", f"{m.n}, of {m.n_prompts} prompts{_drawn(self.drawn_from)}")]
+        facts = [("rows", f"{m.n}, of {m.n_prompts} prompts{drawn(self.drawn_from)}")]
         title = "probe of each layer"
         return [Section("layers", title, facts=facts, table=table, chart=self._chart)]
 
@@ -266,10 +266,6 @@ def evaluate_probe(
         n_seen=left.n_seen,
         drawn_from=n_rows if len(rows) < n_rows else None,
     )
-
-
-def _drawn(drawn_from: int | None) -> str:
-    return f"; drawn from {drawn_from} rows" if drawn_from else ""
 
 
 def source_metrics(
