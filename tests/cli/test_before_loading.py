@@ -172,7 +172,7 @@ BAD: dict[str, dict[str, str]] = {
         "--kind attention --lr 7": "between 0 and 1",
         "--layers 1,x": "--layers takes numbers",
         "--layers=-1,-1": "twice",
-        "--max-examples 1": "max-examples",
+        "--max-examples 1": "at least 2",
         "--max-examples 6": "at least 10",
         "--data none.jsonl": "none.jsonl",
         "--data numbers.jsonl": "Row 1",

@@ -127,7 +127,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(tiny_folder, tmp_path, capfd
 @pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize(
     ("given", "layers"),
-    [(["--layers", "-4"], [1]), (["--layers=-4"], [1]), (["--layers", "0,-1"], [0, 4])],
+    [(["--layers", "-4"], [1]), (["--layer=-4"], [1]), (["--layers", "0,-1"], [0, 4])],
 )
 def test_layers_are_counted_from_the_end(tiny_folder, tmp_path, capfd, given, layers):
     data = write(tmp_path / "rows.jsonl", exchanges())

@@ -182,8 +182,10 @@ def test_a_draw_is_even_over_labels_and_sources_and_always_the_same():
         (True, "a"): 40, (True, "b"): 3, (False, "a"): 157, (False, "c"): 100,
     }  # fmt: skip
     assert draw(rows, 40) == draw(rows, 40) != draw(rows, 40, seed=1)
-    assert draw(rows, 643) == draw(rows, 9999) == draw(rows, None) == list(range(643))
-    with pytest.raises(InputError, match="At least 2"):
+    assert (
+        draw(rows, 643) == draw(rows, 9999) == draw(rows, None) == draw(rows, 0) == list(range(643))
+    )
+    with pytest.raises(InputError, match="at least 2"):
         draw(rows, 1)
 
 

@@ -65,7 +65,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 MaxExamples = Annotated[
     int | None,
     typer.Option(
-        min=2, help="Most rows to use, drawn evenly over labels and sources; always the same ones."
+        min=0,
+        help="Most rows to use, drawn evenly over labels and sources, always the same ones; 0 for"
+        " all.",
     ),
 ]
 HtmlReport = Annotated[
@@ -252,6 +254,8 @@ def _layers(
     layers: Annotated[
         str | None,
         typer.Option(
+            "--layers",
+            "--layer",
             metavar="I,J,…",
             help="Layers to read, -1 for the last; spread over the depth if left out.",
         ),

@@ -41,7 +41,9 @@ class SettingsOptions:
     tokens: Annotated[int, typer.Option(help="Activations to read.")] = 1_000_000
     passes: Annotated[int, typer.Option(help="Times that each is used.")] = 1
     batch: Annotated[int, typer.Option(help="Activations a step.")] = 2048
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", "--lr", help="Peak learning rate.")
+    ] = 4e-4
     window_tokens: Annotated[
         int, typer.Option("--window", help="Activations in memory together.")
     ] = 100_000

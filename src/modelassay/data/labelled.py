@@ -154,17 +154,17 @@ def draw(
 
     Args:
         rows: Labelled exchanges.
-        most: How many at most; None takes all.
+        most: How many at most; None or 0 takes all.
         seed: Of the draw.
         of: What the class of a row is.
 
     Raises:
-        InputError: fewer than two are asked for.
+        InputError: a single one is asked for, or fewer than none.
     """
-    if most is None or (most >= len(rows) and most > 1):
+    if most is not None and (most < 0 or most == 1):
+        raise InputError(f"--max-examples is at least 2, or 0 for all, not {most}.")
+    if not most or most >= len(rows):
         return list(range(len(rows)))
-    if most < 2:
-        raise InputError(f"At least 2 examples are needed, got {most}.")
     cells: dict[Any, dict[str, list[int]]] = {}
     for i in np.random.default_rng(seed).permutation(len(rows)).tolist():
         cells.setdefault(of(rows[i]), {}).setdefault(rows[i].source, []).append(i)
