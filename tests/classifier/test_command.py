@@ -140,6 +140,30 @@ def test_rows_of_prompts_that_it_learnt_from_are_left_out(trained, copy, tmp_pat
     assert "unknown" in eval_on(learnt)[1].out
 
 
+def test_examples_are_drawn_evenly_and_records_say_of_how_many(
+    bert, trained, copy, tmp_path, capsys
+):
+    rows = synthetic(240, seed=9, first=500)
+    uneven = [row for i, row in enumerate(rows) if row.unsafe or i % 2]
+    data = str(write_rows(tmp_path / "rows.jsonl", uneven))
+    few = ["--data", data, "--max-examples", "90"]
+    assert run(["classifier", "eval", str(trained), *few, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["drawn_from"]) == (90, len(uneven))
+    assert {each["n"] for each in found["per_class"].values()} == {30}
+    assert run(["classifier", "eval", str(trained), *few]) == 0
+    assert f"drawn from {len(uneven)} rows" in capsys.readouterr().out
+    assert run(["classifier", "calibrate", str(copy), *few]) == 0
+    assert f"drawn from {len(uneven)} rows" in capsys.readouterr().out
+    assert CLASSIFIERS.open(copy).record.calibration.drawn_from == len(uneven)
+    out = tmp_path / "made"
+    how = ["--encoder", str(bert), "--out", str(out), "--epochs", "1", "--max-length", "48"]
+    assert run(["classifier", "train", *few, *how, "--device", "cpu", "-q"]) == 0
+    learnt = CLASSIFIERS.open(out).record.data
+    assert learnt.drawn_from == len(uneven)
+    assert sum(part["n"] for part in learnt.parts.values()) == 90
+
+
 def _known(record):
     parts = [record["data"]["parts"][name] for name in ("train", "validation")]
     return "".join(part["prompts"] for part in parts), [part["sha256"] for part in parts]

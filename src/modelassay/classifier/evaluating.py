@@ -29,7 +29,13 @@ from modelassay.classifier.record import (
     write_record,
 )
 from modelassay.data.fingerprints import Unseen, unseen
-from modelassay.data.labelled import LabelledExchange, prompt_groups, require_classes
+from modelassay.data.labelled import (
+    LabelledExchange,
+    class_of,
+    draw,
+    prompt_groups,
+    require_classes,
+)
 from modelassay.data.labels import CLASSES, LABELS
 from modelassay.errors import InputError
 from modelassay.statistics import cluster_interval, rank_auroc, threshold_at, wilson_interval
@@ -46,6 +52,7 @@ def evaluate(
     rows: Sequence[LabelledExchange],
     *,
     groups: np.ndarray | None = None,
+    max_examples: int | None = None,
 ) -> ClassifierMetrics:
     """Scores a classifier on exchanges of prompts that it was not trained on; others are left out.
 
@@ -53,6 +60,7 @@ def evaluate(
         classifier: What is scored.
         rows: Labelled with three classes, or all safe or unsafe.
         groups: int [row], equal for rows that are not independent; None finds them by prompt.
+        max_examples: Most rows to score on, drawn evenly over labels and sources; None for all.
 
     Raises:
         InputError: there are no safe or no unsafe rows, or none that it was not trained on.
@@ -61,11 +69,16 @@ def evaluate(
     rows = [rows[i] for i in left.rows]
     groups = None if groups is None else groups[list(left.rows)]
     require_classes(rows, (True, False), f"Scoring a classifier ({OTHERS})")
+    n_rows, chosen = len(rows), draw(rows, max_examples, of=class_of)
+    rows = [rows[i] for i in chosen]
+    groups = None if groups is None else groups[chosen]
     pairs = [(row.prompt, row.response) for row in rows]
     probabilities = classifier.predict(pairs, whole=True)
     if groups is None:
         groups = prompt_groups([row.prompt for row in rows])
-    return score(probabilities, rows, groups).model_copy(update={"n_seen": left.n_seen})
+    return score(probabilities, rows, groups).model_copy(
+        update={"n_seen": left.n_seen, "drawn_from": n_rows if len(rows) < n_rows else None}
+    )
 
 
 def unseen_rows(classifier: ExchangeClassifier, rows: Sequence[LabelledExchange]) -> Unseen:
@@ -292,6 +305,7 @@ def recalibrate(
     block: float | None = None,
     uncertain: float | None = None,
     out: Path | None = None,
+    max_examples: int | None = None,
 ) -> ClassifierRecord:
     """Chooses new thresholds and writes them down.
 
@@ -303,6 +317,8 @@ def recalibrate(
         uncertain: P(unsafe) from which the classifier is uncertain; None keeps its own, if any.
         out: New folder for a copy with the new thresholds; None changes the classifier's own, which
             must be a folder of the user's.
+        max_examples: Most exchanges to choose it on, drawn evenly over labels and sources; None for
+            all.
 
     Returns:
         The new record.
@@ -319,7 +335,12 @@ def recalibrate(
     left = unseen_rows(classifier, rows)
     if left.n_seen:
         log.warning("%d rows are left out: the classifier learnt from their prompts.", left.n_seen)
-    record = calibrated(classifier, [rows[i] for i in left.rows], choice)
+    rows = [rows[i] for i in left.rows]
+    chosen = draw(rows, max_examples, of=class_of)
+    record = calibrated(classifier, [rows[i] for i in chosen], choice)
+    if len(chosen) < len(rows) and record.calibration is not None:
+        found = record.calibration.model_copy(update={"drawn_from": len(rows)})
+        record = record.model_copy(update={"calibration": found})
     if out is None:
         write_record(classifier.folder, record)
         return record

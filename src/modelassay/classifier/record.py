@@ -21,7 +21,7 @@ from modelassay.artifacts import (
     write_lines,
 )
 from modelassay.classifier.encoding import MIN_LENGTH
-from modelassay.data.fingerprints import told
+from modelassay.data.fingerprints import drawn, told
 from modelassay.data.labels import CLASSES, LABELS, Scheme
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
@@ -87,6 +87,8 @@ class ThresholdRates(_Part):
     n: int = Field(ge=1)
     """Benign streams."""
     n_unsafe: int = Field(ge=0)
+    drawn_from: int | None = Field(default=None, ge=1)
+    """Exchanges that these were drawn from, evenly over labels and sources; None for all."""
     held_out: ThresholdRates | None = None
     """Rates at the same threshold on exchanges that chose neither weights nor threshold."""
 
@@ -120,6 +122,8 @@ class ClassifierMetrics(_Part, Report):
     """Rows by true class, then by predicted class."""
     n_seen: int | None = Field(default=None, ge=0)
     """Rows left out because the classifier learnt from their prompts; None if that is unknown."""
+    drawn_from: int | None = Field(default=None, ge=1)
+    """Rows that these were drawn from, evenly over labels and sources; None where all were used."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
@@ -141,7 +145,7 @@ class ClassifierMetrics(_Part, Report):
         names = ("class", "F1", "precision", "recall", "n")
         table = Table(columns(*names, right=range(1, 5)), rows, lambda: records)
         facts = [
-            ("rows", f"{self.n}, of {self.n_prompts} prompts"),
+            ("rows", f"{self.n}, of {self.n_prompts} prompts{drawn(self.drawn_from)}"),
             ("left out", told(self.n_seen)),
             *([("classes", "safe, unsafe" + NO_REFUSALS)] if len(self.classes) == 2 else []),
             ("macro-F1", with_interval(self.macro_f1, self.intervals["macro_f1"], ".3f")),
@@ -169,6 +173,8 @@ class TrainedOn(_Part):
 
     sources: tuple[Text, ...] = ()
     parts: dict[Text, Any] = Field(default_factory=dict)
+    drawn_from: int | None = Field(default=None, ge=1)
+    """Rows that these were drawn from, evenly over labels and sources; None where all were used."""
 
 
 class ClassifierRecord(_Part):
@@ -261,7 +267,7 @@ def calibration_lines(record: ClassifierRecord) -> list[str]:
     while found is not None:
         lines.append(
             f"{kind} {found.n} benign exchanges as they grow: blocks"
-            f" {with_interval(found.block_rate, found.interval)}"
+            f" {with_interval(found.block_rate, found.interval)}{drawn(found.drawn_from)}"
         )
         if found.tpr is not None:
             caught = with_interval(found.tpr, found.tpr_interval or (0.0, 1.0))

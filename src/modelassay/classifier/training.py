@@ -49,7 +49,9 @@ from modelassay.classifier.record import (
 from modelassay.data.fingerprints import fingerprints
 from modelassay.data.labelled import (
     LabelledExchange,
+    class_of,
     data_hash,
+    draw,
     hold_out,
     prompt_groups,
     require_classes,
@@ -414,6 +416,7 @@ def train_classifier(
     force: bool = False,
     state: Path | None = None,
     save_every: int = SAVE_EVERY,
+    max_examples: int | None = None,
     on_step: OnProgress | None = None,
 ) -> Path:
     """Trains, calibrates and scores a classifier.
@@ -433,6 +436,7 @@ def train_classifier(
         state: Folder in which the training's state is kept; a run of the same encoder, data and
             settings goes on from it. The caller deletes it when all is done.
         save_every: Steps between two states, beside those at the end of each epoch.
+        max_examples: Most rows to use, drawn evenly over labels and sources; None for all.
         on_step: Told how far the training is.
 
     Returns:
@@ -448,6 +452,9 @@ def train_classifier(
     if save_every < 1:
         raise InputError("--save-every must be at least 1 step.")
     CLASSIFIERS.check_free(out=out, force=force)
+    drawn_from, chosen = len(rows), draw(rows, max_examples, of=class_of)
+    rows = [rows[i] for i in chosen]
+    group_by = [group_by[i] for i in chosen] if group_by else None
     scheme = scheme_of_rows(rows)
     parts = split_rows(rows, group_by, recipe.validation_share)
     with CLASSIFIERS.new(out=out, force=force) as partial:
@@ -458,7 +465,9 @@ def train_classifier(
         )
         record = _save(trainee, partial).model_copy(
             update={
-                "data": _trained_on(rows, parts, group_by, scheme),
+                "data": _trained_on(rows, parts, group_by, scheme).model_copy(
+                    update={"drawn_from": drawn_from if len(rows) < drawn_from else None}
+                ),
                 "training": asdict(recipe) | outcome,
                 "versions": installed_versions("modelassay", "torch", "transformers", "peft"),
             }

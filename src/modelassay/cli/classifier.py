@@ -61,6 +61,7 @@ class Labelled:
     ]
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train"
     labels: options.Labels = None
+    max_examples: options.MaxExamples = None
     device: options.Device = "auto"
     token: options.Token = None
 
@@ -146,6 +147,7 @@ def train_command(
         ),
     ] = Path("classifier"),
     name: Annotated[str | None, typer.Option(help="Keep it under this name; no --out.")] = None,
+    max_examples: options.MaxExamples = None,
     rate: Rate = 0.01,
     block_at: BlockAt = None,
     uncertain_at: UncertainAt = None,
@@ -207,6 +209,7 @@ def train_command(
             force=force,
             state=state,
             save_every=save_every,
+            max_examples=max_examples,
             on_step=phase_of(on_progress, "training"),
         )
     shutil.rmtree(state, ignore_errors=True)
@@ -233,7 +236,15 @@ def calibrate_command(
     _check_rate(rate)
     ThresholdChoice(rate, block_at, uncertain_at)
     rows = given.read()
-    record = recalibrate(given.load(), rows, rate, block=block_at, uncertain=uncertain_at, out=out)
+    record = recalibrate(
+        given.load(),
+        rows,
+        rate,
+        block=block_at,
+        uncertain=uncertain_at,
+        out=out,
+        max_examples=given.max_examples,
+    )
     found = record.calibration
     if found is None:  # cannot be
         return
@@ -254,7 +265,7 @@ def eval_command(given: Given, output: options.JsonReport) -> None:
     from modelassay.classifier.evaluating import evaluate
 
     rows = given.read()
-    output.give(evaluate(given.load(), rows))
+    output.give(evaluate(given.load(), rows, max_examples=given.max_examples))
 
 
 def _existing(folder: Path | None) -> Path:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import typer
 
 from modelassay.cli import options
+from modelassay.cli.output import check_file
 from modelassay.errors import InputError
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def bench_command(
     options.check_opinion(opinion, parts)
     if keep_text and out is None:
         raise InputError("--keep-text needs --out, where the responses are kept.")
+    check_file(out, "--out")
     name = judging.judge or ("refusal" if found == "overrefusal" else "classifier")
     remote = judging.check(name)
     prompts = read_suite(**vars(asked), token=loading.get("token"))

@@ -14,7 +14,7 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -46,6 +46,9 @@ Load4bit = Annotated[bool, typer.Option("--load-4bit", help="Quantise to 4 bits 
 Token = Annotated[
     str | None, typer.Option(help="Hub token; better set HF_TOKEN.", envvar="HF_TOKEN")
 ]
+NoChatTemplate = Annotated[
+    bool, typer.Option("--no-chat-template", help="Read prompts as plain text, outside of it.")
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the repository's own Python code.")
 ]
@@ -59,6 +62,14 @@ Labels = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+MaxExamples = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Most rows to use, drawn evenly over labels and sources, always the same ones; 0 for"
+        " all.",
+    ),
+]
 HtmlReport = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML report.")
 ]
@@ -139,7 +150,69 @@ def _model(model: ModelArg, parts: Annotated[_Parts, From(_Parts)]) -> ModelRef:
     return ModelRef(model, **vars(parts))
 
 
-def _load_options(
+@dataclass(frozen=True)
+class BaseParts:
+    """What goes with BASE, of two models; as `PairOptions` name it."""
+
+    base_revision: Annotated[
+        str | None, typer.Option(help="Hub branch, tag or commit of BASE.")
+    ] = None
+    base_adapter: Annotated[
+        str | None, typer.Option(metavar="ADAPTER", help="PEFT adapter over the base.")
+    ] = None
+    base_gguf_file: Annotated[
+        str | None, typer.Option(help="GGUF file inside the folder or repository of BASE.")
+    ] = None
+
+    def of(self, model: str) -> ModelRef:
+        """The model with them."""
+        return ModelRef(model, self.base_revision, self.base_adapter, self.base_gguf_file)
+
+
+@dataclass(frozen=True)
+class CandidateParts:
+    """What goes with CANDIDATE."""
+
+    candidate_revision: Annotated[
+        str | None, typer.Option(help="Hub branch, tag or commit of CANDIDATE.")
+    ] = None
+    candidate_adapter: Annotated[
+        str | None,
+        typer.Option(metavar="ADAPTER", help="PEFT adapter over the candidate, or BASE."),
+    ] = None
+    candidate_gguf_file: Annotated[
+        str | None, typer.Option(help="GGUF file inside the folder or repository of CANDIDATE.")
+    ] = None
+
+    def of(self, model: str) -> ModelRef:
+        """The model with them."""
+        return ModelRef(
+            model, self.candidate_revision, self.candidate_adapter, self.candidate_gguf_file
+        )
+
+
+def _base(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model before, as for `scan`.")],
+    parts: Annotated[BaseParts, From(BaseParts)],
+    revision: Annotated[
+        str | None, typer.Option(hidden=True, help="The name that --base-revision had.")
+    ] = None,
+) -> ModelRef:
+    if None not in (revision, parts.base_revision):
+        raise InputError("--revision is --base-revision; give one of them.")
+    return replace(parts.of(base), revision=revision or parts.base_revision)
+
+
+def _candidate(
+    candidate: Annotated[
+        str, typer.Argument(metavar="CANDIDATE", help="The model after; a PEFT adapter will do.")
+    ],
+    parts: Annotated[CandidateParts, From(CandidateParts)],
+) -> ModelRef:
+    return parts.of(candidate)
+
+
+def _load_as_trained(
     device: Device = "auto",
     dtype: Dtype = "auto",
     load_8bit: Load8bit = False,
@@ -158,6 +231,13 @@ def _load_options(
     }
 
 
+def _load_options(
+    loading: Annotated[LoadOptions, From(_load_as_trained)],
+    no_chat_template: NoChatTemplate = False,
+) -> LoadOptions:
+    return {**loading, "chat_template": not no_chat_template}
+
+
 def _progress(quiet: Quiet = False) -> Callable[[], AbstractContextManager[OnPhase]]:
     return functools.partial(show_progress, quiet=quiet)
 
@@ -173,23 +253,39 @@ def _output(json: Json = False, html: HtmlReport = None) -> Output:
 def _layers(
     layers: Annotated[
         str | None,
-        typer.Option(metavar="I,J,…", help="Layers to read; spread over the depth if left out."),
+        typer.Option(
+            "--layers",
+            "--layer",
+            metavar="I,J,…",
+            help="Layers to read, -1 for the last; spread over the depth if left out.",
+        ),
     ] = None,
 ) -> tuple[int, ...] | None:
     if layers is None:
         return None
     try:
-        return tuple(int(part) for part in layers.split(","))
+        found = tuple(int(part) for part in layers.split(","))
     except ValueError as error:
         raise InputError(
-            f"--layers takes numbers with commas between them, such as 3,9,28, not {layers[:60]!r}."
+            "--layers takes numbers with commas between them, such as 3,9,28 or, from the end,"
+            f" -4,-1, not {layers[:60]!r}."
         ) from error
+    if len(set(found)) != len(found):
+        raise InputError(f"--layers names a layer twice in {layers[:60]}.")
+    return found
 
 
 Model = Annotated[ModelRef, From(_model)]
-"""MODEL and what goes with it: --revision, --adapter, --gguf-file."""
+"""MODEL and what goes with it: --revision, --adapter, --gguf-file, --base."""
+Base = Annotated[ModelRef, From(_base)]
+"""BASE and what goes with it, of two models."""
+Candidate = Annotated[ModelRef, From(_candidate)]
+"""CANDIDATE and what goes with it."""
 Loading = Annotated[LoadOptions, From(_load_options)]
-"""How it is loaded: --device, --dtype, --load-8bit, --load-4bit, --token, --trust-remote-code."""
+"""How models are loaded: --device, --dtype, --load-8bit, --load-4bit, --token, --trust-remote-code,
+and how prompts are read: --no-chat-template."""
+LoadingAsTrained = Annotated[LoadOptions, From(_load_as_trained)]
+"""The same for what only means something inside a model's chat template."""
 
 
 def _model_options(parts: Annotated[_Parts, From(_Parts)], loading: Loading) -> ModelOptions:

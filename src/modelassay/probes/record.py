@@ -78,6 +78,8 @@ class TrainedOn(Record):
     n_safe: Count
     prompts: str | None = Field(default=None, max_length=MAX_LENGTH)
     """Fingerprints of the prompts; None of older records."""
+    drawn_from: Count | None = None
+    """Rows that these were drawn from, evenly over labels and sources; None where all were used."""
 
 
 class HeadRecord(Record):
@@ -106,6 +108,9 @@ class HeadRecord(Record):
     left_out: dict[Line, SourceMetrics] = Field(default={}, max_length=500)
     """For each source, how a fit without it does on it."""
     trained_on: TrainedOn | None = None
+    epochs: Count | None = None
+    """Passes in which a kind that is trained by gradient learnt; None of other kinds."""
+    learning_rate: float | None = Field(default=None, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _check(self) -> HeadRecord:
@@ -324,6 +329,7 @@ def _measured_lines(head: HeadRecord) -> list[str]:
             f"  blocks at {head.block:.3g}, pauses at {head.pause:.3g}",
         ]
     found = m.tpr_at_fpr.get("0.01")
+    drawn = f", drawn from {trained.drawn_from}" if trained.drawn_from else ""
     detected, blocked = (
         "unknown" if rate is None or interval is None else with_interval(rate, interval)
         for rate, interval in (
@@ -332,7 +338,7 @@ def _measured_lines(head: HeadRecord) -> list[str]:
         )
     )
     lines = [
-        f"trained on {trained.n_unsafe} unsafe and {trained.n_safe} safe rows",
+        f"trained on {trained.n_unsafe} unsafe and {trained.n_safe} safe rows{drawn}",
         f"  held out, n={m.n}: AUROC {with_interval(m.auroc, m.interval, '.3f')}; TPR at 1% FPR"
         f" {'unknown, too few rows' if found is None else f'{found:.1%}'}; calibration error"
         f" {m.calibration_error:.3f}",

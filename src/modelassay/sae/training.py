@@ -13,7 +13,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
+from modelassay.models.layers import resolve_layers
 from modelassay.models.training_state import (
     load_state,
     moments_of,
@@ -46,7 +47,7 @@ class Settings:
     """How an SAE is trained."""
 
     layer: int
-    """The layer whose output it takes apart."""
+    """The layer whose output it takes apart; a negative one is counted from the end."""
     width: int
     """Features."""
     k: int = 48
@@ -64,21 +65,28 @@ class Settings:
     context: int = 128
     seed: int = 0
 
-    def check(self, model: LoadedModel) -> None:
-        """Refuses settings that cannot be trained with.
+    def of(self, model: LoadedModel) -> Settings:
+        """The same settings with the layer counted from 0.
+
+        Raises:
+            InputError: they cannot be trained with on this model; says which one.
+        """
+        hidden = model.info.hidden_size
+        self.check()
+        if self.width < hidden // 8:
+            raise InputError(f"A width of {self.width} is too small for {hidden} dimensions.")
+        return replace(self, layer=resolve_layers([self.layer], len(model.layers))[0])
+
+    def check(self) -> None:
+        """Refuses settings that cannot be trained with on any model.
 
         Raises:
             InputError: says which one.
         """
-        n_layers, hidden = len(model.layers), model.info.hidden_size
-        if not 0 <= self.layer < n_layers:
-            raise InputError(f"The layer must lie in 0…{n_layers - 1}, got {self.layer}.")
         if not 0 < self.k < self.width:
             raise InputError(
                 f"k must be at least 1 and below the width, got {self.k} of {self.width}."
             )
-        if self.width < hidden // 8:
-            raise InputError(f"A width of {self.width} is too small for {hidden} dimensions.")
         for name in ("tokens", "passes", "batch", "window_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1.")
@@ -115,7 +123,7 @@ def train_sae(
     Raises:
         InputError: settings that cannot be, an empty stream, or a state of another run.
     """
-    settings.check(model)
+    settings = settings.of(model)
     run = _Run(model, settings, state)
     windows = read_windows(
         model,
