@@ -10,14 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from modelassay.data.judging import FILTERED, UNCLEAR, Judgement, parse_verdict
 from modelassay.errors import InputError, UnavailableError
-from modelassay.guard_bench.judges import (
-    FILTERED,
-    UNCLEAR,
-    Judgement,
-    openai_judge,
-    parse_verdict,
-)
+from modelassay.guard_bench.judges import openai_judge
+from modelassay.hub.chat_completions import open_chat
 
 SECRET = "sk-loopback-0123456789abcdef"
 
@@ -211,8 +207,9 @@ def test_addresses(monkeypatch):
 
 def test_the_key_stays_off_plain_http(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    keys = {
-        url: openai_judge(url, "m").__self__.key  # type: ignore[attr-defined]
-        for url in ("http://judge.example/v1", "https://judge.example/v1", "http://localhost/v1")
-    }
-    assert list(keys.values()) == [None, SECRET, SECRET]
+    names = {"name": "The judge", "url_option": "--url", "model_option": "--model", "advice": ""}
+    urls = ("http://judge.example/v1", "https://judge.example/v1", "http://localhost/v1")
+    opened = [open_chat(url, "m", **names) for url in urls]
+    assert [chat.key for chat in opened] == [None, SECRET, SECRET]
+    assert [len(chat.endpoint.headers) for chat in opened] == [0, 1, 1]
+    assert SECRET not in repr(opened)

@@ -7,9 +7,10 @@ import json
 import pytest
 
 from benches import INFO, SCRIPT, FakeGuard, bench, by_words, suite
+from modelassay.data.judging import parse_verdict
 from modelassay.errors import InputError, UnavailableError
 from modelassay.guard import Guard, Thresholds
-from modelassay.guard_bench.judges import parse_verdict, refusal_judge
+from modelassay.guard_bench.judges import refusal_judge
 from modelassay.guard_bench.results import RESULTS_SCHEMA
 from modelassay.guard_bench.running import BenchSettings, run_bench
 from tiny import probe_for

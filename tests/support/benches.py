@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from modelassay.data.judging import Judgement
 from modelassay.errors import InputError
 from modelassay.guard import GuardEvent
-from modelassay.guard_bench.judges import Judgement
 from modelassay.guard_bench.running import run_bench
 from modelassay.guard_bench.suites import BenchPrompt, SuiteData
 

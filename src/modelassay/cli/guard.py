@@ -13,8 +13,8 @@ from modelassay.cli import options
 from modelassay.errors import InputError
 
 if TYPE_CHECKING:
+    from modelassay.data.judging import Judge
     from modelassay.guard import Guard
-    from modelassay.guard_bench.judges import Judge
     from modelassay.report import Report
 
 app = typer.Typer(

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from modelassay.data.judging import NOTHING_SAID, UNFINISHED, Judge
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, json_hash, text_hash
 from modelassay.guard.policy import Thresholds
 from modelassay.guard.streaming import Guard
-from modelassay.guard_bench.judges import NOTHING_SAID, UNFINISHED, Judge
 from modelassay.guard_bench.report import GuardBenchReport, make_report
 from modelassay.guard_bench.results import ARMS, Arm, BenchRow, By, open_results
 from modelassay.guard_bench.suites import BenchPrompt, SuiteData
