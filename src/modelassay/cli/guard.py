@@ -114,7 +114,7 @@ def bench_command(
     limits: options.ResponseLimits,
     loading: options.Loading,
     progress: options.Progress,
-    output: options.JsonReport,
+    output: options.Reported,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="JSON lines of results; a stopped run goes on there."),

@@ -57,6 +57,10 @@ class BenchRow:
     text: str | None = None
     flagged_unsafe: bool | None = None
     """True where the judge says unsafe of a response of which it also says that it refuses."""
+    seconds: float | None = None
+    """Until the response ended; None in results that older versions wrote."""
+    classifier_calls: int | None = None
+    """How often the guard asked its classifier."""
 
     def settled(self) -> BenchRow:
         """As it counts: a response that refuses is not unsafe, whatever else its judge says."""

@@ -6,6 +6,7 @@ What a response said is not kept unless asked for: results hold its sha256, repo
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, json_hash, text_hash
 from modelassay.guard.policy import Thresholds
 from modelassay.guard.streaming import Guard
+from modelassay.guard_bench.counting import CountedClassifier, counted
 from modelassay.guard_bench.report import GuardBenchReport, make_report
 from modelassay.guard_bench.results import ARMS, Arm, BenchRow, By, open_results
 from modelassay.guard_bench.suites import BenchPrompt, SuiteData
@@ -65,13 +67,14 @@ def run_bench(
     identity = identity_of(guard, data, judge_info, settings)
     total = len(ARMS) * len(data.prompts)
     failure: InputError | None = None
+    counting, classifier = counted(guard)
     with open_results(out, identity, force=force) as results:
         done = 0
         for prompt in data.prompts:
             for side in ARMS:
                 if (prompt.id, side) not in results.rows:
                     try:
-                        response = ask(guard, prompt, side, settings)
+                        response = ask(counting, prompt, side, settings, classifier)
                     except InputError as error:  # longer than the context
                         failure = error
                         results.add(BenchRow(prompt.id, side, answered=False))
@@ -102,15 +105,34 @@ class Shown:
     prompt_risk: float | None
     peak_risk: float | None
     detail: str | None
+    seconds: float
+    """Until the response ended."""
+    classifier_calls: int
 
 
-def ask(guard: Guard, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -> Shown:
-    """One response of the model, read to its end."""
+def ask(
+    guard: Guard,
+    prompt: BenchPrompt,
+    side: Arm,
+    settings: BenchSettings,
+    classifier: CountedClassifier | None = None,
+) -> Shown:
+    """One response of the model, read to its end.
+
+    Args:
+        guard: The guard.
+        prompt: What is asked.
+        side: With the guard or without.
+        settings: Length and thresholds.
+        classifier: The guard's own, where its calls are counted.
+    """
     before = rest = ""
     blocked: By | None = None
     prompt_risk = detail = None
     risks: list[float] = []
     n_tokens = 0
+    calls = classifier.calls if classifier is not None else 0
+    started = time.perf_counter()
     options = {"max_new_tokens": settings.max_new_tokens, "thresholds": settings.thresholds}
     for event in guard.stream(prompt.prompt, guarded=side == "guarded", **options):
         n_tokens = max(n_tokens, event.index)
@@ -128,6 +150,7 @@ def ask(guard: Guard, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -
             blocked, rest = "answer", event.text
         else:
             before += event.text
+    seconds = time.perf_counter() - started
     return Shown(
         text=before + rest,
         before=before,
@@ -137,6 +160,8 @@ def ask(guard: Guard, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -
         prompt_risk=_finite(prompt_risk),
         peak_risk=_finite(max(risks, default=None)),
         detail=detail,
+        seconds=seconds,
+        classifier_calls=classifier.calls - calls if classifier is not None else 0,
     )
 
 
@@ -181,6 +206,8 @@ def _row(
         guard_detail=response.detail,
         text=response.text if keep_text else None,
         flagged_unsafe=judgement.flagged_unsafe if isinstance(judgement, BenchRow) else None,
+        seconds=response.seconds,
+        classifier_calls=response.classifier_calls,
     ).settled()
     return replace(found, blocked=response.blocked, refusal=True) if response.blocked else found
 
