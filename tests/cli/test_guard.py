@@ -85,6 +85,7 @@ def timeless_json(text):
     ("options", "says"),
     [
         (["--suite", "other"], "Unknown suite"),
+        (["--suite", "xstest", "--data", "rows.jsonl"], "has data of its own"),
         (["--judge", "other"], "Unknown judge"),
         (["--judge", "openai"], "needs --judge-url and --judge-model"),
         (["--judge", "openai", "--judge-url", "ftp://x", "--judge-model", "m"], "http://"),
@@ -102,3 +103,12 @@ def test_command_refuses(options, says, capfd):
     assert says in err
     assert err.startswith("modelassay: ")
     assert len(err.splitlines()) == 1
+
+
+def test_suites_are_listed(capfd):
+    assert run(["guard", "suites"]) == 0
+    assert "strongreject" in capfd.readouterr().out
+    assert run(["guard", "suites", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capfd.readouterr().out)}
+    assert rows["jailbreakbench-judges"]["config"] == "judge_comparison"
+    assert rows["wildguard"]["gated"] is True

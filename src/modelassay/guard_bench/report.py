@@ -266,6 +266,8 @@ def make_report(
             "sha256": data.sha256,
             "n_other_side": data.n_other_side,
             "n_unlabelled": data.n_unlabelled,
+            "config": data.config,
+            "split": data.split,
         },
         n=len(data.prompts),
         judge=identity["judge"],
