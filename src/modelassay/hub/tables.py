@@ -13,6 +13,7 @@ from modelassay.files.tables import (
     TABLES,
     NumberedRow,
     OnMalformed,
+    plain_row,
     plain_rows,
     read_csv,
     readable_columns,
@@ -146,6 +147,9 @@ def _rows_of_hub(
             if not stream:
                 builder.download_and_prepare()
             data: Any = builder.as_streaming_dataset(split) if stream else builder.as_dataset(split)
+            if data.features is None:  # JSON, each file of which has types of its own
+                yield from (plain_row(row) for row in data)
+                return
             names: list[str] | None = None
             for table in data.with_format("arrow").iter(ROWS_AT_ONCE):
                 names = names or readable_columns(table.schema, str(where))
