@@ -287,10 +287,12 @@ def test_command(endpoint, tmp_path, capfd):
         (["--max-rows", "0"], "--max-rows"),
         (["--out", "no/such/folder.jsonl"], "There is no folder"),
         (["--labels", "four"], "--labels is binary or three-class"),
+        (["--out", "{source}"], "is the data itself"),
     ],
 )
 def test_command_refuses(endpoint, tmp_path, capfd, options, says):
     source = save(tmp_path / "a.jsonl", *exchanges(2))
+    options = [option.format(source=source) for option in options]
     given = {"--endpoint": endpoint.url, "--model": "m", "--out": str(tmp_path / "o.jsonl")}
     base = [part for name, value in given.items() if name not in options for part in (name, value)]
     assert run(["data", "label", source, *base, *options]) == 64

@@ -147,6 +147,8 @@ def build_data(
     options = options or BuildOptions()
     if is_refusal is not None and options.at == "prompt":
         raise InputError("A label of a prompt tells no refusals; leave --three-class out.")
+    if out.exists() and Path(where).exists() and out.samefile(where):
+        raise InputError(f"{out} is the source itself; give another name for --out.")
     if out.exists() and not force:
         raise InputError(f"{out} is there already; give another name, or --force to replace it.")
     source = _source_of(where, config, split, token, options.licence)

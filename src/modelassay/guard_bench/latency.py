@@ -127,7 +127,7 @@ class LatencyReport(Report):
             first, rate = self.first_milliseconds[name], self.tokens_per_second[name]
             calls = self.classifier_calls[name]
             rows.append(
-                (name, _span(each, ".0f"), f"{rate.median:.1f}", _span(first, ".0f"), str(calls))
+                (name, _span(each, ".0f"), f"{rate.median:.1f}", f"{first.median:.0f}", str(calls))
             )
             records.append(
                 {
@@ -138,7 +138,7 @@ class LatencyReport(Report):
                     "classifier_calls": calls,
                 }
             )
-        names = ("", "ms a response", "tokens / s", "ms to first text", "classifier calls")
+        names = ("", "ms a response", "tokens / s", "ms to first text", "calls")
         table = Table(columns(*names, right=range(1, 5)), rows, lambda: records)
         note = (
             f"On this machine ({self.device}, {self.threads} threads). Calls of the classifier are"
