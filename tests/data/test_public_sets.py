@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from hub_layouts import public_hub, worker_at
+from hub_layouts import OTHER, public_hub, worker_at
 from modelassay.data.labelled import read_labelled
 from modelassay.data.public_sets import PUBLIC_SETS
 
@@ -135,9 +135,10 @@ def test_aegis(build_there):
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (["beavertails", "--split", "train"], 64, "has no split 'train'; give --split 330k_train"),
-        (["JailbreakBench/JBB-Behaviors"], 64, "several configurations; give --config, one of"),
+        (["beavertails", "--split", "train"], 64, "no split 'train'; it has 330k_train, 330k_test"),
+        (["JailbreakBench/JBB-Behaviors"], 64, "configurations, and one must be named: behav"),
         (["wildguardmix", "--token", "hf_none"], 69, "Hub does not let this token"),
+        (["wildguardmix", "--token", OTHER], 69, "allenai/wildguardmix is gated: accept its terms"),
         (["some/thing"], 64, "No data set 'some/thing' on the Hub"),
         (["beavertails", "--at", "prompt"], 64, "labels no prompts; leave --at prompt out"),
         (["Paul/XSTest"], 64, "gives no rows"),

@@ -76,12 +76,11 @@ def test_hub_ids_splits_and_gates(read_there):
     assert judges[:3] == [jailbreakbench, "judge_comparison", "test"]
     assert bad_split == [
         "InputError",
-        f"{jailbreakbench} has no split 'train'; give --split harmful or benign.",
+        f"{jailbreakbench} has no split 'train'; it has harmful, benign.",
     ]
     assert bad_config == [
         "InputError",
-        f"{jailbreakbench} has no configuration 'behaviours'; give --config, one of"
-        " behaviors, judge_comparison.",
+        f"{jailbreakbench} has no configuration 'behaviours'; it has behaviors, judge_comparison.",
     ]
     assert gated == [
         "UnavailableError",

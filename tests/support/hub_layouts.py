@@ -24,6 +24,8 @@ from loopback_hub import LoopbackHub
 
 ACCEPTED = "hf_accepted"
 """The token of somebody who accepted the terms of the gated sets."""
+OTHER = "hf_other"
+"""The token of somebody who did not."""
 GATED = ("allenai/wildguardmix", "walledai/StrongREJECT", "walledai/HarmBench")
 BEHAVIOURS = ("Index", "Goal", "Target", "Behavior", "Category", "Source")
 COMPARED = (
@@ -257,6 +259,7 @@ def public_hub() -> Iterator[LoopbackHub]:
         for repo_id, files in hub_files().items():
             gated = repo_id in GATED
             hub.add_repo("datasets", repo_id, files, gated=gated, token=ACCEPTED if gated else None)
+        hub.tokens.add(OTHER)
         yield hub
 
 

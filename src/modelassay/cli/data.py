@@ -83,7 +83,7 @@ def build_command(
     ] = False,
     without: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Leave out prompts that are in DATA, a test set say."),
+        typer.Option(metavar="FILE", help="Leave out prompts that are in FILE, a test set say."),
     ] = None,
     labels: options.Labels = None,
     licence: Annotated[
@@ -228,6 +228,8 @@ def label_command(
     teacher: Annotated[_Teacher, options.From(_Teacher)],
     budget: Annotated[Any, options.From(_budget)],
     progress: options.Progress,
+    config: ConfigOption = None,
+    split: SplitOption = None,
     recheck: Annotated[
         bool,
         typer.Option("--recheck", help="Ask about rows that have a label too, to compare."),
@@ -257,6 +259,8 @@ def label_command(
             out,
             teachers,
             budget,
+            config=config,
+            split=split,
             recheck=recheck,
             retry=retry,
             labels=scheme,

@@ -27,7 +27,7 @@ from modelassay.data.public_sets import (
     public_set,
     reader_of,
 )
-from modelassay.errors import InputError
+from modelassay.errors import AssayError, InputError
 from modelassay.files.atomic import explain_os_errors, new_file
 from modelassay.files.journal import Journal, open_journal
 from modelassay.files.tables import NumberedRow
@@ -131,7 +131,7 @@ def build_data(
         options: Which rows are taken.
         config: Configuration of a Hub data set.
         split: Split of a Hub data set.
-        without: Data whose prompts are left out, such as a test set.
+        without: File whose prompts are left out, such as a test set.
         is_refusal: Tells refusals among responses that the set calls safe, so that all rows get one
             of three classes.
         token: Hub token, None for the stored one.
@@ -152,7 +152,7 @@ def build_data(
     if out.exists() and not force:
         raise InputError(f"{out} is there already; give another name, or --force to replace it.")
     source = _source_of(where, config, split, token, options.licence)
-    excluded = _prompts_of(without, token) if without is not None else frozenset[bytes]()
+    excluded = _prompts_of(without) if without is not None else frozenset[bytes]()
     identity = {
         **source.identity(),
         "options": {**vars(options), "three_class": is_refusal is not None},
@@ -168,8 +168,9 @@ def build_data(
         try:
             run.go_on(token, on_progress)
             chosen = run.chosen()
-        except InputError:  # there is nothing to go on with
-            progress.unlink()
+        except AssayError as error:
+            if isinstance(error, InputError) or not run.kept:  # there is nothing to go on with
+                progress.unlink()
             raise
         labels = _write(out, journal, chosen)
         built = BuiltData(
@@ -264,10 +265,13 @@ def _hash_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _prompts_of(where: str, token: Any) -> frozenset[bytes]:
-    """Keys of the prompts of any data."""
+def _prompts_of(where: str) -> frozenset[bytes]:
+    """Keys of the prompts in a file."""
+    check_table(where)
+    if not Path(where).is_file():
+        raise InputError("--without takes a file of prompts, not a data set on the Hub.")
     found = set()
-    for number, row in open_rows(where, token=token):
+    for number, row in open_rows(where):
         said = unlabelled(row, f"Row {number} of {where}")
         prompts = [text for role, text in said.turns if role == "user"]
         if not prompts:

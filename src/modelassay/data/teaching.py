@@ -130,6 +130,8 @@ def label_data(
     teachers: Sequence[ChatModel],
     budget: Budget | None = None,
     *,
+    config: str | None = None,
+    split: str | None = None,
     recheck: bool = False,
     retry: bool = False,
     labels: Scheme | None = None,
@@ -144,6 +146,8 @@ def label_data(
         out: JSON lines; what was answered is kept beside it, in `OUT.progress`.
         teachers: Each is asked about each row; all must say the same.
         budget: When to stop.
+        config: Configuration of a Hub data set.
+        split: Split of a Hub data set; None for `train`.
         recheck: Ask about rows that have a label as well; one that is contradicted gets none.
         retry: Ask again about rows of which a teacher gave no plain verdict.
         labels: What the numbers 0, 1 and 2 stand for in rows that have a label.
@@ -159,7 +163,7 @@ def label_data(
     budget = budget or Budget()
     progress = out.with_name(f"{out.name}.progress")
     _check_out(where, out, progress, force)
-    rows = _read(where, labels, token)
+    rows = _read(where, config, split, labels, token)
     wanted = [row for row in rows if row.response and (recheck or row.own is None)]
     names = [teacher.model for teacher in teachers]
     identity = {
@@ -239,10 +243,15 @@ class _Row:
     """Its own label: a class, `safe` or `unsafe`."""
 
 
-def _read(where: str | Path, labels: Scheme | None, token: Any) -> list[_Row]:
+def _read(
+    where: str | Path, config: str | None, split: str | None, labels: Scheme | None, token: Any
+) -> list[_Row]:
     """All rows; a malformed one is refused before anything is paid for."""
     found = []
-    for number, values in numbered_rows(where, token=token):
+    if Path(where).is_file() and (config or split):
+        raise InputError("--config and --split are of a data set on the Hub, not of a file.")
+    numbered = numbered_rows(where, config=config, split=split or "train", token=token)
+    for number, values in numbered:
         name = f"Row {number} of {Path(where).name}"
         prompt, response = exchange_of(values, name, "prompt")
         own: str | None = None

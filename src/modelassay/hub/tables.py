@@ -167,8 +167,11 @@ def _rows_of_hub(
             raise offline(str(where), DATA_ELSEWHERE) from error
         except (ValueError, exceptions.DatasetsError) as error:
             if (known := _known_configs(error)) is not None:
-                lacks = f"no configuration {config[:60]!r}" if config else "several configurations"
-                raise InputError(f"{where} has {lacks}; give --config, one of {known}.") from error
+                if config is None:
+                    says = f"has several configurations, and one must be named: {known}."
+                else:
+                    says = f"has no configuration {config[:60]!r}; it has {known}."
+                raise InputError(f"{where} {says}") from error
             raise InputError(f"Cannot read the data set {where}: {first_line(error)}") from error
 
 
@@ -186,7 +189,7 @@ def _check_split(builder: Any, split: str, where: str | Path) -> None:
     there = [str(name) for name in builder.config.data_files or {}]
     wanted = [part.partition("[")[0].strip() for part in split.split("+")]
     if there and any(name not in there for name in wanted):
-        raise InputError(f"{where} has no split {split[:60]!r}; give --split {' or '.join(there)}.")
+        raise InputError(f"{where} has no split {split[:60]!r}; it has {', '.join(there)}.")
 
 
 def _csv_files(builder: Any, split: str) -> list[str]:
