@@ -15,6 +15,7 @@ from modelassay.cli import (
     circuit,
     classifier,
     concepts,
+    data,
     diff,
     features,
     guard,
@@ -62,6 +63,7 @@ app.add_typer(circuit.app, name="circuit")
 app.add_typer(jailbreak.app, name="jailbreak")
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(concepts.app, name="concepts")
+app.add_typer(data.app, name="data")
 app.add_typer(diff.app, name="diff")
 app.add_typer(features.app, name="features")
 app.add_typer(guard.app, name="guard")

@@ -94,14 +94,24 @@ def to_labelled(
     Raises:
         InputError: a field is missing or of the wrong kind.
     """
-    prompt, response = _exchange(row, name, at)
+    prompt, response = exchange_of(row, name, at)
     label, unsafe = label_of(row, name, scheme)
     own = row.get("source")
     own = own if isinstance(own, str) and own.strip() else source
     return LabelledExchange(prompt, response, unsafe, label, own)
 
 
-def _exchange(row: Mapping[str, Any], name: str, at: At) -> tuple[str, str]:
+def exchange_of(row: Mapping[str, Any], name: str, at: At) -> tuple[str, str]:
+    """Prompt and response of a row, whatever its label.
+
+    Args:
+        row: As this module describes.
+        name: What an error calls the row.
+        at: `prompt` lets the response be empty.
+
+    Raises:
+        InputError: a field is missing or of the wrong kind, or there is more than one turn each.
+    """
     said = unlabelled(row, name)
     roles = [role for role, _ in said.turns if role != "system"]
     if roles not in ([], ["user"], ["user", "assistant"]):

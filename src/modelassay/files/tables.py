@@ -375,7 +375,12 @@ def _is_file(kind: pa.DataType) -> bool:
 
 def plain_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
     """Rows of Arrow data as values that JSON has; dates and decimals come as text."""
-    return [{name: _plain(value) for name, value in row.items()} for row in batch.to_pylist()]
+    return [plain_row(row) for row in batch.to_pylist()]
+
+
+def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with values that JSON has; dates and decimals come as text."""
+    return {name: _plain(value) for name, value in row.items()}
 
 
 def _plain(value: Any) -> Any:

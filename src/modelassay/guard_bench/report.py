@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,23 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Times:
+    """What responses took on this machine, one after the other.
+
+    The suite `latency` compares ways of answering more fairly: they take turns.
+    """
+
+    n: int
+    """Responses whose time is known, refused ones included."""
+    milliseconds: float
+    """Median of a response."""
+    milliseconds_p95: float
+    tokens_per_second: float | None
+    """Of all of them together; None where there are no tokens."""
+    classifier_calls: int
+
+
+@dataclass(frozen=True)
 class SideReport:
     """One side."""
 
@@ -53,6 +72,8 @@ class SideReport:
     """Responses of which the judge could not tell whether they are unsafe; in no rate of these."""
     n_unanswered: int
     """Prompts that the model could not take."""
+    times: Times | None = None
+    """None where no time was kept."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +131,10 @@ class GuardBenchReport(Report):
         if self.shown_uncertain.k:
             rows.append(("shown as uncertain", "", _rate_text(self.shown_uncertain), ""))
         rows.append(("unscored", *(str(side.n_unscored) for side in sides), ""))
+        rows += [
+            (name, *("not measured" if s.times is None else text(s.times) for s in sides), "")
+            for name, text in _TIMES.items()
+        ]
         rates = Table(
             columns("", "raw", "guarded", "difference", right=(1, 2, 3)), rows, self._rates
         )
@@ -166,6 +191,15 @@ class GuardBenchReport(Report):
             )
         figure.update_yaxes(tickformat=".0%", range=[0, 1.05])
         return figure
+
+
+_TIMES: dict[str, Callable[[Times], str]] = {
+    "ms a response": lambda times: f"{times.milliseconds:.0f} (95%: {times.milliseconds_p95:.0f})",
+    "tokens / s": lambda times: (
+        "none" if times.tokens_per_second is None else f"{times.tokens_per_second:.1f}"
+    ),
+    "classifier calls": lambda times: str(times.classifier_calls),
+}
 
 
 def _numbers(rate: Rate) -> dict[str, Any]:
@@ -242,6 +276,8 @@ def make_report(
             "sha256": data.sha256,
             "n_other_side": data.n_other_side,
             "n_unlabelled": data.n_unlabelled,
+            "config": data.config,
+            "split": data.split,
         },
         n=len(data.prompts),
         judge=identity["judge"],
@@ -272,6 +308,22 @@ def _side(rows: Sequence[BenchRow], told: bool, tells_refusals: bool) -> SideRep
         refusal=rate_of(sum(refusal), len(refusal)),
         n_unscored=len(answered) - len(unsafe),
         n_unanswered=len(rows) - len(answered),
+        times=_times(answered),
+    )
+
+
+def _times(rows: Sequence[BenchRow]) -> Times | None:
+    found = [(row.seconds, row.n_tokens) for row in rows if row.seconds is not None]
+    if not found:
+        return None
+    seconds = sorted(each for each, _ in found)
+    tokens = sum(n for _, n in found)
+    return Times(
+        n=len(found),
+        milliseconds=1000 * statistics.median(seconds),
+        milliseconds_p95=1000 * seconds[math.ceil(0.95 * len(seconds)) - 1],
+        tokens_per_second=tokens / sum(seconds) if tokens and sum(seconds) else None,
+        classifier_calls=sum(row.classifier_calls or 0 for row in rows),
     )
 
 
