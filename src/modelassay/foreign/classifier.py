@@ -26,7 +26,7 @@ from modelassay.classifier.record import (
     ClassifierRecord,
     write_record,
 )
-from modelassay.data.labels import CLASSES, LABELS, SCHEMES
+from modelassay.data.labels import CLASSES, LABELS, SCHEMES, Scheme
 from modelassay.errors import InputError, first_line
 from modelassay.files.provenance import installed_versions
 from modelassay.files.records import Line, Record, read_record
@@ -81,7 +81,8 @@ def read_classifier(folder: Path) -> ForeignClassifier:
     refuse_newer(extra, config)
     names = [settings.label_mapping.get(str(i)) for i in range(len(settings.label_mapping))]
     labels = tuple(str(name) for name in names)
-    scheme = next((each for each in SCHEMES if CLASSES[each] == labels), None)
+    schemes: list[Scheme] = [each for each in SCHEMES if CLASSES[each] == labels]
+    scheme = next(iter(schemes), None)
     if scheme is None:
         raise InputError(
             f"{config} has the classes {shown(list(settings.label_mapping.values()))}; known are"
