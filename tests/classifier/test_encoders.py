@@ -32,7 +32,7 @@ ENCODERS = {
         tf.DistilBertConfig(vocab_size=n, dim=32, n_layers=2, n_heads=2, hidden_dim=64)
     ),
     "electra": lambda n: tf.ElectraModel(
-        tf.ElectraConfig(vocab_size=n, embedding_size=16, **SIZES)
+        tf.ElectraConfig(vocab_size=n, embedding_size=32, hidden_dropout_prob=0.0, **SIZES)
     ),
 }
 
