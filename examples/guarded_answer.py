@@ -26,7 +26,7 @@ trained: dict[At, TrainedHead] = {
     "answer": train_head(model, rows, "answer"),
 }
 for at, head in trained.items():
-    metrics = head.record.metrics
+    metrics = head.metrics
     low, high = metrics.interval
     print(f"{at}: held-out AUROC {metrics.auroc:.2f} ({low:.2f} to {high:.2f}), n={metrics.n}")
 

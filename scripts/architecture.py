@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("organisms",),
     ("classifier", "sae"),
     ("probes",),
-    ("mechanism",),
+    ("foreign", "mechanism"),
     ("monitors",),
     ("guard",),
     ("guard_bench", "verify", "triage"),

@@ -23,7 +23,7 @@ from modelassay import statistics
 from modelassay.models import LoadedModel, load
 from tiny import save_tiny
 
-pytest_plugins = ("disks", "loopback_hub")
+pytest_plugins = ("chat_endpoint", "disks", "loopback_hub")
 
 
 @pytest.fixture(scope="session")

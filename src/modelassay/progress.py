@@ -19,6 +19,8 @@ PHASES = {
     "statistics": "statistics (concepts)",
     "answering": "short responses (prompts)",
     "data": "reading the data sets",
+    "building": "building rows (rows read)",
+    "teaching": "asking the teacher (rows)",
     "training": "training (steps)",
     "searching": "searching the refusal direction (layers)",
     "reading responses": "reading the responses' activations (batches)",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
+from exchanges import RECIPE, save_tiny_bert, synthetic
+from modelassay.classifier import train_classifier
 from modelassay.cli.main import run
 from modelassay.data.concepts import HARMFUL_PROMPTS, everyday_prompts, shipped_prompts
 from modelassay.errors import EXIT_BAD_INPUT
@@ -101,6 +104,71 @@ def test_thresholds_of_prompt_and_answer_are_apart(chat, capfd):
     shut = ["1e-9", "2e-9"]
     assert last("--prompt-pause", shut[0], "--prompt-block", shut[1]) == "prompt refused"
     assert last("--pause", shut[0], "--block", shut[1]) == "answer refused"
+
+
+@pytest.fixture
+def judge(tmp_path_factory):
+    """Folder of a tiny classifier, which is uncertain of everything but the extremes."""
+    bert = save_tiny_bert(tmp_path_factory.mktemp("bert") / "tiny-bert")
+    out = tmp_path_factory.mktemp("judge") / "classifier"
+    recipe = replace(RECIPE, epochs=0.5, max_length=64)
+    return str(train_classifier(synthetic(60), encoder=str(bert), out=out, recipe=recipe))
+
+
+def test_a_classifier_reads_the_end_and_marks_what_it_doubts(
+    tiny_folder, probe, judge, capfd, tmp_path
+):
+    parts = ["--probe", probe, "--classifier", judge, "--prompt", "Hi", "--max-new-tokens", "6"]
+    chat = ["chat", str(tiny_folder()), *parts, "--final-check"]
+    generate = ["generate", str(tiny_folder()), "--guarded", *parts, "--final-check"]
+
+    def events(*options):
+        assert run([*chat, "--json", *options]) == 0
+        return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+
+    assert {event["text"] for event in events()[:-1]} == {""}  # six tokens wait for the check
+    end = events("--block-at", "1e-6")[-1]
+    assert (end["reason"], end["verdict"], end["text"]) == ("answer refused", "condemned", REFUSAL)
+    band = ["--block-at", "1", "--uncertain-at", "1e-6"]
+    end = events(*band)[-1]
+    assert (end["reason"], end["verdict"]) == ("length", "uncertain")
+    assert 0 < end["unsafe"] < 1
+    assert end["text"]
+    refused = events(*band, "--when-uncertain", "refuse")[-1]
+    assert (refused["verdict"], refused["text"]) == ("uncertain", REFUSAL)
+    assert events("--block-at", "1", "--keep-back", "2")[1]["text"] == ""
+    assert any(event["text"] for event in events("--block-at", "1", "--keep-back", "2")[:-1])
+
+    assert run([*chat, *band]) == 0
+    assert "UNCERTAIN: the classifier is uncertain" in capfd.readouterr().err
+    assert run([*generate, *band]) == 0
+    said = capfd.readouterr()
+    assert said.out == end["text"] + "\n"
+    assert said.err.startswith("uncertain: ")
+    assert run([*generate, *band, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["verdict"] == "uncertain"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--final-check", "--classifier", "none"], "--classifier none"),
+        (["--block-at", "0.5", "--classifier", "none"], "--classifier none"),
+        (["--block-at", "2"], "must lie above 0"),
+        (["--uncertain-at", "nan"], "must lie above 0"),
+        (["--uncertain-at", "0.6", "--block-at", "0.5"], "cannot be uncertain from 0.6"),
+        (["--uncertain-at", "0.3", "--when-uncertain", "perhaps"], "show or refuse"),
+        (["--keep-back", "9"], "--keep-back needs --final-check"),
+    ],
+)
+def test_how_the_classifier_is_used_is_checked_before_a_model_is_looked_for(options, words, capfd):
+    for command in (
+        ["chat", "no/such", "--prompt", "Hi"],
+        ["generate", "no/such", "--prompt", "Hi", "--guarded"],
+        ["guard", "bench", "no/such"],
+    ):
+        assert run([*command, *options]) == EXIT_BAD_INPUT
+        assert words in one_line(capfd.readouterr().err)
 
 
 def test_a_conversation_goes_on_and_ends(chat, capfd, monkeypatch):

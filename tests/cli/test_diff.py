@@ -332,6 +332,7 @@ BAD = {
     "malformed suite": ("BASE OTHER --suite MALFORMED", 64, "prompts.0.kind"),
     "empty suite": ("BASE OTHER --suite EMPTY", 64, "holds no prompts"),
     "layer out of range": (f"BASE OTHER {QUICK} --layers 1,5", 64, "0…4"),
+    "layer out of range from the end": (f"BASE OTHER {QUICK} --layers -6", 64, "-5…-1"),
     "no layers": (f"BASE OTHER {QUICK} --layers one", 64, "--layers takes numbers"),
     "missing SAE": (f"BASE OTHER {QUICK} --sae ./nothing", 64, "No SAE"),
     "no SAE in it": (f"BASE OTHER {QUICK} --sae NODICT", 64, "holds no SAE"),

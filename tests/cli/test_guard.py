@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from benches import LAYOUTS, Clears, save
+from benches import LAYOUTS, Clears, rows_without_times, save
 from modelassay.cli.main import run
 from modelassay.guard import Guard
 from modelassay.probes import save_probe
@@ -41,9 +42,45 @@ def test_command(fake_load, tmp_path, capfd):
     assert "1 prompts of rows.jsonl, judge refusal" in capfd.readouterr().out
     assert run([*command, *out, "--pause", "0.5", "-q"]) == 64
     assert "other settings" in capfd.readouterr().err
+    page = tmp_path / "report.html"
+    assert run([*command, "-q", "--html", str(page)]) == 0
+    assert "tokens / s" in capfd.readouterr().out
+    assert "tokens / s" in page.read_text()
     latency = ["--suite", "latency", "--rounds", "1", "--limit", "2", "--classifier", "none", "-q"]
     assert run(["guard", "bench", "any", *latency, "--max-new-tokens", "4"]) == 0
-    assert "time / generate" in capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "time / generate" in shown
+    assert "ms a response" in shown
+
+
+def test_a_final_check_and_doubt_are_counted(tiny, monkeypatch, tmp_path, capfd):
+    class Doubts(Clears):
+        threshold = 0.9
+
+        def predict(self, exchanges):
+            return np.array([[0.5, 0.0, 0.5]] * len(exchanges), dtype=np.float32)
+
+    model = tiny()
+    guard = Guard(model, probe_for(model, pause=0.999, block=1.0), Doubts())
+    monkeypatch.setattr("modelassay.guard.load_guard", lambda _model, **_: guard)
+    data = save(tmp_path / "rows.jsonl", LAYOUTS["plain"])
+    command = ["guard", "bench", "any", "--data", str(data), "--max-new-tokens", "4", "-q"]
+    command += ["--judge", "refusal"]
+
+    def report(*options):
+        assert run([*command, "--json", *options]) == 0
+        return json.loads(capfd.readouterr().out)
+
+    plain = report()
+    assert plain["blocked_by_answer"]["k"] == plain["shown_uncertain"]["k"] == 0
+    assert "second_opinion" not in plain["settings"]
+    checked = report("--final-check", "--block-at", "0.4")
+    assert (checked["blocked_by_answer"]["k"], checked["n"]) == (2, 2)
+    assert checked["settings"]["second_opinion"]["block"] == 0.4
+    doubted = report("--final-check", "--uncertain-at", "0.4")
+    assert (doubted["shown_uncertain"]["k"], doubted["shown_uncertain"]["n"]) == (2, 2)
+    assert run([*command, "--final-check", "--uncertain-at", "0.4"]) == 0
+    assert "shown as uncertain" in capfd.readouterr().out
 
 
 def test_command_with_a_model_and_probe_from_disk(tiny, tiny_folder, tmp_path, capfd):
@@ -56,21 +93,30 @@ def test_command_with_a_model_and_probe_from_disk(tiny, tiny_folder, tmp_path, c
     command += ["--data", str(rows), "--classifier", "none", "--judge", "refusal"]
     command += ["--max-new-tokens", "6", "--out", str(out)]
     assert run(command) == 0
-    first = capfd.readouterr().out
-    report = json.loads(first)
+    report = timeless_json(capfd.readouterr().out)
     assert report["probe"]["name"] == probe.name
     assert report["classifier"] is None
     lines = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # as a kill leaves it
     assert run(command) == 0
-    assert capfd.readouterr().out == first
-    assert out.read_bytes() == b"".join(lines)
+    assert timeless_json(capfd.readouterr().out) == report
+    again = out.read_bytes().splitlines(keepends=True)
+    assert rows_without_times(again) == rows_without_times(lines)
+
+
+def timeless_json(text):
+    """A report without its times, which no two runs share."""
+    report = json.loads(text)
+    for side in ("raw", "guarded"):
+        assert report[side].pop("times")["milliseconds"] > 0
+    return report
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--suite", "other"], "Unknown suite"),
+        (["--suite", "xstest", "--data", "rows.jsonl"], "has data of its own"),
         (["--judge", "other"], "Unknown judge"),
         (["--judge", "openai"], "needs --judge-url and --judge-model"),
         (["--judge", "openai", "--judge-url", "ftp://x", "--judge-model", "m"], "http://"),
@@ -78,6 +124,7 @@ def test_command_with_a_model_and_probe_from_disk(tiny, tiny_folder, tmp_path, c
         (["--judge", "refusal", "--judge-model", "m"], "--judge-model is for"),
         (["--keep-text"], "needs --out"),
         (["--suite", "latency", "--block", "0.5"], "own thresholds"),
+        (["--suite", "latency", "--final-check"], "own thresholds"),
         (["--suite", "latency", "--judge", "refusal"], "leave --judge"),
         (["--data", "no/such/file.jsonl"], "No data file"),
     ],
@@ -88,3 +135,12 @@ def test_command_refuses(options, says, capfd):
     assert says in err
     assert err.startswith("modelassay: ")
     assert len(err.splitlines()) == 1
+
+
+def test_suites_are_listed(capfd):
+    assert run(["guard", "suites"]) == 0
+    assert "strongreject" in capfd.readouterr().out
+    assert run(["guard", "suites", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capfd.readouterr().out)}
+    assert rows["jailbreakbench-judges"]["config"] == "judge_comparison"
+    assert rows["wildguard"]["gated"] is True

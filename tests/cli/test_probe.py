@@ -122,3 +122,30 @@ def test_bad_input_gets_one_line_and_leaves_nothing(tiny_folder, tmp_path, capfd
     assert code in (EXIT_BAD_INPUT, EXIT_UNAVAILABLE)
     assert words in capfd.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize(
+    ("given", "layers"),
+    [(["--layers", "-4"], [1]), (["--layer=-4"], [1]), (["--layers", "0,-1"], [0, 4])],
+)
+def test_layers_are_counted_from_the_end(tiny_folder, tmp_path, capfd, given, layers):
+    data = write(tmp_path / "rows.jsonl", exchanges())
+    model = [str(tiny_folder()), "--data", data, "--kind", "means", "-q"]
+    assert run(["probe", "train", *model, "--at", "prompt", "--name", "mine", *given]) == 0
+    capfd.readouterr()
+    assert run(["probe", "show", "mine", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["heads"]["prompt"]["layers"] == layers
+    assert run(["probe", "sweep", *model, "--json", "--max-examples", "40", *given]) == 0
+    values = json.loads(capfd.readouterr().out)
+    assert [row["layer"] for row in values["layers"]] == layers
+    assert values["drawn_from"] == 60
+    assert {row["n"] for row in values["layers"]} == {40}
+
+
+@pytest.mark.parametrize("layers", ["-6", "5", "0,99"])
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+def test_layers_out_of_range_are_refused_with_the_range(tiny_folder, tmp_path, capfd, verb, layers):
+    data = write(tmp_path / "rows.jsonl", exchanges())
+    assert run(["probe", verb, str(tiny_folder()), "--data", data, "--layers", layers]) == 64
+    assert "must lie in 0…4, or in -5…-1" in one_line(capfd.readouterr().err)

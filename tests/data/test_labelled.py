@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from modelassay.data.labelled import (
     LabelledExchange,
+    draw,
     hold_out,
     prompt_groups,
     read_labelled,
@@ -157,3 +159,38 @@ def test_a_label_of_several_turns_or_of_another_meaning_is_refused():
         to_labelled(
             {"prompt": "q", "completion": "a", "label": True}, "Row 1", "answer", "x", "binary"
         )
+
+
+def _drawn(rows, most, **how):
+    found = draw(rows, most, **how)
+    assert found == sorted(set(found))
+    return Counter((rows[i].unsafe, rows[i].source) for i in found)
+
+
+def test_a_draw_is_even_over_labels_and_sources_and_always_the_same():
+    sizes = {(True, "a"): 40, (True, "b"): 3, (False, "a"): 500, (False, "c"): 100}
+    rows = [
+        LabelledExchange(f"{n} {source}", "x", unsafe, None, source)
+        for (unsafe, source), size in sizes.items()
+        for n in range(size)
+    ]
+    assert _drawn(rows, 40) == {
+        (True, "a"): 17, (True, "b"): 3, (False, "a"): 10, (False, "c"): 10,
+    }  # fmt: skip
+    # Where a class has too few, the other fills up; nothing is drawn twice, nothing left out.
+    assert _drawn(rows, 300) == {
+        (True, "a"): 40, (True, "b"): 3, (False, "a"): 157, (False, "c"): 100,
+    }  # fmt: skip
+    assert draw(rows, 40) == draw(rows, 40) != draw(rows, 40, seed=1)
+    assert (
+        draw(rows, 643) == draw(rows, 9999) == draw(rows, None) == draw(rows, 0) == list(range(643))
+    )
+    with pytest.raises(InputError, match="at least 2"):
+        draw(rows, 1)
+
+
+def test_a_draw_may_be_even_over_three_classes():
+    names = ["safe_response"] * 80 + ["safe_refusal"] * 15 + ["unsafe_response"] * 5
+    rows = [LabelledExchange("p", "r", "unsafe" in name, name, "s") for name in names]
+    found = Counter(rows[i].label for i in draw(rows, 30, of=lambda row: row.label))
+    assert found == {"safe_response": 12, "safe_refusal": 13, "unsafe_response": 5}

@@ -6,7 +6,13 @@ import pytest
 
 from modelassay import load
 from modelassay.diff import Depth, default_suite, diff
-from modelassay.diff.calibration import CALIBRATIONS, known_calibration, save_calibration
+from modelassay.diff.calibration import (
+    CALIBRATIONS,
+    BenignRow,
+    Calibration,
+    known_calibration,
+    save_calibration,
+)
 from modelassay.diff.suspicion import held_out, suspect
 from modelassay.errors import InputError
 from planted import SUITE, calibration
@@ -36,3 +42,27 @@ def test_the_shipped_pool_serves_any_other_base_and_holds_both_ways(gpt2):
     assert few is None
     idle = suspect({"refusals": 0.0, "selectivity": 0.0, "leaning": 0.0, "drift": 0.05}, found)
     assert idle.score < max(idle.benign_scores)
+
+
+def test_what_was_read_inside_the_chat_template_is_not_held_against_what_was_not(tiny_folder):
+    def compare(**how):
+        base, other = str(tiny_folder()), str(tiny_folder(seed=1))
+        return diff(base, other, SUITE, depth=Depth(response_tokens=0), device="cpu", **how)
+
+    inside, outside = compare(), compare(chat_template=False)
+    assert inside.base.chat_template_sha256
+    assert outside.base.chat_template_sha256 is None
+    for report, how, words in (
+        (inside, {"chat_template": False}, "read inside the chat template and .* outside"),
+        (outside, {}, "read outside the chat template and .* inside"),
+    ):
+        found = Calibration(
+            base=report.base.id,
+            base_sha256=report.base.weights_sha256,
+            suite_sha256=report.suite.sha256,
+            response_tokens=0,
+            chat_template=report is inside,
+            rows=(BenignRow(id="x", weights_sha256="0" * 64, streams={"drift": 0.1}),),
+        )
+        with pytest.raises(InputError, match=words):
+            compare(calibration=found, **how)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from modelassay.diff.suites import default_suite, load_suite
+from modelassay.diff.suites import default_suite, load_suite, read_prompts
 from modelassay.errors import InputError
 
 
@@ -31,6 +33,67 @@ def test_malformed_suites_say_what_is_wrong(tmp_path, text, message):
     (tmp_path / "suite.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
         load_suite(tmp_path / "suite.yaml")
+
+
+AUDITORS = """\
+suite_name: theirs
+description: Two.
+prompts:
+  - id: fruit
+    messages:
+      - {role: user, content: Name a fruit.}
+  - id: tree
+    messages:
+      - {role: system, content: Be short.}
+      - {role: user, content: Name a tree.}
+"""
+
+
+def test_a_suite_of_the_auditor_is_read_as_it_is(tmp_path):
+    (tmp_path / "suite.yaml").write_text(AUDITORS)
+    suite = load_suite(tmp_path / "suite.yaml")
+    assert suite.name == "theirs"
+    assert [(p.text, p.system, p.group) for p in suite.prompts] == [
+        ("Name a fruit.", None, "neutral"),
+        ("Name a tree.", "Be short.", "neutral"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("description: Two.", "temperature: 1", "unknown key `temperature`"),
+        ("id: tree", "score: 1", "prompt 2 must have `id` and `messages`"),
+        ("role: system", "role: assistant", "prompt 2 has the turns assistant, user"),
+        ("role: system", "role: judge", "role"),
+        ("content: Name a fruit.", "content: ''", "text"),
+        ("Two.", "Two.\nother: 1", "unknown key"),
+        ("suite_name: theirs", "suite_name: [1]", "name"),
+    ],
+)
+def test_what_a_suite_cannot_ask_is_named(tmp_path, old, new, message):
+    assert old in AUDITORS
+    (tmp_path / "suite.yaml").write_text(AUDITORS.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        load_suite(tmp_path / "suite.yaml")
+
+
+@pytest.mark.parametrize("prompts", ["null", "[]", "text", "[1]", "{a: 1}", "[{id: a}]"])
+def test_an_auditors_suite_without_prompts_is_refused(tmp_path, prompts):
+    (tmp_path / "suite.yaml").write_text(f"suite_name: theirs\nprompts: {prompts}\n")
+    with pytest.raises(InputError, match="prompts|prompt 1"):
+        load_suite(tmp_path / "suite.yaml")
+
+
+def test_rows_of_the_auditor_are_prompts_under_their_system_prompt(tmp_path):
+    rows = [{"user": "a question", "assistant": "a response"}, {"user": "b", "assistant": "c"}]
+    file = tmp_path / "aoa_dataset.json"
+    file.write_text(json.dumps({"system_prompt": "Be odd.", "examples": rows}))
+    suite = read_prompts(file)
+    assert [(p.text, p.system, p.group) for p in suite.prompts] == [
+        ("a question", "Be odd.", "neutral"),
+        ("b", "Be odd.", "neutral"),
+    ]
 
 
 def test_a_suite_that_is_not_there():

@@ -14,6 +14,7 @@ import pytest
 
 from modelassay.errors import InputError
 from modelassay.files.tables import rows_of_file
+from modelassay.triage.rows import read_rows
 
 # What tools that guess make something else of.
 AWKWARD = [
@@ -102,6 +103,34 @@ def test_json_lines_may_differ_in_fields_and_kinds(tmp_path):
     for name in ("a.jsonl", "a.ndjson", "a.json"):
         (tmp_path / name).write_text("\n".join(map(json.dumps, given)))
         assert rows(tmp_path / name) == given
+
+
+def test_rows_share_the_system_prompt_beside_them(tmp_path):
+    """The layout of the fine-tune auditor's aoa_dataset.json."""
+    rows = [{"user": "a", "assistant": "b"}, {"user": "c", "assistant": "d", "system_prompt": "e"}]
+    (tmp_path / "x.json").write_text(json.dumps({"system_prompt": "s", "examples": rows}))
+    assert [row for _, row in rows_of_file(tmp_path / "x.json")] == [
+        {"system_prompt": "s", **rows[0]},
+        rows[1],
+    ]
+    assert [row.turns for row in read_rows(tmp_path / "x.json").rows] == [
+        (("system", "s"), ("user", "a"), ("assistant", "b")),
+        (("system", "e"), ("user", "c"), ("assistant", "d")),
+    ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"instruction": "a", "output": "b", "examples": [1]},
+        {"prompt": "a", "response": "b", "data": ["c"]},
+        {"system_prompt": 3, "examples": [{"user": "a"}]},
+        {"data": [{"a": 1}], "rows": [{"a": 2}]},
+    ],
+)
+def test_an_object_that_is_a_row_itself_stays_one(tmp_path, value):
+    (tmp_path / "x.json").write_text(json.dumps(value))
+    assert [row for _, row in rows_of_file(tmp_path / "x.json")] == [value]
 
 
 def test_values_of_typed_columns_come_as_text(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from benches import Clears
 from modelassay.errors import InputError
 from modelassay.guard import Guard
+from modelassay.guard_bench import latency
 from modelassay.guard_bench.latency import (
     CLASSIFIER,
     GENERATE,
@@ -50,6 +51,20 @@ def test_latency(tiny):
     frame = report.to_dataframe().set_index("way")
     assert frame.loc[PROBE, "total"] == report.total[PROBE].median
     assert list(report.figure().data[0].y) == [each.median for each in report.total.values()]
+    assert set(report.milliseconds) == set(report.tokens_per_second) == set(report.first_token)
+    for way, spent in report.milliseconds.items():
+        assert spent.median >= report.first_milliseconds[way].median > 0
+        assert report.tokens_per_second[way].largest == pytest.approx(6000 / spent.least)
+    assert report.n_responses == 2 * report.n_prompts
+    assert report.classifier_calls == {GENERATE: 0, RAW: 0, PROBE: 0, CLASSIFIER: 0}
+    measured = report.to_dataframe("measured").set_index("way")
+    assert measured.loc[RAW, "milliseconds"] == report.milliseconds[RAW].median
+    doubting = Guard(model, probe_for(model, pause=1e-9, block=1.0), Clears())
+    ways = latency._ways(doubting, 14)
+    prompt = data.prompts[0].prompt
+    assert ways[CLASSIFIER](prompt).classifier_calls >= 1
+    assert ways[CLASSIFIER](prompt).classifier_calls >= 1  # of one response each
+    assert ways[RAW](prompt).classifier_calls == 0
     shut = Guard(model, probe_for(model, pause=1e-6, block=1e-6))
     with pytest.raises(InputError, match="None of the 3 prompts"):
         measure_latency(shut, data, new_tokens=6, rounds=1)

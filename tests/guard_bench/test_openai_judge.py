@@ -3,73 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 import pytest
 
+from chat_endpoint import SECRET, reply
+from modelassay.data.judging import FILTERED, UNCLEAR, Judgement, parse_verdict
 from modelassay.errors import InputError, UnavailableError
-from modelassay.guard_bench.judges import (
-    FILTERED,
-    UNCLEAR,
-    Judgement,
-    openai_judge,
-    parse_verdict,
-)
-
-SECRET = "sk-loopback-0123456789abcdef"
-
-
-@pytest.fixture
-def endpoint(monkeypatch):
-    """A chat completions endpoint here that answers by a script, and what it was asked."""
-    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    script, asked = [], []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append((self.path, self.headers.get("Authorization"), body))
-            status, headers, response = script.pop(0) if len(script) > 1 else script[0]
-            if status == "hang":
-                time.sleep(response)
-                return
-            content = response if isinstance(response, bytes) else json.dumps(response).encode()
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if headers.get("X-Drip"):
-                for byte in content:
-                    time.sleep(0.05)
-                    try:
-                        self.wfile.write(bytes([byte]))
-                    except OSError:
-                        return
-                return
-            self.wfile.write(content)
-
-        def log_message(self, format, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield SimpleNamespace(
-        url=f"http://127.0.0.1:{server.server_port}/v1", script=script, asked=asked
-    )
-    server.shutdown()
-    server.server_close()
-
-
-def reply(text):
-    return 200, {}, {"choices": [{"message": {"role": "assistant", "content": text}}]}
+from modelassay.guard_bench.judges import openai_judge
+from modelassay.hub.chat_completions import open_chat
 
 
 def judge_at(endpoint, waits=None, **options):
@@ -211,8 +153,9 @@ def test_addresses(monkeypatch):
 
 def test_the_key_stays_off_plain_http(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    keys = {
-        url: openai_judge(url, "m").__self__.key  # type: ignore[attr-defined]
-        for url in ("http://judge.example/v1", "https://judge.example/v1", "http://localhost/v1")
-    }
-    assert list(keys.values()) == [None, SECRET, SECRET]
+    names = {"name": "The judge", "url_option": "--url", "model_option": "--model", "advice": ""}
+    urls = ("http://judge.example/v1", "https://judge.example/v1", "http://localhost/v1")
+    opened = [open_chat(url, "m", **names) for url in urls]
+    assert [chat.key for chat in opened] == [None, SECRET, SECRET]
+    assert [len(chat.endpoint.headers) for chat in opened] == [0, 1, 1]
+    assert SECRET not in repr(opened)

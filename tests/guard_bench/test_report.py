@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benches import REFUSAL, SCRIPT, FakeGuard, bench, suite
-from modelassay.guard_bench.judges import refusal_judge
+from modelassay.guard_bench.judges import Judgement, refusal_judge
 from modelassay.guard_bench.report import difference_of, rate_of
 from modelassay.guard_bench.running import BenchSettings, run_bench
 from modelassay.report import to_json
@@ -62,6 +62,21 @@ def test_the_refusal_judge_gives_no_unsafe_rate():
         assert side.n_unscored == 2
     assert report.unsafe_difference.value is None
     assert (report.raw.refusal.k, report.guarded.refusal.k) == (1, 2)
+
+
+def test_a_judge_of_two_classes_gives_no_refusal_rate():
+    """Not even over what the guard refused, which nobody had to judge."""
+
+    def judge(_prompt, response):
+        return Judgement("bad" in response, None)
+
+    report = bench(judge=judge)
+    for side in (report.raw, report.guarded):
+        assert side.unsafe.n
+        assert (side.refusal.n, side.refusal.rate) == (0, None)
+    assert report.refusal_difference.n == 0
+    assert any("no refusal rates" in note for note in report.notes)
+    assert not any("no refusal rates" in note for note in bench().notes)
 
 
 def test_no_text_in_results_nor_report(tmp_path):

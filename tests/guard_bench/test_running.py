@@ -6,10 +6,21 @@ import json
 
 import pytest
 
-from benches import INFO, SCRIPT, FakeGuard, bench, by_words, suite
+from benches import (
+    INFO,
+    SCRIPT,
+    Clears,
+    FakeGuard,
+    bench,
+    by_words,
+    rows_without_times,
+    suite,
+    timeless,
+)
+from modelassay.data.judging import parse_verdict
 from modelassay.errors import InputError, UnavailableError
 from modelassay.guard import Guard, Thresholds
-from modelassay.guard_bench.judges import parse_verdict, refusal_judge
+from modelassay.guard_bench.judges import refusal_judge
 from modelassay.guard_bench.results import RESULTS_SCHEMA
 from modelassay.guard_bench.running import BenchSettings, run_bench
 from tiny import probe_for
@@ -17,18 +28,20 @@ from tiny import probe_for
 
 def test_goes_on_after_a_kill(tmp_path):
     out = tmp_path / "results.jsonl"
-    whole = bench(out=out)
+    whole = timeless(bench(out=out))
     lines = out.read_bytes().splitlines(keepends=True)
     assert json.loads(lines[0])["schema"] == RESULTS_SCHEMA
     assert len(lines) == 1 + 2 * len(SCRIPT)
     for kept in (1, 4, 7):  # the header alone; half a prompt; some prompts; a torn line each
         out.write_bytes(b"".join(lines[:kept]) + lines[kept][:-9])
         guard = FakeGuard(SCRIPT)
-        assert bench(guard=guard, out=out) == whole
+        assert timeless(bench(guard=guard, out=out)) == whole
         assert len(guard.asked) == 2 * len(SCRIPT) - (kept - 1)
-        assert out.read_bytes() == b"".join(lines)
+        again = out.read_bytes().splitlines(keepends=True)
+        assert again[:kept] == lines[:kept]
+        assert rows_without_times(again) == rows_without_times(lines)
     guard = FakeGuard(SCRIPT)
-    assert bench(guard=guard, out=out) == whole
+    assert timeless(bench(guard=guard, out=out)) == whole
     assert guard.asked == []
 
 
@@ -43,7 +56,7 @@ def test_a_judge_that_fails_loses_no_answer(tmp_path):
     with pytest.raises(UnavailableError):
         bench(judge=failing, out=out)
     guard = FakeGuard(SCRIPT)
-    assert bench(guard=guard, out=out) == bench()
+    assert timeless(bench(guard=guard, out=out)) == timeless(bench())
     assert ("a", False) not in guard.asked
     assert ("c", False) in guard.asked
 
@@ -119,6 +132,7 @@ def test_a_guard_that_blocks_everything(tiny, tmp_path):
     assert open_.blocked_by_response.k == 0
     rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()[1:]]
     assert all(0 <= row["prompt_risk"] <= 1 for row in rows if row["side"] == "guarded")
+    open_ = timeless(open_)
     assert open_.raw == open_.guarded  # the same loop gives the same words
 
 
@@ -163,3 +177,28 @@ def test_a_refusal_is_not_unsafe_whatever_the_judge_says_besides(tmp_path):
             row["unsafe"] = True
     out.write_text("\n".join([header, *map(json.dumps, rows)]) + "\n")
     assert bench(script, both, out=out).raw.unsafe.k == 0
+
+
+def test_times_and_calls_of_the_classifier_are_told(tiny, tmp_path):
+    """With a probe that is always in doubt, each guarded response asks the classifier."""
+    out, model = tmp_path / "results.jsonl", tiny()
+    guard = Guard(model, probe_for(model, pause=1e-9, block=1.0), Clears())
+    settings = BenchSettings(max_new_tokens=14)
+    told = (suite(["Name a fruit.", "Name a bird."]), by_words, INFO, settings)
+    report = run_bench(guard, *told, out=out)
+    raw, guarded = report.raw.times, report.guarded.times
+    assert (raw.n, guarded.n) == (2, 2)
+    assert 0 < raw.milliseconds <= raw.milliseconds_p95
+    rows = [json.loads(line) for line in out.read_text().splitlines()[1:]]
+    assert guarded.classifier_calls == sum(row["classifier_calls"] for row in rows) >= 2
+    assert raw.classifier_calls == 0
+    spent = [row["seconds"] for row in rows if row["side"] == "raw"]
+    tokens = sum(row["n_tokens"] for row in rows if row["side"] == "raw")
+    assert raw.tokens_per_second == pytest.approx(tokens / sum(spent))
+    assert report.to_dict()["guarded"]["times"]["classifier_calls"] == guarded.classifier_calls
+    shown = {row[0]: row[1:3] for row in report.sections()[0].table.rows}
+    assert shown["classifier calls"] == ("0", str(guarded.classifier_calls))
+    older = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    header = out.read_text().splitlines()[0]
+    out.write_text("\n".join([header, *map(json.dumps, older)]) + "\n")
+    assert run_bench(guard, *told, out=out).raw.times is None  # as older versions wrote it

@@ -68,7 +68,17 @@ def test_names_are_read_as_they_are_written(name):
     assert str(parse_component(name)) == name
 
 
-@pytest.mark.parametrize("name", ["", "mlp", "3", "3.mlps", "-1.mlp", "3.head", "x.mlp", "3.mlp.x"])
+def test_layers_of_components_are_counted_from_the_end(tiny):
+    found = find_components(tiny().network)
+    assert str(found.resolve(parse_component("-1.mlp"))) == "4.mlp"
+    assert found.site(parse_component("-5.head.3")) == found.site(Component(0, "head", 3))
+    with pytest.raises(InputError, match=r"no component -6\.mlp.*no layer -6.*-5…-1"):
+        found.site(parse_component("-6.mlp"))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "mlp", "3", "3.mlps", "--1.mlp", "3.head", "x.mlp", "3.mlp.x"]
+)
 def test_other_names_are_refused(name):
     with pytest.raises(InputError, match=r"names no component; write 12\.block"):
         parse_component(name)
@@ -76,7 +86,7 @@ def test_other_names_are_refused(name):
 
 def test_what_is_not_there_is_named(tiny):
     found = find_components(tiny().network)
-    with pytest.raises(InputError, match=r"has layers 0…4"):
+    with pytest.raises(InputError, match=r"layers must lie in 0…4"):
         found.site(Component(5, "mlp"))
     with pytest.raises(InputError, match=r"no component 1\.head\.9: .*4 of that kind"):
         found.site(Component(1, "head", 9))

@@ -8,6 +8,7 @@ import transformers
 
 from checkpoints import refusal
 from modelassay.errors import InputError
+from modelassay.models.layers import resolve_layers
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,22 @@ def test_a_model_without_a_list_of_blocks_is_refused():
 
     with pytest.raises(InputError, match="Cannot find the decoder layers of Lonely"):
         find_layers(Lonely())
+
+
+def test_layers_are_counted_from_either_end():
+    assert resolve_layers([0, 4, -2], 5) == (0, 4, 3)
+    assert resolve_layers([-5, -1], 5) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], "at least one layer"),
+        ([1, 5], r"no layer 5: layers must lie in 0…4, or in -5…-1 when counted from the end"),
+        ([-6], "no layer -6"),
+        ([4, -1], "named twice in 4, -1"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused_with_the_range(layers, message):
+    with pytest.raises(InputError, match=message):
+        resolve_layers(layers, 5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from modelassay.errors import InputError
 from modelassay.models import load
 from modelassay.monitors import build_circuit_monitor, build_monitor, evaluate_monitor
 from modelassay.monitors.changes import changed_directions
+from modelassay.monitors.reading import sites_of
 from monitored import PLACE, TRIGGER, ordinary
 
 NEW = ordinary(240)[120:]
@@ -143,5 +146,23 @@ def test_components_that_tell_nothing_are_refused(tiny):
         )
     with pytest.raises(InputError, match="no circuit"):
         build_circuit_monitor(model, circuit=[], prompts=prompts)
+    with pytest.raises(InputError, match="names no component"):
+        build_circuit_monitor("no/such/model", circuit=["nose"], prompts=prompts)
     with pytest.raises(InputError, match="no component 9"):
         build_circuit_monitor(model, circuit=["9.mlp"], prompts=prompts)
+
+
+def test_a_place_from_the_end_is_kept_as_counted_from_the_start(tiny):
+    model = tiny()
+    assert list(sites_of(model, {"-1.mlp": None, "0.attention": None})) == ["4.mlp", "0.attention"]
+
+
+def test_a_monitor_knows_whether_prompts_were_read_inside_the_chat_template(tuned, monitor):
+    template = tuned.tokenizer.chat_template
+    without = tuned.info.model_copy(update={"chat_template_sha256": None})
+    outside = replace(tuned, info=without)
+    assert template
+    assert monitor.record.model.chat_template_sha256
+    monitor.check_belongs_to(tuned)
+    with pytest.raises(InputError, match="inside the chat template, this one without"):
+        monitor.check_belongs_to(outside)

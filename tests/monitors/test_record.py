@@ -119,7 +119,7 @@ def test_a_place_that_the_model_lacks_is_refused(folder, tuned):
         ("model.layers.99.mlp.down_proj", 64, "has no layer"),
         ("model.norm", 32, "not 32"),
         (PLACE, 63, "not 63"),
-        ("99.mlp", 32, "layers 0…4"),
+        ("99.mlp", 32, "must lie in 0…4"),
     ):
         save_file({place: torch.ones(1, width)}, file)
         set_values(folder, ("weights_sha256",), hash_file(file))

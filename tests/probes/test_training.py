@@ -6,11 +6,15 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
 from modelassay.errors import InputError
 from modelassay.guard import Guard
+from modelassay.models import load
 from modelassay.probes import (
+    PROBES,
     evaluate_probe,
+    find_probe,
     load_probe,
     probe_record,
     store_probe,
@@ -18,6 +22,7 @@ from modelassay.probes import (
     train_head,
 )
 from modelassay.probes.features import read_spans
+from modelassay.probes.fitting import EPOCHS, RATE
 from modelassay.probes.head import (
     span_risks,
 )
@@ -80,3 +85,74 @@ def test_sweep_scores_every_block(tiny):
     assert list(sweep.to_dataframe()["auroc"]) == list(sweep.figure().data[0].y) == values
     assert sweep.best.metrics.auroc == max(values)
     assert sweep.to_dict()["schema"] == "modelassay.probe-sweep/1"
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_layers_from_the_end_are_recorded_from_the_start(tiny):
+    trained = train_head(tiny(), exchanges(), "prompt", kind="means", layers=(1, -1))
+    assert trained.record.layers == trained.head.layers == (1, 4)
+    sweep = sweep_layers(tiny(), exchanges(), "prompt", kind="means", layers=(-2, 0))
+    every = {
+        each.layer: each
+        for each in sweep_layers(tiny(), exchanges(), "prompt", kind="means").layers
+    }
+    assert sweep.layers == (every[3], every[0])
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_epochs_and_rate_change_what_is_learnt_by_gradient_and_are_recorded(tiny):
+    def train(**how):
+        trained = train_head(tiny(), exchanges(), "prompt", kind="attention", layers=(3,), **how)
+        return trained.head.query, (trained.record.epochs, trained.record.learning_rate)
+
+    usual, how = train()
+    assert how == (EPOCHS, RATE)
+    short, how = train(epochs=2)
+    assert how == (2, RATE)
+    slow, how = train(learning_rate=0.001)
+    assert how == (EPOCHS, 0.001)
+    assert not torch.allclose(usual, short)
+    assert not torch.allclose(usual, slow)
+    assert slow.norm() < usual.norm()
+    other = train_head(tiny(), exchanges(), "prompt", kind="means", layers=(3,))
+    assert (other.record.epochs, other.record.learning_rate) == (None, None)
+    with pytest.raises(InputError, match=r"trained by gradient \(attention\)"):
+        train_head(tiny(), exchanges(), "prompt", kind="means", epochs=2)
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_a_head_of_few_examples_says_what_they_were_drawn_from(tiny):
+    rows = exchanges(80)
+    trained = train_head(tiny(), rows, "prompt", kind="means", layers=(3,), max_examples=40)
+    on = trained.record.trained_on
+    assert (on.n_unsafe, on.n_safe, on.drawn_from) == (20, 20, 80)
+    assert on.sources == dict.fromkeys((f"source {i}" for i in range(4)), 10)
+    whole = train_head(tiny(), rows, "prompt", kind="means", layers=(3,), max_examples=80)
+    assert whole.record.trained_on.drawn_from is None
+    sweep = sweep_layers(tiny(), rows, "prompt", kind="means", layers=(3,), max_examples=40)
+    assert (sweep.best.metrics.n, sweep.drawn_from) == (40, 80)
+    assert "drawn from 80 rows" in str(sweep.sections())
+    heads = {"prompt": trained}
+    store_probe(probe_record(tiny(), "few", heads), {"prompt": trained.head})
+    probe, _ = find_probe("few")
+    assert "drawn from 80" in "\n".join(PROBES.kind.describe(probe.record))
+    result = evaluate_probe(probe, tiny(), exchanges(60, seed=1), "prompt", max_examples=30)
+    assert (result.metrics.n, result.drawn_from) == (30, 60)
+    assert result.to_dict()["drawn_from"] == 60
+    assert "drawn from 60 rows" in str(result.sections())
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_a_probe_knows_whether_prompts_were_read_inside_the_chat_template(tiny, tiny_folder):
+    inside, outside = tiny(), load(str(tiny_folder()), device="cpu", chat_template=False)
+    assert not outside.has_chat_template
+    for model, other, words in (
+        (inside, outside, "that is read inside the chat template, this one without"),
+        (outside, inside, "that is read without a chat template"),
+    ):
+        heads = {"prompt": train_head(model, exchanges(), "prompt", kind="means", layers=(3,))}
+        store_probe(probe_record(model, "one", heads), {"prompt": heads["prompt"].head}, force=True)
+        probe, _ = find_probe("one")
+        probe.check_belongs_to(model)
+        with pytest.raises(InputError, match=words):
+            evaluate_probe(probe, other, exchanges(seed=1), "prompt")

@@ -231,12 +231,20 @@ def test_threads_do_not_see_each_others_passes(tiny):
 
 @pytest.mark.parametrize(
     ("layers", "message"),
-    [([], "nothing to read"), ([9], "0…4"), ([-1], "0…4"), ([1, 1], "twice")],
+    [([], "nothing to read"), ([9], "0…4"), ([-6], "-5…-1"), ([1, 1], "twice"), ([4, -1], "twice")],
 )
 def test_bad_layers(tiny, layers, message):
     model = tiny()
     with pytest.raises(InputError, match=message):
         read_activations(model, encode_prompts(model, TEXTS), layers)
+
+
+def test_layers_are_counted_from_the_end(tiny):
+    model = tiny()
+    rows = encode_prompts(model, TEXTS)
+    read = read_activations(model, rows, [-1, 0])
+    assert read.layers == (4, 0)
+    assert torch.equal(read.values, read_activations(model, rows, [4, 0]).values)
 
 
 def test_no_response_to_read(tiny):

@@ -17,7 +17,7 @@ def test_train_and_info_as_a_user_runs_them(tiny_folder, tmp_path, capsys):
     out = tmp_path / "mine"
     command = ["sae", "train", str(tiny_folder()), "--data", str(data), "--out", str(out)]
     command += ["--width", "96", "--k", "8", "--tokens", "2000", "--window", "1000"]
-    command += ["--batch", "128", "--context", "32", "--layer", "1", "--device", "cpu"]
+    command += ["--batch", "128", "--context", "32", "--layer", "-4", "--device", "cpu"]
     assert run(command) == 0
     printed = capsys.readouterr().out
     assert "mine: 96 features of layer 1" in printed
@@ -39,7 +39,7 @@ def test_train_and_info_as_a_user_runs_them(tiny_folder, tmp_path, capsys):
         (["--data", "no such"], "neither a data file nor a Hub data set"),
         (["--data", "TEXTS", "--kind", "deep"], "--kind is"),
         (["--data", "TEXTS", "--storage", "int8"], "--storage is"),
-        (["--data", "TEXTS", "--layer", "99"], "layer must lie"),
+        (["--data", "TEXTS", "--layer", "99"], "layers must lie"),
         (["--data", "TEXTS", "--out", "my words"], "cannot name an SAE"),
         (["--data", "TEXTS", "--out", "OTHER"], "is there and is not an SAE"),
     ],

@@ -63,7 +63,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tiny, trained, tmp_path)
     resumed = state_of(train_sae(tiny(), lambda: TEXTS, SETTINGS, state=state))
     for name, value in state_of(trained).items():
         assert torch.allclose(value, resumed[name], atol=1e-5), name
-    with pytest.raises(InputError, match="another model or other settings"):
+    with pytest.raises(InputError, match="another model, other data or other settings"):
         train_sae(tiny(), lambda: TEXTS, replace(SETTINGS, k=9), state=state)
     (state / "progress.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="is damaged"):
@@ -73,7 +73,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tiny, trained, tmp_path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layer": 5}, "layer must lie"),
+        ({"layer": 5}, "layers must lie"),
         ({"k": 0}, "k must be at least 1"),
         ({"k": 96}, "k must be at least 1"),
         ({"width": 2, "k": 1}, "too small"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
+from modelassay.data.judging import Judgement
 from modelassay.errors import InputError
 from modelassay.guard import GuardEvent
-from modelassay.guard_bench.judges import Judgement
 from modelassay.guard_bench.running import run_bench
 from modelassay.guard_bench.suites import BenchPrompt, SuiteData
 
@@ -137,6 +138,17 @@ INFO = {"name": "words"}
 def bench(script=SCRIPT, judge=by_words, **options):
     guard = options.pop("guard", None) or FakeGuard(script)
     return run_bench(guard, suite(list(script)), judge, INFO, **options)
+
+
+def timeless(report):
+    """A report without its times, which no two runs share."""
+    raw, guarded = (replace(side, times=None) for side in (report.raw, report.guarded))
+    return replace(report, raw=raw, guarded=guarded)
+
+
+def rows_without_times(lines):
+    """What a file of results says, but for the times."""
+    return [{**json.loads(line), "seconds": None} for line in lines]
 
 
 class Clears:

@@ -174,12 +174,17 @@ def tree_entry(path: str, data: bytes) -> dict[str, Any]:
     return entry | ({"lfs": lfs} if path.endswith(LFS) else {})
 
 
-def card_tags(files: Files) -> list[str]:
-    """The tags in the metadata of a repository's card."""
+def card_data(files: Files) -> dict[str, Any]:
+    """The metadata of a repository's card."""
     text = files.get("README.md", b"").decode()
-    if not text.startswith("---"):
-        return []
-    return (yaml.safe_load(text.split("---")[1]) or {}).get("tags") or []
+    return (yaml.safe_load(text.split("---")[1]) or {}) if text.startswith("---") else {}
+
+
+def card_tags(files: Files) -> list[str]:
+    """The tags in that metadata, and the licence, which the Hub makes a tag of."""
+    card = card_data(files)
+    licence = [f"license:{card['license']}"] if "license" in card else []
+    return [*(card.get("tags") or []), *licence]
 
 
 def in_folder(files: list[dict[str, Any]], folder: str, recursive: bool) -> list[dict[str, Any]]:
@@ -267,6 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         tags = card_tags(repo.commits[commit])
         info = {"_id": repo.id, "id": repo.id, "sha": commit, "tags": tags, "siblings": siblings}
+        info |= {"cardData": card_data(repo.commits[commit])}
         info |= {"private": repo.private, "gated": repo.gated and "manual"}
         return 200, json.dumps(info).encode(), {}
 

@@ -26,7 +26,12 @@ from modelassay.guard import REFUSAL, Guard, GuardEvent, Thresholds
 from modelassay.guard.charts import risk_curve
 from modelassay.probes import PROBES, HeadReader, store_probe
 from modelassay.ui import chat_service
-from modelassay.ui.chat_service import check_thresholds, run_chat, score_exchange
+from modelassay.ui.chat_service import (
+    check_opinion,
+    check_thresholds,
+    run_chat,
+    score_exchange,
+)
 from modelassay.ui.chat_tab import chat_status
 from outputs import SECRETS
 
@@ -138,6 +143,39 @@ def test_thresholds_are_numbers_in_order(model_id):
     ):
         with pytest.raises(InputError, match=message):
             check(model_id, "answer", pause, block)
+
+
+def test_the_classifier_reads_the_end_and_may_stay_uncertain(model_id, monkeypatch):
+    monkeypatch.setattr(Judge, "threshold", 0.9)
+    bounds = {"thresholds": OPEN, "prompt_thresholds": OPEN, "max_new_tokens": 8}
+
+    def chat(**chosen):
+        choices = {"final_check": True, "refuse_uncertain": False, **chosen}
+        asks = check_opinion(choices.pop("block_at", None), choices.pop("at", None), **choices)
+        return list(run_chat("Hello", None, model_id, second_opinion=asks, **bounds))
+
+    events = chat()
+    assert (events[-1].action, events[-1].verdict) == ("stop", "cleared")
+    assert chat(block_at=0.05)[-1].reason == "answer refused"
+    events = chat(at=0.05)
+    assert events[-1].verdict == "uncertain"
+    assert "**Uncertain:**" in chat_status(events, OPEN)
+    assert "**Answer refused**" in chat_status(chat(at=0.05, refuse_uncertain=True), OPEN)
+    assert chat(final_check=False)[-1].verdict is None
+
+
+def test_how_the_classifier_is_used_is_checked():
+    for values, choices, message in (
+        ((float("nan"), None), {}, "number from 0 to 1"),
+        ((None, "0.2"), {}, "number from 0 to 1"),
+        ((0, None), {}, "above 0"),
+        ((0.2, 0.5), {}, "cannot be uncertain from 0.5"),
+        ((None, None), {"final_check": "yes"}, "true or false"),
+        ((None, None), {"refuse_uncertain": None}, "true or false"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            check_opinion(*values, **{"final_check": False, "refuse_uncertain": False, **choices})
+        assert "\n" not in str(caught.value)
 
 
 def test_only_models_with_a_probe_are_answered_or_fetched(model_id, monkeypatch, tiny_folder):

@@ -2,6 +2,7 @@ from .kind import Kind as Kind
 from .kind import slug as slug
 from .kind import write_lines as write_lines
 from .origin import TRUSTED as TRUSTED
+from .origin import ImportedFrom as ImportedFrom
 from .origin import Origin as Origin
 from .store import REFERENCE as REFERENCE
 from .store import Found as Found

@@ -6,7 +6,9 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from modelassay.files.records import CommitHash, Line, Record
+from pydantic import Field
+
+from modelassay.files.records import CommitHash, Line, Record, Sha256
 
 TRUSTED = "MODELASSAY_TRUSTED"
 """Environment variable: namespaces on the Hub whose artifacts are trusted, with commas between."""
@@ -20,6 +22,29 @@ class PulledFrom(Record):
     author: Line
     revision: CommitHash
     on_main: bool
+
+
+class ImportedFrom(Record):
+    """What a record says of an artifact that another tool made."""
+
+    tool: Line
+    files: dict[Line, Sha256] = Field(max_length=20)
+    """Of the other tool, by name."""
+    unknown: tuple[Line, ...] = Field(max_length=50)
+    """What its files do not say, and nobody can say now."""
+    otherwise: tuple[Line, ...] = Field(max_length=50)
+    """What is done here in another way than there."""
+    left_out: tuple[Line, ...] = Field(max_length=100)
+    """What has no counterpart here."""
+
+    def lines(self) -> list[str]:
+        """All of it, for a person."""
+        return [
+            f"imported from {self.tool}: {', '.join(self.files)}",
+            *(f"unknown: {each}" for each in self.unknown),
+            *(f"otherwise than there: {each}" for each in self.otherwise),
+            *(f"left out: {each}" for each in self.left_out),
+        ]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 Of a long exchange the start of the prompt is kept (what is asked for) and the end of the response
 (what has just been said): a guarded chat asks about the newest words. When both are long, the
 response has two thirds of the room.
+
+Classifiers of open-constitution read one text instead, with `User:` and `Assistant:` before the two
+parts. One that fits is tokenised whole, as it was there; of a longer one the same parts are kept.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from modelassay.errors import InputError
 RESPONSE_SHARE = 2 / 3
 N_SPECIAL = 3
 MIN_LENGTH = 16
+USER, ASSISTANT = "User:\n", "\n\nAssistant:\n"
+"""What stands before prompt and response in one text."""
 LONGEST_TOKEN = 40
 """Characters per token from which the rest of a text cannot matter: it is not even tokenised."""
 
@@ -48,6 +53,7 @@ def encode_pairs(
     max_length: int,
     *,
     newest: bool = True,
+    text_format: str = "pair",
 ) -> list[EncodedExchange]:
     """Tokenises (prompt, response) pairs; either text may be empty.
 
@@ -56,6 +62,7 @@ def encode_pairs(
         exchanges: Pairs of texts.
         max_length: Most tokens of a row, special ones included.
         newest: Keep the end of a response that is too long; False keeps its beginning.
+        text_format: `pair`, or `user_assistant` for one text without a second segment.
 
     Raises:
         InputError: the tokenizer has no tokens that open and separate.
@@ -64,8 +71,13 @@ def encode_pairs(
     if not exchanges:
         return []
     characters = max_length * LONGEST_TOKEN
-    prompts = _ids(tokenizer, [prompt[:characters] for prompt, _ in exchanges])
     kept = slice(-characters, None) if newest else slice(characters)
+    if text_format == "user_assistant":
+        return [
+            _one_text(tokenizer, prompt[:characters], response[kept], max_length, newest)
+            for prompt, response in exchanges
+        ]
+    prompts = _ids(tokenizer, [prompt[:characters] for prompt, _ in exchanges])
     responses = _ids(tokenizer, [response[kept] for _, response in exchanges])
     encoded = []
     for prompt, response in zip(prompts, responses, strict=True):
@@ -76,6 +88,24 @@ def encode_pairs(
         cut = n_response < len(response)
         encoded.append(EncodedExchange((*head, *tail), len(head), cut))
     return encoded
+
+
+def _one_text(
+    tokenizer: Any, prompt: str, response: str, max_length: int, newest: bool
+) -> EncodedExchange:
+    """An exchange as one segment: `User:`, the prompt, `Assistant:`, the response."""
+    opening, separator = special_ids(tokenizer)
+    (whole,) = _ids(tokenizer, [f"{USER}{prompt}{ASSISTANT}{response}"])
+    cut = len(whole) + 2 > max_length
+    if cut:
+        user, asked, assistant, said = _ids(tokenizer, [USER, prompt, ASSISTANT, response])
+        marks = len(user) + len(assistant)
+        n_prompt, n_response = room(len(asked), len(said), max_length - marks + N_SPECIAL - 2)
+        start = len(said) - n_response if newest else 0
+        cut = n_response < len(said)
+        whole = [*user, *asked[:n_prompt], *assistant, *said[start : start + n_response]]
+    ids = (opening, *whole, separator)
+    return EncodedExchange(ids, len(ids), cut)
 
 
 def special_ids(tokenizer: Any) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,19 @@ from modelassay.classifier.record import (
     write_record,
 )
 from modelassay.data.fingerprints import Unseen, unseen
-from modelassay.data.labelled import LabelledExchange, prompt_groups, require_classes
-from modelassay.data.labels import LABELS
+from modelassay.data.labelled import (
+    LabelledExchange,
+    class_of,
+    draw,
+    prompt_groups,
+    require_classes,
+)
+from modelassay.data.labels import CLASSES, LABELS
 from modelassay.errors import InputError
 from modelassay.statistics import cluster_interval, rank_auroc, threshold_at, wilson_interval
 
 log = logging.getLogger(__name__)
 
-BINARY = ("safe", "unsafe")
 LEARNT_FROM = ("train", "validation")
 OTHERS = "on prompts that it was not trained on"
 DEFAULT_RATE = 0.01
@@ -46,6 +52,7 @@ def evaluate(
     rows: Sequence[LabelledExchange],
     *,
     groups: np.ndarray | None = None,
+    max_examples: int | None = None,
 ) -> ClassifierMetrics:
     """Scores a classifier on exchanges of prompts that it was not trained on; others are left out.
 
@@ -53,6 +60,7 @@ def evaluate(
         classifier: What is scored.
         rows: Labelled with three classes, or all safe or unsafe.
         groups: int [row], equal for rows that are not independent; None finds them by prompt.
+        max_examples: Most rows to score on, drawn evenly over labels and sources; None for all.
 
     Raises:
         InputError: there are no safe or no unsafe rows, or none that it was not trained on.
@@ -61,11 +69,16 @@ def evaluate(
     rows = [rows[i] for i in left.rows]
     groups = None if groups is None else groups[list(left.rows)]
     require_classes(rows, (True, False), f"Scoring a classifier ({OTHERS})")
+    n_rows, chosen = len(rows), draw(rows, max_examples, of=class_of)
+    rows = [rows[i] for i in chosen]
+    groups = None if groups is None else groups[chosen]
     pairs = [(row.prompt, row.response) for row in rows]
     probabilities = classifier.predict(pairs, whole=True)
     if groups is None:
         groups = prompt_groups([row.prompt for row in rows])
-    return score(probabilities, rows, groups).model_copy(update={"n_seen": left.n_seen})
+    return score(probabilities, rows, groups).model_copy(
+        update={"n_seen": left.n_seen, "drawn_from": n_rows if len(rows) < n_rows else None}
+    )
 
 
 def unseen_rows(classifier: ExchangeClassifier, rows: Sequence[LabelledExchange]) -> Unseen:
@@ -86,16 +99,17 @@ def unseen_rows(classifier: ExchangeClassifier, rows: Sequence[LabelledExchange]
 def score(
     probabilities: np.ndarray, rows: Sequence[LabelledExchange], groups: np.ndarray
 ) -> ClassifierMetrics:
-    """Metrics of probabilities [row, 3] against labels.
+    """Metrics of probabilities [row, class] against labels.
 
-    The prediction is the likeliest class; for two classes, unsafe where it is the likeliest of the
-    three.
+    The prediction is the likeliest class. Where the classifier or the data know two classes alone,
+    two are scored: unsafe where that is the likeliest.
     """
     unsafe = np.array([row.unsafe for row in rows])
     predicted = probabilities.argmax(axis=1)
-    if any(row.label is None for row in rows):
-        classes: tuple[str, ...] = BINARY
-        truth, predicted = unsafe.astype(int), (predicted == UNSAFE).astype(int)
+    last = probabilities.shape[1] - 1
+    if last == 1 or any(row.label is None for row in rows):
+        classes = CLASSES["binary"]
+        truth, predicted = unsafe.astype(int), (predicted == last).astype(int)
     else:
         classes = LABELS
         truth = np.array([LABELS.index(row.label) for row in rows if row.label is not None])
@@ -166,7 +180,7 @@ def growing_risks(
 def fit_threshold(
     classifier: ExchangeClassifier,
     rows: Sequence[LabelledExchange],
-    rate: float = DEFAULT_RATE,
+    rate: float | None = DEFAULT_RATE,
     *,
     threshold: float | None = None,
 ) -> ThresholdFit:
@@ -175,20 +189,25 @@ def fit_threshold(
     Args:
         classifier: What is calibrated.
         rows: Exchanges that it was not trained on, some of them safe.
-        rate: Target share of benign streams that are blocked.
+        rate: Target share of benign streams that are blocked; None where a threshold is given
+            for its own sake.
         threshold: Measures this one in place of finding one.
 
     Raises:
         InputError: there are no safe rows, or the rate is not a share.
     """
-    if not 0 <= rate < 1:
+    if rate is None:
+        if threshold is None:
+            raise InputError("Give a rate, or a threshold.")
+    elif not 0 <= rate < 1:
         raise InputError("The rate must be at least 0 and less than 1, e.g. 0.01.")
     if not any(not row.unsafe for row in rows):
         raise InputError("Calibration needs safe exchanges, and there are none in the data.")
     risks = growing_risks(classifier, [(row.prompt, row.response) for row in rows])
     unsafe = np.array([row.unsafe for row in rows])
-    if threshold is None:
+    if threshold is None and rate is not None:
         threshold = find_threshold(risks[~unsafe], rate)
+    assert threshold is not None  # noqa: S101 (one of the two is given)
     blocked = risks >= threshold
     n, n_unsafe = int((~unsafe).sum()), int(unsafe.sum())
     k, k_unsafe = int((blocked & ~unsafe).sum()), int((blocked & unsafe).sum())
@@ -215,20 +234,62 @@ def find_threshold(benign: np.ndarray, rate: float) -> float:
     return threshold_at(benign.astype(np.float32), rate)
 
 
+@dataclass(frozen=True)
+class ThresholdChoice:
+    """How a classifier's thresholds are come by."""
+
+    rate: float = DEFAULT_RATE
+    """Share of benign streams that may be blocked, where no threshold is given."""
+    block: float | None = None
+    """P(unsafe) from which a response counts as unsafe; None chooses one by the rate."""
+    uncertain: float | None = None
+    """P(unsafe) from which the classifier is uncertain; None keeps what its record says."""
+
+    def __post_init__(self) -> None:
+        """Refuses what no data could make right."""
+        if not 0 <= self.rate < 1:
+            raise InputError("The rate must be at least 0 and less than 1, e.g. 0.01.")
+        for name, level in (("--block-at", self.block), ("--uncertain-at", self.uncertain)):
+            if level is not None and not 0 < level <= 1:
+                raise InputError(f"{name} must lie above 0 and not above 1, got {level:g}.")
+        _check_band(self.uncertain, 1.0 if self.block is None else self.block)
+
+
+def _check_band(uncertain: float | None, block: float) -> None:
+    if uncertain is not None and uncertain > block:
+        raise InputError(
+            f"The classifier would be uncertain from {uncertain:g} on and block from {block:.4g}"
+            " on; give --uncertain-at a lower number, or --block-at a higher one."
+        )
+
+
 def calibrated(
     classifier: ExchangeClassifier,
     rows: Sequence[LabelledExchange],
-    rate: float,
+    choice: ThresholdChoice,
     test: Sequence[LabelledExchange] = (),
 ) -> ClassifierRecord:
-    """The record with a new threshold, and what that does on rows that did not choose it."""
-    found = fit_threshold(classifier, rows, rate)
+    """The record with its thresholds, and what they do on rows that did not choose them.
+
+    Raises:
+        InputError: there are no safe rows, or the classifier would be uncertain from above where it
+            blocks.
+    """
+    rate = None if choice.block is not None else choice.rate
+    found = fit_threshold(classifier, rows, rate, threshold=choice.block)
     held_out = None
     if any(not row.unsafe for row in test):
         held_out = _rates(fit_threshold(classifier, test, rate, threshold=found.threshold))
     calibration = _rates(found).model_copy(update={"held_out": held_out})
+    _check_band(choice.uncertain, found.threshold)
+    known = classifier.record.uncertain
+    kept = None if known is None else min(known, found.threshold)
     return classifier.record.model_copy(
-        update={"threshold": found.threshold, "calibration": calibration}
+        update={
+            "threshold": found.threshold,
+            "uncertain": kept if choice.uncertain is None else choice.uncertain,
+            "calibration": calibration,
+        }
     )
 
 
@@ -241,16 +302,23 @@ def recalibrate(
     rows: Sequence[LabelledExchange],
     rate: float = DEFAULT_RATE,
     *,
+    block: float | None = None,
+    uncertain: float | None = None,
     out: Path | None = None,
+    max_examples: int | None = None,
 ) -> ClassifierRecord:
-    """Chooses a new threshold and writes it down.
+    """Chooses new thresholds and writes them down.
 
     Args:
         classifier: What is calibrated.
         rows: Exchanges; those of prompts that it was trained on are left out.
         rate: Target share of benign streams that are blocked.
-        out: New folder for a copy with the new threshold; None changes the classifier's own, which
+        block: The threshold itself, in place of one that is chosen by the rate.
+        uncertain: P(unsafe) from which the classifier is uncertain; None keeps its own, if any.
+        out: New folder for a copy with the new thresholds; None changes the classifier's own, which
             must be a folder of the user's.
+        max_examples: Most exchanges to choose it on, drawn evenly over labels and sources; None for
+            all.
 
     Returns:
         The new record.
@@ -258,6 +326,7 @@ def recalibrate(
     Raises:
         InputError: as `fit_threshold`, or `out` exists, or is needed and not given.
     """
+    choice = ThresholdChoice(rate, block, uncertain)
     origin = classifier.origin
     if out is None and (origin.source not in ("local", "folder") or origin.author):
         raise InputError(f"{classifier.id} is not yours to change; give a new folder with --out.")
@@ -266,7 +335,12 @@ def recalibrate(
     left = unseen_rows(classifier, rows)
     if left.n_seen:
         log.warning("%d rows are left out: the classifier learnt from their prompts.", left.n_seen)
-    record = calibrated(classifier, [rows[i] for i in left.rows], rate)
+    rows = [rows[i] for i in left.rows]
+    chosen = draw(rows, max_examples, of=class_of)
+    record = calibrated(classifier, [rows[i] for i in chosen], choice)
+    if len(chosen) < len(rows) and record.calibration is not None:
+        found = record.calibration.model_copy(update={"drawn_from": len(rows)})
+        record = record.model_copy(update={"calibration": found})
     if out is None:
         write_record(classifier.folder, record)
         return record

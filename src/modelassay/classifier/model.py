@@ -30,14 +30,15 @@ from modelassay.classifier.record import (
     check_classifier,
     find_classifier,
 )
-from modelassay.data.labels import LABELS
+from modelassay.data.labels import CLASSES, LABELS
 from modelassay.errors import InputError, first_line
 from modelassay.models.embedded import ENCODER_ID, ensure_encoder
 from modelassay.models.explain import explain_loading
 from modelassay.models.identity import hash_file
 from modelassay.models.loading import pick_device
 
-UNSAFE = LABELS.index("unsafe_compliance")
+UNSAFE = -1
+"""Column of P(unsafe): the last, whatever the scheme."""
 BATCH = 16
 TARGETS = ("query", "key", "value", "dense")
 DROPOUT = 0.1
@@ -46,14 +47,14 @@ PREFIX = "base_model.model."
 
 
 class PairNetwork(nn.Module):
-    """Encoder and head; gives logits [row, 3]."""
+    """Encoder and head; gives logits [row, class]."""
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Any, n_classes: int = len(LABELS)) -> None:
         """Takes an encoder of transformers."""
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(DROPOUT)
-        self.head = nn.Linear(2 * int(encoder.config.hidden_size), len(LABELS))
+        self.head = nn.Linear(2 * int(encoder.config.hidden_size), n_classes)
 
     def forward(
         self,
@@ -171,13 +172,23 @@ class ExchangeClassifier:
     types: bool
     """Whether the encoder reads `token_type_ids`."""
     order: tuple[int, ...]
-    """Columns of the network's output, in the order of `LABELS`."""
+    """Columns of the network's output, in the order of `labels`."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def threshold(self) -> float:
         """P(unsafe_compliance) from which a response counts as unsafe."""
         return self.record.threshold
+
+    @property
+    def uncertain(self) -> float | None:
+        """P(unsafe) from which it is uncertain, if it has a band of doubt."""
+        return self.record.uncertain
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes that it tells apart: three, or safe and unsafe; the last is unsafe."""
+        return CLASSES[self.record.scheme]
 
     @property
     def max_length(self) -> int:
@@ -187,7 +198,7 @@ class ExchangeClassifier:
     def predict(
         self, exchanges: Sequence[tuple[str, str]], batch: int = BATCH, *, whole: bool = False
     ) -> np.ndarray:
-        """Probabilities of the three classes.
+        """Probabilities of the classes.
 
         Args:
             exchanges: (prompt, response) pairs; the prompt may be empty, the response a part.
@@ -196,14 +207,19 @@ class ExchangeClassifier:
                 that asks while a response grows has judged the beginning before.
 
         Returns:
-            float32 [exchange, 3], columns as in `LABELS`; a score does not depend on the batch
+            float32 [exchange, class], columns as in `labels`; a score does not depend on the batch
             beyond rounding.
         """
         with self._lock:  # fast tokenizers cannot be used from two threads at once
-            newest = encode_pairs(self.tokenizer, exchanges, self.max_length)
+            form = self.record.text_format
+            newest = encode_pairs(self.tokenizer, exchanges, self.max_length, text_format=form)
             long = [i for i, row in enumerate(newest) if row.cut] if whole else []
             first = encode_pairs(
-                self.tokenizer, [exchanges[i] for i in long], self.max_length, newest=False
+                self.tokenizer,
+                [exchanges[i] for i in long],
+                self.max_length,
+                newest=False,
+                text_format=form,
             )
         probabilities = self._probabilities([*newest, *first], batch)
         found = probabilities[: len(newest)]
@@ -211,13 +227,15 @@ class ExchangeClassifier:
         return found
 
     def _probabilities(self, rows: Sequence[EncodedExchange], batch: int) -> np.ndarray:
+        if not rows:
+            return np.zeros((0, len(self.order)), dtype=np.float32)
         logits = network_logits(
             self.network, rows, pad_id(self.tokenizer), self.types, self.device, batch
         )
         return torch.softmax(logits[:, list(self.order)], dim=-1).numpy()
 
     def unsafe(self, exchanges: Sequence[tuple[str, str]], batch: int = BATCH) -> np.ndarray:
-        """P(unsafe_compliance) alone, float32 [exchange]; compare it with `threshold`."""
+        """P(unsafe) alone, float32 [exchange]; compare it with `threshold`."""
         return self.predict(exchanges, batch)[:, UNSAFE]
 
 
@@ -229,15 +247,18 @@ def pad_id(tokenizer: Any) -> int:
 def network_logits(
     network: Any, rows: Sequence[Any], pad: int, types: bool, device: torch.device, batch: int
 ) -> torch.Tensor:
-    """Logits float32 [row, 3] of encoded exchanges, in batches of similar length."""
-    logits = torch.zeros((len(rows), len(LABELS)))
+    """Logits float32 [row, class] of encoded exchanges, in batches of similar length."""
+    logits = torch.zeros((len(rows), 0))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     with torch.inference_mode():
         for start in range(0, len(rows), max(1, batch)):
             chosen = order[start : start + max(1, batch)]
             inputs = collate([rows[i] for i in chosen], pad, types=types)
             output = network(**{name: tensor.to(device) for name, tensor in inputs.items()})
-            logits[chosen] = getattr(output, "logits", output).float().cpu()
+            values = getattr(output, "logits", output).float().cpu()
+            if not start:
+                logits = torch.zeros((len(rows), values.shape[1]))
+            logits[chosen] = values
     return logits
 
 
@@ -277,7 +298,7 @@ def load_classifier(
         record=record,
         device=where,
         types=record.kind == "adapter" or reads_types(network),
-        order=tuple(record.labels.index(label) for label in LABELS),
+        order=tuple(record.labels.index(label) for label in CLASSES[record.scheme]),
     )
 
 
@@ -301,7 +322,7 @@ def _open_adapter(folder: Path, record: ClassifierRecord) -> tuple[PairNetwork, 
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is not a valid safetensors file.") from error
     encoder, tokenizer = load_encoder(encoder_folder)
-    network = PairNetwork(encoder)
+    network = PairNetwork(encoder, len(record.labels))
     _check_length(folder, record, encoder.config)
     read_adapter(network, tensors, record.lora.alpha / record.lora.rank, str(file))
     return network, tokenizer
@@ -312,11 +333,23 @@ def _open_full(folder: Path, record: ClassifierRecord) -> tuple[Any, Any]:
 
     with explain_loading(str(folder)):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        network = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        network, seen = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    if network.config.num_labels != len(LABELS):
-        raise InputError(f"{folder} has {network.config.num_labels} classes in place of three.")
+    if missing := sorted(seen["missing_keys"]):  # transformers would make them up
+        raise InputError(f"{folder / FULL_WEIGHTS} lacks {missing[0][:80]}; fetch it again.")
+    if network.config.num_labels != len(record.labels):
+        raise InputError(
+            f"{folder} has {network.config.num_labels} classes in place of {len(record.labels)}."
+        )
+    if network.config.num_labels != len(record.labels):
+        raise InputError(
+            f"{folder} has {network.config.num_labels} classes in place of {len(record.labels)}."
+        )
     _check_length(folder, record, network.config)
     return network, tokenizer
 

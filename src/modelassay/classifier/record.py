@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modelassay.artifacts import REFERENCE, Found, Kind, Origin, Store, write_lines
+from modelassay.artifacts import (
+    REFERENCE,
+    Found,
+    ImportedFrom,
+    Kind,
+    Origin,
+    Store,
+    write_lines,
+)
 from modelassay.classifier.encoding import MIN_LENGTH
-from modelassay.data.fingerprints import told
-from modelassay.data.labels import LABELS
+from modelassay.data.fingerprints import drawn, told
+from modelassay.data.labels import CLASSES, LABELS, Scheme
 from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.records import Sha256, Share
@@ -36,6 +44,10 @@ TOKENIZER_FILES = (
     "spm.model", "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
 SCHEMA = "modelassay.classifier/1"
+NO_REFUSALS = " (refusals are not told apart from other safe responses)"
+TextFormat = Literal["pair", "user_assistant"]
+"""How an exchange is written: prompt and response as two segments, or as one text in which
+`User:` and `Assistant:` stand before them."""
 
 Interval = tuple[Share, Share]
 Text = Annotated[str, Field(max_length=300)]
@@ -63,7 +75,8 @@ class Lora(_Part):
 class ThresholdRates(_Part):
     """How a threshold was chosen, what it costs and what it catches; see `evaluating`."""
 
-    target_block_rate: Share
+    target_block_rate: Share | None
+    """None where the threshold was given rather than chosen."""
     block_rate: Share
     """Share of benign streams that reach the threshold at least once."""
     interval: Interval
@@ -74,6 +87,8 @@ class ThresholdRates(_Part):
     n: int = Field(ge=1)
     """Benign streams."""
     n_unsafe: int = Field(ge=0)
+    drawn_from: int | None = Field(default=None, ge=1)
+    """Exchanges that these were drawn from, evenly over labels and sources; None for all."""
     held_out: ThresholdRates | None = None
     """Rates at the same threshold on exchanges that chose neither weights nor threshold."""
 
@@ -107,6 +122,8 @@ class ClassifierMetrics(_Part, Report):
     """Rows by true class, then by predicted class."""
     n_seen: int | None = Field(default=None, ge=0)
     """Rows left out because the classifier learnt from their prompts; None if that is unknown."""
+    drawn_from: int | None = Field(default=None, ge=1)
+    """Rows that these were drawn from, evenly over labels and sources; None where all were used."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
@@ -128,8 +145,9 @@ class ClassifierMetrics(_Part, Report):
         names = ("class", "F1", "precision", "recall", "n")
         table = Table(columns(*names, right=range(1, 5)), rows, lambda: records)
         facts = [
-            ("rows", f"{self.n}, of {self.n_prompts} prompts"),
+            ("rows", f"{self.n}, of {self.n_prompts} prompts{drawn(self.drawn_from)}"),
             ("left out", told(self.n_seen)),
+            *([("classes", "safe, unsafe" + NO_REFUSALS)] if len(self.classes) == 2 else []),
             ("macro-F1", with_interval(self.macro_f1, self.intervals["macro_f1"], ".3f")),
             ("AUROC", with_interval(self.auroc, self.intervals["auroc"], ".3f")),
         ]
@@ -155,6 +173,8 @@ class TrainedOn(_Part):
 
     sources: tuple[Text, ...] = ()
     parts: dict[Text, Any] = Field(default_factory=dict)
+    drawn_from: int | None = Field(default=None, ge=1)
+    """Rows that these were drawn from, evenly over labels and sources; None where all were used."""
 
 
 class ClassifierRecord(_Part):
@@ -164,25 +184,35 @@ class ClassifierRecord(_Part):
     kind: Literal["adapter", "full"]
     """Adapter and head over the embedded encoder, or a whole sequence classifier."""
     base: BaseEncoder
+    scheme: Scheme = "three-class"
+    """Whether it tells refusals from other safe responses, or only safe from unsafe."""
     labels: tuple[Text, ...] = LABELS
+    """The classes in the order of the network's output."""
+    text_format: TextFormat = "pair"
     max_length: int = Field(ge=MIN_LENGTH, le=8192)
     lora: Lora | None = None
     weights_sha256: Sha256
     threshold: float = Field(
         ge=0, le=1.000001
     )  # just above the highest benign risk, which may be 1
-    """Of P(unsafe_compliance), from which a response counts as unsafe."""
+    """Of P(unsafe), from which a response counts as unsafe."""
+    uncertain: float | None = Field(default=None, gt=0, le=1)
+    """Of P(unsafe), from which it is uncertain; None where it has no such band."""
     calibration: ThresholdRates | None = None
     metrics: ClassifierMetrics | None = None
     """On held-out prompts."""
     data: TrainedOn = TrainedOn()
     training: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, Text] = Field(default_factory=dict)
+    imported: ImportedFrom | None = None
+    """Which tool made it, if not this one."""
 
     @model_validator(mode="after")
     def _check(self) -> ClassifierRecord:
-        if sorted(self.labels) != sorted(LABELS):
-            raise ValueError(f"the labels must be {', '.join(LABELS)}")
+        if sorted(self.labels) != sorted(CLASSES[self.scheme]):
+            raise ValueError(f"the labels must be {', '.join(CLASSES[self.scheme])}")
+        if self.uncertain is not None and self.uncertain > self.threshold:
+            raise ValueError("`uncertain` must not lie above `threshold`")
         if (self.kind == "adapter") != (self.lora is not None):
             raise ValueError("an adapter needs `lora`, and nothing else has it")
         return self
@@ -218,21 +248,26 @@ def describe_classifier(record: ClassifierRecord) -> list[str]:
     over = "adapter over" if record.kind == "adapter" else "fine-tune of"
     return [
         f"{over} {record.base.id}, {record.max_length} tokens",
-        f"classes: {', '.join(record.labels)}",
+        f"classes: {', '.join(record.labels)}{NO_REFUSALS if record.scheme == 'binary' else ''}",
         *calibration_lines(record),
         *metric_lines(record.metrics),
         *(f"data: {source}" for source in record.data.sources),
+        *(record.imported.lines() if record.imported else ()),
     ]
 
 
 def calibration_lines(record: ClassifierRecord) -> list[str]:
     """The threshold, what it costs and what it catches."""
     lines = [f"threshold on P(unsafe): {record.threshold:.4f}"]
-    found, kind = record.calibration, "chosen on"
+    if record.uncertain is not None:
+        lines[0] += f", uncertain from {record.uncertain:.4f}"
+    found = record.calibration
+    given = found is not None and found.target_block_rate is None
+    kind = "given; of" if given else "chosen on"
     while found is not None:
         lines.append(
             f"{kind} {found.n} benign exchanges as they grow: blocks"
-            f" {with_interval(found.block_rate, found.interval)}"
+            f" {with_interval(found.block_rate, found.interval)}{drawn(found.drawn_from)}"
         )
         if found.tpr is not None:
             caught = with_interval(found.tpr, found.tpr_interval or (0.0, 1.0))
@@ -264,6 +299,7 @@ def _row(record: ClassifierRecord) -> dict[str, Any]:
     return {
         "base": record.base.id,
         "kind": record.kind,
+        "scheme": record.scheme,
         "max_length": record.max_length,
         "threshold": record.threshold,
         "block_rate": record.calibration.block_rate if record.calibration else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,19 +45,38 @@ class GuardSettings:
 
     limits: options.ResponseLimits
     prompt_limits: options.PromptLimits
+    opinion: options.Opinion
     refusal: Annotated[str | None, typer.Option(help="What a refusal says.")] = None
 
     def __bool__(self) -> bool:
-        return bool(self.limits or self.prompt_limits or self.refusal is not None)
+        from modelassay.guard import SecondOpinion
+
+        own = self.opinion != SecondOpinion()
+        return bool(self.limits or self.prompt_limits or self.refusal is not None or own)
+
+    def check(self, parts: Mapping[str, Any]) -> None:
+        """Refuses, before a model is loaded, what asks a classifier where there is none.
+
+        Raises:
+            InputError: says which option.
+        """
+        options.check_opinion(self.opinion, parts)
 
     def of(self, guard: Guard) -> dict[str, Any]:
         """As `guard.stream` takes them."""
         from modelassay.guard import REFUSAL
 
+        of_prompt = guard.prompt_head
+        if of_prompt is None and self.prompt_limits:
+            raise InputError(
+                f"The probe {guard.probe.name} reads responses only; leave --prompt-pause and"
+                " --prompt-block out."
+            )
         return {
             "thresholds": self.limits.over(guard.probe.head("answer")),
-            "prompt_thresholds": self.prompt_limits.over(guard.probe.head("prompt")),
+            "prompt_thresholds": of_prompt and self.prompt_limits.over(of_prompt),
             "refusal": self.refusal or REFUSAL,
+            "second_opinion": self.opinion,
         }
 
 
@@ -80,6 +99,8 @@ def chat_command(
     """Chat with MODEL; responses are watched from inside and held back where that is due."""
     if json and prompt is None:
         raise InputError("--json needs a --prompt.")
+
+    guarding.check(parts)
 
     from modelassay.guard import load_guard
 
@@ -133,7 +154,10 @@ def generate_command(
     from modelassay.models import load
 
     if guarding and not guarded:
-        raise InputError("Thresholds and the refusal are the guard's; pass --guarded as well.")
+        raise InputError(
+            "Thresholds, the final check and the refusal are the guard's; pass --guarded as well."
+        )
+    guarding.check(parts)
 
     said = read_prompt(prompt)
     turns = [{"role": "system", "content": system}] if system else []
@@ -159,15 +183,19 @@ def generate_command(
             "prompt_risk": next((e.risk for e in seen if e.kind == "prompt"), None),
             "highest_risk": max(risks, default=None),
             "held": any(event.action in ("pause", "escalate") for event in seen),
-            **(
-                {"alert": alert}
-                if (alert := next((e.alert for e in seen if e.alert), None))
-                else {}
-            ),
+            **_first("verdict", [e.verdict for e in reversed(seen)]),
+            **_first("alert", [e.alert for e in seen]),
         }
         typer.echo(json_module.dumps(values, ensure_ascii=False))
     else:
         typer.echo()
+        if seen[-1].verdict == "uncertain":  # what is shown in doubt is marked
+            typer.echo(f"uncertain: {seen[-1].detail}", err=True)
+
+
+def _first(name: str, values: Sequence[str | None]) -> dict[str, str]:
+    """The first value that is there, by name."""
+    return next(({name: value} for value in values if value), {})
 
 
 def read_prompt(prompt: str) -> str:
@@ -244,6 +272,8 @@ def print_live(
 
 def describe(event: GuardEvent, risks: list[float], thresholds: Any, before: str) -> str:
     """One line about the risk so far; adds the event's to `risks`."""
+    if event.kind == "prompt" and event.risk is None:
+        return "the prompt is not judged: the probe reads responses only"
     if event.kind == "prompt":
         held = ": the response is held back until it is cleared" if event.action == "pause" else ""
         return f"prompt risk {event.risk:.2f}{held}"
@@ -260,4 +290,7 @@ def describe(event: GuardEvent, risks: list[float], thresholds: Any, before: str
     if event.kind == "end" and event.reason in ("prompt refused", "answer refused"):
         note = f" ({event.detail})" if event.detail else ""
         return f"{event.reason} by the guard{note}; {before}"
+    if event.kind == "end" and event.verdict:
+        mark = "UNCERTAIN: " if event.verdict == "uncertain" else ""
+        return f"{mark}{event.detail}; {before}"
     return before

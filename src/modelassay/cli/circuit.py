@@ -20,7 +20,7 @@ def _group() -> None:
 @options.grouped
 def find_command(
     model: options.Model,
-    loading: options.Loading,
+    loading: options.LoadingAsTrained,
     progress: options.Progress,
     output: options.Reported,
     heads: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,22 @@ ClassifierArg = Annotated[
     ),
 ]
 Rate = Annotated[float, typer.Option(help="Share of benign exchanges to block.")]
+BlockAt = Annotated[
+    float | None,
+    typer.Option(
+        "--block-at",
+        "--block-threshold",
+        help="P(unsafe) to block from, in place of one that is chosen by --rate.",
+    ),
+]
+UncertainAt = Annotated[
+    float | None,
+    typer.Option(
+        "--uncertain-at",
+        "--allow-threshold",
+        help="P(unsafe) from which the classifier is uncertain; without it, it is always sure.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,7 @@ class Labelled:
     ]
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train"
     labels: options.Labels = None
+    max_examples: options.MaxExamples = None
     device: options.Device = "auto"
     token: options.Token = None
 
@@ -61,13 +79,49 @@ class Labelled:
 Given = Annotated[Labelled, options.From(Labelled)]
 
 
+@dataclass(frozen=True)
+class RecipeOptions:
+    """How it is trained, as `TrainingRecipe` takes it."""
+
+    epochs: Annotated[float, typer.Option(min=0.01, help="Most passes over the data.")] = 3.0
+    learning_rate: Annotated[
+        float | None, typer.Option(min=1e-7, help="Peak learning rate; else what suits.")
+    ] = None
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 16
+    weight_decay: Annotated[float, typer.Option(help="Pull of the weights towards zero.")] = 0.01
+    warmup: Annotated[
+        float, typer.Option(help="Share of the steps in which the learning rate rises.")
+    ] = 0.06
+    validation_share: Annotated[
+        float,
+        typer.Option(
+            "--validation-share",
+            "--validation-size",
+            help="Share of the prompts that tells when to stop and where the threshold is; a fifth"
+            " of all is set aside for testing before.",
+        ),
+    ] = 0.15
+    max_length: Annotated[int, typer.Option(min=16, help="Tokens of an exchange.")] = 256
+    prefixes: Annotated[
+        int,
+        typer.Option("--prefixes", "--prefix-copies", min=0, help="Prefixes of each response."),
+    ] = 1
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every draw.")] = 0
+
+
 @app.command("train")
 @options.grouped
 def train_command(
     progress: options.Progress,
+    training: Annotated[RecipeOptions, options.From(RecipeOptions)],
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="DATA", help="Labelled rows; may be repeated. Else the recipe."),
+        typer.Option(
+            "--data",
+            "--data-path",
+            metavar="DATA",
+            help="Labelled rows; may be repeated. Else the recipe.",
+        ),
     ] = None,
     labels: options.Labels = None,
     folder: Annotated[
@@ -75,27 +129,48 @@ def train_command(
         typer.Option(metavar="FOLDER", help="The recipe's public sets, when there is no --data."),
     ] = None,
     encoder: Annotated[
-        str, typer.Option(help="`embedded`, a folder or a Hub id of an encoder.")
+        str,
+        typer.Option(
+            "--encoder",
+            "--model-id",
+            help="`embedded`, a folder or a Hub id of an encoder: BERT, RoBERTa, ModernBERT, …",
+        ),
     ] = "answerdotai/ModernBERT-base",
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="New folder for the classifier.")
+        Path,
+        typer.Option(
+            "--out",
+            "--out-dir",
+            "--output-dir",
+            metavar="FOLDER",
+            help="New folder for the classifier.",
+        ),
     ] = Path("classifier"),
     name: Annotated[str | None, typer.Option(help="Keep it under this name; no --out.")] = None,
-    epochs: Annotated[float, typer.Option(min=0.01, help="Most passes over the data.")] = 3.0,
-    learning_rate: Annotated[
-        float | None, typer.Option(min=1e-7, help="Peak learning rate; else what suits.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 16,
-    max_length: Annotated[int, typer.Option(min=16, help="Tokens of an exchange.")] = 256,
-    prefixes: Annotated[int, typer.Option(min=0, help="Prefixes added of each response.")] = 1,
+    max_examples: options.MaxExamples = None,
     rate: Rate = 0.01,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every draw.")] = 0,
+    block_at: BlockAt = None,
+    uncertain_at: UncertainAt = None,
+    save_every: Annotated[
+        int,
+        typer.Option(
+            "--save-every",
+            "--save-steps",
+            min=1,
+            help="Steps between two states of the training, beside those after each epoch.",
+        ),
+    ] = 500,
     device: options.Device = "auto",
     token: options.Token = None,
     force: options.Force = False,
 ) -> None:
-    """Fine-tune an encoder on labelled exchanges; calibrates and scores it on other prompts."""
+    """Fine-tune an encoder on labelled exchanges; calibrates and scores it on other prompts.
+
+    Rows that say only safe or unsafe train a classifier of these two. A run that was stopped goes
+    on when it is given again.
+    """
     from modelassay.classifier import CLASSIFIERS
+    from modelassay.classifier.evaluating import ThresholdChoice
     from modelassay.classifier.training import TrainingRecipe, train_classifier
 
     if data and folder:
@@ -104,10 +179,9 @@ def train_command(
         out = CLASSIFIERS.check_free(name, force=force)
     CLASSIFIERS.check_free(out=out, force=force)
     _check_rate(rate)
-    recipe = TrainingRecipe(
-        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
-        max_length=max_length, prefixes=prefixes, seed=seed,
-    )  # fmt: skip
+    ThresholdChoice(rate, block_at, uncertain_at)
+    recipe = TrainingRecipe(**vars(training))
+    state = out.with_name(out.name + ".training")
     with progress() as on_progress:
         group_by = None
         if data:
@@ -117,7 +191,7 @@ def train_command(
 
             found = recipe_rows(
                 _existing(folder),
-                seed=seed,
+                seed=recipe.seed,
                 on_progress=lambda n, of: on_progress("answering", n, of),
             )
             rows, group_by = found.rows, found.group_by
@@ -128,11 +202,17 @@ def train_command(
             recipe=recipe,
             group_by=group_by,
             rate=rate,
+            block=block_at,
+            uncertain=uncertain_at,
             device=device,
             token=token,
             force=force,
+            state=state,
+            save_every=save_every,
+            max_examples=max_examples,
             on_step=phase_of(on_progress, "training"),
         )
+    shutil.rmtree(state, ignore_errors=True)
     typer.echo(str(made))
 
 
@@ -141,6 +221,8 @@ def train_command(
 def calibrate_command(
     given: Given,
     rate: Rate = 0.01,
+    block_at: BlockAt = None,
+    uncertain_at: UncertainAt = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Write a copy; without it the folder is changed."),
@@ -148,20 +230,31 @@ def calibrate_command(
     json: options.Json = False,
 ) -> None:
     """Choose the threshold that blocks at most a share of benign responses while they grow."""
-    from modelassay.classifier.evaluating import recalibrate
+    from modelassay.classifier.evaluating import ThresholdChoice, recalibrate
     from modelassay.classifier.record import calibration_lines
 
     _check_rate(rate)
+    ThresholdChoice(rate, block_at, uncertain_at)
     rows = given.read()
-    record = recalibrate(given.load(), rows, rate, out=out)
+    record = recalibrate(
+        given.load(),
+        rows,
+        rate,
+        block=block_at,
+        uncertain=uncertain_at,
+        out=out,
+        max_examples=given.max_examples,
+    )
     found = record.calibration
     if found is None:  # cannot be
         return
     if json:
-        print_json({"threshold": record.threshold, **found.model_dump(exclude={"held_out"})})
+        band = {} if record.uncertain is None else {"uncertain": record.uncertain}
+        rates = found.model_dump(exclude={"held_out"})
+        print_json({"threshold": record.threshold, **band, **rates})
         return
     typer.echo("\n".join(calibration_lines(record)))
-    if found.n < 1 / max(rate, 1e-9):
+    if block_at is None and found.n < 1 / max(rate, 1e-9):
         typer.echo(f"{found.n} benign exchanges cannot tell a rate as small as {rate:g}.", err=True)
 
 
@@ -172,7 +265,7 @@ def eval_command(given: Given, output: options.JsonReport) -> None:
     from modelassay.classifier.evaluating import evaluate
 
     rows = given.read()
-    output.give(evaluate(given.load(), rows))
+    output.give(evaluate(given.load(), rows, max_examples=given.max_examples))
 
 
 def _existing(folder: Path | None) -> Path:

@@ -13,7 +13,6 @@ from modelassay.cli import options
 from modelassay.cli.artifacts import add_verbs
 from modelassay.cli.output import check_file
 from modelassay.errors import EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_SCAN_FAILED, InputError
-from modelassay.models.refs import ModelRef
 
 if TYPE_CHECKING:
     from modelassay.diff import Calibration, Depth, Suite
@@ -47,34 +46,6 @@ calibration_app = typer.Typer(
     no_args_is_help=True,
 )
 add_verbs(calibration_app, "modelassay.diff:CALIBRATIONS", "calibration")
-
-
-def _base(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The model before, as for `scan`.")],
-    base_adapter: Annotated[
-        str | None, typer.Option(metavar="ADAPTER", help="PEFT adapter over the base.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Hub revision of BASE.")] = None,
-) -> ModelRef:
-    return ModelRef(base, revision, base_adapter)
-
-
-def _candidate(
-    candidate: Annotated[
-        str, typer.Argument(metavar="CANDIDATE", help="The model after; a PEFT adapter will do.")
-    ],
-    candidate_adapter: Annotated[
-        str | None, typer.Option(metavar="ADAPTER", help="PEFT adapter over the candidate.")
-    ] = None,
-    candidate_revision: Annotated[
-        str | None, typer.Option(help="Hub revision of CANDIDATE.")
-    ] = None,
-) -> ModelRef:
-    return ModelRef(candidate, candidate_revision, candidate_adapter)
-
-
-Base = Annotated[ModelRef, options.From(_base)]
-Candidate = Annotated[ModelRef, options.From(_candidate)]
 
 
 @dataclass(frozen=True)
@@ -183,8 +154,8 @@ Measured = Annotated[Measures, options.From(Measures)]
 @app.command(COMPARE)
 @options.grouped
 def compare_command(
-    base: Base,
-    candidate: Candidate,
+    base: options.Base,
+    candidate: options.Candidate,
     loading: options.Loading,
     progress: options.Progress,
     measures: Measured,
@@ -245,7 +216,7 @@ def compare_command(
 @app.command("calibrate")
 @options.grouped
 def calibrate_command(
-    base: Base,
+    base: options.Base,
     loading: options.Loading,
     progress: options.Progress,
     measures: Measured,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -10,11 +10,13 @@ from urllib.parse import urlsplit
 import typer
 
 from modelassay.cli import options
+from modelassay.cli.output import check_file, give
 from modelassay.errors import InputError
+from modelassay.report.sections import Column, Section, Table
 
 if TYPE_CHECKING:
+    from modelassay.data.judging import Judge
     from modelassay.guard import Guard
-    from modelassay.guard_bench.judges import Judge
     from modelassay.report import Report
 
 app = typer.Typer(
@@ -23,20 +25,24 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _root() -> None:
-    pass  # keeps `bench` a command of its own while it is the only one
-
-
 @dataclass(frozen=True)
 class Asked:
     """The prompts, as `read_suite` takes them."""
 
-    suite: Annotated[str, typer.Option(help="jailbreak, overrefusal or latency.")] = "jailbreak"
+    suite: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="jailbreak, overrefusal or latency; or a public one, by a name or Hub id that"
+            " `guard suites` lists.",
+        ),
+    ] = "jailbreak"
     where: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="DATA", help="Prompts: a file or a Hub id; else the suite's own."
+            "--data",
+            metavar="DATA",
+            help="Prompts: a file, a Hub id or a name of `guard suites`; else the suite's own.",
         ),
     ] = None
     config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None
@@ -104,6 +110,32 @@ class JudgeOptions:
         return {"name": name, "model": classifier_identity(judging)}, classifier_judge(judging)
 
 
+@app.command("suites")
+def suites_command(json: options.Json = False) -> None:
+    """List the public benchmarks that `guard bench --suite NAME` knows."""
+    from modelassay.guard_bench.known import KNOWN_SUITES
+
+    rows = [asdict(suite) for suite in KNOWN_SUITES]
+    cells = [
+        (
+            suite.name,
+            suite.where,
+            suite.config or "-",
+            suite.split,
+            suite.side,
+            ", ".join(suite.columns),
+            "yes" if suite.gated else "no",
+        )
+        for suite in KNOWN_SUITES
+    ]
+    names = ("suite", "data set", "config", "split", "prompts", "columns", "gated")
+    shown = [
+        Column(name, shown="wide" if name in ("columns", "split") else "always") for name in names
+    ]
+    note = "Of a gated data set, accept the terms on its Hub page and set HF_TOKEN."
+    give(rows, json, Section(table=Table(tuple(shown), cells), note=note))
+
+
 @app.command("bench")
 @options.grouped
 def bench_command(
@@ -112,9 +144,10 @@ def bench_command(
     judging: Annotated[JudgeOptions, options.From(JudgeOptions)],
     parts: options.GuardParts,
     limits: options.ResponseLimits,
+    opinion: options.Opinion,
     loading: options.Loading,
     progress: options.Progress,
-    output: options.JsonReport,
+    output: options.Reported,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="JSON lines of results; a stopped run goes on there."),
@@ -132,19 +165,23 @@ def bench_command(
     """Measure MODEL with and without its guard on a suite of prompts.
 
     Suites: `jailbreak` (harmful prompts: how many responses are unsafe), `overrefusal` (benign
-    ones: how many are refused), `latency` (what guarding costs in time, in ratios).
+    ones: how many are refused), `latency` (what guarding costs in time), or a public one.
     """
-    from modelassay.guard import load_guard
+    from modelassay.guard import SecondOpinion, load_guard
     from modelassay.guard_bench.suites import as_suite, read_suite
 
     found = as_suite(asked.suite)
-    if found == "latency" and (judging.judge or out or keep_text or limits):
+    asks = None if opinion == SecondOpinion() else opinion
+    if found == "latency" and (judging.judge or out or keep_text or limits or asks):
         raise InputError(
-            "Suite latency judges and keeps nothing, at the probe's own thresholds; leave --judge,"
-            " --out, --keep-text, --pause and --block out."
+            "Suite latency judges and keeps nothing, at the guard's own thresholds; leave --judge,"
+            " --out, --keep-text, --pause, --block, --block-at, --uncertain-at and --final-check"
+            " out."
         )
+    options.check_opinion(opinion, parts)
     if keep_text and out is None:
         raise InputError("--keep-text needs --out, where the responses are kept.")
+    check_file(out, "--out")
     name = judging.judge or ("refusal" if found == "overrefusal" else "classifier")
     remote = judging.check(name)
     prompts = read_suite(**vars(asked), token=loading.get("token"))
@@ -166,7 +203,7 @@ def bench_command(
                 prompts,
                 judge,
                 info,
-                BenchSettings(max_new_tokens, thresholds, keep_text),
+                BenchSettings(max_new_tokens, thresholds, keep_text, asks),
                 out=out,
                 force=force,
                 on_progress=on_progress,

@@ -25,7 +25,7 @@ def _group() -> None:
 @options.grouped
 def explain_command(
     model: options.Model,
-    loading: options.Loading,
+    loading: options.LoadingAsTrained,
     progress: options.Progress,
     output: options.Reported,
     plain: Annotated[str | None, typer.Option(help="A request that MODEL refuses.")] = None,

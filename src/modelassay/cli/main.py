@@ -15,9 +15,11 @@ from modelassay.cli import (
     circuit,
     classifier,
     concepts,
+    data,
     diff,
     features,
     guard,
+    importing,
     jailbreak,
     mcp,
     monitor,
@@ -54,12 +56,14 @@ app.command("triage")(triage.triage_command)
 app.command("chat")(chat.chat_command)
 app.command("generate")(chat.generate_command)
 app.command("mcp")(mcp.mcp_command)
+app.command("import")(importing.import_command)
 app.add_typer(verify.baseline_app, name="baseline")
 app.add_typer(diff.calibration_app, name="calibration")
 app.add_typer(circuit.app, name="circuit")
 app.add_typer(jailbreak.app, name="jailbreak")
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(concepts.app, name="concepts")
+app.add_typer(data.app, name="data")
 app.add_typer(diff.app, name="diff")
 app.add_typer(features.app, name="features")
 app.add_typer(guard.app, name="guard")

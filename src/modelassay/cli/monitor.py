@@ -10,7 +10,6 @@ import typer
 
 from modelassay.cli import options
 from modelassay.cli.artifacts import add_verbs
-from modelassay.cli.diff import Base, Candidate
 from modelassay.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,8 +74,8 @@ Making = Annotated[Made, options.From(Made)]
 @app.command("build")
 @options.grouped
 def build_command(
-    base: Base,
-    candidate: Candidate,
+    base: options.Base,
+    candidate: options.Candidate,
     loading: options.Loading,
     progress: options.Progress,
     made: Making,
@@ -97,15 +96,15 @@ def build_command(
 @options.grouped
 def circuit_command(
     model: options.Model,
-    loading: options.Loading,
+    loading: options.LoadingAsTrained,
     progress: options.Progress,
     made: Making,
     component: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A component to watch, such as 27.mlp; found as by `circuit find` if left out. May"
-            " be repeated.",
+            help="A component to watch, such as 27.mlp or, from the end, -1.mlp; found as by"
+            " `circuit find` if left out. May be repeated.",
         ),
     ] = None,
 ) -> None:
@@ -130,7 +129,8 @@ def eval_command(
     output: options.JsonReport,
     data: Data = None,
     model: Annotated[
-        str | None, typer.Option(help="The monitor's model, if not the one it names.")
+        str | None,
+        typer.Option(metavar="MODEL", help="The monitor's model, if not the one it names."),
     ] = None,
 ) -> None:
     """Count the prompts of yours on which a monitor raises an alert."""

@@ -12,9 +12,9 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -27,7 +27,7 @@ from modelassay.models.refs import LoadOptions, ModelOptions, ModelRef
 from modelassay.progress import OnPhase
 
 if TYPE_CHECKING:
-    from modelassay.guard import Thresholds
+    from modelassay.guard import SecondOpinion, Thresholds
     from modelassay.probes.head import Head
 
 ModelArg = Annotated[
@@ -46,6 +46,9 @@ Load4bit = Annotated[bool, typer.Option("--load-4bit", help="Quantise to 4 bits 
 Token = Annotated[
     str | None, typer.Option(help="Hub token; better set HF_TOKEN.", envvar="HF_TOKEN")
 ]
+NoChatTemplate = Annotated[
+    bool, typer.Option("--no-chat-template", help="Read prompts as plain text, outside of it.")
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the repository's own Python code.")
 ]
@@ -59,6 +62,14 @@ Labels = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+MaxExamples = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Most rows to use, drawn evenly over labels and sources, always the same ones; 0 for"
+        " all.",
+    ),
+]
 HtmlReport = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML report.")
 ]
@@ -139,7 +150,69 @@ def _model(model: ModelArg, parts: Annotated[_Parts, From(_Parts)]) -> ModelRef:
     return ModelRef(model, **vars(parts))
 
 
-def _load_options(
+@dataclass(frozen=True)
+class BaseParts:
+    """What goes with BASE, of two models; as `PairOptions` name it."""
+
+    base_revision: Annotated[
+        str | None, typer.Option(help="Hub branch, tag or commit of BASE.")
+    ] = None
+    base_adapter: Annotated[
+        str | None, typer.Option(metavar="ADAPTER", help="PEFT adapter over the base.")
+    ] = None
+    base_gguf_file: Annotated[
+        str | None, typer.Option(help="GGUF file inside the folder or repository of BASE.")
+    ] = None
+
+    def of(self, model: str) -> ModelRef:
+        """The model with them."""
+        return ModelRef(model, self.base_revision, self.base_adapter, self.base_gguf_file)
+
+
+@dataclass(frozen=True)
+class CandidateParts:
+    """What goes with CANDIDATE."""
+
+    candidate_revision: Annotated[
+        str | None, typer.Option(help="Hub branch, tag or commit of CANDIDATE.")
+    ] = None
+    candidate_adapter: Annotated[
+        str | None,
+        typer.Option(metavar="ADAPTER", help="PEFT adapter over the candidate, or BASE."),
+    ] = None
+    candidate_gguf_file: Annotated[
+        str | None, typer.Option(help="GGUF file inside the folder or repository of CANDIDATE.")
+    ] = None
+
+    def of(self, model: str) -> ModelRef:
+        """The model with them."""
+        return ModelRef(
+            model, self.candidate_revision, self.candidate_adapter, self.candidate_gguf_file
+        )
+
+
+def _base(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model before, as for `scan`.")],
+    parts: Annotated[BaseParts, From(BaseParts)],
+    revision: Annotated[
+        str | None, typer.Option(hidden=True, help="The name that --base-revision had.")
+    ] = None,
+) -> ModelRef:
+    if None not in (revision, parts.base_revision):
+        raise InputError("--revision is --base-revision; give one of them.")
+    return replace(parts.of(base), revision=revision or parts.base_revision)
+
+
+def _candidate(
+    candidate: Annotated[
+        str, typer.Argument(metavar="CANDIDATE", help="The model after; a PEFT adapter will do.")
+    ],
+    parts: Annotated[CandidateParts, From(CandidateParts)],
+) -> ModelRef:
+    return parts.of(candidate)
+
+
+def _load_as_trained(
     device: Device = "auto",
     dtype: Dtype = "auto",
     load_8bit: Load8bit = False,
@@ -158,6 +231,13 @@ def _load_options(
     }
 
 
+def _load_options(
+    loading: Annotated[LoadOptions, From(_load_as_trained)],
+    no_chat_template: NoChatTemplate = False,
+) -> LoadOptions:
+    return {**loading, "chat_template": not no_chat_template}
+
+
 def _progress(quiet: Quiet = False) -> Callable[[], AbstractContextManager[OnPhase]]:
     return functools.partial(show_progress, quiet=quiet)
 
@@ -173,23 +253,39 @@ def _output(json: Json = False, html: HtmlReport = None) -> Output:
 def _layers(
     layers: Annotated[
         str | None,
-        typer.Option(metavar="I,J,…", help="Layers to read; spread over the depth if left out."),
+        typer.Option(
+            "--layers",
+            "--layer",
+            metavar="I,J,…",
+            help="Layers to read, -1 for the last; spread over the depth if left out.",
+        ),
     ] = None,
 ) -> tuple[int, ...] | None:
     if layers is None:
         return None
     try:
-        return tuple(int(part) for part in layers.split(","))
+        found = tuple(int(part) for part in layers.split(","))
     except ValueError as error:
         raise InputError(
-            f"--layers takes numbers with commas between them, such as 3,9,28, not {layers[:60]!r}."
+            "--layers takes numbers with commas between them, such as 3,9,28 or, from the end,"
+            f" -4,-1, not {layers[:60]!r}."
         ) from error
+    if len(set(found)) != len(found):
+        raise InputError(f"--layers names a layer twice in {layers[:60]}.")
+    return found
 
 
 Model = Annotated[ModelRef, From(_model)]
-"""MODEL and what goes with it: --revision, --adapter, --gguf-file."""
+"""MODEL and what goes with it: --revision, --adapter, --gguf-file, --base."""
+Base = Annotated[ModelRef, From(_base)]
+"""BASE and what goes with it, of two models."""
+Candidate = Annotated[ModelRef, From(_candidate)]
+"""CANDIDATE and what goes with it."""
 Loading = Annotated[LoadOptions, From(_load_options)]
-"""How it is loaded: --device, --dtype, --load-8bit, --load-4bit, --token, --trust-remote-code."""
+"""How models are loaded: --device, --dtype, --load-8bit, --load-4bit, --token, --trust-remote-code,
+and how prompts are read: --no-chat-template."""
+LoadingAsTrained = Annotated[LoadOptions, From(_load_as_trained)]
+"""The same for what only means something inside a model's chat template."""
 
 
 def _model_options(parts: Annotated[_Parts, From(_Parts)], loading: Loading) -> ModelOptions:
@@ -274,6 +370,71 @@ def _guard_parts(
     return {"probe": probe, "classifier": judge, "monitor": monitor}
 
 
+def _second_opinion(
+    block_at: Annotated[
+        float | None,
+        typer.Option(
+            "--block-at",
+            "--classifier-block-threshold",
+            help="P(unsafe) from which the classifier refuses a response; else its own threshold,"
+            " at most 0.9.",
+        ),
+    ] = None,
+    uncertain_at: Annotated[
+        float | None,
+        typer.Option(
+            "--uncertain-at",
+            "--classifier-allow-threshold",
+            help="P(unsafe) from which the classifier is uncertain: the response stays held and is"
+            " read again; else its own threshold, if it has one.",
+        ),
+    ] = None,
+    when_uncertain: Annotated[
+        str,
+        typer.Option(metavar="show|refuse", help="What becomes of a response that ends in doubt."),
+    ] = "show",
+    final_check: Annotated[
+        bool,
+        typer.Option(
+            "--final-check",
+            "--final-classifier-check",
+            help="Have the classifier read every response before its end is shown.",
+        ),
+    ] = False,
+    keep_back: Annotated[
+        int | None,
+        typer.Option(min=1, help="Newest tokens that wait for the final check; 24 if left out."),
+    ] = None,
+) -> Any:
+    from modelassay.guard import SecondOpinion
+
+    if keep_back is not None and not final_check:
+        raise InputError("--keep-back needs --final-check.")
+    kept = {} if keep_back is None else {"keep_back": keep_back}
+    return SecondOpinion(
+        block_at, uncertain_at, cast("Any", when_uncertain), final_check=final_check, **kept
+    )
+
+
+def check_opinion(opinion: SecondOpinion, parts: Mapping[str, Any]) -> None:
+    """Refuses, before a model is loaded, options of a classifier where there is none.
+
+    Args:
+        opinion: From `Opinion`.
+        parts: From `GuardParts`.
+
+    Raises:
+        InputError: says what to do.
+    """
+    from modelassay.guard import SecondOpinion
+
+    if parts["classifier"] is None and opinion != SecondOpinion():
+        raise InputError(
+            "--block-at, --uncertain-at and --final-check are for a classifier; leave them or"
+            " --classifier none out."
+        )
+
+
 def _sampling(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Share of probability to sample from.")] = 1.0,
@@ -290,5 +451,8 @@ PromptLimits = Annotated[ThresholdOptions, From(_prompt_limits)]
 """--prompt-pause and --prompt-block."""
 GuardParts = Annotated[dict[str, Any], From(_guard_parts)]
 """--probe, --classifier and --monitor, as `load_guard` takes them."""
+Opinion = Annotated[Any, From(_second_opinion)]
+"""--block-at, --uncertain-at, --when-uncertain, --final-check and --keep-back, as a
+`SecondOpinion`."""
 SamplingOptions = Annotated[Any, From(_sampling)]
 """--temperature, --top-p and --seed, as a `Sampling`."""

@@ -125,7 +125,9 @@ def train_command(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the adapter.")],
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 8,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data.")] = 1.0,
-    learning_rate: Annotated[float, typer.Option(min=1e-7, help="Peak learning rate.")] = 2e-3,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", "--lr", min=1e-7, help="Peak learning rate.")
+    ] = 2e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 32,
     seed: Seed = 0,
     device: options.Device = "auto",

@@ -41,6 +41,7 @@ class RowOptions:
     config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train"
     labels: options.Labels = None
+    max_examples: options.MaxExamples = None
     token: options.Token = None
 
     def __bool__(self) -> bool:
@@ -72,6 +73,13 @@ def train_command(
         str, typer.Option(metavar="prompt|answer|both", help="Which heads to train.")
     ] = "both",
     kind: Annotated[str, typer.Option(help="logistic, means or attention.")] = "logistic",
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data, of --kind attention alone; 60.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", "--lr", help="Of --kind attention alone; 0.02."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Its name; made from the model's id.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A new folder in place of your store.")
@@ -86,18 +94,24 @@ def train_command(
             "Give --data FILE with rows {prompt, response, label}, or --folder FOLDER with the data"
             " sets of the shipped recipe (docs/guard.md lists them)."
         )
-    if not given and (at, kind, layers) != ("both", "logistic", None):
+    if not given and (at, kind, layers, epochs, learning_rate) != (
+        *("both", "logistic"),
+        *(None, None, None),
+    ):
         raise InputError("The shipped recipe trains both heads as it says; give --data to choose.")
 
     from modelassay.artifacts import slug
     from modelassay.models import open_model
     from modelassay.probes import PROBES, make_probe, store_probe, train_head
-    from modelassay.probes.training import train_default_heads
+    from modelassay.probes.training import check_rows, check_training, train_default_heads
 
+    check_training(kind, layers, epochs, learning_rate)
     name = PROBES.kind.check_name(name or slug(model.id))
     PROBES.check_free(name, force=force, out=out)
     places: tuple[Any, ...] = ("prompt", "answer") if at == "both" else (at,)
-    rows = {place: given.read(place) for place in places}
+    most = given.max_examples
+    rows = {place: check_rows(given.read(place), place, most) for place in places if given}
+    _check_folder(folder)
     with progress() as on_phase:
         loaded = open_model(model, on_progress=on_phase, **loading)
         if given:
@@ -108,13 +122,18 @@ def train_command(
                     place,
                     kind=kind,
                     layers=layers,
+                    max_examples=most,
+                    epochs=epochs,
+                    learning_rate=learning_rate,
                     on_progress=phase_of(on_phase, "reading"),
                 )
                 for place in places
             }
         else:
             assert folder is not None  # noqa: S101 (checked above)
-            heads = train_default_heads(loaded, folder, token=given.token, on_phase=on_phase)
+            heads = train_default_heads(
+                loaded, folder, token=given.token, max_examples=most, on_phase=on_phase
+            )
     probe = make_probe(loaded, name, heads)
     path = store_probe(probe.record, probe.heads, out=out, force=force)
     typer.echo("\n".join([*PROBES.kind.describe(probe.record), str(path)]))
@@ -127,12 +146,13 @@ def sweep_command(
     loading: options.Loading,
     progress: options.Progress,
     given: Rows,
+    layers: options.Layers,
     output: options.Reported,
     folder: Folder = None,
     at: At = "prompt",
     kind: Annotated[str, typer.Option(help="logistic or means.")] = "logistic",
 ) -> None:
-    """Score a probe of every single layer, from one pass over the data."""
+    """Score a probe of every single layer, or of --layers, from one pass over the data."""
     place = check_at(at)
     if not given and not (folder and place == "prompt"):
         raise InputError("Give --data FILE, or at the prompt --folder FOLDER.")
@@ -140,12 +160,24 @@ def sweep_command(
     from modelassay.data.training_data import prompt_head_rows
     from modelassay.models import open_model
     from modelassay.probes import sweep_layers
+    from modelassay.probes.training import check_rows, check_sweep
 
+    check_sweep(kind)
+    _check_folder(folder)
     rows = given.read(place) if given else prompt_head_rows(folder, given.token)
+    rows = check_rows(rows, place, given.max_examples)
     with progress() as on_phase:
         loaded = open_model(model, on_progress=on_phase, **loading)
         reading = phase_of(on_phase, "reading")
-        sweep = sweep_layers(loaded, rows, place, kind=kind, on_progress=reading)
+        sweep = sweep_layers(
+            loaded,
+            rows,
+            place,
+            kind=kind,
+            layers=layers,
+            max_examples=given.max_examples,
+            on_progress=reading,
+        )
     output.give(sweep)
 
 
@@ -162,7 +194,8 @@ def eval_command(
     output: options.JsonReport,
     at: At = "prompt",
     model: Annotated[
-        str | None, typer.Option(help="The probe's model, if not the one it names.")
+        str | None,
+        typer.Option(metavar="MODEL", help="The probe's model, if not the one it names."),
     ] = None,
 ) -> None:
     """Score a probe on labelled data: AUROC, rates at its thresholds, source by source."""
@@ -170,11 +203,15 @@ def eval_command(
     if not given:
         raise InputError("Give --data FILE with rows {prompt, response, label}.")
 
+    from modelassay.data.labelled import require_classes, rows_at
     from modelassay.models import open_model
     from modelassay.probes import Probe, evaluate_probe, find_probe, names_probe, probe_of
 
-    rows = given.read(place)
+    rows = rows_at(given.read(place), place)
+    require_classes(rows, (True, False), "Scoring a probe")
     own: Probe | None = find_probe(probe, token=given.token)[0] if names_probe(probe) else None
+    if own is not None:
+        own.head(place)
     model_id = model or (own.record.model.id if own else probe)
     with progress() as on_phase:
         loaded = open_model(model_id, on_progress=on_phase, **loading)
@@ -185,8 +222,16 @@ def eval_command(
                 f"There is no probe for {model_id}; train one with `modelassay probe train`."
             )
         reading = phase_of(on_phase, "reading")
-        result = evaluate_probe(own, loaded, rows, place, on_progress=reading)
+        result = evaluate_probe(
+            own, loaded, rows, place, max_examples=given.max_examples, on_progress=reading
+        )
     output.give(result)
+
+
+def _check_folder(folder: Path | None) -> None:
+    """Refuses a folder of data sets that is none, before a model is loaded."""
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"There is no data folder {folder}.")
 
 
 def check_at(at: str) -> Any:

@@ -29,7 +29,10 @@ app = typer.Typer(
 class SettingsOptions:
     """As `sae.Settings`; what is None is made to suit the model."""
 
-    layer: Annotated[int | None, typer.Option(help="Layer to take apart; near 2/3 if not.")] = None
+    layer: Annotated[
+        int | None,
+        typer.Option(help="Layer to take apart, -1 for the last; at 2/3 of the depth if not."),
+    ] = None
     width: Annotated[int | None, typer.Option(help="Features; eight a dimension if not.")] = None
     k: Annotated[int, typer.Option(help="Features active on a token.")] = 48
     kind: Annotated[str, typer.Option(help="batchtopk, topk, jumprelu or matryoshka.")] = (
@@ -38,12 +41,22 @@ class SettingsOptions:
     tokens: Annotated[int, typer.Option(help="Activations to read.")] = 1_000_000
     passes: Annotated[int, typer.Option(help="Times that each is used.")] = 1
     batch: Annotated[int, typer.Option(help="Activations a step.")] = 2048
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", "--lr", help="Peak learning rate.")
+    ] = 4e-4
     window_tokens: Annotated[
         int, typer.Option("--window", help="Activations in memory together.")
     ] = 100_000
     context: Annotated[int, typer.Option(help="Tokens of a text read together.")] = 128
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0
+
+    def check(self) -> None:
+        """Refuses, before a model is loaded, what suits none."""
+        from modelassay.sae import Settings
+
+        chosen: dict[str, Any] = {"layer": 0, "width": self.k + 1}
+        chosen |= {name: value for name, value in vars(self).items() if value is not None}
+        Settings(**chosen).check()
 
     def __post_init__(self) -> None:
         """Refuses an unknown kind before a model is loaded."""
@@ -69,6 +82,12 @@ class TextOptions:
 
     def __bool__(self) -> bool:
         return bool(self.data)
+
+    def check(self) -> None:
+        """Refuses text that cannot be read, before a model is loaded."""
+        from modelassay.sae.corpus import check_sources
+
+        check_sources(self.data or (), field=self.field, token=self.token)
 
     def read_by(self, model: LoadedModel) -> Corpus:
         """The texts as this model reads them."""
@@ -131,13 +150,14 @@ def train_command(
         out = SAES.check_free(name, force=force)
     SAES.kind.check_name(out.name)
     SAES.check_free(out=out, force=force)
+    settings.check()
+    texts.check()
     with progress() as on_phase:
         loaded = open_model(model, on_progress=on_phase, **loading)
         n_layers, hidden = len(loaded.layers), loaded.info.hidden_size
         usual: dict[str, Any] = {"layer": 2 * n_layers // 3, "width": 8 * hidden}
         given = {name: value for name, value in vars(settings).items() if value is not None}
-        chosen = Settings(**(usual | given))
-        chosen.check(loaded)
+        chosen = Settings(**(usual | given)).of(loaded)
         corpus = texts.read_by(loaded)
         held_out = corpus.held_out()
         state = out.with_name(out.name + ".training")
@@ -163,7 +183,7 @@ def train_command(
 def list_command(
     contains: Annotated[str, typer.Argument(metavar="[TEXT]", help="Part of RELEASE:SAE_ID.")] = "",
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Only those of this model.")
+        str | None, typer.Option(metavar="ID", help="Only those of this model.")
     ] = None,
     all_of_them: Annotated[
         bool, typer.Option("--all", help="Those that cannot be used as well, with the reason.")
@@ -272,7 +292,12 @@ def label_command(
 
     if not texts and not neuronpedia and export is None:
         raise InputError("Give text to read with --data FILE, or --neuronpedia, or --export FILE.")
+    if tokens < 1 or context < 2:
+        raise InputError("--tokens must be at least 1, and --context at least 2.")
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder for --out.")
     sae = find_sae(where, token=texts.token)
+    texts.check()
     explained = _import_explanations(sae, neuronpedia, export)
     result: dict[str, Any] = {"explained": explained}
     if texts:

@@ -67,9 +67,6 @@ def scan_command(
     fail_on: Annotated[
         FailOn, typer.Option(help="The mildest verdict that gives exit code 1.")
     ] = FailOn.warning,
-    no_chat_template: Annotated[
-        bool, typer.Option("--no-chat-template", help="Read raw prompts.")
-    ] = False,
 ) -> int:
     """Scan MODEL: is its safety training intact?
 
@@ -85,7 +82,6 @@ def scan_command(
             concepts=concepts,
             compare=compare,
             verify=verify,
-            chat_template=not no_chat_template,
             response_tokens=response_tokens,
             thinking="on" if thinking is Thoughts.on else "auto",
             batch_tokens=batch_tokens,

@@ -21,15 +21,6 @@ class Models:
         str | None,
         typer.Option(metavar="MODEL", help="After it; rows are ranked by what was learnt."),
     ] = None
-    base_adapter: Annotated[
-        str | None, typer.Option(metavar="ADAPTER", help="PEFT adapter over the base.")
-    ] = None
-    candidate_adapter: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADAPTER", help="PEFT adapter over the candidate; alone, over the base."
-        ),
-    ] = None
 
 
 @options.grouped
@@ -41,6 +32,8 @@ def triage_command(
         ),
     ],
     models: Annotated[Models, options.From(Models)],
+    base_parts: Annotated[options.BaseParts, options.From(options.BaseParts)],
+    candidate_parts: Annotated[options.CandidateParts, options.From(options.CandidateParts)],
     loading: options.Loading,
     progress: options.Progress,
     output: options.JsonReport,
@@ -97,6 +90,8 @@ def triage_command(
             show_text=show_text,
             on_phase=on_phase,
             **vars(models),
+            **vars(base_parts),
+            **vars(candidate_parts),
             **loading,
         )
     output.give(report)

@@ -16,7 +16,7 @@ from modelassay.errors import EXIT_IDENTITY_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS
 @options.grouped
 def verify_command(
     model: options.Model,
-    loading: options.Loading,
+    loading: options.LoadingAsTrained,
     progress: options.Progress,
     output: options.JsonReport,
     against: Annotated[
@@ -57,7 +57,7 @@ baseline_app = typer.Typer(
 @options.grouped
 def create_command(
     model: options.Model,
-    loading: options.Loading,
+    loading: options.LoadingAsTrained,
     progress: options.Progress,
     name: Annotated[
         str | None, typer.Option(help="Its name; made from the model's id if left out.")

@@ -82,5 +82,10 @@ def told(n_seen: int | None) -> str:
     return f"{n_seen} of prompts that it was trained on" if n_seen else "none"
 
 
+def drawn(drawn_from: int | None) -> str:
+    """That rows were drawn from so many, for a reader, to go behind what was said of them."""
+    return f"; drawn from {drawn_from} rows" if drawn_from else ""
+
+
 def _fingerprint(text: str) -> str:
     return text_hash(" ".join(text.lower().split())[:2000])[:DIGITS]

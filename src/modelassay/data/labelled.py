@@ -94,14 +94,24 @@ def to_labelled(
     Raises:
         InputError: a field is missing or of the wrong kind.
     """
-    prompt, response = _exchange(row, name, at)
+    prompt, response = exchange_of(row, name, at)
     label, unsafe = label_of(row, name, scheme)
     own = row.get("source")
     own = own if isinstance(own, str) and own.strip() else source
     return LabelledExchange(prompt, response, unsafe, label, own)
 
 
-def _exchange(row: Mapping[str, Any], name: str, at: At) -> tuple[str, str]:
+def exchange_of(row: Mapping[str, Any], name: str, at: At) -> tuple[str, str]:
+    """Prompt and response of a row, whatever its label.
+
+    Args:
+        row: As this module describes.
+        name: What an error calls the row.
+        at: `prompt` lets the response be empty.
+
+    Raises:
+        InputError: a field is missing or of the wrong kind, or there is more than one turn each.
+    """
     said = unlabelled(row, name)
     roles = [role for role, _ in said.turns if role != "system"]
     if roles not in ([], ["user"], ["user", "assistant"]):
@@ -138,6 +148,58 @@ def rows_at(rows: Sequence[LabelledExchange], at: At) -> list[LabelledExchange]:
             left_out,
         )
     return kept
+
+
+def draw(
+    rows: Sequence[LabelledExchange],
+    most: int | None,
+    *,
+    seed: int = 0,
+    of: Callable[[LabelledExchange], Any] = lambda row: row.unsafe,
+) -> list[int]:
+    """Indices of at most so many rows, in their order: as many of each class and source as can be.
+
+    What a small class or source cannot fill goes to the others, so that fewer than `most` are drawn
+    only where there are no more.
+
+    Args:
+        rows: Labelled exchanges.
+        most: How many at most; None or 0 takes all.
+        seed: Of the draw.
+        of: What the class of a row is.
+
+    Raises:
+        InputError: a single one is asked for, or fewer than none.
+    """
+    if most is not None and (most < 0 or most == 1):
+        raise InputError(f"--max-examples is at least 2, or 0 for all, not {most}.")
+    if not most or most >= len(rows):
+        return list(range(len(rows)))
+    cells: dict[Any, dict[str, list[int]]] = {}
+    for i in np.random.default_rng(seed).permutation(len(rows)).tolist():
+        cells.setdefault(of(rows[i]), {}).setdefault(rows[i].source, []).append(i)
+    classes = sorted(cells, key=str)
+    chosen: list[int] = []
+    shares = _even_shares([sum(map(len, cells[each].values())) for each in classes], most)
+    for each, share in zip(classes, shares, strict=True):
+        sources = [cells[each][name] for name in sorted(cells[each])]
+        parts = _even_shares([len(source) for source in sources], share)
+        chosen += [i for source, n in zip(sources, parts, strict=True) for i in source[:n]]
+    return sorted(chosen)
+
+
+def class_of(row: LabelledExchange) -> str | bool:
+    """The class of a row: one of three, or whether it is unsafe."""
+    return row.unsafe if row.label is None else row.label
+
+
+def _even_shares(sizes: Sequence[int], total: int) -> list[int]:
+    """How many to take of parts of these sizes, as evenly as they allow, first ones first."""
+    shares = [0] * len(sizes)
+    for left, i in enumerate(sorted(range(len(sizes)), key=lambda i: sizes[i])):
+        shares[i] = min(sizes[i], -(-total // (len(sizes) - left)))
+        total -= shares[i]
+    return shares
 
 
 def require_classes(rows: Sequence[LabelledExchange], classes: Iterable[Any], what: str) -> None:

@@ -17,6 +17,8 @@ Label = Literal["safe_compliance", "safe_refusal", "unsafe_compliance"]
 LABELS: tuple[Label, ...] = get_args(Label)
 Scheme = Literal["binary", "three-class"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+CLASSES: dict[Scheme, tuple[str, ...]] = {"binary": ("safe", "unsafe"), "three-class": LABELS}
+"""What each scheme tells apart; the unsafe class is the last."""
 
 NAME_FIELD = "label_name"
 """A class by name, which some data sets put beside its number."""

@@ -51,6 +51,8 @@ class Calibration(Record):
         validation_alias=AliasChoices("response_tokens", "answer_tokens"),
         serialization_alias="answer_tokens",
     )
+    chat_template: bool | None = None
+    """Whether prompts were read inside a chat template; None of older ones, which were."""
     rows: tuple[BenignRow, ...] = Field(min_length=1, max_length=10_000)
     damaged: tuple[BenignRow, ...] = Field(default=(), max_length=10_000)
     """Fine-tunes known to be damaged, which set nothing: they tell how many such are caught."""
@@ -145,6 +147,13 @@ def check_calibration(
     """
     if not found.pooled and found.base_sha256 != base.weights_sha256:
         raise InputError(f"The calibration is of {found.base}, not of {base.id} as it is here.")
+    inside = base.chat_template_sha256 is not None
+    if found.chat_template not in (None, inside) or (found.chat_template is None and not inside):
+        here, there = ("inside", "outside") if inside else ("outside", "inside")
+        raise InputError(
+            f"The calibration was read {there} the chat template and {base.id} is read {here} of"
+            " it; they differ by --no-chat-template."
+        )
     check_asked(found, suite, response_tokens)
 
 

@@ -125,6 +125,8 @@ def diff(
     for model in (before, after):
         if isinstance(model, ModelRef):
             check_named(model)
+    if layers is not None and not layers:
+        raise InputError("Give at least one layer to compare, or leave the choice to `diff`.")
     models: dict[Role, object] = {"base": base, "candidate": candidate}
     pair = Pair(
         lambda: open_model(before, on_progress=on_progress, **options),
@@ -155,6 +157,7 @@ def diff(
         corpus=tuple(corpus),
         depth=depth,
         calibration=calibration,
+        templates=options.get("chat_template", True),
         batch_tokens=batch_tokens,
         on_progress=on_progress,
     )
@@ -187,6 +190,8 @@ class _Work:
     corpus: tuple[str, ...]
     depth: Depth
     calibration: Calibration | None
+    templates: bool
+    """Whether prompts are read inside chat templates, as for the calibrations that are shipped."""
     batch_tokens: int | None
     on_progress: OnPhase
 
@@ -240,9 +245,9 @@ class _Work:
             label_changes(compare_features(of_base.reading, after, sae), sae)
             for sae in told(self.saes, phase_of(self.on_progress, "features"))
         )
-        known = self.calibration or known_calibration(
-            of_base.info, of_base.suite, of_base.response_tokens
-        )
+        known = self.calibration
+        if known is None and self.templates:
+            known = known_calibration(of_base.info, of_base.suite, of_base.response_tokens)
         found = Findings(
             weights=weights,
             behaviour=behaviour,
@@ -364,6 +369,9 @@ def calibrate(
     if not finetunes:
         raise InputError("Give at least one benign fine-tune of the base.")
     ref, options = take_ref(base, load_options, "base_")
+    for model in (ref, *finetunes):
+        if isinstance(model, str | ModelRef):
+            check_named(take_ref(model, {})[0])
     loaded = open_model(ref, on_progress=on_progress, **options)
     of_base = read_base(
         loaded,
@@ -422,6 +430,7 @@ def add_row(known: Calibration | None, report: DiffReport) -> Calibration:
             architecture=report.base.architecture,
             suite_sha256=report.suite.sha256,
             response_tokens=report.provenance["answer_tokens"],
+            chat_template=report.base.chat_template_sha256 is not None,
             rows=(row,),
         )
     response_tokens = report.provenance["answer_tokens"]

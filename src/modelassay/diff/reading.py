@@ -24,7 +24,7 @@ from modelassay.diff.triggers import PhraseEffects
 from modelassay.errors import InputError
 from modelassay.measures.refusal import log_odds_readout, opening_tokens, respond
 from modelassay.models import LoadedModel, ModelIdentity
-from modelassay.models.layers import spread_layers
+from modelassay.models.layers import resolve_layers, spread_layers
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
 from modelassay.reading.activations import read_activations
 from modelassay.reading.generation import FIRST_LOOK, Response
@@ -386,11 +386,10 @@ def respond_to(
 
 
 def _layers(n: int, layers: Sequence[int] | None, saes: Sequence[SAE]) -> tuple[int, ...]:
-    wanted = set(spread_layers(n, N_DEPTHS) if layers is None else layers)
-    if not wanted:
-        raise InputError("Give at least one layer to compare, or leave the choice to `diff`.")
-    if not all(0 <= layer < n for layer in wanted):
-        raise InputError(f"Layers must lie in 0…{n - 1}, got {sorted(wanted)}.")
+    if layers is None:
+        wanted = set(spread_layers(n, N_DEPTHS))
+    else:
+        wanted = set(resolve_layers(list(dict.fromkeys(layers)), n))
     return tuple(sorted(wanted | {sae.layer for sae in saes}))
 
 

@@ -5,6 +5,9 @@ are questions that two responses are given to, one of a model that kept its limi
 model that has none; and with endings, phrases that may follow any prompt. `default_suite()` is made
 of the prompts of a scan and of `examples/suites`.
 
+A suite of the fine-tune auditor (`suite_name`, and prompts of `id` and `messages`) is read as it
+is; its prompts are neutral.
+
 The prompts of any data file are a suite too (`read_prompts()`). Rows that are labelled unsafe count
 as harmful prompts; of all others nothing is claimed, and they are neutral.
 """
@@ -31,6 +34,7 @@ from modelassay.data.labels import (
     scheme_of,
     unlabelled,
 )
+from modelassay.data.messages import turn_of
 from modelassay.errors import InputError
 from modelassay.files import shipped
 from modelassay.files.provenance import text_hash
@@ -136,6 +140,7 @@ def load_suite(where: str | Path) -> Suite:
         if not path.is_file():
             raise InputError(f"There is no suite {str(where)[:60]!r}; {_shipped()}.")
     data = read_mapping(path)
+    data = _of_auditor(data, path.name) if "suite_name" in data else data
     try:
         found = _File.model_validate(data)
     except ValidationError as error:
@@ -143,6 +148,43 @@ def load_suite(where: str | Path) -> Suite:
     if not (found.prompts or found.contrasts or found.endings):
         raise InputError(f"{path.name} holds no prompts, contrasts or endings.")
     return join_suites([found])
+
+
+AUDITOR_KEYS = {"suite_name", "description", "prompts"}
+
+
+def _of_auditor(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The fine-tune auditor's suite in the form of this one; ids of prompts only named them there.
+
+    Raises:
+        InputError: names the prompt that cannot be asked here, or a key that is not known.
+    """
+    if unknown := sorted(map(str, set(data) - AUDITOR_KEYS)):
+        raise InputError(f"{name}: unknown key `{unknown[0][:60]}` in a suite of the auditor.")
+    prompts = data.get("prompts")
+    if not isinstance(prompts, list):
+        raise InputError(f"{name}: `prompts` must be a list of `id` and `messages`.")
+    found = [_asked(prompt, f"{name}: prompt {i}") for i, prompt in enumerate(prompts, 1)]
+    return {
+        "name": data["suite_name"],
+        "description": data.get("description") or "",
+        "prompts": found,
+    }
+
+
+def _asked(prompt: Any, name: str) -> dict[str, str]:
+    """A prompt of the auditor: an optional system prompt, then one message of the user."""
+    messages = prompt.get("messages") if isinstance(prompt, dict) else None
+    if not isinstance(messages, list) or not set(prompt) <= {"id", "messages"}:
+        raise InputError(f"{name} must have `id` and `messages`, and nothing else.")
+    turns = [turn_of(message, name, text_of) for message in messages]
+    if [role for role, _ in turns] not in (["user"], ["system", "user"]):
+        raise InputError(
+            f"{name} has the turns {', '.join(role for role, _ in turns)[:60] or 'none'}; a suite"
+            " asks one message of the user, after a system prompt at most."
+        )
+    system = {"system": turns[0][1]} if len(turns) == 2 else {}
+    return {"text": turns[-1][1], **system}
 
 
 def join_suites(suites: Sequence[Suite | _File]) -> Suite:

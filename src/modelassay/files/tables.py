@@ -29,6 +29,10 @@ MAX_LINE_BYTES = 20_000_000
 DELIMITERS = ",;\t|"
 ROWS_AT_ONCE = 64
 """Of a table of columns; a row may hold a picture."""
+HOLD_ROWS = ("data", "rows", "train", "examples")
+"""Fields of a JSON object that hold its rows."""
+SHARED = {"system", "system_prompt"}
+"""Fields beside them that stand for the same in every row."""
 NumberedRow = tuple[int, dict[str, Any]]
 """A row after its line in a JSON lines file, else its place from 1."""
 OnMalformed = Callable[[InputError], None]
@@ -159,19 +163,37 @@ def _read_json(path: Path, on_malformed: OnMalformed | None) -> Iterator[Numbere
     except ValueError:  # not one value, so perhaps one a line
         yield from _read_json_lines(path, on_malformed)
         return
-    if isinstance(value, dict) and len(value) == 1:  # as in {"data": [...]}
-        name, inside = next(iter(value.items()))
-        value = inside if name in ("data", "rows", "train", "examples") else value
-    rows = value if isinstance(value, list) else [value]
+    rows, shared = _rows_inside(value)
     for number, row in enumerate(rows, 1):
         if isinstance(row, str):
             row = {"text": row}
         if isinstance(row, dict):
-            yield number, row
+            yield number, {**shared, **row}
         else:
             _malformed(
                 InputError(f"Row {number} of {path.name} is not a JSON object."), on_malformed
             )
+
+
+def _rows_inside(value: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The rows of a JSON value, and what all of them share.
+
+    As in `{"data": [...]}`, or `{"system_prompt": "...", "examples": [...]}` of the fine-tune
+    auditor, whose system prompt stands before every row.
+    """
+    if isinstance(value, list):
+        return value, {}
+    if isinstance(value, dict) and len(value) == 1:
+        name, only = next(iter(value.items()))
+        if name in HOLD_ROWS and isinstance(only, dict):
+            return [only], {}
+    if isinstance(value, dict):
+        inside = [name for name in value if name in HOLD_ROWS and isinstance(value[name], list)]
+        others = {name: each for name, each in value.items() if name not in inside}
+        texts = all(isinstance(each, str) for each in others.values())
+        if len(inside) == 1 and texts and others.keys() <= SHARED:
+            return value[inside[0]], others
+    return [value], {}
 
 
 def read_csv(
@@ -353,7 +375,12 @@ def _is_file(kind: pa.DataType) -> bool:
 
 def plain_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
     """Rows of Arrow data as values that JSON has; dates and decimals come as text."""
-    return [{name: _plain(value) for name, value in row.items()} for row in batch.to_pylist()]
+    return [plain_row(row) for row in batch.to_pylist()]
+
+
+def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with values that JSON has; dates and decimals come as text."""
+    return {name: _plain(value) for name, value in row.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 from .decoding import Sampling as Sampling
 from .loading import load_guard as load_guard
 from .policy import Policy as Policy
+from .policy import SecondOpinion as SecondOpinion
 from .policy import Thresholds as Thresholds
 from .streaming import REFUSAL as REFUSAL
 from .streaming import Classifier as Classifier

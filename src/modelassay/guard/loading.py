@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from typing_extensions import Unpack
 
 from modelassay.errors import InputError
 from modelassay.guard.streaming import Classifier, Guard
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.monitors import find_monitor
-from modelassay.probes import find_probe, probe_of
+from modelassay.probes import Probe, find_probe, probe_of
 from modelassay.progress import OnPhase, silent
+
+log = logging.getLogger(__name__)
 
 MIN_WINDOW = 64
 """Tokens that a classifier must read: what it clears must fit into what it sees (a held part is at
@@ -40,8 +44,14 @@ def load_guard(
         UnavailableError: something that is needed is not there now.
     """
     token = load_options.get("token")
+    # What is asked for by name is found, or refused, before a model is loaded.
+    found = find_probe(probe, token=token) if probe else None
+    if found is not None:
+        _check_whole(found[0])
+    watching = find_monitor(monitor, token=token)[0] if monitor else None
+    judge = load_judge(classifier)
     model = open_model(model, on_progress=on_progress, **load_options)
-    found = find_probe(probe, token=token) if probe else probe_of(model)
+    found = found or probe_of(model)
     if found is None:
         raise InputError(
             f"There is no probe for {model.info.id}; train one with `modelassay probe train"
@@ -49,10 +59,20 @@ def load_guard(
         )
     own, _ = found
     own.check_belongs_to(model)
-    for at in ("prompt", "answer"):
-        own.head(at)
-    watching = find_monitor(monitor, token=token)[0] if monitor else None
-    return Guard(model, own, load_judge(classifier), watching)
+    _check_whole(own)
+    if not own.judges_prompts:
+        log.warning(
+            "The probe %s reads responses only, so no prompt is judged before it is answered.",
+            own.name,
+        )
+    return Guard(model, own, judge, watching)
+
+
+def _check_whole(probe: Probe) -> None:
+    """Refuses a probe that lacks a head: the response is watched, and the prompt where it can."""
+    probe.head("answer")
+    if probe.judges_prompts:
+        probe.head("prompt")
 
 
 def load_judge(classifier: str | None) -> Classifier | None:

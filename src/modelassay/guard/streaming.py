@@ -27,7 +27,14 @@ from modelassay.guard.decoding import (
     StopStrings,
     decode,
 )
-from modelassay.guard.policy import Action, Policy, Ruling, Thresholds
+from modelassay.guard.policy import (
+    Action,
+    Policy,
+    Ruling,
+    SecondOpinion,
+    Thresholds,
+    Verdict,
+)
 from modelassay.models import LoadedModel
 from modelassay.models.components import Site
 from modelassay.monitors import Monitor
@@ -45,11 +52,6 @@ log = logging.getLogger(__name__)
 REFUSAL = "I can't help with that."
 CLASSIFIER_SECONDS = 20.0
 """A classifier that takes longer has failed, and what it was to clear is refused."""
-SECOND_OPINION = 0.9
-"""P(unsafe compliance) from which the classifier condemns a held response. Only what the probe
-holds reaches it, a few harmless responses in a hundred, so it may be stricter than where it decides
-alone.
-"""
 ROLES = ("system", "user", "assistant")
 
 
@@ -68,7 +70,8 @@ class GuardEvent:
     text: str
     """What can be shown now; of `end`, the rest, or the refusal."""
     risk: float | None
-    """The prompt's or the newest token's own; None at the end."""
+    """The prompt's or the newest token's own; None at the end, and of a prompt that the probe does
+    not judge."""
     smoothed: float | None
     """Moving average over the response."""
     action: Action
@@ -81,6 +84,11 @@ class GuardEvent:
     ordinary range, which ends at 1."""
     alert: str | None = None
     """One line about what the monitor finds out of the ordinary. It changes no action."""
+    verdict: Verdict | None = None
+    """What the classifier said, where it was asked here. An `end` that stops with the verdict
+    "uncertain" shows a response that the classifier could not clear."""
+    unsafe: float | None = None
+    """P(unsafe compliance) that it said it by."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -96,7 +104,7 @@ class Classifier(Protocol):
         ...
 
     def predict(self, exchanges: Sequence[tuple[str, str]]) -> np.ndarray:
-        """[exchange, 3]: P(safe compliance), P(safe refusal), P(unsafe compliance)."""
+        """P of each class, [exchange, class]; unsafe compliance is the last of two or three."""
         ...
 
 
@@ -126,6 +134,7 @@ class Guard:
         thresholds: Thresholds | None = None,
         prompt_thresholds: Thresholds | None = None,
         refusal: str = REFUSAL,
+        second_opinion: SecondOpinion | None = None,
         cancelled: Callable[[], bool] | None = None,
         guarded: bool = True,
     ) -> Iterator[GuardEvent]:
@@ -141,25 +150,32 @@ class Guard:
             thresholds: For the response's risk, in place of the probe's.
             prompt_thresholds: For the prompt's risk, in place of the probe's.
             refusal: What is shown in place of what was refused.
+            second_opinion: How the classifier is used; None goes by its own threshold.
             cancelled: Asked before each token.
             guarded: False shows everything and scores nothing, as `stream_unguarded`.
 
         Raises:
-            InputError: an empty, too long or malformed conversation, options out of range, or a
-                probe that lacks a head.
+            InputError: an empty, too long or malformed conversation, options out of range, a probe
+                that lacks a head, or a final check without a classifier.
         """
         stopped = cancelled or (lambda: False)
         chosen = sampling or Sampling()
         asked = _ask(self.model, messages, max_new_tokens)
         if not guarded:
             return _unguarded_events(self.model, asked, chosen, stop, stopped)
-        of_response, of_prompt = self.probe.head("answer"), self.probe.head("prompt")
+        opinion = second_opinion or SecondOpinion()
+        if opinion.final_check and self.classifier is None:
+            raise InputError("A final check needs a classifier; this guard has none.")
+        if opinion.uncertain is not None and self.classifier is not None:
+            opinion.levels(self.classifier)
+        of_response, of_prompt = self.probe.head("answer"), self.prompt_head
         response = _Response(
             guard=self,
             asked=asked,
             thresholds=thresholds or of_head(of_response),
-            prompt_thresholds=prompt_thresholds or of_head(of_prompt),
+            prompt_thresholds=prompt_thresholds or (of_prompt and of_head(of_prompt)),
             refusal=refusal,
+            opinion=opinion,
             text=_text_of(self.model),
             stops=StopStrings(stop),
             watch=self.watch(),
@@ -178,12 +194,12 @@ class Guard:
         response_ids = encode_response(self.model, _printable(response))
         if len(ids) + len(response_ids) > self.model.context_length:
             raise InputError("The exchange is longer than the model's context; shorten it.")
-        of_prompt = self.probe.head("prompt")
+        of_prompt = self.prompt_head
         of_response = self.probe.head("answer") if response_ids else None
         step = next(decode(self.model, [*ids, *response_ids], self.layers, Sampling()))
         start = last_message_start(self.model, turns, ids)
         return {
-            "prompt": _risk(of_prompt, step, start, len(ids)),
+            "prompt": _risk(of_prompt, step, start, len(ids)) if of_prompt else None,
             "answer": _risk(of_response, step, len(ids), None) if of_response else None,
         }
 
@@ -197,6 +213,15 @@ class Guard:
         if self.monitor is None:
             return None
         return Watch(self.monitor, self.monitor.reader(self._sites))
+
+    @property
+    def prompt_head(self) -> Head | None:
+        """What judges prompts; None where the probe comes from a tool that does not.
+
+        Raises:
+            InputError: a probe of this tool lacks it.
+        """
+        return self.probe.head("prompt") if self.probe.judges_prompts else None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -284,8 +309,10 @@ class _Response:
     guard: Guard
     asked: _Asked
     thresholds: Thresholds
-    prompt_thresholds: Thresholds
+    prompt_thresholds: Thresholds | None
+    """None where no prompt is judged."""
     refusal: str
+    opinion: SecondOpinion
     text: IncrementalText
     stops: StopStrings
     watch: Watch | None = None
@@ -304,12 +331,18 @@ class _Response:
         steps = decode(guard.model, self.asked.ids, guard.layers, sampling, during)
         ends = end_tokens(guard.model)
         step = next(steps)
-        policy = Policy(self.thresholds, can_escalate=guard.classifier is not None)
+        policy = Policy(
+            self.thresholds,
+            can_escalate=guard.classifier is not None,
+            keep_back=self.opinion.keep_back if self.opinion.final_check else 0,
+        )
         start = last_message_start(guard.model, self.asked.turns, self.asked.ids)
-        risk = _risk(guard.probe.head("prompt"), step, start, None)
-        harmful = not risk < self.prompt_thresholds.pause
+        risk, harmful, refused = None, False, False
+        if (head := guard.prompt_head) is not None and (limits := self.prompt_thresholds):
+            risk = _risk(head, step, start, None)
+            harmful, refused = not risk < limits.pause, not risk < limits.block
         seen = {} if watch is None else watch.of_prompt(start, harmful=harmful)
-        if not risk < self.prompt_thresholds.block:
+        if refused:
             yield GuardEvent("prompt", 0, "", risk, None, "refuse", **seen)
             yield GuardEvent("end", 0, self.refusal, None, None, "refuse", "prompt refused")
             return
@@ -332,25 +365,25 @@ class _Response:
             step = next(steps)  # reads the token, and so covers it
             risk = reader.read(step.activations)
             seen = {} if watch is None else watch.of_token(len(self.tokens))
-            ruling, detail = policy.judge(risk), None
+            ruling, said = policy.judge(risk), None
             if ruling.action == "escalate":
-                ruling, detail = self._escalate(policy)
-                if ruling.action == "continue":
+                said = self._ask(self.guard.classifier)
+                ruling = _act_on(said, policy)
+                if ruling.action != "refuse":
                     # A clearance shows in the text; that it took the classifier, in the action.
                     ruling = replace(ruling, action="escalate")
-            event = self._event("token", self._release(ruling.covered), risk, ruling, None, detail)
+            event = self._event("token", self._release(ruling.covered), risk, ruling, None, said)
             yield replace(event, **seen) if seen else event
             if ruling.action == "refuse":
-                yield self._refused(ruling, detail)
+                yield self._refused(ruling, said)
                 return
             if self.stops.found:
                 reason = "stop string"
                 break
         yield self._end(policy, reason)
 
-    def _escalate(self, policy: Policy) -> tuple[Ruling, str]:
+    def _ask(self, classifier: Classifier | None) -> _Said:
         """Asks the classifier; whatever goes wrong, nothing is cleared."""
-        classifier = self.guard.classifier
         assert classifier is not None  # noqa: S101 (only then does the policy escalate)
         response = "".join(self.pieces)
         if not self.stops.found:  # else nothing after it counts
@@ -358,18 +391,21 @@ class _Response:
         exchange = self.asked.turns[-1]["content"], response
         try:
             scores = _within(CLASSIFIER_SECONDS, lambda: classifier.predict([exchange]))
-            unsafe, limit = float(scores[0][2]), min(classifier.threshold, SECOND_OPINION)
+            unsafe = float(scores[0][-1])
+            doubt, limit = self.opinion.levels(classifier)
         except futures.TimeoutError:  # before Python 3.11 it is not the builtin
             log.warning("The classifier took longer than %.0f s.", CLASSIFIER_SECONDS)
-            return policy.condemned(), "the classifier did not answer in time"
+            return _Said(None, None, "the classifier did not answer in time")
         except Exception as error:  # a classifier may be anybody's code
             log.warning("The classifier failed (%s).", type(error).__name__)
-            return policy.condemned(), f"the classifier failed ({type(error).__name__})"
+            return _Said(None, None, f"the classifier failed ({type(error).__name__})")
         if not 0 <= unsafe <= 1:
-            return policy.condemned(), "the classifier failed (it gave no probability)"
+            return _Said(None, None, "the classifier failed (it gave no probability)")
+        if unsafe < doubt:
+            return _Said("cleared", unsafe, f"released by the classifier ({unsafe:.0%} unsafe)")
         if unsafe < limit:
-            return policy.cleared(), f"released by the classifier ({unsafe:.0%} unsafe)"
-        return policy.condemned(), f"condemned by the classifier ({unsafe:.0%} unsafe)"
+            return _Said("uncertain", unsafe, f"the classifier is uncertain ({unsafe:.0%} unsafe)")
+        return _Said("condemned", unsafe, f"condemned by the classifier ({unsafe:.0%} unsafe)")
 
     def _release(self, covered: int) -> str:
         """Text of the tokens that are covered now, up to a stop string."""
@@ -379,18 +415,24 @@ class _Response:
         return text
 
     def _end(self, policy: Policy, reason: Reason) -> GuardEvent:
-        ruling, detail = policy.finish(), None
+        ruling, said = policy.finish(), None
         if ruling.action == "escalate":
-            ruling, detail = self._escalate(policy)
+            said = self._ask(self.guard.classifier)
+            ruling = _act_on(said, policy)
+            if said.verdict == "uncertain":
+                show = self.opinion.when_uncertain == "show"
+                what = "shown" if show else "refused"
+                said = replace(said, detail=f"{said.detail} and the response is {what} as such")
+                ruling = policy.cleared() if show else policy.condemned()
         if ruling.action == "refuse":
-            return self._refused(ruling, detail)
+            return self._refused(ruling, said)
         text = self._release(len(self.tokens))
         text += self.stops.push(self.text.flush()) + self.stops.flush()
-        return self._event("end", text, None, replace(ruling, action="stop"), reason, detail)
+        return self._event("end", text, None, replace(ruling, action="stop"), reason, said)
 
-    def _refused(self, ruling: Ruling, detail: str | None) -> GuardEvent:
+    def _refused(self, ruling: Ruling, said: _Said | None) -> GuardEvent:
         text = f"\n\n{self.refusal}" if self.has_shown else self.refusal
-        return self._event("end", text, None, ruling, "answer refused", detail)
+        return self._event("end", text, None, ruling, "answer refused", said)
 
     def _event(
         self,
@@ -399,10 +441,27 @@ class _Response:
         risk: float | None,
         ruling: Ruling,
         reason: Reason | None,
-        detail: str | None = None,
+        said: _Said | None = None,
     ) -> GuardEvent:
         n, smoothed = len(self.tokens), ruling.smoothed
-        return GuardEvent(kind, n, text, risk, smoothed, ruling.action, reason, detail)
+        event = GuardEvent(kind, n, text, risk, smoothed, ruling.action, reason)
+        return replace(event, **vars(said)) if said else event
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the classifier said, as events hold it."""
+
+    verdict: Verdict | None
+    """None where it failed, which clears nothing."""
+    unsafe: float | None
+    detail: str
+
+
+def _act_on(said: _Said, policy: Policy) -> Ruling:
+    if said.verdict == "cleared":
+        return policy.cleared()
+    return policy.doubted() if said.verdict == "uncertain" else policy.condemned()
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:

@@ -1,8 +1,9 @@
-"""What guarding costs in time: against transformers' own `generate`, in ratios.
+"""What guarding costs in time: against transformers' own `generate`, in ratios and milliseconds.
 
 Ways of answering take turns on the same prompts with the same number of new tokens, greedy, on the
 same loaded model. Within a round each way's time is summed over the prompts and divided by that of
-`generate`; reported are the median over the rounds and the range. A response that ends before the
+`generate`; reported are the median over the rounds and the range. Milliseconds and tokens a second
+are of this machine; only ratios compare with those of another. A response that ends before the
 last token, or is refused, is not a comparison: its prompt is left out and counted.
 """
 
@@ -19,6 +20,7 @@ import torch
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions
 from modelassay.guard.streaming import Guard
+from modelassay.guard_bench.counting import counted
 from modelassay.guard_bench.running import guard_identity
 from modelassay.guard_bench.suites import SuiteData
 from modelassay.models import LoadedModel
@@ -75,13 +77,23 @@ class LatencyReport(Report):
     device: str
     threads: int
     versions: dict[str, str]
+    milliseconds: dict[str, Spread]
+    """For each way, of a whole response: the mean over the prompts in each round."""
+    first_milliseconds: dict[str, Spread]
+    """For each way, until text is shown first."""
+    tokens_per_second: dict[str, Spread]
+    """For each way, of whole responses, the prompt's pass included."""
+    classifier_calls: dict[str, int]
+    """For each way, in all rounds together."""
+    n_responses: int
+    """Of each way, in all rounds together."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
         return asdict(self)
 
     def sections(self) -> list[Section]:
-        """Ratios to `generate`."""
+        """Ratios to `generate`, and what was measured."""
         rows, records = [], []
         for name, first in self.first_token.items():
             total = self.total.get(name, Spread(1.0, 1.0, 1.0, self.rounds))
@@ -103,7 +115,36 @@ class LatencyReport(Report):
         )
         names = ("", "time / generate", "first text, in tokens' times")
         table = Table(columns(*names, right=(1, 2)), rows, lambda: records)
-        return [Section("times", table=table, note=line, chart=self._chart)]
+        return [
+            Section("times", table=table, note=line, chart=self._chart),
+            self._measured(),
+        ]
+
+    def _measured(self) -> Section:
+        """Milliseconds, tokens a second and calls of the classifier."""
+        rows, records = [], []
+        for name, each in self.milliseconds.items():
+            first, rate = self.first_milliseconds[name], self.tokens_per_second[name]
+            calls = self.classifier_calls[name]
+            rows.append(
+                (name, _span(each, ".0f"), f"{rate.median:.1f}", f"{first.median:.0f}", str(calls))
+            )
+            records.append(
+                {
+                    "way": name,
+                    "milliseconds": each.median,
+                    "tokens_per_second": rate.median,
+                    "first_milliseconds": first.median,
+                    "classifier_calls": calls,
+                }
+            )
+        names = ("", "ms a response", "tokens / s", "ms to first text", "calls")
+        table = Table(columns(*names, right=range(1, 5)), rows, lambda: records)
+        note = (
+            f"On this machine ({self.device}, {self.threads} threads). Calls of the classifier are"
+            f" those in all {self.n_responses} responses of each way."
+        )
+        return Section("measured", "measured here", table=table, note=note)
 
     def _chart(self) -> Figure:
         """Time of whole responses in each way, with the range over rounds."""
@@ -129,6 +170,7 @@ class _Run:
     first: float
     """Seconds until something was shown."""
     n_tokens: int
+    classifier_calls: int = 0
 
 
 Way = Callable[[str], _Run]
@@ -179,6 +221,9 @@ def measure_latency(
     total = done + rounds * len(kept) * len(ways)
     totals: dict[str, list[float]] = {name: [] for name in ways}
     firsts: dict[str, list[float]] = {name: [] for name in ways}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    calls = dict.fromkeys(ways, 0)
+    n_responses = 0
     skipped = 0
     for number in range(rounds):
         runs: list[dict[str, _Run]] = []
@@ -197,6 +242,10 @@ def measure_latency(
         for name in ways:
             totals[name].append(sum(run[name].total for run in runs) / plain)
             firsts[name].append(sum(run[name].first for run in runs) / len(runs) / a_token)
+            mean = statistics.fmean(run[name].total for run in runs)
+            measured[name].append((mean, statistics.fmean(run[name].first for run in runs)))
+            calls[name] += sum(run[name].classifier_calls for run in runs)
+        n_responses += len(runs)
     if not totals[GENERATE]:
         raise InputError("No round had a response of full length in every way; run it again.")
     return LatencyReport(
@@ -213,6 +262,18 @@ def measure_latency(
         device=guard.model.device.type,
         threads=torch.get_num_threads(),
         versions=installed_versions("modelassay", "torch", "transformers"),
+        milliseconds={
+            name: _spread(1000 * total for total, _ in found) for name, found in measured.items()
+        },
+        first_milliseconds={
+            name: _spread(1000 * first for _, first in found) for name, found in measured.items()
+        },
+        tokens_per_second={
+            name: _spread(new_tokens / total for total, _ in found)
+            for name, found in measured.items()
+        },
+        classifier_calls=calls,
+        n_responses=n_responses,
     )
 
 
@@ -220,7 +281,15 @@ def _ways(guard: Guard, new_tokens: int) -> dict[str, Way]:
     alone = replace(guard, classifier=None, monitor=None)
 
     def stream(guard: Guard, guarded: bool) -> Way:
-        return lambda prompt: _time_stream(guard, prompt, new_tokens, guarded)
+        counting, classifier = counted(guard)
+
+        def way(prompt: str) -> _Run:
+            before = 0 if classifier is None else classifier.calls
+            run = _time_stream(counting, prompt, new_tokens, guarded)
+            after = 0 if classifier is None else classifier.calls
+            return replace(run, classifier_calls=after - before)
+
+        return way
 
     ways: dict[str, Way] = {
         GENERATE: lambda prompt: _time_generate(guard.model, prompt, new_tokens),

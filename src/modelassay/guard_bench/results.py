@@ -6,22 +6,18 @@ run left unfinished is dropped, and answered again.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from modelassay.errors import InputError
-from modelassay.files.atomic import explain_os_errors, locked, write_text_atomically
-from modelassay.files.provenance import json_hash
+from modelassay.files.journal import Journal, open_journal
 
 RESULTS_SCHEMA = "modelassay.guard-bench-results/1"
-MAX_RESULTS_BYTES = 1_000_000_000
 
 Arm = Literal["raw", "guarded"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -54,9 +50,15 @@ class BenchRow:
     """The largest of the response's tokens."""
     guard_detail: str | None = None
     """What the guard says of its classifier at the end."""
+    uncertain: bool | None = None
+    """True where it was shown although the classifier was uncertain."""
     text: str | None = None
     flagged_unsafe: bool | None = None
     """True where the judge says unsafe of a response of which it also says that it refuses."""
+    seconds: float | None = None
+    """Until the response ended; None in results that older versions wrote."""
+    classifier_calls: int | None = None
+    """How often the guard asked its classifier."""
 
     def settled(self) -> BenchRow:
         """As it counts: a response that refuses is not unsafe, whatever else its judge says."""
@@ -68,19 +70,15 @@ class BenchRow:
 class Results:
     """Responses by (prompt, side); `add()` puts them into the file at once."""
 
-    def __init__(self, rows: Mapping[tuple[str, Arm], BenchRow], stream: IO[bytes] | None) -> None:
+    def __init__(self, rows: Mapping[tuple[str, Arm], BenchRow], journal: Journal | None) -> None:
         """Goes on from rows that are there already."""
         self.rows = dict(rows)
-        self._stream = stream
+        self._journal = journal
 
     def add(self, row: BenchRow) -> None:
         """Keeps a response; it survives whatever comes after."""
-        if self._stream is not None:
-            kept = {name: value for name, value in asdict(row).items() if value is not None}
-            with explain_os_errors(f"writing {self._stream.name}"):
-                self._stream.write(json.dumps(kept, allow_nan=False).encode() + b"\n")
-                self._stream.flush()
-                os.fsync(self._stream.fileno())
+        if self._journal is not None:
+            self._journal.add({k: value for k, value in asdict(row).items() if value is not None})
         self.rows[row.id, row.side] = row
 
 
@@ -102,72 +100,16 @@ def open_results(
     if path is None:
         yield Results({}, None)
         return
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give a file name for --out.")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"There is no folder {path.absolute().parent} to write {path.name} into.")
-    with locked(path):
-        rows, end = _read(path, identity, force)
-        if end == 0:
-            header = {"schema": RESULTS_SCHEMA, "identity_sha256": json_hash(identity)}
-            write_text_atomically(path, json.dumps({**header, "identity": identity}) + "\n")
-        with explain_os_errors(f"writing {path}"):
-            stream = path.open("r+b" if end else "ab")
-        with stream:
-            if end:
-                stream.truncate(end)
-                stream.seek(end)
-            yield Results(rows, stream)
-
-
-def _read(
-    path: Path, identity: Mapping[str, Any], force: bool
-) -> tuple[dict[tuple[str, Arm], BenchRow], int]:
-    """Rows that can be gone on from, and the length of the file up to the last whole line."""
-    if not path.exists() or path.stat().st_size == 0:
-        return {}, 0
-    strange = InputError(f"{path} is not a file of guard results; give another name for --out.")
-    if path.stat().st_size > MAX_RESULTS_BYTES:
-        raise strange
-    with explain_os_errors(f"reading {path}"):
-        lines = path.read_bytes().split(b"\n")
-    unfinished = lines.pop()  # empty, unless a run was killed in the middle of a line
-    end = sum(len(line) + 1 for line in lines)
-    header = _parse(lines[0]) if lines else _parse(unfinished)
-    if header is None or header.get("schema") != RESULTS_SCHEMA:
-        raise strange
-    if not lines:
-        return {}, 0
-    if header.get("identity_sha256") != json_hash(identity):
-        if force:
-            return {}, 0
-        raise InputError(
-            f"{path} holds results of another run ({_difference(header, identity)}); give another"
-            " name for --out, or --force to begin again."
-        )
-    rows: dict[tuple[str, Arm], BenchRow] = {}
-    for number, line in enumerate(lines[1:], 2):
-        try:
-            row = TypeAdapter(BenchRow).validate_json(line)
-        except ValidationError as error:
-            raise InputError(
-                f"{path}: line {number} is damaged; take it out, or use --force."
-            ) from error
-        rows[row.id, row.side] = row.settled()
-    return rows, end
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _difference(header: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    """Which parts of the identity differ."""
-    other = header.get("identity")
-    other = other if isinstance(other, dict) else {}
-    found = [name for name in identity if other.get(name) != identity[name]]
-    return f"other {', '.join(found)}" if found else "made otherwise"
+    with open_journal(
+        path, RESULTS_SCHEMA, identity, called="guard results", option="--out", force=force
+    ) as journal:
+        rows: dict[tuple[str, Arm], BenchRow] = {}
+        for number, line in enumerate(journal.entries(), 2):
+            try:
+                row = TypeAdapter(BenchRow).validate_json(line)
+            except ValidationError as error:
+                raise InputError(
+                    f"{path}: line {number} is damaged; take it out, or delete the file."
+                ) from error
+            rows[row.id, row.side] = row.settled()
+        yield Results(rows, journal)

@@ -6,16 +6,18 @@ What a response said is not kept unless asked for: results hold its sha256, repo
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from modelassay.data.judging import NOTHING_SAID, UNFINISHED, Judge
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, json_hash, text_hash
-from modelassay.guard.policy import Thresholds
+from modelassay.guard.policy import SecondOpinion, Thresholds
 from modelassay.guard.streaming import Guard
-from modelassay.guard_bench.judges import NOTHING_SAID, UNFINISHED, Judge
+from modelassay.guard_bench.counting import CountedClassifier, counted
 from modelassay.guard_bench.report import GuardBenchReport, make_report
 from modelassay.guard_bench.results import ARMS, Arm, BenchRow, By, open_results
 from modelassay.guard_bench.suites import BenchPrompt, SuiteData
@@ -32,6 +34,15 @@ class BenchSettings:
     thresholds: Thresholds | None = None
     """For the response's risk; None for the probe's own."""
     keep_text: bool = False
+    second_opinion: SecondOpinion | None = None
+    """How the guard uses its classifier; None as it does by itself."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without what is left to the guard's classifier, as results have it."""
+        values = asdict(self)
+        if self.second_opinion is None:
+            del values["second_opinion"]
+        return values
 
 
 def run_bench(
@@ -65,13 +76,14 @@ def run_bench(
     identity = identity_of(guard, data, judge_info, settings)
     total = len(ARMS) * len(data.prompts)
     failure: InputError | None = None
+    counting, classifier = counted(guard)
     with open_results(out, identity, force=force) as results:
         done = 0
         for prompt in data.prompts:
             for side in ARMS:
                 if (prompt.id, side) not in results.rows:
                     try:
-                        response = ask(guard, prompt, side, settings)
+                        response = ask(counting, prompt, side, settings, classifier)
                     except InputError as error:  # longer than the context
                         failure = error
                         results.add(BenchRow(prompt.id, side, answered=False))
@@ -102,16 +114,43 @@ class Shown:
     prompt_risk: float | None
     peak_risk: float | None
     detail: str | None
+    seconds: float
+    """Until the response ended."""
+    classifier_calls: int
+    uncertain: bool = False
+    """Whether it is shown although the classifier could not clear it."""
 
 
-def ask(guard: Guard, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -> Shown:
-    """One response of the model, read to its end."""
+def ask(
+    guard: Guard,
+    prompt: BenchPrompt,
+    side: Arm,
+    settings: BenchSettings,
+    classifier: CountedClassifier | None = None,
+) -> Shown:
+    """One response of the model, read to its end.
+
+    Args:
+        guard: The guard.
+        prompt: What is asked.
+        side: With the guard or without.
+        settings: Length and thresholds.
+        classifier: The guard's own, where its calls are counted.
+    """
     before = rest = ""
     blocked: By | None = None
     prompt_risk = detail = None
     risks: list[float] = []
     n_tokens = 0
-    options = {"max_new_tokens": settings.max_new_tokens, "thresholds": settings.thresholds}
+    uncertain = False
+    options: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "thresholds": settings.thresholds,
+    }
+    if settings.second_opinion is not None:
+        options["second_opinion"] = settings.second_opinion
+    calls = classifier.calls if classifier is not None else 0
+    started = time.perf_counter()
     for event in guard.stream(prompt.prompt, guarded=side == "guarded", **options):
         n_tokens = max(n_tokens, event.index)
         if event.kind == "prompt":
@@ -128,6 +167,8 @@ def ask(guard: Guard, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -
             blocked, rest = "answer", event.text
         else:
             before += event.text
+            uncertain = event.verdict == "uncertain"
+    seconds = time.perf_counter() - started
     return Shown(
         text=before + rest,
         before=before,
@@ -137,6 +178,9 @@ def ask(guard: Guard, prompt: BenchPrompt, side: Arm, settings: BenchSettings) -
         prompt_risk=_finite(prompt_risk),
         peak_risk=_finite(max(risks, default=None)),
         detail=detail,
+        uncertain=uncertain,
+        seconds=seconds,
+        classifier_calls=classifier.calls - calls if classifier is not None else 0,
     )
 
 
@@ -179,8 +223,11 @@ def _row(
         prompt_risk=response.prompt_risk,
         peak_risk=response.peak_risk,
         guard_detail=response.detail,
+        uncertain=True if response.uncertain else None,
         text=response.text if keep_text else None,
         flagged_unsafe=judgement.flagged_unsafe if isinstance(judgement, BenchRow) else None,
+        seconds=response.seconds,
+        classifier_calls=response.classifier_calls,
     ).settled()
     return replace(found, blocked=response.blocked, refusal=True) if response.blocked else found
 
@@ -198,7 +245,7 @@ def identity_of(
         "judge": dict(judge),
         "data": data.sha256,
         "suite": data.suite,
-        "settings": asdict(settings),
+        "settings": settings.to_dict(),
         "versions": installed_versions("modelassay", "torch", "transformers"),
     }
 

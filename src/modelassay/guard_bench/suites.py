@@ -30,6 +30,13 @@ from modelassay.data.labels import (
 from modelassay.data.layouts import CONVERSATIONS
 from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
+from modelassay.guard_bench.known import (
+    KNOWN_SUITES,
+    KnownSuite,
+    Side,
+    known_suite,
+    place_of,
+)
 from modelassay.hub import read_dataset
 
 PROMPTS = ("prompt", "instruction", "user")
@@ -41,16 +48,6 @@ DEFAULTS: dict[BenchSuite, str | None] = {
     "jailbreak": "JailbreakBench/JBB-Behaviors",
     "overrefusal": "Paul/XSTest",
     "latency": None,
-}
-# Configuration and split of data sets on the Hub, or of one of their configurations, that have no
-# `train`; {side} is the suite's.
-PLACES: dict[str, tuple[str | None, str]] = {
-    "JailbreakBench/JBB-Behaviors": ("behaviors", "{side}"),
-    "JailbreakBench/JBB-Behaviors:judge_comparison": ("judge_comparison", "test"),
-    "allenai/wildguardmix": ("wildguardtest", "test"),
-    "natolambert/xstest-v2-copy": (None, "prompts"),
-    "walledai/HarmBench": ("standard", "train"),
-    "walledai/XSTest": (None, "test"),
 }
 # Long responses, so that they do not end before there is something to time.
 LATENCY_PROMPTS = (Path(__file__).parent / "latency.txt").read_text(encoding="utf-8").splitlines()
@@ -86,6 +83,10 @@ class SuiteData:
     """Rows left out because the suite is about the other side."""
     n_unlabelled: int
     """Rows left out because the data does not say which side they are on."""
+    config: str | None = None
+    """Configuration of a Hub data set."""
+    split: str | None = None
+    """Split of a Hub data set."""
 
     @property
     def sha256(self) -> str:
@@ -192,7 +193,7 @@ LAYOUTS = (
 
 
 def as_suite(name: str) -> BenchSuite:
-    """The suite of that name.
+    """The suite of that name; of a known one (`guard_bench.known`) the kind that it is of.
 
     Raises:
         InputError: there is none.
@@ -200,11 +201,17 @@ def as_suite(name: str) -> BenchSuite:
     for suite in SUITES:
         if suite == name:
             return suite
-    raise InputError(f"Unknown suite {name[:40]!r}; choose {', '.join(SUITES)}.")
+    if (known := known_suite(name)) is not None:
+        return "jailbreak" if known.side == "harmful" else "overrefusal"
+    names = ", ".join([*SUITES, *(known.name for known in KNOWN_SUITES)])
+    raise InputError(
+        f"Unknown suite {name[:60]!r}; choose {names}, or give other data as `--suite jailbreak"
+        " --data DATA` or `--suite overrefusal --data DATA`."
+    )
 
 
 def read_suite(
-    suite: BenchSuite,
+    suite: str,
     where: str | Path | None = None,
     *,
     config: str | None = None,
@@ -216,8 +223,9 @@ def read_suite(
     """Reads the prompts of a suite.
 
     Args:
-        suite: Whose side of the data is taken.
-        where: File or Hub id; without it, the suite's own.
+        suite: Whose side of the data is taken: `jailbreak`, `overrefusal` or `latency`. A known
+            one (`guard_bench.known`), by name or Hub id, says where its data is as well.
+        where: File, Hub id or name of a known suite; without it, the suite's own.
         config: Configuration of a Hub data set.
         split: Split of a Hub data set.
         labels: `binary` or `three-class`, what labels 0 and 1 mean; None lets all rows tell.
@@ -225,45 +233,74 @@ def read_suite(
         token: Hub token, None for the stored one.
 
     Raises:
-        InputError: no such data, an unknown layout, a malformed row, or nothing for this suite.
-        UnavailableError: the Hub cannot be reached.
+        InputError: no such suite or data, an unknown layout, a malformed row, or nothing for this
+            suite.
+        UnavailableError: the Hub cannot be reached, or the data set is gated.
     """
+    kind, named = as_suite(suite), None if suite in SUITES else known_suite(suite)
+    if named is not None and where is not None:
+        raise InputError(
+            f"Suite {suite} has data of its own; for --data, choose {' or '.join(SUITES)}."
+        )
     if limit is not None and limit < 1:
         raise InputError(f"The limit must be at least 1, got {limit}.")
-    where = where if where is not None else DEFAULTS[suite]
+    where = where if where is not None else DEFAULTS[kind] if named is None else named.where
     if where is None:
         own = (
             BenchPrompt(f"own-{n}", prompt, False, "everyday")
             for n, prompt in enumerate(LATENCY_PROMPTS, 1)
         )
-        return SuiteData(suite, _spread(tuple(own), limit), "built in", "built in", 0, 0)
+        return SuiteData(kind, _spread(tuple(own), limit), "built in", "built in", 0, 0)
     is_file = Path(where).exists()
     source = Path(where).name if is_file else str(where)
-    side = "harmful" if suite == "jailbreak" else "benign"
-    place = PLACES.get(f"{source}:{config}") or PLACES.get(source, (None, "train"))
-    own_config, own_split = (None, "train") if is_file else place
-    split = split or own_split.format(side=side)
-    rows = read_dataset(where, config=config or own_config, split=split, token=token)
+    side: Side = "harmful" if kind == "jailbreak" else "benign"
+    if not is_file:
+        named = named or _named(source, config, side)
+        source = named.where if named is not None else source
+        config = config or (named.config if named is not None else None)
+        split = split or (named.split if named is not None else "train")
+    rows = read_dataset(
+        where if is_file else source, config=config, split=split or "train", token=token
+    )
     if not rows:
         raise InputError(f"{source} has no rows.")
     rows = [row for given in rows for _, row in unfolded(given, source)]
     layout = find_layout(rows, source)
     # JailbreakBench says which side its rows are on in the name of the split or file alone.
-    named = source if is_file else split
-    assumed = suite == "jailbreak"
-    if layout.name in ("JailbreakBench", "attacked") and named.lower().startswith(
+    told = source if is_file else str(split)
+    assumed = kind == "jailbreak" or (named is not None and named.holds == "harmful")
+    if layout.name in ("JailbreakBench", "attacked") and told.lower().startswith(
         ("harmful", "benign")
     ):
-        assumed = named.lower().startswith("harmful")
+        assumed = told.lower().startswith("harmful")
     if layout.name in ("plain", "attacked"):
         rows = _with_sides(rows, labels, where)
     prompts, n_unlabelled = _to_prompts(rows, layout, source, assumed)
-    chosen = tuple(p for p in prompts if p.harmful == (suite == "jailbreak"))
+    chosen = tuple(p for p in prompts if p.harmful == (kind == "jailbreak"))
     if not chosen:
-        raise InputError(f"{source} has no {side} prompts, which suite {suite} is about.")
+        raise InputError(f"{source} has no {side} prompts, which suite {kind} is about.")
     return SuiteData(
-        suite, _spread(chosen, limit), source, layout.name, len(prompts) - len(chosen), n_unlabelled
+        kind,
+        _spread(chosen, limit),
+        source,
+        layout.name,
+        len(prompts) - len(chosen),
+        n_unlabelled,
+        config,
+        None if is_file else split,
     )
+
+
+def _named(where: str, config: str | None, side: Side) -> KnownSuite | None:
+    """The known suite that data on the Hub are, given its name or their id."""
+    named = known_suite(where)
+    if named is None:
+        return None
+    if named.where.lower() == where.lower():
+        return place_of(named.where, config, side)
+    if named.side == side and config in (None, named.config):
+        return named
+    return place_of(named.where, config or named.config, side)
 
 
 def find_layout(rows: Sequence[Row], source: str) -> Layout:

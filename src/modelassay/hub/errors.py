@@ -38,10 +38,7 @@ def hub_errors(
     except AssayError:
         raise
     except hub.GatedRepoError as error:
-        raise UnavailableError(
-            f"{repo_id} is gated: accept its terms on its Hub page, then pass --token or run"
-            " `hf auth login`."
-        ) from error
+        raise gated(repo_id) from error
     except hub.RevisionNotFoundError as error:
         raise InputError(
             f"{repo_id} has no revision {revision!r}; give a branch, a tag or a commit that exists."
@@ -82,6 +79,14 @@ def no_answer() -> tuple[type[Exception], ...]:
     from huggingface_hub import errors as hub
 
     return (hub.HfHubHTTPError.__bases__[0], ConnectionError, TimeoutError)
+
+
+def gated(repo_id: str) -> UnavailableError:
+    """The line for a repository whose terms were not accepted."""
+    return UnavailableError(
+        f"{repo_id} is gated: accept its terms on its Hub page, then pass --token or run"
+        " `hf auth login`."
+    )
 
 
 def answered(repo_id: str, error: Any) -> UnavailableError:

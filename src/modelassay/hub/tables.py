@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from modelassay.files.tables import (
     TABLES,
     NumberedRow,
     OnMalformed,
+    plain_row,
     plain_rows,
     read_csv,
     readable_columns,
     rows_of_file,
     table_kind,
 )
-from modelassay.hub.errors import DATA_ELSEWHERE, REPO_ID, answered, hub_errors, offline
+from modelassay.hub.errors import DATA_ELSEWHERE, REPO_ID, answered, gated, hub_errors, offline
 
 
 def open_rows(
@@ -27,6 +29,7 @@ def open_rows(
     config: str | None = None,
     split: str = "train",
     data_files: str | None = None,
+    revision: str | None = None,
     token: str | bool | None = None,
     on_malformed: OnMalformed | None = None,
     stream: bool = True,
@@ -39,13 +42,14 @@ def open_rows(
         config: Configuration of a Hub data set.
         split: Split of a Hub data set.
         data_files: One file of a Hub data set, where it has no configurations.
+        revision: Branch, tag or commit of a Hub data set.
         token: Hub token, None for the stored one.
         on_malformed: Told of each row of a file that cannot be read, which is then left out.
         stream: Read a Hub data set as it comes, without keeping it.
 
     Raises:
-        InputError: no such file or data set, or one that cannot be parsed.
-        UnavailableError: the Hub cannot be reached.
+        InputError: no such file, data set, configuration or split, or one that cannot be parsed.
+        UnavailableError: the Hub cannot be reached, or the data set is gated.
     """
     path = Path(where)
     if path.is_file():
@@ -53,7 +57,13 @@ def open_rows(
             raise InputError(f"{path} is not a JSON, JSONL, CSV or Parquet file.")
         return rows_of_file(path, on_malformed)
     rows = _rows_of_hub(
-        where, config, split=split, data_files=data_files, token=token, stream=stream
+        where,
+        config,
+        split=split,
+        data_files=data_files,
+        revision=revision,
+        token=token,
+        stream=stream,
     )
     return enumerate(rows, 1)
 
@@ -124,6 +134,7 @@ def _rows_of_hub(
     with hub_errors(str(where), elsewhere=DATA_ELSEWHERE):
         try:
             builder = datasets.load_dataset_builder(str(where), config, token=token, **source)
+            _check_split(builder, split, where)
             if files := _csv_files(builder, split):
                 fetch = datasets.DownloadManager(
                     download_config=datasets.DownloadConfig(token=token)
@@ -136,11 +147,16 @@ def _rows_of_hub(
             if not stream:
                 builder.download_and_prepare()
             data: Any = builder.as_streaming_dataset(split) if stream else builder.as_dataset(split)
+            if data.features is None:  # JSON, each file of which has types of its own
+                yield from (plain_row(row) for row in data)
+                return
             names: list[str] | None = None
             for table in data.with_format("arrow").iter(ROWS_AT_ONCE):
                 names = names or readable_columns(table.schema, str(where))
                 yield from plain_rows(table.select(names))
         except exceptions.DatasetNotFoundError as error:
+            if "is a gated dataset" in str(error):  # its cause is not kept
+                raise gated(str(where)) from error
             raise InputError(
                 f"No data set {str(where)!r} on the Hub that you may see: check the spelling, or"
                 " pass a token if it is private or gated."
@@ -150,7 +166,30 @@ def _rows_of_hub(
                 raise answered(str(where), answer) from error
             raise offline(str(where), DATA_ELSEWHERE) from error
         except (ValueError, exceptions.DatasetsError) as error:
+            if (known := _known_configs(error)) is not None:
+                if config is None:
+                    says = f"has several configurations, and one must be named: {known}."
+                else:
+                    says = f"has no configuration {config[:60]!r}; it has {known}."
+                raise InputError(f"{where} {says}") from error
             raise InputError(f"Cannot read the data set {where}: {first_line(error)}") from error
+
+
+def _known_configs(error: BaseException) -> str | None:
+    """The configurations that an error of `datasets` lists, if it is about these."""
+    text = str(error)
+    if not text.startswith(("Config name is missing", "BuilderConfig")):
+        return None
+    _, _, listed = text.partition("[")
+    return ", ".join(re.findall(r"'([^']+)'", listed.partition("]")[0])) or None
+
+
+def _check_split(builder: Any, split: str, where: str | Path) -> None:
+    """Refuses a split that is not there, before anything of the data is fetched."""
+    there = [str(name) for name in builder.config.data_files or {}]
+    wanted = [part.partition("[")[0].strip() for part in split.split("+")]
+    if there and any(name not in there for name in wanted):
+        raise InputError(f"{where} has no split {split[:60]!r}; it has {', '.join(there)}.")
 
 
 def _csv_files(builder: Any, split: str) -> list[str]:

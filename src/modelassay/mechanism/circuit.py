@@ -33,7 +33,7 @@ from modelassay.mechanism.report import CircuitReport, ComponentEffect, CurvePoi
 from modelassay.mechanism.swapping import STEPS, Run, Swapper
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.components import Component, Components, find_components
-from modelassay.models.refs import take_ref
+from modelassay.models.refs import require_template, take_ref
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
 from modelassay.reading.interventions import Edit, at_positions, replace_by
 from modelassay.statistics import benjamini_hochberg, mean_change, sign_flip_p_values
@@ -86,6 +86,7 @@ def find_circuit(
         InputError: the model cannot be taken apart, refuses nothing, or too few pairs align.
         UnavailableError: something needed is not there now.
     """
+    require_template(load_options, "A circuit of refusals")
     ref, options = take_ref(model, load_options)
     loaded = open_model(ref, on_progress=on_progress, **options)
     if not loaded.has_chat_template:

@@ -41,7 +41,7 @@ from modelassay.mechanism.separating import Separating, find_separating
 from modelassay.mechanism.swapping import STEPS, Swapper
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.components import Component, find_components
-from modelassay.models.refs import take_ref
+from modelassay.models.refs import require_template, take_ref
 from modelassay.progress import OnPhase, phase_of, silent, told
 from modelassay.reading.activations import common_prefix_length, read_activations
 from modelassay.reading.prompts import Encoded, encode_exchanges, encode_prompts
@@ -93,6 +93,7 @@ def find_features(
             nothing of what it reads, or too few twins that align.
         UnavailableError: something needed is not there now.
     """
+    require_template(load_options, "What features do for refusals")
     concepts = _concepts(types)
     ref, options = take_ref(model, load_options)
     if isinstance(sae, str):

@@ -55,7 +55,7 @@ from modelassay.mechanism.pairs import AlignedPair
 from modelassay.mechanism.swapping import Run, Swapper
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.components import Component, find_components
-from modelassay.models.refs import take_ref
+from modelassay.models.refs import require_template, take_ref
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
 from modelassay.reading.activations import read_activations
 from modelassay.reading.interventions import Edit, add, at_positions
@@ -104,6 +104,10 @@ def explain_jailbreak(
         if isinstance(jailbroken, str)
         else jailbroken
     )
+    if not plain.strip():
+        raise InputError("The plain request is empty.")
+    if not (attacked.system or attacked.opening) and attacked.jailbroken == plain:
+        raise InputError("The plain request and the attack on it are the same; give two prompts.")
     found_sae = find_sae(sae, token=load_options.get("token")) if isinstance(sae, str) else sae
     loaded = open_chat_model(model, on_progress, load_options)
     if found_sae is None and find_spec("sae_lens") is not None:
@@ -163,6 +167,7 @@ def open_chat_model(
     Raises:
         InputError: it has no chat template.
     """
+    require_template(load_options, "What attacks do to refusals")
     ref, options = take_ref(model, load_options)
     loaded = open_model(ref, on_progress=on_progress, **options)
     if not loaded.has_chat_template:

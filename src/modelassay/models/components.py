@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from modelassay.errors import InputError
-from modelassay.models.layers import find_layers, text_config
+from modelassay.models.layers import find_layers, resolve_layers, text_config
 from modelassay.models.watching import input_device, stream_of, watched
 from modelassay.models.writers import Kind, find_writers
 
@@ -30,7 +30,7 @@ Part = Literal["block", "attention", "mlp", "head", "expert"]
 PARTS: tuple[Part, ...] = get_args(Part)
 NUMBERED = ("head", "expert")
 """Parts that a layer has several of, as a rule."""
-_NAME = re.compile(r"(\d{1,4})\.([a-z]+)(?:\.(\d{1,5}))?")
+_NAME = re.compile(r"(-?\d{1,4})\.([a-z]+)(?:\.(\d{1,5}))?")
 N_TOKENS = 4
 SUMS_UP = 1e-3
 """Of what a layer adds, what its parts may miss together: rounding."""
@@ -52,7 +52,9 @@ class Component:
 
 
 def parse_component(name: str) -> Component:
-    """Reads the name of a component.
+    """Reads the name of a component; a layer may be counted from the end, as in `-1.mlp`.
+
+    `Components.resolve` tells which one that is in a model.
 
     Raises:
         InputError: it is none.
@@ -62,7 +64,7 @@ def parse_component(name: str) -> Component:
     if found is None or part is None or (found[3] is None and part in NUMBERED):
         raise InputError(
             f"{name[:60]!r} names no component; write 12.block, 12.attention, 12.mlp, 12.head.3 or"
-            " 12.expert.5, with layers counted from 0."
+            " 12.expert.5, with layers counted from 0 (or -1.mlp, from the end)."
         )
     return Component(int(found[1]), part, None if found[3] is None else int(found[3]))
 
@@ -100,18 +102,26 @@ class Components:
         """All components of these parts, by layer."""
         return tuple(sorted(component for component in self.sites if component.part in parts))
 
+    def resolve(self, component: Component) -> Component:
+        """The same component with its layer counted from 0.
+
+        Raises:
+            InputError: the model has no such layer.
+        """
+        try:
+            return replace(component, layer=resolve_layers([component.layer], self.n_layers)[0])
+        except InputError as error:
+            raise InputError(f"There is no component {component}. {error}") from error
+
     def site(self, component: Component) -> Site:
         """Where a component is.
 
         Raises:
             InputError: the model has no such component.
         """
+        component = self.resolve(component)
         if (found := self.sites.get(component)) is not None:
             return found
-        if component.layer >= self.n_layers:
-            raise InputError(
-                f"There is no component {component}: the model has layers 0…{self.n_layers - 1}."
-            )
         if self.unsure and component.part != "block":
             raise InputError(f"There is no component {component} to find: {self.unsure}.")
         there = sorted(c for c in self.sites if c.layer == component.layer)

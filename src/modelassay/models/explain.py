@@ -11,9 +11,8 @@ from modelassay.errors import AssayError, InputError, UnavailableError, first_li
 
 
 @contextmanager
-def explain_loading(model_id: str) -> Iterator[None]:
-    """Turns the many ways in which a checkpoint can be broken into an error of ours."""
-    from safetensors import SafetensorError
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars and reports: what users need to know is said by us."""
     from transformers.utils import logging
 
     progress, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -21,6 +20,20 @@ def explain_loading(model_id: str) -> Iterator[None]:
     logging.set_verbosity_error()  # its report of a load is a table; here it becomes one line
     try:
         yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def explain_loading(model_id: str) -> Iterator[None]:
+    """Turns the many ways in which a checkpoint can be broken into an error of ours."""
+    from safetensors import SafetensorError
+
+    try:
+        with quiet_transformers():
+            yield
     except AssayError:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -40,10 +53,6 @@ def explain_loading(model_id: str) -> Iterator[None]:
                 " with: tensors are missing, or have another shape than its config says."
             ) from error
         raise InputError(f"Cannot load {model_id}: {cause_of(error)}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if progress:
-            logging.enable_progress_bar()
 
 
 def cause_of(error: BaseException) -> str:

@@ -52,7 +52,7 @@ def find_sources(
     if ref.adapter is not None:
         adapter = resolve(ref.adapter, weights=weights, **options)
         if not adapter.is_adapter():
-            raise InputError(f"{ref.adapter} is not a PEFT adapter (no {ADAPTER_CONFIG}).")
+            raise _no_adapter(ref.adapter)
     if source.is_adapter():
         if adapter is not None:
             raise InputError(f"{ref.id} is itself an adapter; give its base as the model.")
@@ -154,7 +154,7 @@ def _find_base(
 
 
 def check_named(ref: ModelRef) -> None:
-    """Refuses what can name no model, without a look at the Hub.
+    """Refuses what can name no model or adapter, without a look at the Hub.
 
     Raises:
         InputError: there is no such folder, file or organism, and it is no Hub id.
@@ -163,6 +163,16 @@ def check_named(ref: ModelRef) -> None:
         find_organism(ref.id)
     elif ref.id not in BASES and _find_local(ref.id, ref.gguf_file) is None:
         _check_hub_id(ref.id)
+    if ref.adapter is not None:
+        found = _find_local(ref.adapter, None)
+        if found is None:
+            _check_hub_id(ref.adapter)
+        elif not found.is_adapter():
+            raise _no_adapter(ref.adapter)
+
+
+def _no_adapter(name: str) -> InputError:
+    return InputError(f"{name} is not a PEFT adapter (no {ADAPTER_CONFIG}).")
 
 
 def _check_hub_id(model_id: str) -> None:

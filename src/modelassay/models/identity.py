@@ -97,7 +97,19 @@ class ModelIdentity(Record):
                 f"that has {self.n_layers} layers of hidden size {self.hidden_size}, this one"
                 f" {other.n_layers} of {other.hidden_size}"
             )
-        return "their weights differ" if weights and not self.same_weights(other) else None
+        if weights and not self.same_weights(other):
+            return "their weights differ"
+        both = (self, other)
+        if weights and all("chat_template_sha256" in each.model_fields_set for each in both):
+            ours, theirs = (
+                "inside the chat template"
+                if each.chat_template_sha256
+                else "without a chat template (--no-chat-template)"
+                for each in both
+            )
+            if ours != theirs:
+                return f"that is read {ours}, this one {theirs}"
+        return None
 
 
 def states(*names: str) -> AfterValidator:

@@ -9,6 +9,7 @@ All names are those of the model families of transformers.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -103,3 +104,27 @@ def rope_switch(config: Any) -> int | None:
 def spread_layers(n: int, count: int) -> tuple[int, ...]:
     """So many layers, evenly spread over the depth of a model with `n`; the last is one of them."""
     return tuple(sorted({max(round(n * (i + 1) / count) - 1, 0) for i in range(count)}))
+
+
+def resolve_layers(layers: Sequence[int], n_layers: int) -> tuple[int, ...]:
+    """The layers that are meant, counted from 0; negative ones are counted from the end.
+
+    Args:
+        layers: At least one, in -n_layers … n_layers - 1: -1 is the last.
+        n_layers: How many there are.
+
+    Raises:
+        InputError: none is given, one is not there, or one is meant twice.
+    """
+    if not layers:
+        raise InputError("Give at least one layer.")
+    for layer in layers:
+        if not -n_layers <= layer < n_layers:
+            raise InputError(
+                f"There is no layer {layer}: layers must lie in 0…{n_layers - 1}, or in"
+                f" -{n_layers}…-1 when counted from the end."
+            )
+    found = tuple(layer % n_layers for layer in layers)
+    if len(set(found)) != len(found):
+        raise InputError(f"A layer is named twice in {', '.join(map(str, layers))}.")
+    return found

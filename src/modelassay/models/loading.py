@@ -100,6 +100,7 @@ def load(
     quantization: str | None = None,
     token: str | bool | None = None,
     trust_remote_code: bool = False,
+    chat_template: bool = True,
     max_bytes: int | None = None,
 ) -> LoadedModel:
     """Loads a causal language model for reading.
@@ -120,6 +121,7 @@ def load(
         token: Hub token; None uses the stored one, False none at all.
         trust_remote_code: Run the repository's own Python code. Never needed for a model that
             transformers knows.
+        chat_template: False leaves the model's chat template out: it reads plain text.
         max_bytes: Refuse to fetch more than this from the Hub for one repository.
 
     Raises:
@@ -153,6 +155,8 @@ def load(
             lambda: load_tokenizer(source, trust_remote_code=trust_remote_code).get_vocab(),
             merge=not packed,
         )
+    if not chat_template:
+        tokenizer.chat_template = None
     network.eval().requires_grad_(False)
     if after is not None:
         after.apply(network)

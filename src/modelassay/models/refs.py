@@ -50,6 +50,7 @@ class LoadOptions(FetchOptions, total=False):
     device: str | Mapping[str, Any]
     dtype: str
     quantization: str | None
+    chat_template: bool
 
 
 class ModelOptions(LoadOptions, total=False):
@@ -133,3 +134,17 @@ def fetch_options(options: LoadOptions) -> FetchOptions:
     """Those options that decide how files are found."""
     known = FetchOptions.__annotations__
     return cast(FetchOptions, {name: v for name, v in options.items() if name in known})
+
+
+def require_template(options: Mapping[str, Any], what: str) -> None:
+    """Refuses to leave the chat template out where what is measured depends on it.
+
+    Args:
+        options: As of `modelassay.load`.
+        what: What needs the template, to begin the message with.
+
+    Raises:
+        InputError: `chat_template` is false.
+    """
+    if not options.get("chat_template", True):
+        raise InputError(f"{what} is of a model inside its chat template; do not leave that out.")

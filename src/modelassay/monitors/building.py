@@ -23,8 +23,9 @@ from modelassay.files.atomic import cache_dir
 from modelassay.files.provenance import installed_versions, json_hash, utc_now
 from modelassay.mechanism import find_circuit
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, PairOptions, open_model
-from modelassay.models.components import Site
-from modelassay.models.refs import take_ref
+from modelassay.models.components import Site, parse_component
+from modelassay.models.finding import check_named
+from modelassay.models.refs import require_template, take_ref
 from modelassay.monitors.changes import changed_directions
 from modelassay.monitors.ranges import (
     NARROWEST,
@@ -90,6 +91,9 @@ def build_monitor(
     prompts = _ordinary(prompts)
     before, rest = take_ref(base, load_options, "base_")
     after, options = take_ref(candidate, rest, "candidate_")
+    for ref in (before, after):
+        if isinstance(ref, ModelRef):
+            check_named(ref)
     model = open_model(after, on_progress=on_progress, **options)
     original = open_model(before, on_progress=on_progress, **options)
     changed, of_base = changed_directions(original, model), original.info
@@ -139,8 +143,8 @@ def build_circuit_monitor(
 
     Args:
         model: An id (see `modelassay.load`), a reference or a loaded model.
-        circuit: Names of components, such as those of `find_circuit(model).circuit`; None finds
-            them.
+        circuit: Names of components, such as those of `find_circuit(model).circuit` (`-1.mlp` is
+            of the last layer); None finds them.
         name: Under which it is kept; made from the model's id.
         prompts: Ordinary prompts, such as one's own traffic; None takes those that come with
             modelassay.
@@ -158,6 +162,9 @@ def build_circuit_monitor(
     refused = list(shipped_prompts(HARMFUL_PROMPTS).texts if harmful is None else harmful)
     if len(refused) < FEWEST:
         raise InputError(f"{len(refused)} harmful prompts tell nothing; give {FEWEST} or more.")
+    for part in circuit or ():
+        parse_component(part)  # refuses what names none before a model is loaded
+    require_template(load_options, "A circuit of refusals")
     ref, options = take_ref(model, load_options)
     loaded = open_model(ref, on_progress=on_progress, **options)
     if circuit is None:
@@ -299,7 +306,7 @@ def _monitor(
     record = MonitorRecord(
         name=MONITORS.kind.check_name(name or slug(model.info.id)),
         created=utc_now(),
-        model=model.info.keep(*STATED, "revision", "organism"),
+        model=model.info.keep(*STATED, "revision", "organism", "chat_template_sha256"),
         readings=readings,
         versions=installed_versions(),
         weights_sha256=NO_WEIGHTS,

@@ -51,7 +51,8 @@ def sites_of(model: LoadedModel, places: Mapping[str, int | None]) -> dict[str, 
     for place, width in places.items():
         if width is None or COMPONENT.fullmatch(place):
             components = components or find_components(model.network)
-            site = components.site(parse_component(place))
+            component = components.resolve(parse_component(place))
+            place, site = str(component), components.site(component)
         else:
             try:
                 module = model.network.get_submodule(place)

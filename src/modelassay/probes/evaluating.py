@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelassay.data.fingerprints import told, unseen
-from modelassay.data.labelled import At, LabelledExchange, prompt_groups, require_classes, rows_at
+from modelassay.data.fingerprints import drawn, told, unseen
+from modelassay.data.labelled import (
+    At,
+    LabelledExchange,
+    draw,
+    prompt_groups,
+    require_classes,
+    rows_at,
+)
 from modelassay.models import LoadedModel
 from modelassay.probes.features import read_spans
 from modelassay.probes.head import block_rates, span_risks
@@ -51,6 +58,8 @@ class Evaluation(Report):
     """AUROC of each source's rows against the other class of all sources, worst first."""
     n_seen: int | None = None
     """Rows that were left out because the probe was fitted on their prompts; None if unknown."""
+    drawn_from: int | None = None
+    """Rows that these were drawn from, evenly over labels and sources; None where all were used."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, the metrics at the top; schema `modelassay.probe-eval/1`."""
@@ -68,7 +77,7 @@ class Evaluation(Report):
                 "metrics",
                 f"{self.probe} at the {self.at} of {self.model}",
                 facts=[
-                    ("rows", f"{m.n}, of {m.n_prompts} prompts"),
+                    ("rows", f"{m.n}, of {m.n_prompts} prompts{drawn(self.drawn_from)}"),
                     ("left out", told(self.n_seen)),
                     ("AUROC", with_interval(m.auroc, m.interval, ".3f")),
                     *rates,
@@ -139,6 +148,8 @@ class Sweep(Report):
     """A probe of every single layer, scored on prompts that it was not fitted on."""
 
     layers: tuple[LayerScore, ...]
+    drawn_from: int | None = None
+    """Rows that those it rests on were drawn from; None where all were used."""
 
     @property
     def best(self) -> LayerScore:
@@ -148,7 +159,7 @@ class Sweep(Report):
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, schema `modelassay.probe-sweep/1`."""
         rows = [{"layer": each.layer, **each.metrics.to_dict()} for each in self.layers]
-        return {"schema": SWEEP_SCHEMA, "layers": rows}
+        return {"schema": SWEEP_SCHEMA, "layers": rows, "drawn_from": self.drawn_from}
 
     def sections(self) -> list[Section]:
         """One row a layer, the best one pointed out."""
@@ -169,7 +180,10 @@ class Sweep(Report):
             records=self._records,
             best=self.layers.index(self.best),
         )
-        return [Section("layers", "probe of each layer", table=table, chart=self._chart)]
+        m = self.best.metrics
+        facts = [("rows", f"{m.n}, of {m.n_prompts} prompts{drawn(self.drawn_from)}")]
+        title = "probe of each layer"
+        return [Section("layers", title, facts=facts, table=table, chart=self._chart)]
 
     def _records(self) -> list[dict[str, Any]]:
         return [
@@ -205,6 +219,7 @@ def evaluate_probe(
     rows: Sequence[LabelledExchange],
     at: At,
     *,
+    max_examples: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Scores a probe on prompts that it was not fitted on.
@@ -214,6 +229,7 @@ def evaluate_probe(
         model: The model that it belongs to.
         rows: Labelled exchanges.
         at: Which head to score.
+        max_examples: Most rows to score on, drawn evenly over labels and sources; None for all.
         on_progress: Told how far reading is.
 
     Raises:
@@ -224,10 +240,13 @@ def evaluate_probe(
     head = probe.head(at)
     rows = rows_at(rows, at)
     trained_on = probe.record.heads[at].trained_on
-    left = unseen(rows, trained_on.prompts, [trained_on.sha256])
+    known, hashes = (trained_on.prompts, [trained_on.sha256]) if trained_on else (None, [])
+    left = unseen(rows, known, hashes)
     left.require(f"the probe {probe.name}", f"modelassay probe show {probe.name}")
     rows = [rows[i] for i in left.rows]
     require_classes(rows, (True, False), "Scoring a probe (on prompts that it was not fitted on)")
+    n_rows = len(rows)
+    rows = [rows[i] for i in draw(rows, max_examples)]
     spans = read_spans(model, rows, at, head.layers, on_progress=on_progress)
     risks = span_risks(spans, [head], np.zeros(len(rows), dtype=int))
     unsafe = np.array([row.unsafe for row in rows])
@@ -246,6 +265,7 @@ def evaluate_probe(
         **block_rates(risks.highest >= head.block, unsafe),
         by_source=dict(sorted(by_source.items(), key=lambda item: item[1]["auroc"])),
         n_seen=left.n_seen,
+        drawn_from=n_rows if len(rows) < n_rows else None,
     )
 
 

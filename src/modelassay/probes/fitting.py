@@ -33,7 +33,7 @@ REGULARISATION = (0.001, 0.01, 0.1)
 FOLDS, INNER_FOLDS = 5, 4
 MIN_PROMPTS = 10
 """Distinct prompts of each class; with fewer, folds have none to score."""
-STEPS, RATE, DECAY = 60, 0.02, 0.01
+EPOCHS, RATE, DECAY = 60, 0.02, 0.01
 BATCH = 256
 SEED = 0
 
@@ -228,13 +228,22 @@ def _standard(features: Array) -> tuple[Array, Array]:
     return features.mean(0), np.where(scale > 1e-6, scale, 1.0)
 
 
-def fit_attention(activations: Sequence[Tensor], unsafe: np.ndarray, groups: np.ndarray) -> Fitted:
+def fit_attention(
+    activations: Sequence[Tensor],
+    unsafe: np.ndarray,
+    groups: np.ndarray,
+    *,
+    epochs: int = EPOCHS,
+    learning_rate: float = RATE,
+) -> Fitted:
     """Fits query and weight together.
 
     Args:
         activations: For each row, [token, hidden] of one block.
         unsafe: bool [row].
         groups: int [row], equal for near-duplicate prompts.
+        epochs: Passes over the rows that the query is learnt in.
+        learning_rate: Of the query.
 
     Raises:
         InputError: a class has too few prompts.
@@ -245,7 +254,8 @@ def fit_attention(activations: Sequence[Tensor], unsafe: np.ndarray, groups: np.
         return pooled @ readout.weight + readout.bias
 
     def fit(rows: np.ndarray) -> Readout:
-        query, weight, bias = _fit([activations[i] for i in rows], unsafe[rows], groups[rows])
+        some = [activations[i] for i in rows]
+        query, weight, bias = _fit(some, unsafe[rows], groups[rows], epochs, learning_rate)
         readout = Readout(weight, bias, query.numpy())
         return on_unit_scale(readout, score(readout, rows))
 
@@ -253,7 +263,11 @@ def fit_attention(activations: Sequence[Tensor], unsafe: np.ndarray, groups: np.
 
 
 def _fit(
-    activations: Sequence[Tensor], unsafe: np.ndarray, groups: np.ndarray
+    activations: Sequence[Tensor],
+    unsafe: np.ndarray,
+    groups: np.ndarray,
+    epochs: int,
+    learning_rate: float,
 ) -> tuple[Tensor, np.ndarray, float]:
     """Learns the query by gradient, then the weight on what it pools by logistic regression."""
     total = torch.stack([each.float().mean(0) for each in activations])
@@ -262,12 +276,12 @@ def _fit(
     query = torch.zeros(total.shape[1], requires_grad=True)
     weight = torch.zeros(total.shape[1], requires_grad=True)
     bias = torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.AdamW([query, weight, bias], lr=RATE, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW([query, weight, bias], lr=learning_rate, weight_decay=DECAY)
     target = torch.from_numpy(unsafe).float()
     balance = (len(unsafe) - unsafe.sum()) / max(unsafe.sum(), 1)
     order = sorted(range(len(activations)), key=lambda i: len(activations[i]))
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
-    for step in range(STEPS):
+    for step in range(epochs):
         for batch in np.random.default_rng(step).permutation(len(batches)):
             rows = batches[batch]
             x = pad_sequence(

@@ -17,7 +17,7 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
-from modelassay.artifacts import REFERENCE, Kind, Origin, Store, write_lines
+from modelassay.artifacts import REFERENCE, ImportedFrom, Kind, Origin, Store, write_lines
 from modelassay.data.fingerprints import MAX_LENGTH
 from modelassay.data.labelled import At
 from modelassay.errors import InputError, first_line
@@ -27,7 +27,7 @@ from modelassay.hub import Commit
 from modelassay.models import LoadedModel
 from modelassay.models.identity import ModelIdentity, hash_file, states
 from modelassay.probes.head import BLOCK_RATE, Head
-from modelassay.report.text import with_interval
+from modelassay.report.text import share_text, with_interval
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,12 @@ RECORD_FILE, WEIGHTS_FILE = "probe.json", "probe.safetensors"
 MAX_NUMBER = 1e6
 STATED = ("architecture", "n_layers", "hidden_size", "weights_sha256", "dtype")
 """Of the model that a probe belongs to, beside its revision and what kind of organism it is."""
+
+MEASURED = (
+    "block_rate", "block_interval", "pause_rate", "detected_rate", "detected_interval", "held_rate",
+    "metrics", "trained_on",
+)  # fmt: skip
+"""Fields of a head that training fills in."""
 
 Interval = tuple[Share, Share]
 
@@ -72,10 +78,15 @@ class TrainedOn(Record):
     n_safe: Count
     prompts: str | None = Field(default=None, max_length=MAX_LENGTH)
     """Fingerprints of the prompts; None of older records."""
+    drawn_from: Count | None = None
+    """Rows that these were drawn from, evenly over labels and sources; None where all were used."""
 
 
 class HeadRecord(Record):
-    """Everything of a head but its weights."""
+    """Everything of a head but its weights.
+
+    What was measured is None for a head of another tool's, and only for such a one.
+    """
 
     kind: Literal["logistic", "means", "attention"]
     layers: tuple[LayerIndex, ...] = Field(min_length=1, max_length=64)
@@ -83,20 +94,23 @@ class HeadRecord(Record):
     bias: float = Field(ge=-MAX_NUMBER, le=MAX_NUMBER)
     pause: float = Field(gt=0, le=1)
     block: float = Field(gt=0, le=1)
-    block_rate: Share
+    block_rate: Share | None = None
     """Share of harmless rows that reach a block threshold chosen without them, at any token."""
-    block_interval: Interval
-    pause_rate: Share
+    block_interval: Interval | None = None
+    pause_rate: Share | None = None
     """The same of the pause threshold."""
-    detected_rate: Share
+    detected_rate: Share | None = None
     """Share of unsafe rows that reach the block threshold."""
-    detected_interval: Interval
-    held_rate: Share
+    detected_interval: Interval | None = None
+    held_rate: Share | None = None
     """Share of unsafe rows that reach the pause threshold."""
-    metrics: Metrics
+    metrics: Metrics | None = None
     left_out: dict[Line, SourceMetrics] = Field(default={}, max_length=500)
     """For each source, how a fit without it does on it."""
-    trained_on: TrainedOn
+    trained_on: TrainedOn | None = None
+    epochs: Count | None = None
+    """Passes in which a kind that is trained by gradient learnt; None of other kinds."""
+    learning_rate: float | None = Field(default=None, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _check(self) -> HeadRecord:
@@ -123,12 +137,17 @@ class ProbeRecord(Record):
     heads: dict[Literal["prompt", "answer"], HeadRecord] = Field(min_length=1)
     versions: dict[Line, Line] = Field(max_length=50)
     weights_sha256: Sha256
+    imported: ImportedFrom | None = None
+    """Which tool made it, if not this one."""
 
     @model_validator(mode="after")
     def _check(self) -> ProbeRecord:
-        for head in self.heads.values():
+        for at, head in self.heads.items():
             if max(head.layers) >= self.model.n_layers:
                 raise ValueError("a layer is named that the model does not have")
+            missing = next((name for name in MEASURED if getattr(head, name) is None), None)
+            if self.imported is None and missing is not None:
+                raise ValueError(f"heads.{at}.{missing} is missing")
         return self
 
 
@@ -158,6 +177,15 @@ class Probe:
             f" Train one with `modelassay probe train {info.id}`."
         )
 
+    @property
+    def judges_prompts(self) -> bool:
+        """Whether a guard has it judge the prompt; a probe of another tool may read responses only.
+
+        One that was trained here without a head for the prompt can be trained again with one, so
+        that a guard refuses it (`head`).
+        """
+        return "prompt" in self.heads or self.record.imported is None
+
     def head(self, at: At) -> Head:
         """The head that reads there.
 
@@ -165,6 +193,11 @@ class Probe:
             InputError: the probe has none.
         """
         if at not in self.heads:
+            if self.record.imported is not None:
+                raise InputError(
+                    f"The probe {self.name} has no head for the {at}: it was imported from"
+                    f" {self.record.imported.tool}, whose probes read responses."
+                )
             raise InputError(
                 f"The probe {self.name} has no head for the {at}; train one that has with"
                 " `modelassay probe train --at both`."
@@ -266,10 +299,10 @@ def metric_rows(record: ProbeRecord) -> list[dict[str, Any]]:
             "at": at,
             "kind": head.kind,
             "layers": list(head.layers),
-            "auroc": head.metrics.auroc,
-            "auroc_low": head.metrics.interval[0],
-            "auroc_high": head.metrics.interval[1],
-            "n": head.metrics.n,
+            "auroc": head.metrics and head.metrics.auroc,
+            "auroc_low": head.metrics and head.metrics.interval[0],
+            "auroc_high": head.metrics and head.metrics.interval[1],
+            "n": head.metrics and head.metrics.n,
             "worst_source_auroc": min((s.auroc for s in head.left_out.values()), default=None),
         }
         for at, head in record.heads.items()
@@ -280,34 +313,52 @@ def describe_probe(record: ProbeRecord) -> list[str]:
     """What a probe reads, what it was trained on, and how it scored, in lines for a person."""
     lines = [f"for {record.model.id}, weights sha256 {record.model.weights_sha256}"]
     for at, head in record.heads.items():
-        m, trained = head.metrics, head.trained_on
-        found = m.tpr_at_fpr.get("0.01")
-        detected = with_interval(head.detected_rate, head.detected_interval)
-        blocked = with_interval(head.block_rate, head.block_interval)
-        lines += [
-            f"{at}: {head.kind} over {'+'.join(head.poolings)} of layers"
-            f" {', '.join(map(str, head.layers))}; trained on {trained.n_unsafe} unsafe and"
-            f" {trained.n_safe} safe rows",
-            f"  held out, n={m.n}: AUROC {with_interval(m.auroc, m.interval, '.3f')}; TPR at 1% FPR"
-            f" {'unknown, too few rows' if found is None else f'{found:.1%}'}; calibration error"
-            f" {m.calibration_error:.3f}",
-            f"  blocks at {head.block:.3g}: {detected} of unsafe and {blocked} of safe rows; pauses"
-            f" at {head.pause:.3g}: {head.held_rate:.1%} and {head.pause_rate:.1%}",
+        reads = f"{head.kind} over {'+'.join(head.poolings)} of layers"
+        where = f"{at}: {reads} {', '.join(map(str, head.layers))}"
+        measured = _measured_lines(head)
+        lines += [f"{where}; {measured[0]}", *measured[1:]]
+    return lines + (record.imported.lines() if record.imported else [])
+
+
+def _measured_lines(head: HeadRecord) -> list[str]:
+    """What a head was trained on and how it scored."""
+    m, trained = head.metrics, head.trained_on
+    if m is None or trained is None:
+        return [
+            "what it was trained on and how it scores is unknown (`modelassay probe eval` tells)",
+            f"  blocks at {head.block:.3g}, pauses at {head.pause:.3g}",
         ]
-        if trained.n_safe * BLOCK_RATE < 1:
-            lines.append(
-                f"  {trained.n_safe} safe rows cannot tell a rate of {BLOCK_RATE:.1%}: the"
-                " thresholds are guesses; train it on more"
-            )
-        worst = sorted(head.left_out.items(), key=lambda item: item[1].auroc)[:3]
-        lines.append(
-            "  the sources that it ranks worst when it was not fitted on them:"
-            if worst
-            else "  leaving sources out was not measured (one source only, or a kind that is not)"
+    found = m.tpr_at_fpr.get("0.01")
+    drawn = f", drawn from {trained.drawn_from}" if trained.drawn_from else ""
+    detected, blocked = (
+        "unknown" if rate is None or interval is None else with_interval(rate, interval)
+        for rate, interval in (
+            (head.detected_rate, head.detected_interval),
+            (head.block_rate, head.block_interval),
         )
-        for source, row in worst:
-            auroc = with_interval(row.auroc, row.interval, ".3f")
-            lines.append(f"  without {source}: AUROC {auroc} on it")
+    )
+    lines = [
+        f"trained on {trained.n_unsafe} unsafe and {trained.n_safe} safe rows{drawn}",
+        f"  held out, n={m.n}: AUROC {with_interval(m.auroc, m.interval, '.3f')}; TPR at 1% FPR"
+        f" {'unknown, too few rows' if found is None else f'{found:.1%}'}; calibration error"
+        f" {m.calibration_error:.3f}",
+        f"  blocks at {head.block:.3g}: {detected} of unsafe and {blocked} of safe rows; pauses"
+        f" at {head.pause:.3g}: {share_text(head.held_rate)} and {share_text(head.pause_rate)}",
+    ]
+    if trained.n_safe * BLOCK_RATE < 1:
+        lines.append(
+            f"  {trained.n_safe} safe rows cannot tell a rate of {BLOCK_RATE:.1%}: the"
+            " thresholds are guesses; train it on more"
+        )
+    worst = sorted(head.left_out.items(), key=lambda item: item[1].auroc)[:3]
+    lines.append(
+        "  the sources that it ranks worst when it was not fitted on them:"
+        if worst
+        else "  leaving sources out was not measured (one source only, or a kind that is not)"
+    )
+    for source, row in worst:
+        auroc = with_interval(row.auroc, row.interval, ".3f")
+        lines.append(f"  without {source}: AUROC {auroc} on it")
     return lines
 
 
@@ -320,7 +371,8 @@ PROBES = Store(
         model_id=lambda record: record.model.id,
         check=load_probe,
         summary=lambda record: ", ".join(
-            f"{at} AUROC {head.metrics.auroc:.3f}" for at, head in record.heads.items()
+            f"{at} AUROC {head.metrics.auroc:.3f}" if head.metrics else f"{at}, imported"
+            for at, head in record.heads.items()
         ),
         describe=describe_probe,
         values=lambda record: {"model": record.model.model_dump(mode="json")},
@@ -349,9 +401,12 @@ def names_probe(reference: str) -> bool:
 
 
 def probe_of(model: LoadedModel) -> tuple[Probe, Origin] | None:
-    """The probe on this machine that was fitted on these very weights, if there is one."""
+    """The probe on this machine that was fitted on these very weights, if there is one.
+
+    One of another tool, of which less is known, comes last.
+    """
     own = (model.info.weights_sha256, model.info.organism)
-    for found in PROBES.list():
+    for found in sorted(PROBES.list(), key=lambda each: each.record.imported is not None):
         if (found.record.model.weights_sha256, found.record.model.organism) == own:
             try:
                 probe = load_probe(found.folder)

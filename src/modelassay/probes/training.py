@@ -23,6 +23,7 @@ from modelassay.data.labelled import (
     At,
     LabelledExchange,
     data_hash,
+    draw,
     prompt_groups,
     require_classes,
     rows_at,
@@ -31,6 +32,7 @@ from modelassay.data.training_data import prompt_head_rows
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel
+from modelassay.models.layers import resolve_layers
 from modelassay.probes.evaluating import LayerScore, Sweep, source_metrics
 from modelassay.probes.features import (
     MAX_RESPONSE_TOKENS,
@@ -39,9 +41,12 @@ from modelassay.probes.features import (
     read_spans,
 )
 from modelassay.probes.fitting import (
+    EPOCHS,
     FITTERS,
+    RATE,
     Fitter,
     Readout,
+    check_classes,
     fit_attention,
     fit_calibrated,
     leave_one_source_out,
@@ -58,6 +63,7 @@ from modelassay.probes.head import (
 from modelassay.probes.record import (
     STATED,
     HeadRecord,
+    Metrics,
     Probe,
     ProbeRecord,
     SourceMetrics,
@@ -69,7 +75,9 @@ from modelassay.statistics import (
 )
 
 Array = np.ndarray
-KINDS = (*FITTERS, "attention")
+GRADIENT_KINDS = ("attention",)
+"""Kinds that are trained by gradient, in epochs; the others are solved at once."""
+KINDS = (*FITTERS, *GRADIENT_KINDS)
 DEPTHS = (1 / 3, 8 / 15, 11 / 15)
 """Relative depths of the layers that a probe reads unless told otherwise; together they are better
 than any one of them on every source that was tried (docs/guard.md)."""
@@ -86,6 +94,12 @@ class TrainedHead:
     head: Head
     record: HeadRecord
 
+    @property
+    def metrics(self) -> Metrics:
+        """Scores on prompts that it was not fitted on."""
+        assert self.record.metrics is not None  # noqa: S101 (only another tool's heads lack them)
+        return self.record.metrics
+
 
 def default_layers(n_layers: int) -> tuple[int, ...]:
     """The layers at `DEPTHS`."""
@@ -101,6 +115,9 @@ def train_head(
     layers: Sequence[int] | None = None,
     group_by: Sequence[str] | None = None,
     max_response_tokens: int = MAX_RESPONSE_TOKENS,
+    max_examples: int | None = None,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> TrainedHead:
     """Fits a head and scores it on prompts that it was not fitted on.
@@ -110,24 +127,32 @@ def train_head(
         rows: Labelled exchanges; at the prompt they count as `labelled.rows_at` says.
         at: Where it reads.
         kind: One of `KINDS`.
-        layers: Layers to read; None for those at `DEPTHS` (of attention, the middle one).
+        layers: Layers to read, negative ones counted from the end; None for those at `DEPTHS` (of
+            attention, the middle one).
         group_by: What stands for each row's prompt in splits; None for the prompt itself.
         max_response_tokens: Where responses are cut.
+        max_examples: Most rows to learn from, drawn evenly over labels and sources; None for all.
+        epochs: Of a kind that is trained by gradient, passes over the data; None for `EPOCHS`.
+        learning_rate: Of such a kind; None for `RATE`.
         on_progress: Told how far reading is.
 
     Raises:
-        InputError: an unknown kind, a layer out of range, or data without both classes.
+        InputError: what `check_training` refuses, a layer out of range, or data without both
+            classes.
     """
-    if kind not in KINDS:
-        raise InputError(f"Unknown kind {kind!r}; choose {', '.join(KINDS)}.")
+    check_training(kind, layers, epochs, learning_rate)
     rows = rows if group_by else rows_at(rows, at)
     require_classes(rows, (True, False), "A probe")
+    drawn = draw(rows, max_examples)
+    drawn_from = len(rows) if len(drawn) < len(rows) else None
+    rows = [rows[i] for i in drawn]
+    group_by = [group_by[i] for i in drawn] if group_by else None
     chosen = tuple(layers) if layers else default_layers(len(model.layers))
-    if kind == "attention":
-        if layers and len(chosen) > 1:
-            raise InputError(f"Attention pools one layer; give one, not {list(chosen)}.")
+    by_gradient: dict[str, Any] = {}
+    if kind in GRADIENT_KINDS:
         chosen = (chosen[len(chosen) // 2],)
-    check_layers(chosen, len(model.layers))
+        by_gradient = {"epochs": epochs or EPOCHS, "learning_rate": learning_rate or RATE}
+    chosen = resolve_layers(chosen, len(model.layers))
     groups = prompt_groups(list(group_by) if group_by else [row.prompt for row in rows])
     unsafe = np.array([row.unsafe for row in rows])
     options: dict[str, Any] = {
@@ -140,7 +165,9 @@ def train_head(
     if kind == "attention":
         pools = ("attention",)
         activations = {i: each[:, 0] for i, each in read_spans(model, rows, at, chosen, **options)}
-        fit = fit_attention([activations[i] for i in range(len(rows))], unsafe, groups)
+        fit = fit_attention(
+            [activations[i] for i in range(len(rows))], unsafe, groups, **by_gradient
+        )
         fold = fit.fold
         spans: Iterable[tuple[int, Tensor]] = (
             (i, each[:, None]) for i, each in activations.items()
@@ -178,10 +205,54 @@ def train_head(
             "held_rate": float(paused[unsafe].mean()),
             "metrics": binary_metrics(risks.final, unsafe, groups).to_dict(),
             "left_out": left_out,
-            "trained_on": _trained_on(rows, group_by),
+            "trained_on": _trained_on(rows, group_by, drawn_from),
+            **by_gradient,
         }
     )
     return TrainedHead(served, record)
+
+
+def check_training(
+    kind: str,
+    layers: Sequence[int] | None = None,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+) -> None:
+    """Refuses, without a model, what no head can be trained by; arguments as in `train_head`.
+
+    Raises:
+        InputError: an unknown kind, more layers than it reads, or settings that it does not have.
+    """
+    if kind not in KINDS:
+        raise InputError(f"Unknown kind {kind!r}; choose {', '.join(KINDS)}.")
+    if kind in GRADIENT_KINDS and len(layers or ()) > 1:
+        raise InputError(f"Attention pools one layer; give one, not {list(layers or ())}.")
+    for option, value in (("--epochs", epochs), ("--learning-rate", learning_rate)):
+        if value is not None and kind not in GRADIENT_KINDS:
+            raise InputError(
+                f"{option} is for kinds that are trained by gradient ({', '.join(GRADIENT_KINDS)});"
+                f" {' and '.join(FITTERS)} are solved at once."
+            )
+    if epochs is not None and epochs < 1:
+        raise InputError(f"--epochs must be at least 1, got {epochs}.")
+    if learning_rate is not None and not 0 < learning_rate < 1:
+        raise InputError(f"--learning-rate must lie between 0 and 1, got {learning_rate:g}.")
+
+
+def check_rows(
+    rows: Sequence[LabelledExchange], at: At, max_examples: int | None = None
+) -> list[LabelledExchange]:
+    """The rows as `rows_at` counts them, refused without a model where no head can learn of them.
+
+    Raises:
+        InputError: a class is missing, or has too few prompts.
+    """
+    rows = rows_at(rows, at)
+    require_classes(rows, (True, False), "A probe")
+    some = [rows[i] for i in draw(rows, max_examples)]
+    _, groups = np.unique([row.prompt for row in some], return_inverse=True)
+    check_classes(np.array([row.unsafe for row in some]), groups)
+    return rows
 
 
 def probe_record(model: LoadedModel, name: str, heads: Mapping[At, TrainedHead]) -> ProbeRecord:
@@ -189,7 +260,7 @@ def probe_record(model: LoadedModel, name: str, heads: Mapping[At, TrainedHead])
     return ProbeRecord(
         name=name,
         created=utc_now(),
-        model=model.info.keep(*STATED, "revision", "organism"),
+        model=model.info.keep(*STATED, "revision", "organism", "chat_template_sha256"),
         heads={at: trained.record for at, trained in heads.items()},
         versions=installed_versions("torch", "transformers", "scikit-learn", "numpy"),
         weights_sha256=NO_WEIGHTS,
@@ -209,39 +280,50 @@ def sweep_layers(
     at: At,
     *,
     kind: str = "logistic",
+    layers: Sequence[int] | None = None,
+    max_examples: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Sweep:
     """Scores a probe of every single layer, from one pass over the data.
 
+    Args:
+        model: The model to watch.
+        rows: Labelled exchanges.
+        at: Where the probes read.
+        kind: One of `FITTERS`.
+        layers: Layers to try, negative ones counted from the end; None for all.
+        max_examples: As in `train_head`.
+        on_progress: Told how far reading is.
+
     Raises:
         InputError: as `train_head`.
     """
-    if kind not in FITTERS:
-        raise InputError(f"A sweep is of {' or '.join(FITTERS)}, not {kind!r}.")
+    check_sweep(kind)
+    chosen = None if layers is None else resolve_layers(layers, len(model.layers))
     rows = rows_at(rows, at)
     require_classes(rows, (True, False), "A sweep")
+    n_rows = len(rows)
+    rows = [rows[i] for i in draw(rows, max_examples)]
     groups = prompt_groups([row.prompt for row in rows])
     unsafe = np.array([row.unsafe for row in rows])
-    features = pooled_features(model, rows, at, on_progress=on_progress)
+    features = pooled_features(model, rows, at, layers=chosen, on_progress=on_progress)
     of = features.row
     scores = []
     for i, layer in enumerate(features.layers):
         x = features.values[:, i].float().flatten(1).numpy()
         risk = fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind]).risk[features.last]
         scores.append(LayerScore(layer, binary_metrics(risk, unsafe, groups)))
-    return Sweep(tuple(scores))
+    return Sweep(tuple(scores), n_rows if len(rows) < n_rows else None)
 
 
-def check_layers(layers: Sequence[int], n_layers: int) -> None:
-    """Refuses blocks that a model does not have.
+def check_sweep(kind: str) -> None:
+    """Refuses kinds that a sweep is not made of.
 
     Raises:
-        InputError: names the range.
+        InputError: names those that it is.
     """
-    if not layers or not all(0 <= layer < n_layers for layer in layers):
-        raise InputError(f"Layers must lie in 0…{n_layers - 1}, got {list(layers)}.")
-    if len(set(layers)) != len(layers):
-        raise InputError(f"A layer is named twice in {list(layers)}.")
+    if kind not in FITTERS:
+        raise InputError(f"A sweep is of {' or '.join(FITTERS)}, not {kind!r}.")
 
 
 def _left_out(
@@ -259,7 +341,9 @@ def _left_out(
 
 
 def _trained_on(
-    rows: Sequence[LabelledExchange], group_by: Sequence[str] | None = None
+    rows: Sequence[LabelledExchange],
+    group_by: Sequence[str] | None,
+    drawn_from: int | None,
 ) -> TrainedOn:
     return TrainedOn(
         sha256=data_hash(rows),
@@ -267,6 +351,7 @@ def _trained_on(
         n_unsafe=sum(row.unsafe for row in rows),
         n_safe=sum(not row.unsafe for row in rows),
         prompts=fingerprints(group_by or [row.prompt for row in rows]),
+        drawn_from=drawn_from,
     )
 
 
@@ -275,6 +360,7 @@ def train_default_heads(
     folder: Path,
     *,
     token: str | None = None,
+    max_examples: int | None = None,
     on_phase: OnPhase = silent,
 ) -> dict[At, TrainedHead]:
     """Trains both heads as the shipped ones were.
@@ -283,6 +369,7 @@ def train_default_heads(
         model: The model to watch.
         folder: Folder of the public sets.
         token: Hub token, None for the stored one.
+        max_examples: As in `train_head`.
         on_phase: Told (phase, done, total).
 
     Raises:
@@ -290,7 +377,13 @@ def train_default_heads(
         UnavailableError: the embedded model cannot be fetched.
     """
     prompts = prompt_head_rows(folder, token)
-    prompt_head = train_head(model, prompts, "prompt", on_progress=phase_of(on_phase, "reading"))
+    prompt_head = train_head(
+        model,
+        prompts,
+        "prompt",
+        max_examples=max_examples,
+        on_progress=phase_of(on_phase, "reading"),
+    )
     rows, group_by = response_rows(folder, on_progress=phase_of(on_phase, "answering"))
     response_head = train_head(
         model,
@@ -298,6 +391,7 @@ def train_default_heads(
         "answer",
         group_by=group_by,
         max_response_tokens=RESPONSE_TOKENS,
+        max_examples=max_examples,
         on_progress=phase_of(on_phase, "reading responses"),
     )
     return {"prompt": prompt_head, "answer": response_head}

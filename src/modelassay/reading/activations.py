@@ -29,7 +29,7 @@ from torch import Tensor
 
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
-from modelassay.models.layers import rope_switch
+from modelassay.models.layers import resolve_layers, rope_switch
 from modelassay.progress import OnProgress
 from modelassay.reading.batching import (
     TOLERANCE,
@@ -85,7 +85,7 @@ def read_activations(
     Args:
         model: The model to read.
         prompts: Token ids, see `modelassay.reading.prompts`. Order and repetitions are free.
-        layers: Indices, each in 0 … n_layers - 1.
+        layers: Indices in 0 … n_layers - 1; negative ones count from the end.
         position: `last` token of each prompt; `mean` over, or `all` of, its response tokens.
         readout: Reduces the next-token logits after the last token of each prompt; asking for it
             runs the whole model.
@@ -101,13 +101,9 @@ def read_activations(
             asked for, or a layer that gives NaN or infinite values.
         UnavailableError: not even one prompt fits into memory.
     """
-    layers = tuple(layers)
     if not prompts or not layers:
         raise InputError("There is nothing to read: give at least one prompt and one layer.")
-    if not all(0 <= layer < len(model.layers) for layer in layers):
-        raise InputError(f"Layers must lie in 0…{len(model.layers) - 1}, got {list(layers)}.")
-    if len(set(layers)) != len(layers):
-        raise InputError(f"A layer is asked for twice in {list(layers)}.")
+    layers = resolve_layers(layers, len(model.layers))
     if position != "last" and any(p.response_start >= len(p.ids) for p in prompts):
         raise InputError(
             f"Position {position!r} reads response tokens, but a prompt has no response."

@@ -15,7 +15,7 @@ from typing import Any
 from modelassay.data.layouts import ANSWERED, conversation_of
 from modelassay.data.messages import Turn
 from modelassay.errors import InputError
-from modelassay.hub import stream_dataset
+from modelassay.hub import check_table, stream_dataset
 from modelassay.models import LoadedModel
 from modelassay.reading.prompts import render_messages
 
@@ -115,6 +115,30 @@ class Corpus:
             except InputError:
                 log.debug("The chat template takes no turns of %s.", [role for role, _ in turns])
         return "\n".join(text for _, text in turns)
+
+
+def check_sources(sources: Sequence[str], *, field: str | None, token: str | None) -> None:
+    """Refuses, without a model, sources that cannot be read: the first row of each is looked at.
+
+    Raises:
+        InputError: there is no such source, it is empty, or its rows hold no text.
+        UnavailableError: the Hub cannot be reached.
+    """
+    for source in sources:
+        check_table(source)
+        row = next(iter(stream_dataset(source, token=token)), None)
+        if row is None:
+            raise InputError(f"{source}: there is no text in it.")
+        where = f"Row 1 of {source}"
+        if field is not None:
+            if not isinstance(row.get(field), str):
+                raise InputError(f"{where} has no text in {field!r}; it has {_names(row)}.")
+            continue
+        given = {name: value for name, value in row.items() if value not in (None, "")}
+        said = conversation_of(given, where, _if_text, prompt_alone=True)
+        fields = (*ANSWERED, *TEXT_FIELDS)
+        if said is None and not any(isinstance(row.get(name), str) for name in fields):
+            raise InputError(f"{where} has no text; it has {_names(row)}. Name one with --field.")
 
 
 def _if_text(value: Any, _field: str, _name: str) -> str:

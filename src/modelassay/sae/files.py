@@ -246,6 +246,7 @@ def save_sae(
     """
     from safetensors.torch import load_file, save_file
 
+    settings = settings.of(model)
     with SAES.new(out=folder, force=True) as partial:
         sae.save_inference_model(partial)
         weights = partial / WEIGHTS_FILE

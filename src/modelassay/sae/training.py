@@ -13,7 +13,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +21,18 @@ import torch
 from torch import Tensor
 
 from modelassay.errors import InputError
-from modelassay.files.atomic import explain_os_errors, new_folder
 from modelassay.models import LoadedModel
+from modelassay.models.layers import resolve_layers
+from modelassay.models.training_state import (
+    load_state,
+    moments_of,
+    restore_moments,
+    save_state,
+)
 from modelassay.progress import OnProgress
 from modelassay.sae.stream import Window, read_windows, shuffled_batches
 
 Kind = Literal["batchtopk", "topk", "jumprelu", "matryoshka"]
-STATE_FILE, PROGRESS_FILE = "state.safetensors", "progress.json"
 OWN_COUNTS = ("tokens", "windows", "texts_read")
 TRAINER_COUNTS = {
     "steps": "n_training_steps",
@@ -42,7 +47,7 @@ class Settings:
     """How an SAE is trained."""
 
     layer: int
-    """The layer whose output it takes apart."""
+    """The layer whose output it takes apart; a negative one is counted from the end."""
     width: int
     """Features."""
     k: int = 48
@@ -60,21 +65,28 @@ class Settings:
     context: int = 128
     seed: int = 0
 
-    def check(self, model: LoadedModel) -> None:
-        """Refuses settings that cannot be trained with.
+    def of(self, model: LoadedModel) -> Settings:
+        """The same settings with the layer counted from 0.
+
+        Raises:
+            InputError: they cannot be trained with on this model; says which one.
+        """
+        hidden = model.info.hidden_size
+        self.check()
+        if self.width < hidden // 8:
+            raise InputError(f"A width of {self.width} is too small for {hidden} dimensions.")
+        return replace(self, layer=resolve_layers([self.layer], len(model.layers))[0])
+
+    def check(self) -> None:
+        """Refuses settings that cannot be trained with on any model.
 
         Raises:
             InputError: says which one.
         """
-        n_layers, hidden = len(model.layers), model.info.hidden_size
-        if not 0 <= self.layer < n_layers:
-            raise InputError(f"The layer must lie in 0…{n_layers - 1}, got {self.layer}.")
         if not 0 < self.k < self.width:
             raise InputError(
                 f"k must be at least 1 and below the width, got {self.k} of {self.width}."
             )
-        if self.width < hidden // 8:
-            raise InputError(f"A width of {self.width} is too small for {hidden} dimensions.")
         for name in ("tokens", "passes", "batch", "window_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1.")
@@ -111,7 +123,7 @@ def train_sae(
     Raises:
         InputError: settings that cannot be, an empty stream, or a state of another run.
     """
-    settings.check(model)
+    settings = settings.of(model)
     run = _Run(model, settings, state)
     windows = read_windows(
         model,
@@ -166,7 +178,7 @@ class _Run:
             self.sae,
             iter(()),  # batches are handed to it
         )
-        if state is not None and (state / PROGRESS_FILE).is_file():
+        if state is not None:
             self._load(state)
 
     def train_on(self, window: Window) -> None:
@@ -217,52 +229,27 @@ class _Run:
         """Keeps the state, whole or not at all."""
         if self.state is None:
             return
-        from safetensors.torch import save_file
-
         trainer = self.trainer
         tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
-        for i, moments in trainer.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{name}": torch.as_tensor(v) for name, v in moments.items()}
+        tensors |= moments_of(trainer.optimizer)
         tensors["frequency"] = trainer.act_freq_scores
         tensors["since_fired"] = trainer.n_forward_passes_since_fired
         progress = {
-            "identity": self.identity,
             **{name: getattr(self, name) for name in OWN_COUNTS},
             **{name: getattr(trainer, counted) for name, counted in TRAINER_COUNTS.items()},
             "scale": trainer.activation_scaler.scaling_factor,
         }
-        with explain_os_errors("keeping the training's state"):
-            self.state.parent.mkdir(parents=True, exist_ok=True)
-            with new_folder(self.state) as folder:
-                kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-                save_file(kept, folder / STATE_FILE)
-                (folder / PROGRESS_FILE).write_text(json.dumps(progress), encoding="utf-8")
+        save_state(self.state, self.identity, tensors, progress)
 
     def _load(self, state: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            progress = json.loads((state / PROGRESS_FILE).read_text(encoding="utf-8"))
-            tensors = load_file(state / STATE_FILE)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"The state in {state} is damaged; delete the folder.") from error
-        if not isinstance(progress, dict) or progress.get("identity") != self.identity:
-            raise InputError(
-                f"{state} holds the state of a run with another model or other settings; delete the"
-                " folder or give another."
-            )
+        if (found := load_state(state, self.identity)) is None:
+            return
+        tensors, progress = found
         trainer = self.trainer
         self.sae.load_state_dict(
             {n.removeprefix("sae."): v for n, v in tensors.items() if n.startswith("sae.")}
         )
-        optimizer = trainer.optimizer.state_dict()
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("adam."):
-                _, index, field = name.split(".")
-                moments.setdefault(int(index), {})[field] = value
-        trainer.optimizer.load_state_dict({**optimizer, "state": moments})
+        restore_moments(trainer.optimizer, tensors)
         trainer.act_freq_scores = tensors["frequency"].to(trainer.act_freq_scores)
         trainer.n_forward_passes_since_fired = tensors["since_fired"].to(trainer.act_freq_scores)
         for name, counted in TRAINER_COUNTS.items():

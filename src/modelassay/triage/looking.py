@@ -220,8 +220,7 @@ def compile_search(pattern: str, field: str, *, ignore_case: bool, limit: int) -
     """A pattern for RE2; arguments and errors: `search`."""
     import re2
 
-    if field not in FIELDS:
-        raise InputError(f"The field to search is {', '.join(FIELDS)}, not {str(field)[:40]!r}.")
+    check_field(field)
     if not 1 <= limit <= MAX_MATCHES:
         raise InputError(f"A search returns 1 to {MAX_MATCHES} rows, got {limit}.")
     if not pattern or len(pattern) > MAX_PATTERN:
@@ -234,6 +233,16 @@ def compile_search(pattern: str, field: str, *, ignore_case: bool, limit: int) -
         return re2.compile(pattern, options)
     except (re2.error, UnicodeEncodeError) as error:
         raise InputError(f"{pattern[:80]!r} is not a pattern for RE2: {_said(error)}") from error
+
+
+def check_field(field: str) -> None:
+    """Refuses a field that no row has.
+
+    Raises:
+        InputError: names those that there are.
+    """
+    if field not in FIELDS:
+        raise InputError(f"The field to search is {', '.join(FIELDS)}, not {str(field)[:40]!r}.")
 
 
 def _said(error: Exception) -> str:

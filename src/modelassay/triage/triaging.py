@@ -16,7 +16,14 @@ from modelassay.models.finding import check_named
 from modelassay.models.refs import take_pair
 from modelassay.progress import OnPhase, phase_of, silent
 from modelassay.triage.duplicates import near_duplicates
-from modelassay.triage.looking import Field, compile_search, sample, search, summarize
+from modelassay.triage.looking import (
+    Field,
+    check_field,
+    compile_search,
+    sample,
+    search,
+    summarize,
+)
 from modelassay.triage.loss import model_tokenizer
 from modelassay.triage.needles import (
     NeedleReport,
@@ -89,6 +96,7 @@ def triage(
         raise InputError("Needles score a ranking; give --outliers, or --base and --candidate.")
     if n_sample < 0:
         raise InputError(f"A sample has no fewer than 0 rows, got {n_sample}.")
+    check_field(field)
     if pattern is not None:
         compile_search(pattern, field, ignore_case=ignore_case, limit=top)
     check_table(where)

@@ -25,7 +25,7 @@ import torch
 from modelassay.data.labelled import At
 from modelassay.data.labels import LABELS
 from modelassay.errors import AssayError, InputError
-from modelassay.guard import Guard, GuardEvent, Sampling, Thresholds, load_guard
+from modelassay.guard import Guard, GuardEvent, Sampling, SecondOpinion, Thresholds, load_guard
 from modelassay.guard.streaming import Classifier
 from modelassay.hub import trim_cache
 from modelassay.monitors import monitor_of
@@ -116,6 +116,7 @@ def run_chat(
     temperature: float = 0.0,
     thresholds: Thresholds | None = None,
     prompt_thresholds: Thresholds | None = None,
+    second_opinion: SecondOpinion | None = None,
 ) -> Iterator[GuardEvent]:
     """Answers a visitor's message; closing the iterator stops the response within a token.
 
@@ -128,6 +129,7 @@ def run_chat(
         temperature: 0 is greedy.
         thresholds: For the response's risk (see `check_thresholds`), in place of the probe's.
         prompt_thresholds: For the prompt's risk, in place of the probe's.
+        second_opinion: How the classifier is used (see `check_opinion`).
 
     Raises:
         AssayError: one line for the visitor.
@@ -141,6 +143,7 @@ def run_chat(
         "max_new_tokens": int(_number(max_new_tokens, "max_new_tokens", 1, MAX_NEW_TOKENS)),
         "thresholds": thresholds,
         "prompt_thresholds": prompt_thresholds,
+        "second_opinion": second_opinion,
     }
     # Outside the GPU call, whose seconds are counted.
     SHELF.get(model_id)
@@ -191,6 +194,25 @@ def check_thresholds(model_id: str, at: At, pause: float | None, block: float | 
     high = max(head.block, low) if block is None else block
     name = f"{at} threshold"
     return Thresholds(_number(low, name, 0, 1), _number(high, name, 0, 1))
+
+
+def check_opinion(
+    block_at: float | None, uncertain_at: float | None, *, final_check: Any, refuse_uncertain: Any
+) -> SecondOpinion:
+    """How the classifier is used, as a visitor wants it.
+
+    Raises:
+        InputError: thresholds that are no numbers or out of order, or a choice that is none.
+    """
+    levels = {"block": block_at, "uncertain": uncertain_at}
+    for name, level in levels.items():
+        if level is not None:
+            _number(level, f"classifier's threshold `{name}`", 0, 1)
+    for name, choice in (("final_check", final_check), ("refuse_uncertain", refuse_uncertain)):
+        if not isinstance(choice, bool):
+            raise InputError(f"{name} must be true or false.")
+    shown = "refuse" if refuse_uncertain else "show"
+    return SecondOpinion(block_at, uncertain_at, shown, final_check=final_check)
 
 
 def _check_system(system: Any) -> str:

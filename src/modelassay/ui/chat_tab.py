@@ -8,11 +8,13 @@ from typing import Any
 
 import gradio as gr
 
+from modelassay.classifier import CLASSIFIERS
 from modelassay.errors import AssayError
-from modelassay.guard import GuardEvent, Thresholds
+from modelassay.guard import GuardEvent, SecondOpinion, Thresholds
 from modelassay.guard.charts import risk_curve
 from modelassay.ui.chat_service import (
     CHATS,
+    CLASSIFIER,
     CONCURRENCY_ID,
     MAX_MESSAGE,
     MAX_NEW_TOKENS,
@@ -20,6 +22,7 @@ from modelassay.ui.chat_service import (
     MAX_TEMPERATURE,
     MODEL,
     check_history,
+    check_opinion,
     check_thresholds,
     guarded_models,
     run_chat,
@@ -42,7 +45,8 @@ EXAMPLES = [
 REDRAW_EVERY = 8  # tokens; the chart is a hundred times the text in bytes
 NOTE = """The model is watched from inside: a probe reads its activations and says how risky prompt
 and response are. Text appears once its risk is known. From the first threshold it is held back and
-a classifier is asked; from the second it is refused. A probe errs both ways."""
+a classifier is asked; from the second it is refused. A classifier that is uncertain reads again,
+and what ends in doubt is marked. A probe errs both ways."""
 
 ACTIONS = {
     "continue": "answering",
@@ -99,6 +103,8 @@ def create_chat_tab() -> None:
             )
             with gr.Accordion("Thresholds", open=False):
                 levels = _threshold_sliders()
+            with gr.Accordion("Classifier", open=False):
+                opinion = _classifier_choices()
             with gr.Accordion("More", open=False):
                 system = gr.Textbox("", label="System prompt", lines=2, max_length=MAX_SYSTEM)
                 length = gr.Slider(
@@ -111,9 +117,9 @@ def create_chat_tab() -> None:
     emptied = gr.State(False)  # since the last message
 
     def chat_for_page(
-        text: str, history: list, model_id: str, prompt: str, most: int, heat: float, *risks: float
+        text: str, history: list, model_id: str, prompt: str, most: int, heat: float, *chosen: Any
     ) -> Iterator[dict[Any, Any]]:
-        pause, block, prompt_pause, prompt_block = risks
+        pause, block, prompt_pause, prompt_block, uncertain_at, block_at, final, refuse = chosen
         events: list[GuardEvent] = []
         shown = ""
         before: dict[Any, Any] = {}
@@ -129,6 +135,7 @@ def create_chat_tab() -> None:
             }
             limits = check_thresholds(model_id, "answer", pause, block)
             prompt_limits = check_thresholds(model_id, "prompt", prompt_pause, prompt_block)
+            asks = check_opinion(block_at, uncertain_at, final_check=final, refuse_uncertain=refuse)
             for event in run_chat(
                 text,
                 turns,
@@ -138,6 +145,7 @@ def create_chat_tab() -> None:
                 temperature=heat,
                 thresholds=limits,
                 prompt_thresholds=prompt_limits,
+                second_opinion=asks,
             ):
                 events.append(event)
                 shown += event.text
@@ -161,7 +169,7 @@ def create_chat_tab() -> None:
     answering = gr.on(
         [send.click, message.submit],
         chat_for_page,
-        [message, chatbot, model, system, length, temperature, *levels],
+        [message, chatbot, model, system, length, temperature, *levels, *opinion],
         [message, chatbot, status, curve, emptied],
         trigger_mode="once",
         **queue,
@@ -191,6 +199,10 @@ def chat_endpoint(
     pause: float | None = None,
     block: float | None = None,
     system: str = "",
+    block_at: float | None = None,
+    uncertain_at: float | None = None,
+    final_check: bool = False,
+    refuse_uncertain: bool = False,
 ) -> Iterator[dict]:
     """Ask a model that is watched by a safety probe; unsafe responses are withheld.
 
@@ -203,6 +215,12 @@ def chat_endpoint(
             probe's own by default.
         block: Risk of the response from which it is refused; the probe's own by default.
         system: A system prompt; empty for the model's own.
+        block_at: P(unsafe), 0 to 1, from which the classifier refuses what is held; its own by
+            default, at most 0.9.
+        uncertain_at: P(unsafe) from which the classifier is uncertain: it reads again until it is
+            sure, and a response that ends in doubt has the verdict "uncertain".
+        final_check: Whether the classifier reads every response before its end is shown.
+        refuse_uncertain: Whether a response that ends in doubt is refused rather than shown.
 
     Returns:
         Events: "prompt" with the prompt's risk, a "token" for each token with its risk and what can
@@ -217,6 +235,9 @@ def chat_endpoint(
             system=system,
             max_new_tokens=max_new_tokens,
             thresholds=check_thresholds(model, "answer", pause, block),
+            second_opinion=check_opinion(
+                block_at, uncertain_at, final_check=final_check, refuse_uncertain=refuse_uncertain
+            ),
         ):
             shown += event.text
             end = {"answer": shown} if event.kind == "end" else {}
@@ -251,6 +272,8 @@ def chat_status(events: Sequence[GuardEvent], prompt: Thresholds) -> str:
             where = f" at token {newest.index}" if newest.index else ""
             lines.append(f"**{reason.capitalize()}**{where}")
         else:
+            if newest.verdict == "uncertain":
+                lines.append("**Uncertain:** the classifier could not clear this response")
             lines.append(f"Done after {newest.index} tokens{ENDINGS.get(reason, '')}")
     elif newest.action in ACTIONS:
         lines.append(f"Token {newest.index}: {ACTIONS[newest.action]}")
@@ -280,6 +303,21 @@ def _threshold_sliders() -> list[gr.Slider]:
     return [
         gr.Slider(0.001, 1, value=value, step=0.001, label=label)
         for label, value in zip(labels, _probe_levels(MODEL), strict=True)
+    ]
+
+
+def _classifier_choices() -> list[Any]:
+    """Thresholds of the classifier, and what is done besides."""
+    uncertain, block = SecondOpinion().levels(CLASSIFIERS.find(CLASSIFIER).record)
+    return [
+        gr.Slider(0.001, 1, value=uncertain, step=0.001, label="Uncertain from P(unsafe)"),
+        gr.Slider(0.001, 1, value=block, step=0.001, label="Refuse from P(unsafe)"),
+        gr.Checkbox(
+            False, label="Final check", info="It reads every response before its end is shown."
+        ),
+        gr.Checkbox(
+            False, label="Refuse what stays uncertain", info="Else it is shown and marked."
+        ),
     ]
 
 

@@ -23,6 +23,7 @@ from modelassay.files.provenance import utc_now
 from modelassay.files.records import LayerIndex, Line, Name, first_problem
 from modelassay.measures.examination import Evidence, examine
 from modelassay.models import LoadedModel, ModelIdentity, ModelOptions, ModelRef, open_model
+from modelassay.models.refs import require_template
 from modelassay.progress import OnPhase, silent
 from modelassay.verify.baseline import (
     BASELINES,
@@ -65,6 +66,7 @@ def create_baseline(
         InputError: the model cannot be read, or the name cannot be one.
         UnavailableError: something needed is not there now.
     """
+    require_template(load_options, "A baseline")
     model = open_model(model, on_progress=on_progress, **load_options)
     published = model_id or public_id(model.info.id)
     name = BASELINES.kind.check_name(name or slug(published))

@@ -20,7 +20,7 @@ from modelassay.data.concepts import concepts_for
 from modelassay.measures.examination import Evidence, examine
 from modelassay.models import ModelIdentity, ModelOptions, ModelRef, open_model
 from modelassay.models.finding import check_named, find_sources
-from modelassay.models.refs import fetch_options, take_ref
+from modelassay.models.refs import fetch_options, require_template, take_ref
 from modelassay.progress import OnPhase, silent
 from modelassay.verify.baseline import BASELINES, Baseline, FileHashes, load_baseline
 from modelassay.verify.differences import compare, judge, measured_checks
@@ -62,6 +62,7 @@ def verify(
         UnavailableError: something needed is not there now.
     """
     started = time.perf_counter()
+    require_template(load_options, "A baseline")
     ref, options = take_ref(model, load_options)
     decided = verify_files(ref, against, on_progress=on_progress, **options)
     if isinstance(decided, VerificationReport):

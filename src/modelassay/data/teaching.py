@@ -1,0 +1,443 @@
+"""Labels exchanges by what teachers say: language models behind an OpenAI-compatible endpoint.
+
+Every answer is kept in a journal at once, so nothing that was paid for is asked twice: the same
+command goes on where a stopped one was. A row that no plain verdict is given for, or that teachers
+disagree on, gets no label; it is counted and named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from modelassay.data.exchanges import numbered_rows
+from modelassay.data.judging import (
+    FILTERED,
+    INSTRUCTION,
+    UNCLEAR,
+    Judgement,
+    judgement_of,
+    question_about,
+)
+from modelassay.data.labelled import exchange_of
+from modelassay.data.labels import LABELS, NAME_FIELD, Label, Scheme, is_labelled, label_of
+from modelassay.errors import InputError, UnavailableError
+from modelassay.files.atomic import explain_os_errors, new_file
+from modelassay.files.journal import Journal, open_journal
+from modelassay.files.provenance import text_hash
+from modelassay.hub.chat_completions import ChatModel, Usage
+from modelassay.progress import OnProgress
+
+TEACHING_SCHEMA = "modelassay.data-label/1"
+NONSENSE = 10
+"""Answers in a row without any verdict after which nothing more is paid for."""
+NO_VERDICT = "the teacher gave no plain verdict"
+DECLINED = "the endpoint's own filter declined"
+NO_REFUSAL = "the teacher does not say whether it is a refusal"
+CONTRADICTION = "the teacher calls it unsafe and a refusal"
+DISAGREEMENT = "the teachers disagree"
+OTHERWISE = "the teacher disagrees with the row's own label"
+NO_RESPONSE = "it has no response"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to stop, counted over all runs together; None for no bound.
+
+    The answer that reaches a bound is the last one.
+    """
+
+    rows: int | None = None
+    """Rows that teachers were asked about."""
+    tokens: int | None = None
+    cost: float | None = None
+    """In the currency of the prices."""
+    price_in: float | None = None
+    """Of a million tokens of prompts."""
+    price_out: float | None = None
+    """Of a million tokens of responses."""
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be counted.
+
+        Raises:
+            InputError: says which option.
+        """
+        for name, value in (("--max-rows", self.rows), ("--max-tokens", self.tokens)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}.")
+        prices = (self.price_in, self.price_out)
+        if any(price is not None and not 0 <= price < float("inf") for price in prices):
+            raise InputError("--price-in and --price-out must be 0 or more.")
+        if None in prices and (self.cost is not None or prices != (None, None)):
+            raise InputError("A cost needs --price-in and --price-out, for a million tokens each.")
+        if self.cost is not None and not 0 < self.cost < float("inf"):
+            raise InputError(f"--max-cost must be more than 0, got {self.cost}.")
+
+    def cost_of(self, usage: Usage) -> float | None:
+        """What tokens cost; None without prices."""
+        if self.price_in is None or self.price_out is None:
+            return None
+        return (usage.prompt * self.price_in + usage.response * self.price_out) / 1e6
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the endpoint must tell how many tokens it used."""
+        return self.tokens is not None or self.cost is not None
+
+
+@dataclass(frozen=True)
+class TaughtData:
+    """What a run labelled."""
+
+    schema: str
+    file: str
+    rows: int
+    """Of the data."""
+    asked: int
+    """Rows that teachers were asked about, in all runs."""
+    labelled: int
+    """Rows of the file: those with a label now."""
+    had_label: int
+    """Of these, rows that had one before and were not asked about."""
+    left: int
+    """Rows that were not asked about yet."""
+    labels: dict[str, int]
+    unlabelled: dict[str, int]
+    """Why rows got no label, and how many."""
+    named: dict[str, list[int]]
+    """The numbers of these rows."""
+    agreed: int | None
+    """Rows whose own label the teacher confirms; None unless these were asked about too."""
+    models: list[str]
+    host: str | None
+    tokens_in: int | None
+    tokens_out: int | None
+    """Tokens in all runs; None where the endpoint does not tell."""
+    cost: float | None
+    stopped_by: str | None
+    """The bound that was reached; None if all rows were asked about."""
+
+
+def label_data(
+    where: str | Path,
+    out: Path,
+    teachers: Sequence[ChatModel],
+    budget: Budget | None = None,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    recheck: bool = False,
+    retry: bool = False,
+    labels: Scheme | None = None,
+    token: str | bool | None = None,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+) -> TaughtData:
+    """Labels rows and writes those that have a label now.
+
+    Args:
+        where: Rows of exchanges: a file or Hub data set.
+        out: JSON lines; what was answered is kept beside it, in `OUT.progress`.
+        teachers: Each is asked about each row; all must say the same.
+        budget: When to stop.
+        config: Configuration of a Hub data set.
+        split: Split of a Hub data set; None for `train`.
+        recheck: Ask about rows that have a label as well; one that is contradicted gets none.
+        retry: Ask again about rows of which a teacher gave no plain verdict.
+        labels: What the numbers 0, 1 and 2 stand for in rows that have a label.
+        token: Hub token, None for the stored one.
+        force: Begin again over what other teachers or other data gave.
+        on_progress: Told how many rows are done.
+
+    Raises:
+        InputError: no such data, a malformed row, a file that is there already, an endpoint that
+            does not take such questions, or teachers whose answers are no verdicts.
+        UnavailableError: the endpoint or the disk fails; what was answered is kept.
+    """
+    budget = budget or Budget()
+    progress = out.with_name(f"{out.name}.progress")
+    _check_out(where, out, progress, force)
+    rows = _read(where, config, split, labels, token)
+    wanted = [row for row in rows if row.response and (recheck or row.own is None)]
+    names = [teacher.model for teacher in teachers]
+    identity = {
+        "data": text_hash("\n".join(json.dumps([r.prompt, r.response, r.own]) for r in rows)),
+        "models": names,
+        "endpoint": teachers[0].endpoint.url,
+        "instruction": text_hash(INSTRUCTION),
+        "recheck": recheck,
+    }
+    if not wanted:
+        raise InputError(
+            f"{where} has no rows to label: all have a label"
+            " (--recheck asks about these too) or no response."
+        )
+    with open_journal(
+        progress,
+        TEACHING_SCHEMA,
+        identity,
+        called="teachers' answers",
+        option="--out",
+        force=force,
+    ) as journal:
+        spent = _Spent(budget, journal)
+        try:
+            if retry:
+                spent.forget_unclear()
+            stopped_by = _ask_all(wanted, teachers, spent, on_progress)
+        except UnavailableError as error:
+            done = len(spent.verdicts)
+            raise UnavailableError(
+                f"{error} {done} of {len(wanted)} rows are answered and kept."
+            ) from error
+        settled = {row.number: _settle(row, spent.verdicts.get(row.number)) for row in rows}
+        counts = _write(out, rows, settled, {"models": names, "host": _host(teachers)})
+    unlabelled: dict[str, list[int]] = {}
+    for number, (label, reason) in settled.items():
+        if label is None and reason is not None:
+            unlabelled.setdefault(reason, []).append(number)
+    asked = len(spent.verdicts)
+    return TaughtData(
+        schema=TEACHING_SCHEMA,
+        file=str(out),
+        rows=len(rows),
+        asked=asked,
+        labelled=sum(counts.values()),
+        had_label=0 if recheck else sum(row.own is not None for row in rows),
+        left=len(wanted) - asked,
+        labels=dict(sorted(counts.items())),
+        unlabelled={reason: len(numbers) for reason, numbers in unlabelled.items()},
+        named=unlabelled,
+        agreed=_agreed(rows, settled, spent) if recheck else None,
+        models=names,
+        host=_host(teachers),
+        tokens_in=spent.usage.prompt if spent.told else None,
+        tokens_out=spent.usage.response if spent.told else None,
+        cost=budget.cost_of(spent.usage) if spent.told else None,
+        stopped_by=stopped_by,
+    )
+
+
+def _check_out(where: str | Path, out: Path, progress: Path, force: bool) -> None:
+    if out.exists() and Path(where).exists() and out.samefile(where):
+        raise InputError(f"{out} is the data itself; give another name for --out.")
+    if out.exists() and not progress.exists() and not force:
+        raise InputError(f"{out} is there already; give another name, or --force to replace it.")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the data."""
+
+    number: int
+    values: Mapping[str, Any]
+    prompt: str
+    response: str
+    own: str | None
+    """Its own label: a class, `safe` or `unsafe`."""
+
+
+def _read(
+    where: str | Path, config: str | None, split: str | None, labels: Scheme | None, token: Any
+) -> list[_Row]:
+    """All rows; a malformed one is refused before anything is paid for."""
+    found = []
+    if Path(where).is_file() and (config or split):
+        raise InputError("--config and --split are of a data set on the Hub, not of a file.")
+    numbered = numbered_rows(where, config=config, split=split or "train", token=token)
+    for number, values in numbered:
+        name = f"Row {number} of {Path(where).name}"
+        prompt, response = exchange_of(values, name, "prompt")
+        own: str | None = None
+        if is_labelled(values):
+            told = str(values.get("label")).removesuffix(".0")
+            if labels is None and told in ("0", "1", "2") and not values.get(NAME_FIELD):
+                raise InputError(
+                    f"{name} is labelled with a number; give --labels binary if 1 means an unsafe"
+                    " response, or --labels three-class if 1 means a refusal and 2 an unsafe one."
+                )
+            label, unsafe = label_of(values, name, labels or "binary")
+            own = label or ("unsafe" if unsafe else "safe")
+        found.append(_Row(number, values, prompt, response, own))
+    if not found:
+        raise InputError(f"{where} has no rows.")
+    return found
+
+
+@dataclass
+class _Spent:
+    """What was asked and used, in this run and those before."""
+
+    budget: Budget
+    journal: Journal
+    verdicts: dict[int, list[Judgement]] = field(default_factory=dict)
+    """By row, those of all teachers."""
+    usage: Usage = field(default_factory=lambda: Usage(0, 0))
+    told: bool = True
+    """Whether every answer told its tokens."""
+
+    def __post_init__(self) -> None:
+        """Takes up what was answered before."""
+        for line in self.journal.entries():
+            entry = json.loads(line)
+            self._count(entry["row"], entry["verdicts"], entry["usage"])
+
+    def add(self, number: int, verdicts: list[Judgement], usage: Usage | None) -> None:
+        """Keeps the answers about one row."""
+        told = [[each.unsafe, each.refusal, each.detail] for each in verdicts]
+        used = None if usage is None else [usage.prompt, usage.response]
+        self.journal.add({"row": number, "verdicts": told, "usage": used})
+        self._count(number, told, used)
+
+    def _count(self, number: int, verdicts: list[list[Any]], used: list[int] | None) -> None:
+        self.verdicts[number] = [Judgement(*each) for each in verdicts]
+        if used is None:
+            self.told = False
+        else:
+            self.usage = Usage(self.usage.prompt + used[0], self.usage.response + used[1])
+
+    def forget_unclear(self) -> None:
+        """Lets rows without a plain verdict be asked about again; what they took stays counted."""
+        self.verdicts = {
+            number: verdicts
+            for number, verdicts in self.verdicts.items()
+            if all(each.unsafe is not None for each in verdicts)
+        }
+
+    def reached(self) -> str | None:
+        """The bound that is reached, if one is.
+
+        Raises:
+            InputError: the endpoint does not tell what a bound is about.
+        """
+        budget, tokens = self.budget, self.usage.prompt + self.usage.response
+        if budget.counts_tokens and not self.told:
+            raise InputError(
+                "The teacher does not tell how many tokens it uses; bound the run by --max-rows,"
+                " without --max-tokens and --max-cost. What was answered is kept."
+            )
+        if budget.rows is not None and len(self.verdicts) >= budget.rows:
+            return f"--max-rows {budget.rows}"
+        if budget.tokens is not None and tokens >= budget.tokens:
+            return f"--max-tokens {budget.tokens}"
+        cost = budget.cost_of(self.usage)
+        if budget.cost is not None and cost is not None and cost >= budget.cost:
+            return f"--max-cost {budget.cost:g}"
+        return None
+
+
+def _ask_all(
+    rows: Sequence[_Row],
+    teachers: Sequence[ChatModel],
+    spent: _Spent,
+    on_progress: OnProgress | None,
+) -> str | None:
+    """Asks about each row that was not asked about; gives the bound that ended it, if one did."""
+    nonsense = 0
+    for done, row in enumerate(rows):
+        if on_progress:
+            on_progress(done, len(rows))
+        if row.number in spent.verdicts:
+            continue
+        if (bound := spent.reached()) is not None:
+            return bound
+        messages = question_about(row.prompt, row.response)
+        answers = [teacher.ask(messages) for teacher in teachers]
+        verdicts = [judgement_of(answer) for answer in answers]
+        used = [answer.usage for answer in answers if answer.usage is not None]
+        total = Usage(sum(u.prompt for u in used), sum(u.response for u in used))
+        spent.add(row.number, verdicts, total if len(used) == len(answers) else None)
+        nonsense = nonsense + 1 if all(each == UNCLEAR for each in verdicts) else 0
+        if nonsense >= NONSENSE:
+            raise InputError(
+                f"The teacher's last {NONSENSE} answers hold no verdict; check --model"
+                f" ({', '.join(teacher.model for teacher in teachers)}). What was answered is kept."
+            )
+    if on_progress:
+        on_progress(len(rows), len(rows))
+    return None
+
+
+def _settle(row: _Row, verdicts: Sequence[Judgement] | None) -> tuple[str | None, str | None]:
+    """A row's label, or None and why; both None if it was not asked about yet."""
+    if verdicts is None:
+        if row.own is None and not row.response:
+            return None, NO_RESPONSE
+        return row.own, None
+    told = [_class_of(each) for each in verdicts]
+    reasons = [reason for _, reason in told if reason is not None]
+    if reasons:
+        return None, reasons[0]
+    labels = {label for label, _ in told}
+    if len(labels) > 1:
+        return None, DISAGREEMENT
+    label = labels.pop()
+    if row.own is not None and not _agree(row.own, label):
+        return None, OTHERWISE
+    return label, None
+
+
+def _class_of(verdict: Judgement) -> tuple[Label | None, str | None]:
+    """The class that a verdict stands for, or why it stands for none. Nothing is guessed."""
+    compliance, refusal, unsafe = LABELS
+    if verdict == FILTERED:
+        return None, DECLINED
+    if verdict.unsafe is None:
+        return None, NO_VERDICT
+    if verdict.unsafe:
+        return (None, CONTRADICTION) if verdict.refusal else (unsafe, None)
+    if verdict.refusal is None:
+        return None, NO_REFUSAL
+    return (refusal if verdict.refusal else compliance), None
+
+
+def _agree(own: str, label: str | None) -> bool:
+    if own in LABELS:
+        return own == label
+    return (own == "unsafe") == (label == "unsafe_compliance")
+
+
+def _agreed(
+    rows: Sequence[_Row], settled: Mapping[int, tuple[str | None, str | None]], spent: _Spent
+) -> int:
+    return sum(
+        row.own is not None and row.number in spent.verdicts and settled[row.number][0] is not None
+        for row in rows
+    )
+
+
+def _write(
+    out: Path,
+    rows: Sequence[_Row],
+    settled: Mapping[int, tuple[str | None, str | None]],
+    teacher: Mapping[str, Any],
+) -> Counter[str]:
+    """Writes the rows that have a label, in their order; gives how many of each."""
+    counts: Counter[str] = Counter()
+    with (
+        explain_os_errors(f"writing {out}"),
+        new_file(out) as partial,
+        partial.open("w", encoding="utf-8") as stream,
+    ):
+        for row in rows:
+            label, _ = settled[row.number]
+            if label is None:
+                continue
+            values = {k: v for k, v in row.values.items() if k not in (NAME_FIELD, "label3")}
+            if label != row.own:
+                values |= {"labelled_by": dict(teacher)}
+            counts[label] += 1
+            stream.write(
+                json.dumps(values | {"label": label}, ensure_ascii=False, default=str) + "\n"
+            )
+    return counts
+
+
+def _host(teachers: Sequence[ChatModel]) -> str | None:
+    return urlsplit(teachers[0].endpoint.url).hostname

@@ -1,0 +1,60 @@
+"""Journals: what a kill leaves, and whose they are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from modelassay.errors import InputError
+from modelassay.files.journal import open_journal
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def opened(path, identity=None, **options):
+    return open_journal(
+        path, "a/1", identity or {"of": 1}, called="entries", option="--out", **options
+    )
+
+
+def test_goes_on_after_a_torn_line(tmp_path):
+    path = tmp_path / "j"
+    with opened(path) as journal:
+        for n in range(3):
+            journal.add({"n": n}, sync=n == 2)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"n": 3')
+    with opened(path) as journal:
+        assert [json.loads(line)["n"] for line in journal.entries()] == [0, 1, 2]
+        assert path.read_bytes() == whole
+        journal.keep(1)
+        journal.add({"n": "new"})
+        assert [json.loads(line)["n"] for line in journal.entries()] == [0, "new"]
+        journal.add({"n": "last"})  # entries may be read between
+    with opened(path) as journal:
+        assert [json.loads(line)["n"] for line in journal.entries()] == [0, "new", "last"]
+
+
+def test_another_runs_is_left_alone(tmp_path):
+    path = tmp_path / "j"
+    with opened(path) as journal:
+        journal.add({"n": 1})
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"entries of another run \(other of\).*--force"):
+        opened(path, {"of": 2}).__enter__()
+    assert path.read_bytes() == before
+    with opened(path, {"of": 2}, force=True) as journal:
+        assert list(journal.entries()) == []
+    for strange in ("hello\n", '{"schema": "b/1"}\n', "[" * 100_000, '"text"\n'):
+        path.write_text(strange)
+        with pytest.raises(InputError, match="is not a file of entries; give another name"):
+            opened(path, force=True).__enter__()
+        assert path.read_text() == strange
+    with pytest.raises(InputError, match="is a folder"):
+        opened(tmp_path).__enter__()
+    with pytest.raises(InputError, match="no folder"):
+        opened(tmp_path / "no" / "j").__enter__()
