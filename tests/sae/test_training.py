@@ -73,7 +73,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tiny, trained, tmp_path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layer": 5}, "layer must lie"),
+        ({"layer": 5}, "layers must lie"),
         ({"k": 0}, "k must be at least 1"),
         ({"k": 96}, "k must be at least 1"),
         ({"width": 2, "k": 1}, "too small"),
