@@ -155,6 +155,8 @@ def calibrate_command(
     from modelassay.classifier.record import calibration_lines
 
     _check_rate(rate)
+    if out is not None and out.exists():
+        raise InputError(f"{out} exists already; give a new folder for --out.")
     rows = given.read()
     record = recalibrate(given.load(), rows, rate, out=out, max_examples=given.max_examples)
     found = record.calibration
