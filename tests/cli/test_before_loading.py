@@ -251,6 +251,12 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(words, capfd, command, m
     assert message in said
 
 
+@pytest.mark.parametrize("more", ANY)
+def test_a_verification_that_loads_nothing_is_told_too(words, capfd, more):
+    assert run(["verify", words["MODEL"], *more.split()]) == EXIT_BAD_INPUT
+    assert "hoose" in one_line(capfd.readouterr().err)
+
+
 @pytest.mark.parametrize("data", ["safe.jsonl", "few.jsonl"])
 @pytest.mark.parametrize("command", ["probe train MODEL", "probe sweep MODEL"])
 def test_data_that_no_probe_can_learn_of_is_refused_before(words, capfd, command, data):

@@ -149,3 +149,28 @@ def test_layers_out_of_range_are_refused_with_the_range(tiny_folder, tmp_path, c
     data = write(tmp_path / "rows.jsonl", exchanges())
     assert run(["probe", verb, str(tiny_folder()), "--data", data, "--layers", layers]) == 64
     assert "must lie in 0…4, or in -5…-1" in one_line(capfd.readouterr().err)
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_a_probe_is_served_as_it_was_trained_with_or_without_the_chat_template(
+    tiny_folder, tmp_path, capfd
+):
+    model, data = str(tiny_folder()), write(tmp_path / "rows.jsonl", exchanges())
+    others = write(tmp_path / "others.jsonl", exchanges(seed=1))
+    raw = ["--no-chat-template", "-q"]
+    assert (
+        run(["probe", "train", model, "--data", data, "--kind", "means", "--name", "raw", *raw])
+        == 0
+    )
+    capfd.readouterr()
+    score = ["probe", "eval", "raw", "--model", model, "--data", others]
+    assert run([*score, *raw]) == 0
+    assert "AUROC" in capfd.readouterr().out
+    assert run([*score, "-q"]) == EXIT_BAD_INPUT
+    assert "without a chat template (--no-chat-template)" in one_line(capfd.readouterr().err)
+    say = ["generate", model, "--prompt", "Hello", "--max-new-tokens", "2", "--guarded"]
+    say += ["--probe", "raw", "--classifier", "none"]
+    assert run([*say, "--no-chat-template", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["guarded"]
+    assert run(say) == EXIT_BAD_INPUT
+    assert "--no-chat-template" in one_line(capfd.readouterr().err)

@@ -57,7 +57,7 @@ def test_what_is_not_refused_has_nothing_to_explain(roomy, tiny):
     with planted_refusal(roomy), spoken_refusal(roomy):
         with pytest.raises(InputError, match="does not refuse the plain request"):
             explain_jailbreak(roomy, REQUEST, REQUEST + " today")
-        with pytest.raises(InputError, match="are the same to this model"):
+        with pytest.raises(InputError, match="are the same; give two prompts"):
             explain_jailbreak(roomy, REQUEST, REQUEST)
     with pytest.raises(InputError, match="no chat template"):
         explain_jailbreak(tiny(chat=False), REQUEST, "So: " + REQUEST)

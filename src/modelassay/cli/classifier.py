@@ -235,6 +235,8 @@ def calibrate_command(
 
     _check_rate(rate)
     ThresholdChoice(rate, block_at, uncertain_at)
+    if out is not None and out.exists():
+        raise InputError(f"{out} exists already; give a new folder for --out.")
     rows = given.read()
     record = recalibrate(
         given.load(),

@@ -23,7 +23,13 @@ from typer.models import ArgumentInfo
 
 from modelassay.cli.output import Output, show_progress
 from modelassay.errors import InputError
-from modelassay.models.refs import LoadOptions, ModelOptions, ModelRef
+from modelassay.models.refs import (
+    LoadOptions,
+    ModelOptions,
+    ModelRef,
+    check_device_name,
+    check_dtype_name,
+)
 from modelassay.progress import OnPhase
 
 if TYPE_CHECKING:
@@ -62,14 +68,6 @@ Labels = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
-MaxExamples = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="Most rows to use, drawn evenly over labels and sources, always the same ones; 0 for"
-        " all.",
-    ),
-]
 HtmlReport = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML report.")
 ]
@@ -222,6 +220,8 @@ def _load_as_trained(
 ) -> LoadOptions:
     if load_8bit and load_4bit:
         raise InputError("Choose one of --load-8bit and --load-4bit.")
+    check_device_name(device)
+    check_dtype_name(dtype)
     return {
         "device": device,
         "dtype": dtype,
@@ -275,6 +275,21 @@ def _layers(
     return found
 
 
+def _max_examples(
+    max_examples: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Most rows to use, drawn evenly over labels and sources, always the same ones; 0"
+            " for all.",
+        ),
+    ] = None,
+) -> int | None:
+    if max_examples == 1:
+        raise InputError("--max-examples is at least 2, or 0 for all, not 1.")
+    return max_examples
+
+
 Model = Annotated[ModelRef, From(_model)]
 """MODEL and what goes with it: --revision, --adapter, --gguf-file, --base."""
 Base = Annotated[ModelRef, From(_base)]
@@ -302,6 +317,8 @@ Reported = Annotated[Output, From(_output)]
 """--json and --html, of a report."""
 Layers = Annotated[tuple[int, ...] | None, From(_layers)]
 """--layers."""
+MaxExamples = Annotated[int | None, From(_max_examples)]
+"""--max-examples, of labelled rows."""
 
 
 @dataclass(frozen=True)

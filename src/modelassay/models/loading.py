@@ -41,7 +41,13 @@ from modelassay.models.quantization import (
     keep_from_packing,
     settle_quantization,
 )
-from modelassay.models.refs import ModelOptions, ModelRef, take_ref
+from modelassay.models.refs import (
+    ModelOptions,
+    ModelRef,
+    check_device_name,
+    check_dtype_name,
+    take_ref,
+)
 from modelassay.models.settings import processor_template, readable_generation
 from modelassay.models.sources import Source, read_json
 from modelassay.models.stack import find_stack
@@ -128,8 +134,7 @@ def load(
         InputError: the model cannot be read or an option is unknown.
         UnavailableError: something it needs is not there now.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise InputError(f"Unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}.")
+    check_dtype_name(dtype)
     if quantization is not None and quantization not in QUANTIZATIONS:
         raise InputError(f"Unknown quantization {quantization!r}; choose 8bit or 4bit.")
     device_map = _device_map(device)
@@ -229,8 +234,7 @@ def pick_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu":
-        if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdigit()):
-            raise InputError(f"Unknown device {device[:40]!r}; choose auto, cpu, cuda or cuda:N.")
+        check_device_name(device)
         if not torch.cuda.is_available():
             raise UnavailableError("CUDA was asked for but there is none here; use --device cpu.")
         if device != "cuda" and int(device[5:]) >= torch.cuda.device_count():

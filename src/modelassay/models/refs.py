@@ -7,6 +7,7 @@ of these, so that no function below hands on loose parts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, TypeVar, cast
@@ -73,6 +74,8 @@ class PairOptions(LoadOptions, total=False):
     candidate_gguf_file: str | None
 
 
+DEVICES = re.compile(r"auto|cpu|cuda(:\d{1,4})?", re.ASCII)
+DTYPE_NAMES = ("auto", "float32", "float16", "bfloat16")
 PARTS = ("revision", "adapter", "gguf_file", "base")
 
 
@@ -134,6 +137,26 @@ def fetch_options(options: LoadOptions) -> FetchOptions:
     """Those options that decide how files are found."""
     known = FetchOptions.__annotations__
     return cast(FetchOptions, {name: v for name, v in options.items() if name in known})
+
+
+def check_device_name(device: str) -> None:
+    """Refuses what names no device, whether it is here or not.
+
+    Raises:
+        InputError: says what to choose from.
+    """
+    if not DEVICES.fullmatch(device):
+        raise InputError(f"Unknown device {device[:40]!r}; choose auto, cpu, cuda or cuda:N.")
+
+
+def check_dtype_name(dtype: str) -> None:
+    """Refuses what names no dtype that models are loaded in.
+
+    Raises:
+        InputError: says what to choose from.
+    """
+    if dtype not in DTYPE_NAMES:
+        raise InputError(f"Unknown dtype {dtype!r}; choose {', '.join(DTYPE_NAMES)}.")
 
 
 def require_template(options: Mapping[str, Any], what: str) -> None:

@@ -67,6 +67,8 @@ def create_baseline(
         UnavailableError: something needed is not there now.
     """
     require_template(load_options, "A baseline")
+    if name is not None:
+        BASELINES.kind.check_name(name)
     model = open_model(model, on_progress=on_progress, **load_options)
     published = model_id or public_id(model.info.id)
     name = BASELINES.kind.check_name(name or slug(published))
