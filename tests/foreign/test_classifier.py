@@ -106,6 +106,7 @@ def test_the_record_says_what_is_unknown(folder, classes):
         assert words in said
     assert ("does not tell refusals" in said) == (classes == TWO)
     assert record.threshold == 0.65
+    assert (record.base.id, record.base.sha256) == ("answerdotai/ModernBERT-base", None)
 
 
 def test_it_is_scored_on_the_classes_that_it_has(folder, classes):
@@ -209,6 +210,10 @@ def test_only_an_imported_record_may_have_two_classes(folder, classes, tmp_path)
     path = found.folder / "classifier.json"
     values = json.loads(path.read_text())
     values["imported"] = None
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="the labels must be|base.sha256 is missing"):
+        load_classifier("theirs", device="cpu")
+    values["base"]["sha256"] = "0" * 64
     path.write_text(json.dumps(values))
     if classes == TWO:
         with pytest.raises(InputError, match="the labels must be"):

@@ -62,8 +62,8 @@ class BaseEncoder(_Part):
     """The encoder that was fine-tuned."""
 
     id: Text
-    sha256: Sha256
-    """Of its weights."""
+    sha256: Sha256 | None
+    """Of its weights; None where another tool trained it and does not say."""
 
 
 class Lora(_Part):
@@ -201,6 +201,8 @@ class ClassifierRecord(_Part):
         two = self.imported is not None and sorted(self.labels) == sorted(TWO_CLASSES)
         if not two and sorted(self.labels) != sorted(LABELS):
             raise ValueError(f"the labels must be {', '.join(LABELS)}")
+        if self.base.sha256 is None and self.imported is None:
+            raise ValueError("base.sha256 is missing")
         if (self.kind == "adapter") != (self.lora is not None):
             raise ValueError("an adapter needs `lora`, and nothing else has it")
         return self

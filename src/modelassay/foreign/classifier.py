@@ -100,20 +100,21 @@ def read_classifier(folder: Path) -> ForeignClassifier:
     limit = CLASSIFIERS.kind.files[FULL_WEIGHTS]
     if weights.stat().st_size > limit:
         raise InputError(f"{weights} is larger than the {limit // 10**9} GB of a classifier.")
+    sha256 = hash_file(weights)
     two = ("it does not tell refusals from other safe responses",) if labels == TWO_CLASSES else ()
     record = ClassifierRecord(
         schema=SCHEMA,
         kind="full",
-        base=BaseEncoder(id=settings.model_id, sha256=hash_file(weights)),
+        base=BaseEncoder(id=settings.model_id, sha256=None),
         labels=labels,
         text_format="user_assistant",
         max_length=settings.max_length,
-        weights_sha256=hash_file(weights),
+        weights_sha256=sha256,
         threshold=settings.block_threshold,
         versions=installed_versions("modelassay", "torch", "transformers"),
         imported=ImportedFrom(
             tool=TOOL,
-            files={CONFIG: hash_file(config), FULL_WEIGHTS: hash_file(weights)},
+            files={CONFIG: hash_file(config), FULL_WEIGHTS: sha256},
             unknown=(
                 f"the weights of {settings.model_id[:100]} before it was trained",
                 "which prompts it was trained on, so no row can be left out of a score",
