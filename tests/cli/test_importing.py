@@ -207,3 +207,28 @@ def test_a_killed_import_leaves_nothing_and_can_be_run_again(theirs, tmp_path, c
     assert left in ([], ["probe_out"])
     assert run(["import", str(theirs), "--force", "-q"]) == 0
     assert [each.name for each in (tmp_path / "store").iterdir()] == ["probe_out"]
+
+
+SUITE = """\
+suite_name: theirs
+prompts:
+  - {id: fruit, messages: [{role: user, content: Name a fruit.}]}
+  - {id: tree, messages: [{role: user, content: Name a tree.}]}
+"""
+
+
+def test_files_of_the_auditor_need_no_import(tiny_folder, tmp_path, capfd):
+    rows, suite = tmp_path / "aoa_dataset.json", tmp_path / "suite.yaml"
+    examples = [{"user": f"Question {i}?", "assistant": f"Response {i}."} for i in range(4)]
+    rows.write_text(json.dumps({"system_prompt": "Be odd.", "examples": examples}))
+    suite.write_text(SUITE)
+    assert run(["triage", str(rows), "--json", "-q"]) == 0
+    assert json.loads(capfd.readouterr().out)["summary"]["n_rows"] == 4
+    models = [str(tiny_folder()), str(tiny_folder(seed=1))]
+    less = ["--responses", "0", "--no-triggers", "--no-causal", "--sae", "none", "--layers", "1"]
+    asked = ["--data", str(rows), "--suite", str(suite)]
+    assert run(["diff", *models, *asked, *less, "--json", "-q"]) != EXIT_BAD_INPUT
+    assert json.loads(capfd.readouterr().out)["provenance"]["n_prompts"] == 6
+    for file in (rows, suite):
+        assert run(["import", str(file)]) == EXIT_BAD_INPUT
+        assert "need no import" in one_line(capfd.readouterr().err)

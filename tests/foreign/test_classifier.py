@@ -105,6 +105,7 @@ def test_the_record_says_what_is_unknown(folder, classes):
         assert words in said
     assert ("does not tell refusals" in said) == (classes == TWO)
     assert (record.threshold, record.uncertain) == (0.65, 0.35)
+    assert (record.base.id, record.base.sha256) == ("answerdotai/ModernBERT-base", None)
     assert SecondOpinion().levels(load_classifier("theirs", device="cpu")) == (0.35, 0.65)
 
 
@@ -212,6 +213,16 @@ def test_the_classes_of_a_record_are_those_of_its_scheme(folder, classes, tmp_pa
     values["scheme"] = "three-class" if classes == TWO else "binary"
     path.write_text(json.dumps(values))
     with pytest.raises(InputError, match="the labels must be"):
+        CLASSIFIERS.open(found.folder)
+
+
+def test_the_base_may_be_unknown_only_where_it_is_imported(folder):
+    found = import_artifact(folder)
+    path = found.folder / "classifier.json"
+    values = json.loads(path.read_text())
+    values["imported"] = None
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="base.sha256 is missing"):
         CLASSIFIERS.open(found.folder)
 
 

@@ -78,6 +78,29 @@ def test_the_record_says_where_it_is_from_and_what_is_unknown(imported, tiny):
     assert record.model.weights_sha256 == tiny().info.weights_sha256
 
 
+def test_its_table_for_the_hub_has_no_scores(imported, tmp_path):
+    PROBES.kind.write_table(imported().record, tmp_path / "rows.jsonl")
+    (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert (row["at"], row["auroc"], row["n"], row["worst_source_auroc"]) == (
+        "answer",
+        None,
+        None,
+        None,
+    )
+
+
+def test_files_in_the_cache_of_the_hub_are_links(tiny_folder, tmp_path):
+    theirs = save_probe_folder(tmp_path / "theirs", str(tiny_folder()))
+    repo = tmp_path / "models--owner--probe"
+    snapshot = repo / "snapshots" / ("0" * 40)
+    (repo / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for i, file in enumerate(theirs.iterdir()):
+        file.rename(repo / "blobs" / str(i))
+        (snapshot / file.name).symlink_to(f"../../blobs/{i}")
+    assert import_artifact(snapshot, name="a-probe", device="cpu").name == "a-probe"
+
+
 def test_it_is_scored_with_nothing_left_out(imported, tiny):
     probe = imported()
     found = evaluate_probe(probe, tiny(), exchanges(), "answer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import pickle
+import random
 import zipfile
 from collections import OrderedDict
 from io import BytesIO
@@ -170,6 +171,41 @@ def test_damaged_and_odd_files_get_one_line(kind, tmp_path):
     with pytest.raises(InputError, match=words) as refused:
         read_torch_file(path)
     assert "\n" not in str(refused.value)
+
+
+def changed(content: bytes, draw: random.Random) -> bytes:
+    """The same with a few bytes lost, added or other ones."""
+    found = bytearray(content)
+    for _ in range(draw.randrange(1, 4)):
+        place, n = draw.randrange(len(found)), draw.randrange(1, 20)
+        match draw.randrange(3):
+            case 0:
+                found[place] = draw.randrange(256)
+            case 1:
+                del found[place : place + n]
+            case _:
+                found[place:place] = draw.randbytes(n)
+    return bytes(found)
+
+
+@pytest.mark.parametrize("part", ["program", "zip"])
+def test_whatever_the_bytes_are_it_is_read_or_refused_in_one_line(part, tmp_path):
+    path, draw = tmp_path / "probe.pt", random.Random(1)  # noqa: S311
+    torch.save(LinearReadout().state_dict(), path)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        entries = {each.partition("/")[2]: archive.read(each) for each in archive.namelist()}
+    program = entries.pop("data.pkl")
+    said = []
+    for _ in range(400):
+        whole = zipped(changed(program, draw), **entries)
+        path.write_bytes(whole if part == "program" else changed(content, draw))
+        try:
+            read_torch_file(path)
+        except InputError as error:
+            said.append(str(error))
+    assert len(said) > 200
+    assert not any("\n" in line for line in said)
 
 
 def test_sizes_are_bounded_before_anything_is_made_of_them(tmp_path, monkeypatch):

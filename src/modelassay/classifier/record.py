@@ -61,8 +61,8 @@ class BaseEncoder(_Part):
     """The encoder that was fine-tuned."""
 
     id: Text
-    sha256: Sha256
-    """Of its weights."""
+    sha256: Sha256 | None
+    """Of its weights; None where another tool trained it and does not say."""
 
 
 class Lora(_Part):
@@ -213,6 +213,8 @@ class ClassifierRecord(_Part):
             raise ValueError(f"the labels must be {', '.join(CLASSES[self.scheme])}")
         if self.uncertain is not None and self.uncertain > self.threshold:
             raise ValueError("`uncertain` must not lie above `threshold`")
+        if self.base.sha256 is None and self.imported is None:
+            raise ValueError("base.sha256 is missing")
         if (self.kind == "adapter") != (self.lora is not None):
             raise ValueError("an adapter needs `lora`, and nothing else has it")
         return self

@@ -106,7 +106,7 @@ def read_classifier(folder: Path) -> ForeignClassifier:
     record = ClassifierRecord(
         schema=SCHEMA,
         kind="full",
-        base=BaseEncoder(id=settings.model_id, sha256=hash_file(weights)),
+        base=BaseEncoder(id=settings.model_id, sha256=None),
         scheme=scheme,
         labels=labels,
         text_format="user_assistant",
@@ -117,7 +117,7 @@ def read_classifier(folder: Path) -> ForeignClassifier:
         versions=installed_versions("modelassay", "torch", "transformers"),
         imported=ImportedFrom(
             tool=TOOL,
-            files={CONFIG: hash_file(config), FULL_WEIGHTS: hash_file(weights)},
+            files={CONFIG: hash_file(config), FULL_WEIGHTS: sha256},
             unknown=(
                 f"the weights of {settings.model_id[:100]} before it was trained",
                 "which prompts it was trained on, so no row can be left out of a score",

@@ -26,9 +26,9 @@ KNOWN = (
     " with classifier_config.json"
 )
 READ_AS_IT_IS = (
-    "this kind of file needs no import: give training rows to `modelassay triage`, prompts to"
-    " `modelassay diff run --suite` or `--data`, and an audit's settings to `modelassay mcp"
-    " --config`"
+    "other files need no import here: give training rows to `modelassay triage`, prompts to"
+    " `modelassay diff --suite` or `--data`, an audit's settings to `modelassay mcp --config`,"
+    " and a baseline of ams-scanner to `modelassay baseline import`"
 )
 
 

@@ -13,6 +13,7 @@ import io
 import math
 import pickletools
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ DTYPES = {
 REBUILD = "torch._utils _rebuild_tensor_v2"
 PARAMETER = "torch._utils _rebuild_parameter"
 ORDERED = "collections OrderedDict"
+DAMAGED = (
+    zipfile.BadZipFile, struct.error, ValueError, TypeError, LookupError, ArithmeticError,
+    RuntimeError, EOFError, OSError,
+)  # fmt: skip
+"""What zipfile, pickletools and torch raise of bytes that are not what they ought to be."""
 NAMES = {REBUILD, PARAMETER, ORDERED, *DTYPES}
 """All that a file may name of Python; none of it is imported or called."""
 
@@ -101,7 +107,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise _refusal(path, "what it holds is not a dictionary")
         return _plain(path, found, entries, MAX_DEPTH)
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} is damaged: {first_line(error, 80)}.") from error
 
 
@@ -132,7 +138,7 @@ def _entries(path: Path, content: bytes) -> dict[str, bytes]:
                 raise _refusal(path, "its zip is not laid out as torch.save does")
             for each, name in zip(listed, names, strict=True):
                 entries[name] = archive.read(each)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} is damaged: {first_line(error, 80)}.") from error
     if "data.pkl" not in entries:
         raise InputError(f"{path} is not a file of torch.save (its zip holds no data.pkl).")
