@@ -103,6 +103,7 @@ def read_classifier(folder: Path) -> ForeignClassifier:
         raise InputError(f"{config}: allow_threshold must not lie above block_threshold.")
     binary = scheme == "binary"
     two = ("it does not tell refusals from other safe responses",) if binary else ()
+    sha256 = hash_file(weights)
     record = ClassifierRecord(
         schema=SCHEMA,
         kind="full",
@@ -111,7 +112,7 @@ def read_classifier(folder: Path) -> ForeignClassifier:
         labels=labels,
         text_format="user_assistant",
         max_length=settings.max_length,
-        weights_sha256=hash_file(weights),
+        weights_sha256=sha256,
         threshold=limit,
         uncertain=None if doubt is None else max(doubt, LEAST_DOUBT),
         versions=installed_versions("modelassay", "torch", "transformers"),
