@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -97,15 +97,20 @@ def validate_command(
     A contrast that shows in the words alone separates in any network, trained or not.
     """
     from modelassay.measures.bag_of_words import measure_bag_of_words
+    from modelassay.measures.separation import too_few_pairs
 
-    rows = [
-        {"name": name, "pairs": len(concept.pairs), **measure_bag_of_words(concept).to_dict()}
-        for name, concept in load_concepts(file).items()
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, concept in load_concepts(file).items():
+        reason = too_few_pairs(len(concept.pairs))
+        words = {"unscored": reason} if reason else measure_bag_of_words(concept).to_dict()
+        rows.append({"name": name, "pairs": len(concept.pairs), **words})
     if json:
         print_json(rows)
         return
     for row in rows:
+        if "unscored" in row:
+            typer.echo(f"{row['name']}: valid, unscored: {row['unscored']}")
+            continue
         typer.echo(
             f"{row['name']}: valid, {row['pairs']} pairs; from words alone: separation"
             f" {row['separation']:.2f}σ, AUROC {row['auroc']:.2f}, p {row['p_value']:.3f}"

@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 
 CONCEPT_SCHEMA = "modelassay.concept/1"
 PROMPTS_SCHEMA = "modelassay.prompts/1"
-MIN_PAIRS = 4
-"""Fewer pairs leave the nested cross-validation nothing to train on."""
 MAX_FILE_BYTES = 5_000_000
 
 HARMFUL_PROMPTS = "harmful_requests"
@@ -111,7 +109,7 @@ class Concept(_Frozen):
     min_separation: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
     """The σ from which ams-scanner passes a model; kept for it, and judged by nothing here."""
     provenance: Provenance = Provenance()
-    pairs: tuple[ContrastPair, ...]
+    pairs: tuple[ContrastPair, ...] = Field(min_length=1)
 
     @model_serializer(mode="wrap")
     def _without_threshold(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -120,11 +118,6 @@ class Concept(_Frozen):
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Concept:
-        if len(self.pairs) < MIN_PAIRS:
-            raise ValueError(
-                f"concept {self.name!r} has {len(self.pairs)} pairs, at least {MIN_PAIRS} are"
-                " needed (30 or more for a narrow interval)"
-            )
         if len({bool(pair.prompt) for pair in self.pairs}) > 1:
             raise ValueError(f"concept {self.name!r} has a `prompt` in some pairs only")
         sides = [

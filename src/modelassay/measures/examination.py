@@ -46,7 +46,12 @@ from modelassay.measures.refusal import (
     with_log_odds,
 )
 from modelassay.measures.refusal_evidence import RefusalEvidence, Unfinished
-from modelassay.measures.separation import N_SWAPS, Separation, measure_separation
+from modelassay.measures.separation import (
+    N_SWAPS,
+    Separation,
+    measure_separation,
+    too_few_pairs,
+)
 from modelassay.measures.weight_sketch import WeightSketch, sketch_weights
 from modelassay.models import LoadedModel, ModelIdentity
 from modelassay.models.layers import spread_layers
@@ -83,6 +88,8 @@ class Evidence:
     mode: str
     separations: dict[str, Separation]
     """By concept."""
+    unscored: dict[str, int]
+    """Concepts that were read with too few pairs for a separation, and how many."""
     refusal: RefusalEvidence | None
     refusal_unscored: str | Unfinished | None
     """Why `refusal` is None."""
@@ -105,6 +112,7 @@ def examine(
     response_tokens: int = ANSWER_TOKENS,
     thinking: Literal["auto", "on"] = "auto",
     batch_tokens: int | None = None,
+    batch_size: int | None = None,
     enough: Callable[[RefusalEvidence], bool] | None = None,
     identity: bool = False,
     all_pairs: bool = False,
@@ -123,6 +131,7 @@ def examine(
         thinking: As in `scan`. Activations and the signature are read from the prompt as the
             template makes it in any case, as those of stored baselines were.
         batch_tokens: As in `scan`.
+        batch_size: As in `scan`.
         enough: Told what is known of refusals after each block of prompts; True stops asking. None
             asks all of them.
         identity: Take the activation signature, whose probes are run to the last layer, and the
@@ -150,6 +159,7 @@ def examine(
             enough=enough,
             response_tokens=response_tokens,
             batch_tokens=batch_tokens,
+            batch_size=batch_size,
             on_progress=phase_of(on_progress, "answering"),
         )
         refusal, unscored = (None, found) if isinstance(found, Unfinished) else (found, None)
@@ -173,13 +183,18 @@ def examine(
             layers,
             depths,
             batch_tokens,
+            batch_size,
             phase_of(on_progress, "reading"),
         )
 
     whole = read(_texts(chain(*pairs.values())), [*probes, *([] if changed else late)])
     separations: dict[str, Separation] = {}
     directions: dict[str, Tensor] = {}
+    too_few: dict[str, int] = {}
     for name, concept in told(list(concepts.items()), phase_of(on_progress, "statistics")):
+        if too_few_pairs(len(concept.pairs)) is not None:
+            too_few[name] = len(concept.pairs)
+            continue
         held = _hold_apart(whole.vectors, pairs[name], layers, n_swaps)
         if held[0].p_value > SURE_P and len(pairs[name]) < len(concept.pairs):
             rest = [text for text in _texts(concept.pairs) if text not in whole.vectors]
@@ -190,7 +205,7 @@ def examine(
     if refusal is not None and late:
         log_odds = whole.log_odds
         if changed and way is not None:
-            log_odds = _read_log_odds(model, late, way, batch_tokens)
+            log_odds = _read_log_odds(model, late, way, batch_tokens, batch_size)
         refusal = with_log_odds(refusal, _grouped(log_odds, twins))
     signature = None
     if identity:
@@ -204,6 +219,7 @@ def examine(
         model=model.info,
         mode=mode,
         separations=separations,
+        unscored=too_few,
         refusal=refusal,
         refusal_unscored=unscored,
         ablation=ablation,
@@ -233,6 +249,7 @@ def _ask(
     enough: Callable[[RefusalEvidence], bool] | None,
     response_tokens: int,
     batch_tokens: int | None,
+    batch_size: int | None,
     on_progress: OnProgress,
 ) -> tuple[RefusalEvidence | Unfinished, _Asked]:
     """Asks for behaviour; without log-odds yet."""
@@ -250,6 +267,7 @@ def _ask(
         response_tokens=response_tokens,
         thinking=way,
         batch_tokens=batch_tokens,
+        batch_size=batch_size,
         on_progress=on_progress,
     )
     if isinstance(found, Unfinished) or not found.stopped:
@@ -316,6 +334,7 @@ def _read(
     layers: Sequence[int],
     depths: Sequence[int],
     batch_tokens: int | None,
+    batch_size: int | None,
     on_progress: OnProgress,
 ) -> _Read:
     """Reads all texts; those that are run to the end also at further depths."""
@@ -339,6 +358,7 @@ def _read(
             wanted,
             readout=readout,
             batch_tokens=batch_tokens,
+            batch_size=batch_size,
             on_progress=progress,
         )
         at = {layer: i for i, layer in enumerate(wanted)}
@@ -351,13 +371,24 @@ def _read(
 
 
 def _read_log_odds(
-    model: LoadedModel, texts: Sequence[str], way: Thinking, batch_tokens: int | None
+    model: LoadedModel,
+    texts: Sequence[str],
+    way: Thinking,
+    batch_tokens: int | None,
+    batch_size: int | None,
 ) -> dict[str, Tensor]:
     """Refusal log-odds by text, at the first token of the answer."""
     texts = list(dict.fromkeys(texts))
     rows = encode_prompts(model, texts, thinking=way)
     readout = log_odds_readout(opening_tokens(model, way))
-    read = read_activations(model, rows, [0], readout=readout, batch_tokens=batch_tokens)
+    read = read_activations(
+        model,
+        rows,
+        [0],
+        readout=readout,
+        batch_tokens=batch_tokens,
+        batch_size=batch_size,
+    )
     values = [] if read.readout is None else read.readout[:, 0]
     return dict(zip(texts, values, strict=True))
 

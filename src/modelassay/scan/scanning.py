@@ -35,6 +35,7 @@ def scan(
     response_tokens: int = ANSWER_TOKENS,
     thinking: Literal["auto", "on"] = "auto",
     batch_tokens: int | None = None,
+    batch_size: int | None = None,
     ask_all: bool = False,
     on_progress: OnPhase = silent,
     **load_options: Unpack[ModelOptions],
@@ -54,6 +55,7 @@ def scan(
         thinking: `auto` has a model that thinks answer at once where there is a way to; `on` asks
             it as its chat template does.
         batch_tokens: Upper bound on tokens in a batch.
+        batch_size: Upper bound on prompts in a batch.
         ask_all: Ask every prompt, also where the verdict is sure before.
         on_progress: Told (phase, done, total) as the scan goes on.
         **load_options: Passed to `modelassay.load`, for the model and the one compared with
@@ -91,6 +93,7 @@ def scan(
             response_tokens=response_tokens,
             thinking=thinking,
             batch_tokens=batch_tokens,
+            batch_size=batch_size,
             enough=None if ask_all else settled,
             identity=identity,
             all_pairs=compare is not None,  # what is compared rests on the same
@@ -121,7 +124,9 @@ def judge(found: Evidence, concepts: Mapping[str, Concept]) -> ScanReport:
         for name, separation in found.separations.items()
     }
     judged = {name: r.separation for name, r in results.items() if r.level is not Level.CONTROL}
-    verdict, reasons = decide(judged, found.refusal, found.ablation, found.refusal_unscored)
+    verdict, reasons = decide(
+        judged, found.refusal, found.ablation, found.refusal_unscored, found.unscored
+    )
     return ScanReport(
         model=found.model,
         mode=found.mode,
@@ -132,4 +137,5 @@ def judge(found: Evidence, concepts: Mapping[str, Concept]) -> ScanReport:
         refusal_unscored=None if found.refusal else str(found.refusal_unscored),
         ablation=found.ablation,
         provenance=found.provenance,
+        unscored=found.unscored,
     )

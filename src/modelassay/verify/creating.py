@@ -49,27 +49,38 @@ def create_baseline(
     *,
     name: str | None = None,
     model_id: str | None = None,
+    mode: str = "quick",
+    batch_size: int | None = None,
     on_progress: OnPhase = silent,
     **load_options: Unpack[ModelOptions],
 ) -> Baseline:
-    """Scans a model in full and keeps what identifies it.
+    """Measures a model and keeps what identifies it.
 
     Args:
         model: An id (see `modelassay.load`), a reference or a loaded model.
         name: What the baseline is called in a store; made from the model's id if left out.
         model_id: The id to publish when the model is a local folder.
+        mode: `quick` keeps all that verifications go by, `standard` and `full` also how often the
+            model refuses, and further concepts.
+        batch_size: Most prompts in a batch.
         on_progress: Told (phase, done, total).
         **load_options: Passed to `modelassay.load`.
 
     Raises:
-        InputError: the model cannot be read, or the name cannot be one.
+        InputError: no such mode, the model cannot be read, or the name cannot be one.
         UnavailableError: something needed is not there now.
     """
+    concepts = concepts_for(mode)  # before any loading: bad input should fail at once
     model = open_model(model, on_progress=on_progress, **load_options)
     published = model_id or public_id(model.info.id)
     name = BASELINES.kind.check_name(name or slug(published))
     found = examine(
-        model, mode="full", concepts=concepts_for("full"), identity=True, on_progress=on_progress
+        model,
+        mode=mode,
+        concepts=concepts,
+        batch_size=batch_size,
+        identity=True,
+        on_progress=on_progress,
     )
     return baseline_of(model, found, name, published)
 
