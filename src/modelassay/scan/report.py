@@ -16,6 +16,7 @@ from modelassay.report.charts import LINE, NEGATIVE, NULL, PALETTE, POSITIVE, er
 from modelassay.report.json import published
 from modelassay.report.sections import Column, Section, Status, Table, Tone
 from modelassay.report.text import p_text, with_interval
+from modelassay.scan.against import BaselineComparison
 from modelassay.scan.verdict import SELECTIVITY_PASS, Level, Verdict
 from modelassay.verify.report import VerificationReport
 
@@ -64,6 +65,8 @@ class ScanReport(Report):
     """The same scan of the model to compare with."""
     verification: VerificationReport | None = None
     """Comparison with a baseline, if one was asked for."""
+    compare_baseline: BaselineComparison | None = None
+    """What moved since a baseline, if one is compared with in place of a model."""
     unscored: Mapping[str, int] = field(default_factory=dict)
     """Concepts that were read with too few pairs for a separation, and how many."""
 
@@ -89,6 +92,7 @@ class ScanReport(Report):
                 _fields(self.ablation), layers="blocks", ratio_by_layer="ratio_by_block"
             ),
             "compare": None if self.compare is None else self._compare_dict(self.compare),
+            "compare_baseline": self.compare_baseline and self.compare_baseline.to_dict(),
             "verification": self.verification.to_dict() if self.verification else None,
             "provenance": self.provenance,
         }
@@ -121,6 +125,7 @@ class ScanReport(Report):
                 facts=[*self._refusal_facts(), *self._other_facts()],
                 chart=partial(refusal_rates, self),
             ),
+            *([self.compare_baseline.section()] if self.compare_baseline else []),
             Section("model", "model", facts=self._model_facts()),
         ]
         for name, result in self.concepts.items():

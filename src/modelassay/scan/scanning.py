@@ -18,6 +18,7 @@ from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.finding import find_sources
 from modelassay.models.refs import fetch_options, take_ref
 from modelassay.progress import OnPhase, silent
+from modelassay.scan.against import compare_with, find_compared
 from modelassay.scan.report import ConceptResult, ScanReport
 from modelassay.scan.verdict import Level, decide, separation_level, settled
 from modelassay.verify import Baseline, conclude, find_baseline
@@ -29,7 +30,7 @@ def scan(
     *,
     mode: str = "standard",
     concepts: str | Path | Mapping[str, Concept] | None = None,
-    compare: str | ModelRef | None = None,
+    compare: str | ModelRef | Baseline | None = None,
     verify: str | Baseline | None = None,
     chat_template: bool = True,
     response_tokens: int = ANSWER_TOKENS,
@@ -47,7 +48,8 @@ def scan(
         mode: `quick` (weights, separation of two concepts), `standard` (three concepts and
             behaviour) or `full` (all concepts, behaviour on more prompts).
         concepts: Concept file, or concepts by name, put over the shipped ones.
-        compare: Another model to scan in the same way and compare with.
+        compare: Another model to scan in the same way and compare with; or a baseline of the
+            user's, whose numbers are compared with as they are.
         verify: Baseline to compare the model with in the same pass (see `modelassay.verify`).
         chat_template: Render prompts with the model's chat template; False reads raw text.
         response_tokens: Length at which an answer is cut that the judge is not sure of; most end
@@ -79,8 +81,10 @@ def scan(
                 "The baseline was read inside the chat template; leave --no-chat-template out to"
                 " verify against it."
             )
-    if compare is not None:  # a typing error should not show after a long scan
-        find_sources(take_ref(compare, {})[0], weights=False, **fetch_options(options))
+    compared = None if compare is None else find_compared(compare)
+    other = None if isinstance(compare, Baseline) or compared is not None else compare
+    if other is not None:  # a typing error should not show after a long scan
+        find_sources(take_ref(other, {})[0], weights=False, **fetch_options(options))
     loaded = open_model(ref, on_progress=on_progress, **options)
     loaded_at = time.perf_counter()
 
@@ -109,11 +113,14 @@ def scan(
         "loading": round(loaded_at - started, 2),
         "scan": round(time.perf_counter() - loaded_at, 2),
     }
-    if compare is not None:
+    if compared is not None:
+        moved = compare_with(found.separations, found.refusal, found.provenance, *compared)
+        report = replace(report, compare_baseline=moved)
+    if other is not None:
         del loaded  # two models at once may not fit
-        ref, options = take_ref(compare, options)
-        other = open_model(ref, on_progress=on_progress, **options)
-        report = replace(report, compare=judge(look(other), chosen))
+        ref, options = take_ref(other, options)
+        second = open_model(ref, on_progress=on_progress, **options)
+        report = replace(report, compare=judge(look(second), chosen))
     return report
 
 
