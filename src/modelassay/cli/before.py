@@ -52,7 +52,9 @@ BaselinesDir = Annotated[
         help="Your baselines, in place of your store; those of ams-scanner (JSON) are read too.",
     ),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also say what is done on the way.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also print what is found on the way.")
+]
 
 
 def with_baselines_dir(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,14 +90,15 @@ def hand_on(context: typer.Context, **options: Any) -> None:
             typer.echo(f"`--{name}` makes no difference to `modelassay {path}`.", err=True)
 
 
-def show_log(verbose: bool) -> None:
-    """Lets the package say on stderr what it does, and where it takes another way than usual."""
+def show_log(context: typer.Context, verbose: bool) -> None:
+    """Lets the package say on stderr what it finds on the way, until the command ends."""
     if verbose:
-        handler = logging.StreamHandler()
+        log, handler = logging.getLogger("modelassay"), logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        log = logging.getLogger("modelassay")
+        level = log.level
         log.setLevel(logging.DEBUG)
-        log.handlers = [handler]
+        log.addHandler(handler)
+        context.call_on_close(lambda: (log.setLevel(level), log.removeHandler(handler)))
 
 
 def _of_all(command: Any, given: dict[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _root(
     device: Annotated[str | None, typer.Option(help="As the command's own --device.")] = None,
     dtype: Annotated[str | None, typer.Option(help="As the command's own --dtype.")] = None,
 ) -> None:
-    show_log(verbose)
+    show_log(context, verbose)
     hand_on(context, device=device, dtype=dtype, quiet=quiet or None)
 
 

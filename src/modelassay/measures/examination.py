@@ -14,6 +14,7 @@ matters for the behaviour run to the end, the others stop at the last layer that
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -60,6 +61,8 @@ from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import Encoded, encode_prompts
 from modelassay.reading.templates import Thinking
 from modelassay.reading.thinking import thinking_of
+
+log = logging.getLogger(__name__)
 
 READ_RANGE = (0.4, 0.8)
 """Layers that are read, as a share of the depth; the range that ams-scanner searches."""
@@ -175,6 +178,7 @@ def examine(
 
     def read(texts: Iterable[str], to_the_end: Sequence[str]) -> _Read:
         texts = list(dict.fromkeys([*texts, *to_the_end]))
+        log.info("reading %d prompts at layers %d to %d", len(texts), layers[0], layers[-1])
         rows = encode_prompts(model, texts, chat_template=chat_template)
         return _read(
             model,
@@ -194,6 +198,7 @@ def examine(
     for name, concept in told(list(concepts.items()), phase_of(on_progress, "statistics")):
         if too_few_pairs(len(concept.pairs)) is not None:
             too_few[name] = len(concept.pairs)
+            log.info("%s: read, and unscored: %s", name, too_few_pairs(len(concept.pairs)))
             continue
         held = _hold_apart(whole.vectors, pairs[name], layers, n_swaps)
         if held[0].p_value > SURE_P and len(pairs[name]) < len(concept.pairs):
@@ -201,6 +206,7 @@ def examine(
             vectors = whole.vectors | read(rest, []).vectors
             held = _hold_apart(vectors, concept.pairs, layers, n_swaps)
         separations[name], directions[name] = held
+        log.info("%s: %.2fσ at layer %d", name, held[0].separation, held[0].layer)
 
     if refusal is not None and late:
         log_odds = whole.log_odds

@@ -24,6 +24,7 @@ from modelassay.verify.baseline import (
     Baseline,
     BaselineIndex,
     ConceptRecord,
+    Number,
     public_id,
 )
 
@@ -48,7 +49,7 @@ class _AmsBaseline(BaseModel):
 
     model_id: Line
     directions: dict[Name, Vector] = Field(min_length=1, max_length=64)
-    separations: dict[Name, float]
+    separations: dict[Name, Number]
     optimal_layers: dict[Name, LayerIndex]
     model_info: _ModelInfo
     created_at: Line
