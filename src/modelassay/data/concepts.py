@@ -403,7 +403,7 @@ def _validate(kind: type[Any], path: Path, entry: Any, noun: str = "") -> Any:
     except ValidationError as error:
         name = entry.get("name") if isinstance(entry, dict) else None
         which = f" {noun} {name[:80]!r}:" if noun and isinstance(name, str) else ""
-        problem = first_problem(error, whole=f"the {noun or 'file'}")
+        problem = first_problem(error).removeprefix("the file: " if which else "")
         raise InputError(f"{path}:{which} {problem}.") from error
 
 
