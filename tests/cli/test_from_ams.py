@@ -237,7 +237,7 @@ def test_a_baseline_of_ours_is_compared_with_where_it_is_named(tiny_folder, tmp_
     assert "not compared: harmful_content, refusal_capability" in compared["limits"][0]
 
 
-def test_damaged_files_in_the_folder_are_named_and_the_rest_is_listed(made_by_ams, capfd):
+def test_damaged_files_are_named_and_the_rest_is_listed(made_by_ams, capfd, caplog):
     whole = (made_by_ams / "meta-llama__Tiny.json").read_bytes()
     bad = {
         "truncated": whole[: len(whole) // 2],
@@ -247,8 +247,9 @@ def test_damaged_files_in_the_folder_are_named_and_the_rest_is_listed(made_by_am
     }
     for name, content in bad.items():
         (made_by_ams / f"{name}.json").write_bytes(content)
-    assert run(["--baselines-dir", str(made_by_ams), "baseline", "list", "--json"]) == 0
+    assert run(["-q", "--baselines-dir", str(made_by_ams), "baseline", "list", "--json"]) == 0
     out, _ = capfd.readouterr()
+    assert [caplog.text.count(f"{name}.json is not a baseline of ams-scanner") for name in bad] == [1] * 4
     assert "meta-llama--Tiny" in [row["name"] for row in json.loads(out)]
     for name in bad:
         file = made_by_ams / f"{name}.json"

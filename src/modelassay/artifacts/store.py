@@ -151,7 +151,7 @@ class Store(Generic[R]):
                         found.setdefault(folder.name, self._stored(folder, source))
                     except InputError as error:
                         log.warning("%s", error)
-        for each in self._foreign() if own else ():
+        for each in self._foreign(warn=True) if own else ():
             found.setdefault(each.name, each)
         return tuple(found.values())
 
@@ -487,7 +487,7 @@ class Store(Generic[R]):
         yield self.shipped_folder(), "shipped"
         yield self.local_folder(), "local"
 
-    def _foreign(self) -> Iterator[Found[R]]:
+    def _foreign(self, *, warn: bool = False) -> Iterator[Found[R]]:
         """Those in the user's store that another tool wrote, each in a file; damaged left out."""
         store, read = self.local_folder(), self.kind.foreign
         if read is None or not store.is_dir():
@@ -496,7 +496,8 @@ class Store(Generic[R]):
             try:
                 record = read(file)
             except InputError as error:
-                log.warning("%s", error)
+                if warn:
+                    log.warning("%s", error)
                 continue
             name = getattr(record, "name", file.stem)
             yield Found(self.kind, record, name, file, Origin(name, "local"))

@@ -86,7 +86,7 @@ def hand_on(context: typer.Context, **options: Any) -> None:
     context.default_map = _of_all(context.command, given)
     path, takes = _command_of(context.command, context.obj or ())
     for name in given:
-        if path and name not in takes:
+        if path and name not in takes and name != "quiet":  # all is quiet there anyway
             typer.echo(f"`--{name}` makes no difference to `modelassay {path}`.", err=True)
 
 
