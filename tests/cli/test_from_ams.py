@@ -249,7 +249,8 @@ def test_damaged_files_are_named_and_the_rest_is_listed(made_by_ams, capfd, capl
         (made_by_ams / f"{name}.json").write_bytes(content)
     assert run(["-q", "--baselines-dir", str(made_by_ams), "baseline", "list", "--json"]) == 0
     out, _ = capfd.readouterr()
-    assert [caplog.text.count(f"{name}.json is not a baseline of ams-scanner") for name in bad] == [1] * 4
+    told = [f"{name}.json is not a baseline of ams-scanner" for name in bad]
+    assert [caplog.text.count(line) for line in told] == [1] * 4
     assert "meta-llama--Tiny" in [row["name"] for row in json.loads(out)]
     for name in bad:
         file = made_by_ams / f"{name}.json"
