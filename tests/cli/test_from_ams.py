@@ -261,3 +261,17 @@ def test_damaged_files_are_named_and_the_rest_is_listed(made_by_ams, capfd, capl
     assert not Path("hacked").exists()
     assert run(["--baselines-dir", str(file), "baseline", "list"]) == 64
     assert "is a file" in capfd.readouterr().err
+
+
+def test_what_names_a_model_is_no_baseline_to_compare_with(made_by_ams, monkeypatch):
+    from modelassay.models import ModelRef
+    from modelassay.scan.against import find_compared
+
+    monkeypatch.setenv("MODELASSAY_BASELINES", str(made_by_ams))
+    named = json.loads((made_by_ams / "meta-llama__Tiny.json").read_text()) | {"model_id": "gemma"}
+    (made_by_ams / "gemma.json").write_text(json.dumps(named))
+    for model in ("gemma", "embedded", "organism:safe", ModelRef("meta-llama/Tiny"), "owner/other"):
+        assert find_compared(model) is None
+    found = find_compared("meta-llama/Tiny")
+    assert found is not None
+    assert found[0].index.model.id == "meta-llama/Tiny"

@@ -11,6 +11,7 @@ from modelassay.artifacts import Origin
 from modelassay.measures.refusal_evidence import RefusalEvidence
 from modelassay.measures.separation import Separation
 from modelassay.models import ModelRef
+from modelassay.models.embedded import BASES
 from modelassay.report.sections import Section, Table, columns
 from modelassay.verify import BASELINES, Baseline, load_baseline
 
@@ -104,7 +105,7 @@ def find_compared(reference: str | ModelRef | Baseline) -> tuple[Baseline, Origi
     """
     if isinstance(reference, Baseline):
         return reference, Origin(reference.name, "folder")
-    if isinstance(reference, ModelRef):
+    if isinstance(reference, ModelRef) or reference in BASES:
         return None
     found = BASELINES.here(reference)
     if found is None:
