@@ -117,7 +117,7 @@ class Ancestor:
         return cls(
             model,
             scan(model),
-            create_baseline(model),
+            create_baseline(model, mode="full"),
             read_base(model, suite, response_tokens=tokens),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -185,14 +186,21 @@ BAD_FILES = {
     "broken YAML": ("a: [1, 2", "is not valid YAML"),
     "no pairs key": ({"x": {"description": "d"}}, "must be a mapping with `pairs`"),
     "no concepts": ({"concepts": []}, "holds no concept"),
-    "no pairs": ({"x": {"pairs": []}}, "has 0 pairs, at least 4"),
-    "one pair": ({"x": {"pairs": pairs(1)}}, "has 1 pairs, at least 4"),
+    "no pairs": ({"x": {"pairs": []}}, "pairs"),
     "a duplicate": ({"x": {"pairs": [*pairs(4), pairs(1)[0]]}}, "has a prompt twice"),
     "same on both sides": ({"x": {"pairs": [{"positive": "a", "negative": "a"}]}}, "same text"),
     "a number for a prompt": ({"x": {"pairs": [{"positive": 7, "negative": "a"}]}}, "0.positive"),
     "an empty prompt": ({"x": {"pairs": [{"positive": "  ", "negative": "a"}]}}, "0.positive"),
     "a missing side": ({"x": {"pairs": [{"positive": "a"}]}}, "0.negative"),
-    "a bad name": ({"../x": {"pairs": pairs(4)}}, "name"),
+    "a bad name": ({"../x": {"pairs": pairs(4)}}, "'../x' cannot be a name; use letters"),
+    "a name with a space": ({"My own": {"pairs": pairs(4)}}, "'My own' cannot be a name"),
+    "a missing side, in the second": (
+        {"x": {"pairs": pairs(4)}, "y": {"pairs": [{"positive": "a"}]}},
+        "concept 'y': the key `pairs.0.negative` is missing",
+    ),
+    "no list": ({"x": {"pairs": {"0": pairs(1)[0]}}}, "should be a valid list"),
+    "a key twice": ("x: {pairs: [], description: a, pairs: []}", "the key 'pairs' is there twice"),
+    "a threshold that is none": ({"x": {"min_separation": "much", "pairs": pairs(4)}}, "number"),
     "unknown schema": ({"schema": "other/9", "pairs": []}, "unknown schema 'other/9'"),
     "a name twice": (
         {"concepts": [{"name": "x", "pairs": pairs(4)}, {"name": "x", "pairs": pairs(4)}]},
@@ -266,3 +274,22 @@ def test_pairs_of_prompts_are_written_as_before():
     concept = shipped_concepts()["truthfulness"]
     assert not concept.of_responses
     assert set(concept.to_dict()["pairs"][0]) == {"positive", "negative", "category"}
+
+
+def test_a_key_that_is_there_twice_is_refused_in_json_too(tmp_path):
+    path = tmp_path / "twice.json"
+    one, other = (json.dumps({"description": "d", "pairs": pairs(n)}) for n in (4, 5))
+    path.write_text(f'{{"x": {one}, "x": {other}}}')
+    with pytest.raises(InputError, match="the key 'x' is there twice"):
+        load_concepts(path)
+    path.write_text(f'{{"x": {one}, "y": {one}}}')  # in different objects it may be
+    assert set(load_concepts(path)) == {"x", "y"}
+
+
+def test_what_is_no_text_or_nested_without_end_is_refused(tmp_path):
+    path = tmp_path / "hostile.json"
+    for content in (pickle.dumps({"x": 1}), b'{"a":' * 100_000, b"[" * 100_000, b'{"x": {"desc'):
+        path.write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            load_concepts(path)
+        assert "\n" not in str(caught.value)

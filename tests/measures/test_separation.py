@@ -198,7 +198,7 @@ def test_few_pairs_still_give_a_number_and_a_wide_interval(n):
 
 def test_too_few_pairs_and_dead_activations_are_refused():
     positive, negative = draw(np.random.default_rng(13), n=3)
-    with pytest.raises(InputError, match="at least 4 pairs"):
+    with pytest.raises(InputError, match="needs at least 4"):
         measure_separation(positive, negative, range(4), keys(3))
     same = torch.ones(8, 2, 5)
     with pytest.raises(InputError, match="same activations"):

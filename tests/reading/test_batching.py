@@ -31,6 +31,17 @@ def test_batches_hold_the_budget_and_what_is_alike():
     assert told[-1] == (6, 6)
 
 
+def test_batches_hold_no_more_items_than_asked_for():
+    sizes = []
+
+    def run(batch):
+        sizes.append(len(batch))
+        return list(batch)
+
+    assert run_in_batches(run, ["x"] * 7, len, 100, noun="word", most=3) == ["x"] * 7
+    assert sizes == [3, 3, 1]
+
+
 def test_batches_are_halved_until_they_fit():
     sizes = []
 

@@ -16,8 +16,7 @@ from modelassay.errors import InputError
 from modelassay.measures.activation_signature import signature_distances
 from modelassay.models.identity import hash_file
 from modelassay.verify import BASELINES, load_baseline
-from modelassay.verify.baseline import INDEX_FILE, TABLE_FILE, VECTORS_FILE
-from modelassay.verify.creating import public_id
+from modelassay.verify.baseline import INDEX_FILE, TABLE_FILE, VECTORS_FILE, public_id
 
 
 def test_a_baseline_survives_the_disk_small(baseline, saved):

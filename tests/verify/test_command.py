@@ -13,7 +13,7 @@ from tiny import save_tiny
 
 def test_the_commands_make_list_show_verify_and_delete(tmp_path, capsys, store):
     folder = save_tiny(tmp_path / "mine")
-    assert run(["baseline", "create", str(folder), "--name", "mine", "--quiet"]) == 0
+    assert run(["baseline", "create", str(folder), "--name", "mine", "--mode", "full", "-q"]) == 0
     assert capsys.readouterr().out.strip() == str(store / "mine")
     assert run(["baseline", "create", str(folder), "--name", "mine", "--quiet"]) == 64
     capsys.readouterr()

@@ -66,6 +66,8 @@ def test_what_of_an_ams_baseline_is_not_used_is_named(ams_baseline, caplog):
         ({"directions": {"../x": [1.0]}}, "directions"),
         ({"model_info": {"num_layers": 10**9}}, "model_info"),
         ({"model_id": None}, "model_id"),
+        ({"optimal_layers": {"harmful_content": 5, "refusal_capability": 3}}, "does not have"),
+        ({"separations": {"harmful_content": 1e12, "refusal_capability": 3}}, "separations"),
         ({"separations": "many"}, "separations"),
     ],
 )

@@ -55,6 +55,8 @@ class Kind(Generic[R]):
     tag: str
     """By which data sets are found."""
     more_tags: tuple[str, ...] = ()
+    foreign: Callable[[Path], R] | None = None
+    """Reads a JSON file of another tool that does the same, where its users keep such files."""
     table_file: str = "metrics.jsonl"
 
     @property

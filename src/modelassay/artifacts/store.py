@@ -151,6 +151,8 @@ class Store(Generic[R]):
                         found.setdefault(folder.name, self._stored(folder, source))
                     except InputError as error:
                         log.warning("%s", error)
+        for each in self._foreign(warn=True) if own else ():
+            found.setdefault(each.name, each)
         return tuple(found.values())
 
     def open(self, folder: Path) -> Found[R]:
@@ -161,7 +163,7 @@ class Store(Generic[R]):
         """
         folder = folder.expanduser()
         if folder.is_file() and folder.name != self.kind.record_file:
-            record = self._read(folder)
+            record = (self.kind.foreign or self._read)(folder)
             return Found(self.kind, record, folder.stem, folder, Origin(folder.stem, "folder"))
         folder = (folder.parent if folder.is_file() else folder).resolve()
         record = self._read(folder / self.kind.record_file)
@@ -181,10 +183,14 @@ class Store(Generic[R]):
         try:
             path = Path(reference).expanduser()
             alone = len(self.kind.files) == 1 or path.name == self.kind.record_file
+            alone = alone or (self.kind.foreign is not None and path.suffix == ".json")
             is_one = (path / self.kind.record_file).is_file() or (alone and path.is_file())
         except (OSError, RuntimeError):  # too long, not permitted, or no such user's home
             return None
-        return self.open(path) if reference and is_one else None
+        if reference and is_one:
+            return self.open(path)
+        named = (each for each in self._foreign() if reference in (each.name, each.folder.stem))
+        return next(named, None)
 
     def of_model(self, model_id: str) -> Found[R] | None:
         """The first on this machine that belongs to a model of this id."""
@@ -360,6 +366,11 @@ class Store(Generic[R]):
             UnavailableError: no permission, or the Hub cannot be reached.
         """
         kind, folder = self.kind, found.folder
+        if kind.foreign is not None and folder.is_file():
+            raise InputError(
+                f"{folder} is a file of another tool; keep it as {with_article(kind.noun)} first:"
+                f" `modelassay {kind.command} import {folder}`."
+            )
         name = kind.check_name(found.name)
         kind.check(folder)
         check_repo_id(repo_id)
@@ -475,6 +486,21 @@ class Store(Generic[R]):
     def _stores(self) -> Iterator[tuple[Path, Where]]:
         yield self.shipped_folder(), "shipped"
         yield self.local_folder(), "local"
+
+    def _foreign(self, *, warn: bool = False) -> Iterator[Found[R]]:
+        """Those in the user's store that another tool wrote, each in a file; damaged left out."""
+        store, read = self.local_folder(), self.kind.foreign
+        if read is None or not store.is_dir():
+            return
+        for file in sorted(store.glob("*.json")):
+            try:
+                record = read(file)
+            except InputError as error:
+                if warn:
+                    log.warning("%s", error)
+                continue
+            name = getattr(record, "name", file.stem)
+            yield Found(self.kind, record, name, file, Origin(name, "local"))
 
     def _files(self, folder: Path) -> Iterator[tuple[str, Path]]:
         return ((name, folder / name) for name in self.kind.files if (folder / name).is_file())

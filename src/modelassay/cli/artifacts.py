@@ -18,13 +18,8 @@ from modelassay.report.sections import Section, Table, columns
 if TYPE_CHECKING:
     from modelassay.artifacts import Store
 
-Reference = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME",
-        help="A name, a folder, the id of its model, or owner/repo[:name][@revision].",
-    ),
-]
+NAMED = "A name, a folder, the id of its model, or owner/repo[:name][@revision]."
+Reference = Annotated[str, typer.Argument(metavar="NAME", help=NAMED)]
 Published = Annotated[str, typer.Argument(metavar="OWNER/REPO[:NAME][@REV]")]
 CreatePr = Annotated[
     bool, typer.Option("--create-pr", help="Propose it to somebody else's data set.")
@@ -43,6 +38,7 @@ def add_verbs(
     find: str | None = None,
     make: Make | None = None,
     own: Sequence[str] = (),
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda verb: verb,
 ) -> None:
     """Gives a command the verbs of a kind of artifact.
 
@@ -53,6 +49,7 @@ def add_verbs(
         find: In place of the store's `show`, a function that also finds what is elsewhere.
         make: For `push`: makes one of a model that none is found for.
         own: Verbs that the command has of its own.
+        wrap: Gives each verb an option that all verbs of this kind have.
     """
     command = f"modelassay {noun.lower()}"
 
@@ -158,9 +155,9 @@ def add_verbs(
     for name, (verb, text) in verbs.items():
         if name not in own:
             more = {"allow_extra_args": name == "push"}
-            app.command(name, help=text, context_settings=more)(verb)
+            app.command(name, help=text, context_settings=more)(wrap(verb))
     if "show" not in own:
-        add_old_info(app, command, show_command)
+        add_old_info(app, command, wrap(show_command))
 
 
 def add_old_info(app: typer.Typer, command: str, show: Callable[..., Any]) -> None:

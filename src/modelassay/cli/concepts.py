@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -21,18 +21,47 @@ from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
 from modelassay.report.sections import Section, Table, columns
 
-app = typer.Typer(help="List, show, export and validate concepts.", no_args_is_help=True)
+app = typer.Typer(help="List, show, export and validate concepts; alone, it lists them.")
+
+SAMPLES = 3
 
 FileOption = Annotated[
     Path | None,
-    typer.Option("--concepts", metavar="FILE", help="Concepts put over the shipped ones."),
+    typer.Option(
+        "--concepts",
+        "--concepts-file",
+        metavar="FILE",
+        help="Concepts put over the shipped ones.",
+    ),
 ]
+Samples = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also print three pairs of each concept.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _alone(
+    context: typer.Context,
+    concepts: FileOption = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print all concepts as ams-scanner's JSON.")
+    ] = False,
+    verbose: Samples = False,
+) -> None:
+    if context.invoked_subcommand is not None:
+        if concepts or json or verbose:
+            raise InputError(f"Give options after `{context.invoked_subcommand}`.")
+    elif json:
+        typer.echo(dump_concepts(_all(concepts).values(), "ams"), nl=False)
+    else:
+        list_command(concepts=concepts, verbose=verbose)
 
 
 @app.command("list")
 def list_command(
     concepts: FileOption = None,
     json: options.Json = False,
+    verbose: Samples = False,
 ) -> None:
     """List the concepts, their size and the modes that use them."""
     found = _all(concepts)
@@ -53,15 +82,25 @@ def list_command(
         for row in rows
     ]
     names = ("concept", "pairs", "modes", "description")
-    give(rows, json, Section(table=Table(columns(*names, right=(1,)), cells)))
+    sections = [Section(table=Table(columns(*names, right=(1,)), cells))]
+    for name, concept in found.items() if verbose else ():
+        facts = [
+            line
+            for pair in concept.pairs[:SAMPLES]
+            for line in ((concept.positive, pair.positive), (concept.negative, pair.negative))
+        ]
+        sections.append(Section(title=name, facts=facts))
+    give(rows, json, *sections)
 
 
 @app.command("show")
 def show_command(
-    name: Annotated[str, typer.Argument(metavar="NAME")], concepts: FileOption = None
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    concepts: FileOption = None,
+    json: options.Json = False,
 ) -> None:
     """Print one concept with all its pairs."""
-    typer.echo(dump_concepts([_one(name, concepts)], "yaml"), nl=False)
+    typer.echo(dump_concepts([_one(name, concepts)], "json" if json else "yaml"), nl=False)
 
 
 @app.command("export")
@@ -70,12 +109,18 @@ def export_command(
         list[str] | None, typer.Argument(metavar="[NAME]...", help="All when none is named.")
     ] = None,
     concepts: FileOption = None,
-    format: Annotated[str, typer.Option(help="yaml, json or ams (ams-scanner's JSON).")] = "yaml",
+    format: Annotated[
+        str | None, typer.Option(help="yaml, json or ams (ams-scanner's JSON).")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout.")
     ] = None,
 ) -> None:
     """Write concepts to a file to edit and pass to `scan --concepts`."""
+    if json and format not in (None, "json"):
+        raise InputError(f"Give --json or --format {format}, not both.")
+    format = format or ("json" if json else "yaml")
     if format not in get_args(ConceptFormat):
         raise InputError(f"Unknown format {format!r}; choose {', '.join(get_args(ConceptFormat))}.")
     chosen = [_one(name, concepts) for name in names] if names else list(_all(concepts).values())
@@ -97,15 +142,20 @@ def validate_command(
     A contrast that shows in the words alone separates in any network, trained or not.
     """
     from modelassay.measures.bag_of_words import measure_bag_of_words
+    from modelassay.measures.separation import too_few_pairs
 
-    rows = [
-        {"name": name, "pairs": len(concept.pairs), **measure_bag_of_words(concept).to_dict()}
-        for name, concept in load_concepts(file).items()
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, concept in load_concepts(file).items():
+        reason = too_few_pairs(len(concept.pairs))
+        words = {"unscored": reason} if reason else measure_bag_of_words(concept).to_dict()
+        rows.append({"name": name, "pairs": len(concept.pairs), **words})
     if json:
         print_json(rows)
         return
     for row in rows:
+        if "unscored" in row:
+            typer.echo(f"{row['name']}: valid, unscored: {row['unscored']}")
+            continue
         typer.echo(
             f"{row['name']}: valid, {row['pairs']} pairs; from words alone: separation"
             f" {row['separation']:.2f}σ, AUROC {row['auroc']:.2f}, p {row['p_value']:.3f}"

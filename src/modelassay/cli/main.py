@@ -23,6 +23,7 @@ from modelassay.cli import (
     jailbreak,
     mcp,
     monitor,
+    options,
     organism,
     probe,
     sae,
@@ -31,6 +32,7 @@ from modelassay.cli import (
     verify,
 )
 from modelassay.cli.artifacts import say_new_name
+from modelassay.cli.before import Verbose, hand_on, show_log, with_baselines_dir
 from modelassay.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERNAL,
@@ -80,12 +82,19 @@ def _version(show: bool) -> None:
 
 
 @app.callback()
+@with_baselines_dir
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    verbose: Verbose = False,
+    quiet: options.Quiet = False,
+    device: Annotated[str | None, typer.Option(help="As the command's own --device.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As the command's own --dtype.")] = None,
 ) -> None:
-    pass
+    show_log(context, verbose)
+    hand_on(context, device=device, dtype=dtype, quiet=quiet or None)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,7 +111,7 @@ def run(arguments: list[str] | None = None) -> int:
     _quieten_libraries()
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        code = int(app(args=_by_new_names(given), standalone_mode=False) or 0)
+        code = int(app(args=_by_new_names(given), standalone_mode=False, obj=given) or 0)
     except typer.Exit as error:
         code = error.exit_code
     except AssayError as error:

@@ -66,6 +66,7 @@ Labels = Annotated[
         " unsafe response; else the data tells.",
     ),
 ]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Most prompts in a batch.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 HtmlReport = Annotated[

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from modelassay.cli import options
+from modelassay.cli.before import with_baselines_dir
 from modelassay.errors import (
     EXIT_IDENTITY_FAILED,
     EXIT_INCONCLUSIVE,
@@ -31,6 +32,7 @@ class Thoughts(str, Enum):
     on = "on"
 
 
+@with_baselines_dir
 @options.grouped
 def scan_command(
     model: options.Model,
@@ -39,18 +41,33 @@ def scan_command(
     output: options.Reported,
     mode: Annotated[str, typer.Option(help="quick, standard or full.")] = "standard",
     concepts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Concepts to put over the shipped ones.")
+        Path | None,
+        typer.Option(
+            "--concepts",
+            "--concepts-file",
+            metavar="FILE",
+            help="Concepts to put over the shipped ones.",
+        ),
     ] = None,
     compare: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Scan this model too and compare.")
+        str | None,
+        typer.Option(
+            "--compare",
+            "-C",
+            metavar="MODEL",
+            help="Scan this model too and compare; or a baseline of yours, which is not scanned.",
+        ),
     ] = None,
     verify: Annotated[
         str | None,
-        typer.Option(metavar="BASELINE", help="Also verify it against this baseline."),
+        typer.Option(
+            "--verify", "-V", metavar="BASELINE", help="Also verify it against this baseline."
+        ),
     ] = None,
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens in a batch; lower it to save memory.")
     ] = None,
+    batch_size: options.BatchSize = None,
     response_tokens: Annotated[
         int,
         typer.Option(
@@ -85,6 +102,7 @@ def scan_command(
             response_tokens=response_tokens,
             thinking="on" if thinking is Thoughts.on else "auto",
             batch_tokens=batch_tokens,
+            batch_size=batch_size,
             ask_all=ask_all,
             on_progress=on_progress,
             **loading,

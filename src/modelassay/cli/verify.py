@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from modelassay.cli import options
-from modelassay.cli.artifacts import add_verbs
+from modelassay.cli.artifacts import NAMED, add_verbs
+from modelassay.cli.before import with_baselines_dir
 from modelassay.cli.output import show_progress
-from modelassay.errors import EXIT_IDENTITY_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS
+from modelassay.errors import EXIT_IDENTITY_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, InputError
 
 
+@with_baselines_dir
 @options.grouped
 def verify_command(
     model: options.Model,
@@ -54,6 +59,7 @@ baseline_app = typer.Typer(
 
 
 @baseline_app.command("create")
+@with_baselines_dir
 @options.grouped
 def create_command(
     model: options.Model,
@@ -68,23 +74,38 @@ def create_command(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A new folder in place of your store.")
     ] = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="quick keeps what verifying goes by; standard and full also how often the model"
+            " refuses, and more concepts."
+        ),
+    ] = "quick",
+    batch_size: options.BatchSize = None,
     force: options.Force = False,
 ) -> None:
     """Measure MODEL and keep a baseline of it."""
     from modelassay.artifacts import slug
     from modelassay.verify import BASELINES, create_baseline, store_baseline
-    from modelassay.verify.creating import public_id
+    from modelassay.verify.baseline import public_id
 
     BASELINES.check_free(name or slug(public_id(model_id or model.id)), force=force, out=out)
     with progress() as on_progress:
         baseline = create_baseline(
-            model, name=name, model_id=model_id, on_progress=on_progress, **loading
+            model,
+            name=name,
+            model_id=model_id,
+            mode=mode,
+            batch_size=batch_size,
+            on_progress=on_progress,
+            **loading,
         )
         folder = store_baseline(baseline, force=force, out=out)
     typer.echo(str(folder))
 
 
 @baseline_app.command("import")
+@with_baselines_dir
 def import_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON that ams-scanner wrote.")],
     name: Annotated[
@@ -106,4 +127,45 @@ def _measure(model: str, quiet: bool, token: str | None, folder: Path) -> None:
         save_baseline(create_baseline(model, on_progress=on_progress, token=token), folder)
 
 
-add_verbs(baseline_app, "modelassay.verify:BASELINES", "baseline", make=_measure)
+def _with_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a verb --baselines-dir, and `show` the option by which ams-scanner takes the model."""
+    if verb.__name__ == "show_command":
+        verb = _by_model_id(verb)
+    return with_baselines_dir(verb)
+
+
+def _by_model_id(show: Callable[..., Any]) -> Callable[..., Any]:
+    """`show` that takes what it shows as NAME or as --model-id."""
+
+    @wraps(show)
+    def run(*, reference: str | None = None, model_id: str | None = None, **more: Any) -> Any:
+        if (reference is None) == (model_id is None):
+            raise InputError("Give NAME or --model-id, one of them.")
+        return show(reference=reference or model_id, **more)
+
+    own = inspect.signature(show, eval_str=True)
+    optional = {
+        "reference": Annotated[str | None, typer.Argument(metavar="NAME", help=NAMED)],
+        "model_id": Annotated[
+            str | None, typer.Option(help="In place of NAME: the id of its model.")
+        ],
+    }
+    kept = [each for name, each in own.parameters.items() if name not in optional]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    asked = [
+        inspect.Parameter(name, kind, default=None, annotation=each)
+        for name, each in optional.items()
+    ]
+    kept = [each.replace(kind=kind) for each in kept]
+    run.__dict__["__signature__"] = own.replace(parameters=[*asked, *kept])
+    run.__annotations__ = {each.name: each.annotation for each in (*asked, *kept)}
+    return run
+
+
+add_verbs(
+    baseline_app,
+    "modelassay.verify:BASELINES",
+    "baseline",
+    make=_measure,
+    wrap=_with_options,
+)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -37,8 +39,6 @@ log = logging.getLogger(__name__)
 
 CONCEPT_SCHEMA = "modelassay.concept/1"
 PROMPTS_SCHEMA = "modelassay.prompts/1"
-MIN_PAIRS = 4
-"""Fewer pairs leave the nested cross-validation nothing to train on."""
 MAX_FILE_BYTES = 5_000_000
 
 HARMFUL_PROMPTS = "harmful_requests"
@@ -60,7 +60,19 @@ MODES: dict[str, tuple[str, ...]] = {
 }
 
 Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
-Name = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def _check_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{name[:80]!r} cannot be a name; use letters, digits, dots, dashes and underscores, at"
+            " most 64, the first a letter or digit"
+        )
+    return name
+
+
+Name = Annotated[str, StringConstraints(strict=True), AfterValidator(_check_name)]
 
 
 class _Frozen(BaseModel):
@@ -111,7 +123,7 @@ class Concept(_Frozen):
     min_separation: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
     """The σ from which ams-scanner passes a model; kept for it, and judged by nothing here."""
     provenance: Provenance = Provenance()
-    pairs: tuple[ContrastPair, ...]
+    pairs: tuple[ContrastPair, ...] = Field(min_length=1)
 
     @model_serializer(mode="wrap")
     def _without_threshold(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -120,11 +132,6 @@ class Concept(_Frozen):
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Concept:
-        if len(self.pairs) < MIN_PAIRS:
-            raise ValueError(
-                f"concept {self.name!r} has {len(self.pairs)} pairs, at least {MIN_PAIRS} are"
-                " needed (30 or more for a narrow interval)"
-            )
         if len({bool(pair.prompt) for pair in self.pairs}) > 1:
             raise ValueError(f"concept {self.name!r} has a `prompt` in some pairs only")
         sides = [
@@ -264,7 +271,7 @@ def _concepts_of(path: Path, data: dict[str, Any]) -> dict[str, Concept]:
         entries = [_from_ams(path, name, entry) for name, entry in data.items()]
     else:
         raise InputError(f"{path} has the unknown schema {schema!r}; expected {CONCEPT_SCHEMA}.")
-    concepts = [_validate(Concept, path, entry) for entry in entries]
+    concepts = [_validate(Concept, path, entry, "concept") for entry in entries]
     for concept, entry in zip(concepts, entries, strict=True):
         for remark in _remarks(concept, entry):
             log.warning("%s: %s %s", path, concept.name, remark)
@@ -322,10 +329,35 @@ _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _load_yaml(text: str) -> Any:
-    """YAML without aliases, which could make a small file expand without bound."""
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
-        raise yaml.YAMLError("aliases (*name) are not allowed")
+    """YAML without aliases, which could make a small file expand without bound.
+
+    Nor has it a key twice, of which YAML and JSON would keep the last and drop the other.
+    """
+    # For each open mapping the keys so far, and whether a key comes next; for a list nothing.
+    within: list[tuple[set[str], list[bool]] | None] = []
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        if isinstance(event, yaml.CollectionEndEvent):
+            within.pop()
+        elif isinstance(event, yaml.NodeEvent) and within and (inside := within[-1]) is not None:
+            keys, key_next = inside
+            if key_next[0] and isinstance(event, yaml.ScalarEvent):
+                if event.value in keys:
+                    raise yaml.YAMLError(f"the key {event.value[:60]!r} is there twice")
+                keys.add(event.value)
+            key_next[0] = not key_next[0]
+        if isinstance(event, yaml.CollectionStartEvent):
+            mapping = isinstance(event, yaml.MappingStartEvent)
+            within.append((set(), [True]) if mapping else None)
     return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which no key may be there twice."""
+    if repeated := _repeated([key for key, _ in pairs]):
+        raise ValueError(f"the key {repeated[:60]!r} is there twice")
+    return dict(pairs)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -344,7 +376,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
     try:
         # YAML is a superset of JSON, but JSON's own parser is stricter.
-        data = json.loads(text) if path.suffix == ".json" else _load_yaml(text)
+        data = (
+            json.loads(text, object_pairs_hook=_once)
+            if path.suffix == ".json"
+            else _load_yaml(text)
+        )
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
@@ -361,11 +397,14 @@ def _from_ams(path: Path, name: Any, entry: Any) -> dict[str, Any]:
     return {**entry, "name": name}
 
 
-def _validate(kind: type[Any], path: Path, entry: Any) -> Any:
+def _validate(kind: type[Any], path: Path, entry: Any, noun: str = "") -> Any:
     try:
         return kind.model_validate(entry)
     except ValidationError as error:
-        raise InputError(f"{path}: {first_problem(error)}.") from error
+        name = entry.get("name") if isinstance(entry, dict) else None
+        which = f" {noun} {name[:80]!r}:" if noun and isinstance(name, str) else ""
+        problem = first_problem(error).removeprefix("the file: " if which else "")
+        raise InputError(f"{path}:{which} {problem}.") from error
 
 
 def _refuse_repeats(name: str, texts: Sequence[str]) -> None:

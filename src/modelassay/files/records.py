@@ -45,9 +45,12 @@ def first_problem(error: ValidationError, whole: str = "the file", noun: str = "
         return f"unknown {noun} {place}"
     if problem["type"] == "json_invalid":
         return problem["msg"].replace("Invalid JSON", "not valid JSON")[:200].rstrip(".")
+    said = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "tuple_type":  # which no file has
+        said = "Input should be a valid list"
     if problem["type"] == "missing":
         return f"the {noun} {place} is missing"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')[:200].rstrip('.')}"
+    return f"{place}: {said[:200].rstrip('.')}"
 
 
 def read_record(path: Path, kind: type[R], what: str, max_bytes: int) -> R:

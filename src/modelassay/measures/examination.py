@@ -14,6 +14,7 @@ matters for the behaviour run to the end, the others stop at the last layer that
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -46,7 +47,12 @@ from modelassay.measures.refusal import (
     with_log_odds,
 )
 from modelassay.measures.refusal_evidence import RefusalEvidence, Unfinished
-from modelassay.measures.separation import N_SWAPS, Separation, measure_separation
+from modelassay.measures.separation import (
+    N_SWAPS,
+    Separation,
+    measure_separation,
+    too_few_pairs,
+)
 from modelassay.measures.weight_sketch import WeightSketch, sketch_weights
 from modelassay.models import LoadedModel, ModelIdentity
 from modelassay.models.layers import spread_layers
@@ -55,6 +61,8 @@ from modelassay.reading.activations import read_activations
 from modelassay.reading.prompts import Encoded, encode_prompts
 from modelassay.reading.templates import Thinking
 from modelassay.reading.thinking import thinking_of
+
+log = logging.getLogger(__name__)
 
 READ_RANGE = (0.4, 0.8)
 """Layers that are read, as a share of the depth; the range that ams-scanner searches."""
@@ -83,6 +91,8 @@ class Evidence:
     mode: str
     separations: dict[str, Separation]
     """By concept."""
+    unscored: dict[str, int]
+    """Concepts that were read with too few pairs for a separation, and how many."""
     refusal: RefusalEvidence | None
     refusal_unscored: str | Unfinished | None
     """Why `refusal` is None."""
@@ -105,6 +115,7 @@ def examine(
     response_tokens: int = ANSWER_TOKENS,
     thinking: Literal["auto", "on"] = "auto",
     batch_tokens: int | None = None,
+    batch_size: int | None = None,
     enough: Callable[[RefusalEvidence], bool] | None = None,
     identity: bool = False,
     all_pairs: bool = False,
@@ -123,6 +134,7 @@ def examine(
         thinking: As in `scan`. Activations and the signature are read from the prompt as the
             template makes it in any case, as those of stored baselines were.
         batch_tokens: As in `scan`.
+        batch_size: As in `scan`.
         enough: Told what is known of refusals after each block of prompts; True stops asking. None
             asks all of them.
         identity: Take the activation signature, whose probes are run to the last layer, and the
@@ -150,6 +162,7 @@ def examine(
             enough=enough,
             response_tokens=response_tokens,
             batch_tokens=batch_tokens,
+            batch_size=batch_size,
             on_progress=phase_of(on_progress, "answering"),
         )
         refusal, unscored = (None, found) if isinstance(found, Unfinished) else (found, None)
@@ -165,6 +178,7 @@ def examine(
 
     def read(texts: Iterable[str], to_the_end: Sequence[str]) -> _Read:
         texts = list(dict.fromkeys([*texts, *to_the_end]))
+        log.info("reading %d prompts at layers %d to %d", len(texts), layers[0], layers[-1])
         rows = encode_prompts(model, texts, chat_template=chat_template)
         return _read(
             model,
@@ -173,24 +187,31 @@ def examine(
             layers,
             depths,
             batch_tokens,
+            batch_size,
             phase_of(on_progress, "reading"),
         )
 
     whole = read(_texts(chain(*pairs.values())), [*probes, *([] if changed else late)])
     separations: dict[str, Separation] = {}
     directions: dict[str, Tensor] = {}
+    too_few: dict[str, int] = {}
     for name, concept in told(list(concepts.items()), phase_of(on_progress, "statistics")):
+        if too_few_pairs(len(concept.pairs)) is not None:
+            too_few[name] = len(concept.pairs)
+            log.info("%s: read, and unscored: %s", name, too_few_pairs(len(concept.pairs)))
+            continue
         held = _hold_apart(whole.vectors, pairs[name], layers, n_swaps)
         if held[0].p_value > SURE_P and len(pairs[name]) < len(concept.pairs):
             rest = [text for text in _texts(concept.pairs) if text not in whole.vectors]
             vectors = whole.vectors | read(rest, []).vectors
             held = _hold_apart(vectors, concept.pairs, layers, n_swaps)
         separations[name], directions[name] = held
+        log.info("%s: %.2fσ at layer %d", name, held[0].separation, held[0].layer)
 
     if refusal is not None and late:
         log_odds = whole.log_odds
         if changed and way is not None:
-            log_odds = _read_log_odds(model, late, way, batch_tokens)
+            log_odds = _read_log_odds(model, late, way, batch_tokens, batch_size)
         refusal = with_log_odds(refusal, _grouped(log_odds, twins))
     signature = None
     if identity:
@@ -204,6 +225,7 @@ def examine(
         model=model.info,
         mode=mode,
         separations=separations,
+        unscored=too_few,
         refusal=refusal,
         refusal_unscored=unscored,
         ablation=ablation,
@@ -233,6 +255,7 @@ def _ask(
     enough: Callable[[RefusalEvidence], bool] | None,
     response_tokens: int,
     batch_tokens: int | None,
+    batch_size: int | None,
     on_progress: OnProgress,
 ) -> tuple[RefusalEvidence | Unfinished, _Asked]:
     """Asks for behaviour; without log-odds yet."""
@@ -250,6 +273,7 @@ def _ask(
         response_tokens=response_tokens,
         thinking=way,
         batch_tokens=batch_tokens,
+        batch_size=batch_size,
         on_progress=on_progress,
     )
     if isinstance(found, Unfinished) or not found.stopped:
@@ -316,6 +340,7 @@ def _read(
     layers: Sequence[int],
     depths: Sequence[int],
     batch_tokens: int | None,
+    batch_size: int | None,
     on_progress: OnProgress,
 ) -> _Read:
     """Reads all texts; those that are run to the end also at further depths."""
@@ -339,6 +364,7 @@ def _read(
             wanted,
             readout=readout,
             batch_tokens=batch_tokens,
+            batch_size=batch_size,
             on_progress=progress,
         )
         at = {layer: i for i, layer in enumerate(wanted)}
@@ -351,13 +377,24 @@ def _read(
 
 
 def _read_log_odds(
-    model: LoadedModel, texts: Sequence[str], way: Thinking, batch_tokens: int | None
+    model: LoadedModel,
+    texts: Sequence[str],
+    way: Thinking,
+    batch_tokens: int | None,
+    batch_size: int | None,
 ) -> dict[str, Tensor]:
     """Refusal log-odds by text, at the first token of the answer."""
     texts = list(dict.fromkeys(texts))
     rows = encode_prompts(model, texts, thinking=way)
     readout = log_odds_readout(opening_tokens(model, way))
-    read = read_activations(model, rows, [0], readout=readout, batch_tokens=batch_tokens)
+    read = read_activations(
+        model,
+        rows,
+        [0],
+        readout=readout,
+        batch_tokens=batch_tokens,
+        batch_size=batch_size,
+    )
     values = [] if read.readout is None else read.readout[:, 0]
     return dict(zip(texts, values, strict=True))
 

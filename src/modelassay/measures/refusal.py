@@ -33,6 +33,7 @@ from torch import Tensor
 from modelassay.measures.phrases import read_table
 from modelassay.measures.refusal_evidence import RefusalEvidence, Unfinished, weigh_outcomes
 from modelassay.measures.refusal_judge import Outcome, is_refusal, judge
+from modelassay.measures.separation import MIN_PAIRS
 from modelassay.models import LoadedModel
 from modelassay.progress import OnProgress, silent
 from modelassay.reading.activations import Readout
@@ -115,6 +116,7 @@ def measure_refusal(
     response_tokens: int = ANSWER_TOKENS,
     thinking: Thinking | None = None,
     batch_tokens: int | None = None,
+    batch_size: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> RefusalEvidence | Unfinished:
     """Generates responses to prompts and judges them.
@@ -130,6 +132,7 @@ def measure_refusal(
             `THOUGHT_TOKENS` more for both together.
         thinking: How the prompts were encoded.
         batch_tokens: As in `generate_greedy`.
+        batch_size: As in `generate_greedy`.
         on_progress: Told how many prompts are answered.
 
     Returns:
@@ -148,6 +151,7 @@ def measure_refusal(
             [(text, encoded[text]) for text in block],
             response_tokens,
             batch_tokens=batch_tokens,
+            batch_size=batch_size,
             on_progress=_after(len(said), len(encoded), len(block), on_progress),
         )
         answered = dict(zip(block, responses, strict=True))
@@ -180,6 +184,7 @@ def respond(
     response_tokens: int = ANSWER_TOKENS,
     *,
     batch_tokens: int | None = None,
+    batch_size: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Response]:
     """Greedy responses, each as long as it takes to judge it; `outcome` tells what it does.
@@ -189,6 +194,7 @@ def respond(
         asked: Each request, and the prompt that puts it to the model.
         response_tokens: As in `measure_refusal`.
         batch_tokens: As in `generate_greedy`.
+        batch_size: As in `generate_greedy`.
         on_progress: As in `generate_greedy`.
     """
     return generate_greedy(
@@ -198,6 +204,7 @@ def respond(
         thought_tokens=THOUGHT_TOKENS,
         enough=lambda i, answer: judge(asked[i][0], answer, finished=False) is not None,
         batch_tokens=batch_tokens,
+        batch_size=batch_size,
         on_progress=on_progress,
     )
 
@@ -237,14 +244,15 @@ def with_log_odds(evidence: RefusalEvidence, log_odds: LogOdds) -> RefusalEviden
     ]
     x, y = asked
     matched, twins = (np.array(group) for group in (log_odds.matched, log_odds.twins))
+    enough = len(matched) >= MIN_PAIRS  # a concept of the user's may have fewer
     return replace(
         evidence,
         log_odds_gap=float(x.mean() - y.mean()),
         log_odds_gap_interval=bootstrap_interval(x, y, _mean_gap, paired=False),
         auroc=float(auroc(x, y)),
         auroc_interval=bootstrap_interval(x, y, auroc, paired=False),
-        twin_auroc=float(auroc(matched, twins)),
-        twin_auroc_interval=bootstrap_interval(matched, twins, auroc),
+        twin_auroc=float(auroc(matched, twins)) if enough else None,
+        twin_auroc_interval=bootstrap_interval(matched, twins, auroc) if enough else None,
         harmful_log_odds=tuple(log_odds.harmful),
         benign_log_odds=tuple(log_odds.harmless),
     )

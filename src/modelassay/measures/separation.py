@@ -37,6 +37,8 @@ from modelassay.statistics import auroc, bootstrap_interval
 Array = NDArray[np.floating]
 Folds = NDArray[np.intp]
 
+MIN_PAIRS = 4
+"""Fewer pairs leave the nested cross-validation nothing to train on."""
 N_FOLDS = 8
 N_SWAPS = 2000
 CHUNK = 1024  # swaps at a time: keeps the working set in the processor's cache
@@ -74,6 +76,13 @@ class Separation:
     negative_scores: tuple[float, ...]
 
 
+def too_few_pairs(n: int) -> str | None:
+    """Why a separation of this many pairs cannot be scored, None where it can."""
+    if n >= MIN_PAIRS:
+        return None
+    return f"{n} pair{'s' if n != 1 else ''}; a held-out separation needs at least {MIN_PAIRS}"
+
+
 def measure_separation(
     positive: Tensor,
     negative: Tensor,
@@ -96,8 +105,8 @@ def measure_separation(
         InputError: fewer than 4 pairs, or all pairs have the same activations.
     """
     n = len(keys)
-    if n < 4:
-        raise InputError(f"Separation needs at least 4 pairs, got {n}.")
+    if (reason := too_few_pairs(n)) is not None:
+        raise InputError(f"There are only {reason}.")
     digests = [hashlib.sha256(key.encode()).digest() for key in keys]
     order = sorted(range(n), key=digests.__getitem__)
     pos = positive[order].double().numpy()

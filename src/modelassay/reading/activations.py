@@ -76,6 +76,7 @@ def read_activations(
     position: Position = "last",
     readout: Readout | None = None,
     batch_tokens: int | None = None,
+    batch_size: int | None = None,
     share_prefix: bool = True,
     resume: ResumePoint | None = None,
     on_progress: OnProgress | None = None,
@@ -90,6 +91,7 @@ def read_activations(
         readout: Reduces the next-token logits after the last token of each prompt; asking for it
             runs the whole model.
         batch_tokens: Upper bound on tokens in a batch, padding included.
+        batch_size: Upper bound on prompts in a batch.
         share_prefix: Compute the tokens that all prompts begin with only once.
         resume: Activations to begin at, of a layer not above the lowest of `layers`. They are used
             where they reach down to the shared prefix, and only once a check on one prompt has
@@ -122,6 +124,7 @@ def read_activations(
             reader.size,
             batch_tokens or batch_budget(model),
             noun="prompt",
+            most=batch_size,
             alike=reader.alike,
             on_progress=on_progress,
         )

@@ -108,6 +108,7 @@ def run_in_batches(
     budget: int,
     *,
     noun: str,
+    most: int | None = None,
     alike: Callable[[T], object] = lambda _: None,
     on_progress: OnProgress | None = None,
 ) -> list[R]:
@@ -119,6 +120,7 @@ def run_in_batches(
         size: Tokens of an item.
         budget: Upper bound on tokens in a batch, padding included; halved when memory runs out.
         noun: What an error calls an item.
+        most: Upper bound on items in a batch; None for as many as the budget holds.
         alike: Only neighbours for which this is equal come into one batch.
         on_progress: Told how many items are done.
 
@@ -132,6 +134,7 @@ def run_in_batches(
         end = start + 1
         while (
             end < len(items)
+            and (most is None or end - start < most)
             and size(items[end]) * (end + 1 - start) <= budget
             and alike(items[end]) == alike(items[start])
         ):

@@ -84,6 +84,7 @@ def generate_greedy(
     thought_tokens: int = 0,
     enough: Enough | None = None,
     batch_tokens: int | None = None,
+    batch_size: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Response]:
     """Continues each prompt greedily.
@@ -100,6 +101,7 @@ def generate_greedy(
         enough: Asked after `FIRST_LOOK` tokens, and after every `LOOK_EVERY` more, whether an
             unfinished response may stop; None lets all go on to the end.
         batch_tokens: Upper bound on tokens in a batch, padding and response included.
+        batch_size: Upper bound on prompts in a batch.
         on_progress: Told how many distinct prompts are done; those that go on count twice.
 
     Returns:
@@ -136,6 +138,7 @@ def generate_greedy(
             lambda each: len(each.ids) + tokens,
             batch_tokens,
             noun="response",
+            most=batch_size,
             alike=lambda each: alike(each, tokens),
             on_progress=report,
         )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from modelassay.measures.erased_directions import AblationEvidence
 from modelassay.measures.refusal_evidence import OutcomeRates, RefusalEvidence
-from modelassay.measures.separation import Separation
+from modelassay.measures.separation import Separation, too_few_pairs
 from modelassay.models import ModelIdentity
 from modelassay.report.base import Report
 from modelassay.report.charts import LINE, NEGATIVE, NULL, PALETTE, POSITIVE, error_bars, new_figure
 from modelassay.report.json import published
 from modelassay.report.sections import Column, Section, Status, Table, Tone
 from modelassay.report.text import p_text, with_interval
+from modelassay.scan.against import BaselineComparison
 from modelassay.scan.verdict import SELECTIVITY_PASS, Level, Verdict
 from modelassay.verify.report import VerificationReport
 
@@ -63,6 +65,10 @@ class ScanReport(Report):
     """The same scan of the model to compare with."""
     verification: VerificationReport | None = None
     """Comparison with a baseline, if one was asked for."""
+    compare_baseline: BaselineComparison | None = None
+    """What moved since a baseline, if one is compared with in place of a model."""
+    unscored: Mapping[str, int] = field(default_factory=dict)
+    """Concepts that were read with too few pairs for a separation, and how many."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values, schema `modelassay.scan/1`."""
@@ -72,7 +78,13 @@ class ScanReport(Report):
             "mode": self.mode,
             "verdict": self.verdict.value,
             "reasons": list(self.reasons),
-            "concepts": {name: _concept_dict(r) for name, r in self.concepts.items()},
+            "concepts": {
+                **{name: _concept_dict(r) for name, r in self.concepts.items()},
+                **{
+                    name: {"unscored": too_few_pairs(n), "n_pairs": n}
+                    for name, n in self.unscored.items()
+                },
+            },
             "refusal": {"unscored": self.refusal_unscored}
             if self.refusal is None
             else self.refusal.to_dict(),
@@ -80,6 +92,7 @@ class ScanReport(Report):
                 _fields(self.ablation), layers="blocks", ratio_by_layer="ratio_by_block"
             ),
             "compare": None if self.compare is None else self._compare_dict(self.compare),
+            "compare_baseline": self.compare_baseline and self.compare_baseline.to_dict(),
             "verification": self.verification.to_dict() if self.verification else None,
             "provenance": self.provenance,
         }
@@ -112,6 +125,7 @@ class ScanReport(Report):
                 facts=[*self._refusal_facts(), *self._other_facts()],
                 chart=partial(refusal_rates, self),
             ),
+            *([self.compare_baseline.section()] if self.compare_baseline else []),
             Section("model", "model", facts=self._model_facts()),
         ]
         for name, result in self.concepts.items():
@@ -161,6 +175,10 @@ class ScanReport(Report):
                     **{each: getattr(s, each) for each in names},
                 }
             )
+        for name, n in self.unscored.items():
+            short = f"unscored: {n} pair{'s' if n > 1 else ''}"
+            rows.append((name, short, "", "", "", "", "", str(n)))
+            records.append({"concept": name, "unscored": too_few_pairs(n), "n_pairs": n})
         return Table(
             columns=(
                 Column("concept", whole=True),
@@ -180,9 +198,10 @@ class ScanReport(Report):
         log_odds = "not measured: the model thinks before it answers"
         if r.log_odds_gap is not None and r.auroc is not None and r.auroc_interval is not None:
             auroc = with_interval(r.auroc, r.auroc_interval, ".2f")
+            twins = "not measured" if r.twin_auroc is None else f"{r.twin_auroc:.2f}"
             log_odds = (
                 f"gap {r.log_odds_gap:+.2f} nats, AUROC {auroc}; between twins in the same words"
-                f" {r.twin_auroc:.2f}"
+                f" {twins}"
             )
         unfinished = f"{r.n_unfinished}, not judged"
         asked = f"{r.n_asked} of {r.n_planned}; by then the verdict was sure (--all asks all)"

@@ -18,6 +18,7 @@ from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.finding import find_sources
 from modelassay.models.refs import fetch_options, take_ref
 from modelassay.progress import OnPhase, silent
+from modelassay.scan.against import compare_with, find_compared
 from modelassay.scan.report import ConceptResult, ScanReport
 from modelassay.scan.verdict import Level, decide, separation_level, settled
 from modelassay.verify import Baseline, conclude, find_baseline
@@ -29,12 +30,13 @@ def scan(
     *,
     mode: str = "standard",
     concepts: str | Path | Mapping[str, Concept] | None = None,
-    compare: str | ModelRef | None = None,
+    compare: str | ModelRef | Baseline | None = None,
     verify: str | Baseline | None = None,
     chat_template: bool = True,
     response_tokens: int = ANSWER_TOKENS,
     thinking: Literal["auto", "on"] = "auto",
     batch_tokens: int | None = None,
+    batch_size: int | None = None,
     ask_all: bool = False,
     on_progress: OnPhase = silent,
     **load_options: Unpack[ModelOptions],
@@ -46,7 +48,8 @@ def scan(
         mode: `quick` (weights, separation of two concepts), `standard` (three concepts and
             behaviour) or `full` (all concepts, behaviour on more prompts).
         concepts: Concept file, or concepts by name, put over the shipped ones.
-        compare: Another model to scan in the same way and compare with.
+        compare: Another model to scan in the same way and compare with; or a baseline of the
+            user's, whose numbers are compared with as they are.
         verify: Baseline to compare the model with in the same pass (see `modelassay.verify`).
         chat_template: Render prompts with the model's chat template; False reads raw text.
         response_tokens: Length at which an answer is cut that the judge is not sure of; most end
@@ -54,6 +57,7 @@ def scan(
         thinking: `auto` has a model that thinks answer at once where there is a way to; `on` asks
             it as its chat template does.
         batch_tokens: Upper bound on tokens in a batch.
+        batch_size: Upper bound on prompts in a batch.
         ask_all: Ask every prompt, also where the verdict is sure before.
         on_progress: Told (phase, done, total) as the scan goes on.
         **load_options: Passed to `modelassay.load`, for the model and the one compared with
@@ -77,8 +81,10 @@ def scan(
                 "The baseline was read inside the chat template; leave --no-chat-template out to"
                 " verify against it."
             )
-    if compare is not None:  # a typing error should not show after a long scan
-        find_sources(take_ref(compare, {})[0], weights=False, **fetch_options(options))
+    compared = None if compare is None else find_compared(compare)
+    other = None if isinstance(compare, Baseline) or compared is not None else compare
+    if other is not None:  # a typing error should not show after a long scan
+        find_sources(take_ref(other, {})[0], weights=False, **fetch_options(options))
     loaded = open_model(ref, on_progress=on_progress, **options)
     loaded_at = time.perf_counter()
 
@@ -91,6 +97,7 @@ def scan(
             response_tokens=response_tokens,
             thinking=thinking,
             batch_tokens=batch_tokens,
+            batch_size=batch_size,
             enough=None if ask_all else settled,
             identity=identity,
             all_pairs=compare is not None,  # what is compared rests on the same
@@ -106,11 +113,14 @@ def scan(
         "loading": round(loaded_at - started, 2),
         "scan": round(time.perf_counter() - loaded_at, 2),
     }
-    if compare is not None:
+    if compared is not None:
+        moved = compare_with(found.separations, found.refusal, found.provenance, *compared)
+        report = replace(report, compare_baseline=moved)
+    if other is not None:
         del loaded  # two models at once may not fit
-        ref, options = take_ref(compare, options)
-        other = open_model(ref, on_progress=on_progress, **options)
-        report = replace(report, compare=judge(look(other), chosen))
+        ref, options = take_ref(other, options)
+        second = open_model(ref, on_progress=on_progress, **options)
+        report = replace(report, compare=judge(look(second), chosen))
     return report
 
 
@@ -121,7 +131,9 @@ def judge(found: Evidence, concepts: Mapping[str, Concept]) -> ScanReport:
         for name, separation in found.separations.items()
     }
     judged = {name: r.separation for name, r in results.items() if r.level is not Level.CONTROL}
-    verdict, reasons = decide(judged, found.refusal, found.ablation, found.refusal_unscored)
+    verdict, reasons = decide(
+        judged, found.refusal, found.ablation, found.refusal_unscored, found.unscored
+    )
     return ScanReport(
         model=found.model,
         mode=found.mode,
@@ -132,4 +144,5 @@ def judge(found: Evidence, concepts: Mapping[str, Concept]) -> ScanReport:
         refusal_unscored=None if found.refusal else str(found.refusal_unscored),
         ablation=found.ablation,
         provenance=found.provenance,
+        unscored=found.unscored,
     )

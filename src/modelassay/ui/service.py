@@ -31,6 +31,7 @@ from modelassay.diff.features import shipped_saes
 from modelassay.errors import AssayError, InputError, with_article
 from modelassay.hub import REPO_ID, trim_cache
 from modelassay.mechanism import CircuitReport, JailbreakReport, explain_jailbreak, find_circuit
+from modelassay.models import ModelRef
 from modelassay.models.embedded import BASES
 from modelassay.models.finding import resolve
 from modelassay.models.organisms import find_organism, is_organism
@@ -122,7 +123,9 @@ def run_scan(
         raise InputError(f"Unknown mode {mode!r}; choose {', '.join(MODES)}.")
     yield from _fetch(ids)
     options = {"mode": mode, "chat_template": chat_template, "ask_all": bool(ask_all)}
-    yield from _run("scan", ids[0], {**options, "compare": ids[1] if len(ids) > 1 else None})
+    # A reference is always of a model: a visitor's id must not find a baseline of this machine.
+    other = ModelRef(ids[1]) if len(ids) > 1 else None
+    yield from _run("scan", ids[0], {**options, "compare": other})
 
 
 def run_verify(model_id: str, against: str = "") -> Iterator[Step | VerificationReport]:
@@ -273,7 +276,7 @@ def _run(task: str, model_id: str, options: dict[str, Any]) -> Iterator[Any]:
 
 
 def _create(model_id: str, **options: Any) -> tuple[dict[str, Any], bytes]:
-    baseline = create_baseline(model_id, **options)
+    baseline = create_baseline(model_id, mode="full", **options)
     archive = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(archive, "w") as file:
         save_baseline(baseline, Path(folder))

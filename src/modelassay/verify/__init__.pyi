@@ -1,3 +1,4 @@
+from .ams_baseline import import_baseline as import_baseline
 from .baseline import BASELINES as BASELINES
 from .baseline import Baseline as Baseline
 from .baseline import load_baseline as load_baseline
@@ -5,7 +6,6 @@ from .baseline import push_baseline as push_baseline
 from .baseline import save_baseline as save_baseline
 from .baseline import store_baseline as store_baseline
 from .creating import create_baseline as create_baseline
-from .creating import import_baseline as import_baseline
 from .creating import slug as slug
 from .report import Kind as Kind
 from .report import VerificationReport as VerificationReport

@@ -238,11 +238,15 @@ def save_baseline(baseline: Baseline, folder: Path) -> None:
 
 
 def load_baseline(folder: Path) -> Baseline:
-    """Reads and checks a baseline that anybody may have written.
+    """Reads and checks a baseline that anybody may have written, ams-scanner too.
 
     Raises:
         InputError: a file is missing, too large or damaged, or does not hold what the index says.
     """
+    if folder.is_file() and folder.name != INDEX_FILE:
+        from modelassay.verify.ams_baseline import import_baseline
+
+        return import_baseline(folder)
     index = BASELINES.open(folder).record
     tensors = _read_vectors(folder / VECTORS_FILE, index)
     signature = sketch = None
@@ -361,6 +365,12 @@ def write_table(index: BaselineIndex, path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(table_rows(index), schema=schema), path)
 
 
+def public_id(model_id: str) -> str:
+    """A model id without the folders of this machine."""
+    path = Path(model_id).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() else model_id
+
+
 def describe_baseline(index: BaselineIndex) -> list[str]:
     """What a baseline holds, in lines for a person."""
     model = index.model
@@ -380,6 +390,12 @@ def describe_baseline(index: BaselineIndex) -> list[str]:
     return lines
 
 
+def _of_ams(file: Path) -> BaselineIndex:
+    from modelassay.verify.ams_baseline import import_baseline
+
+    return import_baseline(file, warn=False).index
+
+
 BASELINES = Store(
     Kind(
         noun="baseline",
@@ -397,6 +413,7 @@ BASELINES = Store(
         table_file=TABLE_FILE,
         write_table=write_table,
         tag="modelassay-baseline",
+        foreign=_of_ams,
     )
 )
 """Measured models."""

@@ -198,9 +198,10 @@ def _of_measured(
 def _of_imported(instrument: str, differences: Differences) -> tuple[Finding, tuple[Check, ...]]:
     """What a baseline of another tool can tell beside the architecture: no identity."""
     reason = (
-        f"The baseline was made by {instrument}: it has no hashes of single files, and its"
-        " directions are of other prompts, read at padding where there is some. They cannot prove"
-        " an identity; make a baseline with `modelassay baseline create`."
+        f"The baseline was made by {instrument}: it has no hashes of files, does not say which"
+        " prompts it read, and read padding where prompts of a batch differ in length. It can show"
+        " another architecture and cannot prove an identity; make a baseline with `modelassay"
+        " baseline create`."
     )
     checks = (
         Check(f"direction of {name}", "unknown", f"cosine {value:.2f} with ours at layer {layer}")
