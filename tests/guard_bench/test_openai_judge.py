@@ -212,7 +212,7 @@ def test_addresses(monkeypatch):
 def test_the_key_stays_off_plain_http(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     keys = {
-        url: openai_judge(url, "m").__self__.key  # type: ignore[attr-defined]
+        url: openai_judge(url, "m").__self__.chat.key  # type: ignore[attr-defined]
         for url in ("http://judge.example/v1", "https://judge.example/v1", "http://localhost/v1")
     }
     assert list(keys.values()) == [None, SECRET, SECRET]

@@ -9,9 +9,7 @@ machine alone; neither it nor what the endpoint answers gets into results, repor
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import os
 import re
 import time
 from collections.abc import Callable
@@ -21,8 +19,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from modelassay.data.labels import LABELS
-from modelassay.errors import InputError, UnavailableError
-from modelassay.hub.endpoint import Endpoint, Reply, check_url
+from modelassay.hub.chat import ChatEndpoint, is_filter, open_chat
+from modelassay.hub.endpoint import Reply
 
 JudgeName = Literal["classifier", "refusal", "openai"]
 JUDGES: tuple[JudgeName, ...] = get_args(JudgeName)
@@ -98,9 +96,8 @@ def refusal_judge(_prompt: str, response: str) -> Judgement:
 class _ChatJudge:
     """A model behind an endpoint that speaks OpenAI's chat completions."""
 
-    endpoint: Endpoint
+    chat: ChatEndpoint
     model: str
-    key: str | None = field(repr=False)
     settings: dict[str, Any] = field(default_factory=lambda: {"temperature": 0})
 
     def judge(self, prompt: str, response: str) -> Judgement:
@@ -121,31 +118,13 @@ class _ChatJudge:
         def read(reply: Reply) -> Judgement | str:
             if reply.status == 200:
                 return parse_reply(reply.body)
-            if reply.status == 400 and (odd := _error_field(reply.body, "param")) in self.settings:
-                # Reasoning models take no temperature. Nothing is lost without.
-                del self.settings[odd], body[odd]
+            if self.chat.drops(reply, body, self.settings):
                 return "HTTP 400"
-            if reply.status == 400 and _is_filter(reply.body):
+            if reply.status == 400 and is_filter(reply.body):
                 return FILTERED
-            raise self._refused(reply)
+            raise self.chat.declined(reply)
 
-        return self.endpoint.ask(body, read)
-
-    def _refused(self, reply: Reply) -> InputError | UnavailableError:
-        status, judge = reply.status, f"The judge at {reply.url}"
-        if status in (401, 403):
-            sent = "the key in" if self.key else "a request without a key; set"
-            if self.key is None and os.environ.get(KEY_VARIABLE):
-                sent = "a request without a key, which goes over https only, not even that in"
-            return UnavailableError(
-                f"{judge} does not accept {sent} {KEY_VARIABLE} (HTTP {status})."
-            )
-        if 300 <= status < 400:
-            return InputError(f"{judge} is somewhere else (HTTP {status}); give that address.")
-        return InputError(
-            f"{judge} does not take this request (HTTP {status}); check --judge-url"
-            f" and --judge-model ({self.model})."
-        )
+        return self.chat.endpoint.ask(body, read)
 
 
 def openai_judge(
@@ -168,27 +147,19 @@ def openai_judge(
     Raises:
         InputError: this is no http(s) address, or the key cannot be a header.
     """
-    parts = check_url(url, URL_OPTION, f"; the key goes into {KEY_VARIABLE}")
-    path = parts.path.rstrip("/")
-    if not path.endswith("/chat/completions"):
-        path += "/chat/completions"
-    key = os.environ.get(KEY_VARIABLE, "").strip() or None
-    if key is not None and not (key.isascii() and key.isprintable()):
-        raise InputError(f"{KEY_VARIABLE} holds characters that no key has; set it again.")
-    if parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
-        key = None
-    endpoint = Endpoint(
-        parts._replace(path=path).geturl(),
+    chat = open_chat(
+        url,
         name="The judge",
         given_by=URL_OPTION,
+        key_variable=KEY_VARIABLE,
+        check=f"--judge-url and --judge-model ({model})",
         advice="try again later: with --out, a run goes on where it stopped.",
         max_bytes=MAX_RESPONSE_BYTES,
-        headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=timeout,
-        attempts=max(1, attempts),
+        attempts=attempts,
         sleep=sleep,
     )
-    return _ChatJudge(endpoint, model, key).judge
+    return _ChatJudge(chat, model).judge
 
 
 def parse_reply(body: bytes) -> Judgement:
@@ -218,26 +189,3 @@ def parse_verdict(text: str) -> Judgement:
         return UNCLEAR
     refusal = found.get("refusal")
     return Judgement(found["unsafe"], refusal if isinstance(refusal, bool) else None, "json")
-
-
-def _error_field(body: bytes, name: str) -> Any:
-    """A field of the error that an endpoint describes, or None."""
-    try:
-        value = json.loads(body)["error"][name]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return value if isinstance(value, str) else None
-
-
-def _is_filter(body: bytes) -> bool:
-    code = _error_field(body, "code") or ""
-    return "content_filter" in code or "content_policy" in code
-
-
-def _is_this_machine(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
