@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 import pytest
 
+from loopback_chat import SECRET, loopback_chat
 from modelassay.errors import InputError, UnavailableError
 from modelassay.guard_bench.judges import (
     FILTERED,
@@ -19,8 +17,6 @@ from modelassay.guard_bench.judges import (
     parse_verdict,
 )
 
-SECRET = "sk-loopback-0123456789abcdef"
-
 
 @pytest.fixture
 def endpoint(monkeypatch):
@@ -28,44 +24,8 @@ def endpoint(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    script, asked = [], []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append((self.path, self.headers.get("Authorization"), body))
-            status, headers, response = script.pop(0) if len(script) > 1 else script[0]
-            if status == "hang":
-                time.sleep(response)
-                return
-            content = response if isinstance(response, bytes) else json.dumps(response).encode()
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if headers.get("X-Drip"):
-                for byte in content:
-                    time.sleep(0.05)
-                    try:
-                        self.wfile.write(bytes([byte]))
-                    except OSError:
-                        return
-                return
-            self.wfile.write(content)
-
-        def log_message(self, format, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield SimpleNamespace(
-        url=f"http://127.0.0.1:{server.server_port}/v1", script=script, asked=asked
-    )
-    server.shutdown()
-    server.server_close()
+    with loopback_chat() as found:
+        yield found
 
 
 def reply(text):

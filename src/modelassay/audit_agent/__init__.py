@@ -1,4 +1,4 @@
-"""An agent that audits: a model behind an endpoint investigates a fine-tune with the audit's tools."""
+"""An agent that audits: a model behind an endpoint investigates with the audit's tools."""
 
 import lazy_loader
 

@@ -142,7 +142,7 @@ def find_report(text: str, *, loosely: bool = False) -> Findings | None:
         return None
     named = re.findall(rf"cause\W{{1,10}}({'|'.join(CAUSES)})\b", text, re.IGNORECASE)
     causes: set[str] = {name.lower() for name in named}
-    cause = next((name for name in CAUSES if causes == {name}), "unclear")
+    cause: Cause = next((name for name in CAUSES if causes == {name}), "unclear")
     return Findings(scores.pop(), cause, (), text[:10_000], "text")
 
 

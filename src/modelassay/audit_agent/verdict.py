@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modelassay.audit_agent.findings import LEAST_RISK, MOST_RISK, Cause
-from modelassay.audit_agent.limits import TOLD
+from modelassay.audit_agent.limits import TOLD, Stop
 from modelassay.audit_agent.running import AgentRun
 from modelassay.diff.verdict import DiffVerdict
 from modelassay.report.text import counted
@@ -69,7 +69,8 @@ def risk_spread(runs: Sequence[AgentRun]) -> RiskSpread | None:
 
 def common_cause(runs: Sequence[AgentRun]) -> Cause | None:
     """The cause that most runs name; unclear where several are named as often, None without any."""
-    counts = Counter(run.findings.cause for run in runs if run.findings).most_common(2)
+    named: list[Cause] = [run.findings.cause for run in runs if run.findings]
+    counts = Counter(named).most_common(2)
     if not counts:
         return None
     if len(counts) == 2 and counts[0][1] == counts[1][1]:
@@ -84,7 +85,8 @@ def judge_runs(runs: Sequence[AgentRun]) -> tuple[DiffVerdict, tuple[str, ...]]:
         The verdict, and its reasons in plain words, the deciding one first.
     """
     risk, cause = risk_spread(runs), common_cause(runs)
-    ended = Counter(run.stopped for run in runs if run.findings is None)
+    stops: list[Stop] = [run.stopped for run in runs if run.findings is None]
+    ended = Counter(stops)
     silent = [
         f"{counted(n, 'run')} ended without a report: {TOLD[stop]}." for stop, n in ended.items()
     ]

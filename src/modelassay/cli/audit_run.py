@@ -145,7 +145,7 @@ def run_command(
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with runs that are in the folder, and begin no new."),
+        typer.Option("--resume", help="Only go on: refuse a folder without earlier runs."),
     ] = False,
 ) -> int:
     """Let a language model audit a fine-tune with the tools of `modelassay mcp`.
