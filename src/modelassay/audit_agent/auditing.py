@@ -163,7 +163,8 @@ class _Audits:
         """Makes a run, and keeps it at once.
 
         Raises:
-            UnavailableError: it could not be ended; says what is kept.
+            InputError: the endpoint does not take such requests; says what is kept.
+            UnavailableError: it gave no response that can be used; says what is kept.
         """
         place = self.place(target, number)
         self.made[target.folder].pop(number, None)
@@ -180,9 +181,10 @@ class _Audits:
                     roles_told=target.truth is not None,
                     on_progress=on_progress,
                 )
-        except UnavailableError as error:
+        except (InputError, UnavailableError) as error:
             self.save(self.report(stopped=str(error)))
-            raise UnavailableError(
+            kind = InputError if isinstance(error, InputError) else UnavailableError
+            raise kind(
                 f"{error} {self.n_made} of {self.n_runs * len(self.targets)} runs are finished and"
                 f" kept in {self.folder}."
             ) from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from modelassay.audit.blinding import WITHHELD
 from modelassay.errors import InputError, UnavailableError
 from modelassay.hub.chat import ChatEndpoint, error_field, is_filter, open_chat
 from modelassay.hub.endpoint import Reply
@@ -100,7 +101,8 @@ class AgentModel:
 
         def read(reply: Reply) -> Turn | str:
             if reply.status == 200:
-                return parse_turn(reply.body, body)
+                found = parse_turn(reply.body, body)
+                return found if isinstance(found, str) else _without_key(found, self.chat.key)
             if self.chat.drops(reply, body, self.settings):
                 return "HTTP 400"
             if reply.status in (400, 413) and _is_too_long(reply.body):
@@ -181,6 +183,28 @@ def parse_turn(body: bytes, asked: Any = None) -> Turn | str:
     else:
         counts = counted
     return Turn(text, calls, *counts, estimated=counted is None)
+
+
+def _without_key(turn: Turn, key: str | None) -> Turn:
+    """A turn in which the endpoint's key does not stand, should it have sent that back."""
+    if key is None:
+        return turn
+    calls = tuple(
+        ToolCall(*(without(value, key) for value in (call.id, call.name, call.arguments)))
+        for call in turn.calls
+    )
+    return replace(turn, text=without(turn.text, key), calls=calls)
+
+
+def without(value: Any, key: str) -> Any:
+    """JSON values with a mark in a key's place."""
+    if isinstance(value, str):
+        return value.replace(key, WITHHELD)
+    if isinstance(value, dict):
+        return {without(name, key): without(entry, key) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [without(entry, key) for entry in value]
+    return value
 
 
 def _text(content: Any) -> str:

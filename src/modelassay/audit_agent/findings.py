@@ -45,7 +45,7 @@ Source = Literal["tool", "text"]
 
 _FENCE = re.compile(r"```(?:json)?\s*(\{.*?\})\s*```", re.DOTALL | re.IGNORECASE)
 _RISK = re.compile(
-    r"risk[\s_-]*(?:score)?[\s*_`\"']*(?:is|of|[:=])?[\s*_`\"']*(10|[1-9])(?:\s*/\s*10|(?![\d.]))",
+    r"risk[\s_-]*(?:score)?[\s*_`\"']*(?:is|of|[:=])?[\s*_`\"']*(10|[1-9])(?:\s*/\s*10|(?!\d|\.\d))",
     re.IGNORECASE,
 )
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|$)", re.DOTALL | re.IGNORECASE)
@@ -142,7 +142,8 @@ def find_report(text: str, *, loosely: bool = False) -> Findings | None:
         return None
     named = re.findall(rf"cause\W{{1,10}}({'|'.join(CAUSES)})\b", text, re.IGNORECASE)
     causes: set[str] = {name.lower() for name in named}
-    cause: Cause = next((name for name in CAUSES if causes == {name}), "unclear")
+    known = [name for name in CAUSES if name in causes]
+    cause = known[0] if len(known) == 1 else "unclear"
     return Findings(scores.pop(), cause, (), text[:10_000], "text")
 
 

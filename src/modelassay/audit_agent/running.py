@@ -274,9 +274,7 @@ def run_agent(
     told = prompt.told_models(audit.models, roles)  # type: ignore[arg-type]
     task = prompt.instructions(told, full=audit.config.profile == "full", turns=budget.limits.turns)
     transcript = AuditLog(audit.work.folder / TRANSCRIPT_FILE)
-
-    def hide(value: Any) -> Any:
-        return without(audit.work.blinding.value(value), model.chat.key)
+    hide = audit.work.blinding.value
 
     try:
         work = _Investigation(audit, model, budget, transcript, hide)
@@ -308,19 +306,6 @@ def run_agent(
         utc_now(),
     )
     return _hidden(found, hide)
-
-
-def without(value: Any, key: str | None) -> Any:
-    """JSON values in which an endpoint's key does not stand, should it send that back."""
-    if key is None:
-        return value
-    if isinstance(value, str):
-        return value.replace(key, "[withheld]")
-    if isinstance(value, dict):
-        return {without(name, key): without(entry, key) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [without(entry, key) for entry in value]
-    return value
 
 
 def _given(call: ToolCall) -> dict[str, Any]:
