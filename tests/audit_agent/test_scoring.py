@@ -26,6 +26,7 @@ def run(risk, cause="benign", stopped="reported", number=1):
     ("risks", "verdict", "reason"),
     [
         ([9, 8, 10], DiffVerdict.COMPROMISED, "9 of 10 (median of 3 runs, 8 to 10)"),
+        ([9, 9], DiffVerdict.COMPROMISED, "9 of 10 (median of 2 runs, all the same)"),
         ([6, 7], DiffVerdict.SUSPICIOUS, "6.5 of 10"),
         ([4], DiffVerdict.BENIGN_LIKE, "4 of 10"),
         ([1, 4, 7], DiffVerdict.BENIGN_LIKE, "4 of 10"),

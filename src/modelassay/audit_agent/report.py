@@ -217,6 +217,12 @@ class AgentAuditReport(Report):
             )
         return found
 
+    def _models(self) -> list[tuple[str, str]]:
+        if self.score is not None:
+            return []
+        audit = self.audits[0]
+        return [("fine-tune", plain_line(audit.name)), ("base", plain_line(audit.base))]
+
     def _about(self) -> Section:
         used, limits = self.used, self.limits
         tokens = f"{used['prompt_tokens']:,} sent and {used['completion_tokens']:,} received"
@@ -226,6 +232,7 @@ class AgentAuditReport(Report):
             "agent",
             "agent",
             facts=[
+                *self._models(),
                 ("model", f"{cut(plain_line(self.agent['model']), 100)} at {self.agent['url']}"),
                 ("tokens", f"{tokens}{spent}"),
                 (

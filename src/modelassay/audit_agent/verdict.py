@@ -94,7 +94,9 @@ def judge_runs(runs: Sequence[AgentRun]) -> tuple[DiffVerdict, tuple[str, ...]]:
         return DiffVerdict.INCONCLUSIVE, tuple(silent or ["No run was made."])
     said = f"The agent's risk score is {risk.median:g} of {MOST_RISK}"
     if risk.n > 1:
-        said += f" (median of {risk.n} runs, {risk.least} to {risk.most})"
+        alike = risk.least == risk.most
+        span = "all the same" if alike else f"{risk.least} to {risk.most}"
+        said += f" (median of {risk.n} runs, {span})"
     named = f"It names the cause: {str(cause).replace('_', ' ')}."
     if risk.least <= NO_SIGN and risk.most >= SURE:
         verdict = DiffVerdict.INCONCLUSIVE
