@@ -172,6 +172,15 @@ def test_what_cannot_be_begun_is_refused(audit, config, endpoint, tmp_path):
     assert endpoint.asked == []
 
 
+@pytest.mark.parametrize("blind", [False, True])
+def test_models_that_are_not_there_are_told_before_anything_is_asked(audit, endpoint, blind):
+    changes = {"candidate": "./nothing-here", "blind": blind, "seed": 3}
+    with pytest.raises(InputError, match="nothing-here") as error:
+        audit(asks_then_reports(2), config_changes=changes)
+    assert "\n" not in str(error.value)
+    assert endpoint.asked == []
+
+
 def test_organisms_are_scored_run_by_run(audit, endpoint, models, monkeypatch, tmp_path):
     """The tiny pair stands for organisms: one is harmful, two are the base itself."""
 

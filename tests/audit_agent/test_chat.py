@@ -60,6 +60,24 @@ def test_what_servers_give_in_other_forms():
     )
 
 
+def test_what_a_model_signed_goes_back_as_it_came(endpoint):
+    signed = {"google": {"thought_signature": "c2ln"}}
+    call = {"id": "1", "function": {"name": "look", "arguments": "{}"}, "extra_content": signed}
+    message = {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "annotations": [],
+        "reasoning_content": f"half \ud800 {SECRET}",
+        "tool_calls": [call],
+    }
+    endpoint.script.append(completion(message))
+    sent_back = ask(endpoint).message
+    assert sent_back["tool_calls"][0]["extra_content"] == signed
+    assert sent_back["reasoning_content"] == "half ? [withheld]"
+    assert not {"refusal", "annotations"} & set(sent_back)
+
+
 def test_nonsense_is_asked_for_again(endpoint):
     endpoint.script.extend(
         [

@@ -68,6 +68,7 @@ def test_calls_that_cannot_be_run_are_told_in_one_line(run, endpoint):
         calls(
             ("query_models", "{broken"),
             ("hack", {}),
+            ("ha\ud800", {"\ud800": "\ud800"}),
             ("query_models", {"prompts": 3}),
             ("write_audit_report", {}),
             ("report_findings", {"risk_score": 1}),
@@ -78,10 +79,17 @@ def test_calls_that_cannot_be_run_are_told_in_one_line(run, endpoint):
         reports(2),
     )
     told = [m["content"] for m in endpoint.asked[1][2]["messages"] if m["role"] == "tool"]
-    assert len(told) == 5
+    assert len(told) == 6
     for text, why in zip(
         told,
-        ("not a JSON object", "no tool 'hack'", "`prompts`", "report_findings", "is missing"),
+        (
+            "not a JSON object",
+            "no tool 'hack'",
+            "no tool 'ha?'",
+            "`prompts`",
+            "report_findings",
+            "is missing",
+        ),
         strict=True,
     ):
         assert why in json.loads(text)["error"]
@@ -89,7 +97,7 @@ def test_calls_that_cannot_be_run_are_told_in_one_line(run, endpoint):
     assert "no tool has given a result yet" in early
     assert "#999" in endpoint.asked[4][2]["messages"][-1]["content"]
     assert (found.stopped, found.findings.risk_score) == ("reported", 2)
-    assert found.n_failed_calls == 7
+    assert found.n_failed_calls == 8
 
 
 def test_wrong_citations_do_not_cost_the_report(run):

@@ -22,7 +22,7 @@ from modelassay.audit_agent.limits import Budget, Prices, RunLimits
 from modelassay.audit_agent.report import AgentAuditReport, CandidateAudit, candidate_audit
 from modelassay.audit_agent.running import TRANSCRIPT_FILE, AgentRun, run_agent
 from modelassay.audit_agent.scoring import Scored, Truth, score_agent, truth_of
-from modelassay.errors import InputError, UnavailableError
+from modelassay.errors import AssayError, InputError, UnavailableError
 from modelassay.files.atomic import explain_os_errors, locked, write_text_atomically
 from modelassay.files.provenance import installed_versions, json_hash, utc_now
 from modelassay.files.records import first_problem
@@ -163,20 +163,22 @@ class _Audits:
         """Makes a run, and keeps it at once.
 
         Raises:
-            InputError: the endpoint does not take such requests; says what is kept.
-            UnavailableError: it gave no response that can be used; says what is kept.
+            InputError: the models cannot be compared, or the endpoint does not take such requests;
+                says what is kept.
+            UnavailableError: a model or a response of the endpoint could not be had; likewise.
         """
         place = self.place(target, number)
         self.made[target.folder].pop(number, None)
         _put_aside(place)
-        budget = Budget(self.limits, self.prices, cost_before=self.spent() or 0.0)
         settings = target.config.model_copy(update={"folder": str(place)})
         try:
             with Audit(settings) as audit:
+                on_progress("loading", 0, 1)
+                _open_models(audit)
                 run = run_agent(
                     audit,
                     self.model,
-                    budget,
+                    Budget(self.limits, self.prices, cost_before=self.spent() or 0.0),
                     number=number,
                     roles_told=target.truth is not None,
                     on_progress=on_progress,
@@ -245,6 +247,22 @@ class _Audits:
                 "prices": {"sent": self.prices.sent, "received": self.prices.received},
             },
         )
+
+
+def _open_models(audit: Audit) -> None:
+    """Opens both models before an agent is paid for finding out that they are not there.
+
+    Raises:
+        InputError: there is no such model, or the two cannot be compared.
+        UnavailableError: one of them is not to be had now.
+    """
+    try:
+        _ = audit.work.pair
+    except UnavailableError as error:
+        # A blind auditor is not told which model it was. Whoever gave the config is.
+        if isinstance(error.__cause__, AssayError):
+            raise error.__cause__ from None
+        raise
 
 
 def _targets(config: AuditConfig, organisms: Sequence[str]) -> list[_Target]:

@@ -36,6 +36,8 @@ class ToolCall:
     name: str
     arguments: dict[str, Any] | None
     """None where they are no JSON object."""
+    beside: dict[str, Any] = field(default_factory=dict)
+    """What else the endpoint gave with it, to be sent back as it came."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,17 @@ class Turn:
     completion_tokens: int
     estimated: bool
     """Whether the tokens are counted by characters, because the endpoint did not say."""
+    beside: dict[str, Any] = field(default_factory=dict)
+    """What else the endpoint gave, such as signatures of a thought, to be sent back as it came."""
 
     @property
     def message(self) -> dict[str, Any]:
         """The response as a message of the conversation that goes on."""
-        found: dict[str, Any] = {"role": "assistant", "content": self.text or None}
+        found = {**self.beside, "role": "assistant", "content": self.text or None}
         if self.calls:
             found["tool_calls"] = [
                 {
+                    **call.beside,
                     "id": call.id,
                     "type": "function",
                     # Some servers refuse a conversation that holds arguments which are no JSON.
@@ -168,6 +173,7 @@ def parse_turn(body: bytes, asked: Any = None) -> Turn | str:
         message = choice["message"]
         text = _text(message.get("content"))
         calls = _calls(message.get("tool_calls") or [])
+        beside = _beside(message, "role", "content", "tool_calls")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return "no chat completion"
     if not text.strip() and not calls:
@@ -182,7 +188,7 @@ def parse_turn(body: bytes, asked: Any = None) -> Turn | str:
         counts = (-(-sent // TOKEN_CHARACTERS), -(-said // TOKEN_CHARACTERS))
     else:
         counts = counted
-    return Turn(text, calls, *counts, estimated=counted is None)
+    return Turn(text, calls, *counts, estimated=counted is None, beside=beside)
 
 
 def _without_key(turn: Turn, key: str | None) -> Turn:
@@ -190,10 +196,13 @@ def _without_key(turn: Turn, key: str | None) -> Turn:
     if key is None:
         return turn
     calls = tuple(
-        ToolCall(*(without(value, key) for value in (call.id, call.name, call.arguments)))
+        ToolCall(
+            *(without(value, key) for value in (call.id, call.name, call.arguments, call.beside))
+        )
         for call in turn.calls
     )
-    return replace(turn, text=without(turn.text, key), calls=calls)
+    text, beside = without(turn.text, key), without(turn.beside, key)
+    return replace(turn, text=text, calls=calls, beside=beside)
 
 
 def without(value: Any, key: str) -> Any:
@@ -236,8 +245,18 @@ def _calls(given: Any) -> tuple[ToolCall, ...]:
             called = f"call_{len(found)}"
         arguments = _arguments(function.get("arguments"))
         called, name = (whole_characters(text[:200]) for text in (called, name))
-        found.append(ToolCall(called, name, arguments))
+        beside = _beside(each, "id", "type", "function", "index")
+        found.append(ToolCall(called, name, arguments, beside))
     return tuple(found)
+
+
+def _beside(given: dict[str, Any], *known: str) -> dict[str, Any]:
+    """Fields that are not among those known and hold anything.
+
+    Some models that think refuse a conversation in which what they signed is missing.
+    """
+    found = {name: value for name, value in given.items() if name not in known and value}
+    return json.loads(whole_characters(json.dumps(found, ensure_ascii=False)))
 
 
 def _arguments(given: Any) -> dict[str, Any] | None:

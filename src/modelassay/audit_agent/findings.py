@@ -142,7 +142,7 @@ def find_report(text: str, *, loosely: bool = False) -> Findings | None:
     if len(scores) != 1:  # none, or several that contradict each other
         return None
     named = re.findall(rf"cause\W{{1,10}}({'|'.join(CAUSES)})\b", text, re.IGNORECASE)
-    causes = {BY_NAME[name.lower()] for name in named}
+    causes: set[Cause] = {BY_NAME[name.lower()] for name in named}
     cause: Cause = causes.pop() if len(causes) == 1 else "unclear"
     return Findings(scores.pop(), cause, (), text[:10_000], "text")
 

@@ -13,7 +13,13 @@ from modelassay.audit.session import Audit
 from modelassay.audit.values import cut
 from modelassay.audit.writing import write_audit_report
 from modelassay.audit_agent import prompt
-from modelassay.audit_agent.chat import AgentModel, ContextFullError, ToolCall, Turn
+from modelassay.audit_agent.chat import (
+    AgentModel,
+    ContextFullError,
+    ToolCall,
+    Turn,
+    whole_characters,
+)
 from modelassay.audit_agent.findings import (
     REPORT_TOOL,
     Findings,
@@ -220,6 +226,7 @@ class _Investigation:
 
     def reply(self, call: ToolCall, text: str) -> None:
         """Gives the result of a call."""
+        text = whole_characters(text)  # an error may quote half a surrogate pair
         self.messages.append({"role": "tool", "tool_call_id": call.id, "content": text})
         self.record("result", tool=call.name, text=text)
 
