@@ -77,6 +77,25 @@ def test_the_report_reads_in_every_form(audit):
             assert part in text
 
 
+def test_what_an_agent_writes_is_text_in_every_form(audit):
+    hostile = "<script>alert(1)</script> [red]no markup[/red] \x1b[31m ![x](http://a.example/x.png)"
+    said = {
+        "risk_score": 2,
+        "cause": "benign",
+        "findings": [hostile],
+        "justification": f"{hostile}\n{hostile}",
+    }
+    report = audit(
+        by_turns(lambda turns, _b: calls(ASK) if turns == 0 else calls(("report_findings", said)))
+    )
+    page, shown = to_html(report), to_text(report)
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert "\x1b[31m" not in page + shown
+    assert "[red]no markup[/red]" in shown
+    assert "![x](http" not in to_markdown(report.sections())
+
+
 def test_an_endpoint_that_fails_costs_one_run_and_the_same_command_goes_on(audit, endpoint, folder):
     good = by_turns(lambda turns, _body: calls(ASK) if turns == 0 else reports(2))
     down = (503, {}, {})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -79,6 +81,29 @@ def test_an_endpoint_that_is_down_is_one_line(command, endpoint, capsys):
     assert "gave no response in 2 attempts (HTTP 503)" in err
     assert "0 of 1 runs are finished and kept in" in err
     assert SECRET not in err
+
+
+def test_the_settings_in_the_guide_start_our_server(models, tmp_path):
+    """What clients are told to start: it parses, and it is a command that there is."""
+    tomllib = pytest.importorskip("tomllib")
+    page = Path(__file__).parents[2].joinpath("docs/how-to/agents.md").read_text()
+    found = [
+        json.loads(block)["mcpServers"] for block in re.findall(r"```json\n(.*?)```", page, re.S)
+    ]
+    found += [
+        tomllib.loads(block)["mcp_servers"]
+        for block in re.findall(r"```toml\n(.*?)```", page, re.S)
+    ]
+    servers = [server for each in found for server in each.values()]
+    assert len(servers) == 3
+    for server in servers:
+        assert (server["command"], server["args"]) == (
+            "modelassay",
+            ["mcp", "--config", "/abs/my-audit.yaml"],
+        )
+    for line in re.findall(r"^(?:claude|codex|gemini) mcp add .*$", page, re.M):
+        assert line.replace(" -- ", " ").endswith("modelassay mcp --config /abs/my-audit.yaml")
+    assert run(["mcp", "--config", str(tmp_path / "my-audit.yaml")]) == 64
 
 
 BAD = {

@@ -151,7 +151,9 @@ class _Audits:
 
     def spent(self) -> float | None:
         """Cost of all turns that are on record, of runs that were put aside as well."""
-        tokens = [_tokens_in(path) for path in sorted(self.folder.rglob(TRANSCRIPT_FILE))]
+        places = ("run-*", "*/run-*")  # of a fine-tune, and of organisms
+        found = [p for where in places for p in self.folder.glob(f"{where}/{TRANSCRIPT_FILE}")]
+        tokens = [_tokens_in(path) for path in found]
         return self.prices.cost(sum(sent for sent, _ in tokens), sum(got for _, got in tokens))
 
     def spent_up(self) -> bool:
