@@ -152,6 +152,21 @@ def test_an_endpoint_that_does_not_take_the_request(endpoint):
     assert "temperature" not in endpoint.asked[-1][2]
 
 
+def test_the_length_of_a_response_is_asked_for_by_either_name(endpoint):
+    endpoint.script.extend(
+        [
+            (400, {}, {"error": {"param": "max_tokens", "code": "unsupported_parameter"}}),
+            says("Ok."),
+        ]
+    )
+    model = agent_at(endpoint, response_tokens=50)
+    assert model.ask(ASKED, []).text == "Ok."
+    first, second = (body for _, _, body in endpoint.asked)
+    assert (first["max_tokens"], "max_completion_tokens" in first) == (50, False)
+    assert (second["max_completion_tokens"], "max_tokens" in second) == (50, False)
+    assert model.told == {"temperature": None, "response_tokens": 50}
+
+
 def test_the_key_comes_from_the_variable_that_is_named(endpoint, monkeypatch):
     endpoint.script.append(says("Hello."))
     monkeypatch.setenv("MY_KEY", "another-key")

@@ -145,7 +145,7 @@ AGENT_AUDIT_SCHEMA = {
     "properties": {
         "schema": {"const": "modelassay.agent-audit/1"},
         "verdict": {"anyOf": [_VERDICT, {"type": "null"}]},
-        "agent": {"type": "object", "required": ["model", "url", "temperature"]},
+        "agent": {"type": "object", "required": ["model", "url", "temperature", "response_tokens"]},
         "audits": {
             "type": "array",
             "minItems": 1,

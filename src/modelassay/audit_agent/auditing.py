@@ -228,7 +228,7 @@ class _Audits:
             )
         chat = self.model
         return AgentAuditReport(
-            agent={"model": chat.name, "url": chat.url, **_temperature(chat)},
+            agent={"model": chat.name, "url": chat.url, **chat.told},
             audits=audits,
             score=_score(audits) if self.scored else None,
             limits={**asdict(self.limits), "cost": self.prices.most},
@@ -307,15 +307,11 @@ def _identity(
     left_out = {"folder"} | (OF_THE_MODELS if scored else set())
     return {
         "model": model.name,
-        **_temperature(model),
+        **model.told,
         "limits": asdict(limits),
         "config": json_hash(config.model_dump(exclude=left_out), compact=True),
         "organisms": scored,
     }
-
-
-def _temperature(model: AgentModel) -> dict[str, Any]:
-    return {"temperature": model.settings.get("temperature")}
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:

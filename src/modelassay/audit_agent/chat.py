@@ -20,6 +20,8 @@ ATTEMPTS = 5
 MAX_RESPONSE_BYTES = 5_000_000
 TOKEN_CHARACTERS = 4
 """Characters of a token, where an endpoint does not count them."""
+RESPONSE_TOKENS, NEWER_RESPONSE_TOKENS = "max_tokens", "max_completion_tokens"
+"""Two names of one setting: endpoints know the first or, for models that think, the second."""
 MAX_CALLS = 32
 """Tool calls of one response; more are nonsense."""
 
@@ -80,6 +82,15 @@ class AgentModel:
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def told(self) -> dict[str, Any]:
+        """The settings, for a record; what the endpoint did not take is null."""
+        tokens = (self.settings.get(each) for each in (RESPONSE_TOKENS, NEWER_RESPONSE_TOKENS))
+        return {
+            "temperature": self.settings.get("temperature"),
+            "response_tokens": next((n for n in tokens if n is not None), None),
+        }
+
+    @property
     def url(self) -> str:
         """Where it is asked."""
         return self.chat.endpoint.url
@@ -108,7 +119,10 @@ class AgentModel:
             if reply.status == 200:
                 found = parse_turn(reply.body, body)
                 return found if isinstance(found, str) else _without_key(found, self.chat.key)
+            limit = self.settings.get(RESPONSE_TOKENS)
             if self.chat.drops(reply, body, self.settings):
+                if limit is not None and RESPONSE_TOKENS not in self.settings:
+                    self.settings[NEWER_RESPONSE_TOKENS] = body[NEWER_RESPONSE_TOKENS] = limit
                 return "HTTP 400"
             if reply.status in (400, 413) and _is_too_long(reply.body):
                 raise ContextFullError("The conversation is longer than the model reads.")
@@ -125,6 +139,7 @@ def open_agent(
     *,
     key_variable: str = KEY_VARIABLE,
     temperature: float | None = None,
+    response_tokens: int | None = None,
     timeout: float = TIMEOUT,
     attempts: int = ATTEMPTS,
     sleep: Callable[[float], None] = time.sleep,
@@ -136,6 +151,7 @@ def open_agent(
         name: What to ask there.
         key_variable: Environment variable that holds the endpoint's key.
         temperature: None leaves the endpoint's own.
+        response_tokens: Most tokens of one response; None leaves the endpoint's own limit.
         timeout: Seconds that one response may take.
         attempts: How often it is asked before giving up.
         sleep: Waits between attempts.
@@ -157,7 +173,9 @@ def open_agent(
         attempts=attempts,
         sleep=sleep,
     )
-    return AgentModel(chat, name, {} if temperature is None else {"temperature": temperature})
+    settings = {"temperature": temperature, RESPONSE_TOKENS: response_tokens}
+    given = {name: value for name, value in settings.items() if value is not None}
+    return AgentModel(chat, name, given)
 
 
 def parse_turn(body: bytes, asked: Any = None) -> Turn | str:

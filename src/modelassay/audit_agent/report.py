@@ -80,7 +80,7 @@ class AgentAuditReport(Report):
     """Everything that an agent found out, over all runs."""
 
     agent: dict[str, Any]
-    """The model that investigated: `model`, `url`, `temperature`."""
+    """The model that investigated: `model`, `url`, `temperature`, `response_tokens`."""
     audits: tuple[CandidateAudit, ...]
     """One, or one of each organism."""
     score: AgentScore | None

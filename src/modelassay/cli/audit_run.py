@@ -45,6 +45,10 @@ class _Agent:
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="Of the agent; the endpoint's own if left out.")
     ] = None
+    response_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens of one response; the endpoint's own if left out."),
+    ] = None
     timeout: Annotated[
         float, typer.Option(min=1.0, help="Seconds that one response of the endpoint may take.")
     ] = 300.0
@@ -76,6 +80,7 @@ class _Agent:
             name,
             key_variable=self.key_env,
             temperature=self.temperature,
+            response_tokens=self.response_tokens,
             timeout=self.timeout,
             attempts=self.attempts,
         )
