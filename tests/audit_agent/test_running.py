@@ -120,6 +120,16 @@ def test_an_agent_without_tool_calls_is_asked_and_then_taken_at_its_word(run, en
     assert (idle.stopped, idle.findings) == ("no report", None)
 
 
+def test_a_user_never_speaks_twice_in_a_row(run, endpoint):
+    full = (400, {}, {"error": {"code": "context_length_exceeded"}})
+    run(calls(ASK), says("Hm."), full, says("Hm."), limits=RunLimits(turns=3))
+    last = endpoint.asked[-1][2]["messages"]
+    roles = [message["role"] for message in last]
+    assert not any(pair == ("user", "user") for pair in zip(roles, roles[1:], strict=False))
+    assert last[-1]["content"].count("last turn") == 1
+    assert "You called no tool" in last[-1]["content"]
+
+
 def test_nothing_but_failed_calls_ends_a_run(run):
     found = run(calls(("hack", {})))
     assert (found.stopped, found.n_turns, found.findings) == ("nonsense", MAX_FAILED, None)

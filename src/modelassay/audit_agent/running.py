@@ -232,7 +232,13 @@ class _Investigation:
 
     def say(self, text: str) -> None:
         """Tells the agent something."""
-        self.messages.append({"role": "user", "content": text})
+        last = self.messages[-1]
+        if last["role"] != "user":
+            self.messages.append({"role": "user", "content": text})
+        elif last["content"].endswith(text):
+            return  # asked for again in a shorter conversation
+        else:  # some chat templates refuse two messages of a user in a row
+            last["content"] += f"\n\n{text}"
         self.record("notice", text=text)
 
     def forget(self) -> bool:
