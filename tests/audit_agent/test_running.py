@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -125,7 +126,7 @@ def test_a_user_never_speaks_twice_in_a_row(run, endpoint):
     run(calls(ASK), says("Hm."), full, says("Hm."), limits=RunLimits(turns=3))
     last = endpoint.asked[-1][2]["messages"]
     roles = [message["role"] for message in last]
-    assert not any(pair == ("user", "user") for pair in zip(roles, roles[1:], strict=False))
+    assert not any(pair == ("user", "user") for pair in itertools.pairwise(roles))
     assert last[-1]["content"].count("last turn") == 1
     assert "You called no tool" in last[-1]["content"]
 
