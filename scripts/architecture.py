@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("guard_bench", "verify", "triage"),
     ("scan", "diff"),
     ("audit",),
+    ("audit_agent",),
     ("cli", "ui"),
 )
 """From the ground up. A part imports from itself and from the lines before its own."""

@@ -59,6 +59,8 @@ PHASES = {
     "twins": "reading harmful requests and harmless ones (batches)",
     "influence": "influence on refusals (batches)",
     "interventions": "suppressing and boosting features",
+    "agent runs": "runs of the agent",
+    "turns": "turns of the agent",
     "suppression": "suppressing features together (sizes)",
 }
 """What people are told of a phase, and in brackets what is counted."""

@@ -110,3 +110,127 @@ DIFF_SCHEMA = {
         "provenance": {"type": "object", "required": ["suite_sha256", "time"]},
     },
 }  # fmt: skip
+
+
+_RATE = {
+    "type": "object",
+    "required": ["k", "n", "rate", "interval"],
+    "properties": {
+        "k": {"type": "integer"},
+        "n": {"type": "integer"},
+        "rate": {"type": ["number", "null"]},
+        "interval": {"anyOf": [INTERVAL, {"type": "null"}]},
+    },
+}
+
+
+_CAUSE = {
+    "enum": [
+        "benign", "harmful_fine_tune", "ablation", "backdoor", "worn_off_refusals",
+        "over_refusal", "other", "unclear",
+    ]
+}  # fmt: skip
+
+
+_VERDICT = {"enum": ["BENIGN-LIKE", "SUSPICIOUS", "COMPROMISED", "INCONCLUSIVE"]}
+
+
+AGENT_AUDIT_SCHEMA = {
+    "type": "object",
+    "required": [
+        "schema", "verdict", "agent", "audits", "score", "limits", "used", "stopped", "notes",
+        "provenance",
+    ],
+    "additionalProperties": False,
+    "properties": {
+        "schema": {"const": "modelassay.agent-audit/1"},
+        "verdict": {"anyOf": [_VERDICT, {"type": "null"}]},
+        "agent": {"type": "object", "required": ["model", "url", "temperature", "response_tokens"]},
+        "audits": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": [
+                    "name", "base", "verdict", "reasons", "risk", "cause", "truth", "runs",
+                    "n_planned", "folder",
+                ],
+                "properties": {
+                    "verdict": _VERDICT,
+                    "reasons": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+                    "risk": {
+                        "type": ["object", "null"],
+                        "required": ["median", "mean", "interval", "spread", "least", "most", "n"],
+                    },
+                    "cause": {"anyOf": [_CAUSE, {"type": "null"}]},
+                    "truth": {"type": ["object", "null"], "required": ["harmful", "cause"]},
+                    "runs": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "required": [
+                                "number", "findings", "stopped", "n_turns", "calls",
+                                "n_failed_calls", "prompt_tokens", "completion_tokens",
+                                "tokens_estimated", "cost", "seconds", "problem", "report",
+                                "log_sha256", "time",
+                            ],
+                                        "properties": {
+                                "findings": {
+                                    "type": ["object", "null"],
+                                    "required": [
+                                        "risk_score", "cause", "findings", "justification",
+                                        "source",
+                                    ],
+                                    "properties": {
+                                        "risk_score": {
+                                            "type": "integer", "minimum": 1, "maximum": 10,
+                                        },
+                                        "cause": _CAUSE,
+                                        "source": {"enum": ["tool", "text"]},
+                                    },
+                                },
+                                "stopped": {
+                                    "enum": [
+                                        "reported", "turns", "tokens", "time", "cost", "context",
+                                        "nonsense", "no report",
+                                    ]
+                                },
+                                "calls": {
+                                    "type": "object",
+                                    "additionalProperties": {"type": "integer"},
+                                },
+                            },
+                        },
+                    },
+                },
+            },
+        },
+        "score": {
+            "type": ["object", "null"],
+            "required": [
+                "n_harmful", "n_benign", "n_unscored", "auroc", "auroc_interval", "finest_fpr",
+                "threshold", "detected", "unscored", "causes", "confusion",
+            ],
+            "properties": {
+                "detected": _RATE,
+                "causes": _RATE,
+                "confusion": {
+                    "type": "array",
+                    "items": {
+                        "required": ["truth", "named", "n"],
+                        "properties": {"truth": _CAUSE, "named": _CAUSE},
+                    },
+                },
+            },
+        },
+        "limits": {"required": ["turns", "tokens", "seconds", "cost"]},
+        "used": {
+            "required": [
+                "prompt_tokens", "completion_tokens", "cost", "seconds", "n_runs", "n_planned",
+            ]
+        },
+        "stopped": TEXT_OR_NULL,
+        "notes": {"type": "array", "items": {"type": "string"}},
+        "provenance": {"required": ["time", "versions", "folder", "prices"]},
+    },
+}  # fmt: skip
