@@ -10,8 +10,9 @@ import pytest
 from agents import agent_at
 from loopback_chat import SECRET, calls, completion, says
 from modelassay.audit_agent import open_agent
-from modelassay.audit_agent.chat import ContextFullError, parse_turn
+from modelassay.audit_agent.chat import turn_of
 from modelassay.errors import InputError, UnavailableError
+from modelassay.hub.chat_completions import ContextFullError, parse_completion
 
 ASKED = [{"role": "user", "content": "Begin."}]
 
@@ -38,7 +39,8 @@ def test_a_turn_with_calls_and_usage(endpoint):
 
 def test_what_servers_give_in_other_forms():
     def turn(message, **usage):
-        return parse_turn(json.dumps({"choices": [{"message": message}], **usage}).encode())
+        body = json.dumps({"choices": [{"message": message}], **usage}).encode()
+        return turn_of(parse_completion(body))
 
     parts = turn({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})
     assert parts.text == "ab"

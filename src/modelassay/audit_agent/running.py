@@ -13,13 +13,7 @@ from modelassay.audit.session import Audit
 from modelassay.audit.values import cut
 from modelassay.audit.writing import write_audit_report
 from modelassay.audit_agent import prompt
-from modelassay.audit_agent.chat import (
-    AgentModel,
-    ContextFullError,
-    ToolCall,
-    Turn,
-    whole_characters,
-)
+from modelassay.audit_agent.chat import AgentModel, Turn
 from modelassay.audit_agent.findings import (
     REPORT_TOOL,
     Findings,
@@ -30,6 +24,7 @@ from modelassay.audit_agent.findings import (
 from modelassay.audit_agent.limits import Budget, Stop
 from modelassay.errors import InputError
 from modelassay.files.provenance import utc_now
+from modelassay.hub.chat_completions import ContextFullError, ToolCall, whole_characters
 from modelassay.progress import OnPhase, silent
 
 TRANSCRIPT_SCHEMA = "modelassay.agent-transcript/1"

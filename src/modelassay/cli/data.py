@@ -176,8 +176,6 @@ class _Teacher:
 
         if not 0 < self.timeout < float("inf"):
             raise InputError(f"--timeout must be more than 0, got {self.timeout:g}.")
-        if not all(name.strip() for name in self.model):
-            raise InputError("--model is empty; name a model of the endpoint.")
         twice = next((name for name in self.model if self.model.count(name) > 1), None)
         if twice is not None:
             raise InputError(f"--model {twice} is given twice; name different ones.")
