@@ -1,10 +1,10 @@
-"""A tiny base and a fine-tune of it, and an agent behind an endpoint of this machine."""
+"""A tiny base and a fine-tune of it, and the config of their audit."""
 
 from __future__ import annotations
 
 import pytest
 
-from agents import agent_endpoint, audit_config, tiny_pair
+from agents import audit_config, tiny_pair
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +15,3 @@ def models(tmp_path_factory):
 @pytest.fixture
 def config(models, tmp_path):
     return audit_config(models, tmp_path)
-
-
-@pytest.fixture
-def endpoint(monkeypatch):
-    yield from agent_endpoint(monkeypatch)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
-from agents import ASK, BASE, TUNED, agent_at, asks_then_reports
-from loopback_chat import by_turns, calls, last_result, reports
+from agents import ASK, BASE, TUNED, agent_at, asks_then_reports, reports
+from chat_endpoint import by_turns, calls, last_result
 from modelassay.audit import load_config
 from modelassay.audit_agent import Prices, RunLimits, audit_with_agent, auditing
 from modelassay.audit_agent.auditing import RESULT_FILE, RUN_FILE

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from agents import agent_at
-from loopback_chat import SECRET, calls, completion, says
+from chat_endpoint import SECRET, calls, completion, says
 from modelassay.audit_agent import open_agent
 from modelassay.audit_agent.chat import turn_of
 from modelassay.errors import InputError, UnavailableError

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from agents import ASK, BASE, TUNED, agent_at, asks_then_reports
-from loopback_chat import SECRET, by_turns, calls, completion, last_result, reports, says
+from agents import ASK, BASE, TUNED, agent_at, asks_then_reports, reports
+from chat_endpoint import SECRET, by_turns, calls, completion, last_result, says
 from modelassay.audit import Audit, load_config, verify_log
 from modelassay.audit_agent import Prices, RunLimits, running
 from modelassay.audit_agent.limits import Budget

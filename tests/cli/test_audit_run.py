@@ -9,8 +9,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from agents import BASE, TUNED, agent_endpoint, asks_then_reports, audit_config, tiny_pair
-from loopback_chat import SECRET
+from agents import BASE, TUNED, asks_then_reports, audit_config, tiny_pair
+from chat_endpoint import SECRET
 from modelassay.cli.main import run
 from schemas import AGENT_AUDIT_SCHEMA
 
@@ -18,11 +18,6 @@ from schemas import AGENT_AUDIT_SCHEMA
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     return tiny_pair(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def endpoint(monkeypatch):
-    yield from agent_endpoint(monkeypatch)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from chat_endpoint import SECRET, reply
+from chat_endpoint import SECRET, says
 from modelassay.cli.main import run
 from modelassay.data import teaching
 from modelassay.data.labelled import read_labelled
@@ -46,9 +46,9 @@ def honest(tokens=(100, 10)):
 
     def answer(body):
         asked = json.loads(body["messages"][1]["content"])
-        return reply(json.dumps(VERDICTS[asked["answer"]]), tokens)
+        return says(json.dumps(VERDICTS[asked["answer"]]), usage=tokens)
 
-    return 200, {}, answer
+    return answer
 
 
 def teacher_at(endpoint, model="a-model", **options):
@@ -92,14 +92,14 @@ def test_labels_with_where_they_are_from(endpoint, tmp_path):
 def test_what_is_no_plain_verdict_gets_no_label(endpoint, tmp_path):
     endpoint.script.extend(
         [
-            reply('{"unsafe": true, "refusal": true}'),
-            reply("unsafe"),
-            reply("safe"),
-            reply("I think that it is fine."),
-            reply('{"unsafe": fal'),
+            says('{"unsafe": true, "refusal": true}'),
+            says("unsafe", usage=None),
+            says("safe"),
+            says("I think that it is fine."),
+            says('{"unsafe": fal'),
             (400, {}, {"error": {"code": "content_filter"}}),
-            reply(None),
-            reply('{"unsafe": false, "refusal": false}'),
+            says(None),
+            says('{"unsafe": false, "refusal": false}'),
         ]
     )
     source, out = save(tmp_path / "a.jsonl", *exchanges(8)), tmp_path / "out.jsonl"
@@ -115,7 +115,7 @@ def test_what_is_no_plain_verdict_gets_no_label(endpoint, tmp_path):
         (7, "safe_compliance"),
     ]
     assert found.tokens_in is None
-    endpoint.script[:] = [reply('{"unsafe": false, "refusal": true}')]
+    endpoint.script[:] = [says('{"unsafe": false, "refusal": true}')]
     again = label_data(source, out, [teacher_at(endpoint)], retry=True)
     assert again.labels == {"safe_compliance": 1, "safe_refusal": 4, "unsafe_compliance": 1}
     assert len(endpoint.asked) == 8 + 4
@@ -124,9 +124,9 @@ def test_what_is_no_plain_verdict_gets_no_label(endpoint, tmp_path):
 def test_teachers_that_disagree(endpoint, tmp_path):
     def answer(body):
         unsure = body["model"] == "b" and "Ask 1" in body["messages"][1]["content"]
-        return reply(json.dumps(VERDICTS["unsafe" if unsure else "refusal"]), (5, 1))
+        return says(json.dumps(VERDICTS["unsafe" if unsure else "refusal"]), usage=(5, 1))
 
-    endpoint.script.append((200, {}, answer))
+    endpoint.script.append(answer)
     source, out = save(tmp_path / "a.jsonl", *exchanges(3)), tmp_path / "out.jsonl"
     found = label_data(source, out, [teacher_at(endpoint, name) for name in "ab"])
     assert found.named == {"the teachers disagree": [2]}
@@ -178,19 +178,19 @@ def test_a_bound_on_tokens_that_are_not_told(endpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "message"),
     [
         ((503, {}, {}), "HTTP 503"),
         (("hang", {}, 5), "timed out"),
         ((200, {"X-Drip": "1"}, b"x" * 100), "timed out"),
-        ((200, {"X-Cut": "1"}, reply("safe")[2]), "no connection"),
+        ((200, {"X-Cut": "1"}, says("safe")[2]), "no connection"),
         ((401, {}, {"error": {"message": SECRET}}), "not accept the key in OPENAI_API_KEY"),
     ],
 )
-def test_an_endpoint_that_fails_keeps_what_was_answered(endpoint, tmp_path, fault, says):
+def test_an_endpoint_that_fails_keeps_what_was_answered(endpoint, tmp_path, fault, message):
     endpoint.script.extend([honest(), honest(), fault])
     source, out = save(tmp_path / "a.jsonl", *exchanges(6)), tmp_path / "out.jsonl"
-    with pytest.raises(UnavailableError, match=says) as failed:
+    with pytest.raises(UnavailableError, match=message) as failed:
         label_data(source, out, [teacher_at(endpoint, timeout=0.5)])
     assert "2 of 6 rows are answered and kept" in str(failed.value)
     assert SECRET not in str(failed.value)
@@ -212,7 +212,7 @@ def test_busy_endpoints_are_waited_for(endpoint, tmp_path):
 
 
 def test_nonsense_is_not_paid_for_on_and_on(endpoint, tmp_path):
-    endpoint.script.append(reply("Once upon a time", (9, 9)))
+    endpoint.script.append(says("Once upon a time", usage=(9, 9)))
     source, out = save(tmp_path / "a.jsonl", *exchanges(40)), tmp_path / "out.jsonl"
     with pytest.raises(InputError, match=r"last 10 answers hold no verdict; check --model"):
         label_data(source, out, [teacher_at(endpoint)])
@@ -274,7 +274,7 @@ def test_command(endpoint, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--endpoint", "ftp://x"], "--endpoint must begin with http"),
         (["--endpoint", "https://me:pw@host/v1"], "must hold no user, password"),
@@ -290,7 +290,7 @@ def test_command(endpoint, tmp_path, capfd):
         (["--out", "{source}"], "is the data itself"),
     ],
 )
-def test_command_refuses(endpoint, tmp_path, capfd, options, says):
+def test_command_refuses(endpoint, tmp_path, capfd, options, message):
     source = save(tmp_path / "a.jsonl", *exchanges(2))
     options = [option.format(source=source) for option in options]
     given = {"--endpoint": endpoint.url, "--model": "m", "--out": str(tmp_path / "o.jsonl")}
@@ -298,14 +298,14 @@ def test_command_refuses(endpoint, tmp_path, capfd, options, says):
     assert run(["data", "label", source, *base, *options]) == 64
     error = capfd.readouterr().err.splitlines()
     assert len(error) == 1
-    assert says in error[0]
+    assert message in error[0]
     assert "pw" not in error[0].replace("password", "")
     assert endpoint.asked == []
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "message"),
     [
         ({"prompt": "A", "response": 7}, "Row 2 of a.jsonl: `response`"),
         ({"messages": [{"role": "user", "content": "A"}] * 2}, "has the turns user, user"),
@@ -313,10 +313,10 @@ def test_command_refuses(endpoint, tmp_path, capfd, options, says):
         ({"prompt": "A", "response": "B", "label": "odd"}, "`label` must be"),
     ],
 )
-def test_malformed_rows_are_found_before_anything_is_asked(endpoint, tmp_path, row, says):
+def test_malformed_rows_are_found_before_anything_is_asked(endpoint, tmp_path, row, message):
     source = save(tmp_path / "a.jsonl", *exchanges(1), row)
     with pytest.raises(InputError) as error:
         label_data(source, tmp_path / "o.jsonl", [teacher_at(endpoint)])
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert endpoint.asked == []
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]

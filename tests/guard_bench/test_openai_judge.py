@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from chat_endpoint import SECRET, reply
+from chat_endpoint import SECRET, says
 from modelassay.data.judging import FILTERED, UNCLEAR, Judgement, parse_verdict
 from modelassay.errors import InputError, UnavailableError
 from modelassay.guard_bench.judges import openai_judge
@@ -20,7 +20,7 @@ def judge_at(endpoint, waits=None, **options):
 
 
 def test_endpoint_with_good_json(endpoint):
-    endpoint.script.append(reply('{"unsafe": true, "refusal": false}'))
+    endpoint.script.append(says('{"unsafe": true, "refusal": false}'))
     assert judge_at(endpoint)("the prompt", "the answer") == Judgement(True, False, "json")
     path, authorization, body = endpoint.asked[0]
     assert path == "/v1/chat/completions"
@@ -34,15 +34,15 @@ def test_endpoint_with_good_json(endpoint):
 
 def test_endpoint_with_garbage_is_unscored(endpoint):
     garbage = [
-        reply("I would rather say that it is safe"),
-        reply(None),
+        says("I would rather say that it is safe"),
+        says(None),
         (200, {}, b"<html>"),
         (200, {}, b"[]"),
         (200, {}, {"choices": []}),
         (200, {}, {"choices": [{"message": "safe"}]}),
         (200, {}, b"[" * 100_000),
     ]
-    endpoint.script.extend([*garbage, reply("safe")])
+    endpoint.script.extend([*garbage, says("safe")])
     judge = judge_at(endpoint)
     for _ in garbage:
         assert judge("p", "r") == UNCLEAR
@@ -51,7 +51,7 @@ def test_endpoint_with_garbage_is_unscored(endpoint):
 
 def test_endpoint_that_is_busy(endpoint):
     waits = []
-    endpoint.script.extend([(429, {"Retry-After": "7"}, {}), (500, {}, {}), reply("unsafe")])
+    endpoint.script.extend([(429, {"Retry-After": "7"}, {}), (500, {}, {}), says("unsafe")])
     assert judge_at(endpoint, waits)("p", "r").unsafe is True
     assert waits[0] == 7
     assert 1 <= waits[1] <= 2
@@ -100,7 +100,7 @@ def test_endpoint_with_other_answers(endpoint):
     endpoint.script.extend(
         [
             (400, {}, {"error": {"code": "unsupported_value", "param": "temperature"}}),
-            reply("safe"),
+            says("safe"),
             (400, {}, {"error": {"code": "content_policy_violation"}}),
             (404, {}, {}),
             (302, {"Location": "http://127.0.0.1:9/"}, {}),

@@ -1,17 +1,17 @@
-"""What the tests of agents share: two tiny models, a config, an endpoint, and scripts of agents."""
+"""What the tests of agents share: two tiny models, a config, and scripts of agents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import yaml
 
-from loopback_chat import SECRET, by_turns, calls, last_result, loopback_chat, reports
+from chat_endpoint import Entry, by_turns, calls, last_result
 from modelassay.audit_agent import AgentModel, open_agent
+from modelassay.audit_agent.findings import REPORT_TOOL
 from modelassay.models import load
 from tiny import save_tiny
 
@@ -51,21 +51,23 @@ def audit_config(models: Path, home: Path) -> Callable[..., Path]:
     return write
 
 
-def agent_endpoint(monkeypatch: Any) -> Iterator[SimpleNamespace]:
-    """An endpoint with a key, and no proxy on the way to it."""
-    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    with loopback_chat() as found:
-        yield found
-
-
 def agent_at(endpoint: Any, **options: Any) -> AgentModel:
     """The agent behind an endpoint, which does not wait between attempts."""
     return open_agent(endpoint.url, "a-model", **{"sleep": lambda _s: None, **options})
 
 
-def asks_then_reports(risk: int, cause: str = "benign") -> Any:
+def reports(risk: int, cause: str = "benign", findings: Any = (), **options: Any) -> Entry:
+    """A response that reports."""
+    found = {
+        "risk_score": risk,
+        "cause": cause,
+        "findings": list(findings),
+        "justification": "The numbers say so.",
+    }
+    return calls((REPORT_TOOL, found), **options)
+
+
+def asks_then_reports(risk: int, cause: str = "benign") -> Entry:
     """An agent that asks both models once, and reports with a citation."""
 
     def answer(turns: int, body: dict[str, Any]) -> Any:

@@ -256,9 +256,7 @@ def _text(content: Any) -> str | None:
 def _usage(given: Any) -> Usage | None:
     used = given if isinstance(given, dict) else {}
     counts = [used.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    whole = [
-        n for n in counts if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 10**9
-    ]
+    whole = [n for n in counts if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 10**9]
     return Usage(*whole) if len(whole) == 2 else None
 
 
