@@ -108,3 +108,27 @@ def test_version_and_help(capfd):
 
 def test_messages_are_always_one_line():
     assert str(AssayError("a\n  b\tc")) == "a b c"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--baselines_dir=pyproject.toml", "baseline", "list"], "give --baselines-dir a folder"),
+        (["scan", "embedded", "--load_8bit", "--load_4bit"], "one of --load-8bit and --load-4bit"),
+        (["mcp", "--check_log", "a_b"], "There is no log a_b."),
+        (["mcp", "--check_log=--a_b"], "There is no log --a_b."),
+        (["mcp", "--check-log", "--a_b"], "There is no log --a_b."),
+        (["concepts", "validate", "--", "--a_b"], "Cannot read --a_b:"),
+        (["concepts", "validate", "--", "--answers"], "Cannot read --answers:"),
+        (["scan", "embedded", "--fail-on", "very_bad"], "'very_bad' is not one of"),
+        (["scan", "embedded", "--no_such"], "No such option: --no-such"),
+    ],
+)
+def test_options_may_be_written_with_underscores_and_values_stay(arguments, said, capsys):
+    assert run(arguments) == 64
+    assert said in one_line(capsys.readouterr().err)
+
+
+def test_renamed_options_may_be_written_with_underscores(capsys):
+    assert run(["diff", "/no/where", "embedded", "--show_answers", "--sae", "none"]) == 64
+    assert capsys.readouterr().err.startswith("`--show_answers` is now `--show-responses`.\n")

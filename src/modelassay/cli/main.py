@@ -46,12 +46,20 @@ from modelassay.errors import (
 RENAMED = {"--answers": "--responses", "--show-answers": "--show-responses"}
 """Options under the names that they had."""
 
+
+def _with_dashes(option: str) -> str:
+    """An option by the name that it has here: `--max_examples` is `--max-examples`."""
+    return option.replace("_", "-")
+
+
 app = typer.Typer(
     name="modelassay",
     help="Look inside an open-weight language model: is the safety training still there?",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    # The parser calls it for names of options, of commands too; never for what an option is given.
+    context_settings={"token_normalize_func": _with_dashes},
 )
 app.command("scan")(scan.scan_command)
 app.command("verify")(verify.verify_command)
@@ -145,13 +153,14 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _by_new_names(arguments: list[str]) -> list[str]:
     """The arguments, options that were renamed by the names that they have now."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
     names = []
-    for argument in arguments:
+    for argument in arguments[:end]:
         option, *value = argument.split("=", 1)
-        if new := RENAMED.get(option):
+        if new := RENAMED.get(_with_dashes(option)):
             say_new_name(option, new)
         names.append("=".join([new or option, *value]))
-    return names
+    return [*names, *arguments[end:]]
 
 
 def _fail(message: str, code: int) -> int:
