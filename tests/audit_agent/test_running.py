@@ -183,6 +183,9 @@ def test_limits_that_cannot_be_held_are_refused():
         (lambda: Prices(most=1.0), "--max-cost needs prices"),
         (lambda: Prices(sent=1.0), "both prices"),
         (lambda: Prices(1.0, -1.0), "0 or more"),
+        (lambda: Prices(1.0, float("nan")), "0 or more"),
+        (lambda: Prices(1.0, 1.0, most=0.0), "--max-cost must be more than 0"),
+        (lambda: Prices(1.0, 1.0, most=float("inf")), "--max-cost must be more than 0"),
     ):
         with pytest.raises(InputError, match=why):
             make()

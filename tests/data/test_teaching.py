@@ -18,6 +18,7 @@ from modelassay.data.labelled import read_labelled
 from modelassay.data.teaching import Budget, label_data
 from modelassay.errors import InputError, UnavailableError
 from modelassay.hub.chat_completions import open_chat
+from modelassay.hub.prices import Prices
 
 VERDICTS = {
     "compliance": {"unsafe": False, "refusal": False},
@@ -67,7 +68,7 @@ def test_labels_with_where_they_are_from(endpoint, tmp_path):
     endpoint.script.append(honest())
     rows = [*exchanges(4), {"prompt": "Ask 9", "response": "x", "label": "safe"}, {"prompt": "P"}]
     source, out = save(tmp_path / "a.jsonl", *rows), tmp_path / "out.jsonl"
-    found = label_data(source, out, [teacher_at(endpoint)], Budget(price_in=2.0, price_out=10.0))
+    found = label_data(source, out, [teacher_at(endpoint)], Budget(prices=Prices(2.0, 10.0)))
     assert found.labels == {
         "safe": 1, "safe_compliance": 2, "safe_refusal": 1, "unsafe_compliance": 1,
     }  # fmt: skip
@@ -152,7 +153,7 @@ def test_labels_that_are_checked(endpoint, tmp_path):
     [
         (Budget(rows=4), 4, "--max-rows 4"),
         (Budget(tokens=300), 3, "--max-tokens 300"),
-        (Budget(cost=0.0005, price_in=1.0, price_out=10.0), 3, "--max-cost 0.0005"),
+        (Budget(prices=Prices(1.0, 10.0, most=0.0005)), 3, "--max-cost 0.0005"),
     ],
 )
 def test_a_budget_holds_over_all_runs(endpoint, tmp_path, budget, asked, bound):
@@ -281,9 +282,9 @@ def test_command(endpoint, tmp_path, capfd):
         (["--model", " "], "--model is empty"),
         (["--model", "a", "--model", "a"], "--model a is given twice"),
         (["--timeout", "0"], "--timeout must be more than 0"),
-        (["--max-cost", "1"], "A cost needs --price-in and --price-out"),
+        (["--max-cost", "1"], "--max-cost needs prices"),
         (["--max-cost", "0", "--price-in", "1", "--price-out", "1"], "must be more than 0"),
-        (["--price-in", "-1", "--price-out", "1"], "must be 0 or more"),
+        (["--price-in", "-1", "--price-out", "1"], "must be numbers of 0 or more"),
         (["--max-rows", "0"], "--max-rows"),
         (["--out", "no/such/folder.jsonl"], "There is no folder"),
         (["--labels", "four"], "--labels is binary or three-class"),

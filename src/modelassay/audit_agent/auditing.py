@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from modelassay.audit.config import AuditConfig
 from modelassay.audit.session import Audit
 from modelassay.audit_agent.chat import AgentModel
-from modelassay.audit_agent.limits import Budget, Prices, RunLimits
+from modelassay.audit_agent.limits import Budget, RunLimits
 from modelassay.audit_agent.report import AgentAuditReport, CandidateAudit, candidate_audit
 from modelassay.audit_agent.running import TRANSCRIPT_FILE, AgentRun, run_agent
 from modelassay.audit_agent.scoring import Scored, Truth, score_agent, truth_of
@@ -26,6 +26,7 @@ from modelassay.errors import AssayError, InputError, UnavailableError
 from modelassay.files.atomic import explain_os_errors, locked, write_text_atomically
 from modelassay.files.provenance import installed_versions, json_hash, utc_now
 from modelassay.files.records import first_problem
+from modelassay.hub.prices import Prices
 from modelassay.models.organisms import find_organism, organism_source
 from modelassay.progress import OnPhase, silent
 from modelassay.report.json import finite, to_json

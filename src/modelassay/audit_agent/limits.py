@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from modelassay.errors import InputError
+from modelassay.hub.prices import Prices
 
 Stop = Literal["reported", "turns", "tokens", "time", "cost", "context", "nonsense", "no report"]
 """Why a run ended."""
@@ -42,34 +43,6 @@ class RunLimits:
             raise InputError("--max-tokens must be 1 or more.")
         if not (math.isfinite(self.seconds) and self.seconds > 0):
             raise InputError("--max-seconds must be above 0.")
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What an endpoint takes for a million tokens, and what all runs may cost together."""
-
-    sent: float | None = None
-    received: float | None = None
-    most: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuses a limit that could not be held."""
-        for value in (self.sent, self.received, self.most):
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise InputError("Prices and --max-cost must be numbers of 0 or more.")
-        if (self.sent is None) != (self.received is None):
-            raise InputError("Give both prices: --price-in and --price-out, for a million tokens.")
-        if self.most is not None and self.sent is None:
-            raise InputError(
-                "--max-cost needs prices, which an endpoint does not say: --price-in and"
-                " --price-out, for a million tokens."
-            )
-
-    def cost(self, sent: int, received: int) -> float | None:
-        """Of so many tokens, in the currency of the prices; None without prices."""
-        if self.sent is None or self.received is None:
-            return None
-        return (sent * self.sent + received * self.received) / 1e6
 
 
 @dataclass
@@ -125,5 +98,5 @@ class Budget:
         }
         if self.prices.most is not None:
             spent = self.cost_before + (self.cost or 0.0)
-            found["cost"] = spent / self.prices.most if self.prices.most else 1.0
+            found["cost"] = spent / self.prices.most
         return found

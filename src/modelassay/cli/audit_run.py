@@ -90,20 +90,12 @@ class _Agent:
 class _Bounds:
     """What the runs may use."""
 
+    prices: options.Spending
     max_turns: Annotated[int, typer.Option(help="Responses of the agent in a run.")] = 40
     max_tokens: Annotated[
         int, typer.Option(help="Tokens of a run, sent and received together.")
     ] = 2_000_000
     max_seconds: Annotated[float, typer.Option(help="Time of a run.")] = 7200.0
-    max_cost: Annotated[
-        float | None, typer.Option(help="Cost of all runs together; needs both prices.")
-    ] = None
-    price_in: Annotated[
-        float | None, typer.Option(help="What the endpoint takes for a million tokens sent.")
-    ] = None
-    price_out: Annotated[
-        float | None, typer.Option(help="What it takes for a million tokens received.")
-    ] = None
 
     def checked(self) -> dict[str, Any]:
         """As `audit_with_agent` takes them.
@@ -111,11 +103,11 @@ class _Bounds:
         Raises:
             InputError: a limit that nothing fits in, or one that could not be held.
         """
-        from modelassay.audit_agent import Prices, RunLimits
+        from modelassay.audit_agent import RunLimits
 
         return {
             "limits": RunLimits(self.max_turns, self.max_tokens, self.max_seconds),
-            "prices": Prices(self.price_in, self.price_out, self.max_cost),
+            "prices": self.prices,
         }
 
 

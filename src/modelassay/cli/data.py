@@ -195,25 +195,17 @@ class _Teacher:
 
 
 def _budget(
+    prices: options.Spending,
     max_rows: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Stop after N rows.")
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Stop when N tokens are used.")
     ] = None,
-    max_cost: Annotated[
-        float | None, typer.Option(metavar="X", help="Stop when X is spent, by these prices:")
-    ] = None,
-    price_in: Annotated[
-        float | None, typer.Option(metavar="X", help="Price of a million tokens of prompts.")
-    ] = None,
-    price_out: Annotated[
-        float | None, typer.Option(metavar="X", help="Price of a million tokens of answers.")
-    ] = None,
 ) -> Any:
     from modelassay.data.teaching import Budget
 
-    return Budget(max_rows, max_tokens, max_cost, price_in, price_out)
+    return Budget(max_rows, max_tokens, prices)
 
 
 @app.command("label")

@@ -23,6 +23,7 @@ from typer.models import ArgumentInfo
 
 from modelassay.cli.output import Output, show_progress
 from modelassay.errors import InputError
+from modelassay.hub.prices import Prices
 from modelassay.models.refs import (
     LoadOptions,
     ModelOptions,
@@ -291,6 +292,24 @@ def _max_examples(
     return max_examples
 
 
+def _prices(
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", help="Stop when X is spent, over all runs together; needs both prices."
+        ),
+    ] = None,
+    price_in: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="What the endpoint takes for a million tokens sent."),
+    ] = None,
+    price_out: Annotated[
+        float | None, typer.Option(metavar="X", help="What it takes for a million tokens received.")
+    ] = None,
+) -> Prices:
+    return Prices(price_in, price_out, max_cost)
+
+
 Model = Annotated[ModelRef, From(_model)]
 """MODEL and what goes with it: --revision, --adapter, --gguf-file, --base."""
 Base = Annotated[ModelRef, From(_base)]
@@ -302,6 +321,10 @@ Loading = Annotated[LoadOptions, From(_load_options)]
 and how prompts are read: --no-chat-template."""
 LoadingAsTrained = Annotated[LoadOptions, From(_load_as_trained)]
 """The same for what only means something inside a model's chat template."""
+
+
+Spending = Annotated[Prices, From(_prices)]
+"""What may be spent at an endpoint: --max-cost, --price-in, --price-out."""
 
 
 def _model_options(parts: Annotated[_Parts, From(_Parts)], loading: Loading) -> ModelOptions:

@@ -31,6 +31,7 @@ from modelassay.files.atomic import explain_os_errors, new_file
 from modelassay.files.journal import Journal, open_journal
 from modelassay.files.provenance import text_hash
 from modelassay.hub.chat_completions import ChatModel, Usage
+from modelassay.hub.prices import Prices
 from modelassay.progress import OnProgress
 
 TEACHING_SCHEMA = "modelassay.data-label/1"
@@ -55,12 +56,8 @@ class Budget:
     rows: int | None = None
     """Rows that teachers were asked about."""
     tokens: int | None = None
-    cost: float | None = None
-    """In the currency of the prices."""
-    price_in: float | None = None
-    """Of a million tokens of prompts."""
-    price_out: float | None = None
-    """Of a million tokens of responses."""
+    prices: Prices = field(default_factory=Prices)
+    """What tokens cost, and what may be spent."""
 
     def __post_init__(self) -> None:
         """Refuses what cannot be counted.
@@ -71,24 +68,15 @@ class Budget:
         for name, value in (("--max-rows", self.rows), ("--max-tokens", self.tokens)):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}.")
-        prices = (self.price_in, self.price_out)
-        if any(price is not None and not 0 <= price < float("inf") for price in prices):
-            raise InputError("--price-in and --price-out must be 0 or more.")
-        if None in prices and (self.cost is not None or prices != (None, None)):
-            raise InputError("A cost needs --price-in and --price-out, for a million tokens each.")
-        if self.cost is not None and not 0 < self.cost < float("inf"):
-            raise InputError(f"--max-cost must be more than 0, got {self.cost}.")
 
     def cost_of(self, usage: Usage) -> float | None:
         """What tokens cost; None without prices."""
-        if self.price_in is None or self.price_out is None:
-            return None
-        return (usage.prompt * self.price_in + usage.response * self.price_out) / 1e6
+        return self.prices.cost(usage.prompt, usage.response)
 
     @property
     def counts_tokens(self) -> bool:
         """Whether the endpoint must tell how many tokens it used."""
-        return self.tokens is not None or self.cost is not None
+        return self.tokens is not None or self.prices.most is not None
 
 
 @dataclass(frozen=True)
@@ -326,9 +314,9 @@ class _Spent:
             return f"--max-rows {budget.rows}"
         if budget.tokens is not None and tokens >= budget.tokens:
             return f"--max-tokens {budget.tokens}"
-        cost = budget.cost_of(self.usage)
-        if budget.cost is not None and cost is not None and cost >= budget.cost:
-            return f"--max-cost {budget.cost:g}"
+        cost, most = budget.cost_of(self.usage), budget.prices.most
+        if most is not None and cost is not None and cost >= most:
+            return f"--max-cost {most:g}"
         return None
 
 
