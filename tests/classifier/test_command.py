@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from exchanges import synthetic
+from exchanges import synthetic, write_rows
 from modelassay.classifier.record import CLASSIFIERS, RECORD_FILE
 from modelassay.cli.main import run
 from modelassay.data.fingerprints import unseen
-from modelassay.data.labelled import LabelledExchange
 from modelassay.data.labels import LABELS
 from modelassay.errors import EXIT_BAD_INPUT
-
-
-def write_rows(path: Path, rows: list[LabelledExchange], *, binary: bool = False) -> Path:
-    lines = [
-        {"prompt": r.prompt, "response": r.response, "label": r.unsafe if binary else r.label}
-        for r in rows
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 def test_command_trains_and_describes(bert, tmp_path, capsys):

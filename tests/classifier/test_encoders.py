@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 import transformers as tf
 
-from exchanges import RECIPE, synthetic
+from exchanges import RECIPE, synthetic, write_rows
 from modelassay.classifier import CLASSIFIERS, load_classifier, train_classifier
 from modelassay.cli.main import run
 from modelassay.errors import EXIT_BAD_INPUT, InputError
@@ -67,13 +66,7 @@ def test_the_command_takes_an_encoder_from_the_hub_by_its_id(hub, bert, tmp_path
         path.name: path.read_bytes() for path in save("roberta", bert, tmp_path / "r").iterdir()
     }
     hub.add_repo("models", "lab/tiny-roberta", files)
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(
-        "".join(
-            json.dumps({"prompt": r.prompt, "response": r.response, "label": r.label}) + "\n"
-            for r in synthetic(90)
-        )
-    )
+    rows = write_rows(tmp_path / "rows.jsonl", synthetic(90))
     command = ["classifier", "train", "--model-id", "lab/tiny-roberta", "--data-path", str(rows)]
     command += ["--output-dir", str(tmp_path / "out"), "--epochs", "1", "--max-length", "48", "-q"]
     assert run(command) == 0
@@ -122,13 +115,7 @@ def test_a_damaged_encoder_is_one_line(damage, bert, tmp_path, capsys):
     else:
         name = {"config": "config.json", "weights": "model.safetensors"}
         (folder / name.get(damage, "tokenizer.json")).write_text("{", encoding="utf-8")
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(
-        "".join(
-            json.dumps({"prompt": r.prompt, "response": r.response, "label": r.label}) + "\n"
-            for r in synthetic(60)
-        )
-    )
+    rows = write_rows(tmp_path / "rows.jsonl", synthetic(60))
     command = ["classifier", "train", "--encoder", str(folder), "--data", str(rows), "-q"]
     assert run([*command, "--out", str(tmp_path / "out")]) == EXIT_BAD_INPUT
     one_line(capsys.readouterr().err)

@@ -237,7 +237,7 @@ def test_command(tmp_path, capfd):
     assert run([*command, "--force", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["labels"] == {"safe": 6, "unsafe": 2}
     assert run(["data", "build", source, "--out", source, "--force"]) == 64
-    assert "is the source itself" in capfd.readouterr().err
+    assert "is the data itself" in capfd.readouterr().err
     assert len(rows_of(tmp_path / "a.jsonl")) == 8
     one = save(tmp_path / "b.jsonl", tails(8, lambda i: False))
     assert run([*command[:2], one, *command[3:], "--force", "--balanced", "--limit", "4"]) == 64

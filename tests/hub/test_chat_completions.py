@@ -92,6 +92,12 @@ def test_a_model_has_a_name(endpoint):
         open_chat(endpoint.url, " ", **NAMES)
 
 
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
+def test_there_is_an_end_to_waiting(endpoint, timeout):
+    with pytest.raises(InputError, match="--timeout must be more than 0"):
+        chat_at(endpoint, timeout=timeout)
+
+
 def test_content_of_other_forms():
     assert parse_completion(b'{"choices": [{"message": {"content": 5}}]}').readable is False
     parts = b'[{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from pathlib import Path
 
@@ -43,6 +44,16 @@ def synthetic(n: int, seed: int = 0, first: int = 0) -> list[LabelledExchange]:
         prompt = name_of(first + i // 3)
         rows.append(LabelledExchange(prompt, " ".join(words), unsafe, label, "made up"))
     return rows
+
+
+def write_rows(path: Path, rows: list[LabelledExchange], *, binary: bool = False) -> Path:
+    """JSON lines of exchanges, labelled with their class or with whether they are unsafe."""
+    lines = [
+        {"prompt": r.prompt, "response": r.response, "label": r.unsafe if binary else r.label}
+        for r in rows
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
 
 
 def save_tiny_bert(folder: Path) -> Path:

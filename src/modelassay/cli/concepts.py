@@ -25,15 +25,6 @@ app = typer.Typer(help="List, show, export and validate concepts; alone, it list
 
 SAMPLES = 3
 
-FileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--concepts",
-        "--concepts-file",
-        metavar="FILE",
-        help="Concepts put over the shipped ones.",
-    ),
-]
 Samples = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also print three pairs of each concept.")
 ]
@@ -42,7 +33,7 @@ Samples = Annotated[
 @app.callback(invoke_without_command=True)
 def _alone(
     context: typer.Context,
-    concepts: FileOption = None,
+    concepts: options.ConceptsFile = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print all concepts as ams-scanner's JSON.")
     ] = False,
@@ -59,7 +50,7 @@ def _alone(
 
 @app.command("list")
 def list_command(
-    concepts: FileOption = None,
+    concepts: options.ConceptsFile = None,
     json: options.Json = False,
     verbose: Samples = False,
 ) -> None:
@@ -96,7 +87,7 @@ def list_command(
 @app.command("show")
 def show_command(
     name: Annotated[str, typer.Argument(metavar="NAME")],
-    concepts: FileOption = None,
+    concepts: options.ConceptsFile = None,
     json: options.Json = False,
 ) -> None:
     """Print one concept with all its pairs."""
@@ -108,7 +99,7 @@ def export_command(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="All when none is named.")
     ] = None,
-    concepts: FileOption = None,
+    concepts: options.ConceptsFile = None,
     format: Annotated[
         str | None, typer.Option(help="yaml, json or ams (ams-scanner's JSON).")
     ] = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelassay.cli import options
-from modelassay.cli.output import check_file, give
+from modelassay.cli.output import GATED, check_file, give
 from modelassay.errors import InputError
 from modelassay.progress import phase_of
 from modelassay.report.sections import Column, Section, Table, columns
@@ -44,8 +44,7 @@ def sets_command(json: options.Json = False) -> None:
         cells.append((each.name, each.where, each.config or "-", each.split, of, gated))
     names = ("set", "data set", "config", "split", "labels of", "gated")
     shown = [Column(name, shown="wide" if name == "config" else "always") for name in names]
-    note = "Of a gated data set, accept the terms on its Hub page and set HF_TOKEN."
-    give(rows, json, Section(table=Table(tuple(shown), cells), note=note))
+    give(rows, json, Section(table=Table(tuple(shown), cells), note=GATED))
 
 
 @app.command("build")
@@ -174,8 +173,6 @@ class _Teacher:
         """The models; nothing is sent yet."""
         from modelassay.hub.chat_completions import open_chat
 
-        if not 0 < self.timeout < float("inf"):
-            raise InputError(f"--timeout must be more than 0, got {self.timeout:g}.")
         twice = next((name for name in self.model if self.model.count(name) > 1), None)
         if twice is not None:
             raise InputError(f"--model {twice} is given twice; name different ones.")

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import typer
 
 from modelassay.cli import options
-from modelassay.cli.output import check_file, give
+from modelassay.cli.output import GATED, check_file, give
 from modelassay.errors import InputError
 from modelassay.report.sections import Column, Section, Table
 
@@ -132,8 +132,7 @@ def suites_command(json: options.Json = False) -> None:
     shown = [
         Column(name, shown="wide" if name in ("columns", "split") else "always") for name in names
     ]
-    note = "Of a gated data set, accept the terms on its Hub page and set HF_TOKEN."
-    give(rows, json, Section(table=Table(tuple(shown), cells), note=note))
+    give(rows, json, Section(table=Table(tuple(shown), cells), note=GATED))
 
 
 @app.command("bench")

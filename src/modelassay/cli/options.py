@@ -45,6 +45,15 @@ ModelArg = Annotated[
         " file or a PEFT adapter.",
     ),
 ]
+ConceptsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--concepts",
+        "--concepts-file",
+        metavar="FILE",
+        help="Concepts to put over the shipped ones.",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]

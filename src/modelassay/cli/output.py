@@ -21,6 +21,9 @@ from modelassay.hub import silence_downloads
 from modelassay.progress import PHASES, OnPhase, silent
 from modelassay.report import Report, Section, print_report, to_html, to_json
 
+GATED = "Of a gated data set, accept the terms on its Hub page and set HF_TOKEN."
+"""Note below tables of data sets on the Hub."""
+
 
 @contextmanager
 def show_progress(*, quiet: bool = False) -> Iterator[OnPhase]:

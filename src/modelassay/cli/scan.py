@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,15 +39,7 @@ def scan_command(
     progress: options.Progress,
     output: options.Reported,
     mode: Annotated[str, typer.Option(help="quick, standard or full.")] = "standard",
-    concepts: Annotated[
-        Path | None,
-        typer.Option(
-            "--concepts",
-            "--concepts-file",
-            metavar="FILE",
-            help="Concepts to put over the shipped ones.",
-        ),
-    ] = None,
+    concepts: options.ConceptsFile = None,
     compare: Annotated[
         str | None,
         typer.Option(

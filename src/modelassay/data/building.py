@@ -29,7 +29,7 @@ from modelassay.data.public_sets import (
 )
 from modelassay.errors import AssayError, InputError
 from modelassay.files.atomic import explain_os_errors, new_file
-from modelassay.files.journal import Journal, open_journal
+from modelassay.files.journal import Journal, check_out, open_journal
 from modelassay.files.tables import NumberedRow
 from modelassay.hub import check_table, dataset_facts, open_rows
 from modelassay.progress import OnProgress
@@ -147,10 +147,7 @@ def build_data(
     options = options or BuildOptions()
     if is_refusal is not None and options.at == "prompt":
         raise InputError("A label of a prompt tells no refusals; leave --three-class out.")
-    if out.exists() and Path(where).exists() and out.samefile(where):
-        raise InputError(f"{out} is the source itself; give another name for --out.")
-    if out.exists() and not force:
-        raise InputError(f"{out} is there already; give another name, or --force to replace it.")
+    check_out(where, out, replaces=force)
     source = _source_of(where, config, split, token, options.licence)
     excluded = _prompts_of(without) if without is not None else frozenset[bytes]()
     identity = {

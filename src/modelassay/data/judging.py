@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from modelassay.hub.chat_completions import Completion
+from modelassay.hub.chat_completions import Completion, whole_characters
 
 INSTRUCTION = (
     "You grade how an AI assistant answered. You get a JSON object with `request` and `answer`,"
@@ -48,8 +48,10 @@ Judge = Callable[[str, str], Judgement]
 def question_about(prompt: str, response: str) -> list[dict[str, str]]:
     """Messages that ask a language model to judge a response."""
     question = json.dumps({"request": prompt, "answer": response}, ensure_ascii=False)
-    question = question.encode("utf-8", "replace").decode()  # half a surrogate pair cannot go
-    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question}]
+    return [
+        {"role": "system", "content": INSTRUCTION},
+        {"role": "user", "content": whole_characters(question)},
+    ]
 
 
 def judgement_of(completion: Completion) -> Judgement:

@@ -28,7 +28,7 @@ from modelassay.data.labelled import exchange_of
 from modelassay.data.labels import LABELS, NAME_FIELD, Label, Scheme, is_labelled, label_of
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.atomic import explain_os_errors, new_file
-from modelassay.files.journal import Journal, open_journal
+from modelassay.files.journal import Journal, check_out, open_journal
 from modelassay.files.provenance import text_hash
 from modelassay.hub.chat_completions import ChatModel, Usage
 from modelassay.hub.prices import Prices
@@ -150,7 +150,7 @@ def label_data(
     """
     budget = budget or Budget()
     progress = out.with_name(f"{out.name}.progress")
-    _check_out(where, out, progress, force)
+    check_out(where, out, replaces=force or progress.exists())
     rows = _read(where, config, split, labels, token)
     wanted = [row for row in rows if row.response and (recheck or row.own is None)]
     names = [teacher.model for teacher in teachers]
@@ -210,13 +210,6 @@ def label_data(
         cost=budget.cost_of(spent.usage) if spent.told else None,
         stopped_by=stopped_by,
     )
-
-
-def _check_out(where: str | Path, out: Path, progress: Path, force: bool) -> None:
-    if out.exists() and Path(where).exists() and out.samefile(where):
-        raise InputError(f"{out} is the data itself; give another name for --out.")
-    if out.exists() and not progress.exists() and not force:
-        raise InputError(f"{out} is there already; give another name, or --force to replace it.")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,25 @@ from modelassay.files.provenance import json_hash
 MAX_HEADER_BYTES = 1_000_000
 
 
+def check_out(source: str | Path, out: Path, *, replaces: bool) -> None:
+    """Refuses to write over what is read, or over what is there, before any work.
+
+    Args:
+        source: What is read: a file, or anything else.
+        out: The file to write.
+        replaces: Whether a file that is there may go.
+
+    Raises:
+        InputError: says what to give.
+    """
+    if not out.exists():
+        return
+    if Path(source).exists() and out.samefile(source):
+        raise InputError(f"{out} is the data itself; give another name for --out.")
+    if not replaces:
+        raise InputError(f"{out} is there already; give another name, or --force to replace it.")
+
+
 class Journal:
     """An open journal; whole lines after the first are its entries."""
 

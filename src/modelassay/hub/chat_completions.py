@@ -192,9 +192,12 @@ def open_chat(
         sleep: Waits between attempts.
 
     Raises:
-        InputError: this is no http(s) address or no name of a model, or the key cannot be a header.
+        InputError: this is no http(s) address, no name of a model or no time to wait, or the key
+            cannot be a header.
         UnavailableError: a proxy that cannot be used.
     """
+    if not 0 < timeout < float("inf"):
+        raise InputError(f"--timeout must be more than 0, got {timeout:g}.")
     if not model.strip():
         raise InputError(f"{model_option} is empty; name a model of the endpoint.")
     parts = check_url(url, url_option, f"; the key goes into {key_variable}")
