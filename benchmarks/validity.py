@@ -707,7 +707,7 @@ ALARMS = ("SUSPICIOUS", "COMPROMISED")
 
 
 def _diff_table(results: dict[str, Any]) -> list[str]:
-    """False alarms and catches of `diff` for each base, by shipped and by the other's thresholds."""
+    """False alarms and catches of `diff` for each base, by two sets of thresholds."""
     lines = [
         "| base | thresholds | false alarms (95%) | damaged caught (95%) | AUROC (95%) |",
         "|---|---|---|---|---|",
