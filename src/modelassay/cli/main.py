@@ -11,6 +11,7 @@ import typer
 
 from modelassay import __version__
 from modelassay.cli import (
+    audit,
     chat,
     circuit,
     classifier,
@@ -54,6 +55,7 @@ app.command("triage")(triage.triage_command)
 app.command("chat")(chat.chat_command)
 app.command("generate")(chat.generate_command)
 app.command("mcp")(mcp.mcp_command)
+app.add_typer(audit.app, name="audit")
 app.add_typer(verify.baseline_app, name="baseline")
 app.add_typer(diff.calibration_app, name="calibration")
 app.add_typer(circuit.app, name="circuit")
