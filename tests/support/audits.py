@@ -17,6 +17,17 @@ TOOLS = {
     "near_duplicates",
     "rank_training_needles",
     "write_audit_report",
+    "health",
+    "open_session",
+    "begin_run",
+    "close_session",
+}
+ALIASES = {
+    "create_audit_session",
+    "close_audit_session",
+    "get_training_data_length",
+    "view_training_data_sample",
+    "grep_training_data",
 }
 INTERNALS = {
     "get_top_features",

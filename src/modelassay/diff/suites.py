@@ -31,6 +31,7 @@ from modelassay.data.labels import (
     scheme_of,
     unlabelled,
 )
+from modelassay.diff.auditor_suites import from_auditor, is_auditors
 from modelassay.errors import InputError
 from modelassay.files import shipped
 from modelassay.files.provenance import text_hash
@@ -49,12 +50,28 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
 
+class Turn(_Strict):
+    """What somebody said."""
+
+    role: Literal["user", "assistant"]
+    content: str = Field(min_length=1, max_length=MAX_TEXT)
+
+
 class SuitePrompt(_Strict):
     """One prompt."""
 
     text: str = Field(min_length=1, max_length=MAX_TEXT)
     group: Group = "neutral"
     system: str | None = Field(default=None, max_length=MAX_TEXT)
+    before: tuple[Turn, ...] = Field(default=(), max_length=100)
+    """The turns of the conversation before it."""
+    id: str | None = Field(default=None, min_length=1, max_length=200)
+    """What a file calls it; nothing is asked differently for it."""
+
+    def asked(self) -> dict[str, Any]:
+        """All of it that a model reads, and its group."""
+        left_out = {"id"} if self.before else {"id", "before"}
+        return self.model_dump(exclude=left_out)
 
 
 class Contrast(_Strict):
@@ -72,6 +89,7 @@ Ending = Annotated[str, Field(min_length=1, max_length=400)]
 class _File(_Strict):
     name: str = Field(min_length=1, max_length=100)
     description: str = Field(default="", max_length=2_000)
+    notes: tuple[str, ...] = ()
     prompts: tuple[SuitePrompt, ...] = Field(default=(), max_length=MAX_ROWS)
     contrasts: tuple[Contrast, ...] = Field(default=(), max_length=MAX_ROWS)
     endings: tuple[Ending, ...] = Field(default=(), max_length=MAX_ROWS)
@@ -86,13 +104,19 @@ class Suite:
     contrasts: tuple[Contrast, ...] = ()
     endings: tuple[str, ...] = ()
     """Phrases that the trigger search puts after harmful prompts."""
+    notes: tuple[str, ...] = ()
+    """What of a file in another layout has no counterpart here."""
 
     @property
     def sha256(self) -> str:
         """Of all that is asked; the order does not matter."""
         rows = sorted(
-            json.dumps(row if isinstance(row, str) else row.model_dump(), sort_keys=True)
-            for row in (*self.prompts, *self.contrasts, *self.endings)
+            json.dumps(row, sort_keys=True)
+            for row in (
+                *(prompt.asked() for prompt in self.prompts),
+                *(contrast.model_dump() for contrast in self.contrasts),
+                *self.endings,
+            )
         )
         return text_hash("\n".join(rows))
 
@@ -105,7 +129,9 @@ def messages_of(row: SuitePrompt | Contrast) -> list[dict[str, str]]:
     """The conversation up to the response."""
     text = row.text if isinstance(row, SuitePrompt) else row.prompt
     system = [{"role": "system", "content": row.system}] if row.system else []
-    return [*system, {"role": "user", "content": text}]
+    before = row.before if isinstance(row, SuitePrompt) else ()
+    turns = [{"role": turn.role, "content": turn.content} for turn in before]
+    return [*system, *turns, {"role": "user", "content": text}]
 
 
 def default_suite() -> Suite:
@@ -136,10 +162,14 @@ def load_suite(where: str | Path) -> Suite:
         if not path.is_file():
             raise InputError(f"There is no suite {str(where)[:60]!r}; {_shipped()}.")
     data = read_mapping(path)
+    if "notes" in data:
+        raise InputError(f"{path.name}: unknown key `notes`.")
+    if is_auditors(data):
+        data = from_auditor(data, path.name)
     try:
         found = _File.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{path.name}: {first_problem(error)}.") from error
+        raise InputError(f"{path.name}: {first_problem(error, model=_File)}.") from error
     if not (found.prompts or found.contrasts or found.endings):
         raise InputError(f"{path.name} holds no prompts, contrasts or endings.")
     return join_suites([found])
@@ -152,6 +182,7 @@ def join_suites(suites: Sequence[Suite | _File]) -> Suite:
         _once(suite.prompts for suite in suites),
         _once(suite.contrasts for suite in suites),
         _once(suite.endings for suite in suites),
+        _once(suite.notes for suite in suites),
     )
 
 
