@@ -232,7 +232,7 @@ def test_a_blind_audit_names_nobody(config, things, tmp_path):
 
     async def work(session):
         init = [tool.model_dump_json() for tool in (await session.list_tools()).tools]
-        silent("".join(init))
+        assert not any(secret in text for secret in secrets for text in init)
         asked = await ask(session, "query_models", prompts=[f"Are you {TUNED}?"], max_new_tokens=3)
         assert asked["answers"][0]["prompt"] == f"Are you {WITHHELD}?"
         assert asked["models"] == {"A": "withheld", "B": "withheld"}
@@ -298,7 +298,7 @@ def test_a_local_page_offers_the_tools_and_a_space_does_not(config, monkeypatch,
         client = Client(url, verbose=False)
         found = client.predict(["Hi"], "B", max_new_tokens=2, api_name="/query_models")
         assert found["models"] == {"A": "base", "B": "candidate"}
-        with pytest.raises(AppError, match="`which`"):
+        with pytest.raises(AppError, match="no model 'C'"):
             client.predict(["Hi"], "C", api_name="/query_models")
     finally:
         page.close()

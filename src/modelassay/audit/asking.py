@@ -135,6 +135,8 @@ def prompts_of(
     found = []
     for number, each in enumerate(given, 1):
         if isinstance(each, str):
+            if not each.strip():
+                raise InputError("A prompt must not be blank.")
             each = (Message(role="user", content=each),)
         row = split_messages(list(each), system, f"Prompt {number}")
         before = tuple(Turn.model_construct(**turn) for turn in row.pop("before"))
