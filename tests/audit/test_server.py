@@ -15,7 +15,7 @@ import anyio
 from mcp import ClientSession
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
-from audits import ALIASES, BASE, INTERNALS, PROMPTS, TOOLS, TUNED
+from audits import BASE, INTERNALS, PROMPTS, SESSION, TOOLS, TUNED
 from modelassay.audit import verify_log
 from modelassay.audit.blinding import WITHHELD
 from modelassay.audit.log import read_log
@@ -59,7 +59,7 @@ async def refused(session, tool, **arguments):
 def test_every_tool_answers(config, things, tmp_path):
     async def work(session):
         listed = (await session.list_tools()).tools
-        assert {tool.name for tool in listed} == TOOLS | INTERNALS | ALIASES
+        assert {tool.name for tool in listed} == TOOLS | INTERNALS | SESSION
         for tool in listed:
             assert tool.description
             assert tool.inputSchema["additionalProperties"] is False
@@ -175,7 +175,7 @@ def test_behaviour_only_does_not_look_inside_and_says_what_is_wrong(config, thin
     (tmp_path / "audit" / "door").symlink_to(tmp_path)
 
     async def work(session):
-        assert {tool.name for tool in (await session.list_tools()).tools} == TOOLS | ALIASES
+        assert {tool.name for tool in (await session.list_tools()).tools} == TOOLS | SESSION
         assert "no tool" in await refused(session, "weight_diff_summary")
         said = {}
         for name, arguments in {

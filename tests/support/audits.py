@@ -17,12 +17,12 @@ TOOLS = {
     "near_duplicates",
     "rank_training_needles",
     "write_audit_report",
+}
+SESSION = {
     "health",
     "open_session",
     "begin_run",
     "close_session",
-}
-ALIASES = {
     "create_audit_session",
     "close_audit_session",
     "get_training_data_length",

@@ -259,7 +259,7 @@ def _read_contrasts(
     """Of each model, as `read_contrasts` gives them."""
     asked = [SuitePrompt(text=c.prompt, system=c.system) for c in contrasts]
     work.asked(asked, whole=True)  # how many there may be was seen to
-    work.pair(*names)  # refuses what cannot be compared
+    work.comparable(*names)  # refuses what cannot be compared
     rows = encode_contrasts(work.model(work.in_order(names)[0]), contrasts)
     found = {}
     for name in names:

@@ -206,9 +206,10 @@ def build_server(audit: Audit) -> Any:
 
     @server.list_tools()
     async def list_tools() -> list[types.Tool]:
+        own = audit.tools | audit.session_tools
         return [
             types.Tool(name=tool.name, description=tool.description, inputSchema=tool.schema())
-            for tool in (*audit.tools.values(), *other_names(audit.tools).values())
+            for tool in (own | other_names(own)).values()
         ]
 
     # The audit checks arguments itself, so that bad ones are on record too.

@@ -21,7 +21,7 @@ from modelassay.audit.blinding import blinding_for
 from modelassay.audit.config import AuditConfig
 from modelassay.audit.log import LOG_FILE, LOG_SCHEMA, AuditLog
 from modelassay.audit.sessions import ALWAYS
-from modelassay.audit.tools import tools_of
+from modelassay.audit.tools import session_tools, tools_of
 from modelassay.audit.values import numbers_of, plain
 from modelassay.audit.work import Work
 from modelassay.errors import AssayError, InputError, first_line
@@ -51,6 +51,7 @@ class Audit:
         """
         self.config = config
         self.tools = tools_of(config.profile)
+        self.session_tools = session_tools()
         self._lock = threading.Lock()
         self._ended = False
         self._call: int | None = None
@@ -144,13 +145,14 @@ class Audit:
             raise InputError(f"The arguments have more than {MAX_ARGUMENTS} characters.")
         sitting = self.work.sitting
         tool, given, notes = by_our_names(name, arguments, sitting.id)
-        if tool not in self.tools:
-            known = ", ".join(self.tools)
+        found_tool = self.tools.get(tool) or self.session_tools.get(tool)
+        if found_tool is None:
+            known = ", ".join((*self.tools, *self.session_tools))
             raise InputError(f"There is no tool {name[:60]!r}; there are {known}.")
         if sitting.closed and tool not in ALWAYS:
             raise InputError("The session is closed; open_session opens it again.")
         self.work.end = started + self.config.limits.seconds
-        found = plain(self.tools[tool].run(self.work, given), self.config.limits.text)
+        found = plain(found_tool.run(self.work, given), self.config.limits.text)
         if notes:
             found["notes"] = [*(found.get("notes") or ()), *notes]
         revealed = found.pop("revealed", None)

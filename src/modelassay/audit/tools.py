@@ -96,8 +96,13 @@ class Tool:
 def tools_of(profile: Profile) -> dict[str, Tool]:
     """The tools of a profile by name."""
     internals = INTERNALS if profile == "full" else ()
-    functions = (*BEHAVIOUR, *internals, *DATA, *WRITING, *SESSION)
+    functions = (*BEHAVIOUR, *internals, *DATA, *WRITING)
     return {function.__name__: _tool(function) for function in functions}
+
+
+def session_tools() -> dict[str, Tool]:
+    """The tools about the audit itself by name; clients of a server need them, nobody else."""
+    return {function.__name__: _tool(function) for function in SESSION}
 
 
 def other_names(tools: Mapping[str, Tool]) -> dict[str, Tool]:

@@ -201,7 +201,14 @@ class Work:
         """The base, whose SAEs are used."""
         return self.model(self.blinding.names[BASE])
 
-    def pair(self, first: Name, second: Name) -> Pair:
+    @property
+    def pair(self) -> Pair:
+        """The base and the first candidate, found comparable."""
+        names = self.blinding.names
+        first, second, *_ = self.config.models
+        return self.comparable(names[first], names[second])
+
+    def comparable(self, first: Name, second: Name) -> Pair:
         """Two models, found comparable; in the pair the one that the config names first is first.
 
         Raises:
@@ -225,7 +232,7 @@ class Work:
         """
         ordered = self.in_order((first, second))
         if ordered not in self._weights:
-            pair = self.pair(first, second)
+            pair = self.comparable(first, second)
             with self.quietly():
                 self._weights[ordered] = diff_pair(pair, self.progress)
         return self._weights[ordered]
@@ -379,7 +386,7 @@ class Work:
             known: Responses that are there already.
         """
         if len(names) == 2:
-            self.pair(*names)  # refuses what cannot be compared
+            self.comparable(*names)  # refuses what cannot be compared
         reader = self.base if len(names) == 1 else self.model(self.in_order(names)[0])
         encoded = encode_suite(reader, prompts)
         asked = [(prompt.text, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
