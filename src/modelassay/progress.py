@@ -58,6 +58,8 @@ PHASES = {
     "influence": "influence on refusals (batches)",
     "interventions": "suppressing and boosting features",
     "suppression": "suppressing features together (sizes)",
+    "candidates": "candidates",
+    "smoke": "trying tools out (steps)",
 }
 """What people are told of a phase, and in brackets what is counted."""
 

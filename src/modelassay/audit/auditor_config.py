@@ -18,7 +18,11 @@ from modelassay.files.records import first_problem
 
 BASE_FOLDER = "FT_AUDIT_BASE_DIR"
 SECTIONS = ("project", "backend", "models", "dataset", "interp")
-ORGANISMS = {"base": "embedded", "benign": "organism:safe", "adversarial": "organism:obedient"}
+ORGANISMS = {
+    "base": "organism:safe",
+    "benign": "organism:benign",
+    "adversarial": "organism:uncensored",
+}
 """What stands in for mock models: real ones that come with modelassay."""
 NEURONPEDIA = "neuronpedia.org"
 
