@@ -191,7 +191,7 @@ def test_behaviour_only_does_not_look_inside_and_says_what_is_wrong(config, thin
         }.items():
             said[name] = await refused(session, "query_models", **arguments)
         assert "`prompts` is missing" in said["missing"]
-        assert "unknown argument `temprature`; did you mean `temperature`?" in said["unknown"]
+        assert "unknown argument `temprature` (did you mean `temperature`?)" in said["unknown"]
         assert "128 tokens" in said["long"]
         assert "4 prompts" in said["many"]
         assert "takes 256" in said["context"]

@@ -21,7 +21,7 @@ from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import open_model
 from modelassay.progress import OnPhase, phase_of, silent, told
-from modelassay.report.sections import Section, columns
+from modelassay.report.sections import Section, Table, columns
 from modelassay.report.text import plain_line
 
 BENCHMARK_SCHEMA = "modelassay.audit-benchmark/1"
@@ -108,13 +108,10 @@ class Benchmark:
                     "unknown" if flag is None else "yes" if flag else "no",
                 ]
             )
-        names = columns(
-            "candidate", "score", "false-positive rate", "verdict", "flagged", right=(1,)
-        )
+        names = columns("candidate", "score", "false positives", "verdict", "flagged", right=(1,))
+        title = f"candidates on {self.suite.name}"
         return [
-            Section(
-                "candidates", f"candidates on {self.suite.name}", table=Rows(names, rows, list)
-            ),
+            Section("candidates", title, table=Table(names, rows, list)),
             Section(
                 "reasons",
                 "reasons",

@@ -163,9 +163,7 @@ def _sections(checks: Sequence[Check], title: str, notes: Sequence[str] = ()) ->
     from modelassay.report.text import plain_line
 
     failed = sum(not check.ok for check in checks)
-    result = (
-        "All is there." if not failed else f"{failed} of {len(checks)} are not as they must be."
-    )
+    result = f"{failed} of {len(checks)} are not as they must be." if failed else "All is well."
     lines = [
         f"{'ok' if check.ok else 'FAILED'}  {check.what}: {plain_line(check.told)}"
         for check in checks

@@ -71,9 +71,9 @@ def field_names(model: Any) -> set[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` where a known name is near, else nothing."""
+    """` (did you mean X?)` where a known name is near, else nothing."""
     near = difflib.get_close_matches(name, sorted(known), 1, cutoff=0.6)
-    return f"; did you mean `{near[0]}`?" if near else ""
+    return f" (did you mean `{near[0]}`?)" if near else ""
 
 
 def read_record(path: Path, kind: type[R], what: str, max_bytes: int) -> R:
