@@ -5,55 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 
 import pytest
 import yaml
 
 pytest.importorskip("mcp")
-import anyio
-from mcp import ClientSession
-from mcp.client.stdio import StdioServerParameters, stdio_client
-
+from audit_client import ask, over_stdio, refused
 from audits import BASE, INTERNALS, PROMPTS, SESSION, TOOLS, TUNED
 from modelassay.audit import verify_log
 from modelassay.audit.blinding import WITHHELD
 from modelassay.audit.log import read_log
 from modelassay.cli.mcp import own_stdio
-
-
-def over_stdio(arguments, work, env=None):
-    """Runs `work(session)` against a server that is a process of its own."""
-
-    async def go():
-        server = StdioServerParameters(
-            command=sys.executable,
-            args=["-c", "from modelassay.cli import main; main()", "mcp", *arguments],
-            env={**os.environ, **(env or {})},
-        )
-        async with stdio_client(server) as (read, write), ClientSession(read, write) as session:
-            await session.initialize()
-            return await work(session)
-
-    return anyio.run(go)
-
-
-async def ask(session, tool, **arguments):
-    """The result of a tool that must succeed."""
-    found = await session.call_tool(tool, arguments)
-    text = found.content[0].text
-    assert not found.isError, text
-    assert json.loads(text) == found.structuredContent
-    return found.structuredContent
-
-
-async def refused(session, tool, **arguments):
-    """The one line of a tool that must not."""
-    found = await session.call_tool(tool, arguments)
-    assert found.isError
-    text = found.content[0].text
-    assert "\n" not in text
-    return text
 
 
 def test_every_tool_answers(config, things, tmp_path):

@@ -17,13 +17,14 @@ from modelassay.errors import InputError
 from modelassay.files.records import first_problem
 
 BASE_FOLDER = "FT_AUDIT_BASE_DIR"
-SECTIONS = ("project", "backend", "models", "dataset", "interp")
-ORGANISMS = {
+Role = Literal["base", "benign", "adversarial"]
+ORGANISMS: dict[Role, str] = {
     "base": "organism:safe",
     "benign": "organism:benign",
     "adversarial": "organism:uncensored",
 }
 """What stands in for mock models: real ones that come with modelassay."""
+CANDIDATES: tuple[Role, ...] = ("adversarial", "benign")
 NEURONPEDIA = "neuronpedia.org"
 
 
@@ -92,7 +93,7 @@ class _Interp(_Section):
 class _Config(_Section):
     project: _Project = _Project()
     backend: _Backend = _Backend()
-    models: dict[Literal["base", "benign", "adversarial"], _Model]
+    models: dict[Role, _Model]
     dataset: _Dataset = _Dataset()
     interp: _Interp = _Interp()
 
@@ -140,8 +141,9 @@ def from_auditor(data: Mapping[str, Any], source: str) -> tuple[dict[str, Any], 
             role: {"id": ORGANISMS[role]}
             if mock
             else {"id": _here(each.id_or_path, home), "revision": each.revision or None}
-            for role, each in theirs.models.items()
-            if role != "base"
+            # The suspect comes first: tools that are told no model compare it with the base.
+            for role in CANDIDATES
+            if (each := theirs.models.get(role)) is not None
         },
         "dtype": base.dtype or "auto",
         "device": base.device_map or "auto",
