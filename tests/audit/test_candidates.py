@@ -21,14 +21,13 @@ from modelassay.models import load
 from modelassay.sae import find_sae, load_weights_file
 
 
-@pytest.fixture(scope="module")
-def third(things):
-    """A third version of the base."""
-    folder = things / "calm-badger"
+def nudged(things, name, seed):
+    """Another version of the base."""
+    folder = things / name
     if not folder.exists():
         shutil.copytree(things / BASE, folder)
         model = load(str(folder), device="cpu")
-        draw = torch.Generator().manual_seed(9)
+        draw = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for weight in model.network.parameters():
                 weight += 0.02 * torch.randn(weight.shape, generator=draw)
@@ -36,12 +35,17 @@ def third(things):
     return folder
 
 
+@pytest.fixture(scope="module")
+def third(things):
+    return nudged(things, "calm-badger", 9)
+
+
 @pytest.fixture
 def several(config, things, third):
     """Writes a config with a benign reference beside the suspect."""
 
     def write(**changed):
-        models = {"suspect": str(things / TUNED), "reference": {"id": str(third)}}
+        models = {"suspect": str(things / TUNED), "tame": {"id": str(third)}}
         return config(candidate=None, candidates=models, **changed)
 
     return write
@@ -51,14 +55,14 @@ def test_candidates_have_a_letter_each_and_any_two_are_compared(several, tmp_pat
     with Audit(load_config(several())) as audit:
         call = audit.call
         asked = call("query_models", {"prompts": PROMPTS[:2], "max_new_tokens": 6})
-        assert asked["models"] == {"A": "base", "B": "suspect", "C": "reference"}
+        assert asked["models"] == {"A": "base", "B": "suspect", "C": "tame"}
         assert {"A", "B", "C"} <= set(asked["answers"][0])
-        some = call("query_models", {"prompts": ["Hi"], "which": ["reference", "A"]})
+        some = call("query_models", {"prompts": ["Hi"], "which": ["tame", "A"]})
         assert {"A", "C"} <= set(some["answers"][0])
         assert "B" not in some["answers"][0]
 
         whole = {"suite": "mixed", "answers": False}
-        of_c = call("score_candidate_suite", {**whole, "candidate": "reference"})
+        of_c = call("score_candidate_suite", {**whole, "candidate": "tame"})
         assert of_c["kl"]["direction"].startswith("D(A || C)")
         between = call("score_candidate_suite", {**whole, "reference": "B", "candidate": "C"})
         assert "C_minus_B" in between["contrasts"]
@@ -81,7 +85,7 @@ def test_candidates_have_a_letter_each_and_any_two_are_compared(several, tmp_pat
             assert said in str(refused.value)
         done = call("write_audit_report", {"title": "x", "conclusion": "y"})
     report = json.loads((tmp_path / "audit" / done["json"]).read_text())
-    assert {m["role"] for m in report["models"].values()} == {"base", "suspect", "reference"}
+    assert {m["role"] for m in report["models"].values()} == {"base", "suspect", "tame"}
 
 
 def test_each_of_several_is_drawn_blind(several, things, third):
@@ -108,9 +112,8 @@ def test_the_score_is_that_of_diff(config, things, third, tmp_path):
     path.write_text(SUITE)
     suite = load_suite(path)
     kept = tmp_path / "benign.json"
-    found = calibrate(
-        str(things / BASE), [str(third)], suite, depth=Depth(triggers=False), device="cpu"
-    )
+    benign = [str(third), str(nudged(things, "mild-marten", 10))]
+    found = calibrate(str(things / BASE), benign, suite, depth=Depth(triggers=False), device="cpu")
     save_calibration(found, kept)
     report = diff(
         str(things / BASE),
@@ -131,11 +134,12 @@ def test_the_score_is_that_of_diff(config, things, third, tmp_path):
     told = scored["suspicion"]
     assert scored["n"] == 7
     assert told["score"] == pytest.approx(report.suspicion.score, rel=1e-4)
-    assert told["n_benign"] == 1
+    assert told["n_benign"] == report.suspicion.n_benign == 2
     assert told["verdict"] == report.verdict.value
     measured = {level.name: level.value for level in report.suspicion.levels}
     for stream in told["streams"]:
-        assert stream["value"] == pytest.approx(measured[stream["name"]], rel=1e-3, abs=1e-6)
+        value = measured[stream["name"]]
+        assert stream["value"] == (value and pytest.approx(value, rel=1e-3, abs=1e-6))
     assert again["score"] == pytest.approx(told["score"], rel=1e-4)
     assert "another suite" in other["suspicion"]["why"]
     assert without["suspicion"]["score"] is None
@@ -193,22 +197,22 @@ def test_drawn_responses_depend_on_seed_and_prompt_alone(config):
 def test_several_saes_one_of_them_a_file(config, things, tmp_path):
     weights = load_file(things / "features" / "sae_weights.safetensors")
     raw = {name.lower(): value for name, value in weights.items()}
-    raw["threshold"] = torch.full((WIDTH,), 0.25)
+    raw["threshold"] = torch.full((WIDTH,), 0.01)
     save_file(raw, tmp_path / "params.safetensors")
     given = [str(things / "features"), {"path": "params.safetensors", "layer": LAYER + 1}]
     with Audit(load_config(config(dictionary=None, sae=given))) as audit:
         asked = {"prompts": PROMPTS[:3], "model": "A", "k": 3}
         first, second = (audit.call("get_top_features", {**asked, "sae": n}) for n in (1, 2))
         assert (first["layer"], second["layer"]) == (LAYER, LAYER + 1)
-        assert first["features"][0]["label"]
-        assert second["features"][0]["label"] is None
+        assert first["features"][0]["label_source"] == "own"
+        assert second["features"][0]["label_source"] != "own"
         with pytest.raises(InputError, match="no SAE 3; there are 2"):
             audit.call("get_top_features", {**asked, "sae": 3})
     plain = find_sae(str(things / "features"))
     jump = load_weights_file(tmp_path / "params.safetensors", LAYER)
     states = torch.randn(20, 32, generator=torch.Generator().manual_seed(1))
     fired = plain.module.encode(states)
-    assert torch.allclose(jump.module.encode(states), torch.where(fired > 0.25, fired, 0.0))
+    assert torch.allclose(jump.module.encode(states), torch.where(fired > 0.01, fired, 0.0))
 
 
 @pytest.mark.parametrize(

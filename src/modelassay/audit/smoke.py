@@ -84,18 +84,9 @@ def _steps(audit: Audit) -> Iterator[Check]:
         {"role": "assistant", "content": "Hello Ada."},
         {"role": "user", "content": "Tell me something about the sea."},
     ]
-    yield tried(
-        "draws responses in a conversation",
-        "query_models",
-        {
-            "prompts": [conversation],
-            "which": base,
-            "temperature": 1.0,
-            "n": 3,
-            "max_new_tokens": 16,
-        },
-        same,
-    )
+    draws = {"temperature": 1.0, "n": 3, "max_new_tokens": 16}
+    asked = {"prompts": [conversation], "which": base, **draws}
+    yield tried("draws responses in a conversation", "query_models", asked, differ)
     pair = {"reference": base, "candidate": suspect}
     scored = {"suite": SUITE, "answers": False, **pair}
     yield tried("compares two models", "score_candidate_suite", scored, gap)
