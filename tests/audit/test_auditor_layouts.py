@@ -112,6 +112,9 @@ def test_their_saes_and_labels(theirs, tmp_path, monkeypatch):
     # Their own server is not ours to replace by the public one.
     assert found.labels.neuronpedia is False
     assert any("base_url" in note for note in found.notes)
+    monkeypatch.setenv("NEURONPEDIA_URL", "http://127.0.0.1:3000/")
+    assert load_config(theirs(interp__neuronpedia=asks)).labels.neuronpedia is True
+    monkeypatch.delenv("NEURONPEDIA_URL")
     asks["base_url"] = "https://www.neuronpedia.org"
     assert load_config(theirs(interp__neuronpedia=asks)).labels.neuronpedia is True
 

@@ -156,7 +156,7 @@ def from_auditor(data: Mapping[str, Any], source: str) -> tuple[dict[str, Any], 
     if saes:
         ours["saes"] = saes
     asks = theirs.interp.neuronpedia
-    if asks.enabled and NEURONPEDIA in asks.base_url:
+    if asks.enabled and _is_asked(asks.base_url):
         ours["labels"] = {"neuronpedia": True}
     return ours, [*notes, *more], home
 
@@ -187,14 +187,20 @@ def _notes(theirs: _Config) -> Iterator[str]:
                 yield f"`models.{role}.{key}: {given[:40]}` is not used: that of the base counts."
     if theirs.interp.sae.output_selector == "raw":
         yield "`interp.sae.output_selector: raw` is not used: the output of the layer is read."
-    if asks.enabled and NEURONPEDIA not in asks.base_url:
+    if asks.enabled and not _is_asked(asks.base_url):
         yield (
-            "`interp.neuronpedia.base_url` is not asked: set NEURONPEDIA_URL and"
-            " `labels: {neuronpedia: true}` in a config of ours, or give an export."
+            "`interp.neuronpedia.base_url` is not asked: set NEURONPEDIA_URL to the same address, or"
+            " write a config of ours with `labels: {export: FOLDER}`."
         )
     for key in ("inference_base_url", "inference_secret_env_var"):
         if asks.enabled and getattr(asks, key):
             yield f"`interp.neuronpedia.{key}` is not used: features are read on this machine."
+
+
+def _is_asked(server: str) -> bool:
+    """Whether features are looked up at an address: the public server, or the one that is set."""
+    own = os.environ.get("NEURONPEDIA_URL", "").rstrip("/")
+    return server.rstrip("/") == own if own else NEURONPEDIA in server
 
 
 def _saes(theirs: _Config, source: str, home: Path) -> tuple[list[Any], list[str]]:
