@@ -110,7 +110,7 @@ def test_everything_that_is_missing_is_listed(config, home, capsys, tmp_path):
         "labels.export",
         "folder",
     ):
-        assert sum(what in line for line in lines) == 1, (what, out)
+        assert sum(line.startswith(f"FAILED  {what}: ") for line in lines) == 1, (what, out)
     assert "12 of 13 are not as they must be" in out
 
 

@@ -189,8 +189,8 @@ def _notes(theirs: _Config) -> Iterator[str]:
         yield "`interp.sae.output_selector: raw` is not used: the output of the layer is read."
     if asks.enabled and not _is_asked(asks.base_url):
         yield (
-            "`interp.neuronpedia.base_url` is not asked: set NEURONPEDIA_URL to the same address, or"
-            " write a config of ours with `labels: {export: FOLDER}`."
+            "`interp.neuronpedia.base_url` is not asked: set NEURONPEDIA_URL to the same address,"
+            " or write a config of ours with `labels: {export: FOLDER}`."
         )
     for key in ("inference_base_url", "inference_secret_env_var"):
         if asks.enabled and getattr(asks, key):
