@@ -243,9 +243,10 @@ def test_their_client_finds_its_tools(things, theirs, tmp_path):
             "weights": {"path": str(things / "features" / "sae_weights.safetensors")},
         },
     )
-    suite = tmp_path / "runs" / "minimal.yaml"
+    suite = Path("prompt_suites/minimal.yaml")
     suite.parent.mkdir()
     suite.write_text(SUITE)
+    (tmp_path / "prompt_suites" / "other.txt").write_text(SUITE)
     prompt = {"messages": [{"role": "user", "content": PROMPTS[0]}], "system_prompt": "Be kind."}
     gen = {"max_new_tokens": 3, "temperature": 0.0, "top_p": 1.0, "do_sample": False}
 
@@ -310,6 +311,8 @@ def test_their_client_finds_its_tools(things, theirs, tmp_path):
             gen=gen,
         )
         assert written["json"].startswith("runs/run-1/")
+        for elsewhere in ("prompt_suites/other.txt", "configs/theirs.yaml", "/etc/x.yaml"):
+            await refused(session, "run_prompt_suite", suite_path=elsewhere)
         assert "no session" in await refused(session, "health", session_id="another")
         assert "was started with" in await refused(
             session, "open_session", config_path="/etc/passwd"

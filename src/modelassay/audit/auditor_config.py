@@ -24,6 +24,8 @@ ORGANISMS: dict[Role, str] = {
     "adversarial": "organism:uncensored",
 }
 """What stands in for mock models: real ones that come with modelassay."""
+SUITES, MOST_SUITES = "prompt_suites/*.yaml", 100
+"""Where its suites are, which its users ask by path."""
 CANDIDATES: tuple[Role, ...] = ("adversarial", "benign")
 NEURONPEDIA = "neuronpedia.org"
 
@@ -103,6 +105,11 @@ class _Config(_Section):
         return {"type": given} if isinstance(given, str) else given
 
 
+def base_folder() -> Path:
+    """Where relative paths of the auditor's users start."""
+    return Path(os.path.expanduser(os.environ.get(BASE_FOLDER) or ".")).absolute()
+
+
 def is_auditors(data: Mapping[str, Any]) -> bool:
     """Whether a file is in the auditor's layout: its models stand under one key."""
     return isinstance(data.get("models"), dict) and "base" not in data
@@ -125,7 +132,7 @@ def from_auditor(data: Mapping[str, Any], source: str) -> tuple[dict[str, Any], 
         theirs = _Config.model_validate(data)
     except ValidationError as error:
         raise InputError(f"{source}: {first_problem(error, model=_Config)}.") from error
-    home = Path(os.environ.get(BASE_FOLDER) or ".").expanduser().absolute()
+    home = base_folder()
     if not home.is_dir():
         raise InputError(f"{BASE_FOLDER} names no folder: {str(home)[:200]}.")
     mock = theirs.backend.type == "mock"
@@ -149,6 +156,7 @@ def from_auditor(data: Mapping[str, Any], source: str) -> tuple[dict[str, Any], 
         "device": base.device_map or "auto",
         "training_data": theirs.dataset.training_jsonl or None,
         "folder": str(Path(theirs.project.results_dir).expanduser()),
+        "suites": {path.stem: str(path) for path in sorted(home.glob(SUITES))[:MOST_SUITES]},
         "seed": theirs.project.seed,
     }
     notes = list(_notes(theirs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from modelassay.audit.auditor_config import base_folder
 from modelassay.audit.blinding import Blinding, Name
-from modelassay.audit.config import BASE, CANDIDATE, AuditConfig, SAEFile, inside
+from modelassay.audit.config import BASE, CANDIDATE, MAX_PATH, AuditConfig, SAEFile, inside
 from modelassay.diff.pair import Pair, Role, Traits, check_comparable, traits_of
 from modelassay.diff.reading import Matched, Reading, encode_suite, match_tokens, read_model
 from modelassay.diff.suites import (
@@ -304,8 +306,8 @@ class Work:
         Raises:
             InputError: there is none, or the file may not be read.
         """
-        if given in self.config.suites:
-            return load_suite(Path(self.config.suites[given]))
+        if (own := self._of_config(given)) is not None:
+            return load_suite(own)
         if given in self.suite_names():
             return load_suite(given)
         if Path(given).suffix not in (".yaml", ".yml", ".json"):
@@ -318,7 +320,17 @@ class Work:
 
     def is_own_file(self, suite: str) -> bool:
         """Whether a suite is a file that the auditor may have written."""
-        return suite not in self.config.suites and bool(Path(suite).suffix)
+        return self._of_config(suite) is None and bool(Path(suite).suffix)
+
+    def _of_config(self, suite: str) -> Path | None:
+        """The file of a suite that the config names, by that name or by the file's path."""
+        suites = self.config.suites
+        if suite in suites:
+            return Path(suites[suite])
+        if not Path(suite).suffix or len(suite) > MAX_PATH or "\0" in suite:
+            return None
+        asked = {os.path.abspath(os.path.join(home, suite)) for home in (".", base_folder())}
+        return next((Path(own) for own in suites.values() if os.path.abspath(own) in asked), None)
 
     def asked(self, prompts: Sequence[SuitePrompt], *, whole: bool = False) -> None:
         """Puts prompts on record.
