@@ -53,6 +53,11 @@ class Blinding:
     """Ordinary words that are withheld only as the whole value of a field that names a model."""
 
     @property
+    def a(self) -> str:
+        """The model that is called A, by its name in the config."""
+        return self.order[0]
+
+    @property
     def letters(self) -> tuple[Name, ...]:
         """What the models are called."""
         return tuple(LETTERS[: len(self.order)])

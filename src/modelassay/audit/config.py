@@ -164,6 +164,16 @@ class AuditConfig(_Strict):
         return found
 
     @property
+    def base_ref(self) -> ModelRef:
+        """The base, with the adapter over it."""
+        return self.models[BASE]
+
+    @property
+    def candidate_ref(self) -> ModelRef:
+        """The candidate, or the first of several, with the adapter over it."""
+        return list(self.models.values())[1]
+
+    @property
     def load_options(self) -> LoadOptions:
         """Arguments of `modelassay.load` that both models share."""
         return {"device": self.device, "dtype": self.dtype}
