@@ -1,0 +1,131 @@
+"""docs/migrating.md: every row of its tables does what it says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+from types import SimpleNamespace
+
+import pytest
+
+from hub_layouts import public_hub, worker_at
+from loopback_chat import SECRET, loopback_chat, says
+from modelassay import statistics
+from predecessors import PAGE, Row, World, at_path, option_names, rows_of
+
+ROWS = rows_of()
+REASONS = ("no need:", "withdrawn:", "unsafe:", "elsewhere:", "removed:", "not yet:")
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    with loopback_chat() as found:
+        found.script.append(says('{"unsafe": false, "refusal": false}'))
+        yield found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, endpoint):
+    """What all rows share: tiny models, files of the predecessors, a Hub and an endpoint."""
+    home = tmp_path_factory.mktemp("migrating")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CACHE", "PROBES", "CLASSIFIERS", "BASELINES"):
+            patch.setenv(f"MODELASSAY_{name}", str(home / "own" / name.lower()))
+        patch.setenv("OPENAI_API_KEY", SECRET)
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            patch.delenv(name, raising=False)
+        patch.setattr(statistics, "N_RESAMPLES", 20)
+        patch.setattr(statistics, "N_CLUSTER_RESAMPLES", 20)
+        with public_hub() as hub, worker_at(hub, home / "hf") as on_the_hub:
+            yield World(home, endpoint.url, on_the_hub)
+
+
+def lines_of(section: str) -> list[str]:
+    return [line for row in ROWS if row.section == section for line in row.commands]
+
+
+def is_used(option: str, row: Row, world: World) -> bool:
+    """Whether a line of the section that has run gives this option, which its command has."""
+    wanted = shlex.split(option)
+    for line in lines_of(row.section):
+        words = shlex.split(line)
+        places = [i for i in range(len(words)) if words[i : i + len(wanted)] == wanted]
+        if places and wanted[0] in option_names(words):
+            world.run(line)
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "row", ROWS, ids=[f"{row.section}: {row.theirs}".replace("`", "")[:90] for row in ROWS]
+)
+def test_row(row, world, endpoint):
+    if row.ours == "none":
+        assert row.note.startswith(REASONS), "a row without ours says why"
+        return
+    assert row.spans, "a row names a command, an option, a value or a call of ours"
+    for span in row.spans:
+        if span.startswith("modelassay "):
+            code, _, error = world.run(span)
+            assert code in row.exits, error[-2000:]
+        elif span.startswith("-"):
+            assert is_used(span, row, world), f"no line of the section gives {span}"
+        elif span.startswith("."):
+            assert any(
+                has_path(world.run(line)[1], span)
+                for line in lines_of(row.section)
+                if "--json" in line
+            ), f"no line of the section prints {span}"
+        elif span.startswith("modelassay."):
+            assert world.evaluate(span) is not None
+        elif span == "OPENAI_API_KEY":
+            endpoint.asked.clear()
+            world.ran.clear()
+            [world.run(line) for line in lines_of(row.section) if "URL" in line]
+            assert {key for _, key, _ in endpoint.asked} == {f"Bearer {SECRET}"}
+        else:
+            pytest.fail(f"nothing runs {span}")
+
+
+def has_path(printed: str, path: str) -> bool:
+    try:
+        return bool(at_path(json.loads(printed), path))
+    except (KeyError, TypeError, json.JSONDecodeError):
+        return False
+
+
+def test_rows_without_ours_are_counted():
+    n = sum(row.ours == "none" for row in ROWS)
+    assert f"{n} of {len(ROWS)} rows have **none**" in PAGE.read_text(encoding="utf-8")
+
+
+def named(predecessor: str) -> str:
+    return "\n".join(row.theirs for row in ROWS if row.predecessor == predecessor)
+
+
+def test_nothing_of_ams_is_left_out(monkeypatch):
+    """Its own parser lists its commands and options."""
+    from ams import cli
+
+    found: set[str] = set()
+
+    def note(parser, *_args):
+        for action in parser._actions:
+            found.update(action.option_strings)
+            if isinstance(action, argparse._SubParsersAction):
+                for name, each in action.choices.items():
+                    found.add(name)
+                    note(each)
+            elif action.choices and not action.option_strings:
+                found.update(action.choices)
+        return SimpleNamespace(command=None, verbose=False)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", note)
+    with pytest.raises((SystemExit, AttributeError)):
+        cli.main()
+    assert {"scan", "baseline", "create", "--concepts-file", "-V"} <= found
+    told = named("ams-scanner")
+    missing = {name for name in found if not re.search(rf"(?<![\w-]){re.escape(name)}\b", told)}
+    assert missing <= {"-h", "--help", "--verbose"}
