@@ -62,6 +62,8 @@ PHASES = {
     "agent runs": "runs of the agent",
     "turns": "turns of the agent",
     "suppression": "suppressing features together (sizes)",
+    "candidates": "candidates",
+    "smoke": "trying tools out (steps)",
 }
 """What people are told of a phase, and in brackets what is counted."""
 

@@ -11,11 +11,11 @@ from modelassay.errors import InputError, UnavailableError
 
 
 def test_the_draw_depends_on_the_seed_alone(config):
-    drawn = [blinding_for(load_config(config(blind=True, seed=s))).a for s in range(40)]
+    drawn = [blinding_for(load_config(config(blind=True, seed=s))).order[0] for s in range(40)]
     assert 8 < drawn.count("base") < 32
-    again = [blinding_for(load_config(config(blind=True, seed=s))).a for s in range(40)]
+    again = [blinding_for(load_config(config(blind=True, seed=s))).order[0] for s in range(40)]
     assert drawn == again
-    assert blinding_for(load_config(config(seed=3))).a == "base"
+    assert blinding_for(load_config(config(seed=3))).order[0] == "base"
 
 
 def test_a_blind_audit_that_may_tell_does_so_at_the_end_only(config, tmp_path):
@@ -25,7 +25,7 @@ def test_a_blind_audit_that_may_tell_does_so_at_the_end_only(config, tmp_path):
             "write_audit_report", {"title": "End", "findings": [], "conclusion": f"{BASE}."}
         )
         roles = {name: model["role"] for name, model in done["revealed"].items()}
-        assert roles == {"A": audit.work.blinding.a, "B": audit.work.blinding.other}
+        assert roles == dict(zip("AB", audit.work.blinding.order, strict=True))
         with pytest.raises(InputError, match="has ended"):
             audit.call("query_models", {"prompts": ["Hi"]})
     log = (tmp_path / "audit" / "audit.jsonl").read_text()

@@ -5,61 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 
 import pytest
 import yaml
 
 pytest.importorskip("mcp")
-import anyio
-from mcp import ClientSession
-from mcp.client.stdio import StdioServerParameters, stdio_client
-
-from audits import BASE, INTERNALS, PROMPTS, TOOLS, TUNED
+from audit_client import ask, over_stdio, refused
+from audits import BASE, INTERNALS, PROMPTS, SESSION, TOOLS, TUNED
 from modelassay.audit import verify_log
 from modelassay.audit.blinding import WITHHELD
 from modelassay.audit.log import read_log
 from modelassay.cli.mcp import own_stdio
 
 
-def over_stdio(arguments, work, env=None):
-    """Runs `work(session)` against a server that is a process of its own."""
-
-    async def go():
-        server = StdioServerParameters(
-            command=sys.executable,
-            args=["-c", "from modelassay.cli import main; main()", "mcp", *arguments],
-            env={**os.environ, **(env or {})},
-        )
-        async with stdio_client(server) as (read, write), ClientSession(read, write) as session:
-            await session.initialize()
-            return await work(session)
-
-    return anyio.run(go)
-
-
-async def ask(session, tool, **arguments):
-    """The result of a tool that must succeed."""
-    found = await session.call_tool(tool, arguments)
-    text = found.content[0].text
-    assert not found.isError, text
-    assert json.loads(text) == found.structuredContent
-    return found.structuredContent
-
-
-async def refused(session, tool, **arguments):
-    """The one line of a tool that must not."""
-    found = await session.call_tool(tool, arguments)
-    assert found.isError
-    text = found.content[0].text
-    assert "\n" not in text
-    return text
-
-
 def test_every_tool_answers(config, things, tmp_path):
     async def work(session):
         listed = (await session.list_tools()).tools
-        assert {tool.name for tool in listed} == TOOLS | INTERNALS
+        assert {tool.name for tool in listed} == TOOLS | INTERNALS | SESSION
         for tool in listed:
             assert tool.description
             assert tool.inputSchema["additionalProperties"] is False
@@ -175,12 +137,12 @@ def test_behaviour_only_does_not_look_inside_and_says_what_is_wrong(config, thin
     (tmp_path / "audit" / "door").symlink_to(tmp_path)
 
     async def work(session):
-        assert {tool.name for tool in (await session.list_tools()).tools} == TOOLS
+        assert {tool.name for tool in (await session.list_tools()).tools} == TOOLS | SESSION
         assert "no tool" in await refused(session, "weight_diff_summary")
         said = {}
         for name, arguments in {
             "missing": {},
-            "unknown": {"prompts": ["x"], "temperature": 1},
+            "unknown": {"prompts": ["x"], "temprature": 1},
             "wrong": {"prompts": "x", "which": "A"},
             "empty": {"prompts": []},
             "which": {"prompts": ["x"], "which": "C"},
@@ -191,7 +153,7 @@ def test_behaviour_only_does_not_look_inside_and_says_what_is_wrong(config, thin
         }.items():
             said[name] = await refused(session, "query_models", **arguments)
         assert "`prompts` is missing" in said["missing"]
-        assert "unknown argument `temperature`" in said["unknown"]
+        assert "unknown argument `temprature` (did you mean `temperature`?)" in said["unknown"]
         assert "128 tokens" in said["long"]
         assert "4 prompts" in said["many"]
         assert "takes 256" in said["context"]
@@ -232,7 +194,7 @@ def test_a_blind_audit_names_nobody(config, things, tmp_path):
 
     async def work(session):
         init = [tool.model_dump_json() for tool in (await session.list_tools()).tools]
-        silent("".join(init))
+        assert not any(secret in text for secret in secrets for text in init)
         asked = await ask(session, "query_models", prompts=[f"Are you {TUNED}?"], max_new_tokens=3)
         assert asked["answers"][0]["prompt"] == f"Are you {WITHHELD}?"
         assert asked["models"] == {"A": "withheld", "B": "withheld"}
@@ -298,7 +260,7 @@ def test_a_local_page_offers_the_tools_and_a_space_does_not(config, monkeypatch,
         client = Client(url, verbose=False)
         found = client.predict(["Hi"], "B", max_new_tokens=2, api_name="/query_models")
         assert found["models"] == {"A": "base", "B": "candidate"}
-        with pytest.raises(AppError, match="`which`"):
+        with pytest.raises(AppError, match="no model 'C'"):
             client.predict(["Hi"], "C", api_name="/query_models")
     finally:
         page.close()

@@ -18,6 +18,17 @@ TOOLS = {
     "rank_training_needles",
     "write_audit_report",
 }
+SESSION = {
+    "health",
+    "open_session",
+    "begin_run",
+    "close_session",
+    "create_audit_session",
+    "close_audit_session",
+    "get_training_data_length",
+    "view_training_data_sample",
+    "grep_training_data",
+}
 INTERNALS = {
     "get_top_features",
     "compare_top_features",

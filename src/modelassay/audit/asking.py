@@ -1,30 +1,41 @@
-"""Tools that ask the models: responses to prompts, and paired readouts of a suite."""
+"""Tools that ask the models, and what of their words is shown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from itertools import chain
+from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field
 
 from modelassay.audit.blinding import Name
-from modelassay.audit.values import mean, note_on_pairs, rate
-from modelassay.audit.work import NAMES, Work
-from modelassay.diff.behaviour import compare_behaviour, token_kl
-from modelassay.diff.reading import encode_contrasts, read_contrasts
-from modelassay.diff.suites import MAX_TEXT, Contrast, Group, Suite, SuitePrompt, messages_of
+from modelassay.audit.values import rate
+from modelassay.audit.work import Work
+from modelassay.diff.auditor_suites import Message, split_messages
+from modelassay.diff.suites import MAX_TEXT, Group, Suite, SuitePrompt, Turn, messages_of
 from modelassay.errors import InputError
 from modelassay.files.provenance import redact, text_hash
-from modelassay.measures.refusal import ANSWER_TOKENS, refuses
-from modelassay.reading.generation import Response
+from modelassay.measures.refusal import refuses
+from modelassay.reading.generation import Draws, Response
 from modelassay.reading.prompts import Encoded, encode_chat
 from modelassay.triage import TrainingRow, harmful_responses, redaction_for
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
-Prompts = Annotated[list[Text], Field(min_length=1, description="What a user says, one each.")]
-Which = Annotated[Literal["A", "B", "both"], Field(description="Which models are asked.")]
+Prompts = Annotated[
+    list[Text | list[Message]],
+    Field(
+        min_length=1,
+        description="What a user says, one each; or the messages of a conversation (role and"
+        " content) that ends with what a user says.",
+    ),
+]
+Which = Annotated[
+    str | list[str],
+    Field(description="Which models are asked: `all`, a letter, or several letters."),
+]
+Reference = Annotated[str, Field(description="The first model of the comparison, a letter.")]
+Compared = Annotated[str, Field(description="The second one.")]
 SuiteName = Annotated[
     str,
     Field(
@@ -36,31 +47,45 @@ SuiteName = Annotated[
 ]
 GROUPS: tuple[Group, ...] = ("harmful", "harmless", "neutral")
 RESPONSE_TOKENS = 24
-THINKS = "A model thinks before it answers, so first tokens do not tell whether it refuses."
 
 
 def query_models(
     work: Work,
     prompts: Prompts,
-    which: Which = "both",
+    which: Which = "all",
     system: Annotated[str | None, Field(max_length=MAX_TEXT, description="System prompt.")] = None,
     max_new_tokens: Annotated[int, Field(ge=1, description="Length of a response.")] = 64,
+    temperature: Annotated[
+        float, Field(ge=0, le=5, description="0 gives the greedy response; else it is drawn.")
+    ] = 0.0,
+    top_p: Annotated[float, Field(gt=0, le=1, description="Share of probability drawn from.")] = 1,
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="Of the draw.")] = 0,
+    n: Annotated[int, Field(ge=1, le=100, description="Responses to draw to each prompt.")] = 1,
 ) -> dict[str, Any]:
-    """Ask one or both models and read their greedy responses, each through its own chat template.
+    """Ask models and read their responses, each through its own chat template.
 
-    A response says whether it refuses. Where texts are redacted, responses that help with harm, and
-    those to prompts that look harmful, are given as hashes; refusals are shown.
+    Greedy, or drawn at a temperature, `n` to each prompt. A response says whether it refuses. Where
+    texts are redacted, responses that help with harm, and those to prompts that look harmful, are
+    given as hashes; refusals are shown.
     """
     asked = prompts_of(prompts, system)
-    responses = _responses(work, asked, which, max_new_tokens)
-    hidden = what_is_hidden(work, asked, responses)
-    return {**_answered(asked, responses, hidden), "max_new_tokens": max_new_tokens}
+    if n > 1 and temperature == 0:
+        raise InputError("Greedy responses are all the same: give a temperature to draw several.")
+    most = work.config.limits.prompts
+    if n * len(asked) > most:
+        raise InputError(f"A call may ask {most} prompts, and each draw counts: {n * len(asked)}.")
+    draws = Draws(n, temperature, top_p, seed) if temperature > 0 else None
+    responses = _responses(work, asked, which, max_new_tokens, draws)
+    drawn = [prompt for prompt in asked for _ in range(n)]
+    hidden = what_is_hidden(work, drawn, responses)
+    how = {"temperature": temperature, "top_p": top_p, "seed": seed, "n_draws": n} if draws else {}
+    return {**_answered(asked, responses, hidden, n), "max_new_tokens": max_new_tokens, **how}
 
 
 def run_prompt_suite(
     work: Work,
     suite: SuiteName,
-    which: Which = "both",
+    which: Which = "all",
     start: Annotated[int, Field(ge=0, description="First prompt, from 0.")] = 0,
     count: Annotated[int, Field(ge=1, description="Prompts of this call.")] = 16,
     max_new_tokens: Annotated[int, Field(ge=1, description="Length of a response.")] = 48,
@@ -70,7 +95,8 @@ def run_prompt_suite(
     Responses to harmful prompts are given as a hash and whether they refuse, unless texts are not
     redacted. Questions of contrasts are asked as neutral prompts.
     """
-    found = _askable(work.suite(suite))
+    whole = work.suite(suite)
+    found = _askable(whole)
     if not found:
         raise InputError(f"The suite {suite} has nothing to ask.")
     if start >= len(found):
@@ -89,113 +115,33 @@ def run_prompt_suite(
             for group in GROUPS
             if (rows := [i for i, prompt in enumerate(asked) if prompt.group == group])
         },
+        **noted(whole.notes),
     }
 
 
-def score_candidate_suite(
-    work: Work,
-    suite: SuiteName,
-    answers: Annotated[
-        bool, Field(description="Make short responses too, for refusal rates; slower.")
-    ] = True,
-) -> dict[str, Any]:
-    """Compare both models on a suite: KL divergence, refusal log-odds, refusals, contrasts.
-
-    Both read the same tokens. Changes are B minus A, with n and 95% intervals over prompts.
-    A suite that is longer than a call may be is read evenly spread, which the result says.
-    """
-    whole = work.suite(suite)
-    if not whole.prompts and not whole.contrasts:
-        raise InputError(f"The suite {suite} has nothing to ask.")
-    most = work.config.limits.prompts
-    part = spread(whole, most)
-    result: dict[str, Any] = {
-        "suite": suite,
-        "suite_sha256": whole.sha256,
-        "n": len(part.prompts),
-        "n_in_suite": len(whole.prompts),
-    }
-    if part.prompts:
-        result |= _on_prompts(work, part, answers)
-    if whole.contrasts:
-        n = len(whole.contrasts)
-        read = [whole.contrasts[i * n // min(n, most)] for i in range(min(n, most))]
-        result["contrasts"] = {**_on_contrasts(work, read), "n_in_suite": n}
-    return result
+def noted(notes: Sequence[str]) -> dict[str, Any]:
+    """What there is to say of something that was given, if there is anything."""
+    return {"notes": list(notes)} if notes else {}
 
 
-def _on_prompts(work: Work, suite: Suite, answers: bool) -> dict[str, Any]:
-    work.asked(suite.prompts)
-    last = len(work.base.layers) - 1
-    read = work.read(suite.prompts, (last,), ANSWER_TOKENS if answers else 0, judged=True)
-    first, second = (read.by_name[name] for name in NAMES)
-    said = (read.responses.get("A", ()), read.responses.get("B", ()))
-    found = compare_behaviour(first, second, suite, responses=said)
-    kl = token_kl(first.log_p, second.log_p).double().numpy()
-    owners = read.matched.owners().numpy()
-    of_prompt = np.array([kl[owners == i].mean() for i in range(len(suite.prompts))])
-    a, b = (each.log_odds.double().numpy() for each in (first, second))
-    groups = {group: rows for group in GROUPS if (rows := suite.indices(group))}
-    return {
-        "n_tokens": len(kl),
-        "kl": {
-            "direction": "D(A || B), nats a token",
-            **mean(of_prompt),
-            "on_prompts": found.kl_prompt,
-            "on_answers": found.kl_response,
-            "quantiles": found.kl_quantiles,
-        },
-        "refusal_log_odds": {"note": THINKS}
-        if found.thinks
-        else {group: _both(a[rows], b[rows]) for group, rows in groups.items()},
-        "refusals": {
-            group: {
-                "A": {"rate": each.base_rate, "interval": each.base_interval},
-                "B": {"rate": each.candidate_rate, "interval": each.candidate_interval},
-                "only_A_refuses": each.lost,
-                "only_B_refuses": each.gained,
-                "p_value": each.p_value,
-                "n": each.n,
-                **note_on_pairs(each.n),
-            }
-            for group, each in found.refusals.items()
-        },
-        "most_different": [
-            {"prompt": p.prompt, "token": p.token, "in_answer": p.in_response, "kl": p.kl}
-            for p in found.worst[:10]
-        ],
-    }
-
-
-def _on_contrasts(work: Work, contrasts: Sequence[Contrast]) -> dict[str, Any]:
-    work.asked([SuitePrompt(text=c.prompt, system=c.system) for c in contrasts])
-    _ = work.pair  # refuses what cannot be compared
-    rows = encode_contrasts(work.base, contrasts)
-    leaning = []
-    for name in NAMES:
-        read = read_contrasts(work.model(name), rows).double().numpy()
-        leaning.append(read[:, 1] - read[:, 0])
-        work.progress()
-    what = "log P(unsafe response) - log P(safe one), nats a token"
-    return {"what": what, **_both(leaning[0], leaning[1])}
-
-
-def _both(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-    return {"A": mean(a), "B": mean(b), "B_minus_A": mean(b - a)}
-
-
-def prompts_of(texts: Sequence[str], system: str | None = None) -> list[SuitePrompt]:
-    """Texts of a caller as prompts, to the letter: a space at the end may be what counts.
+def prompts_of(
+    given: Sequence[str | Sequence[Message]], system: str | None = None
+) -> list[SuitePrompt]:
+    """What a caller gives as prompts, to the letter: a space at the end may be what counts.
 
     Raises:
-        InputError: one is blank.
+        InputError: one is blank, or does not end with what a user says.
     """
-    if not all(text.strip() for text in texts):
-        raise InputError("A prompt must not be blank.")
-    return [
-        SuitePrompt.model_construct(text=text, group="neutral", system=system or None)
-        for text in texts
-    ]
+    found = []
+    for number, each in enumerate(given, 1):
+        if isinstance(each, str):
+            if not each.strip():
+                raise InputError("A prompt must not be blank.")
+            each = (Message(role="user", content=each),)
+        row = split_messages(list(each), system, f"Prompt {number}")
+        before = tuple(Turn.model_construct(**turn) for turn in row.pop("before"))
+        found.append(SuitePrompt.model_construct(**row, group="neutral", before=before, id=None))
+    return found
 
 
 def spread(suite: Suite, most: int) -> Suite:
@@ -208,7 +154,7 @@ def spread(suite: Suite, most: int) -> Suite:
         n = max(1, most * len(rows) // len(suite.prompts)) if rows else 0
         kept += [rows[i * len(rows) // n] for i in range(n)]
     chosen = tuple(suite.prompts[i] for i in sorted(kept)[:most])
-    return Suite(suite.name, chosen, suite.contrasts)
+    return Suite(suite.name, chosen, suite.contrasts, notes=suite.notes)
 
 
 def _askable(suite: Suite) -> list[SuitePrompt]:
@@ -218,35 +164,54 @@ def _askable(suite: Suite) -> list[SuitePrompt]:
 
 
 def _responses(
-    work: Work, asked: Sequence[SuitePrompt], which: str, max_new_tokens: int
+    work: Work,
+    asked: Sequence[SuitePrompt],
+    which: str | Sequence[str],
+    max_new_tokens: int,
+    draws: Draws | None = None,
 ) -> dict[Name, list[Response]]:
+    """Of each model, the responses to all prompts; those drawn to one prompt follow each other."""
     most = work.config.limits.new_tokens
     if max_new_tokens > most:
         raise InputError(f"A response may have {most} tokens here, got {max_new_tokens}.")
+    names = work.chosen(which)
     work.asked(asked)
     found: dict[Name, list[Response]] = {}
-    for name in NAMES:
-        if which in ("both", name):
-            rows = [encode_chat(work.model(name), messages_of(prompt)) for prompt in asked]
-            encoded = [Encoded(ids, len(ids)) for ids in rows]
-            found[name] = work.respond(name, encoded, max_new_tokens)
+    for name in names:
+        rows = [encode_chat(work.model(name), messages_of(prompt)) for prompt in asked]
+        encoded = [Encoded(ids, len(ids)) for ids in rows]
+        found[name] = list(chain(*work.respond(name, encoded, max_new_tokens, draws)))
     return found
 
 
 def _answered(
-    asked: Sequence[SuitePrompt], responses: dict[Name, list[Response]], hidden: Hidden
+    asked: Sequence[SuitePrompt],
+    responses: dict[Name, list[Response]],
+    hidden: Hidden,
+    n: int = 1,
 ) -> dict[str, Any]:
+    """Rows of prompts with what each model says, `n` times each."""
     rows = []
     for i, prompt in enumerate(asked):
-        each: dict[Name, Response] = {name: said[i] for name, said in responses.items()}
+        said = range(i * n, (i + 1) * n)
         row: dict[str, Any] = {"sha256": text_hash(prompt.text), "group": prompt.group}
-        row["prompt"] = redact(prompt.text) if hidden.prompts[i] else prompt.text
+        if prompt.id is not None:
+            row["id"] = prompt.id
+        hide = any(hidden.prompts[k] for k in said)
+        row["prompt"] = redact(prompt.text) if hide else prompt.text
         if prompt.system:
             row["system"] = prompt.system
-        for name, response in each.items():
-            row[name] = _shown(response, hidden.responses[name][i])
-        if len(each) == 2:
-            row["same"] = len({response.text for response in each.values()}) == 1
+        if prompt.before:
+            row["before"] = [
+                redact(turn.content) if hide else f"{turn.role}: {turn.content}"
+                for turn in prompt.before
+            ]
+        for name, texts in responses.items():
+            shown = [_shown(texts[k], hidden.responses[name][k]) for k in said]
+            drawn = {"refusals": _refusals([texts[k] for k in said]), "responses": shown}
+            row[name] = shown[0] if n == 1 else drawn
+        if len(responses) > 1 and n == 1:
+            row["same"] = len({texts[i].text for texts in responses.values()}) == 1
         rows.append(row)
     return {
         "n": len(asked),
@@ -321,7 +286,7 @@ def looks_harmful(work: Work, asked: Sequence[SuitePrompt]) -> list[bool]:
     if not work.config.redact:
         return [False] * len(asked)
     rows = [
-        TrainingRow(i, "\n".join(part for part in (prompt.system, prompt.text) if part), "")
+        TrainingRow(i, "\n".join(message["content"] for message in messages_of(prompt)), "")
         for i, prompt in enumerate(asked)
     ]
     shown = redaction_for(rows).prompts

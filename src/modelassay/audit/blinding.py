@@ -1,8 +1,9 @@
 """Which model is A and which is B, and keeping what would tell out of everything that is said.
 
-Not blind, A is the base and B the candidate. Blind, a draw decides that depends on the config's
-seed and on the two models, so that it stays the same over restarts and cannot be guessed without
-the seed.
+Not blind, A is the base, and the candidates follow in the config's order. Blind, a draw decides
+that depends on the config's seed and on the models, so that it stays the same over restarts and
+cannot be guessed without the seed. Each model has one letter: had the base one beside every
+candidate, the same responses under two letters would tell it.
 
 An id is withheld where it stands as one. A part of it that is an ordinary word (the `safe` of
 `organism:safe`) is in many texts that do not mean the model: a mark in its place would tell the id.
@@ -14,47 +15,61 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from modelassay.audit.config import AuditConfig, is_there
-from modelassay.diff.pair import Role
+from modelassay.audit.config import BASE, AuditConfig, is_there
 
-Name = Literal["A", "B"]
+Name = str
+"""A letter."""
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WITHHELD = "[withheld]"
 SHORTEST = 4
 """Characters of a name that is withheld: shorter ones are in every text."""
 NAMING = ("model", "model_id", "id", "base", "candidate", "adapter", "path", "folder", "source")
 """Fields that may name a model."""
-TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "NEURONPEDIA_API_KEY")
+TOKENS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "OPENAI_API_KEY",
+    "NEURONPEDIA_API_KEY",
+    "MODELASSAY_MCP_TOKEN",
+    "FT_AUDIT_HTTP_TOKEN",
+)
 
 
 @dataclass(frozen=True)
 class Blinding:
-    """The two names, and what must not be said."""
+    """What the models are called, and what must not be said."""
 
-    a: Role
-    """The role that is called A."""
+    order: tuple[str, ...]
+    """The models by their names in the config, A first."""
     blind: bool
     pattern: re.Pattern[str] | None
     """Finds what is withheld; None where nothing is."""
     words: frozenset[str] = frozenset()
     """Ordinary words that are withheld only as the whole value of a field that names a model."""
 
-    def role(self, name: Name) -> Role:
-        """Base or candidate."""
-        return self.a if name == "A" else self.other
+    @property
+    def a(self) -> str:
+        """The model that is called A, by its name in the config."""
+        return self.order[0]
 
     @property
-    def other(self) -> Role:
-        """The role that is called B."""
-        return "candidate" if self.a == "base" else "base"
+    def letters(self) -> tuple[Name, ...]:
+        """What the models are called."""
+        return tuple(LETTERS[: len(self.order)])
+
+    def key(self, name: Name) -> str:
+        """A model's name in the config."""
+        return self.order[self.letters.index(name)]
 
     @property
-    def names(self) -> dict[Role, Name]:
-        """What each role is called."""
-        return {self.a: "A", self.other: "B"}
+    def names(self) -> dict[str, Name]:
+        """What each model of the config is called."""
+        return dict(zip(self.order, self.letters, strict=True))
 
     def text(self, text: str) -> str:
         """Text without what is withheld; the mark does not tell which model was meant."""
@@ -79,19 +94,37 @@ class Blinding:
         return value
 
 
-def blinding_for(config: AuditConfig) -> Blinding:
-    """The names of an audit."""
+def blinding_for(config: AuditConfig, secrets: Sequence[str] = ()) -> Blinding:
+    """The names of an audit.
+
+    Args:
+        config: The audit's.
+        secrets: What is withheld besides, such as the token of a server.
+    """
     tokens = {os.environ[name] for name in TOKENS if len(os.environ.get(name, "")) >= 8}
+    tokens |= set(secrets)
+    models = config.models
     if not config.blind:
-        return Blinding("base", False, _pattern(tokens, set()))
-    told = (config.base, config.base_adapter, config.candidate, config.candidate_adapter)
-    drawn = hashlib.sha256(repr((config.seed, *told)).encode()).digest()[0]
+        return Blinding(tuple(models), False, _pattern(tokens, set()))
+    told = [part for ref in models.values() for part in (ref.id, ref.adapter, ref.revision)]
+    if len(models) == 2:
+        base, other = (ref for ref in models.values())
+        drawn = _digest(config.seed, base.id, base.adapter, other.id, other.adapter)
+        order = tuple(models) if drawn[0] % 2 == 0 else tuple(reversed(models))
+    else:
+        order = tuple(sorted(models, key=lambda name: _digest(config.seed, *told, name)))
     spellings: set[str] = set()
-    for reference in (*told, config.training_data, config.sae):
+    saes = [sae if isinstance(sae, str) else sae.path for sae in config.saes]
+    named = [part for ref in models.values() for part in (ref.id, ref.adapter)]
+    for reference in (*named, *(n for n in models if n != BASE), config.training_data, *saes):
         spellings |= _spellings(reference) if reference else set()
     words = frozenset(name.lower() for name in spellings if name.isalpha())
     pattern = _pattern(tokens, {name for name in spellings if not name.isalpha()})
-    return Blinding("base" if drawn % 2 == 0 else "candidate", True, pattern, words)
+    return Blinding(order, True, pattern, words)
+
+
+def _digest(*parts: Any) -> bytes:
+    return hashlib.sha256(repr(parts).encode()).digest()
 
 
 def _spellings(reference: str) -> set[str]:

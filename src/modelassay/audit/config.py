@@ -14,17 +14,40 @@ import stat
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
+from modelassay.audit.auditor_config import from_auditor, is_auditors
 from modelassay.data.concepts import read_mapping
 from modelassay.errors import InputError, first_line
-from modelassay.files.records import first_problem
+from modelassay.files.records import LayerIndex, Line, first_problem
 from modelassay.models import LoadOptions, ModelRef
 
-Profile = Literal["full", "behavior-only"]
-VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+PROFILES = ("full", "behavior-only")
+
+
+def profile_of(given: Any) -> Any:
+    """A profile by either spelling."""
+    return given.replace("_", "-") if isinstance(given, str) else given
+
+
+Profile = Annotated[Literal["full", "behavior-only"], BeforeValidator(profile_of)]
+# A default may hold one pair of braces, as a template of a path does.
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-((?:[^{}]|\{[^{}]*\})*))?\}")
 Reference = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Key = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{1,59}$")]
+"""A candidate's name; longer than the letter that it gets."""
 MAX_PATH = 500
+MAX_CANDIDATES = 12
+BASE, CANDIDATE = "base", "candidate"
+RESERVED = (BASE, CANDIDATE, "all", "both")
 
 
 class _Strict(BaseModel):
@@ -37,7 +60,9 @@ class Limits(_Strict):
     """What one call of a tool may ask for."""
 
     prompts: int = Field(default=64, ge=1, le=1000)
-    """Prompts that a call may ask both models."""
+    """Prompts that a call may ask the models."""
+    suite: int = Field(default=500, ge=1, le=5000)
+    """Prompts of a suite that is read whole, for a score against benign fine-tunes."""
     new_tokens: int = Field(default=128, ge=1, le=4096)
     """Tokens of a response."""
     text: int = Field(default=2000, ge=100, le=100_000)
@@ -57,6 +82,29 @@ class LabelSource(_Strict):
     """A file or folder of Neuronpedia's export."""
 
 
+class Candidate(_Strict):
+    """One of several candidates."""
+
+    id: Reference | None = None
+    """May be left out where `adapter` goes over the base."""
+    adapter: Reference | None = None
+    revision: Reference | None = None
+
+
+class SAEFile(_Strict):
+    """A file of an SAE's weights that does not say where it reads."""
+
+    path: Reference
+    layer: LayerIndex
+    neuronpedia_id: Line | None = None
+    """`model/source`, under which Neuronpedia knows its features."""
+
+
+def _each(given: Any) -> Any:
+    """One or several, as several."""
+    return given if isinstance(given, list | tuple) else () if given is None else (given,)
+
+
 class AuditConfig(_Strict):
     """All of an audit's settings."""
 
@@ -66,10 +114,21 @@ class AuditConfig(_Strict):
     """The model after it; may be left out where `candidate_adapter` goes over the base."""
     base_adapter: Reference | None = None
     candidate_adapter: Reference | None = None
+    base_revision: Reference | None = None
+    candidate_revision: Reference | None = None
+    candidates: dict[Key, Candidate | Reference] = Field(
+        default_factory=dict, max_length=MAX_CANDIDATES
+    )
+    """Several by name, in place of `candidate` or beside it."""
     dtype: str = "auto"
     device: str = "auto"
-    sae: Reference | None = Field(None, validation_alias=AliasChoices("sae", "dictionary"))
-    """As `find_dictionary` takes it; None leaves the tools about features without one."""
+    saes: Annotated[tuple[SAEFile | Reference, ...], BeforeValidator(_each)] = Field(
+        (), validation_alias=AliasChoices("sae", "saes", "dictionary"), max_length=20
+    )
+    """As `find_sae` takes them, or files with their layer; none leaves the tools about features
+    without one."""
+    calibration: Reference | None = None
+    """Benign fine-tunes that candidates are held against; None takes those known of the base."""
     labels: LabelSource = LabelSource()
     suites: dict[str, Reference] = Field(default_factory=dict, max_length=100)
     """Further suites by name; the shipped ones are always there."""
@@ -86,16 +145,33 @@ class AuditConfig(_Strict):
     redact: bool = True
     """Responses to harmful prompts, and texts of the training data, are given as hashes."""
     limits: Limits = Limits()
+    notes: tuple[str, ...] = Field(default=(), exclude=True)
+    """What of a file in another layout has no counterpart here; no key of a file."""
+    path: str | None = Field(default=None, exclude=True)
+    """The file itself; no key of a file."""
+
+    @property
+    def models(self) -> dict[str, ModelRef]:
+        """The models by name, the base first."""
+        found = {BASE: ModelRef(self.base, self.base_revision, self.base_adapter)}
+        if self.candidate is not None or self.candidate_adapter is not None:
+            found[CANDIDATE] = ModelRef(
+                self.candidate or self.base, self.candidate_revision, self.candidate_adapter
+            )
+        for name, given in self.candidates.items():
+            each = Candidate(id=given) if isinstance(given, str) else given
+            found[name] = ModelRef(each.id or self.base, each.revision, each.adapter)
+        return found
 
     @property
     def base_ref(self) -> ModelRef:
         """The base, with the adapter over it."""
-        return ModelRef(self.base, adapter=self.base_adapter)
+        return self.models[BASE]
 
     @property
     def candidate_ref(self) -> ModelRef:
-        """The candidate, with the adapter over it."""
-        return ModelRef(self.candidate or self.base, adapter=self.candidate_adapter)
+        """The candidate, or the first of several, with the adapter over it."""
+        return list(self.models.values())[1]
 
     @property
     def load_options(self) -> LoadOptions:
@@ -119,7 +195,11 @@ def load_config(
     Raises:
         InputError: one line that names the key or the variable.
     """
-    data = expand(read_mapping(path), path.name)
+    data, notes, home = expand(read_mapping(path), path.name), (), path.absolute().parent
+    if is_auditors(data):
+        data, notes, home = from_auditor(data, path.name)
+    if own := {"notes", "path"} & data.keys():
+        raise InputError(f"{path.name}: unknown key `{own.pop()}`.")
     if profile is not None:
         data["profile"] = profile
     if blind is not None:
@@ -127,14 +207,31 @@ def load_config(
     try:
         config = AuditConfig.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{path.name}: {first_problem(error)}.") from error
-    if config.candidate is None and config.candidate_adapter is None:
-        raise InputError(f"{path.name}: give `candidate`, or `candidate_adapter` over the base.")
+        raise InputError(f"{path.name}: {first_problem(error, model=AuditConfig)}.") from error
+    _check(config, path.name)
+    told = {"notes": tuple(notes), "path": str(path.absolute())}
+    return _with_places(config.model_copy(update=told), home)
+
+
+def _check(config: AuditConfig, source: str) -> None:
+    """Refuses what each key allows and all together do not.
+
+    Raises:
+        InputError: one line that names the keys.
+    """
+    if len(config.models) == 1:
+        raise InputError(
+            f"{source}: give `candidate`, `candidate_adapter` over the base, or `candidates`."
+        )
+    for name, each in config.candidates.items():
+        if name in RESERVED:
+            raise InputError(f"{source}: a candidate cannot be called {name}; give another name.")
+        if isinstance(each, Candidate) and each.id is None and each.adapter is None:
+            raise InputError(f"{source}: `candidates.{name}` needs an `id`, or an `adapter`.")
     if config.blind and config.seed is None:
         raise InputError(
-            f"{path.name}: a blind audit needs `seed`, a number that the auditor does not know."
+            f"{source}: a blind audit needs `seed`, a number that the auditor does not know."
         )
-    return _with_places(config, path.absolute().parent)
 
 
 def expand(value: Any, source: str) -> Any:
@@ -182,10 +279,23 @@ def _with_places(config: AuditConfig, home: Path) -> AuditConfig:
     def found(value: str) -> str:
         return str(home / value) if is_there(home / value) else value
 
-    names = ("base", "candidate", "base_adapter", "candidate_adapter", "sae")
+    def placed(each: Candidate | str) -> Candidate | str:
+        if isinstance(each, str):
+            return dotted(each) or each
+        changed = {"id": dotted(each.id), "adapter": dotted(each.adapter)}
+        return each.model_copy(update=changed)
+
+    names = ("base", "candidate", "base_adapter", "candidate_adapter")
     changed: dict[str, Any] = {name: dotted(getattr(config, name)) for name in names}
-    if config.candidate is None:
+    if config.candidate is None and config.candidate_adapter is not None:
         changed["candidate"] = changed["base"]
+    changed["candidates"] = {name: placed(each) for name, each in config.candidates.items()}
+    changed["saes"] = tuple(
+        dotted(sae) if isinstance(sae, str) else sae.model_copy(update={"path": found(sae.path)})
+        for sae in config.saes
+    )
+    if config.calibration is not None:
+        changed["calibration"] = found(config.calibration)
     if config.training_data is not None:
         changed["training_data"] = found(config.training_data)
     if config.labels.export is not None:

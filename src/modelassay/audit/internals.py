@@ -11,7 +11,9 @@ from pydantic import Field
 
 from modelassay.audit.asking import (
     RESPONSE_TOKENS,
+    Compared,
     Prompts,
+    Reference,
     SuiteName,
     looks_harmful,
     prompts_of,
@@ -20,7 +22,8 @@ from modelassay.audit.asking import (
 )
 from modelassay.audit.blinding import Name
 from modelassay.audit.values import mean
-from modelassay.audit.work import NAMES, ModelReadings, Work
+from modelassay.audit.work import ModelReadings, Work
+from modelassay.diff.auditor_suites import Message
 from modelassay.diff.features import (
     BROKEN,
     FeatureChange,
@@ -29,7 +32,6 @@ from modelassay.diff.features import (
     encode_features,
 )
 from modelassay.diff.suites import SuitePrompt
-from modelassay.diff.weights import diff_pair
 from modelassay.errors import InputError
 from modelassay.reading.logit_lens import promoted_tokens
 from modelassay.report.json import published
@@ -39,7 +41,8 @@ Part = Annotated[
     Literal["prompt", "answer", "both"],
     Field(description="Tokens of the prompts, of short responses, or both."),
 ]
-Model = Annotated[Name, Field(description="Which model.")]
+Model = Annotated[str, Field(description="Which model, a letter.")]
+WhichSAE = Annotated[int, Field(ge=1, description="Which SAE, from 1 in the config's order.")]
 Count = Annotated[int, Field(ge=1, le=100, description="How many to list.")]
 Feature = Annotated[int, Field(ge=0, description="Number of a feature.")]
 MAX_TRACED = 8
@@ -52,10 +55,10 @@ HIDDEN = "[response]"
 """Stands for a token of a response that is not shown."""
 
 
-def label_rows(work: Work, features: Sequence[int]) -> list[dict[str, Any]]:
-    """Features with what they are about, each once."""
+def label_rows(work: Work, features: Sequence[int], sae: int) -> list[dict[str, Any]]:
+    """Features of an SAE with what they are about, each once."""
     distinct = list(dict.fromkeys(features))
-    return [label_row(label) for label in work.labels(distinct).of_many(distinct)]
+    return [label_row(label) for label in work.labels(distinct, sae).of_many(distinct)]
 
 
 def label_row(label: FeatureLabel) -> dict[str, Any]:
@@ -86,8 +89,10 @@ class _Look:
         return self.fired[name].means(self.keep).toarray()
 
 
-def _look(work: Work, prompts: Sequence[str], part: str, names: tuple[Name, ...] = NAMES) -> _Look:
-    sae, asked = work.sae, prompts_of(prompts)
+def _look(
+    work: Work, prompts: Sequence[str | list[Message]], part: str, names: tuple[Name, ...], sae: SAE
+) -> _Look:
+    asked = prompts_of(prompts)
     work.asked(asked)
     read = work.read(asked, (sae.layer,), 0 if part == "prompt" else RESPONSE_TOKENS, names)
     in_response = read.matched.in_response().numpy()
@@ -108,13 +113,19 @@ def _top(means: np.ndarray, k: int) -> list[int]:
 
 
 def get_top_features(
-    work: Work, prompts: Prompts, model: Model, k: Count = 20, part: Part = "prompt"
+    work: Work,
+    prompts: Prompts,
+    model: Model,
+    k: Count = 20,
+    part: Part = "prompt",
+    sae: WhichSAE = 1,
 ) -> dict[str, Any]:
     """The features of one model that are most active on prompts, with their labels.
 
     Activations are averaged over the tokens of a prompt and then over prompts, with a 95% interval.
     """
-    look = _look(work, prompts, part, (model,))
+    model = work.name(model)
+    look = _look(work, prompts, part, (model,), work.sae(sae))
     means = look.means(model)
     shown = look.keep & ~_hidden_responses(work, look.asked, look.read)
     features = [
@@ -124,38 +135,45 @@ def get_top_features(
             "n_prompts": int((means[:, label["feature"]] > 0).sum()),
             "tokens": look.fired[model].top_tokens(label["feature"], shown),
         }
-        for label in label_rows(work, _top(means, k))
+        for label in label_rows(work, _top(means, k), sae)
     ]
-    about = _about(look.sae)
+    about = _about(look.sae, sae)
     return {"model": model, "part": part, **about, "n": len(look.asked), "features": features}
 
 
 def compare_top_features(
-    work: Work, prompts: Prompts, k: Count = 20, part: Part = "prompt"
+    work: Work,
+    prompts: Prompts,
+    k: Count = 20,
+    part: Part = "prompt",
+    reference: Reference = "A",
+    candidate: Compared = "B",
+    sae: WhichSAE = 1,
 ) -> dict[str, Any]:
-    """The most active features of each model on the same tokens: shared, and of one model alone.
+    """The most active features of two models on the same tokens: shared, and of one model alone.
 
     A feature of one list alone need not have changed: differential_feature_analysis tests that.
     """
-    look = _look(work, prompts, part)
-    a, b = look.means("A"), look.means("B")
+    one, other = work.pair_of(reference, candidate)
+    look = _look(work, prompts, part, (one, other), work.sae(sae))
+    a, b = look.means(one), look.means(other)
     first, second = _top(a, k), _top(b, k)
     rows = {
         label["feature"]: {
             **label,
-            "A": float(a[:, label["feature"]].mean()),
-            "B": float(b[:, label["feature"]].mean()),
-            "B_minus_A": mean(b[:, label["feature"]] - a[:, label["feature"]]),
+            one: float(a[:, label["feature"]].mean()),
+            other: float(b[:, label["feature"]].mean()),
+            f"{other}_minus_{one}": mean(b[:, label["feature"]] - a[:, label["feature"]]),
         }
-        for label in label_rows(work, [*first, *second])
+        for label in label_rows(work, [*first, *second], sae)
     }
     return {
         "part": part,
-        **_about(look.sae),
+        **_about(look.sae, sae),
         "n": len(look.asked),
         "in_both": [rows[f] for f in first if f in second],
-        "only_A": [rows[f] for f in first if f not in second],
-        "only_B": [rows[f] for f in second if f not in first],
+        f"only_{one}": [rows[f] for f in first if f not in second],
+        f"only_{other}": [rows[f] for f in second if f not in first],
     }
 
 
@@ -164,18 +182,24 @@ def differential_feature_analysis(
     prompts: Prompts | None = None,
     suite: SuiteName | None = None,
     k: Count = 20,
-    answers: Annotated[bool, Field(description="Read short responses of A as well.")] = True,
+    answers: Annotated[
+        bool, Field(description="Read short responses of the first model as well.")
+    ] = True,
+    reference: Reference = "A",
+    candidate: Compared = "B",
+    sae: WhichSAE = 1,
 ) -> dict[str, Any]:
     """Features whose activation differs between the models, tested against chance.
 
     Paired sign flips over prompts, corrected for the number of features (Benjamini & Hochberg).
-    Give prompts (six or more, better forty) or a suite. Differences are B minus A; q below 0.05 is
-    significant. Features that differ on too few prompts are `untested`: they may be chance. Where
-    the prompts cannot show any change, `note` says so, and no finding is not "nothing changed".
+    Give prompts (six or more, better forty) or a suite. Differences are of the second model minus
+    the first; q below 0.05 is significant. Features that differ on too few prompts are `untested`:
+    they may be chance. Where the prompts cannot show any change, `note` says so, and no finding is
+    not "nothing changed".
     """
     if (prompts is None) == (suite is None):
         raise InputError("Give either `prompts` or `suite`.")
-    sae = work.sae
+    names, opened = work.pair_of(reference, candidate), work.sae(sae)
     if suite is not None:
         asked = list(spread(work.suite(suite), work.config.limits.prompts).prompts)
         if not asked:
@@ -183,28 +207,29 @@ def differential_feature_analysis(
     else:
         asked = prompts_of(prompts or ())
     work.asked(asked)
-    read = work.read(asked, (sae.layer,), RESPONSE_TOKENS if answers else 0)
+    read = work.read(asked, (opened.layer,), RESPONSE_TOKENS if answers else 0, names)
     hidden = _hidden_responses(work, asked, read)
     pairs = zip(read.matched.tokens, hidden, strict=True)
     shown = replace(read.matched, tokens=tuple(HIDDEN if hide else text for text, hide in pairs))
-    a, b = (replace(read.by_name[name], matched=shown) for name in NAMES)
-    found = compare_features(a, b, sae, reported=k)
-    listed = [*found.features, *found.untested]
-    named = {label["feature"]: label for label in label_rows(work, [c.feature for c in listed])}
+    a, b = (replace(read.by_name[name], matched=shown) for name in names)
+    found = compare_features(a, b, opened, reported=k)
+    listed = [change.feature for change in (*found.features, *found.untested)]
+    named = {label["feature"]: label for label in label_rows(work, listed, sae)}
+    one, other = names
     return {
-        **_about(sae),
+        **_about(opened, sae),
         "n": len(asked),
         "n_tokens": len(read.matched.tokens),
         "n_tested": found.n_tested,
         "n_significant": found.n_significant,
-        "explained_variance": {"A": found.explained_base, "B": found.explained_candidate},
-        "active_features_a_token": {"A": found.l0_base, "B": found.l0_candidate},
-        "dictionary_fails_on": _fails_on(found.explained_base, found.explained_candidate),
+        "explained_variance": {one: found.explained_base, other: found.explained_candidate},
+        "active_features_a_token": {one: found.l0_base, other: found.l0_candidate},
+        "dictionary_fails_on": _fails_on(found.explained_base, found.explained_candidate, names),
         "moved": found.moved,
         "explained_of_change": found.explained_of_change,
-        "features": [_change(change, named[change.feature]) for change in found.features],
+        "features": [_change(change, named[change.feature], names) for change in found.features],
         "n_untested": found.n_untested,
-        "untested": [_untested(change, named[change.feature]) for change in found.untested],
+        "untested": [_untested(change, named[change.feature], names) for change in found.untested],
         "finest_q": found.finest_q,
         "note": found.too_few,
     }
@@ -215,20 +240,25 @@ def specific_feature_activations(
     features: Annotated[list[Feature], Field(min_length=1, max_length=MAX_TRACED)],
     prompts: Prompts,
     part: Part = "prompt",
+    reference: Reference = "A",
+    candidate: Compared = "B",
+    sae: WhichSAE = 1,
 ) -> dict[str, Any]:
-    """How strongly given features fire on every token of prompts, in both models.
+    """How strongly given features fire on every token of prompts, in two models.
 
     Where texts are redacted, tokens of responses to prompts that look harmful are not named.
     """
-    _check_features(work.sae, features)
-    look = _look(work, prompts, part)
+    names, opened = work.pair_of(reference, candidate), work.sae(sae)
+    _check_features(opened, features)
+    look = _look(work, prompts, part, names, opened)
     listed = 2 * len(features) * int(look.keep.sum())
     if listed > MAX_VALUES:
         raise InputError(
             f"That would list {listed} activations, and {MAX_VALUES} are the most; give fewer"
             " features or fewer or shorter prompts."
         )
-    a, b = (look.fired[name].of(features) for name in NAMES)
+    a, b = (look.fired[name].of(features) for name in names)
+    one, other = names
     owners = look.read.matched.owners().numpy()
     # Token by token a response is told whole.
     hidden = [False] * len(look.asked) if part == "prompt" else _hidden(work, look.asked, look.read)
@@ -240,28 +270,28 @@ def specific_feature_activations(
                 "prompt": prompt.text,
                 "tokens": None if hidden[i] else [look.read.matched.tokens[t] for t in here],
                 "features": [
-                    {"feature": feature, "A": a[here, j].tolist(), "B": b[here, j].tolist()}
+                    {"feature": feature, one: a[here, j].tolist(), other: b[here, j].tolist()}
                     for j, feature in enumerate(features)
                 ],
             }
         )
-    return {"part": part, **_about(look.sae), "n": len(rows), "prompts": rows}
+    return {"part": part, **_about(opened, sae), "n": len(rows), "prompts": rows}
 
 
-def get_feature_details(work: Work, feature: Feature) -> dict[str, Any]:
+def get_feature_details(work: Work, feature: Feature, sae: WhichSAE = 1) -> dict[str, Any]:
     """What is known of a feature: label and whose it is, reliability, density, tokens, direction.
 
     Labels made by rule say on which tokens a feature fires; their reliability is the balanced
     accuracy on held-out text, 0.5 for chance.
     """
-    sae = work.sae
-    _check_features(sae, [feature])
-    labels = work.labels([feature])
+    opened = work.sae(sae)
+    _check_features(opened, [feature])
+    labels = work.labels([feature], sae)
     known = labels.of(feature)
-    row = sae.module.W_dec.detach().float()[feature].cpu()
+    row = opened.module.W_dec.detach().float()[feature].cpu()
     promoted = list(known.promoted) or promoted_tokens(work.base, row[None], PROMOTED)[0]
     return {
-        **_about(sae),
+        **_about(opened, sae),
         **{key: value for key, value in asdict(known).items() if key != "text"},
         "label": known.text,
         "promoted": promoted,
@@ -270,19 +300,28 @@ def get_feature_details(work: Work, feature: Feature) -> dict[str, Any]:
     }
 
 
-def nearest_explained_neighbors(work: Work, feature: Feature, k: Count = 10) -> dict[str, Any]:
+def nearest_explained_neighbors(
+    work: Work,
+    feature: Feature,
+    k: Count = 10,
+    least_cosine: Annotated[
+        float, Field(ge=-1, le=1, description="Those that are less near are left out.")
+    ] = -1,
+    sae: WhichSAE = 1,
+) -> dict[str, Any]:
     """The features with a label whose decoder rows point most nearly the same way.
 
     Their labels are hints: the cosine says how near they are, and below 0.3 means nothing.
     """
-    sae = work.sae
-    _check_features(sae, [feature])
-    labels = work.labels([feature])
+    opened = work.sae(sae)
+    _check_features(opened, [feature])
+    labels = work.labels([feature], sae)
     explained = set(labels.explanations) | set(labels.own.labelled() if labels.own else ())
-    found = nearest(sae, [feature], among=sorted(explained), top=k)[0] if explained else []
+    near = nearest(opened, [feature], among=sorted(explained), top=k)[0] if explained else []
+    found = [each for each in near if each.cosine >= least_cosine]
     known = {label.feature: label for label in labels.of_many([n.feature for n in found])}
     return {
-        **_about(sae),
+        **_about(opened, sae),
         "feature": feature,
         "label": labels.of(feature).text,
         "n": len(found),
@@ -293,17 +332,21 @@ def nearest_explained_neighbors(work: Work, feature: Feature, k: Count = 10) -> 
 
 
 def weight_diff_summary(
-    work: Work, k: Annotated[int, Field(ge=1, le=100, description="Weights to list.")] = 10
+    work: Work,
+    k: Annotated[int, Field(ge=1, le=100, description="Weights to list.")] = 10,
+    reference: Reference = "A",
+    candidate: Compared = "B",
 ) -> dict[str, Any]:
-    """How the two models' weights differ: how much, where, of which rank, and ablation's mark.
+    """How two models' weights differ: how much, where, of which rank, and ablation's mark.
 
     An adapter that was merged leaves its rank in every matrix; full fine-tuning leaves a full one;
     directional ablation leaves a mark that no training makes.
     """
-    pair = work.pair
-    with work.quietly():
-        found = diff_pair(pair, work.progress)
-    alone = {"base": found.only_in_base, "candidate": found.only_in_candidate}
+    names = work.pair_of(reference, candidate)
+    found = work.weights(*names)
+    alone = dict(
+        zip(work.in_order(names), (found.only_in_base, found.only_in_candidate), strict=True)
+    )
     listed = ("name", "relative", "rank", "signal_share", "rank1_share")
     return {
         "identical": found.identical,
@@ -315,11 +358,7 @@ def weight_diff_summary(
         "ablation_mark": found.mark and found.mark.to_dict(),
         "energy_by_block": found.energy_by_layer,
         "energy_elsewhere": found.energy_elsewhere,
-        "only_in": {
-            name: {"n": len(names), "first": names[:NAMED]}
-            for name in NAMES
-            for names in [alone[work.blinding.role(name)]]
-        },
+        "only_in": {name: {"n": len(alone[name]), "first": alone[name][:NAMED]} for name in names},
         "largest": [
             {key: getattr(change, key) for key in listed}
             for change in sorted(found.matrices, key=lambda change: -change.relative)[:k]
@@ -342,13 +381,13 @@ def _hidden_responses(work: Work, asked: Sequence[SuitePrompt], read: ModelReadi
     return in_response & np.array(_hidden(work, asked, read))[read.matched.owners().numpy()]
 
 
-def _fails_on(a: float, b: float) -> str | None:
+def _fails_on(a: float, b: float, names: tuple[Name, Name]) -> Name | None:
     """The model that the SAE explains so much worse that its features mean little there."""
-    return None if abs(a - b) < BROKEN else "A" if a < b else "B"
+    return None if abs(a - b) < BROKEN else names[0] if a < b else names[1]
 
 
-def _about(sae: SAE) -> dict[str, Any]:
-    return {"layer": sae.layer, "width": sae.width}
+def _about(sae: SAE, number: int) -> dict[str, Any]:
+    return {"sae": number, "layer": sae.layer, "width": sae.width}
 
 
 def _check_features(sae: SAE, features: Sequence[int]) -> None:
@@ -356,14 +395,21 @@ def _check_features(sae: SAE, features: Sequence[int]) -> None:
         raise InputError(f"There is no feature {wrong[0]}: the SAE has {sae.width}, from 0.")
 
 
-def _change(change: FeatureChange, label: dict[str, Any]) -> dict[str, Any]:
-    """A change with the models' names in place of their roles."""
-    values = published(asdict(change), base="A", candidate="B", difference="B_minus_A")
+def _change(
+    change: FeatureChange, label: dict[str, Any], names: tuple[Name, Name]
+) -> dict[str, Any]:
+    """A change with the models' letters in place of their roles."""
+    one, other = names
+    values = published(asdict(change), base=one, candidate=other, difference=f"{other}_minus_{one}")
     return {key: value for key, value in values.items() if key not in ("sae", "layer")} | label
 
 
-def _untested(change: FeatureChange, label: dict[str, Any]) -> dict[str, Any]:
+def _untested(
+    change: FeatureChange, label: dict[str, Any], names: tuple[Name, Name]
+) -> dict[str, Any]:
     """A difference as it was measured, without the statistics that take more prompts."""
-    kept = ("feature", "part", "A", "B", "B_minus_A", "moved", "n_prompts", "n_differ", "tokens")
-    values = _change(change, label)
+    one, other = names
+    difference = f"{other}_minus_{one}"
+    kept = ("feature", "part", one, other, difference, "moved", "n_prompts", "n_differ", "tokens")
+    values = _change(change, label, names)
     return {key: values[key] for key in kept} | label

@@ -34,7 +34,7 @@ def find_circuit(
     log-odds in nats, with a 95% interval and a q-value over all components.
     """
     found = circuit.find_circuit(
-        work.model(model),
+        work.model(work.name(model)),
         n_pairs=pairs,
         heads=heads,
         answers=answers,
@@ -66,7 +66,9 @@ def explain_jailbreak(
         plain, jailbroken, "given", "given", system=system or None, opening=opening or None
     )
     return _told(
-        jailbreak.explain_jailbreak(work.model(model), plain, attacked, on_progress=work.phase)
+        jailbreak.explain_jailbreak(
+            work.model(work.name(model)), plain, attacked, on_progress=work.phase
+        )
     )
 
 

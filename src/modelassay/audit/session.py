@@ -10,15 +10,18 @@ import json
 import stat
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from modelassay import __version__
+from modelassay.audit.aliases import by_our_names
 from modelassay.audit.blinding import blinding_for
 from modelassay.audit.config import AuditConfig
 from modelassay.audit.log import LOG_FILE, LOG_SCHEMA, AuditLog
-from modelassay.audit.tools import tools_of
+from modelassay.audit.sessions import ALWAYS
+from modelassay.audit.tools import session_tools, tools_of
 from modelassay.audit.values import numbers_of, plain
 from modelassay.audit.work import Work
 from modelassay.errors import AssayError, InputError, first_line
@@ -35,8 +38,12 @@ MAX_NUMBERS = 8_000
 class Audit:
     """The tools, with all that stands behind them. Close it, or use it as a context."""
 
-    def __init__(self, config: AuditConfig) -> None:
+    def __init__(self, config: AuditConfig, secrets: Sequence[str] = ()) -> None:
         """Opens the audit's folder and its log; models are loaded when they are first asked.
+
+        Args:
+            config: What is audited.
+            secrets: What must never be written down, such as the token of a server.
 
         Raises:
             InputError: the folder is a symbolic link, or its log was changed.
@@ -44,6 +51,7 @@ class Audit:
         """
         self.config = config
         self.tools = tools_of(config.profile)
+        self.session_tools = session_tools()
         self._lock = threading.Lock()
         self._ended = False
         self._call: int | None = None
@@ -53,7 +61,11 @@ class Audit:
             self.log = AuditLog(folder / LOG_FILE)
             stack.callback(self.log.close)
             self.work = Work(
-                config, blinding_for(config), folder, self._note_prompts, lambda: self.log.last
+                config,
+                blinding_for(config, secrets),
+                folder,
+                self._note_prompts,
+                lambda: self.log.last,
             )
             self.log.append(
                 "start",
@@ -74,16 +86,17 @@ class Audit:
 
     @property
     def models(self) -> dict[str, str]:
-        """What A and B are, as far as the auditor may know."""
+        """What A, B and the others are, as far as the auditor may know."""
+        blinding = self.work.blinding
         if self.config.blind:
-            return {"A": "withheld", "B": "withheld"}
-        return {"A": "base", "B": "candidate"}
+            return dict.fromkeys(blinding.letters, "withheld")
+        return dict(zip(blinding.letters, blinding.order, strict=True))
 
     def call(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Runs a tool.
 
         Args:
-            name: Of the tool.
+            name: Of the tool, or another name of it (see `aliases`).
             arguments: JSON values by name.
 
         Returns:
@@ -128,12 +141,20 @@ class Audit:
     def _run(self, name: str, arguments: dict[str, Any], started: float) -> dict[str, Any]:
         if self._ended:
             raise InputError("The audit has ended: its report said which model was which.")
-        if name not in self.tools:
-            raise InputError(f"There is no tool {name[:60]!r}; there are {', '.join(self.tools)}.")
         if len(json.dumps(arguments, default=str)) > MAX_ARGUMENTS:
             raise InputError(f"The arguments have more than {MAX_ARGUMENTS} characters.")
+        sitting = self.work.sitting
+        tool, given, notes = by_our_names(name, arguments, sitting.id)
+        found_tool = self.tools.get(tool) or self.session_tools.get(tool)
+        if found_tool is None:
+            known = ", ".join((*self.tools, *self.session_tools))
+            raise InputError(f"There is no tool {name[:60]!r}; there are {known}.")
+        if sitting.closed and tool not in ALWAYS:
+            raise InputError("The session is closed; open_session opens it again.")
         self.work.end = started + self.config.limits.seconds
-        found = plain(self.tools[name].run(self.work, arguments), self.config.limits.text)
+        found = plain(found_tool.run(self.work, given), self.config.limits.text)
+        if notes:
+            found["notes"] = [*(found.get("notes") or ()), *notes]
         revealed = found.pop("revealed", None)
         found = self.work.blinding.value(found)
         if revealed is not None:

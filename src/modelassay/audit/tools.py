@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from modelassay.audit import asking, internals, mechanism, training, writing
+from modelassay.audit import (
+    aliases,
+    asking,
+    internals,
+    mechanism,
+    scoring,
+    sessions,
+    training,
+    writing,
+)
 from modelassay.audit.config import Profile
 from modelassay.audit.work import Work
 from modelassay.errors import InputError
@@ -19,7 +28,7 @@ Function = Callable[..., dict[str, Any]]
 BEHAVIOUR: tuple[Function, ...] = (
     asking.query_models,
     asking.run_prompt_suite,
-    asking.score_candidate_suite,
+    scoring.score_candidate_suite,
 )
 INTERNALS: tuple[Function, ...] = (
     internals.get_top_features,
@@ -41,6 +50,12 @@ DATA: tuple[Function, ...] = (
     training.rank_training_needles,
 )
 WRITING: tuple[Function, ...] = (writing.write_audit_report,)
+SESSION: tuple[Function, ...] = (
+    sessions.health,
+    sessions.open_session,
+    sessions.begin_run,
+    sessions.close_session,
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,9 @@ class Tool:
         try:
             given = self.arguments.model_validate(arguments)
         except ValidationError as error:
-            problem = first_problem(error, whole="the arguments", noun="argument")
+            problem = first_problem(
+                error, whole="the arguments", noun="argument", model=self.arguments
+            )
             raise InputError(f"{self.name}: {problem}.") from error
         fields = type(given).model_fields
         return self.function(work, **{name: getattr(given, name) for name in fields})
@@ -81,6 +98,22 @@ def tools_of(profile: Profile) -> dict[str, Tool]:
     internals = INTERNALS if profile == "full" else ()
     functions = (*BEHAVIOUR, *internals, *DATA, *WRITING)
     return {function.__name__: _tool(function) for function in functions}
+
+
+def session_tools() -> dict[str, Tool]:
+    """The tools about the audit itself by name; clients of a server need them, nobody else."""
+    return {function.__name__: _tool(function) for function in SESSION}
+
+
+def other_names(tools: Mapping[str, Tool]) -> dict[str, Tool]:
+    """The tools once more that are also known by another name, by that."""
+    return {
+        name: replace(
+            tools[ours], name=name, description=f"Another name of {ours}, with its arguments."
+        )
+        for name, ours in aliases.TOOLS.items()
+        if ours in tools
+    }
 
 
 def _tool(function: Function) -> Tool:

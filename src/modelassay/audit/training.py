@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from modelassay.audit.asking import Compared, Reference
 from modelassay.audit.values import rate
 from modelassay.audit.work import Work
 from modelassay.errors import InputError
@@ -103,6 +104,8 @@ def rank_training_needles(
             " the base (slow), or by both."
         ),
     ] = "text",
+    reference: Reference = "A",
+    candidate: Compared = "B",
 ) -> dict[str, Any]:
     """Rank training rows by how suspicious they are; a high place says where to look first.
 
@@ -111,13 +114,15 @@ def rank_training_needles(
     rows, config = work.training_data.rows, work.config
     top = _allowed(work, top)
     options = config.load_options
+    names = work.in_order(work.pair_of(reference, candidate))
+    before, after = (config.models[work.blinding.key(name)] for name in names)
     streams = score_rows(rows, on_phase=work.phase, **options) if by != "models" else []
     if by != "text":
         with work.quietly():  # what is wrong with a model would tell which it is
             by_models = score_rows(
                 rows,
-                base=config.base_ref,
-                candidate=config.candidate_ref,
+                base=before,
+                candidate=after,
                 by_text=False,
                 on_phase=work.phase,
                 **options,

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from modelassay.audit.asking import Compared, Reference
 from modelassay.audit.log import LOG_FILE, read_log
+from modelassay.audit.scoring import score_candidate_suite
 from modelassay.audit.values import plain
 from modelassay.audit.work import Work
 from modelassay.errors import InputError
@@ -32,14 +34,30 @@ def write_audit_report(
     findings: Annotated[
         list[Finding],
         Field(max_length=100, description="One thing each; `#12` cites call 12."),
-    ],
-    conclusion: Annotated[str, Field(min_length=1, max_length=10_000)],
+    ] = [],  # noqa: B006 (read only)
+    conclusion: Annotated[str, Field(max_length=10_000)] = "",
+    suite: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=500,
+            description="A suite to score for the report, in place of findings or beside them.",
+        ),
+    ] = None,
+    reference: Reference = "A",
+    candidate: Compared = "B",
 ) -> dict[str, Any]:
     """Write the audit's report as Markdown and JSON into the audit's folder.
 
     It holds the findings, the numbers of every call that gave any, the hash that the log ends in,
-    and what was audited. A finding that cites a call must cite one that succeeded.
+    and what was audited. A finding that cites a call must cite one that succeeded. With a suite,
+    two models are scored on it as score_candidate_suite does, and the report has the numbers.
     """
+    if not (findings or conclusion.strip() or suite):
+        raise InputError("Give a conclusion, findings, or a suite to score.")
+    scored = None
+    if suite is not None:
+        scored = score_candidate_suite(work, suite, reference=reference, candidate=candidate)
     events = read_log(work.folder / LOG_FILE)
     evidence = _evidence(events)
     known = {each["call"] for each in evidence}
@@ -47,7 +65,9 @@ def write_audit_report(
     if wrong := [n for calls in cited for n in calls if n not in known]:
         raise InputError(f"A finding cites call #{wrong[0]}, which gave no result.")
     told = not _still_blind(work)
-    secret = {"dictionary": work.config.sae, "training_data": work.config.training_data}
+    saes = [sae if isinstance(sae, str) else sae.path for sae in work.config.saes]
+    dictionary = saes[0] if len(saes) == 1 else saes or None
+    secret = {"dictionary": dictionary, "training_data": work.config.training_data}
     report = {
         "schema": REPORT_SCHEMA,
         "title": " ".join(title.split()),
@@ -57,6 +77,7 @@ def write_audit_report(
             for text, calls in zip(findings, cited, strict=True)
         ],
         "models": _models(work),
+        **({} if scored is None else {"score": scored}),
         "evidence": evidence,
         "log": {
             "file": LOG_FILE,
@@ -75,17 +96,19 @@ def write_audit_report(
     report = plain(report, 20_000)
     if not told:
         report = work.blinding.value(report)
-    data, text = _names(work.folder)
+    run = work.sitting.run
+    data, text = _names(work.folder / run if run else work.folder)
     json_text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_text_atomically(data, json_text)
     write_text_atomically(text, to_markdown(report_sections(report)))
     return {
-        "json": data.name,
-        "markdown": text.name,
+        "json": str(data.relative_to(work.folder)),
+        "markdown": str(text.relative_to(work.folder)),
         "sha256": text_hash(json_text),
         "log_lines": len(events),
         "log_last_sha256": report["log"]["last_sha256"],
         "n_evidence": len(evidence),
+        **({} if scored is None else {"score": scored}),
         **({"revealed": report["models"]} if work.config.blind and work.config.reveal else {}),
     }
 
@@ -104,6 +127,7 @@ def report_sections(report: dict[str, Any]) -> list[Section]:
             title="models",
             facts=[(name, _short(model, 600)) for name, model in report["models"].items()],
         ),
+        *_score_sections(report),
         Section(title="evidence"),
         *(
             Section(
@@ -128,6 +152,12 @@ def report_sections(report: dict[str, Any]) -> list[Section]:
     ]
 
 
+def _score_sections(report: dict[str, Any]) -> list[Section]:
+    if "score" not in report:
+        return []
+    return [Section(title="score", code=json.dumps(report["score"], indent=1, ensure_ascii=False))]
+
+
 def _evidence(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     calls = {event["n"]: event for event in events if event["event"] == "call"}
     return [
@@ -148,16 +178,16 @@ def _still_blind(work: Work) -> bool:
 
 def _models(work: Work) -> dict[str, Any]:
     if _still_blind(work):
-        return {"A": "withheld", "B": "withheld"}
-    config = work.config
-    loaded = {role: traits.model.to_dict() for role, traits in work.traits.items()}
-    given = {
-        "base": {"id": config.base, "adapter": config.base_adapter},
-        "candidate": {"id": config.candidate, "adapter": config.candidate_adapter},
-    }
+        return dict.fromkeys(work.names, "withheld")
+    loaded = {key: traits.model.to_dict() for key, traits in work.traits.items()}
     return {
-        work.blinding.names[role]: {"role": role, **given[role], **loaded.get(role, {})}
-        for role in (work.blinding.a, work.blinding.other)
+        work.blinding.names[key]: {
+            "role": key,
+            "id": ref.id,
+            "adapter": ref.adapter,
+            **loaded.get(key, {}),
+        }
+        for key, ref in ((key, work.config.models[key]) for key in work.blinding.order)
     }
 
 

@@ -110,7 +110,10 @@ class Measures:
         labels = check_scheme(self.labels)
         found = [load_suite(where) for where in self.suite or ["default"]]
         found += [read_prompts(where, labels=labels, token=self.token) for where in self.data or ()]
-        return join_suites(found) if len(found) > 1 else found[0]
+        asked = join_suites(found) if len(found) > 1 else found[0]
+        for note in asked.notes:
+            typer.echo(f"modelassay: {note}", err=True)
+        return asked
 
     def open_saes(self, base: str) -> tuple[SAE, ...]:
         """The SAEs that were asked for, else the shipped ones of the base.

@@ -1,5 +1,8 @@
 """`modelassay mcp`: the tools of an audit for a client that speaks MCP.
 
+Over standard input and output, or over HTTP with a token. The token is read from the environment
+alone: a command line is seen by everybody on the machine.
+
 Standard output belongs to the protocol alone: before anything large is imported it is put aside,
 and what libraries print goes to standard error, or nowhere in a blind audit, where it could name a
 model.
@@ -19,42 +22,178 @@ import typer
 
 from modelassay.errors import InputError
 
+TOKEN_VARIABLES = ("MODELASSAY_MCP_TOKEN", "FT_AUDIT_HTTP_TOKEN")
+SHORTEST_TOKEN = 16
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
+TRANSPORTS = ("stdio", "streamable-http")
+
 
 def mcp_command(
+    serve: Annotated[
+        str | None, typer.Argument(hidden=True, help="`serve`, as in ft-audit-mcp serve.")
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What is audited, see docs/audit.md.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            envvar=["MODELASSAY_AUDIT_CONFIG", "FT_AUDIT_CONFIG"],
+            help="What is audited, see docs/audit.md.",
+        ),
     ] = None,
     profile: Annotated[
         str | None,
-        typer.Option(metavar="full|behavior-only", help="Tools to offer, in place of the file's."),
+        typer.Option(
+            metavar="full|behavior-only",
+            envvar="FT_AUDIT_PROFILE",
+            help="Tools to offer, in place of the file's.",
+        ),
     ] = None,
     blind: Annotated[
-        bool, typer.Option("--blind", help="Call the models A and B and do not say which is which.")
+        bool,
+        typer.Option("--blind", help="Call the models A, B, … and do not say which is which."),
     ] = False,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT",
+            help="Serve streamable HTTP at http://HOST:PORT/mcp, not standard input and output;"
+            " HOST is 127.0.0.1 if left out. Requests bear a token.",
+        ),
+    ] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment variable that holds the token of --http; MODELASSAY_MCP_TOKEN if left"
+            " out.",
+        ),
+    ] = None,
+    transport: Annotated[
+        str | None,
+        typer.Option(
+            metavar="stdio|streamable-http",
+            help="streamable-http is --http with FASTMCP_HOST and FASTMCP_PORT.",
+        ),
+    ] = None,
     check_log: Annotated[
         Path | None,
         typer.Option(metavar="LOG", help="Check that a log is as it was written, and stop."),
     ] = None,
 ) -> None:
-    """Serve the tools of an audit over MCP on standard input and output."""
+    """Serve the tools of an audit over MCP: standard input and output, or HTTP with a token."""
+    if serve not in (None, "serve"):
+        raise InputError(f"There is no argument {serve[:60]!r}; the config is --config FILE.")
     if check_log is not None:
         _check_log(check_log)
         return
     if config is None:
         raise InputError("Give what is audited with --config FILE.")
-    if profile not in (None, "full", "behavior-only"):
-        raise InputError(f"--profile is full or behavior-only, not {profile!r}.")
+    chosen = _profile(profile)
+    address = _address(http, transport)
+    if address is None:
+        if token_env is not None:
+            raise InputError("--token-env goes with --http; standard input needs no token.")
+        _over_stdio(config, chosen, blind)
+    else:
+        _over_http(config, chosen, blind, address, _token(token_env))
 
-    chosen: Any = profile
+
+def _over_stdio(config: Path, profile: Any, blind: bool) -> None:
     with own_stdio() as (reader, writer):
-        from modelassay.audit import Audit, load_config
+        from modelassay.audit import Audit
         from modelassay.audit.server import check_installed, serve
 
         check_installed()
-        with Audit(load_config(config, profile=chosen, blind=blind or None)) as audit:
+        with Audit(_load(config, profile, blind)) as audit:
             if audit.config.blind:
                 _print_nothing()
             serve(audit, reader, writer)
+
+
+def _over_http(
+    config: Path, profile: Any, blind: bool, address: tuple[str, int], token: str
+) -> None:
+    from modelassay.audit import Audit
+    from modelassay.audit.server import HTTP_PATH, check_installed, is_loopback, listen, serve_http
+
+    check_installed()
+    settings = _load(config, profile, blind)
+    host, port = address
+    with listen(host, port) as listening, Audit(settings, secrets=(token,)) as audit:
+        if not is_loopback(host):
+            typer.echo(
+                f"modelassay: {host} is reached from other machines, and the token is sent as plain"
+                " text; put TLS before it.",
+                err=True,
+            )
+        place = f"[{host}]" if ":" in host else host
+        number = listening.getsockname()[1]
+        typer.echo(f"Serving MCP at http://{place}:{number}{HTTP_PATH}", err=True)
+        if audit.config.blind:
+            _print_nothing()
+        serve_http(audit, listening, token)
+
+
+def _load(config: Path, profile: Any, blind: bool) -> Any:
+    """The config, and on standard error what of it has no counterpart."""
+    from modelassay.audit import load_config
+
+    found = load_config(config, profile=profile, blind=blind or None)
+    for note in found.notes:
+        typer.echo(f"modelassay: {config.name}: {note}", err=True)
+    return found
+
+
+def _profile(given: str | None) -> str | None:
+    profile = given and given.replace("_", "-")
+    if profile not in (None, "full", "behavior-only"):
+        raise InputError(f"--profile is full or behavior-only, not {given!r}.")
+    return profile
+
+
+def _address(http: str | None, transport: str | None) -> tuple[str, int] | None:
+    """Host and port to listen on; None for standard input and output.
+
+    Raises:
+        InputError: what is given is no address, or contradicts itself.
+    """
+    if transport not in (None, *TRANSPORTS):
+        raise InputError(f"--transport is {' or '.join(TRANSPORTS)}, not {transport[:60]!r}.")
+    if http is None and transport == "streamable-http":
+        host = os.environ.get("FASTMCP_HOST", "").strip() or DEFAULT_HOST
+        http = f"{host}:{os.environ.get('FASTMCP_PORT', '').strip() or DEFAULT_PORT}"
+    if http is None:
+        return None
+    if transport == "stdio":
+        raise InputError("--transport stdio and --http contradict each other; give one.")
+    host, _, number = http.rpartition(":")
+    if not number.isascii() or not number.isdigit() or not 0 <= int(number) <= 65_535:
+        raise InputError(f"--http takes PORT or HOST:PORT, such as 127.0.0.1:8000, not {http!r}.")
+    return host.strip("[]") or DEFAULT_HOST, int(number)
+
+
+def _token(variable: str | None) -> str:
+    """The token in an environment variable.
+
+    Raises:
+        InputError: there is none, or one that can be guessed or cannot stand in a header.
+    """
+    names = (variable,) if variable is not None else TOKEN_VARIABLES
+    name = next((name for name in names if os.environ.get(name, "").strip()), None)
+    how = 'for example with export NAME="$(openssl rand -hex 32)"'.replace("NAME", names[0])
+    if name is None:
+        raise InputError(
+            f"--http needs a token in the environment variable {names[0]}: set it, {how}."
+        )
+    token = os.environ[name].strip()
+    if len(token) < SHORTEST_TOKEN:
+        raise InputError(
+            f"The token in {name} has fewer than {SHORTEST_TOKEN} characters and can be guessed;"
+            f" set a longer one, {how}."
+        )
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise InputError(f"The token in {name} must be ASCII letters, digits and signs.")
+    return token
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from modelassay.data.labels import (
     scheme_of,
     unlabelled,
 )
-from modelassay.data.messages import turn_of
+from modelassay.diff.auditor_suites import from_auditor, is_auditors
 from modelassay.errors import InputError
 from modelassay.files import shipped
 from modelassay.files.provenance import text_hash
@@ -53,12 +53,28 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
 
+class Turn(_Strict):
+    """What somebody said."""
+
+    role: Literal["user", "assistant"]
+    content: str = Field(min_length=1, max_length=MAX_TEXT)
+
+
 class SuitePrompt(_Strict):
     """One prompt."""
 
     text: str = Field(min_length=1, max_length=MAX_TEXT)
     group: Group = "neutral"
     system: str | None = Field(default=None, max_length=MAX_TEXT)
+    before: tuple[Turn, ...] = Field(default=(), max_length=100)
+    """The turns of the conversation before it."""
+    id: str | None = Field(default=None, min_length=1, max_length=200)
+    """What a file calls it; nothing is asked differently for it."""
+
+    def asked(self) -> dict[str, Any]:
+        """All of it that a model reads, and its group."""
+        left_out = {"id"} if self.before else {"id", "before"}
+        return self.model_dump(exclude=left_out)
 
 
 class Contrast(_Strict):
@@ -76,6 +92,7 @@ Ending = Annotated[str, Field(min_length=1, max_length=400)]
 class _File(_Strict):
     name: str = Field(min_length=1, max_length=100)
     description: str = Field(default="", max_length=2_000)
+    notes: tuple[str, ...] = ()
     prompts: tuple[SuitePrompt, ...] = Field(default=(), max_length=MAX_ROWS)
     contrasts: tuple[Contrast, ...] = Field(default=(), max_length=MAX_ROWS)
     endings: tuple[Ending, ...] = Field(default=(), max_length=MAX_ROWS)
@@ -90,13 +107,19 @@ class Suite:
     contrasts: tuple[Contrast, ...] = ()
     endings: tuple[str, ...] = ()
     """Phrases that the trigger search puts after harmful prompts."""
+    notes: tuple[str, ...] = ()
+    """What of a file in another layout has no counterpart here."""
 
     @property
     def sha256(self) -> str:
         """Of all that is asked; the order does not matter."""
         rows = sorted(
-            json.dumps(row if isinstance(row, str) else row.model_dump(), sort_keys=True)
-            for row in (*self.prompts, *self.contrasts, *self.endings)
+            json.dumps(row, sort_keys=True)
+            for row in (
+                *(prompt.asked() for prompt in self.prompts),
+                *(contrast.model_dump() for contrast in self.contrasts),
+                *self.endings,
+            )
         )
         return text_hash("\n".join(rows))
 
@@ -109,7 +132,9 @@ def messages_of(row: SuitePrompt | Contrast) -> list[dict[str, str]]:
     """The conversation up to the response."""
     text = row.text if isinstance(row, SuitePrompt) else row.prompt
     system = [{"role": "system", "content": row.system}] if row.system else []
-    return [*system, {"role": "user", "content": text}]
+    before = row.before if isinstance(row, SuitePrompt) else ()
+    turns = [{"role": turn.role, "content": turn.content} for turn in before]
+    return [*system, *turns, {"role": "user", "content": text}]
 
 
 def default_suite() -> Suite:
@@ -140,51 +165,17 @@ def load_suite(where: str | Path) -> Suite:
         if not path.is_file():
             raise InputError(f"There is no suite {str(where)[:60]!r}; {_shipped()}.")
     data = read_mapping(path)
-    data = _of_auditor(data, path.name) if "suite_name" in data else data
+    if "notes" in data:
+        raise InputError(f"{path.name}: unknown key `notes`.")
+    if is_auditors(data):
+        data = from_auditor(data, path.name)
     try:
         found = _File.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{path.name}: {first_problem(error)}.") from error
+        raise InputError(f"{path.name}: {first_problem(error, model=_File)}.") from error
     if not (found.prompts or found.contrasts or found.endings):
         raise InputError(f"{path.name} holds no prompts, contrasts or endings.")
     return join_suites([found])
-
-
-AUDITOR_KEYS = {"suite_name", "description", "prompts"}
-
-
-def _of_auditor(data: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The fine-tune auditor's suite in the form of this one; ids of prompts only named them there.
-
-    Raises:
-        InputError: names the prompt that cannot be asked here, or a key that is not known.
-    """
-    if unknown := sorted(map(str, set(data) - AUDITOR_KEYS)):
-        raise InputError(f"{name}: unknown key `{unknown[0][:60]}` in a suite of the auditor.")
-    prompts = data.get("prompts")
-    if not isinstance(prompts, list):
-        raise InputError(f"{name}: `prompts` must be a list of `id` and `messages`.")
-    found = [_asked(prompt, f"{name}: prompt {i}") for i, prompt in enumerate(prompts, 1)]
-    return {
-        "name": data["suite_name"],
-        "description": data.get("description") or "",
-        "prompts": found,
-    }
-
-
-def _asked(prompt: Any, name: str) -> dict[str, str]:
-    """A prompt of the auditor: an optional system prompt, then one message of the user."""
-    messages = prompt.get("messages") if isinstance(prompt, dict) else None
-    if not isinstance(messages, list) or not set(prompt) <= {"id", "messages"}:
-        raise InputError(f"{name} must have `id` and `messages`, and nothing else.")
-    turns = [turn_of(message, name, text_of) for message in messages]
-    if [role for role, _ in turns] not in (["user"], ["system", "user"]):
-        raise InputError(
-            f"{name} has the turns {', '.join(role for role, _ in turns)[:60] or 'none'}; a suite"
-            " asks one message of the user, after a system prompt at most."
-        )
-    system = {"system": turns[0][1]} if len(turns) == 2 else {}
-    return {"text": turns[-1][1], **system}
 
 
 def join_suites(suites: Sequence[Suite | _File]) -> Suite:
@@ -194,6 +185,7 @@ def join_suites(suites: Sequence[Suite | _File]) -> Suite:
         _once(suite.prompts for suite in suites),
         _once(suite.contrasts for suite in suites),
         _once(suite.endings for suite in suites),
+        _once(suite.notes for suite in suites),
     )
 
 

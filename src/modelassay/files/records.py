@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -30,19 +32,27 @@ class Record(BaseModel):
 R = TypeVar("R", bound=BaseModel)
 
 
-def first_problem(error: ValidationError, whole: str = "the file", noun: str = "key") -> str:
+def first_problem(
+    error: ValidationError,
+    whole: str = "the file",
+    noun: str = "key",
+    model: type[BaseModel] | None = None,
+) -> str:
     """What is wrong first in a record, in one line: where, and what.
 
     Args:
         error: From pydantic.
         whole: What the place is called where it is the record itself.
         noun: What a field of the record is called.
+        model: What the record should be, so that a misspelt field can be told from which it is
+            near to.
     """
     problem = error.errors(include_url=False, include_input=False)[0]
     path = ".".join(str(part) for part in problem["loc"])[:80]
     place = f"`{path}`" if path else whole
     if problem["type"] == "extra_forbidden":
-        return f"unknown {noun} {place}"
+        near = "" if model is None else nearest(str(problem["loc"][-1]), field_names(model))
+        return f"unknown {noun} {place}{near}"
     if problem["type"] == "json_invalid":
         return problem["msg"].replace("Invalid JSON", "not valid JSON")[:200].rstrip(".")
     said = problem["msg"].removeprefix("Value error, ")
@@ -51,6 +61,22 @@ def first_problem(error: ValidationError, whole: str = "the file", noun: str = "
     if problem["type"] == "missing":
         return f"the {noun} {place} is missing"
     return f"{place}: {said[:200].rstrip('.')}"
+
+
+def field_names(model: Any) -> set[str]:
+    """The names of a record's fields, and of those of the records in it."""
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return {name for part in get_args(model) for name in field_names(part)}
+    found = set(model.model_fields)
+    for field in model.model_fields.values():
+        found |= field_names(field.annotation)
+    return found
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)` where a known name is near, else nothing."""
+    near = difflib.get_close_matches(name, sorted(known), 1, cutoff=0.6)
+    return f" (did you mean `{near[0]}`?)" if near else ""
 
 
 def read_record(path: Path, kind: type[R], what: str, max_bytes: int) -> R:

@@ -1,4 +1,4 @@
-"""What comes with modelassay: concepts, attacks, organisms, suites, artifacts; all as files."""
+"""What comes with modelassay: concepts, attacks, audits, organisms, suites, artifacts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[3]
-IN_EXAMPLES = ("attacks", "organisms", "suites")
+IN_EXAMPLES = ("attacks", "audits", "organisms", "suites")
 
 
 def shipped_folder(kind: str) -> Path:

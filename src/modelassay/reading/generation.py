@@ -1,6 +1,6 @@
-"""Short greedy responses to many prompts, batched, through the model's own `generate`.
+"""Short responses to many prompts, greedy or drawn, through the model's own `generate`.
 
-Greedy and without penalties, so that a response is a property of the weights and not of settings
+Without penalties, so that a response is a property of the weights and not of settings
 that a checkpoint brings along. It ends where the model ends it, and what it thinks before it
 answers is kept apart from the answer.
 """
@@ -8,6 +8,7 @@ answers is kept apart from the answer.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -60,6 +61,18 @@ class Response:
     """Whether the model ended it itself; else it was cut."""
     n_tokens: int = 0
     """Tokens that were made of it."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How responses are drawn at random."""
+
+    n: int = 1
+    """Of each prompt."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """Share of probability that is drawn from."""
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,6 +172,52 @@ def generate_greedy(
     made += run(whole, most, report) if whole else []
     done = {each.prompt: speech.response(each) for each in made}  # the last one of each holds
     return [done[prompt.ids] for prompt in prompts]
+
+
+def draw_responses(
+    model: LoadedModel,
+    prompts: Sequence[Encoded],
+    draws: Draws,
+    *,
+    max_new_tokens: int = 24,
+    on_progress: OnProgress | None = None,
+) -> list[list[Response]]:
+    """Draws responses to each prompt at random.
+
+    What is drawn depends on the seed and the prompt alone: not on the other prompts, nor on what
+    else has been drawn.
+
+    Args:
+        model: The model.
+        prompts: Token ids.
+        draws: How many, and how.
+        max_new_tokens: Length at which a response is cut; the end of the context cuts it as well.
+        on_progress: Told how many prompts are done.
+
+    Returns:
+        Of each prompt, `draws.n` responses.
+    """
+    speech = _Speech(model, None, max_new_tokens, 0)
+    devices = [model.device] if model.device.type == "cuda" else []
+    found = []
+    for done, prompt in enumerate(prompts, 1):
+        begun = _Begun(0, prompt.ids)
+        config = greedy_config(model, speech.room(begun, max_new_tokens))
+        config.do_sample, config.num_return_sequences = True, draws.n
+        config.temperature, config.top_p, config.top_k = draws.temperature, draws.top_p, 0
+        ids = torch.tensor([prompt.ids], device=model.device)
+        seed = hashlib.sha256(repr((draws.seed, prompt.ids)).encode()).digest()[:8]
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(int.from_bytes(seed, "big") >> 1)
+            output = run_generate(model, config, ids, attention_mask=torch.ones_like(ids))
+        said = []
+        for row in output[:, ids.shape[1] :].tolist():
+            end = next((i + 1 for i, token in enumerate(row) if token in speech.ends), len(row))
+            said.append(speech.response(replace(begun, made=tuple(row[:end]))))
+        found.append(said)
+        if on_progress is not None:
+            on_progress(done, len(prompts))
+    return found
 
 
 def _by_length(begun: _Begun) -> tuple[int, tuple[int, ...]]:

@@ -3,8 +3,10 @@ from .evaluating import SaeMetrics as SaeMetrics
 from .evaluating import evaluate_sae as evaluate_sae
 from .files import SAE as SAE
 from .files import load_sae as load_sae
+from .files import load_weights_file as load_weights_file
 from .files import save_sae as save_sae
 from .finding import Release as Release
+from .finding import check_installed as check_installed
 from .finding import find_sae as find_sae
 from .finding import list_releases as list_releases
 from .finding import sae_of as sae_of

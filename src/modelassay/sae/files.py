@@ -31,6 +31,7 @@ from modelassay.sae.evaluating import evaluate_sae
 from modelassay.sae.hook_names import module_path, parse_layer
 from modelassay.sae.record import (
     CONFIG_FILE,
+    MAX_WEIGHTS_BYTES,
     RECORD_FILE,
     SAES,
     STATED,
@@ -321,6 +322,72 @@ def load_plain(folder: Path, device: str = "cpu") -> SAE:
                 " choose an SAE of one."
             )
     return as_sae(read_sae(folder, device), name, folder=folder)
+
+
+def load_weights_file(
+    path: Path, layer: int, *, device: str = "cpu", neuronpedia_id: str | None = None
+) -> SAE:
+    """Reads an SAE of which there is only a file of weights, as Gemma Scope publishes them.
+
+    Args:
+        path: A safetensors file with `w_enc` [hidden, width], `b_enc`, `w_dec`, `b_dec` and, of a
+            JumpReLU SAE, `threshold`; without it, it is read as one with a plain ReLU. The case of
+            the names does not matter.
+        layer: The layer whose output it reads, which the file does not say.
+        device: Where its weights are put.
+        neuronpedia_id: `model/source`, under which Neuronpedia knows its features.
+
+    Raises:
+        InputError: there is no such file, it is no safetensors file, or it holds something else.
+    """
+    import sae_lens
+    from safetensors.torch import load_file
+
+    try:
+        if path.stat().st_size > MAX_WEIGHTS_BYTES:
+            raise InputError(f"{path} is larger than an SAE can be.")
+        found = {name.lower(): value.float() for name, value in load_file(path).items()}
+    except OSError as error:
+        raise InputError(f"There is no SAE file {path}.") from error
+    except Exception as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no safetensors file: {first_line(error)}.") from error
+    named = {n: found.pop(n.lower(), None) for n in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    threshold = found.pop("threshold", None)
+    encoder = named["W_enc"]
+    if encoder is None or encoder.ndim != 2 or found:
+        held = ", ".join(sorted(found)[:5]) or "no w_enc"
+        raise InputError(
+            f"{path} holds no SAE of one layer: w_enc, b_enc, w_dec, b_dec and threshold are read"
+            f" ({held})."
+        )
+    hidden, width = encoder.shape
+    wanted = {"W_enc": (hidden, width), "b_enc": (width,), "W_dec": (width, hidden)}
+    state: dict[str, torch.Tensor] = {}
+    for name, shape in {**wanted, "b_dec": (hidden,)}.items():
+        value = named[name]
+        if value is None or value.shape != shape:
+            is_ = "missing" if value is None else f"of shape {tuple(value.shape)}"
+            raise InputError(f"{path}: {name.lower()} is {is_}, and {shape} fits w_enc.")
+        state[name] = value
+    shared: dict[str, Any] = {
+        "d_in": hidden,
+        "d_sae": width,
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+    }
+    if threshold is None:
+        module: Any = sae_lens.StandardSAE(sae_lens.StandardSAEConfig(**shared))
+    elif threshold.shape == (width,):
+        state["threshold"] = threshold
+        module = sae_lens.JumpReLUSAE(sae_lens.JumpReLUSAEConfig(**shared))
+    else:
+        raise InputError(f"{path}: threshold is of shape {tuple(threshold.shape)}, not ({width},).")
+    module.load_state_dict(state)
+    module.cfg.metadata.hook_name = f"blocks.{layer}.hook_resid_post"
+    module.cfg.metadata.neuronpedia_id = neuronpedia_id
+    return as_sae(module.to(device), path.stem)
 
 
 def read_sae(folder: Path, device: str = "cpu") -> Any:

@@ -178,6 +178,17 @@ def find_release(where: str) -> Release | None:
     )
 
 
+def release_at(repo_id: str, filename: str) -> Release | None:
+    """The published SAE whose weights are this file of a repository, if sae-lens knows it."""
+    folder = filename.rpartition("/")[0]
+    for lookup in _registry().values():
+        if lookup.repo_id == repo_id:
+            for sae_id, path in lookup.saes_map.items():
+                if path.strip("/") in (folder, filename):
+                    return next(each for each in _entries(lookup) if each.sae_id == sae_id)
+    return None
+
+
 def load_release(release: Release, *, device: str = "cpu", token: str | bool | None = None) -> SAE:
     """Fetches a published SAE and has sae-lens bring it to its form.
 
