@@ -13,7 +13,13 @@ import pytest
 from hub_layouts import public_hub, worker_at
 from loopback_chat import SECRET, loopback_chat, says
 from modelassay import statistics
-from predecessors import PAGE, Row, World, at_path, option_names, rows_of
+from predecessors import PAGE, Row, at_path, option_names, rows_of
+
+pytest.importorskip("mcp")
+pytest.importorskip("ams")
+pytest.importorskip("sae_lens")
+from agents import asks_then_reports
+from predecessor_audits import TOKEN, AuditWorld
 
 ROWS = rows_of()
 REASONS = ("no need:", "withdrawn:", "unsafe:", "elsewhere:", "removed:", "not yet:")
@@ -22,7 +28,8 @@ REASONS = ("no need:", "withdrawn:", "unsafe:", "elsewhere:", "removed:", "not y
 @pytest.fixture(scope="module")
 def endpoint():
     with loopback_chat() as found:
-        found.script.append(says('{"unsafe": false, "refusal": false}'))
+        agent, judge = asks_then_reports(2), says('{"unsafe": false, "refusal": false}')
+        found.script.append(lambda body: agent(body) if "tools" in body else judge)
         yield found
 
 
@@ -34,26 +41,47 @@ def world(tmp_path_factory, endpoint):
         for name in ("CACHE", "PROBES", "CLASSIFIERS", "BASELINES"):
             patch.setenv(f"MODELASSAY_{name}", str(home / "own" / name.lower()))
         patch.setenv("OPENAI_API_KEY", SECRET)
+        patch.setenv("FT_AUDIT_BASE_DIR", str(home))
+        patch.chdir(home)
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             patch.delenv(name, raising=False)
         patch.setattr(statistics, "N_RESAMPLES", 20)
         patch.setattr(statistics, "N_CLUSTER_RESAMPLES", 20)
         with public_hub() as hub, worker_at(hub, home / "hf") as on_the_hub:
-            yield World(home, endpoint.url, on_the_hub)
+            yield AuditWorld(home, endpoint.url, on_the_hub)
 
 
-def lines_of(section: str) -> list[str]:
-    return [line for row in ROWS if row.section == section for line in row.commands]
+TOOLS = "MCP tools"
 
 
-def is_used(option: str, row: Row, world: World) -> bool:
+@pytest.fixture(scope="module")
+def answers(world):
+    """What was wrong with each call of a tool in both columns, made in the page's order."""
+    rows = [row for row in ROWS if row.section == TOOLS]
+    return world.call_all([call for row in rows for call in calls_of(row)])
+
+
+def calls_of(row: Row) -> list[str]:
+    """Their call of a tool and ours."""
+    found = re.findall(r"`(\w+\([^`]*\))`", f"{row.theirs} {row.ours}")
+    assert len(found) == 2, row
+    return found
+
+
+def lines_of(section: str) -> dict[str, set[int]]:
+    """The lines of a section with the exit codes that each may have."""
+    return {line: row.exits for row in ROWS if row.section == section for line in row.commands}
+
+
+def is_used(option: str, row: Row, world: AuditWorld) -> bool:
     """Whether a line of the section that has run gives this option, which its command has."""
     wanted = shlex.split(option)
-    for line in lines_of(row.section):
+    for line, exits in lines_of(row.section).items():
         words = shlex.split(line)
         places = [i for i in range(len(words)) if words[i : i + len(wanted)] == wanted]
         if places and wanted[0] in option_names(words):
-            world.run(line)
+            if words[1] != "mcp":  # which the row of the line itself serves
+                assert world.run(line)[0] in exits
             return True
     return False
 
@@ -61,13 +89,17 @@ def is_used(option: str, row: Row, world: World) -> bool:
 @pytest.mark.parametrize(
     "row", ROWS, ids=[f"{row.section}: {row.theirs}".replace("`", "")[:90] for row in ROWS]
 )
-def test_row(row, world, endpoint):
+def test_row(row, world, endpoint, request):
     if row.ours == "none":
         assert row.note.startswith(REASONS), "a row without ours says why"
         return
     assert row.spans, "a row names a command, an option, a value or a call of ours"
     for span in row.spans:
-        if span.startswith("modelassay "):
+        if "AUDIT_LOG" in span:
+            request.getfixturevalue("answers")
+        if span.startswith("modelassay mcp") and "--check-log" not in span:
+            world.serve(span)
+        elif span.startswith("modelassay "):
             code, _, error = world.run(span)
             assert code in row.exits, error[-2000:]
         elif span.startswith("-"):
@@ -80,6 +112,13 @@ def test_row(row, world, endpoint):
             ), f"no line of the section prints {span}"
         elif span.startswith("modelassay."):
             assert world.evaluate(span) is not None
+        elif row.section == TOOLS:
+            answers = request.getfixturevalue("answers")
+            assert [answers[call] for call in calls_of(row)] == [None, None]
+        elif span in ("FT_AUDIT_CONFIG", "FT_AUDIT_PROFILE"):
+            assert request.getfixturevalue("answers")  # whose server was given these alone
+        elif span in ("FT_AUDIT_HTTP_TOKEN", "FASTMCP_PORT"):
+            [world.serve(line) for line in lines_of(row.section) if "http" in line]
         elif span == "OPENAI_API_KEY":
             endpoint.asked.clear()
             world.ran.clear()
