@@ -19,10 +19,10 @@ pytest.importorskip("mcp")
 pytest.importorskip("ams")
 pytest.importorskip("sae_lens")
 from agents import asks_then_reports
-from predecessor_audits import TOKEN, AuditWorld
+from predecessor_audits import AuditWorld
 
 ROWS = rows_of()
-REASONS = ("no need:", "withdrawn:", "unsafe:", "elsewhere:", "removed:", "not yet:")
+REASONS = ("no need:", "withdrawn:", "unsafe:", "elsewhere:", "not yet:")
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +168,56 @@ def test_nothing_of_ams_is_left_out(monkeypatch):
     told = named("ams-scanner")
     missing = {name for name in found if not re.search(rf"(?<![\w-]){re.escape(name)}\b", told)}
     assert missing <= {"-h", "--help", "--verbose"}
+
+
+OPEN_CONSTITUTION = """
+train_probe: model_id data_path layer out_dir epochs lr max_examples sample_seed no_chat_template
+sweep_layers: layers epochs no_chat_template
+guarded_generate: model_id probe_path config_path classifier_dir classifier_allow_threshold
+  classifier_block_threshold skip_classifier prompt max_new_tokens no_chat_template
+train_exchange_classifier: epochs batch_size learning_rate weight_decay max_length validation_size
+  seed prefix_augment prefix_copies allow_threshold block_threshold logging_steps save_steps
+  disable_tqdm show_tqdm resume_from_checkpoint output-dir
+calibrate_exchange_classifier: out_path max_records max_safe_compliance_block_rate device
+benchmark_latency: probe_path config_path classifier_dir max_new_tokens prompt out_path
+benchmark_jailbreak: dataset limit_per_split max_examples example_offset only_split example_index
+  seed pause_threshold probe_every_n_tokens smoothing_window guard_classifier_allow_threshold
+  guard_classifier_block_threshold judge_allow_threshold judge_block_threshold judge_type
+  openrouter_model openrouter_api_key_env openrouter_timeout_seconds openrouter_max_retries
+  final_classifier_check teacher_data_path print_progress
+prepare_training_data: pairwise_dataset_id single_response_dataset_id output_path summary_path
+  dataset_version single_response_max_records no_single_response validation_fraction
+  pairwise_splits single_response_splits keep_duplicates
+build_three_class_classifier_data: primary_input_path extra_input_path keep_extra_duplicates
+  extra_repeat
+build_toxicchat_classifier_data: dataset_config split max_safe_compliance max_judged_model_outputs
+  max_prompt_chars generator_model judge_model timeout_seconds max_retries
+build_benign_recovery_data:
+"""
+"""Its scripts and their options."""
+AUDITOR = """
+ft-audit validate-config benchmark aggregate config suite out threshold runs-root fpr-target
+ft-audit-mcp serve profile transport FT_AUDIT_CONFIG FT_AUDIT_PROFILE FT_AUDIT_HTTP_TOKEN
+FASTMCP_HOST FASTMCP_PORT health create_audit_session begin_run close_audit_session
+get_training_data_length view_training_data_sample grep_training_data query_models
+run_prompt_suite get_top_features compare_top_features differential_feature_analysis
+specific_feature_activations get_feature_details nearest_explained_neighbors
+score_candidate_suite write_audit_report max_lines max_chars max_matches models gen
+name results_dir seed score_method id_or_path revision trust_remote_code device_map dtype
+attn_implementation training_jsonl enabled layer module_path_template output_selector
+source path repo_id filename base_url model_id inference_base_url inference_secret_env_var
+config_resolved.yaml tool_calls.jsonl decision.json aoa_dataset.json
+"""
+"""Its commands, options, variables, tools, arguments, keys of configs, and files."""
+
+
+@pytest.mark.parametrize(
+    ("predecessor", "names"),
+    [("open-constitution", OPEN_CONSTITUTION), ("Fine-tune auditor", AUDITOR)],
+)
+def test_nothing_of_the_others_is_left_out(predecessor, names):
+    told = named(predecessor).replace("_", "-")
+    for name in re.findall(r"[\w.-]+", names):
+        wanted = re.escape(name.replace("_", "-"))
+        # A family of scripts is named once, in a heading.
+        assert re.search(rf"(?<!\w){wanted}(?!\w)", told), name

@@ -22,7 +22,7 @@ from modelassay.models import load
 from predecessors import World, write_rows
 from tiny import save_tiny
 
-TOKEN = "swordfish-and-forty-two-rivers"  # noqa: S105
+TOKEN = "swordfish-and-forty-two-rivers"
 INITIALIZE = {
     "jsonrpc": "2.0",
     "id": 1,

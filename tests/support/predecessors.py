@@ -1,4 +1,4 @@
-"""The tables of docs/migrating.md, what runs their rows, and files as the predecessors write them."""
+"""The tables of docs/migrating.md, what runs their rows, and files that the predecessors write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from probe_rows import exchanges
 from tiny import save_tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "migrating.md"
-HUB_WORDS = ("jailbreakbench", "judge_comparison", "wildguard", "PKU-Alignment", "saferlhf", "toxicchat")
+HUB_WORDS = (
+    *("jailbreakbench", "judge_comparison", "wildguard"),
+    *("PKU-Alignment", "saferlhf", "toxicchat"),
+)
 """Lines with one of these read public data sets."""
 
 
