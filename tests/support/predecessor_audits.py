@@ -15,9 +15,12 @@ from typing import Any
 import anyio
 import httpx
 import yaml
+from mcp.shared.memory import create_connected_server_and_client_session
 
 from audit_client import over_stdio
 from diffs import make_sae
+from modelassay.audit import Audit, load_config
+from modelassay.audit.server import build_server
 from modelassay.models import load
 from predecessors import World, write_rows
 from tiny import save_tiny
@@ -166,6 +169,19 @@ class AuditWorld(World):
                 bad = found.isError or (call.func.id not in known and "no such tool")
                 answers[text] = f"{bad}: {said}" if bad else None
 
-        env = {"FT_AUDIT_CONFIG": self.of("CONFIG"), "FT_AUDIT_PROFILE": "full"}
-        over_stdio(["serve"], work, env)
+        async def go() -> None:
+            with Audit(load_config(self.of("CONFIG"), profile="full")) as audit:
+                async with create_connected_server_and_client_session(build_server(audit)) as one:
+                    await work(one)
+
+        anyio.run(go)
         return answers
+
+    def serve_by_variables(self) -> None:
+        """Serves an audit that variables alone name."""
+
+        async def look(session: Any) -> int:
+            return len((await session.list_tools()).tools)
+
+        env = {"FT_AUDIT_CONFIG": self.of("CONFIG"), "FT_AUDIT_PROFILE": "behavior_only"}
+        assert 10 < over_stdio(["serve"], look, env) < 20
