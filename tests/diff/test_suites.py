@@ -63,10 +63,9 @@ def test_a_suite_of_the_auditor_is_read_as_it_is(tmp_path):
     ("old", "new", "message"),
     [
         ("description: Two.", "temperature: 1", "unknown key `temperature`"),
-        ("id: tree", "score: 1", "prompt 2 must have `id` and `messages`"),
-        ("role: system", "role: assistant", "prompt 2 has the turns assistant, user"),
+        ("id: tree", "score: 1", "unknown key `prompts.1.score`"),
         ("role: system", "role: judge", "role"),
-        ("content: Name a fruit.", "content: ''", "text"),
+        ("content: Name a fruit.", "content: ''", "prompt 1 ends with no words of a user"),
         ("Two.", "Two.\nother: 1", "unknown key"),
         ("suite_name: theirs", "suite_name: [1]", "name"),
     ],

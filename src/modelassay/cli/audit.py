@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Audit a fine-tune against its base: check a config, score a suite, try it all out, let an agent investigate"
+    help="Audit a fine-tune against its base: check a config, score a suite, try it all out, or"
+    " have an agent investigate"
     " (`modelassay mcp` serves the tools of an audit).",
 )
 app.command("run")(run_command)
