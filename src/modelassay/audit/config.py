@@ -180,7 +180,7 @@ class AuditConfig(_Strict):
 
 
 def load_config(
-    path: Path, *, profile: Profile | None = None, blind: bool | None = None
+    path: str | Path, *, profile: Profile | None = None, blind: bool | None = None
 ) -> AuditConfig:
     """Reads an audit's settings.
 
@@ -195,6 +195,7 @@ def load_config(
     Raises:
         InputError: one line that names the key or the variable.
     """
+    path = Path(path)
     data, notes, home = expand(read_mapping(path), path.name), (), path.absolute().parent
     if is_auditors(data):
         data, notes, home = from_auditor(data, path.name)
