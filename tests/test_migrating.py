@@ -9,9 +9,9 @@ import shlex
 from types import SimpleNamespace
 
 import pytest
+from loopback_chat import SECRET, loopback_chat, says
 
 from hub_layouts import public_hub, worker_at
-from loopback_chat import SECRET, loopback_chat, says
 from modelassay import statistics
 from predecessors import PAGE, Row, at_path, option_names, rows_of
 
