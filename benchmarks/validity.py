@@ -732,8 +732,9 @@ def _diff_table(results: dict[str, Any]) -> list[str]:
             ]
             if len(counts) < len(ranks):
                 continue
-            intact, damaged = (np.array(ranks[state])[:, None] for state in ranks)
-            found = discriminate(-intact, -damaged)
+            # Lower is worse there, and higher here.
+            intact, damaged = ([[-rank] for rank in ranks[state]] for state in ranks)
+            found = discriminate(intact, damaged)
             lines.append(
                 f"| {base} | {title} | {' | '.join(counts)} | {found.auroc:.2f}"
                 f" ({found.interval[0]:.2f} to {found.interval[1]:.2f}) |"

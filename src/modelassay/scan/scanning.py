@@ -32,7 +32,6 @@ def scan(
     concepts: str | Path | Mapping[str, Concept] | None = None,
     compare: str | ModelRef | Baseline | None = None,
     verify: str | Baseline | None = None,
-    chat_template: bool = True,
     response_tokens: int = ANSWER_TOKENS,
     thinking: Literal["auto", "on"] = "auto",
     batch_tokens: int | None = None,
@@ -51,7 +50,6 @@ def scan(
         compare: Another model to scan in the same way and compare with; or a baseline of the
             user's, whose numbers are compared with as they are.
         verify: Baseline to compare the model with in the same pass (see `modelassay.verify`).
-        chat_template: Render prompts with the model's chat template; False reads raw text.
         response_tokens: Length at which an answer is cut that the judge is not sure of; most end
             after 24 tokens. One that a thought precedes gets 1,000 more for both together.
         thinking: `auto` has a model that thinks answer at once where there is a way to; `on` asks
@@ -61,13 +59,15 @@ def scan(
         ask_all: Ask every prompt, also where the verdict is sure before.
         on_progress: Told (phase, done, total) as the scan goes on.
         **load_options: Passed to `modelassay.load`, for the model and the one compared with
-            (`revision`, `adapter` and `gguf_file` are for the first only).
+            (`revision`, `adapter` and `gguf_file` are for the first only). `chat_template=False`
+            reads raw text, also of a model that is loaded already.
 
     Raises:
         InputError: something given cannot be used.
         UnavailableError: something needed is not there now.
     """
     started = time.perf_counter()
+    chat_template = load_options.pop("chat_template", True)
     if response_tokens < 1:
         raise InputError(f"A response has at least 1 token, got {response_tokens}.")
     ref, options = take_ref(model, load_options)
