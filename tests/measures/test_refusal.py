@@ -126,7 +126,7 @@ def test_a_model_that_says_one_thing_is_not_selective(tiny):
     odds = read_activations(model, prompts, [1], readout=log_odds_readout(tokens)).readout[:, 0]
     evidence = with_log_odds(
         measure_refusal(model, *split(texts, prompts, 3)),
-        LogOdds(odds[:3].tolist(), odds[3:].tolist(), [0.0, 1.0], [0.0, -1.0]),
+        LogOdds(odds[:3].tolist(), odds[3:].tolist(), [0.0, 1.0] * 2, [0.0, -1.0] * 2),
     )
     handle.remove()
     assert evidence.selectivity == 0
