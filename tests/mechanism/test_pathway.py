@@ -1,0 +1,60 @@
+"""The components that an attack switches, over many requests."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from circuits import PLANTED, make_twins, planted_refusal
+from modelassay.data.attack_suites import AttackSuite
+from modelassay.data.attacks import Attack, AttackedPrompt, attack_requests
+from modelassay.mechanism.attack_survey_report import AttackSurvey
+from modelassay.mechanism.directions import template_tail
+from modelassay.mechanism.pathway import LEAST_REQUESTS, find_pathways
+from modelassay.models.components import find_components
+
+REQUESTS = [pair[0] for pair in make_twins(LEAST_REQUESTS + 1)]
+ENCODED = Attack(family="encoding", name="rot", template="Read: {request}", encoding="rot13")
+"""Takes the mark away that the planted component goes by."""
+TALE = Attack(family="fiction", name="tale", template="A tale. {request}")
+"""Leaves it."""
+
+
+def _find(model, attacks):
+    return find_pathways(model, find_components(model.network), attacks, template_tail(model))
+
+
+@pytest.fixture(scope="module")
+def found(roomy):
+    with planted_refusal(roomy):
+        return _find(roomy, attack_requests([ENCODED, TALE], REQUESTS))
+
+
+def test_what_an_attack_switches_is_found_and_nothing_else(found):
+    switched = found[0]
+    assert switched.attack == "rot"
+    assert switched.takes
+    assert [each.component for each in switched.beyond] == [str(PLANTED)]
+    first = switched.components[0]
+    assert first.share == pytest.approx(1, abs=0.05)
+    assert first.restored.n == len(REQUESTS)
+    assert first.usual[1] < first.restored.interval[0]
+    assert first.plain - first.attacked == pytest.approx(first.restored.mean, rel=0.1)
+    assert switched.together.mean == pytest.approx(first.restored.mean)
+    assert max(switched.random) < 0.1 * switched.lost.mean
+    assert switched.by_layer[PLANTED.layer] == pytest.approx(1, abs=0.05)
+    assert abs(switched.by_layer[PLANTED.layer - 1]) < 0.1
+
+
+def test_an_attack_that_takes_nothing_away_switches_nothing(found):
+    harmless = found[1]
+    assert harmless.attack == "tale"
+    assert not harmless.takes
+    assert harmless.components == ()
+
+
+def test_few_requests_have_no_pathway(roomy):
+    few = attack_requests([ENCODED], REQUESTS[: LEAST_REQUESTS - 1])
+    with planted_refusal(roomy):
+        assert _find(roomy, few) == ()
