@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from circuits import PLANTED, make_twins, planted_refusal
+from circuits import PLANTED, make_twins, planted_refusal, spoken_refusal
 from modelassay.data.attack_suites import AttackSuite
-from modelassay.data.attacks import Attack, AttackedPrompt, attack_requests
-from modelassay.mechanism.attack_survey_report import AttackSurvey
+from modelassay.data.attacks import Attack, attack_requests
+from modelassay.mechanism import explain_attacks
 from modelassay.mechanism.directions import template_tail
 from modelassay.mechanism.pathway import LEAST_REQUESTS, find_pathways
 from modelassay.models.components import find_components
@@ -58,3 +58,19 @@ def test_few_requests_have_no_pathway(roomy):
     few = attack_requests([ENCODED], REQUESTS[: LEAST_REQUESTS - 1])
     with planted_refusal(roomy):
         assert _find(roomy, few) == ()
+
+
+def test_a_survey_tells_the_pathway(roomy):
+    prompts = attack_requests([ENCODED], REQUESTS)
+    with planted_refusal(roomy), spoken_refusal(roomy):
+        survey = explain_attacks(roomy, AttackSuite("made here", prompts))
+        few = explain_attacks(roomy, AttackSuite("made here", prompts[:2]))
+    (pathway,) = json.loads(json.dumps(survey.to_dict()))["pathways"]
+    assert [c["component"] for c in pathway["components"] if c["beyond"]] == [str(PLANTED)]
+    section = next(each for each in survey.sections() if each.name == "pathways")
+    assert [row[1] for row in section.table.rows] == [str(PLANTED)]
+    assert "1 component beyond chance; together they bring 100% of it back" in section.lines[0]
+    assert survey.to_dataframe("pathways")["component"].tolist() == [str(PLANTED)]
+    section = next(each for each in few.sections() if each.name == "pathways")
+    assert few.pathways == ()
+    assert "12 refused requests" in section.lines[0]

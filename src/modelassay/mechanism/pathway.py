@@ -36,7 +36,7 @@ from modelassay.statistics import (
 
 LEAST_REQUESTS = 12
 """Refused requests that an attack needs: fewer give no sign flip rarer than the correction asks."""
-NULL_REQUESTS = 6
+NULL_REQUESTS = 4
 """Requests that are put into each harmless wording."""
 TRIED = 20
 """Components that are held against harmless wordings, those with the largest effects."""
@@ -133,6 +133,7 @@ def find_pathways(
     attacks: Sequence[AttackedPrompt],
     tail: int,
     *,
+    parts: Sequence[Component] | None = None,
     batch_tokens: int | None = None,
     on_progress: OnPhase = silent,
 ) -> tuple[Pathway, ...]:
@@ -144,6 +145,8 @@ def find_pathways(
         attacks: Attacked requests, each refused as it is; attacks on fewer than `LEAST_REQUESTS`
             of them have no pathway.
         tail: Tokens of the template after the message.
+        parts: Components that are looked at; None for all attention layers and MLPs, and for how
+            much comes back layer by layer.
         batch_tokens: Upper bound on tokens in a batch.
         on_progress: Told (phase, done, total).
 
@@ -154,15 +157,14 @@ def find_pathways(
     for each in attacks:
         by_attack.setdefault(each.attack, []).append(each)
     enough = {k: v for k, v in by_attack.items() if len(v) >= LEAST_REQUESTS}
-    parts = components.of("attention", "mlp")
+    blocks = () if parts is not None else components.of("block")
+    parts = components.of("attention", "mlp") if parts is None else tuple(parts)
     if not enough or components.unsure:
         return ()
     requests = list(dict.fromkeys(each.plain for some in enough.values() for each in some))
-    wordings = _Wordings(
-        model, components, requests[:NULL_REQUESTS], tail, batch_tokens, on_progress
-    )
+    wordings = _Wordings(model, components, requests[:NULL_REQUESTS], tail, batch_tokens)
     return tuple(
-        _pathway(name, _Pairs(model, components, some, tail, batch_tokens), parts, wordings)
+        _pathway(name, _Pairs(model, components, some, tail, batch_tokens), parts, blocks, wordings)
         for name, some in told(list(enough.items()), phase_of(on_progress, "pathways"))
     )
 
@@ -244,14 +246,12 @@ class _Wordings:
         requests: Sequence[str],
         tail: int,
         batch_tokens: int | None,
-        on_progress: OnPhase,
     ) -> None:
         wordings = (*load_attacks().neutral, *CLOSINGS)
         self.n = len(wordings)
         self._n_requests = len(requests)
         asked = attack_requests(wordings, requests)
         self._pairs = _Pairs(model, components, asked, tail, batch_tokens)
-        self._on_progress = on_progress
         self._known: dict[Component, np.ndarray] = {}
         self.lost = self._means(self._pairs.run(())[0])
 
@@ -268,9 +268,12 @@ class _Wordings:
 
 
 def _pathway(
-    name: str, pairs: _Pairs, parts: tuple[Component, ...], wordings: _Wordings
+    name: str,
+    pairs: _Pairs,
+    parts: tuple[Component, ...],
+    blocks: tuple[Component, ...],
+    wordings: _Wordings,
 ) -> Pathway:
-    blocks = pairs.components.of("block")
     lost = pairs.run(())[0]
     usual_loss = predict(wordings.lost)
     p_loss = max(sign_flip_p_value(lost), usual_loss.p_value(float(lost.mean())))
