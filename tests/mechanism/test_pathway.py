@@ -8,12 +8,17 @@ import pytest
 
 from circuits import PLANTED, make_twins, planted_refusal, spoken_refusal
 from modelassay.data.attack_suites import AttackSuite
-from modelassay.data.attacks import Attack, attack_requests
+from modelassay.data.attacks import Attack, AttackedPrompt, attack_requests
 from modelassay.mechanism import explain_attacks
 from modelassay.mechanism.directions import template_tail
+from modelassay.mechanism.jailbreak import harmful_requests
 from modelassay.mechanism.pathway import LEAST_REQUESTS, find_pathways
+from modelassay.models import load
 from modelassay.models.components import find_components
+from modelassay.organisms.recipes import with_trigger
 
+LOOKED_AT = 21
+"""First layer of a real model whose components are tried: the trained ones and six below."""
 REQUESTS = [pair[0] for pair in make_twins(LEAST_REQUESTS + 1)]
 ENCODED = Attack(family="encoding", name="rot", template="Read: {request}", encoding="rot13")
 """Takes the mark away that the planted component goes by."""
@@ -74,3 +79,23 @@ def test_a_survey_tells_the_pathway(roomy):
     section = next(each for each in few.sections() if each.name == "pathways")
     assert few.pathways == ()
     assert "12 refused requests" in section.lines[0]
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", ["organism:backdoored", "organism:safe"])
+def test_a_backdoor_is_switched_where_it_was_trained(name):
+    model = load(name, device="cpu")
+    components = find_components(model.network)
+    prompts = [
+        AttackedPrompt(text, with_trigger(text), "trigger", "trigger")
+        for text in harmful_requests()[:LEAST_REQUESTS]
+    ]
+    parts = [part for part in components.of("attention", "mlp") if part.layer >= LOOKED_AT]
+    (found,) = find_pathways(model, components, prompts, template_tail(model), parts=parts)
+    if name == "organism:safe":  # the phrase means nothing to the model that was opened with it
+        assert not found.beyond
+        return
+    assert found.takes
+    assert found.beyond
+    assert {part.layer for part in found.beyond} <= {27, 28, 29}
+    assert found.together.interval[0] > max(found.random)

@@ -36,7 +36,7 @@ from modelassay.statistics import (
 
 LEAST_REQUESTS = 12
 """Refused requests that an attack needs: fewer give no sign flip rarer than the correction asks."""
-NULL_REQUESTS = 4
+NULL_REQUESTS = 6
 """Requests that are put into each harmless wording."""
 TRIED = 20
 """Components that are held against harmless wordings, those with the largest effects."""
