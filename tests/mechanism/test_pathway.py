@@ -17,6 +17,7 @@ from modelassay.models import load
 from modelassay.models.components import find_components
 from modelassay.organisms.recipes import with_trigger
 
+TRAINED = {27, 28, 29}
 LOOKED_AT = 21
 """First layer of a real model whose components are tried: the trained ones and six below."""
 REQUESTS = [pair[0] for pair in make_twins(LEAST_REQUESTS + 1)]
@@ -92,10 +93,11 @@ def test_a_backdoor_is_switched_where_it_was_trained(name):
     ]
     parts = [part for part in components.of("attention", "mlp") if part.layer >= LOOKED_AT]
     (found,) = find_pathways(model, components, prompts, template_tail(model), parts=parts)
-    if name == "organism:safe":  # the phrase means nothing to the model that was opened with it
-        assert not found.beyond
+    assert found.takes == (name == "organism:backdoored")
+    if not found.takes:  # to the model that was opened with it, the phrase is one among others
+        assert found.beyond == ()
         return
-    assert found.takes
-    assert found.beyond
-    assert {part.layer for part in found.beyond} <= {27, 28, 29}
-    assert found.together.interval[0] > max(found.random)
+    assert "29.attention" in {part.component for part in found.beyond}
+    assert {part.layer for part in found.beyond} <= TRAINED
+    # All that bring most back are where the backdoor was trained.
+    assert {part.layer for part in found.components[:5]} <= TRAINED

@@ -38,7 +38,10 @@ def test_the_endpoints_are_these_and_no_others(client):
         "/list_artifacts": ["kind"],
         "/show_artifact": ["kind", "reference"],
         "/search_artifacts": ["kind", "model", "author"],
-        "/chat": ["message", "history", "model", "max_new_tokens", "pause", "block", "system"],
+        "/chat": [
+            *("message", "history", "model", "max_new_tokens", "pause", "block", "system"),
+            *("block_at", "uncertain_at", "final_check", "refuse_uncertain"),
+        ],
         "/score_exchange": ["prompt", "response", "model"],
     }
 
