@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from modelassay.data.attacks import Attack, AttackedPrompt, attack_requests, load_attacks
-from modelassay.mechanism.attacked import Asked, ask_attacked, ask_plain
+from modelassay.mechanism.attacked import Asked, ask_attacked, ask_plain, states_of
 from modelassay.mechanism.circuit import LEAST_SHARE, Q_LEVEL, SEED
 from modelassay.mechanism.pairs import AlignedPair
 from modelassay.mechanism.swapping import Run, Swapper, put_in
@@ -181,19 +181,36 @@ class _Pairs:
         batch_tokens: int | None,
     ) -> None:
         self.components = components
+        self._attacked = attacked
         self._groups = [attacked[i : i + AT_ONCE] for i in range(0, len(attacked), AT_ONCE)]
         self._model, self._tail, self._batch_tokens = model, tail, batch_tokens
 
+    def lost(self) -> np.ndarray:
+        """Nats of refusal log-odds that the attack takes away [pair], from one pass over them."""
+        plain = {each.plain: None for each in self._attacked}
+        asked = [ask_plain(self._model, text, self._tail) for text in plain]
+        asked += [ask_attacked(self._model, each, self._tail) for each in self._attacked]
+        read = states_of(
+            self._model,
+            asked,
+            [len(self._model.layers) - 1],
+            batch_tokens=self._batch_tokens,
+        ).readout
+        assert read is not None  # noqa: S101 (asked for)
+        log_odds = read[:, 0].double().cpu().numpy()
+        before = dict(zip(plain, log_odds, strict=False))
+        return np.array([before[each.plain] for each in self._attacked]) - log_odds[len(plain) :]
+
     def run(
         self, sets: Sequence[Sequence[Component]], *, direct: bool = False
-    ) -> tuple[np.ndarray, np.ndarray, dict[Component, tuple[float, float]]]:
+    ) -> tuple[np.ndarray, dict[Component, tuple[float, float]]]:
         """What comes back when each set of components does what it did on the plain requests.
 
         Returns:
-            Nats that the attack takes away [pair], nats that come back [pair, set], and where it is
-            asked for what each component writes for refusal on plain and on attacked requests.
+            Nats that come back [pair, set], and where it is asked for what each component writes
+            for refusal on plain and on attacked requests.
         """
-        lost, back = [], []
+        back = []
         writes: dict[Component, list[np.ndarray]] = {}
         for group in self._groups:
             pairs = [
@@ -211,9 +228,8 @@ class _Pairs:
                 self._model, self.components, pairs, list(kept), batch_tokens=self._batch_tokens
             )
             before = swapper.clean()
-            lost.append(swapper.clean(harmless=True) - before)
             found = [_together(swapper, some) - before for some in sets]
-            back.append(np.stack(found, axis=1) if found else np.empty((len(pairs), 0)))
+            back.append(np.stack(found, axis=1))
             if direct:
                 found_direct = swapper.direct()
                 written = {} if found_direct is None else found_direct[0]
@@ -221,7 +237,6 @@ class _Pairs:
                     writes.setdefault(part, []).append(np.stack([plain, attacked], axis=1))
         means = {part: np.concatenate(rows).mean(axis=0) for part, rows in writes.items()}
         return (
-            np.concatenate(lost),
             np.concatenate(back),
             {part: (float(row[0]), float(row[1])) for part, row in means.items()},
         )
@@ -253,7 +268,7 @@ class _Wordings:
         asked = attack_requests(wordings, requests)
         self._pairs = _Pairs(model, components, asked, tail, batch_tokens)
         self._known: dict[Component, np.ndarray] = {}
-        self.lost = self._means(self._pairs.run(())[0])
+        self.lost = self._means(self._pairs.lost())
 
     def _means(self, values: np.ndarray) -> np.ndarray:
         """[wording] of values [pair], which stand wording by wording."""
@@ -262,7 +277,7 @@ class _Wordings:
     def back(self, parts: Sequence[Component]) -> dict[Component, np.ndarray]:
         """Nats [wording] that each component brings back."""
         if new := [part for part in parts if part not in self._known]:
-            found = self._pairs.run([[part] for part in new])[1]
+            found = self._pairs.run([[part] for part in new])[0]
             self._known |= {part: self._means(found[:, i]) for i, part in enumerate(new)}
         return {part: self._known[part] for part in parts}
 
@@ -274,7 +289,7 @@ def _pathway(
     blocks: tuple[Component, ...],
     wordings: _Wordings,
 ) -> Pathway:
-    lost = pairs.run(())[0]
+    lost = pairs.lost()
     usual_loss = predict(wordings.lost)
     p_loss = max(sign_flip_p_value(lost), usual_loss.p_value(float(lost.mean())))
     takes = lost.mean() >= LEAST_LOSS and p_loss < Q_LEVEL
@@ -291,7 +306,7 @@ def _pathway(
     )
     if not takes:
         return summary
-    _, back, writes = pairs.run([[part] for part in (*parts, *blocks)], direct=True)
+    back, writes = pairs.run([[part] for part in (*parts, *blocks)], direct=True)
     effects = {part: back[:, i] for i, part in enumerate(parts)}
     whole = float(lost.mean())
     tried = sorted(parts, key=lambda part: -abs(float(effects[part].mean())))[:TRIED]
@@ -345,5 +360,5 @@ def _all_at_once(
         [others[i] for i in rng.choice(len(others), size=len(found), replace=False)]
         for _ in range(n)
     ]
-    back = pairs.run([found, *draws])[1]
+    back = pairs.run([found, *draws])[0]
     return mean_change(back[:, 0]), tuple(float(x) for x in back[:, 1:].mean(axis=0))
