@@ -54,6 +54,7 @@ PHASES = {
     "plain requests": "reading plain requests (prompts)",
     "attacked requests": "reading attacked requests (prompts)",
     "neutral requests": "reading neutral rewordings (prompts)",
+    "pathways": "components that an attack switches (attacks)",
     "contributions": "what components write (attacked requests)",
     "contrast sets": "reading contrast sets",
     "twins": "reading harmful requests and harmless ones (batches)",

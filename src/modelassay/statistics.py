@@ -411,3 +411,10 @@ def sign_flip_p_values(differences: Any, seed: int = SEED) -> Array:
         if not len(live):
             break
     return p
+
+
+def sign_flip_p_value(differences: Array) -> float:
+    """`sign_flip_p_values` of one column [prompt]."""
+    from scipy.sparse import csr_matrix
+
+    return float(sign_flip_p_values(csr_matrix(differences[:, None]))[0])

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from circuits import PLANTED, make_twins, planted_refusal
 from modelassay.errors import InputError
@@ -72,6 +73,48 @@ def test_a_run_that_was_stopped_goes_on(refusing, tmp_path, monkeypatch):
     (file,) = tmp_path.iterdir()
     file.write_text('{"4.mlp": [[')
     assert find_circuit(refusing, **settings).effects == report.effects
+
+
+class _Packed(torch.autograd.Function):
+    """Weights that have no way back, as kernels of packed ones do."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError("no backward for packed weights\nat line 7")
+
+
+def test_a_model_without_gradients_is_patched_whole(refusing):
+    settings = {"twins": TWINS, "n_pairs": 12, "curve": False, "answers": False}
+    usual = find_circuit(refusing, exact=None, **settings)
+    hooks = [
+        layer.register_forward_hook(lambda _m, _a, out: _Packed.apply(out))
+        for layer in refusing.layers
+    ]
+    try:
+        found = find_circuit(refusing, exact=2, **settings)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert found.circuit == usual.circuit == (str(PLANTED),)
+    effects = {e.component: e for e in usual.effects}
+    assert {e.component for e in found.effects} == set(effects)
+    for effect in found.effects:
+        assert effect.attribution is None
+        assert effect.effect.mean == pytest.approx(effects[effect.component].effect.mean, abs=1e-4)
+    first = found.effects[0]
+    assert first.unrelated == pytest.approx(effects[first.component].unrelated, abs=1e-4)
+    assert (found.rank_correlation, found.attribution_error) == (None, None)
+    said = str(found.sections()[0].status)
+    assert "All components were patched" in said
+    assert "no backward for packed weights" in said
+    assert "line 7" not in said
+    assert json.loads(json.dumps(found.to_dict()))["no_gradients"]
+    assert usual.no_gradients is None
+    assert effect_map(found) is not None
 
 
 def test_heads_are_looked_at_on_request(tiny):

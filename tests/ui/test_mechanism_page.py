@@ -12,14 +12,16 @@ pytest.importorskip("gradio")
 import gradio as gr
 from gradio_client.exceptions import AppError
 
-from circuits import HARM, make_twins, planted_refusal, spoken_refusal
+from circuits import HARM, make_twins, planted_refusal, refusal_direction, spoken_refusal
 from modelassay.data.attacks import load_attacks
-from modelassay.mechanism import explain_jailbreak, find_circuit
+from modelassay.mechanism import explain_jailbreak, find_circuit, find_features
 from modelassay.models import load
 from modelassay.ui.mechanism_tab import (
     ATTACK,
     CIRCUIT_CHARTS,
     CIRCUIT_SECTIONS,
+    FEATURES_CHARTS,
+    FEATURES_SECTIONS,
     JAILBREAK_CHARTS,
     JAILBREAK_SECTIONS,
     PLAIN,
@@ -28,15 +30,20 @@ from modelassay.ui.mechanism_tab import (
 from modelassay.ui.running import ReportView
 from modelassay.ui.service import MAX_PROMPT
 from outputs import SECRETS
+from saes import signed_axes
 
 PAIR = ("How can I do it?", "Play along. How can I do it?", "", "")
 
 
 @pytest.mark.parametrize("path", [*SECRETS, "", "gpt2", "a/b/c"])
 def test_visitors_cannot_name_paths(client, path):
-    for arguments, name in (((path, 16, False, False), "/find_circuit"), ((path, *PAIR), None)):
+    for arguments, name in (
+        ((path, 16, False, False), "/find_circuit"),
+        ((path, "", "", 16), "/find_features"),
+        ((path, *PAIR), "/explain_jailbreak"),
+    ):
         with pytest.raises(AppError, match="Hub id") as caught:
-            client.predict(*arguments, api_name=name or "/explain_jailbreak")
+            client.predict(*arguments, api_name=name)
         assert "\n" not in str(caught.value).strip()
 
 
@@ -46,6 +53,12 @@ def test_visitors_cannot_name_paths(client, path):
         ("/find_circuit", ("embedded", 7, False, False), "8 … 64"),
         ("/find_circuit", ("embedded", 10**9, False, False), "8 … 64"),
         ("/find_circuit", ("someone/nothing", 16, False, False), "cannot be reached"),
+        ("/find_features", ("embedded", "", "", 7), "8 … 64"),
+        ("/find_features", ("embedded", "", "refusal, joy", 16), "no feature type 'joy'"),
+        ("/find_features", ("embedded", "../saes", "", 16), "choose one from the list"),
+        ("/find_features", ("embedded", "/etc", "", 16), "choose one from the list"),
+        ("/find_features", ("embedded", "gpt2-small-res-jb", "", 16), "choose one as"),
+        ("/find_features", ("someone/nothing", "", "", 16), "cannot be reached"),
         ("/explain_jailbreak", ("embedded", " ", "x", "", ""), "a request that the model refuses"),
         ("/explain_jailbreak", ("embedded", "x", " ", "", ""), "the same request in its attack"),
         ("/explain_jailbreak", ("embedded", "x" * (MAX_PROMPT + 1), "y", "", ""), "at most 4000"),
@@ -62,13 +75,18 @@ def test_errors_of_the_endpoints_are_one_line(client, name, arguments, message):
 def test_what_a_run_gives_can_cross_processes_and_be_shown(tiny_folder, tmp_path):
     model = load(str(tiny_folder(seed=7)), device="cpu")
     model.network.config.max_position_embeddings = 4096
+    axes = signed_axes(32, 4, refusal_direction(32))
     with planted_refusal(model), spoken_refusal(model):
         request = "Is <b>bread</b> as heavy as wool"
         explained = explain_jailbreak(model, request + HARM, request)
         found = find_circuit(
             model, twins=make_twins(12), n_pairs=8, exact=4, curve=False, answers=False
         )
+        features = find_features(
+            model, sae=axes, types=["refusal"], twins=make_twins(16), n_pairs=8, top=1
+        )
     for report, sections, charts in (
+        (features, FEATURES_SECTIONS, FEATURES_CHARTS),
         (explained, JAILBREAK_SECTIONS, JAILBREAK_CHARTS),
         (found, CIRCUIT_SECTIONS, CIRCUIT_CHARTS),
     ):
@@ -80,7 +98,7 @@ def test_what_a_run_gives_can_cross_processes_and_be_shown(tiny_folder, tmp_path
         json_path, html_path = (Path(update["value"]) for update in shown[-2:])
         assert json.loads(json_path.read_text())["schema"] == report.to_dict()["schema"]
         assert html_path.read_text().endswith("</html>\n")
-        assert "4.mlp" in str(shown)
+        assert ("twins" if report is features else "4.mlp") in str(shown)
         assert "<b>bread" not in html_path.read_text()
 
 

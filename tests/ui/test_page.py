@@ -31,6 +31,7 @@ def test_the_endpoints_are_these_and_no_others(client):
         "/create_baseline": ["model"],
         "/diff": ["base", "candidate", "dictionary", "answers", "triggers"],
         "/find_circuit": ["model", "pairs", "heads", "answers"],
+        "/find_features": ["model", "sae", "types", "pairs"],
         "/explain_jailbreak": ["model", "plain", "jailbroken", "system", "opening"],
         "/list_baselines": [],
         "/search_baselines": ["model", "author"],

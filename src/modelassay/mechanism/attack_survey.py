@@ -30,8 +30,9 @@ from modelassay.mechanism.attacked import (
 )
 from modelassay.mechanism.clusters import AttackGroups, group_attacks
 from modelassay.mechanism.directions import find_directions
-from modelassay.mechanism.jailbreak import aligned, harmful_requests, open_chat_model, reword
+from modelassay.mechanism.jailbreak import harmful_requests, open_chat_model, reword
 from modelassay.mechanism.mechanisms import NullChanges, mechanism_of, works
+from modelassay.mechanism.pathway import aligned, find_pathways
 from modelassay.mechanism.prediction import predict_attacks
 from modelassay.mechanism.swapping import Swapper
 from modelassay.models import LoadedModel, ModelOptions, ModelRef
@@ -127,20 +128,20 @@ def explain_attacks(
     )
     judged = [row for row in rows if row.attacked.outcome is not None]
     components = find_components(loaded.network)
-    groups = None
-    if components.adds_up:
-        by_request = dict(zip(requests, plain_asked, strict=True))
-        pairs = [(by_request[a.plain], one) for a, one in zip(tried, asked, strict=True)]
-        groups = _groups(
-            loaded,
-            components,
-            tried,
-            pairs,
-            null_pairs,
-            tail,
-            batch_tokens,
-            phase_of(on_progress, "contributions"),
-        )
+    by_request = dict(zip(requests, plain_asked, strict=True))
+    groups = _groups(
+        loaded,
+        components,
+        tried,
+        [(by_request[a.plain], one) for a, one in zip(tried, asked, strict=True)],
+        null_pairs,
+        tail,
+        batch_tokens,
+        phase_of(on_progress, "contributions"),
+    )
+    pathways = find_pathways(
+        loaded, components, tried, tail, batch_tokens=batch_tokens, on_progress=on_progress
+    )
     return AttackSurvey(
         model=loaded.info,
         suite=suite.source,
@@ -155,6 +156,7 @@ def explain_attacks(
             [row.attack for row in judged],
         ),
         groups=groups,
+        pathways=pathways,
         n_requests=len(requests),
         n_refused=len(refused),
         unasked=unasked,
@@ -194,23 +196,28 @@ def _groups(
 ) -> AttackGroups | None:
     parts = components.of("attention", "mlp")
 
-    def losses(of: Sequence[tuple[Asked, Asked]]) -> np.ndarray:
+    def losses(of: Sequence[tuple[Asked, Asked]]) -> np.ndarray | None:
         """[pair, component], nats that it writes less for refusal than on the plain request."""
         found = []
         for some in (of[i : i + AT_ONCE] for i in range(0, len(of), AT_ONCE)):
             lined_up = [aligned(pair, tail) for pair in some]
             swapper = Swapper(model, components, lined_up, parts, batch_tokens=batch_tokens)
-            direct = swapper.direct()[0]
+            if (read := swapper.direct()) is None:
+                return None
+            direct = read[0]
             found.append(np.stack([direct[part][1] - direct[part][0] for part in parts], axis=1))
         return np.concatenate(found)
 
-    usual = losses(null)
+    if (usual := losses(null)) is None:
+        return None
     spread = np.array([predict(column).error for column in usual.T])
     spread = np.maximum(spread, np.median(spread[spread > 0]) if (spread > 0).any() else 1.0)
     profiles: dict[str, list[np.ndarray]] = defaultdict(list)
     for start in told(range(0, len(pairs), AT_ONCE), on_progress):
         some = slice(start, start + AT_ONCE)
-        for attack, row in zip(attacks[some], losses(pairs[some]), strict=True):
+        if (lost := losses(pairs[some])) is None:
+            return None
+        for attack, row in zip(attacks[some], lost, strict=True):
             profiles[attack.attack].append(row / spread)
     stacked = {name: np.stack(rows) for name, rows in profiles.items()}
     return group_attacks(stacked, [str(part) for part in parts])

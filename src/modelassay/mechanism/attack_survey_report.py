@@ -16,12 +16,13 @@ from modelassay.mechanism.jailbreak_report import (
     directions_dict,
 )
 from modelassay.mechanism.mechanisms import NullChanges, Way, works
+from modelassay.mechanism.pathway import LEAST_REQUESTS, Pathway, PathwayComponent
 from modelassay.mechanism.prediction import AttackPrediction
 from modelassay.models import ModelIdentity
 from modelassay.report.base import Report
 from modelassay.report.charts import POSITIVE, error_bars, new_figure
-from modelassay.report.sections import Column, Section, Status, table_of
-from modelassay.report.text import with_interval
+from modelassay.report.sections import Column, Section, Status, Table, table_of
+from modelassay.report.text import counted, p_text, with_interval
 from modelassay.statistics import wilson_interval
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class AttackSurvey(Report):
     """Or why there is none."""
     groups: AttackGroups | None
     """None where components do not add up, or of fewer than three attacks."""
+    pathways: tuple[Pathway, ...]
+    """Of each attack on twelve or more refused requests: the components that it switches."""
     n_requests: int
     n_refused: int
     """Of the plain requests."""
@@ -140,6 +143,7 @@ class AttackSurvey(Report):
             "prediction": None if isinstance(told, str) else told.to_dict(),
             "prediction_unscored": told if isinstance(told, str) else None,
             "groups": None if self.groups is None else self.groups.to_dict(),
+            "pathways": [each.to_dict() for each in self.pathways],
             "null": self.null.to_dict(),
             "directions": directions_dict(self.directions),
             "rows": [row.to_dict() for row in self.rows],
@@ -173,6 +177,7 @@ class AttackSurvey(Report):
                 f" (refusal) and {_range(self.null.log_odds.interval)} nats (log-odds).",
             ),
             self._group_section(),
+            self._pathway_section(),
             Section("model", "read on", facts=self._facts()),
         ]
 
@@ -226,6 +231,26 @@ class AttackSurvey(Report):
         )
         return Section("groups", title, items=items, note=note)
 
+    def _pathway_section(self) -> Section:
+        title = "components that an attack switches"
+        if not self.pathways:
+            said = (
+                f"This takes {LEAST_REQUESTS} refused requests of an attack: ask for more with"
+                " --per-attack."
+            )
+            return Section("pathways", title, lines=(said,))
+        rows = [(each, part) for each in self.pathways for part in each.beyond]
+        return Section(
+            "pathways",
+            title,
+            lines=tuple(map(_pathway_line, self.pathways)),
+            table=_pathway_table(rows) if rows else None,
+            note="Restored: nats of refusal log-odds that come back, on average over requests, when"
+            " a component does what it did on the plain request, at the tokens between message and"
+            " response. Other wordings: 95% of harmless wordings, as means over requests. Writes:"
+            " nats for refusal at the last token, on plain and on attacked requests.",
+        )
+
     def _facts(self) -> list[tuple[str, str]]:
         unasked = f"{len(self.unasked)} attacks" if self.unasked else "none"
         return [
@@ -237,6 +262,49 @@ class AttackSurvey(Report):
             ("could not be asked", unasked),
             ("time", str(self.provenance["time"])),
         ]
+
+
+def _pathway_line(found: Pathway) -> str:
+    lost = f"{found.attack} takes {found.lost.told('nats')} of refusal log-odds away"
+    usual = f"{_range(found.usual)} for one more harmless wording"
+    if not found.takes:
+        return f"{lost}, which is not beyond chance ({usual}): it switches nothing."
+    if found.together is None:
+        return f"{lost} ({usual}); no single component brings them back beyond chance."
+    share, n = found.together.mean / found.lost.mean, len(found.beyond)
+    random = ""
+    if found.random:
+        shares = [each / found.lost.mean for each in found.random]
+        random = f"; as many random others {min(shares):.0%} to {max(shares):.0%}"
+    return (
+        f"{lost} ({usual}). {counted(n, 'component')} beyond chance; together they bring"
+        f" {share:.0%} of it back{random}."
+    )
+
+
+def _pathway_table(rows: list[tuple[Pathway, PathwayComponent]]) -> Table:
+    def writes(row: tuple[Pathway, PathwayComponent]) -> str:
+        plain, attacked = row[1].plain, row[1].attacked
+        return "-" if plain is None or attacked is None else f"{plain:+.2f}, {attacked:+.2f}"
+
+    return table_of(
+        rows,
+        [
+            ("attack", lambda row: row[0].attack),
+            (Column("component", whole=True), lambda row: row[1].component),
+            (
+                "restored (95%)",
+                lambda row: with_interval(
+                    row[1].restored.mean, row[1].restored.interval or (), "+.2f"
+                ),
+            ),
+            ("share", lambda row: f"{row[1].share:.0%}"),
+            (Column("other wordings", shown="wide"), lambda row: _range(row[1].usual)),
+            (Column("writes", shown="wide"), writes),
+            ("q", lambda row: p_text(row[1].q_value)),
+        ],
+        record=lambda row: {"attack": row[0].attack, **asdict(row[1])},
+    )
 
 
 def _range(interval: tuple[float, float]) -> str:

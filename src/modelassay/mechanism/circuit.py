@@ -30,13 +30,13 @@ from modelassay.mechanism.keeping import Kept, key_of
 from modelassay.mechanism.pairs import align_twins, match_requests, unrelated
 from modelassay.mechanism.removal import remove_circuit
 from modelassay.mechanism.report import CircuitReport, ComponentEffect, CurvePoint
-from modelassay.mechanism.swapping import STEPS, Run, Swapper
+from modelassay.mechanism.swapping import STEPS, NoGradientsError, Run, Swapper
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.components import Component, Components, find_components
 from modelassay.models.refs import require_template, take_ref
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
 from modelassay.reading.interventions import Edit, at_positions, replace_by
-from modelassay.statistics import benjamini_hochberg, mean_change, sign_flip_p_values
+from modelassay.statistics import benjamini_hochberg, mean_change, sign_flip_p_value
 
 N_PAIRS = 32
 EXACT = 20
@@ -111,9 +111,16 @@ def find_circuit(
     harmful, harmless = swapper.clean(), swapper.clean(harmless=True)
     if (reason := swapper.nothing_to_explain()) is not None:
         raise InputError(reason)
-    estimated, sums = swapper.attribute(on_progress=phase_of(on_progress, "attribution"))
-    order = sorted(parts, key=lambda part: -abs(float(estimated[part].mean())))
-    tried = order if exact is None else order[:exact]
+    estimated: Estimated = {}
+    sums, no_gradients = None, None
+    try:
+        estimated, sums = swapper.attribute(on_progress=phase_of(on_progress, "attribution"))
+    except NoGradientsError as error:
+        no_gradients = str(error)
+    tried = list(parts)  # without gradients nothing says which are the strongest
+    if estimated:
+        tried.sort(key=lambda part: -abs(float(estimated[part].mean())))
+        tried = tried[:exact]
     kept = Kept.open(keep, key_of(loaded, pairs, list(map(str, parts))))
     patched = _patch(swapper, tried, kept, phase_of(on_progress, "patching"))
     total = mean_change(harmful - harmless)
@@ -122,15 +129,17 @@ def find_circuit(
     asked = [
         part
         for part, (effect, _) in patched.items()
-        if effect.mean() >= least and _flips(effect) < Q_LEVEL
+        if effect.mean() >= least and sign_flip_p_value(effect) < Q_LEVEL
     ]
     others = unrelated(pairs)[: len(pairs) // 2]
     null = Swapper(loaded, components, others, parts, batch_tokens=batch_tokens)
-    usual = null.attribute(on_progress=phase_of(on_progress, "unrelated attribution"))[0]
+    usual: Estimated = {}
+    if estimated:
+        usual = null.attribute(on_progress=phase_of(on_progress, "unrelated attribution"))[0]
     progress = phase_of(on_progress, "unrelated patching")
     found = _patch(null, asked, kept, progress, "unrelated ")
     usual |= {part: effect for part, (effect, _) in found.items()}
-    direct, rest = swapper.direct() if components.adds_up else ({}, None)
+    direct, rest = swapper.direct() or ({}, None)
 
     p_values = np.array([_p_value(part, estimated, usual, patched) for part in parts])
     q_values = benjamini_hochberg(p_values)
@@ -140,11 +149,11 @@ def find_circuit(
             layer=part.layer,
             part=part.part,
             index=part.index,
-            attribution=float(estimated[part].mean()),
+            attribution=float(estimated[part].mean()) if estimated else None,
             effect=mean_change(patched[part][0]) if part in patched else None,
             kl=float(patched[part][1].mean()) if part in patched else None,
             direct=float((direct[part][0] - direct[part][1]).mean()) if part in direct else None,
-            unrelated=float(np.abs(usual[part]).mean()),
+            unrelated=float(np.abs(usual[part]).mean()) if part in usual else None,
             p_value=float(p),
             q_value=float(q),
             relevant=bool(q < Q_LEVEL and _mean(part, estimated, patched) >= least),
@@ -177,7 +186,10 @@ def find_circuit(
         curve=points,
         removal=removal,
         rank_correlation=_rank_correlation(estimated, patched),
-        attribution_error=_error(float(sums.mean()), float((harmful - swapper.replaced()).mean())),
+        attribution_error=None
+        if sums is None
+        else _error(float(sums.mean()), float((harmful - swapper.replaced()).mean())),
+        no_gradients=no_gradients,
         direct_rest=None if rest is None else float(rest.mean()),
         n_pairs=len(pairs),
         n_left_out=0 if twins is None else len(twins) - len(pairs),
@@ -204,6 +216,8 @@ def _parts(components: Components, heads: bool) -> tuple[Component, ...]:
     return components.of(*wanted)
 
 
+Estimated = dict[Component, np.ndarray]
+"""By component, the estimated effect [pair]; empty where weights give no gradients."""
 Patched = dict[Component, tuple[np.ndarray, np.ndarray]]
 """By component, effect and KL [pair]."""
 
@@ -249,28 +263,28 @@ def _p_value(
     usual: Mapping[Component, np.ndarray],
     patched: Patched,
 ) -> float:
-    """The larger of two: both have to reject (Berger 1982)."""
+    """The larger of two: both have to reject (Berger 1982).
+
+    Without gradients only those that may be relevant are held against unrelated prompts.
+    """
     from scipy.stats import mannwhitneyu
 
+    if part not in usual:
+        return 1.0
     effect = patched[part][0] if part in patched else estimated[part]
     among, any_ = np.abs(effect), np.abs(usual[part])
     if not (among.any() or any_.any()):
         return 1.0
-    return max(_flips(effect), float(mannwhitneyu(among, any_, alternative="greater").pvalue))
-
-
-def _flips(effect: np.ndarray) -> float:
-    """Two-sided p-value of an effect [pair] among random exchanges of the twins' labels."""
-    from scipy.sparse import csr_matrix
-
-    return float(sign_flip_p_values(csr_matrix(effect[:, None]))[0])
+    return max(
+        sign_flip_p_value(effect), float(mannwhitneyu(among, any_, alternative="greater").pvalue)
+    )
 
 
 def _rank_correlation(estimated: Mapping[Component, np.ndarray], patched: Patched) -> float | None:
-    """Spearman's, of attribution with exact patching; None of fewer than three."""
+    """Spearman's, of attribution with exact patching; None of fewer than three, or without."""
     from scipy.stats import spearmanr
 
-    if len(patched) < 3:
+    if len(patched) < 3 or not estimated:
         return None
     by_gradient = [float(estimated[part].mean()) for part in patched]
     exact = [float(effect.mean()) for effect, _ in patched.values()]

@@ -51,7 +51,7 @@ from modelassay.mechanism.jailbreak_report import (
     TokenReading,
 )
 from modelassay.mechanism.mechanisms import NullChanges, mechanism_of
-from modelassay.mechanism.pairs import AlignedPair
+from modelassay.mechanism.pathway import aligned
 from modelassay.mechanism.swapping import Run, Swapper
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.components import Component, find_components
@@ -217,12 +217,6 @@ def _read_pairs(
     return read[::2], read[1::2]
 
 
-def aligned(pair: tuple[Asked, Asked], tail: int) -> AlignedPair:
-    """A reworded prompt over its plain one, aligned at the tokens that follow the message."""
-    plain, reworded = (each.prompt for each in pair)
-    return AlignedPair(reworded, plain, min(tail, len(plain.ids), len(reworded.ids)))
-
-
 @dataclass(frozen=True)
 class _Swapping:
     """Values of a plain run put into runs of its rewordings."""
@@ -255,8 +249,8 @@ class _Swapping:
 
     def components(self, gap: float) -> tuple[AttackedComponent, ...]:
         """What the components that bring most back, or take most away, do; the strongest first."""
-        adds_up = self.attack.components.adds_up
-        direct = self.attack.direct()[0] if adds_up else {}
+        found = self.attack.direct()
+        direct = {} if found is None else found[0]
         rises = _rises(self.attack, self.parts, phase_of(self.on_progress, "restoring"))
         strongest = sorted(self.parts, key=lambda part: -abs(float(rises[part][0])))[:TRIED]
         null = _rises(self.null, strongest, phase_of(self.on_progress, "rewordings"))

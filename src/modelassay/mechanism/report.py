@@ -29,8 +29,9 @@ class ComponentEffect:
     layer: int
     part: str
     index: int | None
-    attribution: float
-    """Estimated fall of the refusal log-odds, in nats, when it is given what its twin makes."""
+    attribution: float | None
+    """Estimated fall of the refusal log-odds, in nats, when it is given what its twin makes; None
+    where the weights give no gradients."""
     effect: MeanChange | None
     """The same by patching; None where it was not patched."""
     kl: float | None
@@ -38,8 +39,9 @@ class ComponentEffect:
     direct: float | None
     """What it writes to the last token for refusal itself, in nats; None where parts do not add up
     to the stream."""
-    unrelated: float
-    """Mean size of the estimated effect between unrelated harmless prompts, in nats."""
+    unrelated: float | None
+    """Mean size of the estimated effect between unrelated harmless prompts, in nats; None where
+    that was not asked: without gradients, of what is not beyond chance or too small anyway."""
     p_value: float
     q_value: float
     relevant: bool
@@ -47,7 +49,9 @@ class ComponentEffect:
     @property
     def mean(self) -> float:
         """The effect, or its estimate where it was not patched."""
-        return self.attribution if self.effect is None else self.effect.mean
+        if self.effect is not None:
+            return self.effect.mean
+        return 0.0 if self.attribution is None else self.attribution
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class CircuitReport(Report):
     direct_rest: float | None
     """What the embeddings of the last token add to the direct contributions, in nats; None where
     parts do not add up to the stream."""
+    no_gradients: str | None
+    """Why all components were patched and none estimated; None where gradients were there."""
     n_pairs: int
     n_left_out: int
     """Pairs that were given and not read: they do not align, or are more than were asked for."""
@@ -149,6 +155,9 @@ class CircuitReport(Report):
         for what, share, interval in self._survivals():
             left = with_interval(share, interval, ".0%")
             said.append(f"Without {what} {left} of the selectivity of its answers survives.")
+        if self.no_gradients is not None:
+            why = self.no_gradients.rstrip(".")
+            said.append(f"All components were patched, as there are no estimates. {why}.")
         if self.rank_correlation is not None:
             said.append(
                 f"Estimates from gradients rank the patched components with a correlation of"
@@ -181,13 +190,16 @@ class CircuitReport(Report):
                 ("effect (95%)", effect),
                 (
                     Column("estimate", shown="wide", align="right"),
-                    lambda r: f"{r.attribution:+.2f}",
+                    lambda r: "-" if r.attribution is None else f"{r.attribution:+.2f}",
                 ),
                 (
                     Column("direct", shown="wide", align="right"),
                     lambda r: "-" if r.direct is None else f"{r.direct:+.2f}",
                 ),
-                (Column("unrelated", align="right"), lambda row: f"{row.unrelated:.2f}"),
+                (
+                    Column("unrelated", align="right"),
+                    lambda row: "-" if row.unrelated is None else f"{row.unrelated:.2f}",
+                ),
                 (
                     Column("KL", shown="wide", align="right"),
                     lambda row: "-" if row.kl is None else f"{row.kl:.3f}",

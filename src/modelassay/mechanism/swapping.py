@@ -44,6 +44,7 @@ from modelassay.statistics import mean_change
 
 Edits = Callable[["Run", "Run"], Mapping[Component, Edit]]
 """Given a batch's own run and that of its twins: what is done to which components."""
+Direct = tuple[dict[Component, tuple[np.ndarray, np.ndarray]], np.ndarray]
 STEPS = 8
 """Of the integrated gradients through the model; each is a forward and a backward pass."""
 DIRECT_STEPS = 16
@@ -53,6 +54,10 @@ LEAST_REFUSED = 0.05
 nothing to explain."""
 SAME = 1e-3
 """Relative difference that counts as rounding when lower layers are not run again."""
+
+
+class NoGradientsError(InputError):
+    """The weights of a model give no gradients: they are packed, or a kernel has no way back."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,7 @@ class Swapper:
         """Reads the harmful prompts with one component's values from their twins."""
 
         def edits(run: Run, twin: Run) -> Mapping[Component, Edit]:
-            return {component: _put_in(run, twin, component)}
+            return {component: put_in(run, twin, component)}
 
         return self.run(edits, first_layer=component.layer)
 
@@ -265,7 +270,7 @@ class Swapper:
             on_progress: Told how many steps are done.
 
         Raises:
-            InputError: the model's weights give no gradients.
+            NoGradientsError: the model's weights give none.
 
         Returns:
             By part, the estimated effect float64 [pair] in nats; and, of the embeddings, which all
@@ -313,7 +318,7 @@ class Swapper:
             steps: Points on the line from what it makes of the twins to what it makes of them.
 
         Raises:
-            InputError: the model's weights give no gradients.
+            NoGradientsError: the model's weights give none.
 
         Yields:
             One of each batch. No layer up to the block's is run.
@@ -342,7 +347,7 @@ class Swapper:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            raise InputError(
+            raise NoGradientsError(
                 f"The weights of {self.model.info.id} give no gradients"
                 f" ({first_line(error)}); load it unpacked (without --load-8bit/4bit)."
             ) from error
@@ -375,14 +380,23 @@ class Swapper:
             with intervene(self.components, {part: partial(node, part) for part in heads}):
                 yield made
 
-    def direct(self) -> tuple[dict[Component, tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    def direct(self) -> Direct | None:
         """Takes the twins' difference in log-odds apart by what parts write to the last token.
 
         Returns:
+            None where parts do not add up to the stream, or the output layer gives no gradients.
             By attention and MLP among the parts, what it writes for refusal on the harmful prompt
             and on its twin, float64 [pair] in nats each: their differences, and the share of the
             embeddings, which comes second, add up to the twins' difference.
         """
+        if not self.components.adds_up:
+            return None
+        try:
+            return self._direct()
+        except NoGradientsError:
+            return None
+
+    def _direct(self) -> Direct:
         last = len(self.model.layers) - 1
         block = Component(last, "block")
         writing = [part for part in self.parts if part.part in ("attention", "mlp")]
@@ -393,7 +407,7 @@ class Swapper:
             gradient = torch.zeros_like(a)
             for step in range(DIRECT_STEPS):
                 share = (step + 0.5) / DIRECT_STEPS
-                with torch.enable_grad():
+                with self._gradients_needed():
                     point = (b + share * (a - b)).detach().requires_grad_()
                     network = begin_after(self.model, last, point[:, None])
                     ids = torch.zeros(len(a), 1, dtype=torch.long, device=self.model.device)
@@ -458,7 +472,8 @@ def _aligned(run: Run, twin: Run, part: Component) -> tuple[Tensor, Tensor]:
     return others, run.side.own.to(values.device)[..., None]
 
 
-def _put_in(run: Run, twin: Run, part: Component) -> Edit:
+def put_in(run: Run, twin: Run, part: Component) -> Edit:
+    """Gives a part its twin's values, at the tokens that are aligned."""
     others, here = _aligned(run, twin, part)
     return lambda values: torch.where(here, others.to(values), values)
 

@@ -1,4 +1,4 @@
-"""The Mechanism tab, and the endpoints `/find_circuit` and `/explain_jailbreak`."""
+"""The Mechanism tab: `/find_circuit`, `/find_features` and `/explain_jailbreak`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from modelassay.data.attacks import load_attacks
+from modelassay.data.feature_types import FEATURE_TYPES
 from modelassay.report import Report, to_dict
 from modelassay.ui.running import (
     QUEUE,
@@ -21,7 +22,14 @@ from modelassay.ui.running import (
     start_and_stop,
     stops,
 )
-from modelassay.ui.service import MAX_PAIRS, MAX_PROMPT, MIN_PAIRS, run_circuit, run_jailbreak
+from modelassay.ui.service import (
+    MAX_PAIRS,
+    MAX_PROMPT,
+    MIN_PAIRS,
+    run_circuit,
+    run_features,
+    run_jailbreak,
+)
 
 MODEL_INFO = "A Hub id (owner/name), `embedded`, or an organism"
 REFUSING = "organism:safe"
@@ -30,6 +38,12 @@ given what it makes of a harmless twin; those whose change lowers the refusal be
 the circuit."""
 CIRCUIT_SECTIONS = ("verdict", "components", "circuit", "answers", "model")
 CIRCUIT_CHARTS = ("components", "circuit")
+FEATURES_NOTE = """**Which features tell of safety, and do they move refusals?** Features of an SAE
+that tell the two sides of each type apart on pairs that did not choose them; the most influential
+are suppressed and boosted beside random ones."""
+FEATURES_SECTIONS = ("verdict", *FEATURE_TYPES, "influential", "curve", "model")
+FEATURES_CHARTS = ("curve",)
+SAE_INFO = "A shipped one, RELEASE:SAE_ID of sae-lens or a Hub data set; empty: the one at hand"
 JAILBREAK_NOTE = """**Why does an attack get past a refusal?** Give a request that the model refuses
 and the same request in its attack. Answers are judged and not shown. A small model is not a large
 one: what holds here may not hold there."""
@@ -44,9 +58,12 @@ def create_mechanism_tab() -> None:
     """Builds the tab inside the current `gr.Blocks`."""
     with gr.Tab("Circuit"):
         _circuit_tab()
+    with gr.Tab("Features"):
+        _features_tab()
     with gr.Tab("Jailbreak"):
         _jailbreak_tab()
     gr.api(circuit_endpoint, api_name="find_circuit", **QUEUE)
+    gr.api(features_endpoint, api_name="find_features", **QUEUE)
     gr.api(jailbreak_endpoint, api_name="explain_jailbreak", **QUEUE)
 
 
@@ -67,6 +84,27 @@ def _circuit_tab() -> None:
     show = partial(_show, view)
     inputs = [model, pairs, heads, answers]
     running = runs_on_click(start, run_circuit, inputs, outputs, "Nothing found.", show)
+    stops(stop, [running], status)
+
+
+def _features_tab() -> None:
+    gr.Markdown(FEATURES_NOTE)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            model = model_box("Model", MODEL_INFO, REFUSING)
+            sae = gr.Textbox("", label="SAE", info=SAE_INFO)
+            names = [(name.replace("_", " "), name) for name in FEATURE_TYPES]
+            types = gr.CheckboxGroup(names, value=list(FEATURE_TYPES), label="Types")
+            pairs = gr.Slider(MIN_PAIRS, MAX_PAIRS, value=16, step=1, label="Pairs of prompts")
+            start, stop = start_and_stop("Find")
+            status = gr.Markdown()
+            files = report_buttons()
+        with gr.Column(scale=3):
+            view = ReportView(*FEATURES_SECTIONS, charts=FEATURES_CHARTS)
+    outputs = [status, *view.components, *files]
+    show = partial(_show, view)
+    inputs = [model, sae, types, pairs]
+    running = runs_on_click(start, run_features, inputs, outputs, "Nothing found.", show)
     stops(stop, [running], status)
 
 
@@ -117,6 +155,26 @@ def circuit_endpoint(
     return to_dict(last_result(run_circuit(model, pairs, heads, answers)))
 
 
+def features_endpoint(model: str, sae: str = "", types: str = "", pairs: int = 16) -> dict:
+    """Find features of a sparse autoencoder that tell of safety, and what they do for refusals.
+
+    Args:
+        model: A Hugging Face Hub id such as "owner/name", "embedded", or a model organism such as
+            "organism:safe".
+        sae: A shipped SAE, "RELEASE:SAE_ID" of sae-lens or a Hub data set; empty for the one that
+            is at hand for models of this shape.
+        types: Feature types with commas between them (refusal, harm_recognition,
+            instruction_following, deception, uncertainty); empty for all.
+        pairs: Pairs of a harmful and a harmless prompt that features are tried on, 8 to 64.
+
+    Returns:
+        The report, schema "modelassay.features/1": features of each type with held-out AUROC,
+        influence on refusals, and what suppressing and boosting them does beside random features.
+    """
+    wanted = [name.strip() for name in types.split(",") if name.strip()]
+    return to_dict(last_result(run_features(model, sae, wanted, pairs)))
+
+
 def jailbreak_endpoint(
     model: str, plain: str, jailbroken: str, system: str = "", opening: str = ""
 ) -> dict:
@@ -140,5 +198,5 @@ def jailbreak_endpoint(
 
 def _show(view: ReportView, report: Report, folder: Path) -> tuple[Any, ...]:
     """Values for all outputs, in their order."""
-    name = getattr(report, "model").name  # noqa: B009 (both reports are of one model)
+    name = getattr(report, "model").name  # noqa: B009 (all three are of one model)
     return ("Done.", *view.updates(report), *report_files(report, name, folder))

@@ -14,7 +14,7 @@ import queue
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,15 +26,25 @@ from modelassay.artifacts import REFERENCE, Found, Store
 from modelassay.artifacts.kind import R
 from modelassay.data.attacks import AttackedPrompt
 from modelassay.data.concepts import MODES
+from modelassay.data.feature_types import FEATURE_TYPES
 from modelassay.diff import Depth, DiffReport, diff
 from modelassay.diff.features import shipped_saes
 from modelassay.errors import AssayError, InputError, with_article
 from modelassay.hub import REPO_ID, trim_cache
-from modelassay.mechanism import CircuitReport, JailbreakReport, explain_jailbreak, find_circuit
+from modelassay.mechanism import (
+    CircuitReport,
+    FeaturesReport,
+    JailbreakReport,
+    explain_jailbreak,
+    find_circuit,
+    find_features,
+)
 from modelassay.models import ModelRef
 from modelassay.models.embedded import BASES
 from modelassay.models.finding import resolve
 from modelassay.models.organisms import find_organism, is_organism
+from modelassay.sae import SAES, find_sae
+from modelassay.sae.finding import find_release
 from modelassay.scan.report import ScanReport
 from modelassay.scan.scanning import scan
 from modelassay.verify import (
@@ -54,7 +64,7 @@ GPU_SECONDS_LONG = 180
 """Two models are read, or one many times. What is asked for must lie within what visitors have left
 for the day."""
 MIN_PAIRS, MAX_PAIRS = 8, 64
-"""Pairs of prompts that a circuit is found on."""
+"""Pairs of prompts that a circuit is found on, or that features are tried on."""
 MAX_PROMPT = 4000
 """Characters of a prompt that is explained."""
 DICTIONARIES = ("shipped", "none")
@@ -179,12 +189,39 @@ def run_circuit(
     model_id: str, pairs: int = 16, heads: bool = False, answers: bool = False
 ) -> Iterator[Step | CircuitReport]:
     """Finds a model's circuit of refusal for a visitor; yields as `run_scan` does."""
-    model_id = check_model_id(model_id)
-    if not isinstance(pairs, int | float) or not MIN_PAIRS <= pairs <= MAX_PAIRS:
-        raise InputError(f"The number of pairs lies in {MIN_PAIRS} … {MAX_PAIRS}.")
+    model_id, n_pairs = check_model_id(model_id), _check_pairs(pairs)
     yield from _fetch([model_id])
-    options = {"n_pairs": int(pairs), "heads": bool(heads), "answers": bool(answers)}
+    options = {"n_pairs": n_pairs, "heads": bool(heads), "answers": bool(answers)}
     yield from _run("circuit", model_id, options)
+
+
+def run_features(
+    model_id: str, sae: str = "", types: Sequence[str] = (), pairs: int = 16
+) -> Iterator[Step | FeaturesReport]:
+    """Finds a model's features of safety for a visitor; yields as `run_scan` does.
+
+    Args:
+        model_id: Id of the model.
+        sae: A shipped one, `RELEASE:SAE_ID` of sae-lens's list or a Hub data set; empty for the one
+            that is at hand for models of this shape.
+        types: Names of feature types; none for all.
+        pairs: Twins that features are tried on.
+
+    Raises:
+        AssayError: one line for the visitor.
+    """
+    model_id, n_pairs, sae = check_model_id(model_id), _check_pairs(pairs), check_sae(sae)
+    wanted = [types] if isinstance(types, str) else list(types or ())
+    if unknown := [name for name in wanted if name not in FEATURE_TYPES]:
+        raise InputError(
+            f"There is no feature type {str(unknown[0])[:60]!r}; choose {', '.join(FEATURE_TYPES)}."
+        )
+    yield from _fetch([model_id])
+    if sae:
+        yield Step("fetching", 0, 1)
+        find_sae(sae, token=False)  # outside the GPU call, as for models
+    options = {"sae": sae or None, "types": wanted or None, "n_pairs": n_pairs}
+    yield from _run("features", model_id, options)
 
 
 def run_jailbreak(
@@ -242,6 +279,22 @@ def check_reference(store: Store[Any], reference: str) -> str:
         f"{reference[:100]!r} is not {with_article(store.kind.noun)}: choose one from the list, or"
         " give a Hub data set (owner/repo[:name][@revision])."
     )
+
+
+def check_sae(reference: str) -> str:
+    """As `check_reference`, and one that sae-lens lists; empty for the one at hand."""
+    reference = reference.strip() if isinstance(reference, str) else ""
+    if not reference:
+        return ""
+    if not os.path.exists(reference) and find_release(reference) is not None:
+        return reference
+    return check_reference(SAES, reference)
+
+
+def _check_pairs(pairs: int) -> int:
+    if not isinstance(pairs, int | float) or not MIN_PAIRS <= pairs <= MAX_PAIRS:
+        raise InputError(f"The number of pairs lies in {MIN_PAIRS} … {MAX_PAIRS}.")
+    return int(pairs)
 
 
 def check_baseline(reference: str) -> str:
@@ -315,9 +368,10 @@ TASKS: dict[str, Callable[..., Any]] = {
     "create": _create,
     "diff": _diff,
     "circuit": find_circuit,
+    "features": find_features,
     "jailbreak": _jailbreak,
 }
-LONG = ("diff", "circuit")
+LONG = ("diff", "circuit", "features")
 
 
 def _seconds(task: str, model_id: str, options: dict[str, Any]) -> int:
