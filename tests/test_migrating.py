@@ -9,8 +9,8 @@ import shlex
 from types import SimpleNamespace
 
 import pytest
-from loopback_chat import SECRET, loopback_chat, says
 
+from chat_endpoint import SECRET, says, serve_chat
 from hub_layouts import public_hub, worker_at
 from modelassay import statistics
 from predecessors import PAGE, Row, at_path, option_names, rows_of
@@ -27,7 +27,7 @@ REASONS = ("no need:", "withdrawn:", "unsafe:", "elsewhere:", "not yet:")
 
 @pytest.fixture(scope="module")
 def endpoint():
-    with loopback_chat() as found:
+    with serve_chat() as found:
         agent, judge = asks_then_reports(2), says('{"unsafe": false, "refusal": false}')
         found.script.append(lambda body: agent(body) if "tools" in body else judge)
         yield found

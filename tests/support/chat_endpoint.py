@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -19,16 +20,23 @@ Entry = Any
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """An endpoint with a key, and no proxy on the way to it.
+    """An endpoint with a key, and no proxy on the way to it."""
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serve_chat() as served:
+        yield served
+
+
+@contextmanager
+def serve_chat() -> Iterator[SimpleNamespace]:
+    """Serves the endpoint.
 
     Has its `url`, the `script` that it goes through (the last entry stays), and what it was
     `asked`: path, authorization, body. A status `hang` waits for as many seconds as the response
     says and closes the connection; a header `X-Drip` sends byte by byte, and `X-Cut` ends in the
     middle.
     """
-    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
     script: list[Entry] = []
     asked: list[tuple[str, str | None, dict[str, Any]]] = []
 
