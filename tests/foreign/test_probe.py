@@ -12,7 +12,6 @@ from guarding import text_of
 from modelassay.errors import InputError
 from modelassay.foreign import import_artifact
 from modelassay.guard import load_guard
-from modelassay.models import load
 from modelassay.probes import evaluate_probe, find_probe, load_probe, probe_of, save_probe
 from modelassay.probes.record import PROBES, RECORD_FILE
 from modelassay.reading.prompts import encode_chat, encode_response
@@ -125,13 +124,6 @@ def test_a_guard_shows_or_refuses_by_it(imported, tiny, bias, reason, caplog):
     assert events[-1].reason == reason
     shown = text_of(events)
     assert ("I can't help" in shown) == (reason == "answer refused")
-
-
-def test_it_is_not_read_outside_the_template_that_it_was_tied_to(imported, tiny_folder):
-    imported()
-    plain = load(str(tiny_folder()), device="cpu", chat_template=False)
-    with pytest.raises(InputError, match="without a chat template"):
-        load_guard(plain, probe="a-probe", classifier=None)
 
 
 def test_a_probe_of_ones_own_goes_first(imported, tiny, tmp_path):

@@ -252,7 +252,7 @@ def bind_probe(found: ForeignProbe, model: LoadedModel, name: str) -> Probe:
     record = ProbeRecord(
         name=name,
         created=utc_now(),
-        model=info.keep(*STATED, "revision", "organism", "chat_template_sha256"),
+        model=info.keep(*STATED, "revision", "organism"),
         heads={
             "answer": HeadRecord(
                 kind="logistic",
