@@ -1,8 +1,8 @@
 """`audit_with_agent()`: several runs of an agent over a fine-tune, or over organisms to score it.
 
 Every run has a folder of its own, with the audit's log, the transcript and, once it has ended, its
-record. The same call goes on where an earlier one was stopped: runs that have ended are taken as
-they are, and what is there of one that has not is put aside and stays.
+record. The same call goes on where an earlier one was stopped: finished runs are taken as they are,
+and the files of an unfinished one are put aside and stay.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def _open_models(audit: Audit) -> None:
 
     Raises:
         InputError: there is no such model, or the two cannot be compared.
-        UnavailableError: one of them is not to be had now.
+        UnavailableError: one of them cannot be fetched now.
     """
     try:
         _ = audit.work.pair
@@ -367,7 +367,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _put_aside(place: Path) -> None:
-    """Keeps what is there of a run that has not ended under another name."""
+    """Keeps the files of an unfinished run under another name."""
     if not place.exists():
         return
     for number in range(1, 10_000):
