@@ -231,7 +231,7 @@ def test_what_is_used_again_and_again_counts_each_time(tmp_path, monkeypatch):
     torch.save(dict.fromkeys("abcd", huge), path)
     with pytest.raises(InputError, match="far larger than a probe"):
         read_torch_file(path)
-    torch.save(dict.fromkeys("abcd", list(range(1000))), path)
+    torch.save({key: list(range(1000)) for key in "abcd"}, path)
     with pytest.raises(InputError, match="far larger than a probe"):
         read_torch_file(path)
     inner = {str(i): i for i in range(300)}
