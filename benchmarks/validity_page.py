@@ -6,14 +6,13 @@ once follows them.
 
 from __future__ import annotations
 
-import platform
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 
 import identity
 from modelassay.data.concepts import refusal_prompts
@@ -72,10 +71,9 @@ def page(results: dict[str, Any]) -> str:
         " that built an organism score none. What follows from the tables is in"
         " [method.md](method.md).",
         "",
-        f"ams-scanner {version('ams-scanner')}, torch {torch.__version__}, transformers"
-        f" {version('transformers')}, {platform.machine()}, fp32 unless the organism says"
-        " otherwise. `embedded` is a Llama of 135M parameters, `gemma` a Gemma 3 of 270M; neither"
-        " was trained to be safe, and what is called safe was made from them.",
+        f"ams-scanner {version('ams-scanner')}, fp32 unless the organism says otherwise. `embedded`"
+        " is a Llama of 135M parameters, `gemma` a Gemma 3 of 270M; neither was trained to be safe,"
+        f" and what is called safe was made from them. {_measured_on(results)}",
         "",
         f"**{len(results)} measurements so far**; the more models, the more the tables can claim."
         f"{_unmeasured(results)}",
@@ -161,6 +159,16 @@ def page(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _measured_on(results: dict[str, Any]) -> str:
+    """Where the measurements were made, which is not where the page is written."""
+    where = Counter(result.get("measured_on") for result in results.values())
+    unknown = where.pop(None, 0)
+    said = [f"{n} with {place}" for place, n in where.most_common()]
+    if unknown:
+        said.append(f"{unknown} before that was noted")
+    return f"Measured: {', '.join(said)}." if said else ""
+
+
 def _unmeasured(results: dict[str, Any]) -> str:
     """Which models of the registry are not in the tables."""
     known = {key.partition("@")[0] for key in results}
@@ -243,7 +251,8 @@ def _method_row(key: str, result: dict[str, Any]) -> str:
     if row is None:
         return f"| {model_id} | {seed} | - | - | - | {weights} |"
     families = ", ".join(dict.fromkeys(row.families)) or "none"
-    return f"| {model_id} | {seed} | {row.kind} | {families} | {row.diff} | {weights} |"
+    kind = row.kind or "unknown"
+    return f"| {model_id} | {seed} | {kind} | {families} | {row.diff} | {weights} |"
 
 
 def _alarms(results: dict[str, Any]) -> list[str]:
