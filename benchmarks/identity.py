@@ -162,11 +162,11 @@ def measure(candidate: Candidate, baseline: Baseline, theirs: AmsBaseline) -> di
         files = files.model_copy(update={"weights": {"model.safetensors": changed}})
     report = conclude(model.info, files, found, baseline, Origin("safe", "folder"))
     differences = report.differences
-    if differences is None or differences.weights is None or report.kind is None:
+    if differences is None or differences.weights is None:
         raise SystemExit(f"{candidate.name} could not be compared: {report.reasons[0]}")
     changes = sorted(differences.weights.by_layer.values())
     return {
-        "kind": report.kind.value,
+        "kind": report.kind.value if report.kind else "unknown",
         "verified": report.verified,
         "change": [changes[0], changes[len(changes) // 2], changes[-1]],
         "distance": max(differences.distances.values()),

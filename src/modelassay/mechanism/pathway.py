@@ -168,10 +168,12 @@ def find_pathways(
         return ()
     requests = list(dict.fromkeys(each.plain for some in enough.values() for each in some))
     wordings = _Wordings(model, components, requests[:NULL_REQUESTS], tail, batch_tokens)
+    groups = [
+        (name, _Pairs(model, components, some, tail, batch_tokens)) for name, some in enough.items()
+    ]
     attacked = [
         _Attacked(name, pairs, pairs.lost())
-        for name, some in enough.items()
-        for pairs in [_Pairs(model, components, some, tail, batch_tokens)]
+        for name, pairs in told(groups, phase_of(on_progress, "losses"))
     ]
     usual = predict(wordings.lost)
     q_values = benjamini_hochberg(np.array([p_value_above(each.lost, usual) for each in attacked]))
