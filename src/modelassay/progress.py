@@ -54,6 +54,7 @@ PHASES = {
     "plain requests": "reading plain requests (prompts)",
     "attacked requests": "reading attacked requests (prompts)",
     "neutral requests": "reading neutral rewordings (prompts)",
+    "losses": "what attacks take away (attacks)",
     "pathways": "components that an attack switches (attacks)",
     "contributions": "what components write (attacked requests)",
     "contrast sets": "reading contrast sets",

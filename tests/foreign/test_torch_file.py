@@ -222,6 +222,33 @@ def test_sizes_are_bounded_before_anything_is_made_of_them(tmp_path, monkeypatch
         read_torch_file(path)
 
 
+def test_what_is_used_again_and_again_counts_each_time(tmp_path, monkeypatch):
+    """Small files that would make far more than they hold."""
+    path, huge = tmp_path / "probe.pt", torch.ones(1).expand(1000)
+    monkeypatch.setattr(torch_file, "MAX_NUMBERS", 3500)
+    torch.save(dict.fromkeys("abc", huge), path)
+    assert len(read_torch_file(path)) == 3
+    torch.save(dict.fromkeys("abcd", huge), path)
+    with pytest.raises(InputError, match="far larger than a probe"):
+        read_torch_file(path)
+    torch.save({key: list(range(1000)) for key in "abcd"}, path)
+    with pytest.raises(InputError, match="far larger than a probe"):
+        read_torch_file(path)
+    inner = {str(i): i for i in range(300)}
+    torch.save({"a": inner, "b": inner}, path)
+    with pytest.raises(InputError, match="far more than a probe"):
+        read_torch_file(path)
+
+
+def test_a_name_that_is_no_text_is_not_written_out(tmp_path):
+    """Tuples of tuples of 60 levels: as text, larger than any memory."""
+    path = tmp_path / "probe.pt"
+    doubled = b"".join(b"h\0h\0\x86q\0" for _ in range(60))
+    path.write_bytes(zipped(b"\x80\x04)q\0" + doubled + b"h\0\x93."))
+    with pytest.raises(InputError, match="a name that is no text"):
+        read_torch_file(path)
+
+
 def test_a_zip_that_overlaps_itself_is_refused(tmp_path):
     """A bomb without compression: many names for the same bytes."""
     path, content = tmp_path / "probe.pt", BytesIO()

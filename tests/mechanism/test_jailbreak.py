@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -117,6 +118,18 @@ NULL = NullChanges.of(
 def test_the_way_follows_from_both_readings(attacked, way):
     directions = _directions()
     assert mechanism_of(_reading(1.0, 1.0), attacked, NULL, directions).way == way
+
+
+@pytest.mark.parametrize(("log_odds", "said"), [(-3.0, "no further"), (-9.0, "further")])
+def test_what_acts_later_says_what_became_of_the_first_token(log_odds, said):
+    null = NullChanges.of(
+        [_reading(1.0, 1.0)] * 8,
+        [replace(_reading(1.0 + x / 40, 1.0 - x / 40), log_odds=float(x)) for x in range(-4, 4)],
+    )
+    attacked = replace(_reading(0.95, 0.98, "complies"), log_odds=log_odds)
+    found = mechanism_of(_reading(1.0, 1.0), attacked, null, _directions())
+    assert found.way == "acts later"
+    assert f"from +0.0 to {log_odds:+.1f} nats, {said} than by neutral rewordings" in found.reason
 
 
 def test_no_way_is_told_where_readings_tell_nothing():

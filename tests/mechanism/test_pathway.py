@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from circuits import PLANTED, make_twins, planted_refusal, spoken_refusal
@@ -12,10 +13,11 @@ from modelassay.data.attacks import Attack, AttackedPrompt, attack_requests
 from modelassay.mechanism import explain_attacks
 from modelassay.mechanism.directions import template_tail
 from modelassay.mechanism.jailbreak import harmful_requests
-from modelassay.mechanism.pathway import LEAST_REQUESTS, find_pathways
+from modelassay.mechanism.pathway import LEAST_REQUESTS, find_pathways, p_value_above
 from modelassay.models import load
 from modelassay.models.components import find_components
 from modelassay.organisms.recipes import with_trigger
+from modelassay.statistics import predict
 
 TRAINED = {27, 28, 29}
 LOOKED_AT = 21
@@ -60,19 +62,29 @@ def test_an_attack_that_takes_nothing_away_switches_nothing(found):
     assert harmless.components == ()
 
 
+def test_what_does_less_than_harmless_wordings_is_not_beyond_them():
+    wordings = predict(np.array([3.9, 4.0, 4.1, 4.0, 3.95, 4.05]))
+    values = np.linspace(0.9, 1.1, LEAST_REQUESTS)
+    assert p_value_above(values + 6, wordings) < 0.001
+    assert wordings.p_value(float(values.mean())) < 0.001
+    assert p_value_above(values, wordings) == 1
+
+
 def test_few_requests_have_no_pathway(roomy):
     few = attack_requests([ENCODED], REQUESTS[: LEAST_REQUESTS - 1])
     with planted_refusal(roomy):
         assert _find(roomy, few) == ()
 
 
-def test_a_survey_tells_the_pathway(roomy):
+def test_a_survey_tells_the_pathway(roomy, found):
     prompts = attack_requests([ENCODED], REQUESTS)
     with planted_refusal(roomy), spoken_refusal(roomy):
         survey = explain_attacks(roomy, AttackSuite("made here", prompts))
         few = explain_attacks(roomy, AttackSuite("made here", prompts[:2]))
     (pathway,) = json.loads(json.dumps(survey.to_dict()))["pathways"]
     assert [c["component"] for c in pathway["components"] if c["beyond"]] == [str(PLANTED)]
+    # One attack beside another is corrected for both.
+    assert pathway["q_value"] == pytest.approx(found[0].q_value / 2)
     section = next(each for each in survey.sections() if each.name == "pathways")
     assert [row[1] for row in section.table.rows] == [str(PLANTED)]
     assert "1 component beyond chance; together they bring 100% of it back" in section.lines[0]

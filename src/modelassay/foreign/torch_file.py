@@ -30,7 +30,7 @@ MAX_PROGRAM_BYTES = 1_000_000
 MAX_ENTRIES = 400
 MAX_DEPTH = 3
 MAX_NUMBERS = 16_000_000
-"""Of one tensor: strides of zero make a huge one of a single number."""
+"""Of all tensors: strides of zero make a huge one of a single number."""
 DTYPES = {
     "torch FloatStorage": torch.float32,
     "torch DoubleStorage": torch.float64,
@@ -106,7 +106,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         found = _Program(path).run(entries.pop("data.pkl"))
         if not isinstance(found, dict):
             raise _refusal(path, "what it holds is not a dictionary")
-        return _plain(path, found, entries, MAX_DEPTH)
+        return _Values(path, entries).mapping(found, MAX_DEPTH)
     except DAMAGED as error:
         raise InputError(f"{path} is damaged: {first_line(error, 80)}.") from error
 
@@ -170,7 +170,7 @@ class _Program:
             "EMPTY_TUPLE": lambda _: push(()),
             **dict.fromkeys(_LITERALS, push),
             "GLOBAL": self._name,
-            "STACK_GLOBAL": lambda _: self._name(" ".join(map(str, self._last(2)))),
+            "STACK_GLOBAL": lambda _: self._named(*self._last(2)),
             "BINPUT": self._keep,
             "LONG_BINPUT": self._keep,
             "MEMOIZE": lambda _: self._keep(len(self.memo)),
@@ -211,6 +211,11 @@ class _Program:
             shown = re.sub(r"[^\w.]+", ".", name)[:80]
             raise _refusal(self.path, f"it names {shown}, which is not a tensor")
         self.stack.append(_Named(name))
+
+    def _named(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("a name that is no text")  # the text of nested tuples has no end
+        self._name(f"{module} {name}")
 
     def _keep(self, place: int) -> None:
         self.memo[place] = self.stack[-1]
@@ -285,41 +290,67 @@ _LITERALS = (
 MAX_PROTOCOL = 5
 
 
-def _plain(path: Path, values: Mapping[Any, Any], data: Mapping[str, bytes], depth: int) -> Any:
-    """A mapping with tensors for their descriptions."""
-    if depth == 0 or len(values) > MAX_ENTRIES:
-        raise _refusal(path, "it holds far more than a probe")
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, _Described):
-            found[str(key)] = _tensor(path, str(key), value, data)
-        elif isinstance(value, dict):
-            found[str(key)] = _plain(path, value, data, depth - 1)
-        elif value is None or isinstance(value, str | int | float):
-            found[str(key)] = value
-        elif isinstance(value, list | tuple) and all(
-            isinstance(v, str | int | float) for v in value
-        ):
-            found[str(key)] = tuple(value)
-        else:
-            raise _refusal(path, "it holds something that is neither tensor, number nor text")
-    return found
+class _Values:
+    """Makes tensors of their descriptions.
+
+    A program may use one description, and one mapping of many, again and again, so what counts is
+    all that is made of it.
+    """
+
+    def __init__(self, path: Path, data: Mapping[str, bytes]) -> None:
+        """Of a file whose zip holds `data`."""
+        self._path, self._data = path, data
+        self._entries, self._numbers = MAX_ENTRIES, MAX_NUMBERS
+
+    def mapping(self, values: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        """A mapping with tensors for their descriptions."""
+        self._entries -= len(values)
+        if depth == 0 or self._entries < 0:
+            raise _refusal(self._path, "it holds far more than a probe")
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            if isinstance(value, _Described):
+                found[str(key)] = self._tensor(str(key), value)
+            elif isinstance(value, dict):
+                found[str(key)] = self.mapping(value, depth - 1)
+            elif value is None or isinstance(value, str | int | float):
+                found[str(key)] = value
+            elif isinstance(value, list | tuple) and all(
+                isinstance(v, str | int | float) for v in value
+            ):
+                self._count(len(value), str(key))
+                found[str(key)] = tuple(value)
+            else:
+                raise _refusal(
+                    self._path, "it holds something that is neither tensor, number nor text"
+                )
+        return found
+
+    def _count(self, numbers: int, name: str) -> None:
+        self._numbers -= numbers
+        if self._numbers < 0:
+            raise _refusal(self._path, f"{_shown(name)} is far larger than a probe")
+
+    def _tensor(self, name: str, told: _Described) -> Tensor:
+        path, shown = self._path, _shown(name)
+        content = self._data.get(f"data/{told.storage.key}")
+        if content is None:
+            raise InputError(f"{path} is damaged: the numbers of {shown} are not in it.")
+        n = told.storage.numbers
+        if n * told.storage.dtype.itemsize != len(content):
+            raise InputError(f"{path} is damaged: {shown} has other numbers than it says.")
+        last = told.offset + sum((s - 1) * t for s, t in zip(told.size, told.stride, strict=True))
+        self._count(math.prod(told.size), name)
+        if len(told.size) > 8:
+            raise _refusal(path, f"{shown} has more dimensions than a probe")
+        if 0 in told.size:
+            return torch.empty(told.size, dtype=told.storage.dtype)
+        if last >= n:
+            raise InputError(f"{path} is damaged: {shown} reaches beyond its numbers.")
+        flat = torch.frombuffer(bytearray(content), dtype=told.storage.dtype)
+        return flat.as_strided(told.size, told.stride, told.offset).clone()
 
 
-def _tensor(path: Path, name: str, told: _Described, data: Mapping[str, bytes]) -> Tensor:
-    shown = re.sub(r"[^\w.]+", "?", name)[:60]
-    content = data.get(f"data/{told.storage.key}")
-    if content is None:
-        raise InputError(f"{path} is damaged: the numbers of {shown} are not in it.")
-    n = told.storage.numbers
-    if n * told.storage.dtype.itemsize != len(content):
-        raise InputError(f"{path} is damaged: {shown} has other numbers than it says.")
-    last = told.offset + sum((s - 1) * t for s, t in zip(told.size, told.stride, strict=True))
-    if math.prod(told.size) > MAX_NUMBERS or len(told.size) > 8:
-        raise _refusal(path, f"{shown} is far larger than a probe")
-    if 0 in told.size:
-        return torch.empty(told.size, dtype=told.storage.dtype)
-    if last >= n:
-        raise InputError(f"{path} is damaged: {shown} reaches beyond its numbers.")
-    flat = torch.frombuffer(bytearray(content), dtype=told.storage.dtype)
-    return flat.as_strided(told.size, told.stride, told.offset).clone()
+def _shown(name: str) -> str:
+    """A name in the file as it may stand in a line."""
+    return re.sub(r"[^\w.]+", "?", name)[:60]

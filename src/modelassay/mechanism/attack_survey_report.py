@@ -248,7 +248,8 @@ class AttackSurvey(Report):
             note="Restored: nats of refusal log-odds that come back, on average over requests, when"
             " a component does what it did on the plain request, at the tokens between message and"
             " response. Other wordings: 95% of harmless wordings, as means over requests. Writes:"
-            " nats for refusal at the last token, on plain and on attacked requests.",
+            " nats for refusal at the last token, on plain and on attacked requests. Together: on"
+            " the requests that the components were found on.",
         )
 
     def _facts(self) -> list[tuple[str, str]]:

@@ -7,7 +7,8 @@ beyond what one more of those would do (`Prediction`), corrected over all compon
 
 **Which way the attack works** is told by two readings (`modelassay.mechanism.directions`): one that
 no longer sees harm *hides the harm*; one that leaves it in sight and takes the refusal away
-*overrides the refusal*; one that leaves both as they are acts later, on what is said.
+*overrides the refusal*; one that moves neither beyond neutral rewordings *acts
+later*, as far as readings tell.
 
 **Components** are judged by what brings the refusal back: one component's values, at the tokens of
 the template that follow the message, are those of the plain request (activation patching).

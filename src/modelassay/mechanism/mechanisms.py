@@ -108,7 +108,11 @@ def mechanism_of(
     seen = f"Harm stays in sight ({from_to})"
     if overridden:
         return Mechanism("overrides the refusal", f"{seen}, and {fall}, {beyond}.")
+    lost = plain.log_odds - attacked.log_odds > null.log_odds.interval[1]
     return Mechanism(
         "acts later",
-        f"{seen} and {fall}, {beyond}: what the attack changes comes after the response has begun.",
+        f"{seen} and {fall}, {beyond}: neither reading tells how it works, which may show only"
+        " after the response has begun. Refusal log-odds at its first token go from"
+        f" {plain.log_odds:+.1f} to {attacked.log_odds:+.1f} nats,"
+        f" {'further' if lost else 'no further'} than by neutral rewordings.",
     )

@@ -5,7 +5,9 @@ refusals as well. Over many requests two nulls are left, and both have to reject
 random exchanges of the plain and the attacked request (sign flips) ask whether a component brings
 refusals back on requests in general, and harmless wordings of the same requests whether it does
 more for this attack than one more harmless wording would have it do. A wording counts once, with
-its mean over requests: all of its requests share what is special about it.
+its mean over requests: all of its requests share what is special about it. Of several attacks,
+whether each takes refusals away at all is corrected over all of them, and its components over all
+components.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from modelassay.reading.interventions import Edit
 from modelassay.statistics import (
     Interval,
     MeanChange,
+    Prediction,
     benjamini_hochberg,
     mean_change,
     predict,
@@ -96,6 +99,8 @@ class Pathway:
     """Nats of refusal log-odds that it takes away."""
     usual: Interval
     """Nats, 95% prediction interval of the same for one more harmless wording."""
+    q_value: float
+    """False discovery rate, over all attacks, at which taking them away would be called."""
     takes: bool
     """Whether it takes away more than chance and harmless wordings explain."""
     components: tuple[PathwayComponent, ...]
@@ -163,10 +168,33 @@ def find_pathways(
         return ()
     requests = list(dict.fromkeys(each.plain for some in enough.values() for each in some))
     wordings = _Wordings(model, components, requests[:NULL_REQUESTS], tail, batch_tokens)
+    groups = [
+        (name, _Pairs(model, components, some, tail, batch_tokens)) for name, some in enough.items()
+    ]
+    attacked = [
+        _Attacked(name, pairs, pairs.lost())
+        for name, pairs in told(groups, phase_of(on_progress, "losses"))
+    ]
+    usual = predict(wordings.lost)
+    q_values = benjamini_hochberg(np.array([p_value_above(each.lost, usual) for each in attacked]))
     return tuple(
-        _pathway(name, _Pairs(model, components, some, tail, batch_tokens), parts, blocks, wordings)
-        for name, some in told(list(enough.items()), phase_of(on_progress, "pathways"))
+        _pathway(each, float(q), usual, parts, blocks, wordings)
+        for each, q in told(
+            list(zip(attacked, q_values, strict=True)), phase_of(on_progress, "pathways")
+        )
     )
+
+
+def p_value_above(values: np.ndarray, usual: Prediction) -> float:
+    """Of values [request] that lie no higher than chance and one more harmless wording have them.
+
+    Both nulls have to be rejected, so the larger p-value counts. A mean below that of harmless
+    wordings may lie far from it, and is no more than they do.
+    """
+    mean = float(values.mean())
+    if mean <= usual.mean:
+        return 1.0
+    return max(sign_flip_p_value(values), usual.p_value(mean))
 
 
 class _Pairs:
@@ -251,6 +279,15 @@ def _together(swapper: Swapper, parts: Sequence[Component]) -> np.ndarray:
     return swapper.run(edits, first_layer=min(part.layer for part in parts)).log_odds
 
 
+@dataclass(frozen=True)
+class _Attacked:
+    """One attack: its requests, and the nats [pair] that it takes away."""
+
+    name: str
+    pairs: _Pairs
+    lost: np.ndarray
+
+
 class _Wordings:
     """What harmless wordings do, one mean over requests for each; components as they are asked."""
 
@@ -283,20 +320,20 @@ class _Wordings:
 
 
 def _pathway(
-    name: str,
-    pairs: _Pairs,
+    attacked: _Attacked,
+    q_value: float,
+    usual_loss: Prediction,
     parts: tuple[Component, ...],
     blocks: tuple[Component, ...],
     wordings: _Wordings,
 ) -> Pathway:
-    lost = pairs.lost()
-    usual_loss = predict(wordings.lost)
-    p_loss = max(sign_flip_p_value(lost), usual_loss.p_value(float(lost.mean())))
-    takes = lost.mean() >= LEAST_LOSS and p_loss < Q_LEVEL
+    pairs, lost = attacked.pairs, attacked.lost
+    takes = lost.mean() >= LEAST_LOSS and q_value < Q_LEVEL
     summary = Pathway(
-        attack=name,
+        attack=attacked.name,
         lost=mean_change(lost),
         usual=usual_loss.interval,
+        q_value=q_value,
         takes=bool(takes),
         components=(),
         together=None,
@@ -312,10 +349,7 @@ def _pathway(
     tried = sorted(parts, key=lambda part: -abs(float(effects[part].mean())))[:TRIED]
     usual = {part: predict(values) for part, values in wordings.back(tried).items()}
     p_values = np.ones(len(parts))  # the others are not tried, and count
-    p_values[: len(tried)] = [
-        max(sign_flip_p_value(effects[x]), usual[x].p_value(float(effects[x].mean())))
-        for x in tried
-    ]
+    p_values[: len(tried)] = [p_value_above(effects[part], usual[part]) for part in tried]
     q_values = benjamini_hochberg(p_values)
     components = tuple(
         PathwayComponent(
