@@ -294,6 +294,8 @@ class _Run:
     journal: Journal
     read: int = 0
     """Number of the last row of the source that was looked at."""
+    passed: int = 0
+    """Number of the last row that this run saw, which may be one that was looked at before."""
     layout: str | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
@@ -319,16 +321,20 @@ class _Run:
             whole, self.read, self.layout = count, entry["read"], entry["layout"]
             self.left_out, self.first = Counter(entry["left_out"]), entry["first"]
         self.journal.keep(whole)
+        # The source is read from its beginning again, and tells of its malformed rows again.
+        self.left_out.pop(MALFORMED, None)
+        self.first.pop(MALFORMED, None)
 
     def go_on(self, token: Any, on_progress: OnProgress | None) -> None:
         """Reads the source from there on."""
         limit, read_row = self.options.limit, None
         full = limit if not self.options.samples else None
         for number, raw in self.source.rows(token, self._malformed):
-            if full is not None and self.kept >= full:
-                break
+            self.passed = number
             if number <= self.read:
                 continue
+            if full is not None and self.kept >= full:
+                break
             row = {str(name).strip().lower(): value for name, value in raw.items()}
             if read_row is None:
                 self.layout, read_row = reader_of(
@@ -345,7 +351,7 @@ class _Run:
         self._mark()
 
     def _malformed(self, _error: InputError) -> None:
-        self._leave_out(MALFORMED, self.read + 1)
+        self._leave_out(MALFORMED, self.passed + 1)
 
     def _examples(self, read_row: Any, row: Mapping[str, Any], number: int) -> Iterable[Example]:
         try:
