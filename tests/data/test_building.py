@@ -180,6 +180,14 @@ def test_a_build_of_other_options_is_not_mixed_in(tmp_path, monkeypatch):
     assert build_data(source, out, BuildOptions(limit=3), force=True).rows == 3
 
 
+def test_a_column_says_what_its_numbers_mean(tmp_path):
+    rows = [{"prompt": f"A{n}", "response": "x", "label3": n} for n in range(3)]
+    source, out = save(tmp_path / "a.jsonl", rows), tmp_path / "o.jsonl"
+    build_data(source, out)
+    expected = ["safe_compliance", "safe_refusal", "unsafe_compliance"]
+    assert [row["label"] for row in rows_of(out)] == expected
+
+
 def test_own_labelled_rows(tmp_path):
     rows = [
         {"prompt": "A", "response": "I can't help with that.", "label": 0},
@@ -187,7 +195,7 @@ def test_own_labelled_rows(tmp_path):
         {"prompt": "C", "response": "Do this.", "label": 1},
     ]
     source, out = save(tmp_path / "a.jsonl", rows), tmp_path / "o.jsonl"
-    with pytest.raises(InputError, match="--labels binary if 1 means"):
+    with pytest.raises(InputError, match="a.jsonl --labels binary` if 1 means"):
         build_data(source, out)
     build_data(source, out, BuildOptions(labels="binary"))
     assert [row["label"] for row in rows_of(out)] == ["safe", "safe", "unsafe"]
