@@ -346,10 +346,6 @@ def _open_full(folder: Path, record: ClassifierRecord) -> tuple[Any, Any]:
         raise InputError(
             f"{folder} has {network.config.num_labels} classes in place of {len(record.labels)}."
         )
-    if network.config.num_labels != len(record.labels):
-        raise InputError(
-            f"{folder} has {network.config.num_labels} classes in place of {len(record.labels)}."
-        )
     _check_length(folder, record, network.config)
     return network, tokenizer
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ from modelassay.data.labels import (
     scheme_of,
 )
 from modelassay.errors import InputError, UnavailableError
-from modelassay.files.atomic import explain_os_errors, new_file
+from modelassay.files.atomic import write_rows_atomically
 from modelassay.files.journal import Journal, check_out, open_journal
 from modelassay.files.provenance import text_hash
+from modelassay.hub import check_place
 from modelassay.hub.chat_completions import ChatModel, Usage
 from modelassay.hub.prices import Prices
 from modelassay.progress import OnProgress
@@ -238,8 +239,7 @@ def _read(
 ) -> list[_Row]:
     """All rows; a malformed one is refused before anything is paid for."""
     found = []
-    if Path(where).is_file() and (config or split):
-        raise InputError("--config and --split are of a data set on the Hub, not of a file.")
+    check_place(where, config, split)
     numbered = list(numbered_rows(where, config=config, split=split or "train", token=token))
     scheme = labels or scheme_of(values for _, values in numbered if is_labelled(values))
     for number, values in numbered:
@@ -420,11 +420,8 @@ def _write(
 ) -> Counter[str]:
     """Writes the rows that have a label, in their order; gives how many of each."""
     counts: Counter[str] = Counter()
-    with (
-        explain_os_errors(f"writing {out}"),
-        new_file(out) as partial,
-        partial.open("w", encoding="utf-8") as stream,
-    ):
+
+    def labelled() -> Iterator[dict[str, Any]]:
         for row in rows:
             label, _ = settled[row.number]
             if label is None:
@@ -433,9 +430,9 @@ def _write(
             if label != row.own:
                 values |= {"labelled_by": dict(teacher)}
             counts[label] += 1
-            stream.write(
-                json.dumps(values | {"label": label}, ensure_ascii=False, default=str) + "\n"
-            )
+            yield values | {"label": label}
+
+    write_rows_atomically(out, labelled())
     return counts
 
 
