@@ -28,6 +28,14 @@ def test_predictions_do_not_depend_on_the_batch(trained):
     assert classifier.predict([]).shape == (0, 3)
 
 
+def test_a_classifier_knows_what_it_reads_whole(trained):
+    judge = load_classifier(str(trained), device="cpu")
+    long = "word " * judge.max_length
+    assert judge.reads_all("Hi", "A short answer.")
+    assert judge.reads_all(long, "A short answer.")  # of a prompt its start does
+    assert not judge.reads_all("Hi", long)
+
+
 def test_another_order_of_labels_is_put_right(copy):
     before = load_classifier(str(copy), device="cpu").predict([("a", "zap zorp zing")])
     change(copy, labels=list(reversed(LABELS)))

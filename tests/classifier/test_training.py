@@ -122,6 +122,16 @@ def test_rows_may_say_what_stands_for_their_prompt():
     assert not set(parts.groups[parts.train]) & set(parts.groups[parts.test])
 
 
+def test_what_the_threshold_cannot_be_chosen_on_is_refused_before_training():
+    rows = synthetic(60)
+    watched = set(split_rows(rows, validation_share=0.01).validation.tolist())
+    unsafe = {"label": LABELS[2], "unsafe": True}
+    rows = [replace(row, **unsafe) if i in watched else row for i, row in enumerate(rows)]
+    with pytest.raises(InputError, match="all unsafe; give a larger --validation-share"):
+        split_rows(rows, validation_share=0.01)
+    assert len(split_rows(rows, validation_share=0.5).validation)
+
+
 def test_training_is_repeatable_and_the_adapter_too(embedded_is_tiny, tmp_path):
     recipe = replace(RECIPE, epochs=1, rank=4)
     made = [

@@ -129,12 +129,13 @@ def test_a_killed_build_goes_on(tmp_path, monkeypatch, options):
     """Killed anywhere, with a torn line, it ends with the file of an undisturbed build."""
     monkeypatch.setattr(building, "MARK_EVERY", 7)
     rows = [*tails(30), *tails(30), *({**row, "prompt": row["prompt"] * 2} for row in tails(30))]
-    source, whole, out = (
-        save(tmp_path / "a.jsonl", rows),
-        tmp_path / "w.jsonl",
-        tmp_path / "o.jsonl",
-    )
+    lines = [json.dumps(row) for row in rows]
+    lines[2] = lines[11] = lines[60] = "{half"
+    source, whole, out = tmp_path / "a.jsonl", tmp_path / "w.jsonl", tmp_path / "o.jsonl"
+    source.write_text("\n".join(lines) + "\n")
+    source = str(source)
     expected = build_data(source, whole, options)
+    assert expected.first_left_out["it cannot be read"] == 3
     real = building.open_rows
 
     def killing_at(last):
@@ -146,7 +147,7 @@ def test_a_killed_build_goes_on(tmp_path, monkeypatch, options):
 
         return open_rows
 
-    for last in (3, 20, 55, 80):
+    for last in (4, 20, 55, 80):
         monkeypatch.setattr(building, "open_rows", killing_at(last))
         try:
             build_data(source, out, options)
@@ -157,7 +158,7 @@ def test_a_killed_build_goes_on(tmp_path, monkeypatch, options):
     monkeypatch.setattr(building, "open_rows", real)
     built = expected if out.exists() else build_data(source, out, options)
     assert out.read_text() == whole.read_text()
-    assert built.left_out == expected.left_out
+    assert (built.left_out, built.first_left_out) == (expected.left_out, expected.first_left_out)
     assert built.resumed_at > 0 or options.limit == 40
     assert not (tmp_path / "o.jsonl.progress").exists()
 
@@ -179,6 +180,14 @@ def test_a_build_of_other_options_is_not_mixed_in(tmp_path, monkeypatch):
     assert build_data(source, out, BuildOptions(limit=3), force=True).rows == 3
 
 
+def test_a_column_says_what_its_numbers_mean(tmp_path):
+    rows = [{"prompt": f"A{n}", "response": "x", "label3": n} for n in range(3)]
+    source, out = save(tmp_path / "a.jsonl", rows), tmp_path / "o.jsonl"
+    build_data(source, out)
+    expected = ["safe_compliance", "safe_refusal", "unsafe_compliance"]
+    assert [row["label"] for row in rows_of(out)] == expected
+
+
 def test_own_labelled_rows(tmp_path):
     rows = [
         {"prompt": "A", "response": "I can't help with that.", "label": 0},
@@ -186,7 +195,7 @@ def test_own_labelled_rows(tmp_path):
         {"prompt": "C", "response": "Do this.", "label": 1},
     ]
     source, out = save(tmp_path / "a.jsonl", rows), tmp_path / "o.jsonl"
-    with pytest.raises(InputError, match="--labels binary if 1 means"):
+    with pytest.raises(InputError, match="a.jsonl --labels binary` if 1 means"):
         build_data(source, out)
     build_data(source, out, BuildOptions(labels="binary"))
     assert [row["label"] for row in rows_of(out)] == ["safe", "safe", "unsafe"]

@@ -135,6 +135,66 @@ def test_teachers_that_disagree(endpoint, tmp_path):
     assert found.tokens_in == 2 * 3 * 5
 
 
+def test_what_was_paid_for_is_kept_teacher_by_teacher(endpoint, tmp_path):
+    def answer(body):
+        if body["model"] == "b" and "Ask 1" in body["messages"][1]["content"]:
+            return (503, {}, {})
+        return honest(tokens=(5, 1))(body)
+
+    endpoint.script.append(answer)
+    source, out = save(tmp_path / "a.jsonl", *exchanges(3)), tmp_path / "out.jsonl"
+    teachers = [teacher_at(endpoint, name, attempts=1) for name in "ab"]
+    with pytest.raises(UnavailableError, match="1 of 3 rows are answered and kept"):
+        label_data(source, out, teachers)
+    endpoint.script[:] = [honest(tokens=(5, 1))]
+    before = len(endpoint.asked)
+    found = label_data(source, out, teachers)
+    assert len(endpoint.asked) - before == 3  # b about row 2, both about row 3
+    assert (found.asked, found.labelled, found.tokens_in) == (3, 3, 6 * 5)
+
+
+def test_a_retry_asks_only_who_was_unclear(endpoint, tmp_path):
+    def answer(body):
+        return says("Well.") if body["model"] == "b" else honest()(body)
+
+    endpoint.script.append(answer)
+    source, out = save(tmp_path / "a.jsonl", *exchanges(2)), tmp_path / "out.jsonl"
+    teachers = [teacher_at(endpoint, name) for name in "ab"]
+    assert label_data(source, out, teachers).labelled == 0
+    endpoint.script[:] = [honest()]
+    assert label_data(source, out, teachers, retry=True).labelled == 2
+    assert [each[2]["model"] for each in endpoint.asked] == [*"abab", *"bb"]
+
+
+def test_what_a_teacher_does_not_take_ends_no_run_and_costs_nothing(endpoint, tmp_path):
+    """A row that is too long, or that a filter stops, comes without a count of tokens."""
+    long = (400, {}, {"error": {"code": "context_length_exceeded"}})
+    stopped = (400, {}, {"error": {"code": "content_filter"}})
+    endpoint.script.extend([honest(), long, stopped, honest()])
+    source, out = save(tmp_path / "a.jsonl", *exchanges(4)), tmp_path / "out.jsonl"
+    found = label_data(source, out, [teacher_at(endpoint)], Budget(tokens=1000))
+    assert found.named == {
+        "it is longer than the teacher reads": [2],
+        "the endpoint's own filter declined": [3],
+    }
+    assert (found.labelled, found.left, found.tokens_in) == (2, 0, 200)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "labels"),
+    [
+        ([0, 1, 2], ["safe_compliance", "safe_refusal", "unsafe_compliance"]),
+        ([0, "unsafe", 1], ["safe", "unsafe", "unsafe"]),
+    ],
+)
+def test_the_data_tell_what_their_numbers_mean(endpoint, tmp_path, numbers, labels):
+    endpoint.script.append(honest())
+    rows = [{**row, "label": n} for row, n in zip(exchanges(3), numbers, strict=True)]
+    source, out = save(tmp_path / "a.jsonl", *rows, *exchanges(1)), tmp_path / "out.jsonl"
+    label_data(source, out, [teacher_at(endpoint)])
+    assert [row["label"] for row in rows_of(out)] == [*labels, "safe_compliance"]
+
+
 def test_labels_that_are_checked(endpoint, tmp_path):
     endpoint.script.append(honest())
     own = ["safe", "unsafe", "unsafe_compliance", "safe_refusal"]
@@ -310,7 +370,7 @@ def test_command_refuses(endpoint, tmp_path, capfd, options, message):
     [
         ({"prompt": "A", "response": 7}, "Row 2 of a.jsonl: `response`"),
         ({"messages": [{"role": "user", "content": "A"}] * 2}, "has the turns user, user"),
-        ({"prompt": "A", "response": "B", "label": 1}, "is labelled with a number; give --labels"),
+        ({"prompt": "A", "response": "B", "label": 1}, "does not say how many classes"),
         ({"prompt": "A", "response": "B", "label": "odd"}, "`label` must be"),
     ],
 )

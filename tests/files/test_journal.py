@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 
-from modelassay.errors import InputError
+from modelassay.errors import InputError, UnavailableError
 from modelassay.files.journal import open_journal
 
 
@@ -58,3 +59,29 @@ def test_another_runs_is_left_alone(tmp_path):
         opened(tmp_path).__enter__()
     with pytest.raises(InputError, match="no folder"):
         opened(tmp_path / "no" / "j").__enter__()
+
+
+@pytest.fixture
+def little_room():
+    """Files may get no larger than 20 kB; more is answered as by a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_full_disk_is_told_in_one_line_and_keeps_what_was_written(tmp_path, little_room, sync):
+    path = tmp_path / "j"
+
+    def fill():
+        with opened(path) as journal:
+            for n in range(1000):
+                journal.add({"n": n, "text": "x" * 100}, sync=sync)
+
+    with pytest.raises(UnavailableError, match="Cannot write"):
+        fill()
+    with opened(path) as journal:
+        kept = [json.loads(line)["n"] for line in journal.entries()]
+    assert kept == list(range(len(kept)))
+    assert len(kept) > 100

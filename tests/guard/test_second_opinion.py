@@ -234,3 +234,43 @@ def test_a_guard_says_what_its_classifier_cannot_do(tiny):
         guard.stream("Hi", second_opinion=SecondOpinion(uncertain=0.7))
     with pytest.raises(InputError, match="needs a classifier"):
         Policy(HELD, keep_back=4)
+
+
+class Narrow:
+    """A classifier that reads no more than the newest characters, as one with few tokens does."""
+
+    threshold = 0.9
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.asked: list[list[str]] = []
+
+    def reads_all(self, _prompt: str, response: str) -> bool:
+        return len(response) <= self.window
+
+    def predict(self, exchanges):
+        """In doubt about the first five characters of a response, sure of all others."""
+        texts = [text for _, text in exchanges]
+        self.asked.append(texts)
+        unsafe = np.array([0.4 if len(text) - self.window < 5 else 0.1 for text in texts])
+        return np.stack([1 - unsafe, 0 * unsafe, unsafe], axis=1)
+
+
+@pytest.mark.parametrize("risk", [0.6, 0.0])
+def test_what_is_held_is_read_whole_by_a_classifier_that_reads_less(tiny, monkeypatch, risk):
+    """In doubt (risk 0.6), or for a final check (0.0), more is held than it reads at once."""
+    held(monkeypatch, risk)
+    model = tiny()
+    tokens = generated(model, "Hi", 90)
+    size = max(len(model.tokenizer.decode([each])) for each in tokens)
+    judge = Narrow(30 * size)
+    opinion = SecondOpinion(uncertain=0.3, final_check=True, keep_back=500)
+    limits = {"thresholds": HELD, "prompt_thresholds": OPEN}
+    guard = Guard(model, probe_for(model), judge)
+    events = list(guard.stream("Hi", max_new_tokens=90, second_opinion=opinion, **limits))
+    assert {event.text for event in events[:-1]} == {""}
+    assert events[-1].verdict == "uncertain"  # of what it no longer sees when it is asked last
+    for texts in judge.asked:
+        read = {i for text in texts for i in range(max(0, len(text) - judge.window), len(text))}
+        assert read == set(range(len(texts[-1])))
+    assert len(judge.asked[-1]) > 1

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from chat_endpoint import SECRET, says
-from modelassay.data.judging import FILTERED, UNCLEAR, Judgement, parse_verdict
+from modelassay.data.judging import FILTERED, TOO_LONG, UNCLEAR, Judgement, parse_verdict
 from modelassay.errors import InputError, UnavailableError
 from modelassay.guard_bench.judges import openai_judge
 from modelassay.hub.chat_completions import open_chat
@@ -102,6 +102,7 @@ def test_endpoint_with_other_answers(endpoint):
             (400, {}, {"error": {"code": "unsupported_value", "param": "temperature"}}),
             says("safe"),
             (400, {}, {"error": {"code": "content_policy_violation"}}),
+            (400, {}, {"error": {"code": "context_length_exceeded"}}),
             (404, {}, {}),
             (302, {"Location": "http://127.0.0.1:9/"}, {}),
         ]
@@ -111,6 +112,7 @@ def test_endpoint_with_other_answers(endpoint):
     assert "temperature" in endpoint.asked[0][2]
     assert "temperature" not in endpoint.asked[1][2]
     assert judge("p", "r") == FILTERED
+    assert judge("p", "r") == TOO_LONG  # which leaves one response unscored and ends no run
     with pytest.raises(InputError, match="--judge-model"):
         judge("p", "r")
     with pytest.raises(InputError, match="somewhere else"):

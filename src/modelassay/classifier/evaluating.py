@@ -248,7 +248,7 @@ class ThresholdChoice:
     def __post_init__(self) -> None:
         """Refuses what no data could make right."""
         if not 0 <= self.rate < 1:
-            raise InputError("The rate must be at least 0 and less than 1, e.g. 0.01.")
+            raise InputError("--rate must be at least 0 and less than 1, e.g. 0.01.")
         for name, level in (("--block-at", self.block), ("--uncertain-at", self.uncertain)):
             if level is not None and not 0 < level <= 1:
                 raise InputError(f"{name} must lie above 0 and not above 1, got {level:g}.")

@@ -226,6 +226,15 @@ class ExchangeClassifier:
         found[long] = (found[long] + probabilities[len(newest) :]) / 2
         return found
 
+    def reads_all(self, prompt: str, response: str) -> bool:
+        """Whether no part of a response is cut off to fit into what is read with a prompt."""
+        with self._lock:
+            form = self.record.text_format
+            (row,) = encode_pairs(
+                self.tokenizer, [(prompt, response)], self.max_length, text_format=form
+            )
+        return not row.cut
+
     def _probabilities(self, rows: Sequence[EncodedExchange], batch: int) -> np.ndarray:
         if not rows:
             return np.zeros((0, len(self.order)), dtype=np.float32)
@@ -342,10 +351,6 @@ def _open_full(folder: Path, record: ClassifierRecord) -> tuple[Any, Any]:
         )
     if missing := sorted(seen["missing_keys"]):  # transformers would make them up
         raise InputError(f"{folder / FULL_WEIGHTS} lacks {missing[0][:80]}; fetch it again.")
-    if network.config.num_labels != len(record.labels):
-        raise InputError(
-            f"{folder} has {network.config.num_labels} classes in place of {len(record.labels)}."
-        )
     if network.config.num_labels != len(record.labels):
         raise InputError(
             f"{folder} has {network.config.num_labels} classes in place of {len(record.labels)}."

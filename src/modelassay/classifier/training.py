@@ -121,7 +121,8 @@ def split_rows(
         validation_share: Of the prompts that are not for testing, those that tell when to stop.
 
     Raises:
-        InputError: a class is missing, or too few different prompts to split.
+        InputError: a class is missing, no safe row is left to choose the threshold on, or too few
+            different prompts to split.
     """
     wanted = LABELS if all(row.label for row in rows) else (True, False)
     require_classes(rows, wanted, "Training a classifier")
@@ -139,6 +140,11 @@ def split_rows(
     require_classes(
         [rows[i] for i in parts.train], wanted, "Training (after some prompts were held out)"
     )
+    if all(rows[i].unsafe for i in parts.validation):  # else known when all is trained
+        raise InputError(
+            f"The threshold is chosen on safe exchanges, and the {len(parts.validation)} that are"
+            " held out for it are all unsafe; give a larger --validation-share, or more rows."
+        )
     return parts
 
 

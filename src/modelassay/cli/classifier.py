@@ -178,7 +178,6 @@ def train_command(
     if name is not None:
         out = CLASSIFIERS.check_free(name, force=force)
     CLASSIFIERS.check_free(out=out, force=force)
-    _check_rate(rate)
     ThresholdChoice(rate, block_at, uncertain_at)
     recipe = TrainingRecipe(**vars(training))
     state = out.with_name(out.name + ".training")
@@ -233,7 +232,6 @@ def calibrate_command(
     from modelassay.classifier.evaluating import ThresholdChoice, recalibrate
     from modelassay.classifier.record import calibration_lines
 
-    _check_rate(rate)
     ThresholdChoice(rate, block_at, uncertain_at)
     if out is not None and out.exists():
         raise InputError(f"{out} exists already; give a new folder for --out.")
@@ -285,11 +283,6 @@ def _read(where: str, split: str, labels: str | None, token: str | None) -> list
     from modelassay.data.labels import check_scheme
 
     return read_labelled(where, split=split, labels=check_scheme(labels), token=token)
-
-
-def _check_rate(rate: float) -> None:
-    if not 0 <= rate < 1:
-        raise InputError("--rate must be at least 0 and less than 1, e.g. 0.01.")
 
 
 add_verbs(

@@ -28,10 +28,11 @@ from modelassay.data.public_sets import (
     reader_of,
 )
 from modelassay.errors import AssayError, InputError
-from modelassay.files.atomic import explain_os_errors, new_file
+from modelassay.files.atomic import write_rows_atomically
 from modelassay.files.journal import Journal, check_out, open_journal
+from modelassay.files.provenance import file_hash
 from modelassay.files.tables import NumberedRow
-from modelassay.hub import check_table, dataset_facts, open_rows
+from modelassay.hub import check_place, check_table, dataset_facts, open_rows
 from modelassay.progress import OnProgress
 
 BUILD_SCHEMA = "modelassay.data-build/1"
@@ -164,10 +165,14 @@ def build_data(
         resumed_at = run.read
         try:
             run.go_on(token, on_progress)
-            chosen = run.chosen()
         except AssayError as error:
-            if isinstance(error, InputError) or not run.kept:  # there is nothing to go on with
+            if isinstance(error, LayoutError) or not run.kept:  # there is nothing to go on with
                 progress.unlink()
+            raise
+        try:
+            chosen = run.chosen()
+        except InputError:  # other options are needed
+            progress.unlink()
             raise
         labels = _write(out, journal, chosen)
         built = BuiltData(
@@ -238,11 +243,14 @@ class _Source:
 def _source_of(
     where: str, config: str | None, split: str | None, token: Any, licence: str | None
 ) -> _Source:
+    check_place(where, config, split)
     path = Path(where)
     if path.is_file():
-        if config or split:
-            raise InputError("--config and --split are of a data set on the Hub, not of a file.")
-        return _Source(path.name, path, None, None, None, licence, _hash_of(path))
+        try:
+            digest = file_hash(path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read; it is not permitted.") from error
+        return _Source(path.name, path, None, None, None, licence, digest)
     known: PublicSet | None = public_set(where)
     name = known.where if known is not None else where
     check_table(name)
@@ -252,14 +260,6 @@ def _source_of(
         split = split or known.split
     told = licence or facts.licence or (known.licence if known is not None else None)
     return _Source(name, None, config, split or "train", facts.commit, told, None)
-
-
-def _hash_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with explain_os_errors(f"reading {path}"), path.open("rb") as stream:
-        while part := stream.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _prompts_of(where: str) -> frozenset[bytes]:
@@ -294,6 +294,8 @@ class _Run:
     journal: Journal
     read: int = 0
     """Number of the last row of the source that was looked at."""
+    passed: int = 0
+    """Number of the last row that this run saw, which may be one that was looked at before."""
     layout: str | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
@@ -319,16 +321,20 @@ class _Run:
             whole, self.read, self.layout = count, entry["read"], entry["layout"]
             self.left_out, self.first = Counter(entry["left_out"]), entry["first"]
         self.journal.keep(whole)
+        # The source is read from its beginning again, and tells of its malformed rows again.
+        self.left_out.pop(MALFORMED, None)
+        self.first.pop(MALFORMED, None)
 
     def go_on(self, token: Any, on_progress: OnProgress | None) -> None:
         """Reads the source from there on."""
         limit, read_row = self.options.limit, None
         full = limit if not self.options.samples else None
         for number, raw in self.source.rows(token, self._malformed):
-            if full is not None and self.kept >= full:
-                break
+            self.passed = number
             if number <= self.read:
                 continue
+            if full is not None and self.kept >= full:
+                break
             row = {str(name).strip().lower(): value for name, value in raw.items()}
             if read_row is None:
                 self.layout, read_row = reader_of(
@@ -345,7 +351,7 @@ class _Run:
         self._mark()
 
     def _malformed(self, _error: InputError) -> None:
-        self._leave_out(MALFORMED, self.read + 1)
+        self._leave_out(MALFORMED, self.passed + 1)
 
     def _examples(self, read_row: Any, row: Mapping[str, Any], number: int) -> Iterable[Example]:
         try:
@@ -460,16 +466,15 @@ class _Run:
 def _write(out: Path, journal: Journal, chosen: set[tuple[int, int]] | None) -> Counter[str]:
     """Writes the rows that were chosen, in the source's order; gives how many have each label."""
     labels: Counter[str] = Counter()
-    with (
-        explain_os_errors(f"writing {out}"),
-        new_file(out) as partial,
-        partial.open("w", encoding="utf-8") as stream,
-    ):
+
+    def rows() -> Iterator[dict[str, Any]]:
         for line in journal.entries():
             entry = json.loads(line)
             row = entry.get("row")
             if row is None or (chosen is not None and (row["row"], entry["at"]) not in chosen):
                 continue
             labels[row.get("label", "none")] += 1
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            yield row
+
+    write_rows_atomically(out, rows())
     return labels

@@ -75,16 +75,29 @@ def scheme_of(rows: Iterable[Row]) -> Scheme | None:
     return None if open_rows else "binary"
 
 
-def ambiguous(where: Any) -> InputError:
+def scheme_of_row(row: Row) -> Scheme | None:
+    """What numbers stand for, for who sees one row at a time; None if it takes the others to tell.
+
+    Args:
+        row: A labelled one. A name speaks for itself under either scheme.
+    """
+    field, key = _cell(row)
+    if field == "label3":
+        return "three-class"
+    return None if field == "label" and key in ("0", "1", "2") else "binary"
+
+
+def ambiguous(where: Any, option: str = "--data ") -> InputError:
     """The error about data whose labels could be of two classes or of three.
 
     Args:
         where: The data, as the user named it.
+        option: What stands before it on the command line.
     """
     return InputError(
         f"{where} labels responses with 0 and 1 and does not say how many classes there are. Give"
-        f" `--data {where} --labels binary` if 1 means an unsafe response, or"
-        f" `--data {where} --labels three-class` if 1 means a refusal and 2 an unsafe response."
+        f" `{option}{where} --labels binary` if 1 means an unsafe response, or"
+        f" `{option}{where} --labels three-class` if 1 means a refusal and 2 an unsafe response."
     )
 
 

@@ -16,12 +16,13 @@ from typing import Any, Protocol
 from modelassay.data.exchanges import text_of
 from modelassay.data.labelled import At, exchange_of
 from modelassay.data.labels import (
-    NAME_FIELD,
     UNSAFE_NAMES,
     Scheme,
+    ambiguous,
     is_labelled,
     is_said,
     label_of,
+    scheme_of_row,
 )
 from modelassay.errors import InputError
 
@@ -252,13 +253,10 @@ def _own(row: Row, at: At, labels: Scheme | None, where: Any) -> list[Example]:
     if not is_labelled(row):
         raise LeftOutError("it has no label")
     prompt, response = exchange_of(row, "a row", at)
-    told = str(row.get("label")).removesuffix(".0")
-    if labels is None and told in ("0", "1", "2") and not is_said(row, NAME_FIELD):
-        raise LayoutError(
-            f"{where} labels rows with numbers; give --labels binary if 1 means an unsafe response,"
-            " or --labels three-class if 1 means a refusal and 2 an unsafe response."
-        )
-    label, unsafe = label_of(row, "a row", labels or "binary")
+    scheme = labels or scheme_of_row(row)
+    if scheme is None:
+        raise LayoutError(str(ambiguous(where, option="")))
+    label, unsafe = label_of(row, "a row", scheme)
     name = "unsafe" if unsafe else "safe"
     own = row.get("id")
     return [_example(prompt, response, label if label and at == "answer" else name, None, own)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,28 @@ from modelassay.data.exchanges import numbered_rows
 from modelassay.data.judging import (
     FILTERED,
     INSTRUCTION,
+    TOO_LONG,
     UNCLEAR,
     Judgement,
-    judgement_of,
-    question_about,
+    ask_judge,
 )
 from modelassay.data.labelled import exchange_of
-from modelassay.data.labels import LABELS, NAME_FIELD, Label, Scheme, is_labelled, label_of
+from modelassay.data.labels import (
+    LABEL_FIELDS,
+    LABELS,
+    NAME_FIELD,
+    Label,
+    Scheme,
+    ambiguous,
+    is_labelled,
+    label_of,
+    scheme_of,
+)
 from modelassay.errors import InputError, UnavailableError
-from modelassay.files.atomic import explain_os_errors, new_file
+from modelassay.files.atomic import write_rows_atomically
 from modelassay.files.journal import Journal, check_out, open_journal
 from modelassay.files.provenance import text_hash
+from modelassay.hub import check_place
 from modelassay.hub.chat_completions import ChatModel, Usage
 from modelassay.hub.prices import Prices
 from modelassay.progress import OnProgress
@@ -39,6 +50,7 @@ NONSENSE = 10
 """Answers in a row without any verdict after which nothing more is paid for."""
 NO_VERDICT = "the teacher gave no plain verdict"
 DECLINED = "the endpoint's own filter declined"
+UNREAD = "it is longer than the teacher reads"
 NO_REFUSAL = "the teacher does not say whether it is a refusal"
 CONTRADICTION = "the teacher calls it unsafe and a refusal"
 DISAGREEMENT = "the teachers disagree"
@@ -174,31 +186,29 @@ def label_data(
         option="--out",
         force=force,
     ) as journal:
-        spent = _Spent(budget, journal)
+        spent = _Spent(budget, journal, names)
         try:
             if retry:
                 spent.forget_unclear()
             stopped_by = _ask_all(wanted, teachers, spent, on_progress)
         except UnavailableError as error:
-            done = len(spent.verdicts)
             raise UnavailableError(
-                f"{error} {done} of {len(wanted)} rows are answered and kept."
+                f"{error} {spent.asked} of {len(wanted)} rows are answered and kept."
             ) from error
-        settled = {row.number: _settle(row, spent.verdicts.get(row.number)) for row in rows}
+        settled = {row.number: _settle(row, spent.of(row.number)) for row in rows}
         counts = _write(out, rows, settled, {"models": names, "host": _host(teachers)})
     unlabelled: dict[str, list[int]] = {}
     for number, (label, reason) in settled.items():
         if label is None and reason is not None:
             unlabelled.setdefault(reason, []).append(number)
-    asked = len(spent.verdicts)
     return TaughtData(
         schema=TEACHING_SCHEMA,
         file=str(out),
         rows=len(rows),
-        asked=asked,
+        asked=spent.asked,
         labelled=sum(counts.values()),
         had_label=0 if recheck else sum(row.own is not None for row in rows),
-        left=len(wanted) - asked,
+        left=len(wanted) - spent.asked,
         labels=dict(sorted(counts.items())),
         unlabelled={reason: len(numbers) for reason, numbers in unlabelled.items()},
         named=unlabelled,
@@ -229,25 +239,21 @@ def _read(
 ) -> list[_Row]:
     """All rows; a malformed one is refused before anything is paid for."""
     found = []
-    if Path(where).is_file() and (config or split):
-        raise InputError("--config and --split are of a data set on the Hub, not of a file.")
-    numbered = numbered_rows(where, config=config, split=split or "train", token=token)
+    check_place(where, config, split)
+    numbered = list(numbered_rows(where, config=config, split=split or "train", token=token))
+    scheme = labels or scheme_of(values for _, values in numbered if is_labelled(values))
     for number, values in numbered:
         name = f"Row {number} of {Path(where).name}"
         prompt, response = exchange_of(values, name, "prompt")
         own: str | None = None
         if is_labelled(values):
-            told = str(values.get("label")).removesuffix(".0")
-            if labels is None and told in ("0", "1", "2") and not values.get(NAME_FIELD):
-                raise InputError(
-                    f"{name} is labelled with a number; give --labels binary if 1 means an unsafe"
-                    " response, or --labels three-class if 1 means a refusal and 2 an unsafe one."
-                )
-            label, unsafe = label_of(values, name, labels or "binary")
+            label, unsafe = label_of(values, name, scheme or "binary")
             own = label or ("unsafe" if unsafe else "safe")
         found.append(_Row(number, values, prompt, response, own))
     if not found:
         raise InputError(f"{where} has no rows.")
+    if scheme is None:  # a malformed row is named first
+        raise ambiguous(where, option="")
     return found
 
 
@@ -257,8 +263,11 @@ class _Spent:
 
     budget: Budget
     journal: Journal
-    verdicts: dict[int, list[Judgement]] = field(default_factory=dict)
-    """By row, those of all teachers."""
+    models: Sequence[str]
+    verdicts: dict[int, dict[str, Judgement]] = field(default_factory=dict)
+    """By row and model."""
+    asked: int = 0
+    """Rows of which all teachers have answered."""
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
     told: bool = True
     """Whether every answer told its tokens."""
@@ -267,29 +276,36 @@ class _Spent:
         """Takes up what was answered before."""
         for line in self.journal.entries():
             entry = json.loads(line)
-            self._count(entry["row"], entry["verdicts"], entry["usage"])
+            self._count(entry["row"], entry["model"], entry["verdict"], entry["usage"])
 
-    def add(self, number: int, verdicts: list[Judgement], usage: Usage | None) -> None:
-        """Keeps the answers about one row."""
-        told = [[each.unsafe, each.refusal, each.detail] for each in verdicts]
+    def of(self, number: int) -> list[Judgement] | None:
+        """What all teachers say of a row; None if one was not asked about it yet."""
+        told = self.verdicts.get(number, {})
+        return [told[each] for each in self.models] if len(told) == len(self.models) else None
+
+    def add(self, number: int, model: str, verdict: Judgement, usage: Usage | None) -> None:
+        """Keeps a teacher's answer about a row."""
+        told = [verdict.unsafe, verdict.refusal, verdict.detail]
         used = None if usage is None else [usage.prompt, usage.response]
-        self.journal.add({"row": number, "verdicts": told, "usage": used})
-        self._count(number, told, used)
+        self.journal.add({"row": number, "model": model, "verdict": told, "usage": used})
+        self._count(number, model, told, used)
 
-    def _count(self, number: int, verdicts: list[list[Any]], used: list[int] | None) -> None:
-        self.verdicts[number] = [Judgement(*each) for each in verdicts]
+    def _count(self, number: int, model: str, verdict: list[Any], used: list[int] | None) -> None:
+        told = self.verdicts.setdefault(number, {})
+        self.asked += model not in told and len(told) + 1 == len(self.models)
+        told[model] = Judgement(*verdict)
         if used is None:
             self.told = False
         else:
             self.usage = Usage(self.usage.prompt + used[0], self.usage.response + used[1])
 
     def forget_unclear(self) -> None:
-        """Lets rows without a plain verdict be asked about again; what they took stays counted."""
+        """Lets what is no plain verdict be asked for again; what it took stays counted."""
         self.verdicts = {
-            number: verdicts
-            for number, verdicts in self.verdicts.items()
-            if all(each.unsafe is not None for each in verdicts)
+            number: {model: each for model, each in told.items() if each.unsafe is not None}
+            for number, told in self.verdicts.items()
         }
+        self.asked = sum(len(told) == len(self.models) for told in self.verdicts.values())
 
     def reached(self) -> str | None:
         """The bound that is reached, if one is.
@@ -303,7 +319,7 @@ class _Spent:
                 "The teacher does not tell how many tokens it uses; bound the run by --max-rows,"
                 " without --max-tokens and --max-cost. What was answered is kept."
             )
-        if budget.rows is not None and len(self.verdicts) >= budget.rows:
+        if budget.rows is not None and self.asked >= budget.rows:
             return f"--max-rows {budget.rows}"
         if budget.tokens is not None and tokens >= budget.tokens:
             return f"--max-tokens {budget.tokens}"
@@ -324,17 +340,16 @@ def _ask_all(
     for done, row in enumerate(rows):
         if on_progress:
             on_progress(done, len(rows))
-        if row.number in spent.verdicts:
+        if spent.of(row.number) is not None:
             continue
         if (bound := spent.reached()) is not None:
             return bound
-        messages = question_about(row.prompt, row.response)
-        answers = [teacher.ask(messages) for teacher in teachers]
-        verdicts = [judgement_of(answer) for answer in answers]
-        used = [answer.usage for answer in answers if answer.usage is not None]
-        total = Usage(sum(u.prompt for u in used), sum(u.response for u in used))
-        spent.add(row.number, verdicts, total if len(used) == len(answers) else None)
-        nonsense = nonsense + 1 if all(each == UNCLEAR for each in verdicts) else 0
+        for teacher in teachers:
+            if teacher.model not in spent.verdicts.get(row.number, {}):
+                verdict, usage = ask_judge(teacher, row.prompt, row.response)
+                spent.add(row.number, teacher.model, verdict, usage)
+        only_nonsense = all(each == UNCLEAR for each in spent.verdicts[row.number].values())
+        nonsense = nonsense + 1 if only_nonsense else 0
         if nonsense >= NONSENSE:
             raise InputError(
                 f"The teacher's last {NONSENSE} answers hold no verdict; check --model"
@@ -369,6 +384,8 @@ def _class_of(verdict: Judgement) -> tuple[Label | None, str | None]:
     compliance, refusal, unsafe = LABELS
     if verdict == FILTERED:
         return None, DECLINED
+    if verdict == TOO_LONG:
+        return None, UNREAD
     if verdict.unsafe is None:
         return None, NO_VERDICT
     if verdict.unsafe:
@@ -388,7 +405,9 @@ def _agreed(
     rows: Sequence[_Row], settled: Mapping[int, tuple[str | None, str | None]], spent: _Spent
 ) -> int:
     return sum(
-        row.own is not None and row.number in spent.verdicts and settled[row.number][0] is not None
+        row.own is not None
+        and spent.of(row.number) is not None
+        and settled[row.number][0] is not None
         for row in rows
     )
 
@@ -401,22 +420,19 @@ def _write(
 ) -> Counter[str]:
     """Writes the rows that have a label, in their order; gives how many of each."""
     counts: Counter[str] = Counter()
-    with (
-        explain_os_errors(f"writing {out}"),
-        new_file(out) as partial,
-        partial.open("w", encoding="utf-8") as stream,
-    ):
+
+    def labelled() -> Iterator[dict[str, Any]]:
         for row in rows:
             label, _ = settled[row.number]
             if label is None:
                 continue
-            values = {k: v for k, v in row.values.items() if k not in (NAME_FIELD, "label3")}
+            values = {k: v for k, v in row.values.items() if k not in (*LABEL_FIELDS, NAME_FIELD)}
             if label != row.own:
                 values |= {"labelled_by": dict(teacher)}
             counts[label] += 1
-            stream.write(
-                json.dumps(values | {"label": label}, ensure_ascii=False, default=str) + "\n"
-            )
+            yield values | {"label": label}
+
+    write_rows_atomically(out, labelled())
     return counts
 
 

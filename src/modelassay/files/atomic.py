@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from modelassay.errors import AssayError, UnavailableError, first_line
 
@@ -172,6 +174,25 @@ def new_file(path: Path) -> Iterator[Path]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_rows_atomically(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows as JSON lines, one after the other, to a temporary name, then renames it.
+
+    Args:
+        path: The file.
+        rows: What JSON does not know is written as its text.
+
+    Raises:
+        UnavailableError: no room, or no permission.
+    """
+    with (
+        explain_os_errors(f"writing {path}"),
+        new_file(path) as partial,
+        partial.open("w", encoding="utf-8") as stream,
+    ):
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
 def write_text_atomically(path: Path, text: str) -> None:

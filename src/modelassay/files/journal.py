@@ -113,7 +113,7 @@ def open_journal(
 
     Raises:
         InputError: the file is another run's, or no such journal.
-        UnavailableError: it cannot be written, or another process is writing it.
+        UnavailableError: it cannot be written, also at the end, or another process is writing it.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file name for {option}.")
@@ -125,8 +125,11 @@ def open_journal(
             write_text_atomically(path, json.dumps({**header, "identity": identity}) + "\n")
         with explain_os_errors(f"writing {path}"):
             stream = path.open("r+b")
-        with stream:
+        try:
             yield Journal(path, stream)
+        finally:
+            with explain_os_errors(f"writing {path}"):
+                stream.close()  # writes what is left, for which a full disk has no room again
 
 
 def _goes_on(

@@ -6,6 +6,7 @@ import hashlib
 import json
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import modelassay
@@ -39,6 +40,19 @@ def installed_versions(*packages: str) -> dict[str, str]:
 def text_hash(text: str) -> str:
     """sha256 of a text in hexadecimal; lone surrogates count as question marks."""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while part := stream.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def json_hash(value: Any, *, compact: bool = False) -> str:

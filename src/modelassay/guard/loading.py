@@ -16,8 +16,9 @@ from modelassay.progress import OnPhase, silent
 log = logging.getLogger(__name__)
 
 MIN_WINDOW = 64
-"""Tokens that a classifier must read: what it clears must fit into what it sees (a held part is at
-most `ESCALATE_EVERY` tokens of the model, beside the start of the prompt)."""
+"""Tokens that a classifier must read: what it clears must fit into what it sees. It reads a
+held part that is longer in steps of `ESCALATE_EVERY` tokens of the model, which have to fit beside
+the start of the prompt."""
 
 
 def load_guard(

@@ -28,6 +28,7 @@ from modelassay.guard.decoding import (
     decode,
 )
 from modelassay.guard.policy import (
+    ESCALATE_EVERY,
     Action,
     Policy,
     Ruling,
@@ -388,10 +389,15 @@ class _Response:
         response = "".join(self.pieces)
         if not self.stops.found:  # else nothing after it counts
             response = self.guard.model.tokenizer.decode(self.tokens, skip_special_tokens=True)
-        exchange = self.asked.turns[-1]["content"], response
+        prompt = self.asked.turns[-1]["content"]
+
+        def ask() -> np.ndarray:
+            begun = self._unread(classifier, prompt)
+            return classifier.predict([(prompt, text) for text in (*begun, response)])
+
         try:
-            scores = _within(CLASSIFIER_SECONDS, lambda: classifier.predict([exchange]))
-            unsafe = float(scores[0][-1])
+            scores = np.asarray(_within(CLASSIFIER_SECONDS, ask), dtype=float)
+            unsafe = float(scores[:, -1].max())  # NaN if one of them is
             doubt, limit = self.opinion.levels(classifier)
         except futures.TimeoutError:  # before Python 3.11 it is not the builtin
             log.warning("The classifier took longer than %.0f s.", CLASSIFIER_SECONDS)
@@ -406,6 +412,24 @@ class _Response:
         if unsafe < limit:
             return _Said("uncertain", unsafe, f"the classifier is uncertain ({unsafe:.0%} unsafe)")
         return _Said("condemned", unsafe, f"condemned by the classifier ({unsafe:.0%} unsafe)")
+
+    def _unread(self, classifier: Classifier, prompt: str) -> list[str]:
+        """Beginnings of the response that have to be read too, so that all that is held is read.
+
+        A classifier reads the newest part of a long response. While it was in doubt, or waits for a
+        final check, more may be held than that.
+        """
+        reads_all = getattr(classifier, "reads_all", None)
+        begun: list[str] = []
+        if reads_all is None:  # it takes all that it is given
+            return begun
+        start = self.given_out
+        for end in range(start + ESCALATE_EVERY + 1, len(self.pieces) + 1):
+            is_step = (end - start) % ESCALATE_EVERY == 0 or end == len(self.pieces)
+            if is_step and not reads_all(prompt, "".join(self.pieces[start:end])):
+                start = end - ESCALATE_EVERY
+                begun.append("".join(self.pieces[:start]))
+        return begun
 
     def _release(self, covered: int) -> str:
         """Text of the tokens that are covered now, up to a stop string."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from modelassay.data.judging import Judge, Judgement, judgement_of, question_about
+from modelassay.data.judging import Judge, Judgement, ask_judge
 from modelassay.data.labels import LABELS
 from modelassay.hub.chat_completions import ATTEMPTS, TIMEOUT, open_chat
 
@@ -79,4 +79,4 @@ def openai_judge(
         attempts=attempts,
         sleep=sleep,
     )
-    return lambda prompt, response: judgement_of(chat.ask(question_about(prompt, response)))
+    return lambda prompt, response: ask_judge(chat, prompt, response)[0]

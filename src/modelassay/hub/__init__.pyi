@@ -15,6 +15,7 @@ from .snapshots import blob_sha256 as blob_sha256
 from .snapshots import fetch_snapshot as fetch_snapshot
 from .snapshots import silence_downloads as silence_downloads
 from .snapshots import trim_cache as trim_cache
+from .tables import check_place as check_place
 from .tables import check_table as check_table
 from .tables import open_rows as open_rows
 from .tables import read_dataset as read_dataset

@@ -224,6 +224,16 @@ def check_table(where: str | Path) -> None:
         raise InputError(f"{str(where)!r} is neither a data file nor a Hub data set (owner/name).")
 
 
+def check_place(where: str | Path, config: str | None, split: str | None) -> None:
+    """Refuses a configuration or split of a file, which would be passed over.
+
+    Raises:
+        InputError: says so.
+    """
+    if (config or split) and Path(where).is_file():
+        raise InputError("--config and --split are of a data set on the Hub, not of a file.")
+
+
 def _http_cause(error: BaseException | None) -> Any | None:
     """The Hub's own answer behind an error, if there was one."""
     from huggingface_hub.errors import HfHubHTTPError

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_serializer
 from pydantic.functional_serializers import SerializerFunctionWrapHandler
 
 from modelassay.errors import InputError
+from modelassay.files.provenance import file_hash
 from modelassay.files.records import CommitHash, Line, Record, Sha256, first_problem
 from modelassay.hub import blob_sha256
 
@@ -142,11 +143,7 @@ def hash_file(file: Path) -> str:
     """sha256 of a file; that of a file in the Hub's cache is its name there."""
     if (known := blob_sha256(file)) is not None:
         return known
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return file_hash(file)
 
 
 MAX_TEXT = 300
