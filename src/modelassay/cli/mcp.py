@@ -114,13 +114,14 @@ def _over_http(
     config: Path, profile: Any, blind: bool, address: tuple[str, int], token: str
 ) -> None:
     from modelassay.audit import Audit
-    from modelassay.audit.server import HTTP_PATH, check_installed, is_loopback, listen, serve_http
+    from modelassay.audit.server import HTTP_PATH, check_installed, listen, serve_http
+    from modelassay.hub.endpoint import is_this_machine
 
     check_installed()
     settings = _load(config, profile, blind)
     host, port = address
     with listen(host, port) as listening, Audit(settings, secrets=(token,)) as audit:
-        if not is_loopback(host):
+        if not is_this_machine(host):
             typer.echo(
                 f"modelassay: {host} is reached from other machines, and the token is sent as plain"
                 " text; put TLS before it.",
