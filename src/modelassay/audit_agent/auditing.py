@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from modelassay.audit.blinding import UNTOLD
 from modelassay.audit.config import AuditConfig
 from modelassay.audit.session import Audit
 from modelassay.audit_agent.chat import AgentModel
@@ -37,7 +38,6 @@ RUNS_FILE, RUN_FILE, RESULT_FILE = "agent-runs.json", "run.json", "agent-audit.j
 MAX_FILE_BYTES = 10_000_000
 OF_THE_MODELS = {"base", "base_adapter", "candidate", "candidate_adapter", "training_data"}
 """Keys of a config that organisms replace."""
-WITHHELD = "withheld"
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _targets(config: AuditConfig, organisms: Sequence[str]) -> list[_Target]:
         names = [ref.id for ref in (config.candidate_ref, config.base_ref)]
         if config.candidate_adapter:
             names[0] = config.candidate_adapter
-        name, base = [WITHHELD, WITHHELD] if hidden else names
+        name, base = [UNTOLD, UNTOLD] if hidden else names
         return [_Target(name, base, config, ".")]
     found: dict[str, _Target] = {}
     for given in organisms:
