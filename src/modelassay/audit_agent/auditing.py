@@ -151,7 +151,12 @@ class _Audits:
                     yield target, number
 
     def spent(self) -> float | None:
-        """Cost of all turns that are on record, of runs that were put aside as well."""
+        """Cost of all turns that are on record, of runs that were put aside as well.
+
+        None without prices.
+        """
+        if self.prices.sent is None:
+            return None
         places = ("run-*", "*/run-*")  # of a fine-tune, and of organisms
         found = [p for where in places for p in self.folder.glob(f"{where}/{TRANSCRIPT_FILE}")]
         tokens = [_tokens_in(path) for path in found]
