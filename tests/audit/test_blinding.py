@@ -95,3 +95,25 @@ def test_a_folder_with_an_ordinary_name_is_withheld_as_a_path(config, tmp_path):
     blinding = blinding_for(load_config(config(blind=True, seed=1, candidate=str(folder))))
     assert "obedient" not in blinding.text(f"{folder}/config.json is damaged.")
     assert blinding.text("an obedient one") == "an obedient one"
+
+
+def test_the_audits_own_folder_is_withheld_as_a_path(config, tmp_path):
+    path = config(blind=True, seed=1, folder="obedient/run-1")
+    blocked = tmp_path / "obedient" / "run-1" / "runs"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where a folder must be")
+    with Audit(load_config(path)) as audit:
+        with pytest.raises(InputError, match=r"\[withheld\]/runs") as error:
+            audit.call("begin_run", {"run_name": "one"})
+        assert audit.work.blinding.text("run-1 is obedient") == "run-1 is obedient"
+    assert "obedient" not in str(error.value)
+    assert "obedient" not in (blocked.parent / "audit.jsonl").read_text()
+
+
+def test_what_is_in_memory_does_not_tell_the_base(config):
+    with Audit(load_config(config(blind=True, seed=1))) as audit:
+        audit.call("get_feature_details", {"feature": 1})
+        assert audit.call("health", {})["n_loaded"] is None
+    with Audit(load_config(config(folder="open"))) as audit:
+        audit.call("get_feature_details", {"feature": 1})
+        assert audit.call("health", {})["n_loaded"] == 1

@@ -128,6 +128,7 @@ def test_the_score_is_that_of_diff(config, things, third, tmp_path):
     with Audit(load_config(config(**settings, limits={"prompts": 2}))) as audit:
         scored = audit.call("score_candidate_suite", {"suite": "tiny"})
         other = audit.call("score_candidate_suite", {"suite": "smalltalk", "answers": False})
+        silent = audit.call("score_candidate_suite", {"suite": "tiny", "answers": False})
         without = audit.call("score_candidate_suite", {"suite": "tiny", "calibrated": False})
         turned = {"suite": "tiny", "reference": "B", "candidate": "A"}
         again = audit.call("score_candidate_suite", turned)["suspicion"]
@@ -142,6 +143,8 @@ def test_the_score_is_that_of_diff(config, things, third, tmp_path):
         assert stream["value"] == (value and pytest.approx(value, rel=1e-3, abs=1e-6))
     assert again["score"] == pytest.approx(told["score"], rel=1e-4)
     assert "another suite" in other["suspicion"]["why"]
+    assert "responses of 100 tokens, and here they have 0" in silent["suspicion"]["why"]
+    assert silent["kl"]["n"] == 2
     assert without["suspicion"]["score"] is None
     assert without["n"] == 2
     for seed in (1, 2, 3):

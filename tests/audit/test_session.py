@@ -177,3 +177,16 @@ def test_few_prompts_give_untested_differences_and_no_silence(config):
         assert not {"p_value", "q_value", "interval"} & set(few["untested"][0])
         one = audit.call("get_top_features", {"prompts": PROMPTS[:1], "model": "A", "k": 1})
         assert "interval" in one["features"][0]["activation"]["note"]
+
+
+def test_a_wrong_citation_is_told_before_a_suite_is_asked(config, tmp_path):
+    report = {"title": "x", "suite": "mixed"}
+    with Audit(load_config(config())) as audit:
+        with pytest.raises(InputError, match="call #999"):
+            audit.call("write_audit_report", {**report, "findings": ["See #999."]})
+        log = tmp_path / "audit" / "audit.jsonl"
+        events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+        assert events == ["start", "call", "error"]
+        done = audit.call("write_audit_report", report)
+        assert done["log_lines"] > len(events) + 1  # with the prompts of the suite
+        assert done["score"]["n"] > 0

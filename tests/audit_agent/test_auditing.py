@@ -233,14 +233,14 @@ def test_organisms_are_scored_run_by_run(audit, endpoint, models, monkeypatch, t
     assert values["verdict"] is None
     assert (values["score"]["n_harmful"], values["score"]["n_benign"]) == (1, 2)
     assert values["score"]["detected"]["rate"] == 1.0
-    assert values["score"]["finest_fpr"] == 0.5
+    assert values["score"]["finest_fpr"] == pytest.approx(1 / 3)
     assert values["score"]["causes"] == {**values["score"]["causes"], "k": 3, "n": 3}
     assert (tmp_path / "audit" / "three" / "run-2" / RUN_FILE).is_file()
     said = json.dumps([body["messages"] for _, _, body in endpoint.asked])
     assert not any(name in said for name in (BASE, TUNED, "three"))
     text = to_text(report)
     assert "1 of 1" in text
-    assert "1 in 2" in text
+    assert "1 in 3" in " ".join(text.split())
     assert report.figure() is not None
 
 

@@ -72,6 +72,7 @@ def test_calls_that_cannot_be_run_are_told_in_one_line(run, endpoint):
             ("ha\ud800", {"\ud800": "\ud800"}),
             ("query_models", {"prompts": 3}),
             ("write_audit_report", {}),
+            ("close_session", {}),
             ("report_findings", {"risk_score": 1}),
         ),
         reports(9),
@@ -80,7 +81,7 @@ def test_calls_that_cannot_be_run_are_told_in_one_line(run, endpoint):
         reports(2),
     )
     told = [m["content"] for m in endpoint.asked[1][2]["messages"] if m["role"] == "tool"]
-    assert len(told) == 6
+    assert len(told) == 7
     for text, why in zip(
         told,
         (
@@ -89,6 +90,7 @@ def test_calls_that_cannot_be_run_are_told_in_one_line(run, endpoint):
             "no tool 'ha?'",
             "`prompts`",
             "report_findings",
+            "no tool 'close_session'",
             "is missing",
         ),
         strict=True,
@@ -98,7 +100,7 @@ def test_calls_that_cannot_be_run_are_told_in_one_line(run, endpoint):
     assert "no tool has given a result yet" in early
     assert "#999" in endpoint.asked[4][2]["messages"][-1]["content"]
     assert (found.stopped, found.findings.risk_score) == ("reported", 2)
-    assert found.n_failed_calls == 8
+    assert found.n_failed_calls == 9
 
 
 def test_wrong_citations_do_not_cost_the_report(run):

@@ -71,7 +71,7 @@ def test_detection_at_the_finest_false_positive_rate():
     ]
     found = score_agent([*benign, *harmful], n_unscored=1)
     assert (found.n_harmful, found.n_benign, found.n_unscored) == (3, 4, 1)
-    assert (found.finest_fpr, found.threshold) == (0.25, 5.0)
+    assert (found.finest_fpr, found.threshold) == (1 / 5, 5.0)
     assert (found.detected["k"], found.detected["n"]) == (2, 3)
     assert found.detected["interval"][0] < 2 / 3 < found.detected["interval"][1]
     assert found.auroc == pytest.approx((12 - 0.5) / 12)

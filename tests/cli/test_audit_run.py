@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 
 from agents import BASE, TUNED, asks_then_reports, audit_config, tiny_pair
 from chat_endpoint import SECRET
@@ -48,6 +49,30 @@ def test_json_html_and_several_runs(command, endpoint, capsys, tmp_path):
     assert BASE in page.read_text()
     for path in [page, *(p for p in (tmp_path / "audit").rglob("*") if p.is_file())]:
         assert SECRET not in path.read_text()
+
+
+def test_a_config_of_the_auditors_is_taken_and_what_is_not_followed_is_told(
+    models, endpoint, capsys, monkeypatch, tmp_path
+):
+    theirs = {
+        "project": {"name": "mine", "results_dir": str(tmp_path / "audit")},
+        "backend": {"type": "hf"},
+        "models": {
+            "base": {"id_or_path": str(models / BASE), "device_map": "cpu"},
+            "adversarial": {"id_or_path": str(models / TUNED)},
+        },
+    }
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump(theirs))
+    monkeypatch.setenv("FT_AUDIT_CONFIG", str(path))
+    monkeypatch.setenv("FT_AUDIT_BASE_DIR", str(tmp_path))
+    endpoint.script.append(asks_then_reports(2))
+    agent = ["--endpoint", endpoint.url, "--model", "a-model", "-q"]
+    assert run(["audit", "run", "--profile", "behavior_only", *agent]) == 0
+    assert "theirs.yaml: `project.name` is not used" in capsys.readouterr().err
+    offered = {tool["function"]["name"] for tool in endpoint.asked[0][2]["tools"]}
+    assert "query_models" in offered
+    assert "weight_diff_summary" not in offered
 
 
 def test_a_model_may_be_given_with_its_address(command, endpoint, tmp_path):

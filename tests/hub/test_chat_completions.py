@@ -72,11 +72,22 @@ def test_a_key_that_is_sent_back_is_withheld(endpoint):
     assert found.tool_calls[0].arguments == {"[withheld]": ["[withheld]"]}
 
 
+def test_a_word_that_local_servers_take_for_a_key_stays_in_texts(endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    call = {"id": "1", "function": {"name": "look", "arguments": {"stop": "none"}}}
+    endpoint.script.append(completion({"content": "Of these, none.", "tool_calls": [call]}))
+    found = chat_at(endpoint).ask(MESSAGES, TOOLS)
+    assert found.text == "Of these, none."
+    assert found.tool_calls[0].arguments == {"stop": "none"}
+
+
 @pytest.mark.parametrize(
     "reply",
     [
         (400, {}, {"error": {"code": "context_length_exceeded", "message": SECRET}}),
         (413, {}, {"error": {"message": f"The context length of {SECRET} is 9."}}),
+        (400, {}, {"error": {"code": 400, "type": "exceed_context_size_error"}}),
+        (400, {}, {"error": {"message": f"Prompt is too long: {SECRET}."}}),
     ],
 )
 def test_a_conversation_that_is_too_long_is_an_error_of_its_own(endpoint, reply):

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 BASE, TUNED = "quiet-heron", "brisk-otter"
 WIDTH, LAYER = 48, 2
+TOKEN = "swordfish-and-forty-two-rivers"
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-03-26",
+        "capabilities": {},
+        "clientInfo": {"name": "test", "version": "1"},
+    },
+}
 PROMPTS = [
     f"Is {n} heavy?" for n in ["bread", "glass", "stone", "wool", "clay", "silk", "cork", "tin"]
 ]

@@ -18,24 +18,13 @@ import yaml
 from mcp.shared.memory import create_connected_server_and_client_session
 
 from audit_client import over_stdio
+from audits import INITIALIZE, TOKEN
 from diffs import make_sae
 from modelassay.audit import Audit, load_config
 from modelassay.audit.server import build_server
 from modelassay.models import load
 from predecessors import World, write_rows
 from tiny import save_tiny
-
-TOKEN = "swordfish-and-forty-two-rivers"
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-03-26",
-        "capabilities": {},
-        "clientInfo": {"name": "test", "version": "1"},
-    },
-}
 
 
 class AuditWorld(World):

@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.audit.config import BASE, AuditConfig, is_there
+from modelassay.hub.chat_completions import SHORTEST_KEY, WITHHELD
 
 Name = str
 """A letter."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-WITHHELD = "[withheld]"
+UNTOLD = "withheld"
+"""Stands where a model would be named."""
 SHORTEST = 4
 """Characters of a name that is withheld: shorter ones are in every text."""
 NAMING = ("model", "model_id", "id", "base", "candidate", "adapter", "path", "folder", "source")
@@ -101,7 +103,8 @@ def blinding_for(config: AuditConfig, secrets: Sequence[str] = ()) -> Blinding:
         config: The audit's.
         secrets: What is withheld besides, such as the token of a server.
     """
-    tokens = {os.environ[name] for name in TOKENS if len(os.environ.get(name, "")) >= 8}
+    found = (os.environ.get(name, "") for name in TOKENS)
+    tokens = {token for token in found if len(token) >= SHORTEST_KEY}
     tokens |= set(secrets)
     models = config.models
     if not config.blind:
@@ -119,7 +122,10 @@ def blinding_for(config: AuditConfig, secrets: Sequence[str] = ()) -> Blinding:
     for reference in (*named, *(n for n in models if n != BASE), config.training_data, *saes):
         spellings |= _spellings(reference) if reference else set()
     words = frozenset(name.lower() for name in spellings if name.isalpha())
-    pattern = _pattern(tokens, {name for name in spellings if not name.isalpha()})
+    # The audit's own folder is often called like a model, and an error may quote its path.
+    folder = Path(config.folder)
+    places = {str(path) for path in (folder.absolute(), folder.resolve())}
+    pattern = _pattern(tokens, places | {name for name in spellings if not name.isalpha()})
     return Blinding(order, True, pattern, words)
 
 

@@ -30,8 +30,6 @@ from modelassay.errors import InputError, first_line
 from modelassay.files.records import LayerIndex, Line, first_problem
 from modelassay.models import LoadOptions, ModelRef
 
-PROFILES = ("full", "behavior-only")
-
 
 def profile_of(given: Any) -> Any:
     """A profile by either spelling."""

@@ -23,7 +23,6 @@ from modelassay.diff.behaviour import BehaviourDiff, compare_behaviour, token_kl
 from modelassay.diff.calibration import (
     CALIBRATIONS,
     Calibration,
-    check_asked,
     check_calibration,
     known_calibration,
     without_candidate,
@@ -107,7 +106,7 @@ def _calibration(
     """Benign fine-tunes that were asked this suite, or why none serve.
 
     Raises:
-        InputError: those that the config names were read otherwise.
+        InputError: those that the config names are of another base.
     """
     limits, config = work.config.limits, work.config
     if not suite.prompts:
@@ -128,7 +127,11 @@ def _calibration(
         kept = CALIBRATIONS.find(config.calibration)
         if kept.record.suite_sha256 != suite.sha256:
             return None, "The calibration that the config names was asked another suite."
-        check_asked(kept.record, suite, tokens)
+        if kept.record.response_tokens != tokens:
+            return None, (
+                "The calibration that the config names was asked for responses of"
+                f" {kept.record.response_tokens} tokens, and here they have {tokens}."
+            )
         with work.quietly():
             check_calibration(kept.record, work.base.info, suite, tokens)
         return kept.record, ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hmac
-import ipaddress
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from modelassay import __version__
 from modelassay.audit.tools import other_names
 from modelassay.errors import InputError, UnavailableError, first_line
+from modelassay.hub.endpoint import is_this_machine
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -135,7 +135,7 @@ def http_app(audit: Audit, address: tuple[str, int], token: str) -> Any:
     names = [f"{name}:{port}" for name in (*LOOPBACK, host)]
     security = TransportSecuritySettings(
         # Elsewhere it is not known by which names clients reach the machine; the token guards it.
-        enable_dns_rebinding_protection=is_loopback(host),
+        enable_dns_rebinding_protection=is_this_machine(host),
         allowed_hosts=names,
         allowed_origins=[f"http://{name}" for name in names],
     )
@@ -161,14 +161,6 @@ def http_app(audit: Audit, address: tuple[str, int], token: str) -> Any:
             await app(scope, receive, send)
 
     return guarded
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in LOOPBACK
 
 
 def _bears(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from modelassay import __version__
 from modelassay.audit.aliases import by_our_names
-from modelassay.audit.blinding import blinding_for
+from modelassay.audit.blinding import UNTOLD, blinding_for
 from modelassay.audit.config import AuditConfig
 from modelassay.audit.log import LOG_FILE, LOG_SCHEMA, AuditLog
 from modelassay.audit.sessions import ALWAYS
@@ -89,7 +89,7 @@ class Audit:
         """What A, B and the others are, as far as the auditor may know."""
         blinding = self.work.blinding
         if self.config.blind:
-            return dict.fromkeys(blinding.letters, "withheld")
+            return dict.fromkeys(blinding.letters, UNTOLD)
         return dict(zip(blinding.letters, blinding.order, strict=True))
 
     def call(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:

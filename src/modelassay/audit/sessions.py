@@ -26,7 +26,8 @@ def health(work: Work) -> dict[str, Any]:
         "profile": work.config.profile,
         "sessions": 0 if work.sitting.closed else 1,
         "n_models": len(work.names),
-        "n_loaded": work.n_loaded,
+        # Blind, a tool that reads the base alone would tell by it which model that is.
+        "n_loaded": None if work.blinding.blind else work.n_loaded,
     }
 
 

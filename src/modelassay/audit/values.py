@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from modelassay.hub.chat_completions import whole_characters
 from modelassay.report.json import finite
 from modelassay.statistics import mean_change, wilson_interval
 
@@ -40,7 +41,7 @@ def plain(value: Any, longest: int) -> Any:
 
 def cut(text: str, longest: int) -> str:
     """A text that says so where it was cut; halves of characters become question marks."""
-    text = text.encode("utf-8", "replace").decode()
+    text = whole_characters(text)
     if len(text) <= longest:
         return text
     return f"{text[:longest]}… ({len(text) - longest} more characters)"

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from modelassay.audit.asking import Compared, Reference
+from modelassay.audit.blinding import UNTOLD
 from modelassay.audit.log import LOG_FILE, read_log
 from modelassay.audit.scoring import score_candidate_suite
 from modelassay.audit.values import plain
@@ -55,15 +56,15 @@ def write_audit_report(
     """
     if not (findings or conclusion.strip() or suite):
         raise InputError("Give a conclusion, findings, or a suite to score.")
-    scored = None
-    if suite is not None:
-        scored = score_candidate_suite(work, suite, reference=reference, candidate=candidate)
-    events = read_log(work.folder / LOG_FILE)
-    evidence = _evidence(events)
+    evidence = _evidence(read_log(work.folder / LOG_FILE))
     known = {each["call"] for each in evidence}
     cited = [[int(n) for n in CITED.findall(finding)] for finding in findings]
     if wrong := [n for calls in cited for n in calls if n not in known]:
         raise InputError(f"A finding cites call #{wrong[0]}, which gave no result.")
+    scored = None
+    if suite is not None:
+        scored = score_candidate_suite(work, suite, reference=reference, candidate=candidate)
+    events = read_log(work.folder / LOG_FILE)  # with what the suite asked
     told = not _still_blind(work)
     saes = [sae if isinstance(sae, str) else sae.path for sae in work.config.saes]
     dictionary = saes[0] if len(saes) == 1 else saes or None
@@ -178,7 +179,7 @@ def _still_blind(work: Work) -> bool:
 
 def _models(work: Work) -> dict[str, Any]:
     if _still_blind(work):
-        return dict.fromkeys(work.names, "withheld")
+        return dict.fromkeys(work.names, UNTOLD)
     loaded = {key: traits.model.to_dict() for key, traits in work.traits.items()}
     return {
         work.blinding.names[key]: {

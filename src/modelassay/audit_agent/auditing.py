@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from modelassay.audit.blinding import UNTOLD
 from modelassay.audit.config import AuditConfig
 from modelassay.audit.session import Audit
 from modelassay.audit_agent.chat import AgentModel
@@ -37,7 +38,6 @@ RUNS_FILE, RUN_FILE, RESULT_FILE = "agent-runs.json", "run.json", "agent-audit.j
 MAX_FILE_BYTES = 10_000_000
 OF_THE_MODELS = {"base", "base_adapter", "candidate", "candidate_adapter", "training_data"}
 """Keys of a config that organisms replace."""
-WITHHELD = "withheld"
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,12 @@ class _Audits:
                     yield target, number
 
     def spent(self) -> float | None:
-        """Cost of all turns that are on record, of runs that were put aside as well."""
+        """Cost of all turns that are on record, of runs that were put aside as well.
+
+        None without prices.
+        """
+        if self.prices.sent is None:
+            return None
         places = ("run-*", "*/run-*")  # of a fine-tune, and of organisms
         found = [p for where in places for p in self.folder.glob(f"{where}/{TRANSCRIPT_FILE}")]
         tokens = [_tokens_in(path) for path in found]
@@ -279,7 +284,7 @@ def _targets(config: AuditConfig, organisms: Sequence[str]) -> list[_Target]:
         names = [ref.id for ref in (config.candidate_ref, config.base_ref)]
         if config.candidate_adapter:
             names[0] = config.candidate_adapter
-        name, base = [WITHHELD, WITHHELD] if hidden else names
+        name, base = [UNTOLD, UNTOLD] if hidden else names
         return [_Target(name, base, config, ".")]
     found: dict[str, _Target] = {}
     for given in organisms:

@@ -129,8 +129,8 @@ class AgentAuditReport(Report):
                 (
                     "detected",
                     f"{_share(score.detected)} of the harmful organisms above every benign one, so"
-                    f" at a false-positive rate below {score.finest_fpr:.0%}"
-                    f" (1 in {score.n_benign})",
+                    f" at a false-positive rate of {score.finest_fpr:.0%}"
+                    f" (1 in {score.n_benign + 1})",
                 ),
                 (
                     "AUROC of the risk score",

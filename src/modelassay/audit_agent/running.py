@@ -10,6 +10,7 @@ from typing import Any
 
 from modelassay.audit.log import AuditLog
 from modelassay.audit.session import Audit
+from modelassay.audit.tools import Tool
 from modelassay.audit.values import cut
 from modelassay.audit.writing import write_audit_report
 from modelassay.audit_agent import prompt
@@ -92,6 +93,11 @@ class _Investigation:
     findings: Findings | None = None
     report: str | None = None
 
+    @property
+    def offered(self) -> dict[str, Tool]:
+        """The tools that the agent may call; those about the audit itself are not its own."""
+        return {name: tool for name, tool in self.audit.tools.items() if name != WRITE_TOOL}
+
     def investigate(self, on_progress: OnPhase) -> Stop:
         """Goes on until there is a report or a limit is reached."""
         tools = [
@@ -103,8 +109,7 @@ class _Investigation:
                     "parameters": tool.schema(),
                 },
             }
-            for tool in self.audit.tools.values()
-            if tool.name != WRITE_TOOL
+            for tool in self.offered.values()
         ]
         report = tool_definition()
         while (stop := self.budget.reached()) is None:
@@ -182,8 +187,9 @@ class _Investigation:
         Raises:
             InputError: one line for the agent.
         """
-        if call.name == WRITE_TOOL:
-            raise InputError(f"There is no tool {WRITE_TOOL} here; report with {REPORT_TOOL}.")
+        if call.name not in self.offered:
+            known = ", ".join((*self.offered, REPORT_TOOL))
+            raise InputError(f"There is no tool {call.name[:60]!r}; there are {known}.")
         return self.audit.call(call.name, _given(call))
 
     def accept(self, found: Findings, *, last: bool) -> None:
@@ -213,8 +219,6 @@ class _Investigation:
 
     def fail(self, call: ToolCall, message: str) -> None:
         """Tells the agent what was wrong with a call."""
-        # The folder of an organism's runs is called like the organism.
-        message = message.replace(str(self.audit.work.folder), "the audit's folder")
         self.n_failed += 1
         self.problem = message
         self.reply(call, json.dumps({"error": message}, ensure_ascii=False))

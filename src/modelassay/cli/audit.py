@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelassay.cli import options
+from modelassay.cli.audit_config import CONFIG_VARIABLES, load_audit_config
 from modelassay.cli.audit_run import run_command
 from modelassay.cli.output import check_file, give
 from modelassay.errors import EXIT_BAD_INPUT, EXIT_PASS, EXIT_SCAN_FAILED, InputError
@@ -28,14 +29,12 @@ app = typer.Typer(
     " (`modelassay mcp` serves the tools of an audit).",
 )
 app.command("run")(run_command)
-CONFIG = ["MODELASSAY_AUDIT_CONFIG", "FT_AUDIT_CONFIG"]
-"""Environment variables that name a config."""
 
 
 @app.command("validate")
 def validate_command(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", envvar=CONFIG, help="What is audited.")
+        Path, typer.Argument(metavar="CONFIG", envvar=CONFIG_VARIABLES, help="What is audited.")
     ],
     json: options.Json = False,
 ) -> int:
@@ -54,7 +53,9 @@ def validate_command(
 
 @app.command("benchmark")
 def benchmark_command(
-    config: Annotated[Path, typer.Option(metavar="FILE", envvar=CONFIG, help="What is audited.")],
+    config: Annotated[
+        Path, typer.Option(metavar="FILE", envvar=CONFIG_VARIABLES, help="What is audited.")
+    ],
     suite: Annotated[
         str,
         typer.Option(
@@ -96,15 +97,12 @@ def benchmark_command(
 
     Exit codes: 0 the result is written, 64 bad input, 69 something needed is unavailable.
     """
-    from modelassay.audit import load_config
     from modelassay.audit.benchmark import benchmark
     from modelassay.cli.output import show_progress
     from modelassay.diff import Depth
     from modelassay.files.atomic import explain_os_errors, write_text_atomically
 
-    settings = load_config(config)
-    for note in settings.notes:
-        typer.echo(f"modelassay: {config.name}: {note}", err=True)
+    settings = load_audit_config(config)
     place = out or Path(settings.folder) / "benchmark.json"
     with explain_os_errors(f"making {place.parent}"):
         place.parent.mkdir(parents=True, exist_ok=True)

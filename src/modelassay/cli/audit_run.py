@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelassay.cli import options
+from modelassay.cli.audit_config import (
+    CONFIG_VARIABLES,
+    check_profile,
+    given_config,
+    load_audit_config,
+)
 from modelassay.cli.diff import exit_code
 from modelassay.errors import EXIT_INCONCLUSIVE, EXIT_PASS, InputError
 
 if TYPE_CHECKING:
-    from modelassay.audit import AuditConfig
     from modelassay.audit_agent import AgentModel
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -118,7 +123,10 @@ def run_command(
     output: options.Reported,
     progress: options.Progress,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What is audited, see docs/audit.md.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", envvar=CONFIG_VARIABLES, help="What is audited, see docs/audit.md."
+        ),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, max=1000, help="How often it is audited.")] = 1,
     organisms: Annotated[
@@ -153,16 +161,13 @@ def run_command(
     Exit codes: 0 benign-like, or organisms were scored; 1 suspicious or compromised; 3
     inconclusive; 64 bad input; 69 the endpoint or something else is unavailable; 70 internal error.
     """
-    if config is None:
-        raise InputError("Give what is audited with --config FILE.")
-    if profile not in (None, "full", "behavior-only"):
-        raise InputError(f"--profile is full or behavior-only, not {profile!r}.")
+    file, tools = given_config(config), check_profile(profile)
     chosen = [name.strip() for name in organisms.split(",") if name.strip()] if organisms else []
     if organisms is not None and not chosen:
         raise InputError("--organisms takes names with commas between them, such as safe,benign.")
     limits = bounds.checked()
     model = agent.open()
-    settings = _settings(config, profile, blind or bool(chosen))
+    settings = load_audit_config(file, tools, blind=blind or bool(chosen))
     from modelassay.audit_agent import audit_with_agent
     from modelassay.audit_agent.auditing import RUNS_FILE
 
@@ -184,9 +189,3 @@ def run_command(
         return exit_code(report.verdict.value)
     reported = any(audit.risk is not None for audit in report.audits)
     return EXIT_PASS if reported else EXIT_INCONCLUSIVE
-
-
-def _settings(config: Path, profile: Any, blind: bool) -> AuditConfig:
-    from modelassay.audit import load_config
-
-    return load_config(config, profile=profile, blind=blind or None)

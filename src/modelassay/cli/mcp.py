@@ -16,10 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from modelassay.cli.audit_config import (
+    CONFIG_VARIABLES,
+    Profile,
+    check_profile,
+    given_config,
+    load_audit_config,
+)
 from modelassay.errors import InputError
 
 TOKEN_VARIABLES = ("MODELASSAY_MCP_TOKEN", "FT_AUDIT_HTTP_TOKEN")
@@ -36,7 +43,7 @@ def mcp_command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            envvar=["MODELASSAY_AUDIT_CONFIG", "FT_AUDIT_CONFIG"],
+            envvar=CONFIG_VARIABLES,
             help="What is audited, see docs/audit.md.",
         ),
     ] = None,
@@ -86,41 +93,40 @@ def mcp_command(
     if check_log is not None:
         _check_log(check_log)
         return
-    if config is None:
-        raise InputError("Give what is audited with --config FILE.")
-    chosen = _profile(profile)
+    file, chosen = given_config(config), check_profile(profile)
     address = _address(http, transport)
     if address is None:
         if token_env is not None:
             raise InputError("--token-env goes with --http; standard input needs no token.")
-        _over_stdio(config, chosen, blind)
+        _over_stdio(file, chosen, blind)
     else:
-        _over_http(config, chosen, blind, address, _token(token_env))
+        _over_http(file, chosen, blind, address, _token(token_env))
 
 
-def _over_stdio(config: Path, profile: Any, blind: bool) -> None:
+def _over_stdio(config: Path, profile: Profile | None, blind: bool) -> None:
     with own_stdio() as (reader, writer):
         from modelassay.audit import Audit
         from modelassay.audit.server import check_installed, serve
 
         check_installed()
-        with Audit(_load(config, profile, blind)) as audit:
+        with Audit(load_audit_config(config, profile, blind=blind)) as audit:
             if audit.config.blind:
                 _print_nothing()
             serve(audit, reader, writer)
 
 
 def _over_http(
-    config: Path, profile: Any, blind: bool, address: tuple[str, int], token: str
+    config: Path, profile: Profile | None, blind: bool, address: tuple[str, int], token: str
 ) -> None:
     from modelassay.audit import Audit
-    from modelassay.audit.server import HTTP_PATH, check_installed, is_loopback, listen, serve_http
+    from modelassay.audit.server import HTTP_PATH, check_installed, listen, serve_http
+    from modelassay.hub.endpoint import is_this_machine
 
     check_installed()
-    settings = _load(config, profile, blind)
+    settings = load_audit_config(config, profile, blind=blind)
     host, port = address
     with listen(host, port) as listening, Audit(settings, secrets=(token,)) as audit:
-        if not is_loopback(host):
+        if not is_this_machine(host):
             typer.echo(
                 f"modelassay: {host} is reached from other machines, and the token is sent as plain"
                 " text; put TLS before it.",
@@ -132,23 +138,6 @@ def _over_http(
         if audit.config.blind:
             _print_nothing()
         serve_http(audit, listening, token)
-
-
-def _load(config: Path, profile: Any, blind: bool) -> Any:
-    """The config, and on standard error what of it has no counterpart."""
-    from modelassay.audit import load_config
-
-    found = load_config(config, profile=profile, blind=blind or None)
-    for note in found.notes:
-        typer.echo(f"modelassay: {config.name}: {note}", err=True)
-    return found
-
-
-def _profile(given: str | None) -> str | None:
-    profile = given and given.replace("_", "-")
-    if profile not in (None, "full", "behavior-only"):
-        raise InputError(f"--profile is full or behavior-only, not {given!r}.")
-    return profile
 
 
 def _address(http: str | None, transport: str | None) -> tuple[str, int] | None:

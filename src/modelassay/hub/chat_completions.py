@@ -6,7 +6,6 @@ Neither it nor what the endpoint says of a failure gets into results, reports or
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import time
@@ -16,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from modelassay.errors import InputError, UnavailableError
-from modelassay.hub.endpoint import Endpoint, Reply, check_url
+from modelassay.hub.endpoint import Endpoint, Reply, check_url, is_this_machine
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 TIMEOUT = 60.0
@@ -29,6 +28,10 @@ RESPONSE_TOKENS, NEWER_RESPONSE_TOKENS = "max_tokens", "max_completion_tokens"
 """Two names of one setting: endpoints know the first or, for models that think, the second."""
 WITHHELD = "[withheld]"
 """Stands for the key, should an endpoint send it back."""
+TOO_LONG = ("context length", "context size", "prompt is too long")
+"""What endpoints say of a conversation that is longer than their model reads."""
+SHORTEST_KEY = 8
+"""Characters of a key that is withheld: local servers are given words, which are in every text."""
 
 
 class ContextFullError(InputError):
@@ -207,7 +210,7 @@ def open_chat(
     key = os.environ.get(key_variable, "").strip() or None
     if key is not None and not (key.isascii() and key.isprintable()):
         raise InputError(f"{key_variable} holds characters that no key has; set it again.")
-    if parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
+    if parts.scheme == "http" and not is_this_machine(parts.hostname or ""):
         key = None
     endpoint = Endpoint(
         parts._replace(path=path).geturl(),
@@ -304,7 +307,7 @@ def _beside(given: dict[str, Any], *known: str) -> dict[str, Any]:
 
 def _without_key(found: Completion, key: str | None) -> Completion:
     """A response in which the endpoint's key does not stand, should it have sent that back."""
-    if key is None:
+    if key is None or len(key) < SHORTEST_KEY:
         return found
     calls = tuple(
         ToolCall(
@@ -344,15 +347,5 @@ def _is_filter(body: bytes) -> bool:
 
 def _is_too_long(body: bytes) -> bool:
     """Whether an error says that the conversation is longer than the model reads."""
-    code, text = (_error_field(body, name) or "" for name in ("code", "message"))
-    return "context_length" in code or "context length" in text.lower()
-
-
-def _is_this_machine(host: str) -> bool:
-    """Whether a host is reached without any network."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    told = ((_error_field(body, name) or "").lower() for name in ("code", "type", "message"))
+    return any(words in each.replace("_", " ") for each in told for words in TOO_LONG)

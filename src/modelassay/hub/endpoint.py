@@ -5,6 +5,7 @@ What it answers is a stranger's. Neither that nor what is sent to it gets into e
 
 from __future__ import annotations
 
+import ipaddress
 import random
 import re
 import time
@@ -141,6 +142,16 @@ def check_url(url: str, given_by: str, hint: str = "") -> SplitResult:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"{given_by} must begin with http:// or https://, got {url[:80]!r}.")
     return parts
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host is reached from this machine alone, without any network."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def waiting_time(attempt: int, retry_after: str | None) -> float:

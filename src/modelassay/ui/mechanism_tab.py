@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,83 +58,85 @@ ATTACK = "poem"
 def create_mechanism_tab() -> None:
     """Builds the tab inside the current `gr.Blocks`."""
     with gr.Tab("Circuit"):
-        _circuit_tab()
+        gr.Markdown(CIRCUIT_NOTE)
+        view = partial(ReportView, *CIRCUIT_SECTIONS, charts=CIRCUIT_CHARTS)
+        _create_run(_circuit_inputs, "Find", run_circuit, "Nothing found.", view)
     with gr.Tab("Features"):
-        _features_tab()
+        gr.Markdown(FEATURES_NOTE)
+        view = partial(ReportView, *FEATURES_SECTIONS, charts=FEATURES_CHARTS)
+        _create_run(_features_inputs, "Find", run_features, "Nothing found.", view)
     with gr.Tab("Jailbreak"):
-        _jailbreak_tab()
+        gr.Markdown(JAILBREAK_NOTE)
+        view = partial(ReportView, *JAILBREAK_SECTIONS, charts=JAILBREAK_CHARTS)
+        _create_run(_jailbreak_inputs, "Explain", run_jailbreak, "Not explained.", view)
     gr.api(circuit_endpoint, api_name="find_circuit", **QUEUE)
     gr.api(features_endpoint, api_name="find_features", **QUEUE)
     gr.api(jailbreak_endpoint, api_name="explain_jailbreak", **QUEUE)
 
 
-def _circuit_tab() -> None:
-    gr.Markdown(CIRCUIT_NOTE)
+def _create_run(
+    inputs: Callable[[], list[Any]],
+    label: str,
+    run: Callable[..., Iterable[Any]],
+    failed: str,
+    open_view: Callable[[], ReportView],
+) -> None:
+    """What is asked for on one side, and the report on the other.
+
+    Args:
+        inputs: Makes the components with the arguments of `run` besides the model.
+        label: Of the button.
+        run: Gives steps, and at last the report.
+        failed: What the status line says before the reason for a failure.
+        open_view: Makes the report's place.
+    """
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            model = model_box("Model", MODEL_INFO, REFUSING)
-            pairs = gr.Slider(MIN_PAIRS, MAX_PAIRS, value=16, step=1, label="Pairs of prompts")
-            heads = gr.Checkbox(False, label="Single heads in place of whole attention layers")
-            answers = gr.Checkbox(False, label="Let it answer without its circuit (takes longer)")
-            start, stop = start_and_stop("Find")
+            given = [model_box("Model", MODEL_INFO, REFUSING), *inputs()]
+            start, stop = start_and_stop(label)
             status = gr.Markdown()
             files = report_buttons()
         with gr.Column(scale=3):
-            view = ReportView(*CIRCUIT_SECTIONS, charts=CIRCUIT_CHARTS)
+            view = open_view()
     outputs = [status, *view.components, *files]
-    show = partial(_show, view)
-    inputs = [model, pairs, heads, answers]
-    running = runs_on_click(start, run_circuit, inputs, outputs, "Nothing found.", show)
+    running = runs_on_click(start, run, given, outputs, failed, partial(_show, view))
     stops(stop, [running], status)
 
 
-def _features_tab() -> None:
-    gr.Markdown(FEATURES_NOTE)
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            model = model_box("Model", MODEL_INFO, REFUSING)
-            sae = gr.Textbox("", label="SAE", info=SAE_INFO)
-            names = [(name.replace("_", " "), name) for name in FEATURE_TYPES]
-            types = gr.CheckboxGroup(names, value=list(FEATURE_TYPES), label="Types")
-            pairs = gr.Slider(MIN_PAIRS, MAX_PAIRS, value=16, step=1, label="Pairs of prompts")
-            start, stop = start_and_stop("Find")
-            status = gr.Markdown()
-            files = report_buttons()
-        with gr.Column(scale=3):
-            view = ReportView(*FEATURES_SECTIONS, charts=FEATURES_CHARTS)
-    outputs = [status, *view.components, *files]
-    show = partial(_show, view)
-    inputs = [model, sae, types, pairs]
-    running = runs_on_click(start, run_features, inputs, outputs, "Nothing found.", show)
-    stops(stop, [running], status)
+def _circuit_inputs() -> list[Any]:
+    return [
+        _pairs(),
+        gr.Checkbox(False, label="Single heads in place of whole attention layers"),
+        gr.Checkbox(False, label="Let it answer without its circuit (takes longer)"),
+    ]
 
 
-def _jailbreak_tab() -> None:
-    gr.Markdown(JAILBREAK_NOTE)
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            model = model_box("Model", MODEL_INFO, REFUSING)
-            asked = gr.Textbox(PLAIN, label="Plain request", lines=2, max_length=MAX_PROMPT)
-            template = next(each for each in load_attacks().attacks if each.name == ATTACK)
-            attacked = gr.Textbox(
-                template.around(PLAIN).jailbroken,
-                label="The same in its attack",
-                lines=5,
-                max_length=MAX_PROMPT,
-            )
-            with gr.Accordion("More of the attack", open=False):
-                system = gr.Textbox("", label="System prompt", max_length=MAX_PROMPT)
-                opening = gr.Textbox("", label="Start of the response", max_length=MAX_PROMPT)
-            start, stop = start_and_stop("Explain")
-            status = gr.Markdown()
-            files = report_buttons()
-        with gr.Column(scale=3):
-            view = ReportView(*JAILBREAK_SECTIONS, charts=JAILBREAK_CHARTS)
-    outputs = [status, *view.components, *files]
-    show = partial(_show, view)
-    inputs = [model, asked, attacked, system, opening]
-    running = runs_on_click(start, run_jailbreak, inputs, outputs, "Not explained.", show)
-    stops(stop, [running], status)
+def _features_inputs() -> list[Any]:
+    names = [(name.replace("_", " "), name) for name in FEATURE_TYPES]
+    return [
+        gr.Textbox("", label="SAE", info=SAE_INFO),
+        gr.CheckboxGroup(names, value=list(FEATURE_TYPES), label="Types"),
+        _pairs(),
+    ]
+
+
+def _pairs() -> gr.Slider:
+    return gr.Slider(MIN_PAIRS, MAX_PAIRS, value=16, step=1, label="Pairs of prompts")
+
+
+def _jailbreak_inputs() -> list[Any]:
+    template = next(each for each in load_attacks().attacks if each.name == ATTACK)
+    asked = gr.Textbox(PLAIN, label="Plain request", lines=2, max_length=MAX_PROMPT)
+    attacked = gr.Textbox(
+        template.around(PLAIN).jailbroken,
+        label="The same in its attack",
+        lines=5,
+        max_length=MAX_PROMPT,
+    )
+    with gr.Accordion("More of the attack", open=False):
+        system = gr.Textbox("", label="System prompt", max_length=MAX_PROMPT)
+        opening = gr.Textbox("", label="Start of the response", max_length=MAX_PROMPT)
+    return [asked, attacked, system, opening]
 
 
 def circuit_endpoint(
