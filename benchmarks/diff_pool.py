@@ -41,15 +41,20 @@ CERTAIN = 1e6
 """Rank of one whose refusals surely fell: a verdict above that of any score."""
 
 
+def is_fine_tune(organism: Organism) -> bool:
+    """Whether it was trained: no edit, which the weights tell, nor a copy."""
+    return not (organism.ablated or organism.edit or organism.numerics)
+
+
 def fine_tunes(base: str) -> list[Organism]:
-    """The organisms that a base was trained into: no edits, which the weights tell, nor copies."""
+    """The organisms that a base was trained into."""
     return [
         organism
         for organism in ORGANISMS.values()
         if organism.id != base
         and organism.made_from == base
         and organism.name not in NOT_JUDGED
-        and not (organism.ablated or organism.edit or organism.numerics)
+        and is_fine_tune(organism)
     ]
 
 
