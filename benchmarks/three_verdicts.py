@@ -75,7 +75,7 @@ def contradictions(row: Verdicts) -> list[str]:
         and row.kind != "ablated",
         "verify finds an ablation, diff no edit": row.kind == "ablated" and row.edited is False,
         "diff finds a directional edit, verify no change of the weights": bool(row.edited)
-        and row.kind not in (None, "ablated", "fine-tune"),
+        and row.kind not in (None, "ablated", "fine-tune", "edit or fine-tune"),
         "diff finds a directional edit, and calls it harmless": bool(row.edited)
         and row.diff != "COMPROMISED",
         "verify says that it is the model, diff that it is not": bool(row.verified)

@@ -26,6 +26,13 @@ from rounding import EVEN, ROUNDED, changed
          Kind.FINE_TUNE, False),
         ({"weights": changed(0.0, b27=0.005)}, Kind.FINE_TUNE, False),
         ({"weights": changed(0.008, b27=0.05)}, Kind.FINE_TUNE, False),
+        ({"weights": replace(changed(0.0, b27=0.005), changed={"27.o_proj.weight": 0.02},
+                             writers=frozenset({"26.o_proj.weight", "27.o_proj.weight"}))},
+         Kind.EDIT_OR_FINE_TUNE, False),
+        ({"weights": replace(changed(0.0, b27=0.005),
+                             changed={"27.o_proj.weight": 0.02, "27.q_proj.weight": 0.01},
+                             writers=frozenset({"27.o_proj.weight"}))},
+         Kind.FINE_TUNE, False),
         ({"weights": replace(EVEN, elsewhere=0.1)}, Kind.FINE_TUNE, False),
         ({"weights": replace(EVEN, mark=AblationMark(0.5, (1, 2), True))}, Kind.ABLATED, False),
         ({"ablated": True}, Kind.ABLATED, False),
@@ -34,6 +41,14 @@ from rounding import EVEN, ROUNDED, changed
         # 4 bits hide a light fine-tune; weights that were never rounded have no such excuse
         ({"weights": changed(0.1), "grids": ("4bit",), "distances": {29: 0.7},
           "log_odds_rms": 1.7}, None, None),
+        # and so coarse a rounding can take refusals away by itself
+        ({"weights": changed(0.1), "grids": ("4bit",), "distances": {29: 1.7},
+          "log_odds_rms": 5.0}, None, None),
+        # of a copy in 8 bits of what was in 4 all along, nothing is rounded away
+        ({"grids": ("4bit", "8bit"), "baseline_grids": ("4bit", "8bit")}, Kind.RECAST, True),
+        # or round a light fine-tune of 4-bit weights away, which changes them by little
+        ({"weights": changed(0.0095), "grids": ("4bit", "8bit"), "distances": {29: 0.41},
+          "log_odds_rms": 2.3}, None, None),
         ({"weights": changed(0.1), "distances": {29: 0.7}, "log_odds_rms": 1.7},
          Kind.FINE_TUNE, False),
         # even noise is not rounding where it leaves no format's numbers, nor numbers of another one

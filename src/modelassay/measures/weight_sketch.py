@@ -246,6 +246,16 @@ class WeightChange:
     buffers: Mapping[str, float] = field(default_factory=dict)
     """The same of what no training step changes: corrections of routers, scales of layers."""
     resized: Mapping[str, Resized] = field(default_factory=dict)
+    writers: frozenset[str] = frozenset()
+    """Keys of the weights that write to the residual stream."""
+
+    @property
+    def writers_alone(self) -> bool:
+        """Whether nothing changed but weights that write to the residual stream.
+
+        Edits that take directions out do it so, and training hardly ever.
+        """
+        return bool(self.changed) and not self.buffers and self.changed.keys() <= self.writers
 
     @property
     def nothing(self) -> bool:
@@ -304,6 +314,7 @@ def compare_sketches(before: WeightSketch, after: WeightSketch) -> WeightChange 
         {name: change for name, change in found.items() if change},
         {name: change for name, change in buffers.items() if change > SAME},
         resized,
+        frozenset(before.writers),
     )
 
 

@@ -6,14 +6,16 @@ The rule, in order; the first line that applies decides:
    spectrum shows                                                      -> ablated
 2. Weights or activations are as far away as unrelated ones            -> other model
 3. Some layers were changed much more than others                      -> fine-tune
-4. All weights changed alike, and activations no more than rounding of
+   and in them nothing but what writes to the residual stream          -> edit or fine-tune
+4. All weights changed alike, into numbers of 4 bits                   -> unknown
+5. All weights changed alike, and activations no more than rounding of
    that size moves them                                                -> requantized or cast
-5. Otherwise                                                           -> fine-tune
+6. Otherwise                                                           -> fine-tune
 
-Why 4 works: rounding is white noise, and noise of relative size r moved activations by 5 to 10 r.
+Why 5 works: rounding is white noise, and noise of relative size r moved activations by 5 to 10 r.
 Training moves them on purpose: full fine-tunes of a few steps moved them by 900 to 2600 times their
-change. What was measured is in docs/validity.md. Where rounding is so coarse that a light fine-tune
-would hide in it, the outcome is unknown.
+change. What was measured is in docs/validity.md. Rounding to 4 bits can undo a fine-tune, so
+nothing can be told of such copies.
 """
 
 from __future__ import annotations
@@ -47,8 +49,6 @@ BFLOAT16_FLOOR, BFLOAT16_LOG_ODDS_FLOOR = 0.15, 0.3
 and 0.11 nats here. Computing both in float32 tells finer."""
 LOG_ODDS_FLOOR, LOG_ODDS_GAIN = 0.05, 30.0
 """The same for the root mean square change of the log-odds, in nats: 0.02, 0.10 and 1.7; 0.01."""
-COARSE = 0.03
-"""Rounding above this (4 bits give 0.1) hides light fine-tunes."""
 GRID_SIZES = {
     "4bit": (0.03, 0.2),
     "8bit": (0.002, 0.02),
@@ -69,6 +69,11 @@ SAME_COSINE = 0.95
 HOW = (
     "A baseline shows no mark of ablation here, but edits of few matrices escape it: `modelassay"
     " diff` with the baseline's model tells training from an edit."
+)
+WRITERS_ALONE = (
+    "These write to the residual stream, and nothing else changed: edits that take refusals out do"
+    " it so, and training hardly ever. A baseline shows no more; `modelassay diff` with the"
+    " baseline's model tells which it is."
 )
 PLAIN_ROUNDING = 0.008
 """The size of rounding that is assumed where the weights cannot be compared: 8 bits."""
@@ -179,6 +184,8 @@ def judge(found: Differences) -> Finding:
             " of abliteration.",
         )
     if weights is not None and (said := _uneven(weights) or _buffers(weights)):
+        if weights.writers_alone:
+            return Finding(Kind.EDIT_OR_FINE_TUNE, f"{said} {WRITERS_ALONE}")
         return Finding(Kind.FINE_TUNE, f"{said} {HOW}")
     if weights is not None and weights.nothing:
         return _judge_same(found, weights, far)
@@ -316,6 +323,13 @@ def _judge_even(found: Differences, far: float) -> Finding:
             " them too, so this can be rounding or a fine-tune. Verify a copy with plain weights.",
             verified=None,
         )
+    if size is not None and size > DIGITS and _is_coarse(found, size):
+        return Finding(
+            None,
+            f"{changed}. The weights are numbers of 4 bits: rounding to them can do this, and a"
+            " fine-tune or an edit would hide in it. Verify a copy in 8 bits or more.",
+            verified=None,
+        )
     if not inside:
         return Finding(
             Kind.FINE_TUNE,
@@ -342,13 +356,6 @@ def _judge_even(found: Differences, far: float) -> Finding:
             f"{changed}. Rounding would have left numbers of a coarser format, and these are not:"
             f" the weights were changed. {HOW}",
         )
-    if size > COARSE:
-        return Finding(
-            None,
-            f"{changed}, as coarse rounding does; a light fine-tune or an edit would hide in it."
-            " Verify a copy in 8 bits or more.",
-            verified=None,
-        )
     return Finding(
         Kind.RECAST,
         f"{changed}: no more than rounding does. It is the baseline's model in other numbers.",
@@ -359,6 +366,17 @@ def _judge_even(found: Differences, far: float) -> Finding:
 def _explains(grids: tuple[str, ...], size: float) -> bool:
     """Whether rounding to one of these formats makes a change of this size."""
     return any(GRID_SIZES[grid][0] <= size <= GRID_SIZES[grid][1] for grid in grids)
+
+
+def _is_coarse(found: Differences, size: float) -> bool:
+    """Whether a change of this size can be rounding to 4 bits, which is no white noise.
+
+    A light fine-tune of a model that was in 4 bits before is rounded away as a whole: the weights
+    change by 1% only, and what it taught is gone.
+    """
+    low, high = GRID_SIZES["4bit"]
+    rounded_since = "4bit" not in found.baseline_grids
+    return "4bit" in found.grids and size <= high and (size >= low or rounded_since)
 
 
 def _uneven(weights: WeightChange) -> str | None:

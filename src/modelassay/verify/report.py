@@ -33,6 +33,7 @@ class Kind(str, Enum):
     RECAST = "requantized or cast"
     REWRAPPED = "same weights, other tokenizer, chat template or configuration"
     FINE_TUNE = "fine-tune"
+    EDIT_OR_FINE_TUNE = "edit or fine-tune"
     ABLATED = "ablated"
     OTHER_MODEL = "different model of the same architecture"
     OTHER_ARCHITECTURE = "different architecture"
