@@ -29,6 +29,7 @@ from modelassay.cli import (
     probe,
     sae,
     scan,
+    sharing,
     triage,
     verify,
 )
@@ -83,6 +84,7 @@ app.add_typer(monitor.app, name="monitor")
 app.add_typer(organism.app, name="organism")
 app.add_typer(probe.app, name="probe")
 app.add_typer(sae.app, name="sae")
+app.add_typer(sharing.app, name="report")
 
 
 def _version(show: bool) -> None:
