@@ -1,7 +1,8 @@
 """Assembles what is pushed to a Space, installs it in a fresh environment, and asks it once.
 
 python scripts/space.py             # all of it, in dist/space
-python scripts/space.py --assemble  # only the folder; push it with `hf upload OWNER/NAME dist/space . --repo-type space`
+python scripts/space.py --assemble  # only the folder, for:
+hf upload OWNER/NAME dist/space . --repo-type space
 """
 
 from __future__ import annotations

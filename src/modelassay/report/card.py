@@ -1,4 +1,4 @@
-"""A report as a picture to share: verdict, symbol, model, commit, numbers and date on a PNG card."""
+"""A report as a picture to share: a PNG card of verdict, symbol, model, commit, numbers, date."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _font(size: int, *, bold: bool = False) -> Any:
 
 
 def _fitted(text: str, size: int, width: float, *, bold: bool = True) -> tuple[str, int]:
-    """The text and the size at which it is at most so wide: smaller first, then cut in its middle."""
+    """The text and a size at which it is at most so wide: smaller first, then cut in its middle."""
     while size > SMALLEST and _font(size, bold=bold).getlength(text) > width:
         size -= 2
     font, kept = _font(size, bold=bold), len(text)
