@@ -48,7 +48,7 @@ class Headline:
     subject: str
     """The model's id; of a comparison, both."""
     model: str
-    """Id of the model that was looked at."""
+    """Id of the model that was looked at, with that of an adapter over it."""
     commit: str | None
     """Of the model on the Hub, 40 hexadecimal digits; None for any other model."""
     numbers: Numbers
@@ -106,7 +106,8 @@ def headline(report: HasDict | Mapping[str, Any]) -> Headline:
     looked_at = values.get("candidate") if product == "diff" else values.get("model")
     model = _mapping(looked_at)
     base = _text(_mapping(values.get("base")).get("id")) if product == "diff" else ""
-    name = _text(model.get("id"))
+    parts = [str(model[key]) for key in ("id", "adapter") if model.get(key)]
+    name = _text(" + ".join(dict.fromkeys(parts)))
     provenance = _mapping(values.get("provenance"))
     time, commit = str(provenance.get("time", "")), str(model.get("revision"))
     versions = _mapping(provenance.get("versions"))
