@@ -50,7 +50,7 @@ class Headline:
     model: str
     """Id of the model that was looked at, with that of an adapter over it."""
     commit: str | None
-    """Of the model on the Hub, 40 hexadecimal digits; None for any other model."""
+    """Of the model on the Hub, 40 hexadecimal digits; None of any other, and of an adapter."""
     numbers: Numbers
     """Names and values, the most telling first."""
     date: str | None
@@ -116,7 +116,8 @@ def headline(report: HasDict | Mapping[str, Any]) -> Headline:
         verdict=_text(verdict),
         subject=f"{name} against {base}" if base else name,
         model=name,
-        commit=commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None,
+        # That of an adapter's base does not tell which adapter it was.
+        commit=commit if re.fullmatch(r"[0-9a-f]{40}", commit) and len(parts) < 2 else None,
         numbers=tuple((_text(label), _text(value)) for label, value in numbers),
         date=time[:10] if re.match(r"\d{4}-\d\d-\d\d", time) else None,
         version=_text(versions["modelassay"]) if "modelassay" in versions else None,
