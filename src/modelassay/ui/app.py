@@ -11,6 +11,7 @@ from modelassay.ui.artifacts_tab import create_artifacts_tab
 from modelassay.ui.audit_api import create_audit_api
 from modelassay.ui.chat_tab import create_chat_tab
 from modelassay.ui.diff_tab import create_diff_tab
+from modelassay.ui.login import create_login
 from modelassay.ui.mechanism_tab import create_mechanism_tab
 from modelassay.ui.scan_tab import create_scan_tab
 from modelassay.ui.verify_tab import create_verify_tab
@@ -27,6 +28,7 @@ def build_app() -> gr.Blocks:
     """The page with all its tabs and endpoints."""
     with gr.Blocks(title="modelassay", delete_cache=(FILE_LIFETIME, FILE_LIFETIME)) as demo:
         gr.Markdown(INTRO)
+        create_login()
         with gr.Tab("Scan"):
             create_scan_tab()
         with gr.Tab("Verify"):
