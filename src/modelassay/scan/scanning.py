@@ -21,10 +21,12 @@ from modelassay.progress import OnPhase, silent
 from modelassay.scan.against import compare_with, find_compared
 from modelassay.scan.report import ConceptResult, ScanReport
 from modelassay.scan.verdict import Level, decide, separation_level, settled
+from modelassay.threads import sharing
 from modelassay.verify import Baseline, conclude, find_baseline
 from modelassay.verify.files import hash_model
 
 
+@sharing
 def scan(
     model: str | ModelRef | LoadedModel,
     *,

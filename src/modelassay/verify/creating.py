@@ -11,6 +11,7 @@ from modelassay.measures.examination import Evidence, examine
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.refs import require_template
 from modelassay.progress import OnPhase, silent
+from modelassay.threads import sharing
 from modelassay.verify.baseline import (
     BASELINES,
     UNWRITTEN,
@@ -25,6 +26,7 @@ from modelassay.verify.baseline import (
 from modelassay.verify.files import hash_model
 
 
+@sharing
 def create_baseline(
     model: str | ModelRef | LoadedModel,
     *,

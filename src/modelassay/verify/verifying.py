@@ -22,6 +22,7 @@ from modelassay.models import ModelIdentity, ModelOptions, ModelRef, open_model
 from modelassay.models.finding import check_named, find_sources
 from modelassay.models.refs import fetch_options, require_template, take_ref
 from modelassay.progress import OnPhase, silent
+from modelassay.threads import sharing
 from modelassay.verify.baseline import BASELINES, Baseline, FileHashes, load_baseline
 from modelassay.verify.differences import compare, judge, measured_checks
 from modelassay.verify.files import (
@@ -41,6 +42,7 @@ from modelassay.verify.report import (
 )
 
 
+@sharing
 def verify(
     model: str | ModelRef,
     against: str | Baseline | None = None,
