@@ -11,6 +11,7 @@ from modelassay.measures.examination import Evidence, examine
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.refs import require_template
 from modelassay.progress import OnPhase, silent
+from modelassay.reading.device import OnDevice, here
 from modelassay.threads import sharing
 from modelassay.verify.baseline import (
     BASELINES,
@@ -34,6 +35,7 @@ def create_baseline(
     model_id: str | None = None,
     mode: str = "quick",
     batch_size: int | None = None,
+    on_device: OnDevice = here,
     on_progress: OnPhase = silent,
     **load_options: Unpack[ModelOptions],
 ) -> Baseline:
@@ -46,6 +48,7 @@ def create_baseline(
         mode: `quick` keeps all that verifications go by, `standard` and `full` also how often the
             model refuses, and further concepts.
         batch_size: Most prompts in a batch.
+        on_device: Where the model runs, for those who lend a GPU for as long as it does.
         on_progress: Told (phase, done, total).
         **load_options: Passed to `modelassay.load`.
 
@@ -66,6 +69,7 @@ def create_baseline(
         concepts=concepts,
         batch_size=batch_size,
         identity=True,
+        on_device=on_device,
         on_progress=on_progress,
     )
     return baseline_of(model, found, name, published)
