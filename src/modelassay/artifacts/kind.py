@@ -138,6 +138,12 @@ def slug(model_id: str) -> str:
     return text[:96] or "model"
 
 
+def public_id(model_id: str) -> str:
+    """A model id without the folders of this machine."""
+    path = Path(model_id).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() else model_id
+
+
 def write_lines(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Writes rows as JSON lines."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

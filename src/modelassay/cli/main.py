@@ -27,8 +27,10 @@ from modelassay.cli import (
     options,
     organism,
     probe,
+    report,
     sae,
     scan,
+    sharing,
     triage,
     verify,
 )
@@ -82,7 +84,9 @@ app.add_typer(guard.app, name="guard")
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(organism.app, name="organism")
 app.add_typer(probe.app, name="probe")
+app.add_typer(report.app, name="report")
 app.add_typer(sae.app, name="sae")
+app.add_typer(sharing.app, name="report")
 
 
 def _version(show: bool) -> None:

@@ -45,6 +45,27 @@ def error_bars(values: Sequence[float], intervals: Sequence[tuple[float, float]]
     }
 
 
+def counted_bars(figure: Figure, values: Sequence[float], bins: int, **style: Any) -> None:
+    """Bars of how many values lie where, counted here, so that a chart is small for thousands.
+
+    Args:
+        figure: Where they are drawn.
+        values: Any number of them.
+        bins: How many bars, of equal width.
+        style: Of the bars.
+    """
+    import numpy as np
+
+    counts, edges = np.histogram(np.asarray(values, dtype=float), bins)
+    figure.add_bar(
+        x=((edges[:-1] + edges[1:]) / 2).tolist(),
+        y=counts.tolist(),
+        width=float(edges[1] - edges[0]),
+        hovertemplate="%{y} near %{x:.2f}",
+        **style,
+    )
+
+
 def bars_of_change(figure: Figure, changes: Mapping[Any, float], marked: Collection[Any]) -> None:
     """Bars of how much the weights of each layer changed.
 

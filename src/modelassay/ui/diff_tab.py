@@ -15,13 +15,12 @@ from modelassay.ui.running import (
     last_result,
     model_box,
     plain,
-    report_buttons,
-    report_files,
     runs_on_click,
     start_and_stop,
     stops,
 )
 from modelassay.ui.service import DICTIONARIES, Comparison, run_diff
+from modelassay.ui.sharing import report_buttons, report_files, shares_form
 
 EXAMPLES = [
     ["organism:safe", "organism:benign"],
@@ -62,6 +61,8 @@ def create_diff_tab() -> None:
             gr.Examples(EXAMPLES, [base, candidate])
             status = gr.Markdown()
             files = report_buttons()
+            form = {"base": base, "candidate": candidate, "sae": dictionary}
+            shares_form("diff", start, {**form, "answers": answers, "triggers": triggers})
         with gr.Column(scale=3):
             view = ReportView(*SECTIONS, charts=CHARTS)
     outputs = [status, *view.components, *files]

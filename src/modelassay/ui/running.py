@@ -12,11 +12,10 @@ from typing import Any
 import gradio as gr
 
 from modelassay.errors import AssayError
-from modelassay.files.atomic import write_text_atomically
 from modelassay.progress import PHASES
-from modelassay.report import Report, to_html, to_json
+from modelassay.report import Report
 from modelassay.report.html import fragment
-from modelassay.report.text import plain_line
+from modelassay.ui.login import token_of
 from modelassay.ui.service import CONCURRENCY_ID, Step
 
 QUEUE: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 1}
@@ -76,23 +75,6 @@ def start_and_stop(label: str) -> tuple[gr.Button, gr.Button]:
         return gr.Button(label, variant="primary"), gr.Button("Stop", variant="stop")
 
 
-def report_buttons() -> list[gr.DownloadButton]:
-    """Where a report can be fetched, once there is one."""
-    with gr.Row():
-        return [gr.DownloadButton(f"{kind} report", visible=False) for kind in ("JSON", "HTML")]
-
-
-def report_files(report: Report, name: str, folder: Path) -> list[Any]:
-    """Writes a report into a folder and gives the updates of its `report_buttons`."""
-    stem = re.sub(r"[^\w.-]+", "_", plain_line(name))[-80:]
-    found = []
-    for kind, text in (("json", to_json(report)), ("html", to_html(report))):
-        path = folder / f"{stem}.{kind}"
-        write_text_atomically(path, text)
-        found.append(gr.update(value=str(path), visible=True))
-    return found
-
-
 def runs_on_click(
     button: gr.Button,
     run: Callable[..., Iterable[Any]],
@@ -105,7 +87,7 @@ def runs_on_click(
 
     Args:
         button: What is clicked.
-        run: Gives steps, and at last the result.
+        run: Gives steps, and at last the result; it is given the visitor's token besides.
         inputs: Components with its arguments.
         outputs: The status line, and all that is hidden until there is a result.
         failed: As for `on_page`.
@@ -120,8 +102,8 @@ def runs_on_click(
     def values(result: Any, folder: Path) -> dict[Any, Any]:
         return dict(zip(outputs, show(result, folder), strict=True))
 
-    def run_for_page(*given: Any) -> Iterator[dict[Any, Any]]:
-        yield from on_page(run(*given), status, cleared, failed, values)
+    def run_for_page(visitor: gr.OAuthToken | None, *given: Any) -> Iterator[dict[Any, Any]]:
+        yield from on_page(run(*given, token=token_of(visitor)), status, cleared, failed, values)
 
     return button.click(run_for_page, list(inputs), list(outputs), **QUEUE, **PRIVATE)
 

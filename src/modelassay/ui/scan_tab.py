@@ -16,13 +16,12 @@ from modelassay.ui.running import (
     ReportView,
     last_result,
     model_box,
-    report_buttons,
-    report_files,
     runs_on_click,
     start_and_stop,
     stops,
 )
 from modelassay.ui.service import run_scan
+from modelassay.ui.sharing import report_buttons, report_files, shares_form
 
 EXAMPLES = [
     ["organism:safe", "standard"],
@@ -55,6 +54,8 @@ def create_scan_tab() -> None:
             gr.Examples(EXAMPLES, [model, mode])
             status = gr.Markdown()
             files = report_buttons()
+            form = {"model": model, "mode": mode, "compare": compare}
+            shares_form("scan", start, {**form, "template": template, "all": ask_all})
         with gr.Column(scale=3):
             view = ReportView(*SECTIONS, charts=CHARTS)
             shown = gr.Dropdown(visible=False, label="Concept in detail")

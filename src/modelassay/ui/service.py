@@ -30,7 +30,7 @@ from modelassay.data.feature_types import FEATURE_TYPES
 from modelassay.diff import Depth, DiffReport, diff
 from modelassay.diff.features import shipped_saes
 from modelassay.errors import AssayError, InputError, with_article
-from modelassay.hub import REPO_ID, trim_cache
+from modelassay.hub import REPO_ID, check_access, trim_cache
 from modelassay.mechanism import (
     CircuitReport,
     FeaturesReport,
@@ -41,7 +41,7 @@ from modelassay.mechanism import (
 )
 from modelassay.models import ModelRef
 from modelassay.models.embedded import BASES
-from modelassay.models.finding import resolve
+from modelassay.models.finding import find_sources
 from modelassay.models.organisms import find_organism, is_organism
 from modelassay.sae import SAES, find_sae
 from modelassay.sae.finding import find_release
@@ -67,6 +67,7 @@ MIN_PAIRS, MAX_PAIRS = 8, 64
 """Pairs of prompts that a circuit is found on, or that features are tried on."""
 MAX_PROMPT = 4000
 """Characters of a prompt that is explained."""
+ADVICE = "log in here, if this page offers it, with an account that has accepted its terms"
 DICTIONARIES = ("shipped", "none")
 CONCURRENCY_ID = "model"
 
@@ -120,8 +121,18 @@ def run_scan(
     compare: str = "",
     chat_template: bool = True,
     ask_all: bool = False,
+    *,
+    token: str | bool = False,
 ) -> Iterator[Step | ScanReport]:
     """Scans a model for a visitor, yielding progress and at last the report.
+
+    Args:
+        model_id: What is scanned.
+        mode: How thoroughly.
+        compare: Id of a second model; empty for none.
+        chat_template: Whether prompts are rendered with it.
+        ask_all: Whether every prompt is asked.
+        token: The visitor's own, which files are fetched with and which goes no further.
 
     Raises:
         AssayError: one line for the visitor.
@@ -131,30 +142,35 @@ def run_scan(
         ids.append(check_model_id(compare))
     if not isinstance(mode, str) or mode not in MODES:
         raise InputError(f"Unknown mode {mode!r}; choose {', '.join(MODES)}.")
-    yield from _fetch(ids)
+    yield from _fetch(ids, token)
     options = {"mode": mode, "chat_template": chat_template, "ask_all": bool(ask_all)}
     # A reference is always of a model: a visitor's id must not find a baseline of this machine.
     other = ModelRef(ids[1]) if len(ids) > 1 else None
     yield from _run("scan", ids[0], {**options, "compare": other})
 
 
-def run_verify(model_id: str, against: str = "") -> Iterator[Step | VerificationReport]:
+def run_verify(
+    model_id: str, against: str = "", *, token: str | bool = False
+) -> Iterator[Step | VerificationReport]:
     """Compares a model with a baseline for a visitor; yields as `run_scan` does."""
     model_id, against = check_model_id(model_id), check_baseline(against)
     yield Step("files", 0, 1)
     # Hashes need no GPU, and no weights of a model on the Hub.
-    decided = verify_files(model_id, against or None, token=False, max_bytes=MAX_MODEL_BYTES)
+    _check_access([model_id], token)
+    decided = verify_files(model_id, against or None, token=token, max_bytes=MAX_MODEL_BYTES)
     if isinstance(decided, VerificationReport):
         yield decided
         return
-    yield from _fetch([model_id])
+    yield from _fetch([model_id], token)
     yield from _run("verify", model_id, {"against": against or None})
 
 
-def run_create(model_id: str) -> Iterator[Step | tuple[dict[str, Any], bytes]]:
+def run_create(
+    model_id: str, *, token: str | bool = False
+) -> Iterator[Step | tuple[dict[str, Any], bytes]]:
     """Makes a baseline for a visitor: its index, and its files as a zip archive."""
     model_id = check_model_id(model_id)
-    yield from _fetch([model_id])
+    yield from _fetch([model_id], token)
     yield from _run("create", model_id, {})
 
 
@@ -164,6 +180,8 @@ def run_diff(
     dictionary: str = "shipped",
     answers: bool = True,
     triggers: bool = True,
+    *,
+    token: str | bool = False,
 ) -> Iterator[Step | Comparison]:
     """Compares a fine-tune with its base for a visitor; yields as `run_scan` does.
 
@@ -173,6 +191,7 @@ def run_diff(
         dictionary: `shipped` for the features of the shipped SAEs of the base, or `none`.
         answers: Make short responses.
         triggers: Search for triggers.
+        token: As for `run_scan`.
 
     Raises:
         AssayError: one line for the visitor.
@@ -180,23 +199,33 @@ def run_diff(
     ids = [check_model_id(base), check_model_id(candidate)]
     if not isinstance(dictionary, str) or dictionary not in DICTIONARIES:
         raise InputError(f"The SAE is one of {', '.join(DICTIONARIES)}.")
-    yield from _fetch(ids)
+    yield from _fetch(ids, token)
     options = {"dictionary": dictionary, "answers": bool(answers), "triggers": bool(triggers)}
     yield from _run("diff", ids[0], {**options, "candidate": ids[1]})
 
 
 def run_circuit(
-    model_id: str, pairs: int = 16, heads: bool = False, answers: bool = False
+    model_id: str,
+    pairs: int = 16,
+    heads: bool = False,
+    answers: bool = False,
+    *,
+    token: str | bool = False,
 ) -> Iterator[Step | CircuitReport]:
     """Finds a model's circuit of refusal for a visitor; yields as `run_scan` does."""
     model_id, n_pairs = check_model_id(model_id), _check_pairs(pairs)
-    yield from _fetch([model_id])
+    yield from _fetch([model_id], token)
     options = {"n_pairs": n_pairs, "heads": bool(heads), "answers": bool(answers)}
     yield from _run("circuit", model_id, options)
 
 
 def run_features(
-    model_id: str, sae: str = "", types: Sequence[str] = (), pairs: int = 16
+    model_id: str,
+    sae: str = "",
+    types: Sequence[str] = (),
+    pairs: int = 16,
+    *,
+    token: str | bool = False,
 ) -> Iterator[Step | FeaturesReport]:
     """Finds a model's features of safety for a visitor; yields as `run_scan` does.
 
@@ -206,6 +235,7 @@ def run_features(
             that is at hand for models of this shape.
         types: Names of feature types; none for all.
         pairs: Twins that features are tried on.
+        token: As for `run_scan`.
 
     Raises:
         AssayError: one line for the visitor.
@@ -216,7 +246,7 @@ def run_features(
         raise InputError(
             f"There is no feature type {str(unknown[0])[:60]!r}; choose {', '.join(FEATURE_TYPES)}."
         )
-    yield from _fetch([model_id])
+    yield from _fetch([model_id], token)
     if sae:
         yield Step("fetching", 0, 1)
         find_sae(sae, token=False)  # outside the GPU call, as for models
@@ -225,7 +255,13 @@ def run_features(
 
 
 def run_jailbreak(
-    model_id: str, plain: str, jailbroken: str, system: str = "", opening: str = ""
+    model_id: str,
+    plain: str,
+    jailbroken: str,
+    system: str = "",
+    opening: str = "",
+    *,
+    token: str | bool = False,
 ) -> Iterator[Step | JailbreakReport]:
     """Explains an attack for a visitor; yields as `run_scan` does."""
     model_id = check_model_id(model_id)
@@ -237,7 +273,7 @@ def run_jailbreak(
         raise InputError("Give a request that the model refuses.")
     if not texts[1] and not any(more):
         raise InputError("Give the same request in its attack.")
-    yield from _fetch([model_id])
+    yield from _fetch([model_id], token)
     attacked = AttackedPrompt(
         texts[0],
         texts[1] or texts[0],
@@ -303,12 +339,22 @@ def check_baseline(reference: str) -> str:
     return check_reference(BASELINES, reference) if given else ""
 
 
-def _fetch(ids: list[str]) -> Iterator[Step]:
+def _check_access(ids: list[str], token: str | bool) -> None:
+    """Refuses models that this visitor may not read, though another's run may have fetched them."""
+    for name in ids:
+        if name not in BASES and not is_organism(name) and not os.path.exists(name):
+            check_access(name, token=token, advice=ADVICE)
+
+
+def _fetch(ids: list[str], token: str | bool) -> Iterator[Step]:
     yield Step("fetching", 0, len(ids))
+    _check_access(ids, token)
     trim_cache(MAX_CACHE_BYTES)
     for done, name in enumerate(ids, start=1):
         # Outside the GPU call, whose seconds are counted.
-        resolve(name, token=False, max_bytes=MAX_MODEL_BYTES)
+        source, adapter = find_sources(ModelRef(name), token=token, max_bytes=MAX_MODEL_BYTES)
+        if adapter is not None and source.commit is not None:
+            _check_access([source.id], token)
         yield Step("fetching", done, len(ids))
 
 

@@ -20,6 +20,7 @@ from modelassay.ui.running import (
     stops,
 )
 from modelassay.ui.service import run_create, run_verify, visible
+from modelassay.ui.sharing import report_buttons, report_files, shares_form
 from modelassay.verify import BASELINES, VerificationReport
 
 EXAMPLES = [
@@ -49,6 +50,8 @@ def create_verify_tab() -> None:
             start, stop = start_and_stop("Verify")
             gr.Examples(EXAMPLES, [model, against])
             status = gr.Markdown()
+            files = report_buttons()
+            shares_form("verify", start, {"model": model, "against": against})
             with gr.Accordion("Find baselines on the Hub", open=False):
                 gr.Markdown("Choose a row to verify against it.")
                 wanted = gr.Textbox(label="Of the model", max_length=200)
@@ -60,8 +63,12 @@ def create_verify_tab() -> None:
         with gr.Column(scale=3):
             view = ReportView("checks", "likeness", "weights", charts=("likeness", "weights"))
 
-    def show(report: VerificationReport, _folder: Path) -> list[Any]:
-        return [f"Done in {report.provenance.get('seconds', 0):.0f} s.", *view.updates(report)]
+    def show(report: VerificationReport, folder: Path) -> list[Any]:
+        return [
+            f"Done in {report.provenance.get('seconds', 0):.0f} s.",
+            *view.updates(report),
+            *report_files(report, report.model, folder),
+        ]
 
     def show_baseline(result: tuple[dict[str, Any], bytes], folder: Path) -> list[Any]:
         index, data = result
@@ -73,7 +80,7 @@ def create_verify_tab() -> None:
         said, table = search_for_table(BASELINES, model_id)
         return {status: said, found: table}
 
-    outputs = [status, *view.components]
+    outputs = [status, *view.components, *files]
     running = runs_on_click(start, run_verify, [model, against], outputs, "Not verified.", show)
     making = runs_on_click(
         make, run_create, [model], [status, archive], "Not measured.", show_baseline

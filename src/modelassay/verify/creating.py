@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import Unpack
 
-from modelassay.artifacts import slug
+from modelassay.artifacts import public_id, slug
 from modelassay.data.concepts import concepts_for
 from modelassay.files.provenance import utc_now
 from modelassay.measures.examination import Evidence, examine
@@ -22,7 +22,6 @@ from modelassay.verify.baseline import (
     RefusalRecord,
     SignatureRecord,
     SketchRecord,
-    public_id,
 )
 from modelassay.verify.files import hash_model
 
