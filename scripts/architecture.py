@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "moved", "progress"),
     ("files",),
-    ("statistics",),
+    ("statistics", "threads"),
     ("hub",),
     ("artifacts", "report", "data"),
     ("models", "reports"),

@@ -5,6 +5,7 @@ from .facts import dataset_facts as dataset_facts
 from .models import check_access as check_access
 from .models import check_weight_files as check_weight_files
 from .models import fetch_model as fetch_model
+from .models import weight_bytes as weight_bytes
 from .repositories import Commit as Commit
 from .repositories import commit_files as commit_files
 from .repositories import dataset_address as dataset_address

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from modelassay.errors import AssayError
 from modelassay.progress import PHASES
 from modelassay.report import Report
 from modelassay.report.html import fragment
+from modelassay.ui.estimates import duration_text
 from modelassay.ui.login import token_of
-from modelassay.ui.service import CONCURRENCY_ID, Step
+from modelassay.ui.runs import Step
+from modelassay.ui.service import CONCURRENCY_ID, told_before
 
-QUEUE: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 1}
-"""Of what fills the machine."""
+QUEUE: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 40}
+"""Of those who wait for a run, which have a line of their own (see `ui.runs`)."""
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of what the page alone asks for."""
 MARK = "… "
@@ -161,10 +163,40 @@ def hidden(outputs: Sequence[Any]) -> dict[Any, Any]:
 
 
 def progress(step: Step) -> str:
-    """A step as one line of Markdown."""
+    """A step as one line of Markdown: what is done, and how long it takes yet."""
+    if step.ahead:
+        runs = "1 run comes" if step.ahead == 1 else f"{step.ahead} runs come"
+        return f"In line: {runs} first."
     count = f" {step.done} of {step.total}" if step.total > 1 else ""
     words = PHASES.get(step.phase, step.phase)
-    return f"{words[:1].upper()}{words[1:]}…{count}"
+    line = f"{words[:1].upper()}{words[1:]}…{count}"
+    if step.percent is not None:
+        left = f", about {duration_text(step.left)} left" if step.left is not None else ""
+        line = f"**{step.percent}%{left}.** {line}"
+    return f"{line} {plain(step.note)}".rstrip()
+
+
+def says_before(
+    task: str, given: Sequence[Any], ids: int = 1, options: Mapping[str, int] | None = None
+) -> gr.Markdown:
+    """A line under a form: how long its run takes, and how much of the visitor's GPU quota.
+
+    Args:
+        task: As for `service.told_before`.
+        given: Components, of which the first `ids` name models.
+        ids: How many do.
+        options: Places in `given` of those that decide the run's length.
+    """
+    line = gr.Markdown("", elem_classes="estimate")
+
+    def tell(*values: Any) -> str:
+        chosen = {name: values[at] for name, at in (options or {}).items()}
+        return told_before(task, [str(each or "") for each in values[:ids]], chosen)
+
+    for component in given:
+        component.change(tell, list(given), [line], trigger_mode="always_last", **PRIVATE)
+    line.attach_load_event(lambda: tell(*(each.value for each in given)), None)
+    return line
 
 
 def plain(text: str) -> str:

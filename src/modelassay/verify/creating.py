@@ -11,6 +11,8 @@ from modelassay.measures.examination import Evidence, examine
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.refs import require_template
 from modelassay.progress import OnPhase, silent
+from modelassay.reading.device import OnDevice, here
+from modelassay.threads import sharing
 from modelassay.verify.baseline import (
     BASELINES,
     UNWRITTEN,
@@ -24,6 +26,7 @@ from modelassay.verify.baseline import (
 from modelassay.verify.files import hash_model
 
 
+@sharing
 def create_baseline(
     model: str | ModelRef | LoadedModel,
     *,
@@ -31,6 +34,7 @@ def create_baseline(
     model_id: str | None = None,
     mode: str = "quick",
     batch_size: int | None = None,
+    on_device: OnDevice = here,
     on_progress: OnPhase = silent,
     **load_options: Unpack[ModelOptions],
 ) -> Baseline:
@@ -43,6 +47,7 @@ def create_baseline(
         mode: `quick` keeps all that verifications go by, `standard` and `full` also how often the
             model refuses, and further concepts.
         batch_size: Most prompts in a batch.
+        on_device: Where the model runs, for those who lend a GPU for as long as it does.
         on_progress: Told (phase, done, total).
         **load_options: Passed to `modelassay.load`.
 
@@ -63,6 +68,7 @@ def create_baseline(
         concepts=concepts,
         batch_size=batch_size,
         identity=True,
+        on_device=on_device,
         on_progress=on_progress,
     )
     return baseline_of(model, found, name, published)
