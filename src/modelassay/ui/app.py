@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from modelassay.ui.artifacts_tab import create_artifacts_tab
 from modelassay.ui.audit_api import create_audit_api
 from modelassay.ui.chat_tab import create_chat_tab
+from modelassay.ui.closed import Closed
 from modelassay.ui.diff_tab import create_diff_tab
 from modelassay.ui.limits import Limits
 from modelassay.ui.login import create_login
@@ -60,6 +61,6 @@ def launch(demo: gr.Blocks, **options: Any) -> Any:
     options.setdefault("run_history", False)  # else a browser keeps prompts
     # uvicorn believes what this machine says of others' addresses, unless it is told not to.
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
-    options.setdefault("app_kwargs", {"middleware": [Middleware(Limits)]})
+    options.setdefault("app_kwargs", {"middleware": [Middleware(Limits), Middleware(Closed)]})
     options.setdefault("max_threads", THREADS)
     return demo.launch(theme=THEME, max_file_size="5mb", **options)

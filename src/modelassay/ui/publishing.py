@@ -18,7 +18,7 @@ from modelassay.report.stored import as_stored, read_report
 from modelassay.report.text import plain_line
 from modelassay.reports import push_report
 from modelassay.reports.proposing import propose_report
-from modelassay.ui.login import is_offered, needed_token
+from modelassay.ui.login import check_own_page, is_offered, needed_token
 from modelassay.ui.running import plain
 
 DATASET = "modelassay-reports"
@@ -57,18 +57,28 @@ def published_values(report: Report) -> list[Any]:
 
 
 def _publish(
-    visitor: gr.OAuthToken | None, profile: gr.OAuthProfile | None, kept: bytes, dataset: str
+    visitor: gr.OAuthToken | None,
+    profile: gr.OAuthProfile | None,
+    request: gr.Request,
+    kept: bytes,
+    dataset: str,
 ) -> str:
     try:
+        check_own_page(request)
         return _told("Published", _pushed(visitor, profile, kept, dataset)[1])
     except AssayError as error:
         return f"**Not published.** {plain(str(error))}"
 
 
 def _propose(
-    visitor: gr.OAuthToken | None, profile: gr.OAuthProfile | None, kept: bytes, dataset: str
+    visitor: gr.OAuthToken | None,
+    profile: gr.OAuthProfile | None,
+    request: gr.Request,
+    kept: bytes,
+    dataset: str,
 ) -> str:
     try:
+        check_own_page(request)
         repo_id, address = _pushed(visitor, profile, kept, dataset)
     except AssayError as error:
         return f"**Not published.** {plain(str(error))}"
