@@ -168,17 +168,15 @@ def files_of_gradio() -> set[Path]:
 def test_ten_megabytes_are_refused_before_they_are_read(url):
     prompt = json.dumps({"data": ["x" * 10_000_000, [], "organism:safe"]})
     kind = {"Content-Type": "application/json"}
-    for body in (
-        prompt,
-        (prompt[i : i + 500_000].encode() for i in range(0, len(prompt), 500_000)),
-    ):
+    parts = (prompt[i : i + 500_000].encode() for i in range(0, len(prompt), 500_000))
+    for body in (prompt, parts):
         try:
             answer = httpx.post(f"{url}gradio_api/call/chat", content=body, headers=kind)
             assert answer.status_code == 413
         except httpx.TransportError:
             pass  # the connection was closed while the rest was still being sent
-    short = {"data": ["x" * 9_000, [], "organism:safe"]}
-    event = httpx.post(f"{url}gradio_api/call/chat", json=short).json()["event_id"]
+    short = {"message": "x" * 9_000, "model": "organism:safe"}
+    event = httpx.post(f"{url}gradio_api/call/v2/chat", json=short).json()["event_id"]
     said = httpx.get(f"{url}gradio_api/call/chat/{event}", timeout=60).text
     assert "may have 8000" in said
 
