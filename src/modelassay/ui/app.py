@@ -51,8 +51,16 @@ def build_app() -> gr.Blocks:
         with gr.Tab("Artifacts"):
             create_artifacts_tab()
         create_audit_api()
+    name_tools(demo)
     # Runs have a line of their own (see `ui.runs`); here what is cheap must never stand behind one.
     return demo.queue(max_size=MOST_WAITING, default_concurrency_limit=CHEAP_AT_ONCE)
+
+
+def name_tools(demo: gr.Blocks) -> None:
+    """Gives each MCP tool the name of its endpoint, which gradio takes from the function."""
+    for event in demo.fns.values():
+        if event.api_visibility == "public" and isinstance(event.api_name, str) and event.fn:
+            event.fn.__name__ = event.api_name
 
 
 def launch(demo: gr.Blocks, **options: Any) -> Any:
