@@ -208,16 +208,15 @@ def _grouped(sections: Sequence[Section]) -> list[tuple[str | None, list[Section
     found: list[tuple[str | None, list[Section]]] = []
     for section in sections:
         rest = replace(section, status=None, title=section.title or section.name)
+        in_card = bool(found) and found[-1][0] is not None
         if section.status is not None and (rest.has_text or section.chart is not None):
             found += [(None, [Section(status=section.status)]), (rest.title, [rest])]
-        elif section.title and section.level == 2 and section.status is None:
+        elif section.status is None and section.title and section.level == 2:
             found.append((section.title, [section]))
-        elif section.status is not None or section.level == 1 or not found:
-            found.append((None, [section]))
-        elif found[-1][0] is None and not section.title and section.chart is None:
-            found.append((None, [section]))
-        else:
+        elif in_card and section.status is None and section.level != 1:
             found[-1][1].append(section)
+        else:
+            found.append((None, [section]))
     return found
 
 
