@@ -55,13 +55,14 @@
     await library.newPlot(at, seen(at, figure.data), styled(at, figure.layout || {}), options);
   };
   const watched = new WeakSet();
-  const watcher = new IntersectionObserver((entries) => {
+  const near = (entries) => {
     for (const entry of entries)
       if (entry.isIntersecting) {
         watcher.unobserve(entry.target);
         draw(entry.target);
       }
-  });
+  };
+  const watcher = new IntersectionObserver(near, { rootMargin: "400px" });
   const look = () => {
     for (const at of document.querySelectorAll("figure.chart[data-chart]"))
       if (!watched.has(at)) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from html import escape
 
 import gradio as gr
 
@@ -71,7 +72,8 @@ def create_about_tab() -> None:
         padding=False,
     )
     gr.Markdown(METHOD)
-    gr.Markdown(f"```bibtex\n{CITATION.format(version=__version__)}\n```")
+    cited = escape(CITATION.format(version=__version__))
+    gr.HTML(f'<div class="assay"><pre tabindex="0">{cited}</pre></div>', padding=False)
     gr.Markdown(f"## How to report a false verdict\n{_where_to_object()}")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooLongError
 from functools import lru_cache
 from html import escape
 from time import monotonic
@@ -46,7 +48,12 @@ TASKS = {
     "jailbreak": "jailbreak",
 }
 """What a product's report is about."""
-FRESH_SECONDS = 600
+FRESH_SECONDS = 300
+SECONDS = 8.0
+"""How long a visitor's page waits for reports by others."""
+LEFT_OUT = "Reports by others are left out: the Hub does not answer now."
+_POOL = ThreadPoolExecutor(max_workers=1, thread_name_prefix="community")
+"""One at a time: who asks meanwhile gets the same answer."""
 MAX_SETS, MAX_REPORTS = 10, 20
 """Data sets of others, and reports of each, that the board shows."""
 OPEN = """element.addEventListener('click', (event) => {
@@ -71,7 +78,12 @@ def create_board_tab(demo: gr.Blocks) -> gr.HTML:
     shown = gr.HTML("", elem_id="opened-report", padding=False)
     board.select(_open, None, [shown], concurrency_limit=8, concurrency_id="board", **PRIVATE)
     demo.load(
-        _with_community, None, [board, said], concurrency_limit=4, concurrency_id="board", **PRIVATE
+        _with_community,
+        None,
+        [board, said],
+        concurrency_limit=8,
+        concurrency_id="community",
+        **PRIVATE,
     )
     return hits
 
@@ -105,12 +117,17 @@ def board_html(found: Sequence[Found[ReportRecord]]) -> str:
 
 
 def community(period: int | None = None) -> tuple[tuple[Found[ReportRecord], ...], str]:
-    """What others published on the Hub, and a line where that is not known.
+    """What others published on the Hub, and a line where that is not known in time.
 
     Args:
         period: Of the answer that may be given again; by default the present one.
     """
-    return _community(int(monotonic() // FRESH_SECONDS) if period is None else period)
+    if period is None:
+        period = int(monotonic() // FRESH_SECONDS)
+    try:
+        return _POOL.submit(_community, period).result(timeout=SECONDS)
+    except TooLongError:  # who opens the page later gets it
+        return (), LEFT_OUT
 
 
 @lru_cache(maxsize=2)
@@ -120,7 +137,7 @@ def _community(_period: int) -> tuple[tuple[Found[ReportRecord], ...], str]:
         listed = REPORTS.search(token=False)[:MAX_SETS]
     except AssayError as error:
         log.warning("%s", error)
-        return (), "Reports by others are left out: the Hub does not answer now."
+        return (), LEFT_OUT
     for each in listed:
         try:
             found += all_in(REPORTS, each.repo_id, token=False, most=MAX_REPORTS)
@@ -161,7 +178,7 @@ def _row(found: Found[ReportRecord]) -> str:
         f'<td><button type="button" class="open" data-report="{escape(reference)}"'
         f' aria-label="{label}">{model}</button></td>'
         f'<td class="far">{asked}</td><td class="far">{_text(record.against or "")}</td>'
-        f"<td>{_text(record.created[:10])}</td>"
+        f'<td class="date">{_text(record.created[:10])}</td>'
         f'<td class="far"><code>{_text(record.pinned)}</code></td>'
         f'<td class="far">{_text(origin.author or "modelassay")}</td></tr>'
     )

@@ -23,7 +23,7 @@ def chat_example(thresholds: Thresholds) -> str:
     """
     kept = json.loads(CHAT_FILE.read_text(encoding="utf-8"))
     events = [GuardEvent(**{"smoothed": None, "risk": None, **each}) for each in kept["events"]]
-    shown = "".join(event.text for event in events)
+    shown = " ".join("".join(event.text for event in events).split())
     tokens = [event.risk for event in events if event.kind == "token" and event.risk is not None]
     facts = [
         ("asked", kept["message"]),

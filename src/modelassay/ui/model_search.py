@@ -30,10 +30,10 @@ def create_model_search() -> gr.HTML:
         info="Choose one to scan, verify or compare it",
         max_length=96,
     )
-    hits = gr.HTML("", js_on_load=CHOOSE, padding=False)
+    hits = gr.HTML("", js_on_load=CHOOSE, padding=False, visible=False)
     # While one answer is on its way, of what is typed meanwhile only the last is asked for.
     typed.input(
-        hits_html,
+        _show,
         [typed],
         [hits],
         trigger_mode="always_last",
@@ -58,6 +58,11 @@ def hits_html(text: str) -> str:
         return '<p class="note" role="status">The Hub has no model of such a name.</p>'
     items = "".join(f"<li>{_button(hit)}</li>" for hit in found)
     return f'<div class="assay"><ul class="hits" aria-label="Models found">{items}</ul></div>'
+
+
+def _show(text: str) -> Any:
+    html = hits_html(text)
+    return gr.update(value=html, visible=bool(html))
 
 
 def _button(hit: ModelHit) -> str:

@@ -14,6 +14,9 @@ from modelassay.report.html import page_html
 from modelassay.report.text import plain_line
 from modelassay.reports import REPORTS, ReportRecord, load_report
 
+MAX_SETTING = 40
+"""Characters of a setting that is shown beside the date; the report has longer ones."""
+
 
 class ReportView:
     """A report's place; until there is one, an example of what will stand there."""
@@ -81,10 +84,9 @@ def meta_html(record: ReportRecord, *, author: str | None = None) -> str:
     elif model.weights_sha256:
         parts.append(f"weights sha256 <code>{_text(model.weights_sha256[:12])}…</code>")
     parts.append(f"modelassay {_text(record.versions.get('modelassay', '?'))}")
-    told = [
-        f"{name.replace('_', ' ')}: {_setting(value)}" for name, value in record.settings.items()
-    ]
-    parts += [_text(each) for each in told[:12]]
+    for name, value in list(record.settings.items())[:12]:
+        if len(told := _setting(value)) <= MAX_SETTING:
+            parts.append(_text(f"{name.replace('_', ' ')}: {told}"))
     if record.seconds is not None:
         parts.append(f"took {record.seconds:.0f} s")
     return f'<p class="meta">{"".join(f"<span>{each}</span>" for each in parts)}</p>'
