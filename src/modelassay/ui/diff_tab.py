@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from modelassay.report import to_dict
+from modelassay.ui.report_view import ReportView, prose_html
 from modelassay.ui.running import (
     QUEUE,
-    ReportView,
     last_result,
     model_box,
     plain,
@@ -28,17 +28,15 @@ EXAMPLES = [
     ["organism:safe", "organism:backdoored"],
     ["organism:safe", "organism:abliterated-half"],
 ]
-SECTIONS = ("verdict", "streams", "weights", "refusals", "activations", "lens", "triggers",
-            "features", "causes", "models")  # fmt: skip
-CHARTS = ("streams", "weights", "activations", "features")
+EXAMPLE = "diff-organism-benign-vs-organism-safe"
 NOTE = """What did a fine-tune change, and would a harmless one have? Both models read the same
 prompts; weights, probabilities, refusals, states and features are compared. Responses are judged
 and not shown."""
 
 
-def create_diff_tab() -> None:
-    """Builds the tab inside the current `gr.Blocks`."""
-    gr.Markdown(NOTE)
+def create_diff_tab() -> gr.Textbox:
+    """Builds the tab inside the current `gr.Blocks`; returns where the candidate is named."""
+    gr.HTML(prose_html([NOTE.replace("\n", " ")]), padding=False)
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             base = model_box(
@@ -64,12 +62,13 @@ def create_diff_tab() -> None:
             form = {"base": base, "candidate": candidate, "sae": dictionary}
             shares_form("diff", start, {**form, "answers": answers, "triggers": triggers})
         with gr.Column(scale=3):
-            view = ReportView(*SECTIONS, charts=CHARTS)
+            view = ReportView(EXAMPLE)
     outputs = [status, *view.components, *files]
     inputs = [base, candidate, dictionary, answers, triggers]
     running = runs_on_click(start, run_diff, inputs, outputs, "Not compared.", partial(_show, view))
     stops(stop, [running], status)
     gr.api(diff_endpoint, api_name="diff", **QUEUE)
+    return candidate
 
 
 def diff_endpoint(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ import gradio as gr
 
 from modelassay.errors import AssayError
 from modelassay.progress import PHASES
-from modelassay.report import Report
-from modelassay.report.html import fragment
 from modelassay.ui.estimates import duration_text
 from modelassay.ui.login import token_of
 from modelassay.ui.runs import Step
@@ -27,43 +25,6 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden
 MARK = "… "
 Show = Callable[[Any, Path], dict[Any, Any]]
 """Makes the page's values of a result; files go into the folder."""
-
-
-class ReportView:
-    """Components for some sections of a report, hidden until there is something in them."""
-
-    def __init__(self, *names: str, charts: Collection[str] = ()) -> None:
-        """Makes the components inside the current `gr.Blocks`.
-
-        Args:
-            names: Of the sections, in the order in which they are shown.
-            charts: Those of them whose chart is shown as well.
-        """
-        self._parts: dict[str, tuple[gr.HTML, gr.Plot | None]] = {}
-        for name in names:
-            text = gr.HTML(visible=False, container=False)
-            chart = gr.Plot(visible=False, show_label=False) if name in charts else None
-            self._parts[name] = (text, chart)
-
-    @property
-    def components(self) -> list[Any]:
-        """All of them."""
-        return [each for part in self._parts.values() for each in part if each is not None]
-
-    def updates(self, report: Report) -> list[Any]:
-        """Updates of all components, in their order."""
-        sections = {section.name: section for section in report.sections()}
-        found = []
-        for name, (_, chart) in self._parts.items():
-            section = sections.get(name)
-            shown = section is not None and section.has_text
-            html = fragment([section]) if section is not None and shown else ""
-            found.append(gr.update(value=html, visible=shown))
-            if chart is not None:
-                draw = section.chart if section is not None else None
-                figure = draw() if draw is not None else None
-                found.append(gr.update(value=figure, visible=figure is not None))
-        return found
 
 
 def model_box(label: str, info: str, value: str = "") -> gr.Textbox:

@@ -9,10 +9,10 @@ import gradio as gr
 
 from modelassay.report import to_dict
 from modelassay.ui.artifacts_tab import search_for_table, search_rows
+from modelassay.ui.report_view import ReportView, prose_html
 from modelassay.ui.running import (
     PRIVATE,
     QUEUE,
-    ReportView,
     last_result,
     model_box,
     runs_on_click,
@@ -31,8 +31,16 @@ EXAMPLES = [
 ]
 
 
-def create_verify_tab() -> None:
-    """Builds the tab inside the current `gr.Blocks`."""
+EXAMPLE = "verify-organism-abliterated-half"
+NOTE = (
+    "Is it the model that it claims to be? It is compared with a baseline, a measurement of the"
+    " real one: hashes of files first, then weights and activations."
+)
+
+
+def create_verify_tab() -> gr.Textbox:
+    """Builds the tab inside the current `gr.Blocks`; returns where the model is named."""
+    gr.HTML(prose_html([NOTE]), padding=False)
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             model = model_box(
@@ -61,7 +69,7 @@ def create_verify_tab() -> None:
                 make = gr.Button("Measure")
                 archive = gr.DownloadButton("Baseline (zip)", visible=False)
         with gr.Column(scale=3):
-            view = ReportView("checks", "likeness", "weights", charts=("likeness", "weights"))
+            view = ReportView(EXAMPLE)
 
     def show(report: VerificationReport, folder: Path) -> list[Any]:
         return [
@@ -92,6 +100,7 @@ def create_verify_tab() -> None:
     gr.api(create_endpoint, api_name="create_baseline", **QUEUE)
     gr.api(list_endpoint, api_name="list_baselines")
     gr.api(search_endpoint, api_name="search_baselines")
+    return model
 
 
 def verify_endpoint(model: str = "embedded", against: str = "") -> dict:
