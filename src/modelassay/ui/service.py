@@ -31,7 +31,6 @@ from modelassay.data.feature_types import FEATURE_TYPES
 from modelassay.diff import Depth, DiffReport, diff
 from modelassay.diff.features import shipped_saes
 from modelassay.errors import InputError, with_article
-from modelassay.files.atomic import explain_os_errors
 from modelassay.hub import REPO_ID, trim_cache
 from modelassay.mechanism import (
     CircuitReport,
@@ -389,13 +388,12 @@ def _prepare(
 ) -> None:
     """Fetches what is needed: before the machine is there, and outside any GPU call."""
     run.tell("fetching", 0, len(targets))
-    with explain_os_errors("fetching the model"):
-        trim_cache(MAX_CACHE_BYTES)
-        for done, target in enumerate(targets, start=1):
-            find_sources(target.ref, token=token, max_bytes=MAX_MODEL_BYTES)
-            run.tell("fetching", done, len(targets))
-        if options.get("sae"):
-            find_sae(options["sae"], token=False)
+    trim_cache(MAX_CACHE_BYTES)
+    for done, target in enumerate(targets, start=1):
+        find_sources(target.ref, token=token, max_bytes=MAX_MODEL_BYTES)
+        run.tell("fetching", done, len(targets))
+    if options.get("sae"):
+        find_sae(options["sae"], token=False)
 
 
 def _compute(
