@@ -31,6 +31,7 @@ LFS = (".safetensors", ".bin", ".gguf", ".parquet")
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _ROUTES = {
     "info": rf"/api/(?P<kind>models|datasets)/{_REPO}(/revision/(?P<revision>[^/]+))?",
+    "access": rf"/api/(?P<kind>models|datasets)/{_REPO}/auth-check",
     "tree": rf"/api/(?P<kind>models|datasets)/{_REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?",
     "paths": rf"/api/(?P<kind>models|datasets)/{_REPO}/paths-info/(?P<revision>[^/]+)",
     "resolve": rf"/((?P<kind>datasets)/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)",
@@ -244,13 +245,15 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.hub.find(match["kind"] or "models", match["repo"], token)
         if name == "lfs":
             return self.lfs_batch(json.loads(body))
+        if name == "access":
+            self.check_gate(repo, token)
+            return 200, b"{}", {}
         revision = unquote(match["revision"] or "main")
         commit = repo.refs.get(revision, revision)
         if commit not in repo.commits:
             raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if name == "resolve":
-            if repo.gated and token != repo.token:
-                raise HubError(403 if token else 401, "GatedRepo", "Access is restricted")
+            self.check_gate(repo, token)
             return self.resolve(repo, commit, unquote(match["file"]), headers.get("range", ""))
         if name == "preupload":
             return self.preupload(json.loads(body))
@@ -275,6 +278,10 @@ class _Handler(BaseHTTPRequestHandler):
         info |= {"cardData": card_data(repo.commits[commit])}
         info |= {"private": repo.private, "gated": repo.gated and "manual"}
         return 200, json.dumps(info).encode(), {}
+
+    def check_gate(self, repo: Repo, token: str | None) -> None:
+        if repo.gated and token != repo.token:
+            raise HubError(403 if token else 401, "GatedRepo", "Access is restricted")
 
     def site(self, name: str, match: re.Match[str], body: bytes, token: str | None) -> Answer:
         if token is not None and token not in self.hub.tokens:

@@ -30,7 +30,6 @@ from modelassay.cli import (
     report,
     sae,
     scan,
-    sharing,
     triage,
     verify,
 )
@@ -86,7 +85,6 @@ app.add_typer(organism.app, name="organism")
 app.add_typer(probe.app, name="probe")
 app.add_typer(report.app, name="report")
 app.add_typer(sae.app, name="sae")
-app.add_typer(sharing.app, name="report")
 
 
 def _version(show: bool) -> None:

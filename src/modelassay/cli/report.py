@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from modelassay.cli import options
+from modelassay.cli import options, sharing
 from modelassay.cli.artifacts import Reference, add_verbs
 
 app = typer.Typer(
@@ -29,4 +29,6 @@ def open_command(
     output.give(load_report(found.folder))
 
 
+app.command("card")(sharing.card_command)
+app.command("badge")(sharing.badge_command)
 add_verbs(app, "modelassay.reports:REPORTS", "report")

@@ -11,11 +11,14 @@ from modelassay.cli import output
 from modelassay.files.atomic import explain_os_errors, new_file, write_text_atomically
 from modelassay.report.badge import BADGE_FILE, card_section, snippet, to_svg
 from modelassay.report.card import to_png
-from modelassay.report.headline import read_headline
+from modelassay.report.headline import Headline, headline, read_headline
 
 Report = Annotated[
-    Path,
-    typer.Argument(help="A report's JSON, as --json and the page give it.", show_default=False),
+    str,
+    typer.Argument(
+        help="A report's JSON, as --json and the page give it, or the name of a kept report.",
+        show_default=False,
+    ),
 ]
 Link = Annotated[str, typer.Option(help="Address of the whole report, which the text leads to.")]
 
@@ -26,7 +29,7 @@ def card_command(
 ) -> None:
     """Draw a report as a PNG card: verdict, model, commit, numbers, date."""
     output.check_file(out, "--out")
-    picture = to_png(read_headline(report))
+    picture = to_png(_headline(report))
     with explain_os_errors(f"writing {out}"), new_file(out) as partial:
         partial.write_bytes(picture)
     typer.echo(f"{out}", err=True)
@@ -42,7 +45,7 @@ def badge_command(
 ) -> None:
     """Make a badge (SVG) of a report, and print the Markdown that shows it in a model card."""
     output.check_file(out, "--out")
-    found = read_headline(report)
+    found = _headline(report)
     write_text_atomically(out, to_svg(found))
     if section:
         typer.echo(card_section(found, link=link, badge=out.name))
@@ -50,6 +53,10 @@ def badge_command(
         typer.echo(snippet(found, image=out.name, link=link))
 
 
-app = typer.Typer(help="Show a report to others.", no_args_is_help=True)
-app.command("card")(card_command)
-app.command("badge")(badge_command)
+def _headline(report: str) -> Headline:
+    path = Path(report)
+    if path.is_file() or path.suffix == ".json":
+        return read_headline(path)
+    from modelassay.reports import REPORTS, load_report
+
+    return headline(load_report(REPORTS.find(report).folder))

@@ -8,6 +8,7 @@ from .models import fetch_model as fetch_model
 from .models import weight_bytes as weight_bytes
 from .repositories import Commit as Commit
 from .repositories import commit_files as commit_files
+from .repositories import dataset_address as dataset_address
 from .repositories import find_datasets as find_datasets
 from .repositories import is_main_head as is_main_head
 from .repositories import update_card as update_card

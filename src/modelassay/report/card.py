@@ -65,7 +65,7 @@ def to_png(found: Headline) -> bytes:
     described.add_text("Software", version)
     described.add_itxt("Description", str(found))
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True, pnginfo=described)
+    image.save(file, "PNG", pnginfo=described)
     return file.getvalue()
 
 

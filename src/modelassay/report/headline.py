@@ -48,9 +48,9 @@ class Headline:
     subject: str
     """The model's id; of a comparison, both."""
     model: str
-    """Id of the model that was looked at."""
+    """Id of the model that was looked at, with that of an adapter over it."""
     commit: str | None
-    """Of the model on the Hub, 40 hexadecimal digits; None for any other model."""
+    """Of the model on the Hub, 40 hexadecimal digits; None of any other, and of an adapter."""
     numbers: Numbers
     """Names and values, the most telling first."""
     date: str | None
@@ -106,7 +106,8 @@ def headline(report: HasDict | Mapping[str, Any]) -> Headline:
     looked_at = values.get("candidate") if product == "diff" else values.get("model")
     model = _mapping(looked_at)
     base = _text(_mapping(values.get("base")).get("id")) if product == "diff" else ""
-    name = _text(model.get("id"))
+    parts = [str(model[key]) for key in ("id", "adapter") if model.get(key)]
+    name = _text(" + ".join(dict.fromkeys(parts)))
     provenance = _mapping(values.get("provenance"))
     time, commit = str(provenance.get("time", "")), str(model.get("revision"))
     versions = _mapping(provenance.get("versions"))
@@ -115,7 +116,8 @@ def headline(report: HasDict | Mapping[str, Any]) -> Headline:
         verdict=_text(verdict),
         subject=f"{name} against {base}" if base else name,
         model=name,
-        commit=commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None,
+        # That of an adapter's base does not tell which adapter it was.
+        commit=commit if re.fullmatch(r"[0-9a-f]{40}", commit) and len(parts) < 2 else None,
         numbers=tuple((_text(label), _text(value)) for label, value in numbers),
         date=time[:10] if re.match(r"\d{4}-\d\d-\d\d", time) else None,
         version=_text(versions["modelassay"]) if "modelassay" in versions else None,

@@ -12,8 +12,10 @@ from starlette.middleware import Middleware
 from modelassay.ui.artifacts_tab import create_artifacts_tab
 from modelassay.ui.audit_api import create_audit_api
 from modelassay.ui.chat_tab import create_chat_tab
+from modelassay.ui.closed import Closed
 from modelassay.ui.diff_tab import create_diff_tab
 from modelassay.ui.limits import Limits
+from modelassay.ui.login import create_login
 from modelassay.ui.mechanism_tab import create_mechanism_tab
 from modelassay.ui.scan_tab import create_scan_tab
 from modelassay.ui.verify_tab import create_verify_tab
@@ -35,6 +37,7 @@ def build_app() -> gr.Blocks:
     """The page with all its tabs and endpoints."""
     with gr.Blocks(title="modelassay", delete_cache=(FILE_LIFETIME, FILE_LIFETIME)) as demo:
         gr.Markdown(INTRO)
+        create_login()
         with gr.Tab("Scan"):
             create_scan_tab()
         with gr.Tab("Verify"):
@@ -58,6 +61,6 @@ def launch(demo: gr.Blocks, **options: Any) -> Any:
     options.setdefault("run_history", False)  # else a browser keeps prompts
     # uvicorn believes what this machine says of others' addresses, unless it is told not to.
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
-    options.setdefault("app_kwargs", {"middleware": [Middleware(Limits)]})
+    options.setdefault("app_kwargs", {"middleware": [Middleware(Limits), Middleware(Closed)]})
     options.setdefault("max_threads", THREADS)
     return demo.launch(theme=THEME, max_file_size="5mb", **options)

@@ -34,6 +34,19 @@ def create_login() -> None:
         gr.LoginButton("Log in with Hugging Face", logout_value="Log out ({})", size="sm")
 
 
+def check_own_page(request: gr.Request) -> None:
+    """Refuses what another site had a visitor's browser send, which adds the login to it.
+
+    Args:
+        request: A browser says in it which page it comes from.
+
+    Raises:
+        InputError: it comes from another page.
+    """
+    if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+        raise InputError("This was asked for by another site; ask for it on this page.")
+
+
 def token_of(visitor: gr.OAuthToken | None) -> str | bool:
     """A visitor's token for the Hub; False, which is none at all, of those who have not logged in.
 

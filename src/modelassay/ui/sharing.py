@@ -18,6 +18,7 @@ from modelassay.report.badge import snippet, to_svg
 from modelassay.report.card import to_png
 from modelassay.report.headline import headline
 from modelassay.report.text import plain_line
+from modelassay.ui.publishing import create_publishing, published_values
 
 KINDS = {"json": "JSON report", "html": "HTML report", "png": "Card (PNG)", "svg": "Badge (SVG)"}
 """Files of a report, by their suffix, and what their buttons say."""
@@ -41,7 +42,7 @@ def report_buttons() -> list[Any]:
         interactive=False,
         buttons=["copy"],
     )
-    return [*buttons, shown]
+    return [*buttons, shown, *create_publishing()]
 
 
 def report_files(report: Report, name: str, folder: Path) -> list[Any]:
@@ -59,7 +60,8 @@ def report_files(report: Report, name: str, folder: Path) -> list[Any]:
         write_text_atomically(folder / f"{stem}.{suffix}", text)
     (folder / f"{stem}.png").write_bytes(to_png(found))
     files = [gr.update(value=str(folder / f"{stem}.{suffix}"), visible=True) for suffix in KINDS]
-    return [*files, gr.update(value=snippet(found, image=f"{stem}.svg"), visible=True)]
+    badge = gr.update(value=snippet(found, image=f"{stem}.svg"), visible=True)
+    return [*files, badge, *published_values(report)]
 
 
 def shares_form(tab: str, start: gr.Button, form: Mapping[str, Any]) -> None:
