@@ -129,12 +129,18 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(url: str, browser: Any, tmp_path: Path) -> Iterator[tuple[Any, Path]]:
-    """The page in a browser, on which no script may fail, and where screenshots go."""
+    """The page in a browser, and where screenshots go.
+
+    No script may fail or complain there, and nothing may be asked of another server.
+    """
     shots = Path(os.environ.get("MODELASSAY_SCREENSHOTS", tmp_path))
     shots.mkdir(parents=True, exist_ok=True)
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    own = (url, "data:", "blob:", "about:")
+    page.on("request", lambda sent: errors.append(sent.url) if not sent.url.startswith(own) else 0)
     page.goto(url)
     yield page, shots
     assert errors == []

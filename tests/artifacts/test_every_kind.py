@@ -74,7 +74,7 @@ def agree_in_report(folder: Path, record: dict[str, Any]) -> None:
     """Has a kept report tell of its record's model."""
     path = folder / "content.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    content["values"]["model"]["id"] = record["model"]["id"]
+    content["values"]["model"] |= {"id": record["model"]["id"], "adapter": None}
     path.write_text(json.dumps(content), encoding="utf-8")
     record["content_sha256"] = file_hash(path)
 

@@ -56,6 +56,7 @@ class Repo:
     id: str
     private: bool = False
     gated: bool = False
+    downloads: int = 0
     token: str | None = None
     commits: dict[str, Files] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
@@ -316,13 +317,19 @@ class _Handler(BaseHTTPRequestHandler):
     def listing(self, kind: str, token: str | None) -> Answer:
         query = parse_qs(urlsplit(self.path).query)
         author, wanted = query.get("author", [""])[0], set(query.get("filter", []))
+        search = query.get("search", [""])[0].lower()
         found = []
         for (k, repo_id), repo in sorted(self.hub.repos.items()):
             tags = card_tags(repo.commits[repo.refs["main"]])
             seen = not repo.private or token == repo.token
-            if k == kind and seen and wanted <= set(tags) and repo_id.startswith(author):
+            named = repo_id.startswith(author) and search in repo_id.lower()
+            if k == kind and seen and wanted <= set(tags) and named:
                 row = {"_id": repo_id, "id": repo_id, "sha": repo.refs["main"], "tags": tags}
-                found.append(row | {"downloads": 0, "lastModified": "2026-01-01T00:00:00.000Z"})
+                row |= {"cardData": card_data(repo.commits[repo.refs["main"]])}
+                row |= {"gated": repo.gated and "manual", "likes": 0, "downloads": repo.downloads}
+                found.append(row | {"lastModified": "2026-01-01T00:00:00.000Z"})
+        if query.get("sort") == ["downloads"]:
+            found.sort(key=lambda row: -row["downloads"])
         limit = int(query.get("limit", ["1000"])[0])
         return 200, json.dumps(found[:limit]).encode(), {}
 

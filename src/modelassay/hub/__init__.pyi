@@ -2,6 +2,8 @@ from .errors import REPO_ID as REPO_ID
 from .errors import hub_errors as hub_errors
 from .facts import DatasetFacts as DatasetFacts
 from .facts import dataset_facts as dataset_facts
+from .model_search import ModelHit as ModelHit
+from .model_search import find_models as find_models
 from .models import check_access as check_access
 from .models import check_weight_files as check_weight_files
 from .models import fetch_model as fetch_model

@@ -28,7 +28,7 @@ def new_figure(title: str, x_title: str, y_title: str) -> Figure:
         height=360,
         margin={"l": 60, "r": 20, "t": 50, "b": 90},
         legend={"orientation": "h", "y": -0.28, "yanchor": "top"},
-        font={"family": "system-ui, sans-serif"},
+        font={"family": "IBM Plex Sans, system-ui, sans-serif"},
     )
     return figure
 

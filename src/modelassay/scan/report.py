@@ -140,7 +140,7 @@ class ScanReport(Report):
         for name, result in self.concepts.items():
             s = result.separation
             found += [
-                Section(name, chart=partial(projections, name, s)),
+                Section(name, f"in detail: {name}", chart=partial(projections, name, s)),
                 Section(f"{name} swaps", chart=partial(null_distribution, name, s)),
             ]
         return found

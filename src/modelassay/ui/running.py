@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import gradio as gr
 from modelassay.errors import AssayError
 from modelassay.progress import PHASES
 from modelassay.report import Report
-from modelassay.report.html import fragment
+from modelassay.report.stored import StoredReport
 from modelassay.ui.estimates import duration_text
 from modelassay.ui.login import token_of
 from modelassay.ui.runs import Step
@@ -27,43 +27,6 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden
 MARK = "… "
 Show = Callable[[Any, Path], dict[Any, Any]]
 """Makes the page's values of a result; files go into the folder."""
-
-
-class ReportView:
-    """Components for some sections of a report, hidden until there is something in them."""
-
-    def __init__(self, *names: str, charts: Collection[str] = ()) -> None:
-        """Makes the components inside the current `gr.Blocks`.
-
-        Args:
-            names: Of the sections, in the order in which they are shown.
-            charts: Those of them whose chart is shown as well.
-        """
-        self._parts: dict[str, tuple[gr.HTML, gr.Plot | None]] = {}
-        for name in names:
-            text = gr.HTML(visible=False, container=False)
-            chart = gr.Plot(visible=False, show_label=False) if name in charts else None
-            self._parts[name] = (text, chart)
-
-    @property
-    def components(self) -> list[Any]:
-        """All of them."""
-        return [each for part in self._parts.values() for each in part if each is not None]
-
-    def updates(self, report: Report) -> list[Any]:
-        """Updates of all components, in their order."""
-        sections = {section.name: section for section in report.sections()}
-        found = []
-        for name, (_, chart) in self._parts.items():
-            section = sections.get(name)
-            shown = section is not None and section.has_text
-            html = fragment([section]) if section is not None and shown else ""
-            found.append(gr.update(value=html, visible=shown))
-            if chart is not None:
-                draw = section.chart if section is not None else None
-                figure = draw() if draw is not None else None
-                found.append(gr.update(value=figure, visible=figure is not None))
-        return found
 
 
 def model_box(label: str, info: str, value: str = "") -> gr.Textbox:
@@ -157,6 +120,24 @@ def errors_for_caller() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
 
 
+def took(report: Report) -> str:
+    """How long a run took, or when it was for one that is known already."""
+    provenance = report.to_dict().get("provenance") or {}
+    seconds = provenance.get("seconds")
+    if isinstance(report, StoredReport):
+        return f"Known from a run of {plain(str(provenance.get('time', 'an earlier day')))}."
+    if seconds is None:
+        return "Done."
+    return f"Done in {sum(seconds.values()) if isinstance(seconds, dict) else seconds:.0f} s."
+
+
+def model_name(report: Report) -> str:
+    """What a report is about, for the names of its files."""
+    values = report.to_dict()
+    about = values.get("candidate") or values.get("model") or "report"
+    return str(about.get("id", "report") if isinstance(about, dict) else about)
+
+
 def hidden(outputs: Sequence[Any]) -> dict[Any, Any]:
     """Updates that hide components until there is something in them."""
     return dict.fromkeys(outputs, gr.update(visible=False))
@@ -187,15 +168,14 @@ def says_before(
         ids: How many do.
         options: Places in `given` of those that decide the run's length.
     """
-    line = gr.Markdown("", elem_classes="estimate")
 
     def tell(*values: Any) -> str:
         chosen = {name: values[at] for name, at in (options or {}).items()}
         return told_before(task, [str(each or "") for each in values[:ids]], chosen)
 
+    line = gr.Markdown(tell(*(each.value for each in given)), elem_classes="estimate")
     for component in given:
         component.change(tell, list(given), [line], trigger_mode="always_last", **PRIVATE)
-    line.attach_load_event(lambda: tell(*(each.value for each in given)), None)
     return line
 
 

@@ -45,6 +45,8 @@ from modelassay.models.embedded import BASES
 from modelassay.models.finding import find_sources
 from modelassay.models.organisms import find_organism, is_organism
 from modelassay.reading.device import OnDevice, here
+from modelassay.report import Report
+from modelassay.report.stored import StoredReport
 from modelassay.sae import SAES, find_sae
 from modelassay.sae.finding import find_release
 from modelassay.scan.report import ScanReport
@@ -62,6 +64,7 @@ from modelassay.ui.estimates import (
     work_name,
 )
 from modelassay.ui.limits import visitor
+from modelassay.ui.report_cache import ReportCache
 from modelassay.ui.runs import Run, Runs, Step
 from modelassay.ui.shelf import Shelf
 from modelassay.ui.targets import MAX_MODEL_BYTES, Target, load_target, look_up, size_of, target_of
@@ -88,7 +91,6 @@ AT_ONCE = max(1, cores() // 2)
 """Runs that have the machine at a time."""
 MOST_RUNS, RUNS_OF_ONE = 20, 3
 """Runs in all, with those in line, and of one visitor."""
-RUNS = Runs(AT_ONCE, MOST_RUNS, RUNS_OF_ONE)
 SHELF = Shelf()
 
 
@@ -96,9 +98,23 @@ SHELF = Shelf()
 class Comparison:
     """A comparison, and what a visitor has to know of it."""
 
-    report: DiffReport
+    report: DiffReport | StoredReport
     note: str = ""
     """What was left out, for the visitor."""
+
+
+def _opened(report: Any, note: str) -> Any:
+    return Comparison(report, note) if report.product == "diff" else report
+
+
+def _taken(result: Any) -> tuple[Report, str] | None:
+    if isinstance(result, Comparison):
+        return result.report, result.note
+    return (result, "") if isinstance(result, Report) else None
+
+
+CACHE = ReportCache(_opened, _taken)
+RUNS = Runs(AT_ONCE, MOST_RUNS, RUNS_OF_ONE, CACHE)
 
 
 def check_model_id(model_id: str) -> str:
