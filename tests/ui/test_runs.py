@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import os
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +16,9 @@ pytest.importorskip("gradio")
 import torch
 
 from modelassay.errors import AssayError, InputError, UnavailableError
+from modelassay.report.sections import Section, Status
+from modelassay.report.stored import StoredReport
+from modelassay.ui import limits, report_cache, service
 from modelassay.ui.estimates import (
     QUOTAS,
     SMALL_MOST,
@@ -23,10 +29,12 @@ from modelassay.ui.estimates import (
     gpu_request,
     gpu_size,
 )
-from modelassay.ui.limits import Budget, address
+from modelassay.ui.limits import Budget, Limits, address
+from modelassay.ui.report_cache import ReportCache
 from modelassay.ui.runs import Plain, Runs, Step
+from modelassay.ui.service import Comparison
 from modelassay.ui.shelf import Shelf
-from modelassay.ui.targets import KNOWN_BYTES
+from modelassay.ui.targets import KNOWN_BYTES, Target
 
 
 def begin(runs: Runs, key, work, visitor="a", prepare=lambda _: None):
@@ -293,3 +301,104 @@ def test_a_budget_fills_again_and_is_each_visitor_s_own():
     assert budget.take("b", 0.0) == 0
     assert budget.take("a", 1.0) == 0
     assert budget.take("a", 1.0) > 0
+
+
+def test_a_known_result_outlasts_the_page_and_the_disk_stays_small(tmp_path, monkeypatch):
+    report = StoredReport(
+        {"schema": "modelassay.scan/1", "model": {"id": "embedded"}},
+        (Section(name="verdict", status=Status("PASS", "good")),),
+    )
+    cache = ReportCache(service._opened, service._taken, tmp_path)
+    began = []
+    for _ in range(2):
+        runs = Runs(1, 20, 3, cache)  # the page was started again
+        work = lambda *_: began.append(1) or report  # noqa: E731
+        *_, found = runs.follow("a" * 64, "a", Plain(), lambda _: None, work)
+        assert found.to_dict() == report.to_dict()
+    assert began == [1]
+    cache.put("b" * 64, Comparison(replace(report, values={"schema": "modelassay.diff/1"}), "no"))
+    assert cache.get("b" * 64).note == "no"
+    (tmp_path / ("a" * 64)).write_text("{}\nhalf")
+    assert cache.get("a" * 64) is None
+    assert cache.get("../" + "a" * 61) is None
+    monkeypatch.setattr(report_cache, "MOST_FILES", 3)
+    for i in range(6):
+        cache.put(f"{i:064d}", report)
+        os.utime(tmp_path / f"{i:064d}", (i, i))
+    assert sorted(f.name[-1] for f in tmp_path.iterdir()) == ["3", "4", "5"]
+
+
+def test_a_full_disk_costs_nobody_their_result(small_disk):
+    cache = ReportCache(service._opened, service._taken, small_disk / "page")
+    section = Section(name="verdict", code="x" * 190_000)
+    report = StoredReport({"schema": "modelassay.scan/1"}, (section,) * 8)
+    runs = Runs(1, 20, 3, cache)
+    *_, found = runs.follow("a" * 64, "a", Plain(), lambda _: None, lambda *_: report)
+    assert found is report
+
+
+def test_floods_and_bodies_that_are_too_large_or_too_slow_are_refused(monkeypatch):
+    monkeypatch.setenv("MODELASSAY_PROXIES", "1")
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.2)
+    sent: list = []
+
+    async def app(_scope, receive, send):
+        got = await receive()
+        await send({"type": "http.response.start", "status": 200, "body": got["body"]})
+
+    async def send(message):
+        sent.append(message)
+
+    def ask(body=b"{}", headers=(), parts=1, slow=False, spoofed="9.9.9.9"):
+        chunks = [
+            {"type": "http.request", "body": body, "more_body": i + 1 < parts} for i in range(parts)
+        ]
+
+        async def receive():
+            if slow:
+                await asyncio.sleep(5)
+            return chunks.pop(0)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/gradio_api/queue/join",
+            "client": ("10.0.0.1", 1),
+            "headers": [(b"x-forwarded-for", f"{spoofed}, 1.2.3.4".encode()), *headers],
+        }
+        sent.clear()
+        asyncio.run(layer(scope, receive, send))
+        return sent[0]["status"]
+
+    layer = Limits(app, Budget(per_minute=1, at_once=5))
+    assert ask(headers=[(b"content-length", b"10000000")]) == 413
+    assert ask(headers=[(b"content-length", b"many")]) == 413
+    assert ask(b"x" * 300_000, parts=5) == 413  # however much it says that it has
+    assert ask(slow=True) == 408
+    assert (ask(b'{"a": 1}'), sent[0]["body"]) == (200, b'{"a": 1}')
+    assert [ask(spoofed=f"{i}.9.9.9") for i in range(3)] == [429] * 3
+
+
+def test_ten_scans_of_one_model_load_it_once(monkeypatch, tiny_folder):
+    """As one that is not private: what a visitor names by a path is nobody else's."""
+    folder, loaded = str(tiny_folder()), []
+    monkeypatch.setenv("MODELASSAY_ALLOW_LOCAL", "1")
+    monkeypatch.setattr(service, "RUNS", Runs(1, 20, 3))
+    monkeypatch.setattr(service, "SHELF", Shelf())
+    monkeypatch.setattr(service, "look_up", lambda name, _: Target(name, None, 10_000, shared=True))
+    load = service.load_target
+    monkeypatch.setattr(service, "load_target", lambda *a: loaded.append(1) or load(*a))
+    found: list = []
+    follow = [
+        threading.Thread(target=lambda: found.append(list(service.run_scan(folder, "quick"))[-1]))
+        for _ in range(10)
+    ]
+    for each in follow:
+        each.start()
+    for each in follow:
+        each.join(60)
+    assert len(loaded) == 1
+    assert len({id(report) for report in found}) == 1
+    *_, again = service.run_scan(folder, "quick", chat_template=False)
+    assert again not in found
+    assert len(loaded) == 1  # for other settings, on the same model

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -395,8 +395,18 @@ def _key(task: str, targets: Sequence[Target], options: Mapping[str, Any]) -> st
     if isinstance(undecided := named.pop("undecided", None), Undecided):
         index = undecided.baseline.index
         named["against"] = [index.name, index.vectors_sha256, asdict(undecided.origin)]
-    told = [task, modelassay.__version__, [target.key for target in targets], named]
+    told = [task, _code(), [target.key for target in targets], named]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Tells versions of modelassay apart, those of a checkout too: they may measure otherwise."""
+    root = Path(modelassay.__file__).parent
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    stats = [(str(path.relative_to(root)), path.stat()) for path in files]
+    told = [modelassay.__version__, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _prepare(
