@@ -19,10 +19,11 @@ from modelassay.ui.closed import Closed
 from modelassay.ui.diff_tab import create_diff_tab
 from modelassay.ui.limits import Limits
 from modelassay.ui.login import create_login
-from modelassay.ui.mechanism_tab import create_mechanism_tab
+from modelassay.ui.mechanism_tab import LINKED, create_mechanism_tab
 from modelassay.ui.model_search import fill_on_choice
 from modelassay.ui.running import PRIVATE
 from modelassay.ui.scan_tab import create_scan_tab
+from modelassay.ui.sharing import opens_linked_tab
 from modelassay.ui.verify_tab import create_verify_tab
 
 MOST_WAITING = 60
@@ -30,6 +31,8 @@ CHEAP_AT_ONCE = 8
 """Requests of one kind that are answered at a time, where nothing else is said."""
 THREADS = 100
 """Of the server: those who wait for a run have one each, and must not use them up."""
+TABS = {name: name for name in ("scan", "verify", "diff")} | dict.fromkeys(LINKED, "mechanism")
+"""Which tab opens for what a link names."""
 FILE_LIFETIME = 3600  # seconds that a report stays available for download
 
 
@@ -58,10 +61,19 @@ def build_app() -> gr.Blocks:
             with gr.Tab("Artifacts", id="artifacts"):
                 create_artifacts_tab()
         create_audit_api()
+        opens_linked_tab(tabs, TABS)
         chosen = fill_on_choice(hits, [scanned, verified, compared])
         chosen.then(lambda: gr.Tabs(selected="scan"), None, [tabs], **PRIVATE)
+    name_tools(demo)
     # Runs have a line of their own (see `ui.runs`); here what is cheap must never stand behind one.
     return demo.queue(max_size=MOST_WAITING, default_concurrency_limit=CHEAP_AT_ONCE)
+
+
+def name_tools(demo: gr.Blocks) -> None:
+    """Gives each MCP tool the name of its endpoint, which gradio takes from the function."""
+    for event in demo.fns.values():
+        if event.api_visibility == "public" and isinstance(event.api_name, str) and event.fn:
+            event.fn.__name__ = event.api_name
 
 
 def launch(demo: gr.Blocks, **options: Any) -> Any:
@@ -70,8 +82,9 @@ def launch(demo: gr.Blocks, **options: Any) -> Any:
     options.setdefault("run_history", False)  # else a browser keeps prompts
     # uvicorn believes what this machine says of others' addresses, unless it is told not to.
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
+    layers = [Middleware(each) for each in (Limits, Closed, look.OwnPreview)]
+    options.setdefault("app_kwargs", {"routes": look.routes(), "middleware": layers})
     options.setdefault("max_threads", THREADS)
-    layers = [Middleware(layer) for layer in (Limits, Closed, look.OwnPreview)]
     return demo.launch(
         theme=look.theme(),
         css=look.style(),
@@ -79,7 +92,6 @@ def launch(demo: gr.Blocks, **options: Any) -> Any:
         favicon_path=str(look.ASSETS / "favicon.svg"),
         footer_links=["api", "settings"],
         ssr_mode=False,
-        app_kwargs={"routes": look.routes(), "middleware": layers},
         max_file_size="5mb",
         **options,
     )

@@ -32,7 +32,12 @@ from modelassay.ui.service import (
     run_features,
     run_jailbreak,
 )
-from modelassay.ui.sharing import report_buttons, report_files, shares_form
+from modelassay.ui.sharing import (
+    opens_linked_tab,
+    report_buttons,
+    report_files,
+    shares_form,
+)
 
 MODEL_INFO = "A Hub id (owner/name), `embedded`, or an organism"
 REFUSING = "organism:safe"
@@ -62,26 +67,20 @@ ATTACK = "poem"
 
 def create_mechanism_tab() -> None:
     """Builds the tab inside the current `gr.Blocks`."""
-    with gr.Tab("Circuit"):
-        gr.Markdown(CIRCUIT_NOTE)
-        _create_run(
-            "circuit", _circuit_inputs, "Find", run_circuit, "Nothing found.", CIRCUIT_EXAMPLE
-        )
-    with gr.Tab("Features"):
-        gr.Markdown(FEATURES_NOTE)
-        _create_run(
-            "features", _features_inputs, "Find", run_features, "Nothing found.", FEATURES_EXAMPLE
-        )
-    with gr.Tab("Jailbreak"):
-        gr.Markdown(JAILBREAK_NOTE)
-        _create_run(
-            "jailbreak",
-            _jailbreak_inputs,
-            "Explain",
-            run_jailbreak,
-            "Not explained.",
-            JAILBREAK_EXAMPLE,
-        )
+    with gr.Tabs() as tabs:
+        with gr.Tab("Circuit", id="circuit"):
+            gr.Markdown(CIRCUIT_NOTE)
+            make = partial(_create_run, "circuit", _circuit_inputs)
+            make("Find", run_circuit, "Nothing found.", CIRCUIT_EXAMPLE)
+        with gr.Tab("Features", id="features"):
+            gr.Markdown(FEATURES_NOTE)
+            make = partial(_create_run, "features", _features_inputs)
+            make("Find", run_features, "Nothing found.", FEATURES_EXAMPLE)
+        with gr.Tab("Jailbreak", id="jailbreak"):
+            gr.Markdown(JAILBREAK_NOTE)
+            make = partial(_create_run, "jailbreak", _jailbreak_inputs)
+            make("Explain", run_jailbreak, "Not explained.", JAILBREAK_EXAMPLE)
+        opens_linked_tab(tabs, {name: name for name in LINKED})
     gr.api(circuit_endpoint, api_name="find_circuit", **QUEUE)
     gr.api(features_endpoint, api_name="find_features", **QUEUE)
     gr.api(jailbreak_endpoint, api_name="explain_jailbreak", **QUEUE)

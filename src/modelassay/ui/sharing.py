@@ -92,6 +92,21 @@ def shares_form(tab: str, start: gr.Button, form: Mapping[str, Any]) -> None:
     gr.on(None, fill, None, list(form.values()), **UNSEEN)
 
 
+def opens_linked_tab(tabs: gr.Tabs, ids: Mapping[str, str]) -> None:
+    """Shows the tab whose form a link fills.
+
+    Args:
+        tabs: All of them.
+        ids: Of a tab, by the names that links have for what is on it.
+    """
+
+    def choose(request: gr.Request) -> Any:
+        asked = request.query_params.get("tab")
+        return gr.Tabs(selected=ids[asked]) if asked in ids else gr.skip()
+
+    gr.on(None, choose, None, [tabs], **UNSEEN)
+
+
 def address_of(tab: str, values: Mapping[str, Any]) -> str:
     """Where the page fills a form in this way.
 
