@@ -92,11 +92,14 @@ CHROMIUM_FLAGS = (
 
 
 @pytest.fixture(scope="session")
-def url() -> Iterator[str]:
-    """Where the page is served."""
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the page is served; it knows no results of earlier sessions."""
     pytest.importorskip("gradio")
-    from modelassay.ui import build_app, launch
+    from modelassay.ui import build_app, launch, service
 
+    service.CACHE = service.RUNS.cache = service.ReportCache(
+        service._opened, service._taken, tmp_path_factory.mktemp("page")
+    )
     demo = build_app()
     _, local_url, _ = launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     yield local_url

@@ -245,7 +245,7 @@ def test_few_guards_are_kept_the_latest_ones(monkeypatch):
     monkeypatch.setattr(
         chat_service, "_load_guard", lambda model_id: loaded.append(model_id) or object()
     )
-    monkeypatch.setattr(chat_service.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(chat_service, "has_gpu", lambda: False)
     shelf = chat_service.GuardShelf(kept=2)
     for model_id in ("a", "b", "a", "c", "a", "b"):
         shelf.get(model_id)

@@ -85,7 +85,7 @@ def test_what_a_run_gives_can_cross_processes_and_be_shown(tiny_folder, tmp_path
         with gr.Blocks():
             shown = _show(ReportView(), same, tmp_path)
         assert shown[0] == "Done."
-        json_path, html_path = (Path(update["value"]) for update in shown[-2:])
+        json_path, html_path = (Path(update["value"]) for update in shown[-5:-3])
         assert json.loads(json_path.read_text())["schema"] == report.to_dict()["schema"]
         assert html_path.read_text().endswith("</html>\n")
         assert ("twins" if report is features else "4.mlp") in str(shown)

@@ -20,14 +20,13 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from modelassay.data.labelled import At
 from modelassay.data.labels import LABELS
 from modelassay.errors import AssayError, InputError
 from modelassay.guard import Guard, GuardEvent, Sampling, SecondOpinion, Thresholds, load_guard
 from modelassay.guard.streaming import Classifier
 from modelassay.hub import trim_cache
+from modelassay.models.loading import has_gpu
 from modelassay.monitors import monitor_of
 from modelassay.probes import PROBES, ProbeRecord
 from modelassay.threads import Worker
@@ -94,7 +93,7 @@ class GuardShelf:
                     self.guards.popitem(last=False)
                 guard = _load_guard(model_id)
             self.guards[model_id] = guard
-            if to_gpu and torch.cuda.is_available() and guard.model.device.type == "cpu":
+            if to_gpu and has_gpu() and guard.model.device.type == "cpu":
                 guard.model.network.to("cuda")
             return guard
 
@@ -406,5 +405,6 @@ def _score(model_id: str | None, exchange: tuple[str, str]) -> Generator[Any, No
         yield _failure(error)
 
 
-_chat_on_gpu: Any = on_gpu(duration=chat_seconds)(_chat)
+_seconds: Any = chat_seconds
+_chat_on_gpu: Any = on_gpu(duration=_seconds)(_chat)
 _score_on_gpu: Any = on_gpu(duration=math.ceil(GPU_START))(_score)

@@ -14,10 +14,13 @@ from modelassay.ui.running import (
     QUEUE,
     last_result,
     model_box,
+    model_name,
     plain,
     runs_on_click,
+    says_before,
     start_and_stop,
     stops,
+    took,
 )
 from modelassay.ui.service import DICTIONARIES, Comparison, run_diff
 from modelassay.ui.sharing import report_buttons, report_files, shares_form
@@ -56,6 +59,7 @@ def create_diff_tab() -> gr.Textbox:
             answers = gr.Checkbox(True, label="Make short responses, to see what is refused")
             triggers = gr.Checkbox(True, label="Search for triggers")
             start, stop = start_and_stop("Compare")
+            says_before("diff", [base, candidate], 2)
             gr.Examples(EXAMPLES, [base, candidate])
             status = gr.Markdown()
             files = report_buttons()
@@ -102,7 +106,7 @@ def _show(view: ReportView, result: Comparison, folder: Path) -> tuple[Any, ...]
     """Values for all outputs, in their order."""
     report = result.report
     return (
-        f"Done in {report.provenance['seconds']:.0f} s. {plain(result.note)}",
+        f"{took(report)} {plain(result.note)}",
         *view.updates(report),
-        *report_files(report, report.candidate.name, folder),
+        *report_files(report, model_name(report), folder),
     )

@@ -29,6 +29,8 @@ PER_MINUTE, AT_ONCE = 120, 60
 VISITORS = 10_000
 """Visitors whose requests are counted; those seen longest ago are forgotten."""
 NOBODY = "nobody"
+LOOPBACK = "::/64"
+"""Of version 6, as `address` gives it."""
 
 
 def proxies() -> int:
@@ -58,6 +60,11 @@ def address(client: str | None, forwarded: str) -> str:
     if found.version == 6:  # a household has a whole network of them
         return str(ipaddress.ip_network((found, 64), strict=False))
     return str(found)
+
+
+def is_own(who: str) -> bool:
+    """Whether a request comes from this machine itself, past all proxies."""
+    return proxies() == 0 and who in ("127.0.0.1", LOOPBACK)
 
 
 def visitor() -> str:
@@ -119,7 +126,7 @@ class Limits:
         forwarded = b",".join(value for name, value in headers if name == b"x-forwarded-for")
         client = scope.get("client")
         who = address(client[0] if client else None, forwarded.decode("latin-1"))
-        if wait := self.budget.take(who):
+        if not is_own(who) and (wait := self.budget.take(who)):
             await refuse(send, 429, f"Too many requests; try again in {wait:.0f} s.", wait)
             return
         most = UPLOAD_BYTES if scope["path"].endswith(UPLOADS) else BODY_BYTES

@@ -17,9 +17,12 @@ from modelassay.ui.running import (
     QUEUE,
     last_result,
     model_box,
+    model_name,
     runs_on_click,
+    says_before,
     start_and_stop,
     stops,
+    took,
 )
 from modelassay.ui.service import (
     MAX_PAIRS,
@@ -105,6 +108,7 @@ def _create_run(
         with gr.Column(scale=1, min_width=300):
             given = [model_box("Model", MODEL_INFO, REFUSING), *inputs()]
             start, stop = start_and_stop(label)
+            says_before(name, given[:1])
             status = gr.Markdown()
             files = report_buttons()
             shares_form(name, start, dict(zip(LINKED[name], given, strict=False)))
@@ -213,5 +217,4 @@ def jailbreak_endpoint(
 
 def _show(view: ReportView, report: Report, folder: Path) -> tuple[Any, ...]:
     """Values for all outputs, in their order."""
-    name = getattr(report, "model").name  # noqa: B009 (all three are of one model)
-    return ("Done.", *view.updates(report), *report_files(report, name, folder))
+    return (took(report), *view.updates(report), *report_files(report, model_name(report), folder))

@@ -13,6 +13,8 @@ import gradio as gr
 
 from modelassay.errors import AssayError
 from modelassay.progress import PHASES
+from modelassay.report import Report
+from modelassay.report.stored import StoredReport
 from modelassay.ui.estimates import duration_text
 from modelassay.ui.login import token_of
 from modelassay.ui.runs import Step
@@ -118,6 +120,24 @@ def errors_for_caller() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
 
 
+def took(report: Report) -> str:
+    """How long a run took, or when it was for one that is known already."""
+    provenance = report.to_dict().get("provenance") or {}
+    seconds = provenance.get("seconds")
+    if isinstance(report, StoredReport):
+        return f"Known from a run of {plain(str(provenance.get('time', 'an earlier day')))}."
+    if seconds is None:
+        return "Done."
+    return f"Done in {sum(seconds.values()) if isinstance(seconds, dict) else seconds:.0f} s."
+
+
+def model_name(report: Report) -> str:
+    """What a report is about, for the names of its files."""
+    values = report.to_dict()
+    about = values.get("candidate") or values.get("model") or "report"
+    return str(about.get("id", "report") if isinstance(about, dict) else about)
+
+
 def hidden(outputs: Sequence[Any]) -> dict[Any, Any]:
     """Updates that hide components until there is something in them."""
     return dict.fromkeys(outputs, gr.update(visible=False))
@@ -148,15 +168,14 @@ def says_before(
         ids: How many do.
         options: Places in `given` of those that decide the run's length.
     """
-    line = gr.Markdown("", elem_classes="estimate")
 
     def tell(*values: Any) -> str:
         chosen = {name: values[at] for name, at in (options or {}).items()}
         return told_before(task, [str(each or "") for each in values[:ids]], chosen)
 
+    line = gr.Markdown(tell(*(each.value for each in given)), elem_classes="estimate")
     for component in given:
         component.change(tell, list(given), [line], trigger_mode="always_last", **PRIVATE)
-    line.attach_load_event(lambda: tell(*(each.value for each in given)), None)
     return line
 
 

@@ -7,9 +7,11 @@ it at once. A run whose last visitor has gone stops. Nothing here knows what is 
 from __future__ import annotations
 
 import contextvars
+import errno
 import logging
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -261,11 +263,13 @@ class Runs:
                     self.cache.put(key, result)
         except Cancelled:
             error = "It was stopped."
-        except AssayError as problem:
-            error = str(problem)
         except Exception as problem:
-            # The type alone: a message may quote what a visitor sent.
-            log.exception("A run failed (%s).", type(problem).__name__, exc_info=None)
+            error = sentence(problem)
+            if isinstance(problem, AssayError):
+                return
+            # Without the message, which may quote what a visitor sent.
+            frames = "".join(traceback.format_tb(problem.__traceback__))
+            log.error("A run failed (%s):\n%s", type(problem).__name__, frames)
         finally:
             with self._moved:
                 if run in self._line:
@@ -286,6 +290,17 @@ class Runs:
     def _forget(self, key: str | None, run: Run) -> None:
         if key is not None and self._by_key.get(key) is run:
             del self._by_key[key]
+
+
+def sentence(problem: Exception) -> str:
+    """What went wrong, for a visitor: nothing of the server's paths."""
+    text = str(problem)
+    code = problem.errno if isinstance(problem, OSError) else None
+    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "disk is full" in text:
+        return "This page's disk is full: try again later, or choose a smaller model."
+    if isinstance(problem, MemoryError):
+        return "This page ran out of memory: choose a smaller model, or try again later."
+    return text if isinstance(problem, AssayError) else FAILED
 
 
 class Plain:

@@ -9,16 +9,18 @@ from typing import Any
 import gradio as gr
 
 from modelassay.data.concepts import MODES
-from modelassay.report import to_dict
-from modelassay.scan.report import ScanReport
+from modelassay.report import Report, to_dict
 from modelassay.ui.report_view import ReportView, prose_html
 from modelassay.ui.running import (
     QUEUE,
     last_result,
     model_box,
+    model_name,
     runs_on_click,
+    says_before,
     start_and_stop,
     stops,
+    took,
 )
 from modelassay.ui.service import run_scan
 from modelassay.ui.sharing import report_buttons, report_files, shares_form
@@ -56,6 +58,7 @@ def create_scan_tab() -> gr.Textbox:
                     False, label="Ask every prompt, also where the verdict is sure before (--all)"
                 )
             start, stop = start_and_stop("Scan")
+            says_before("scan", [model, compare, mode], 2, {"mode": 2, "compare": 1})
             gr.Examples(EXAMPLES, [model, mode])
             status = gr.Markdown()
             files = report_buttons()
@@ -95,11 +98,6 @@ def scan_endpoint(
     return to_dict(last_result(run_scan(model, mode, compare, chat_template, ask_all)))
 
 
-def _show(view: ReportView, report: ScanReport, folder: Path) -> tuple[Any, ...]:
+def _show(view: ReportView, report: Report, folder: Path) -> tuple[Any, ...]:
     """Values for all outputs, in their order."""
-    seconds = report.provenance["seconds"]
-    return (
-        f"Done in {seconds['scan']:.0f} s after {seconds['loading']:.0f} s of loading.",
-        *view.updates(report),
-        *report_files(report, report.model.id, folder),
-    )
+    return (took(report), *view.updates(report), *report_files(report, model_name(report), folder))

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from modelassay.data.feature_types import FEATURE_TYPES
 from modelassay.diff import Depth, DiffReport, diff
 from modelassay.diff.features import shipped_saes
 from modelassay.errors import InputError, with_article
-from modelassay.files.atomic import explain_os_errors
 from modelassay.hub import REPO_ID, trim_cache
 from modelassay.mechanism import (
     CircuitReport,
@@ -46,6 +45,8 @@ from modelassay.models.embedded import BASES
 from modelassay.models.finding import find_sources
 from modelassay.models.organisms import find_organism, is_organism
 from modelassay.reading.device import OnDevice, here
+from modelassay.report import Report
+from modelassay.report.stored import StoredReport
 from modelassay.sae import SAES, find_sae
 from modelassay.sae.finding import find_release
 from modelassay.scan.report import ScanReport
@@ -63,6 +64,7 @@ from modelassay.ui.estimates import (
     work_name,
 )
 from modelassay.ui.limits import visitor
+from modelassay.ui.report_cache import ReportCache
 from modelassay.ui.runs import Run, Runs, Step
 from modelassay.ui.shelf import Shelf
 from modelassay.ui.targets import MAX_MODEL_BYTES, Target, load_target, look_up, size_of, target_of
@@ -89,7 +91,6 @@ AT_ONCE = max(1, cores() // 2)
 """Runs that have the machine at a time."""
 MOST_RUNS, RUNS_OF_ONE = 20, 3
 """Runs in all, with those in line, and of one visitor."""
-RUNS = Runs(AT_ONCE, MOST_RUNS, RUNS_OF_ONE)
 SHELF = Shelf()
 
 
@@ -97,9 +98,23 @@ SHELF = Shelf()
 class Comparison:
     """A comparison, and what a visitor has to know of it."""
 
-    report: DiffReport
+    report: DiffReport | StoredReport
     note: str = ""
     """What was left out, for the visitor."""
+
+
+def _opened(report: Any, note: str) -> Any:
+    return Comparison(report, note) if report.product == "diff" else report
+
+
+def _taken(result: Any) -> tuple[Report, str] | None:
+    if isinstance(result, Comparison):
+        return result.report, result.note
+    return (result, "") if isinstance(result, Report) else None
+
+
+CACHE = ReportCache(_opened, _taken)
+RUNS = Runs(AT_ONCE, MOST_RUNS, RUNS_OF_ONE, CACHE)
 
 
 def check_model_id(model_id: str) -> str:
@@ -380,8 +395,18 @@ def _key(task: str, targets: Sequence[Target], options: Mapping[str, Any]) -> st
     if isinstance(undecided := named.pop("undecided", None), Undecided):
         index = undecided.baseline.index
         named["against"] = [index.name, index.vectors_sha256, asdict(undecided.origin)]
-    told = [task, modelassay.__version__, [target.key for target in targets], named]
+    told = [task, _code(), [target.key for target in targets], named]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Tells versions of modelassay apart, those of a checkout too: they may measure otherwise."""
+    root = Path(modelassay.__file__).parent
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    stats = [(str(path.relative_to(root)), path.stat()) for path in files]
+    told = [modelassay.__version__, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _prepare(
@@ -389,13 +414,12 @@ def _prepare(
 ) -> None:
     """Fetches what is needed: before the machine is there, and outside any GPU call."""
     run.tell("fetching", 0, len(targets))
-    with explain_os_errors("fetching the model"):
-        trim_cache(MAX_CACHE_BYTES)
-        for done, target in enumerate(targets, start=1):
-            find_sources(target.ref, token=token, max_bytes=MAX_MODEL_BYTES)
-            run.tell("fetching", done, len(targets))
-        if options.get("sae"):
-            find_sae(options["sae"], token=False)
+    trim_cache(MAX_CACHE_BYTES)
+    for done, target in enumerate(targets, start=1):
+        find_sources(target.ref, token=token, max_bytes=MAX_MODEL_BYTES)
+        run.tell("fetching", done, len(targets))
+    if options.get("sae"):
+        find_sae(options["sae"], token=False)
 
 
 def _compute(

@@ -79,7 +79,7 @@ class Shelf:
         entry = self._entries.get(key)
         return None if entry is None else entry.model
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Of the models that are here, the one used last at the end."""
         with self._lock:
             return [key for key, entry in self._entries.items() if entry.model is not None]

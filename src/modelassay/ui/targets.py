@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from modelassay.hub import check_access, weight_bytes
 from modelassay.models import LoadedModel, ModelRef, load
@@ -64,7 +65,7 @@ def look_up(model_id: str, token: str | bool) -> Target:
     if is_own(model_id):
         return Target(model_id, None, size_of(model_id) or GUESS_BYTES, shared=True)
     if os.path.exists(model_id):
-        return Target(model_id, None, GUESS_BYTES, shared=False)
+        return Target(model_id, None, size_of(model_id) or GUESS_BYTES, shared=False)
     restricted = check_access(model_id, token=token, advice=ADVICE)
     source, adapter = find_sources(
         ModelRef(model_id), weights=False, token=token, max_bytes=MAX_MODEL_BYTES
@@ -88,7 +89,7 @@ def size_of(model_id: str, token: str | bool = False) -> int | None:
         base = model_id.partition(":")[0]
         return KNOWN_BYTES["gemma" if base == "gemma" else "embedded"]
     if os.path.exists(model_id):
-        return None
+        return 2 * sum(f.stat().st_size for f in Path(model_id).glob("*.safetensors")) or None
     size = weight_bytes(model_id, token=token)
     return None if size is None else 2 * size  # files have 2 bytes for each weight as a rule
 

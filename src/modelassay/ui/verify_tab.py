@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from modelassay.report import to_dict
+from modelassay.report import Report, to_dict
 from modelassay.ui.artifacts_tab import search_for_table, search_rows
 from modelassay.ui.report_view import ReportView, prose_html
 from modelassay.ui.running import (
@@ -15,13 +15,16 @@ from modelassay.ui.running import (
     QUEUE,
     last_result,
     model_box,
+    model_name,
     runs_on_click,
+    says_before,
     start_and_stop,
     stops,
+    took,
 )
 from modelassay.ui.service import run_create, run_verify, visible
 from modelassay.ui.sharing import report_buttons, report_files, shares_form
-from modelassay.verify import BASELINES, VerificationReport
+from modelassay.verify import BASELINES
 
 EXAMPLES = [
     ["embedded", "embedded"],
@@ -56,6 +59,7 @@ def create_verify_tab() -> gr.Textbox:
                 info="One of this list, or a Hub data set: owner/repo[:name][@revision]",
             )
             start, stop = start_and_stop("Verify")
+            says_before("verify", [model])
             gr.Examples(EXAMPLES, [model, against])
             status = gr.Markdown()
             files = report_buttons()
@@ -71,11 +75,11 @@ def create_verify_tab() -> gr.Textbox:
         with gr.Column(scale=3):
             view = ReportView(EXAMPLE)
 
-    def show(report: VerificationReport, folder: Path) -> list[Any]:
+    def show(report: Report, folder: Path) -> list[Any]:
         return [
-            f"Done in {report.provenance.get('seconds', 0):.0f} s.",
+            took(report),
             *view.updates(report),
-            *report_files(report, report.model, folder),
+            *report_files(report, model_name(report), folder),
         ]
 
     def show_baseline(result: tuple[dict[str, Any], bytes], folder: Path) -> list[Any]:

@@ -7,14 +7,16 @@ where it is.
 
 from __future__ import annotations
 
+import logging
 import queue
 import re
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -24,18 +26,22 @@ from spaces.config import Config
 
 from modelassay.errors import AssayError, UnavailableError
 from modelassay.models import LoadedModel
+from modelassay.models.loading import has_gpu
 from modelassay.progress import OnPhase
 from modelassay.ui.estimates import SPEEDS, Size
 from modelassay.ui.runs import FAILED, Cancelled
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
+
 on_gpu = spaces.GPU
 """Decorates what runs on a GPU: on ZeroGPU in a forked process, elsewhere where it stands."""
 LENT = bool(Config.zero_gpu)
 """Whether GPUs are lent here."""
 BEAT = 0.5
 """Seconds after which a call says that it is still there; that a visitor has gone shows then."""
-LEFT = re.compile(r"\((\d+)s requested vs\. (-?\d+)s left\)(?:\. Try again in ([\w:, ]+))?")
+LEFT = re.compile(
+    r"\((\d+)s requested vs\. (-?\d+)s left\)(?:\. Try again in ((?:\d+ days?, )?\d+:\d\d:\d\d))?"
+)
 HERE = "or run it on a machine of your own with `modelassay`"
 
 
@@ -118,7 +124,7 @@ def explained(error: gr.Error) -> UnavailableError:
     message = str(error.message)
     if found := LEFT.search(message):
         asked, left, when = found.groups()
-        again = f", or try again in {when.strip()}" if when else ""
+        again = f", or try again in {_hours(when)}" if when else ""
         return NoGpuError(
             f"This run asks for {asked} s of GPU, and {max(int(left), 0)} s are left of your quota"
             f" for today: log in for more, choose a quicker mode or a smaller model{again}."
@@ -142,6 +148,14 @@ def explained(error: gr.Error) -> UnavailableError:
     if "Expired" in message:
         return NoGpuError("This page has been open for too long to ask for a GPU: reload it.")
     return UnavailableError(FAILED)
+
+
+def _hours(when: str) -> str:
+    """Such as `1 day, 2:30:00`, in words."""
+    hours, minutes, _ = (int(part) for part in when.strip().rpartition(" ")[2].split(":"))
+    if found := re.match(r"(\d+) day", when.strip()):
+        hours += 24 * int(found[1])
+    return f"{hours} h" if hours else f"{max(minutes, 1)} min"
 
 
 def _seconds(asked: Asked) -> int:
@@ -169,7 +183,8 @@ def _borrowed(asked: Asked) -> Iterator[Any]:
         except AssayError as error:
             told.put(Failed(str(error)))
         except Exception as error:  # of which only the class would arrive
-            print(f"A call on a GPU failed ({type(error).__name__}).", flush=True)
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            log.error("A call on a GPU failed (%s):\n%s", type(error).__name__, frames)
             told.put(Failed(FAILED))
 
     threading.Thread(target=work, daemon=True).start()
@@ -229,7 +244,7 @@ def _check(gone: threading.Event) -> None:
 
 
 def _moved(model: LoadedModel) -> LoadedModel:
-    if torch.cuda.is_available() and model.device.type == "cpu":
+    if has_gpu() and model.device.type == "cpu":
         model.network.to("cuda")
     return model
 
