@@ -40,13 +40,12 @@ FOLDERS = (
     "dictionaries",
     "monitors",
     "probes",
+    "reports",
     "examples/attacks",
     "examples/audits",
     "examples/organisms",
     "examples/suites",
 )
-MORE = ("reports",)
-"""Folders that are taken along where they are there."""
 HEADER = ("title", "sdk", "sdk_version", "python_version", "app_file", "license")
 MAX_BYTES = 1_000_000_000
 """Of a Space's repository without storage that is paid for."""
@@ -75,7 +74,7 @@ def tracked(*paths: str) -> list[str]:
 
 def assemble(target: Path = SPACE) -> Path:
     """Puts the Space's files into a new folder; returns it."""
-    names = tracked(*FILES, *FOLDERS, *MORE)
+    names = tracked(*FILES, *FOLDERS)
     for wanted in (*FILES, *FOLDERS):
         there = any(name == wanted or name.startswith(f"{wanted}/") for name in names)
         check(there, f"git knows no {wanted}, which the Space needs")
