@@ -21,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 import venv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def install(folder: Path, environment: Path) -> Path:
 
 @contextmanager
 def serving(
-    command: list[str | Path], folder: Path, environment: Mapping[str, str]
+    command: Sequence[str | Path], folder: Path, environment: Mapping[str, str]
 ) -> Iterator[str]:
     """Runs the page until the end of the block; gives its address.
 
