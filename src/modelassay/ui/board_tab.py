@@ -94,8 +94,9 @@ def board_html(found: Sequence[Found[ReportRecord]]) -> str:
     products = sorted({each.record.product for each in ordered})
     tones = [tone for tone in TONE_WORDS if any(each.record.tone == tone for each in ordered)]
     tools = (
-        '<div class="board-tools"><label>Filter<input type="search" data-filter="text"'
-        ' placeholder="model, verdict, author"></label>'
+        '<div class="board-tools"><div class="tool"><label for="board-text">Filter</label>'
+        '<input type="search" id="board-text" data-filter="text"'
+        ' placeholder="model, verdict, author"></div>'
         f"{_choice('Verdict', 'tone', [(tone, TONE_WORDS[tone]) for tone in tones])}"
         f"{_choice('Question', 'product', [(each, TASKS.get(each, each)) for each in products])}"
         f'<span class="count" role="status">{len(ordered)} reports</span></div>'
@@ -104,7 +105,7 @@ def board_html(found: Sequence[Found[ReportRecord]]) -> str:
         f'<th scope="col"{far}><button type="button">{name}</button></th>'
         for name, far in (
             ("Verdict", ""), ("Model", ""), ("Question", ' class="far"'),
-            ("Against", ' class="far"'), ("Date", ""), ("Weights", ' class="far"'),
+            ("Against", ' class="far"'), ("Date", ' class="when"'), ("Weights", ' class="far"'),
             ("By", ' class="far"'),
         )
     )  # fmt: skip
@@ -187,8 +188,8 @@ def _row(found: Found[ReportRecord]) -> str:
 def _choice(label: str, name: str, values: Sequence[tuple[str, str]]) -> str:
     options = "".join(f'<option value="{value}">{_text(text)}</option>' for value, text in values)
     return (
-        f'<label>{label}<select data-filter="{name}"><option value="">all</option>{options}'
-        "</select></label>"
+        f'<div class="tool"><label for="board-{name}">{label}</label><select id="board-{name}"'
+        f' data-filter="{name}"><option value="">all</option>{options}</select></div>'
     )
 
 

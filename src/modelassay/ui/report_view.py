@@ -14,6 +14,13 @@ from modelassay.report.html import page_html
 from modelassay.report.text import plain_line
 from modelassay.reports import REPORTS, ReportRecord, load_report
 
+MADE_BY = {
+    "verify": "verification of {model} against {against}",
+    "diff": "comparison of {model} with {against}",
+    "features": "features of {model}",
+    "jailbreak": "a jailbreak of {model}",
+}
+"""What an example is called, besides the scan of a model and its like."""
 MAX_SETTING = 40
 """Characters of a setting that is shown beside the date; the report has longer ones."""
 
@@ -64,13 +71,11 @@ def example_html(name: str) -> str:
         report = load_report(found.folder)
     except InputError:  # a damaged one must not keep the page from opening
         return ""
-    about = found.record.model.id
-    if found.record.against:
-        about += f" against {found.record.against}"
-    tag = (
-        f'<span class="example-tag">Example: {_text(found.record.product)} of {_text(about)}</span>'
-    )
-    return report_html(report, tag + meta_html(found.record))
+    record = found.record
+    made = MADE_BY.get(record.product, f"{record.product} of {{model}}")
+    what = _text("Example: " + made.format(model=record.model.id, against=record.against))
+    tag = f'<span class="example-tag">{what}</span>'
+    return report_html(report, tag + meta_html(record))
 
 
 def meta_html(record: ReportRecord, *, author: str | None = None) -> str:

@@ -174,8 +174,10 @@ class VerificationReport(Report):
                 facts=self._facts(),
                 status=Status(verdict, tone, self.reasons, self.model),
             ),
-            Section("likeness", chart=partial(similarity_by_layer, self)),
-            Section("weights", chart=partial(weight_change_by_layer, self)),
+            Section("likeness", "likeness by layer", chart=partial(similarity_by_layer, self)),
+            Section(
+                "weights", "changed weights by layer", chart=partial(weight_change_by_layer, self)
+            ),
         ]
 
     def _facts(self) -> list[tuple[str, str]]:
