@@ -36,6 +36,8 @@ IN_WHEEL = (
     "modelassay/shipped/dictionaries/embedded/sae_weights.safetensors",
     "modelassay/shipped/calibrations/organism-safe/calibration.json",
     "modelassay/shipped/monitors/organism-safe/monitor.safetensors",
+    "modelassay/shipped/reports/scan-organism-safe/report.json",
+    "modelassay/ui/assets/fonts/plex-sans-400.woff2",
 )
 INCONCLUSIVE = 3  # what a quick scan of a model without damage in its weights ends with
 

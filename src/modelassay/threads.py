@@ -115,6 +115,17 @@ def active_workers() -> int:
     return _COUNT.now()
 
 
+def stay_alone() -> None:
+    """Has this process compute in one thread for good, whatever else runs.
+
+    For a fork: OpenMP's other threads stayed behind in its parent, and waiting for them never ends.
+    """
+    import torch
+
+    _COUNT.limit(1)
+    torch.set_num_threads(1)
+
+
 class _Count:
     """How many workers there are, as last counted; one for each process."""
 
@@ -147,6 +158,10 @@ class _Count:
                 self._n = self._without_files + _count_locks()
                 self._until = time.monotonic() + COUNTED_FOR
             return self._n
+
+    def limit(self, most: int) -> None:
+        """Sets what `ceiling` gives."""
+        self._most = most
 
     def ceiling(self) -> int | None:
         """Most threads that one may have: what torch began with; None while it is not in use."""

@@ -16,6 +16,7 @@ from browsing import WAIT, open_cards, see_charts
 from modelassay.errors import InputError
 from modelassay.hub import model_search
 from modelassay.reports import REPORTS
+from modelassay.ui import build_app
 from modelassay.ui.service import check_baseline, check_model_id, run_scan, visible
 from modelassay.verify import BASELINES, find_baseline, store_baseline
 from outputs import SECRETS
@@ -47,6 +48,12 @@ def test_the_endpoints_are_these_and_no_others(client):
         ],
         "/score_exchange": ["prompt", "response", "model"],
     }
+
+
+def test_the_page_starts_without_telling_gradio_of_it(monkeypatch):
+    """Whose report of a start besides fails on fonts of our own."""
+    monkeypatch.delenv("GRADIO_ANALYTICS_ENABLED", raising=False)
+    assert build_app().analytics_enabled is False
 
 
 @pytest.mark.parametrize("path", [*SECRETS, "", "   ", "gpt2", "a/b/c", "x" * 5000])

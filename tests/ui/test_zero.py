@@ -49,6 +49,7 @@ def visits(tmp_path_factory, tiny_folder):
         [sys.executable, str(SPACE), str(tiny_folder())],
         env={
             **os.environ,
+            "OMP_NUM_THREADS": "2",  # which a fork must not wait for
             "MODELASSAY_CACHE": str(cache),
             "MODELASSAY_PROBES": str(cache / "probes"),
             "PYTHONPATH": os.pathsep.join([str(SPACE.parent), *sys.path]),

@@ -1,4 +1,4 @@
-"""What a kind of artifact is: baselines, probes, classifiers, SAEs, calibrations, monitors.
+"""What a kind of artifact is: baselines, probes, SAEs, calibrations, monitors, reports and more.
 
 To add one:
 1. write its record, a pydantic model of its JSON file, and beside it `THINGS = Store(Kind(...))`;

@@ -40,7 +40,12 @@ FILE_LIFETIME = 3600  # seconds that a report stays available for download
 def build_app() -> gr.Blocks:
     """The page with all its tabs and endpoints."""
     lifetimes = (FILE_LIFETIME, FILE_LIFETIME)
-    with gr.Blocks(title=look.TITLE, delete_cache=lifetimes, fill_width=True) as demo:
+    with gr.Blocks(
+        title=look.TITLE,
+        analytics_enabled=False,  # nobody is told that this page was started
+        delete_cache=lifetimes,
+        fill_width=True,
+    ) as demo:
         gr.HTML(look.MASTHEAD, padding=False)
         create_login()
         # On a phone tabs stand in two lines: nothing hides behind a menu.

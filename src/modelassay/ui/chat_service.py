@@ -29,11 +29,11 @@ from modelassay.hub import trim_cache
 from modelassay.models.loading import has_gpu
 from modelassay.monitors import monitor_of
 from modelassay.probes import PROBES, ProbeRecord
-from modelassay.threads import Worker
+from modelassay.threads import Worker, stay_alone
 from modelassay.ui.estimates import SMALL_BYTES
 from modelassay.ui.service import MAX_CACHE_BYTES, check_model_id, visible
 from modelassay.ui.targets import GUESS_BYTES, MAX_MODEL_BYTES, size_of
-from modelassay.ui.zero import NoGpuError, explained, on_gpu
+from modelassay.ui.zero import LENT, NoGpuError, explained, on_gpu
 
 log = logging.getLogger(__name__)
 
@@ -405,6 +405,18 @@ def _score(model_id: str | None, exchange: tuple[str, str]) -> Generator[Any, No
         yield _failure(error)
 
 
+def _chat_in_fork(*given: Any) -> Generator[Any, None, None]:
+    if LENT:
+        stay_alone()
+    yield from _chat(*given)
+
+
+def _score_in_fork(*given: Any) -> Generator[Any, None, None]:
+    if LENT:
+        stay_alone()
+    yield from _score(*given)
+
+
 _seconds: Any = chat_seconds
-_chat_on_gpu: Any = on_gpu(duration=_seconds)(_chat)
-_score_on_gpu: Any = on_gpu(duration=math.ceil(GPU_START))(_score)
+_chat_on_gpu: Any = on_gpu(duration=_seconds)(_chat_in_fork)
+_score_on_gpu: Any = on_gpu(duration=math.ceil(GPU_START))(_score_in_fork)

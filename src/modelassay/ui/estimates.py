@@ -82,15 +82,12 @@ class Estimate:
     """Of the visitor's quota; None where no GPU is lent."""
     size: Size = "large"
 
-    def sentence(self, *, ahead: int = 0, known: bool = False) -> str:
+    def sentence(self, *, ahead: int = 0) -> str:
         """What the visitor is told before the run.
 
         Args:
             ahead: Runs that come first.
-            known: Whether the result is kept already.
         """
-        if known:
-            return "This result is known already: it shows at once."
         parts = [f"Takes about {duration_text(self.seconds)}"]
         if self.gpu_seconds is not None:
             cost = self.gpu_seconds * (2 if self.size == "xlarge" else 1)

@@ -28,6 +28,7 @@ from modelassay.errors import AssayError, UnavailableError
 from modelassay.models import LoadedModel
 from modelassay.models.loading import has_gpu
 from modelassay.progress import OnPhase
+from modelassay.threads import stay_alone
 from modelassay.ui.estimates import SPEEDS, Size
 from modelassay.ui.runs import FAILED, Cancelled
 
@@ -173,6 +174,8 @@ def _borrowed(asked: Asked) -> Iterator[Any]:
         told.put(Told(phase, done, total))
 
     def work() -> None:
+        if LENT:
+            stay_alone()
         try:
             models = [_moved(asked.find(key)) for key in asked.keys]
             with stopped_by(models, lambda: _check(gone)):
