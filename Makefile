@@ -8,7 +8,7 @@ WORKERS ?= 2
 # Each worker has one thread and up to 8 GB: two threads of one process wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: help setup scan app test test-fast check format docs serve-docs dist bench validity clean
+.PHONY: help setup scan app test test-fast check format docs serve-docs dist space container bench validity clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -52,6 +52,12 @@ serve-docs: $(INSTALLED)  ## Show the documentation on http://127.0.0.1:8000 whi
 
 dist: $(INSTALLED)  ## Build wheel and sdist, and scan from the wheel in a fresh environment
 	$(BIN)/python scripts/distribution.py
+
+space: $(INSTALLED)  ## Assemble the Space in dist/space, install it alone, and scan through it
+	$(BIN)/python scripts/space.py
+
+container: $(INSTALLED)  ## Build the Docker image and scan through it; without Docker, by hand
+	$(BIN)/python scripts/container.py
 
 bench: $(INSTALLED)  ## Write docs/benchmarks.md and docs/guard-benchmarks.md
 	$(BIN)/python benchmarks/bench_scan.py --write docs/benchmarks.md

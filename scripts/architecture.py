@@ -20,10 +20,10 @@ PAGE = ROOT / "docs" / "architecture.md"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "moved", "progress"),
     ("files",),
-    ("statistics",),
+    ("statistics", "threads"),
     ("hub",),
     ("artifacts", "report", "data"),
-    ("models",),
+    ("models", "reports"),
     ("reading",),
     ("measures",),
     ("organisms",),
@@ -52,6 +52,7 @@ BESIDE = {
     "examples/": "Scripts, notebooks, suites, CI, and the model organisms",
     "monitors/": "The monitor of `organism:safe`",
     "probes/": "Probes of the embedded model and of `organism:safe`",
+    "reports/": "Scans, verifications and comparisons of the organisms: the board",
     "scripts/": "What writes parts of these docs, and what checks a distribution",
     "tests/": "Mirrors `src/modelassay`; helpers are in `tests/support`",
 }

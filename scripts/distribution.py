@@ -24,6 +24,7 @@ IN_WHEEL = (
     "modelassay/__init__.pyi",
     "modelassay/py.typed",
     "modelassay/data/concepts.py",
+    "modelassay/report/fonts/Inter-Regular.otf",
     "modelassay/shipped/attacks/attacks.yaml",
     "modelassay/shipped/concepts/harmful_content.yaml",
     "modelassay/shipped/concepts/features/refusal.yaml",
@@ -35,6 +36,8 @@ IN_WHEEL = (
     "modelassay/shipped/dictionaries/embedded/sae_weights.safetensors",
     "modelassay/shipped/calibrations/organism-safe/calibration.json",
     "modelassay/shipped/monitors/organism-safe/monitor.safetensors",
+    "modelassay/shipped/reports/scan-organism-safe/report.json",
+    "modelassay/ui/assets/fonts/plex-sans-400.woff2",
 )
 INCONCLUSIVE = 3  # what a quick scan of a model without damage in its weights ends with
 

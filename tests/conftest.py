@@ -92,11 +92,14 @@ CHROMIUM_FLAGS = (
 
 
 @pytest.fixture(scope="session")
-def url() -> Iterator[str]:
-    """Where the page is served."""
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the page is served; it knows no results of earlier sessions."""
     pytest.importorskip("gradio")
-    from modelassay.ui import build_app, launch
+    from modelassay.ui import build_app, launch, service
 
+    service.CACHE = service.RUNS.cache = service.ReportCache(
+        service._opened, service._taken, tmp_path_factory.mktemp("page")
+    )
     demo = build_app()
     _, local_url, _ = launch(demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     yield local_url
@@ -129,12 +132,18 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(url: str, browser: Any, tmp_path: Path) -> Iterator[tuple[Any, Path]]:
-    """The page in a browser, on which no script may fail, and where screenshots go."""
+    """The page in a browser, and where screenshots go.
+
+    No script may fail or complain there, and nothing may be asked of another server.
+    """
     shots = Path(os.environ.get("MODELASSAY_SCREENSHOTS", tmp_path))
     shots.mkdir(parents=True, exist_ok=True)
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    own = (url, "data:", "blob:", "about:")
+    page.on("request", lambda sent: errors.append(sent.url) if not sent.url.startswith(own) else 0)
     page.goto(url)
     yield page, shots
     assert errors == []

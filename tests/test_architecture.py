@@ -55,7 +55,7 @@ def users_of(library: str) -> set[str]:
 
 def test_each_outside_system_has_one_door():
     assert all("/ui/" in path for path in users_of("gradio"))
-    assert users_of("spaces") == {"app.py", "src/modelassay/ui/service.py"}
+    assert users_of("spaces") == {"app.py", "src/modelassay/ui/zero.py"}
     assert all("/hub/" in path for path in users_of("huggingface_hub"))
     assert users_of("mcp") == {"src/modelassay/audit/server.py"}
 

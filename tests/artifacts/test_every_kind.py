@@ -18,8 +18,10 @@ from modelassay.cli.main import run
 from modelassay.diff import CALIBRATIONS
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.atomic import locked
+from modelassay.files.provenance import file_hash
 from modelassay.monitors import MONITORS
 from modelassay.probes import PROBES
+from modelassay.reports import REPORTS
 from modelassay.sae import SAES
 from modelassay.verify import BASELINES
 from outputs import one_line
@@ -37,6 +39,8 @@ class Made:
     model: tuple[str, ...]
     heavy: str | None
     """The file with the numbers, where the record is not all."""
+    agree: Callable[[Path, dict[str, Any]], None] | None = None
+    """Lets that file tell of the same model as the record, where it must."""
 
     @property
     def has_name(self) -> bool:
@@ -57,11 +61,22 @@ class Made:
         place[self.model[-1]] = model_id
         if self.has_name:
             values["name"] = name
+        if self.agree is not None:
+            self.agree(folder, values)
         record.write_text(json.dumps(values), encoding="utf-8")
         return folder
 
     def keep(self, name: str = "mine", **options: Any) -> Path:
         return self.store.save(lambda folder: self.write(folder, name), name, **options)
+
+
+def agree_in_report(folder: Path, record: dict[str, Any]) -> None:
+    """Has a kept report tell of its record's model."""
+    path = folder / "content.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["values"]["model"] |= {"id": record["model"]["id"], "adapter": None}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    record["content_sha256"] = file_hash(path)
 
 
 MADE = {
@@ -73,6 +88,7 @@ MADE = {
         Made(SAES, "embedded", ("model", "id"), "sae_weights.safetensors"),
         Made(CALIBRATIONS, "organism-safe", ("base",), None),
         Made(MONITORS, "organism-safe", ("model", "id"), "monitor.safetensors"),
+        Made(REPORTS, "scan-organism-safe", ("model", "id"), "content.json", agree_in_report),
     )
 }
 

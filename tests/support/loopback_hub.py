@@ -31,6 +31,7 @@ LFS = (".safetensors", ".bin", ".gguf", ".parquet")
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _ROUTES = {
     "info": rf"/api/(?P<kind>models|datasets)/{_REPO}(/revision/(?P<revision>[^/]+))?",
+    "access": rf"/api/(?P<kind>models|datasets)/{_REPO}/auth-check",
     "tree": rf"/api/(?P<kind>models|datasets)/{_REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?",
     "paths": rf"/api/(?P<kind>models|datasets)/{_REPO}/paths-info/(?P<revision>[^/]+)",
     "resolve": rf"/((?P<kind>datasets)/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)",
@@ -55,6 +56,7 @@ class Repo:
     id: str
     private: bool = False
     gated: bool = False
+    downloads: int = 0
     token: str | None = None
     commits: dict[str, Files] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
@@ -244,13 +246,15 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.hub.find(match["kind"] or "models", match["repo"], token)
         if name == "lfs":
             return self.lfs_batch(json.loads(body))
+        if name == "access":
+            self.check_gate(repo, token)
+            return 200, b"{}", {}
         revision = unquote(match["revision"] or "main")
         commit = repo.refs.get(revision, revision)
         if commit not in repo.commits:
             raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if name == "resolve":
-            if repo.gated and token != repo.token:
-                raise HubError(403 if token else 401, "GatedRepo", "Access is restricted")
+            self.check_gate(repo, token)
             return self.resolve(repo, commit, unquote(match["file"]), headers.get("range", ""))
         if name == "preupload":
             return self.preupload(json.loads(body))
@@ -275,6 +279,10 @@ class _Handler(BaseHTTPRequestHandler):
         info |= {"cardData": card_data(repo.commits[commit])}
         info |= {"private": repo.private, "gated": repo.gated and "manual"}
         return 200, json.dumps(info).encode(), {}
+
+    def check_gate(self, repo: Repo, token: str | None) -> None:
+        if repo.gated and token != repo.token:
+            raise HubError(403 if token else 401, "GatedRepo", "Access is restricted")
 
     def site(self, name: str, match: re.Match[str], body: bytes, token: str | None) -> Answer:
         if token is not None and token not in self.hub.tokens:
@@ -309,13 +317,19 @@ class _Handler(BaseHTTPRequestHandler):
     def listing(self, kind: str, token: str | None) -> Answer:
         query = parse_qs(urlsplit(self.path).query)
         author, wanted = query.get("author", [""])[0], set(query.get("filter", []))
+        search = query.get("search", [""])[0].lower()
         found = []
         for (k, repo_id), repo in sorted(self.hub.repos.items()):
             tags = card_tags(repo.commits[repo.refs["main"]])
             seen = not repo.private or token == repo.token
-            if k == kind and seen and wanted <= set(tags) and repo_id.startswith(author):
+            named = repo_id.startswith(author) and search in repo_id.lower()
+            if k == kind and seen and wanted <= set(tags) and named:
                 row = {"_id": repo_id, "id": repo_id, "sha": repo.refs["main"], "tags": tags}
-                found.append(row | {"downloads": 0, "lastModified": "2026-01-01T00:00:00.000Z"})
+                row |= {"cardData": card_data(repo.commits[repo.refs["main"]])}
+                row |= {"gated": repo.gated and "manual", "likes": 0, "downloads": repo.downloads}
+                found.append(row | {"lastModified": "2026-01-01T00:00:00.000Z"})
+        if query.get("sort") == ["downloads"]:
+            found.sort(key=lambda row: -row["downloads"])
         limit = int(query.get("limit", ["1000"])[0])
         return 200, json.dumps(found[:limit]).encode(), {}
 

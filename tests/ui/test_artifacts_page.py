@@ -13,7 +13,7 @@ from tiny import probe_for
 
 
 @pytest.mark.parametrize(
-    "kind", ["baseline", "probe", "classifier", "sae", "calibration", "monitor"]
+    "kind", ["baseline", "probe", "classifier", "sae", "calibration", "monitor", "report"]
 )
 def test_every_kind_is_listed_and_shown(client, kind, tmp_path, monkeypatch):
     rows = client.predict(kind, api_name="/list_artifacts")

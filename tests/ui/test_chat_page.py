@@ -245,7 +245,7 @@ def test_few_guards_are_kept_the_latest_ones(monkeypatch):
     monkeypatch.setattr(
         chat_service, "_load_guard", lambda model_id: loaded.append(model_id) or object()
     )
-    monkeypatch.setattr(chat_service.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(chat_service, "has_gpu", lambda: False)
     shelf = chat_service.GuardShelf(kept=2)
     for model_id in ("a", "b", "a", "c", "a", "b"):
         shelf.get(model_id)
@@ -416,7 +416,8 @@ def test_a_visitor_chats(visit):
     send.click()
     # Each line must be seen before the next one replaces it: any of many tokens will do.
     expect(page.get_by_text(re.compile(r"Token (9|\d\d+):"))).to_be_visible(timeout=WAIT)
-    expect(page.locator(".js-plotly-plot")).to_have_count(1, timeout=60_000)
+    curve = page.locator("div.js-plotly-plot")  # the example's chart is a figure
+    expect(curve).to_have_count(1, timeout=60_000)
     page.screenshot(path=shots / "chat_streaming.png")
     expect(page.get_by_text(re.compile("Done after|refused at"))).to_be_visible(timeout=WAIT)
     page.screenshot(path=shots / "chat_done.png")
@@ -431,7 +432,7 @@ def test_a_visitor_chats(visit):
 
     page.get_by_role("button", name="Clear chat").click()
     expect(page.get_by_text("Nothing asked yet.")).to_be_visible()
-    expect(page.locator(".js-plotly-plot")).to_have_count(0)
+    expect(curve).to_have_count(0)
     box.fill("<img src=x onerror=alert(1)>")
     send.click()
     settled = re.compile("Done after|Prompt refused|Answer refused")

@@ -20,8 +20,8 @@ from modelassay.diff import Depth, diff, load_suite
 from modelassay.diff.comparing import add_row
 from modelassay.errors import InputError
 from modelassay.ui import service
-from modelassay.ui.diff_tab import CHARTS, SECTIONS, _show
-from modelassay.ui.running import ReportView
+from modelassay.ui.diff_tab import _show
+from modelassay.ui.report_view import ReportView
 from modelassay.ui.service import Comparison, Step, run_diff
 from outputs import SECRETS
 from schemas import DIFF_SCHEMA
@@ -99,9 +99,9 @@ def test_what_a_run_gives_can_cross_processes_and_be_shown(pair, tmp_path):
     assert same.report.to_dict() == found.report.to_dict()
     labelled = replace(found, report=with_feature(found.report, label="a <b>label"))
     with gr.Blocks():
-        shown = _show(ReportView(*SECTIONS, charts=CHARTS), labelled, tmp_path)
+        shown = _show(ReportView(), labelled, tmp_path)
     assert shown[0].startswith("Done in")
-    json_path, html_path = (Path(update["value"]) for update in shown[-2:])
+    json_path, html_path = (Path(update["value"]) for update in shown[-5:-3])
     written = json.loads(json_path.read_text())
     assert written["features"][0]["label"] == "a <b>label"
     responses = written["behaviour"]["answers"]
@@ -109,7 +109,7 @@ def test_what_a_run_gives_can_cross_processes_and_be_shown(pair, tmp_path):
     assert all(set(row[key]) == {"characters", "sha256"} for row in responses for key in RESPONSES)
     assert html_path.read_text().endswith("</html>\n")
     assert any("a &lt;b&gt;label" in str(update) for update in shown)
-    assert not any("<b>label" in str(update["value"]) for update in shown[1:-2])
+    assert not any("<b>label" in str(update["value"]) for update in shown[1:-5])
 
 
 def test_a_vanished_visitor_stops_the_comparison(pair):
@@ -161,6 +161,8 @@ def rich_pair(pair, tmp_path, monkeypatch) -> tuple[str, str]:
 def test_a_visitor_compares_and_downloads(visit, rich_pair):
     from playwright.sync_api import expect
 
+    from browsing import open_cards, see_charts
+
     page, shots = visit
     page.get_by_role("tab", name="Diff").click(timeout=WAIT)
     tab = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Compare"))
@@ -175,7 +177,8 @@ def test_a_visitor_compares_and_downloads(visit, rich_pair):
     tab.get_by_role("textbox", name="Candidate").fill(rich_pair[1])
     tab.get_by_role("button", name="Compare", exact=True).click()
     expect(page.get_by_role("heading", name="SUSPICIOUS")).to_be_visible(timeout=WAIT)
-    expect(tab.locator(".js-plotly-plot")).to_have_count(4, timeout=WAIT)
+    open_cards(tab)
+    see_charts(tab, 4)
     with page.expect_download() as download:
         tab.get_by_role("button", name="JSON report").click()
     jsonschema.validate(json.loads(Path(download.value.path()).read_text()), DIFF_SCHEMA)

@@ -1,4 +1,5 @@
 from .kind import Kind as Kind
+from .kind import public_id as public_id
 from .kind import slug as slug
 from .kind import write_lines as write_lines
 from .origin import TRUSTED as TRUSTED

@@ -1,4 +1,4 @@
-"""What a kind of artifact is: baselines, probes, classifiers, SAEs, calibrations, monitors.
+"""What a kind of artifact is: baselines, probes, SAEs, calibrations, monitors, reports and more.
 
 To add one:
 1. write its record, a pydantic model of its JSON file, and beside it `THINGS = Store(Kind(...))`;
@@ -136,6 +136,12 @@ def slug(model_id: str) -> str:
     """A name for an artifact made from a model id: `owner/name` becomes `owner--name`."""
     text = re.sub(r"[^A-Za-z0-9_.-]+", "-", model_id.replace("/", "--")).strip("-.")
     return text[:96] or "model"
+
+
+def public_id(model_id: str) -> str:
+    """A model id without the folders of this machine."""
+    path = Path(model_id).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() else model_id
 
 
 def write_lines(rows: Iterable[Mapping[str, Any]], path: Path) -> None:

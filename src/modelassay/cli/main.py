@@ -27,6 +27,7 @@ from modelassay.cli import (
     options,
     organism,
     probe,
+    report,
     sae,
     scan,
     triage,
@@ -82,6 +83,7 @@ app.add_typer(guard.app, name="guard")
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(organism.app, name="organism")
 app.add_typer(probe.app, name="probe")
+app.add_typer(report.app, name="report")
 app.add_typer(sae.app, name="sae")
 
 

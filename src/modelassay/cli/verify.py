@@ -85,9 +85,8 @@ def create_command(
     force: options.Force = False,
 ) -> None:
     """Measure MODEL and keep a baseline of it."""
-    from modelassay.artifacts import slug
+    from modelassay.artifacts import public_id, slug
     from modelassay.verify import BASELINES, create_baseline, store_baseline
-    from modelassay.verify.baseline import public_id
 
     BASELINES.check_free(name or slug(public_id(model_id or model.id)), force=force, out=out)
     with progress() as on_progress:

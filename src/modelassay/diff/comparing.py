@@ -58,6 +58,7 @@ from modelassay.models.finding import check_named
 from modelassay.models.refs import take_ref
 from modelassay.progress import OnPhase, phase_of, silent, told
 from modelassay.sae import SAE
+from modelassay.threads import sharing
 
 MAX_NAME = 300
 ODD = (
@@ -77,6 +78,7 @@ class Depth:
     causal: bool = True
 
 
+@sharing
 def diff(
     base: str | ModelRef | LoadedModel,
     candidate: str | ModelRef | LoadedModel,
@@ -331,6 +333,7 @@ class _Work:
         }
 
 
+@sharing
 def calibrate(
     base: str | ModelRef,
     finetunes: Sequence[str | ModelRef],

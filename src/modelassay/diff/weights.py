@@ -52,6 +52,7 @@ from modelassay.measures.weight_changes import Spectrum, WeightChange, energy_of
 from modelassay.measures.weight_sketch import layer_of
 from modelassay.models import LoadedModel
 from modelassay.models.layers import OTHER_TOWERS, find_layers, text_config
+from modelassay.models.loading import has_gpu
 from modelassay.models.names import loaded_places
 from modelassay.models.writers import Writer, find_writers
 from modelassay.progress import OnProgress, told
@@ -454,7 +455,7 @@ def _plain(name: str, weight: Tensor, whose: str) -> Tensor:
         raise InputError(
             f"{name} of the {whose} is stored packed (quantised); give the unquantised model."
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if has_gpu() else "cpu"
     return weight.detach().to(device)
 
 

@@ -2,10 +2,15 @@ from .errors import REPO_ID as REPO_ID
 from .errors import hub_errors as hub_errors
 from .facts import DatasetFacts as DatasetFacts
 from .facts import dataset_facts as dataset_facts
+from .model_search import ModelHit as ModelHit
+from .model_search import find_models as find_models
+from .models import check_access as check_access
 from .models import check_weight_files as check_weight_files
 from .models import fetch_model as fetch_model
+from .models import weight_bytes as weight_bytes
 from .repositories import Commit as Commit
 from .repositories import commit_files as commit_files
+from .repositories import dataset_address as dataset_address
 from .repositories import find_datasets as find_datasets
 from .repositories import is_main_head as is_main_head
 from .repositories import update_card as update_card

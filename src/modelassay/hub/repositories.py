@@ -1,4 +1,4 @@
-"""Data set repositories as a store: listed by tag, written in commits that lose nobody's work."""
+"""Repositories as a store: listed by tag, written in commits that lose nobody's work."""
 
 from __future__ import annotations
 
@@ -39,34 +39,36 @@ def commit_files(
     private: bool = False,
     token: str | None = None,
     elsewhere: str,
+    kind: Kind = "dataset",
 ) -> Commit:
-    """Adds files to a data set and brings its card up to date, in one commit.
+    """Adds files to a repository and brings its card up to date, in one commit.
 
     Args:
-        repo_id: Data set, `owner/name`; made if it is not there (not for a pull request).
+        repo_id: `owner/name`; made if it is not there (not for a pull request).
         files: Local file of each path in the repository.
         write_card: Makes the new README from the present one (None where there is none); called
             again when somebody else has written in between.
         message: Of the commit.
-        create_pr: Propose it to somebody else's data set.
-        private: Make a new data set private.
+        create_pr: Propose it to somebody else's repository.
+        private: Make a new repository private.
         token: Hub token, None for the stored one.
         elsewhere: What to do without the Hub, for the error.
+        kind: What sort of repository it is.
 
     Raises:
-        InputError: no such data set, or a card that cannot be read.
+        InputError: no such repository, or a card that cannot be read.
         UnavailableError: no permission, or the Hub cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(token=checked_token(token))
-    with hub_errors(repo_id, elsewhere=elsewhere, kind="data set"):
+    with hub_errors(repo_id, elsewhere=elsewhere, kind=NAMES[kind]):
         if not create_pr:
-            api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+            api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
         for attempt in range(COMMIT_ATTEMPTS):
-            head = str(api.repo_info(repo_id, repo_type="dataset", timeout=ANSWER_SECONDS).sha)
-            card = write_card(_readme(api, repo_id, head))
+            head = str(api.repo_info(repo_id, repo_type=kind, timeout=ANSWER_SECONDS).sha)
+            card = write_card(_readme(api, repo_id, head, kind))
             try:
                 done = api.create_commit(
                     repo_id,
@@ -74,7 +76,7 @@ def commit_files(
                         *(CommitOperationAdd(path, str(file)) for path, file in files.items()),
                         CommitOperationAdd("README.md", card.encode()),
                     ],
-                    repo_type="dataset",
+                    repo_type=kind,
                     commit_message=message,
                     create_pr=create_pr,
                     parent_commit=head,
@@ -88,11 +90,11 @@ def commit_files(
     raise UnavailableError(f"{repo_id} changes faster than it can be written; try again later.")
 
 
-def _readme(api: Any, repo_id: str, head: str) -> str | None:
+def _readme(api: Any, repo_id: str, head: str, kind: Kind) -> str | None:
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        path = api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=head)
+        path = api.hf_hub_download(repo_id, "README.md", repo_type=kind, revision=head)
         return Path(path).read_text(encoding="utf-8")
     except EntryNotFoundError:
         return None
@@ -100,6 +102,13 @@ def _readme(api: Any, repo_id: str, head: str) -> str | None:
         raise InputError(
             f"The card of {repo_id} cannot be read ({first_line(error)}); correct its README.md."
         ) from error
+
+
+def dataset_address(repo_id: str) -> str:
+    """Where a browser finds a data set."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/datasets/{repo_id}"
 
 
 def is_main_head(

@@ -56,6 +56,7 @@ from modelassay.measures.suspicion import (
 )
 from modelassay.models import LoadedModel
 from modelassay.models.layers import LAYER_INDEX, OTHER_TOWERS, text_config
+from modelassay.models.loading import has_gpu
 from modelassay.models.names import loaded_places
 from modelassay.models.quantization import unpacked
 from modelassay.models.writers import OUTPUTS, Kind, Writer, find_writers
@@ -268,7 +269,7 @@ def search_writers(
     for writer in readers:
         layers.setdefault(writer.layer, {}).setdefault(writer.kind, []).append(writer)
     search = _search_large if hidden_size >= LARGE else _search_small
-    source = _Source(readers, layers, hidden_size, "cuda" if torch.cuda.is_available() else "cpu")
+    source = _Source(readers, layers, hidden_size, "cuda" if has_gpu() else "cpu")
     try:
         return search(source, all_layers, on_progress)
     except _UnsearchedError as error:

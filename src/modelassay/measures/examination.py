@@ -58,6 +58,7 @@ from modelassay.models import LoadedModel, ModelIdentity
 from modelassay.models.layers import spread_layers
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
 from modelassay.reading.activations import read_activations
+from modelassay.reading.device import OnDevice, here
 from modelassay.reading.prompts import Encoded, encode_prompts
 from modelassay.reading.templates import Thinking
 from modelassay.reading.thinking import thinking_of
@@ -121,6 +122,7 @@ def examine(
     all_pairs: bool = False,
     n_swaps: int = N_SWAPS,
     search: bool = True,
+    on_device: OnDevice = here,
     on_progress: OnPhase = silent,
 ) -> Evidence:
     """Measures a loaded model; one pass over the prompts serves all that is asked for.
@@ -142,6 +144,7 @@ def examine(
         all_pairs: Read all pairs of each concept, also where behaviour is soon sure.
         n_swaps: Label swaps for the p-values of the separations; 1 where nobody asks for them.
         search: Search the weights for erased directions; False where a baseline's sketch tells.
+        on_device: Where the model runs; weights and statistics are worked on here in any case.
         on_progress: Told (phase, done, total).
     """
     # Before the model is run: bitsandbytes then moves the scales of packed weights elsewhere.
@@ -151,47 +154,20 @@ def examine(
         ablation = search_ablation(model, progress, all_layers=mode == "full")
     sketch = sketch_weights(model) if identity else None
 
-    unscored: str | Unfinished | None = _why_no_behaviour(model, mode, chat_template)
-    way = thinking_of(model) if unscored is None and thinking == "auto" else None
-    refusal, asked = None, _Asked([], [])
-    if unscored is None:
-        found, asked = _ask(
-            model,
-            way,
-            chat_template=chat_template,
-            enough=enough,
-            response_tokens=response_tokens,
-            batch_tokens=batch_tokens,
-            batch_size=batch_size,
-            on_progress=phase_of(on_progress, "answering"),
-        )
-        refusal, unscored = (None, found) if isinstance(found, Unfinished) else (found, None)
-
-    soon = refusal is not None and refusal.stopped and not (identity or all_pairs)
-    pairs = {name: _sample(c.pairs) if soon else c.pairs for name, c in concepts.items()}
-    twins = [] if refusal is None else [p for name in TWIN_CONCEPTS for p in pairs[name]]
-    late = [] if refusal is None or refusal.thinks else [*chain(*asked), *_texts(twins)]
-    changed = way is not None and way.changes_prompt
-    probes = probe_texts() if identity else []
+    request = _Request(
+        concepts,
+        unscored=_why_no_behaviour(model, mode, chat_template),
+        chat_template=chat_template,
+        response_tokens=response_tokens,
+        thinking=thinking,
+        batch_tokens=batch_tokens,
+        batch_size=batch_size,
+        enough=enough,
+        identity=identity,
+        all_pairs=all_pairs,
+    )
+    seen = on_device(_look, model, request, on_progress=on_progress)
     layers = read_range(len(model.layers))
-    depths = spread_layers(len(model.layers), N_DEPTHS) if identity else ()
-
-    def read(texts: Iterable[str], to_the_end: Sequence[str]) -> _Read:
-        texts = list(dict.fromkeys([*texts, *to_the_end]))
-        log.info("reading %d prompts at layers %d to %d", len(texts), layers[0], layers[-1])
-        rows = encode_prompts(model, texts, chat_template=chat_template)
-        return _read(
-            model,
-            dict(zip(texts, rows, strict=True)),
-            to_the_end,
-            layers,
-            depths,
-            batch_tokens,
-            batch_size,
-            phase_of(on_progress, "reading"),
-        )
-
-    whole = read(_texts(chain(*pairs.values())), [*probes, *([] if changed else late)])
     separations: dict[str, Separation] = {}
     directions: dict[str, Tensor] = {}
     too_few: dict[str, int] = {}
@@ -200,42 +176,122 @@ def examine(
             too_few[name] = len(concept.pairs)
             log.info("%s: read, and unscored: %s", name, too_few_pairs(len(concept.pairs)))
             continue
-        held = _hold_apart(whole.vectors, pairs[name], layers, n_swaps)
-        if held[0].p_value > SURE_P and len(pairs[name]) < len(concept.pairs):
-            rest = [text for text in _texts(concept.pairs) if text not in whole.vectors]
-            vectors = whole.vectors | read(rest, []).vectors
-            held = _hold_apart(vectors, concept.pairs, layers, n_swaps)
+        pairs = seen.pairs[name]
+        held = _hold_apart(seen.vectors, pairs, layers, n_swaps)
+        if held[0].p_value > SURE_P and len(pairs) < len(concept.pairs):
+            rest = [text for text in _texts(concept.pairs) if text not in seen.vectors]
+            more = on_device(_read_request, model, request, rest, on_progress=on_progress)
+            held = _hold_apart(seen.vectors | more.vectors, concept.pairs, layers, n_swaps)
         separations[name], directions[name] = held
         log.info("%s: %.2fσ at layer %d", name, held[0].separation, held[0].layer)
-
-    if refusal is not None and late:
-        log_odds = whole.log_odds
-        if changed and way is not None:
-            log_odds = _read_log_odds(model, late, way, batch_tokens, batch_size)
-        refusal = with_log_odds(refusal, _grouped(log_odds, twins))
-    signature = None
-    if identity:
-        signature = make_signature(
-            torch.stack([whole.deep[text] for text in probes]),
-            depths,
-            torch.stack([whole.log_odds[text] for text in probes]),
-            encode_prompts(model, probes, chat_template=chat_template),
-        )
     return Evidence(
         model=model.info,
         mode=mode,
         separations=separations,
         unscored=too_few,
-        refusal=refusal,
-        refusal_unscored=unscored,
+        refusal=seen.refusal,
+        refusal_unscored=seen.unscored,
         ablation=ablation,
         provenance={
             **_provenance(model, mode, concepts, chat_template),
-            **({"thinking": str(way)} if way is not None else {}),
+            **({"thinking": str(seen.way)} if seen.way is not None else {}),
         },
         directions=directions,
-        signature=signature,
+        signature=seen.signature,
         sketch=sketch,
+    )
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What of an examination needs the model to run; arguments as of `examine`."""
+
+    concepts: Mapping[str, Concept]
+    unscored: str | None
+    """Why behaviour is not asked for, or None."""
+    chat_template: bool
+    response_tokens: int
+    thinking: Literal["auto", "on"]
+    batch_tokens: int | None
+    batch_size: int | None
+    enough: Callable[[RefusalEvidence], bool] | None
+    identity: bool
+    all_pairs: bool
+
+
+class _Seen(NamedTuple):
+    """What was seen of a model that ran."""
+
+    refusal: RefusalEvidence | None
+    unscored: str | Unfinished | None
+    way: Thinking | None
+    pairs: dict[str, Sequence[ContrastPair]]
+    """By concept, those that were read."""
+    vectors: dict[str, Tensor]
+    """By text, activations [layer, hidden]."""
+    signature: Signature | None
+
+
+def _look(model: LoadedModel, request: _Request, *, on_progress: OnPhase) -> _Seen:
+    """Asks the model, and reads it."""
+    unscored: str | Unfinished | None = request.unscored
+    way = thinking_of(model) if unscored is None and request.thinking == "auto" else None
+    refusal, asked = None, _Asked([], [])
+    if unscored is None:
+        found, asked = _ask(model, way, request, on_progress=phase_of(on_progress, "answering"))
+        refusal, unscored = (None, found) if isinstance(found, Unfinished) else (found, None)
+
+    soon = refusal is not None and refusal.stopped and not (request.identity or request.all_pairs)
+    pairs = {n: _sample(c.pairs) if soon else c.pairs for n, c in request.concepts.items()}
+    twins = [] if refusal is None else [p for name in TWIN_CONCEPTS for p in pairs[name]]
+    late = [] if refusal is None or refusal.thinks else [*chain(*asked), *_texts(twins)]
+    changed = way is not None and way.changes_prompt
+    probes = probe_texts() if request.identity else []
+    texts = _texts(chain(*pairs.values()))
+    to_the_end = [*probes, *([] if changed else late)]
+    whole = _read_request(model, request, texts, to_the_end, on_progress=on_progress)
+
+    if refusal is not None and late:
+        log_odds = whole.log_odds
+        if changed and way is not None:
+            log_odds = _read_log_odds(model, late, way, request.batch_tokens, request.batch_size)
+        refusal = with_log_odds(refusal, _grouped(log_odds, twins))
+    signature = None
+    if request.identity:
+        signature = make_signature(
+            torch.stack([whole.deep[text] for text in probes]),
+            _depths(model, request),
+            torch.stack([whole.log_odds[text] for text in probes]),
+            encode_prompts(model, probes, chat_template=request.chat_template),
+        )
+    return _Seen(refusal, unscored, way, pairs, whole.vectors, signature)
+
+
+def _depths(model: LoadedModel, request: _Request) -> tuple[int, ...]:
+    return spread_layers(len(model.layers), N_DEPTHS) if request.identity else ()
+
+
+def _read_request(
+    model: LoadedModel,
+    request: _Request,
+    texts: Iterable[str],
+    to_the_end: Sequence[str] = (),
+    *,
+    on_progress: OnPhase,
+) -> _Read:
+    texts = list(dict.fromkeys([*texts, *to_the_end]))
+    layers = read_range(len(model.layers))
+    log.info("reading %d prompts at layers %d to %d", len(texts), layers[0], layers[-1])
+    rows = encode_prompts(model, texts, chat_template=request.chat_template)
+    return _read(
+        model,
+        dict(zip(texts, rows, strict=True)),
+        to_the_end,
+        layers,
+        _depths(model, request),
+        request.batch_tokens,
+        request.batch_size,
+        phase_of(on_progress, "reading"),
     )
 
 
@@ -248,20 +304,12 @@ class _Asked(NamedTuple):
 
 
 def _ask(
-    model: LoadedModel,
-    way: Thinking | None,
-    *,
-    chat_template: bool,
-    enough: Callable[[RefusalEvidence], bool] | None,
-    response_tokens: int,
-    batch_tokens: int | None,
-    batch_size: int | None,
-    on_progress: OnProgress,
+    model: LoadedModel, way: Thinking | None, request: _Request, *, on_progress: OnProgress
 ) -> tuple[RefusalEvidence | Unfinished, _Asked]:
     """Asks for behaviour; without log-odds yet."""
     harmful, harmless = refusal_prompts()
     texts = [*harmful, *harmless]
-    rows = encode_prompts(model, texts, chat_template=chat_template, thinking=way)
+    rows = encode_prompts(model, texts, chat_template=request.chat_template, thinking=way)
     encoded = dict(zip(texts, rows, strict=True))
     blocks = asking_blocks()
     found = measure_refusal(
@@ -269,11 +317,11 @@ def _ask(
         {text: encoded[text] for text in harmful},
         {text: encoded[text] for text in harmless},
         blocks=blocks,
-        enough=enough,
-        response_tokens=response_tokens,
+        enough=request.enough,
+        response_tokens=request.response_tokens,
         thinking=way,
-        batch_tokens=batch_tokens,
-        batch_size=batch_size,
+        batch_tokens=request.batch_tokens,
+        batch_size=request.batch_size,
         on_progress=on_progress,
     )
     if isinstance(found, Unfinished) or not found.stopped:

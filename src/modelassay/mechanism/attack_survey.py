@@ -39,6 +39,7 @@ from modelassay.models import LoadedModel, ModelOptions, ModelRef
 from modelassay.models.components import Components, find_components
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
 from modelassay.statistics import predict
+from modelassay.threads import sharing
 
 PER_ATTACK = 4
 """Requests for each attack."""
@@ -47,6 +48,7 @@ AT_ONCE = 16
 """Pairs whose components are kept at a time."""
 
 
+@sharing
 def explain_attacks(
     model: str | ModelRef | LoadedModel,
     suite: AttackSuite | str | Path | None = None,

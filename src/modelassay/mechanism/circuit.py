@@ -37,6 +37,7 @@ from modelassay.models.refs import require_template, take_ref
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
 from modelassay.reading.interventions import Edit, at_positions, replace_by
 from modelassay.statistics import benjamini_hochberg, mean_change, sign_flip_p_value
+from modelassay.threads import sharing
 
 N_PAIRS = 32
 EXACT = 20
@@ -51,6 +52,7 @@ RANKS, SCORES = slice(0, None, 2), slice(1, None, 2)
 SEED = 0
 
 
+@sharing
 def find_circuit(
     model: str | ModelRef | LoadedModel,
     *,

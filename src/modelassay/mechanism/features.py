@@ -50,12 +50,14 @@ from modelassay.sae import SAE, find_sae, sae_of
 from modelassay.sae.firing import fire, mean_by_owner
 from modelassay.sae.lookup import known_texts
 from modelassay.statistics import mean_change
+from modelassay.threads import sharing
 
 N_PAIRS = 32
 TOP = 10
 """Features that each half of a contrast set chooses: up to twice as many are listed."""
 
 
+@sharing
 def find_features(
     model: str | ModelRef | LoadedModel,
     *,

@@ -62,6 +62,7 @@ from modelassay.reading.activations import read_activations
 from modelassay.reading.interventions import Edit, add, at_positions
 from modelassay.sae import SAE, find_sae, open_labels, sae_of
 from modelassay.statistics import benjamini_hochberg, predict
+from modelassay.threads import sharing
 
 NULL_REQUESTS = 4
 """Requests that neutral rewordings are made of, the explained one included."""
@@ -72,6 +73,7 @@ LEAST_GAP = 0.25
 """Nats of refusal log-odds that an attack must take away for there to be any to bring back."""
 
 
+@sharing
 def explain_jailbreak(
     model: str | ModelRef | LoadedModel,
     plain: str,

@@ -7,6 +7,8 @@ checkpoint whose files are not the model that its config describes is refused (s
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -219,9 +221,21 @@ def _device_map(device: str | Mapping[str, Any]) -> Any:
         if not device:
             raise InputError('The device map is empty; {"": "cpu"} puts a whole model on the CPU.')
         return dict(device)
-    if device == "auto" and torch.cuda.is_available():
+    if device == "auto" and has_gpu():
         return "auto"
     return {"": str(pick_device(device))}
+
+
+def has_gpu() -> bool:
+    """Whether there is a GPU that this process may use.
+
+    In the main process of a ZeroGPU Space torch says so, but there only seems to be one: calls that
+    a GPU is lent to are forks.
+    """
+    seems = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+    if seems and multiprocessing.parent_process() is None:
+        return False
+    return torch.cuda.is_available()
 
 
 def pick_device(device: str) -> torch.device:
@@ -232,10 +246,10 @@ def pick_device(device: str) -> torch.device:
         UnavailableError: CUDA was asked for and there is none.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if has_gpu() else "cpu")
     if device != "cpu":
         check_device_name(device)
-        if not torch.cuda.is_available():
+        if not has_gpu():
             raise UnavailableError("CUDA was asked for but there is none here; use --device cpu.")
         if device != "cuda" and int(device[5:]) >= torch.cuda.device_count():
             raise UnavailableError(f"There is no {device}; {torch.cuda.device_count()} GPUs found.")

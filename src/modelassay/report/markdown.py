@@ -41,7 +41,7 @@ def _prose(text: str) -> str:
 
 def _section(section: Section) -> list[str]:
     lines: list[str] = []
-    if section.title:
+    if section.title and (section.has_text or section.note or section.chart is None):
         title = section.title[:1].upper() + section.title[1:]
         lines += [f"{'#' * section.level} {_cell(title)}", ""]
     if (status := section.status) is not None:

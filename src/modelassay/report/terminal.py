@@ -31,7 +31,7 @@ def print_report(report: HasSections | Iterable[Section], console: Console) -> N
     """
     sections = sections_of(report)
     for number, section in enumerate(sections):
-        if section.title:
+        if section.title and (section.has_text or section.note or section.chart is None):
             if number:
                 console.print()
             _say(console, section.title, "bold")

@@ -10,7 +10,7 @@ from typing import Any
 from modelassay.artifacts import Origin
 from modelassay.measures.refusal_evidence import RefusalEvidence
 from modelassay.measures.separation import Separation
-from modelassay.models import ModelRef
+from modelassay.models import LoadedModel, ModelRef
 from modelassay.models.embedded import BASES
 from modelassay.report.sections import Section, Table, columns
 from modelassay.verify import BASELINES, Baseline, load_baseline
@@ -97,7 +97,9 @@ class BaselineComparison:
         return [{"concept": name, **asdict(each)} for name, each in self.concepts.items()]
 
 
-def find_compared(reference: str | ModelRef | Baseline) -> tuple[Baseline, Origin] | None:
+def find_compared(
+    reference: str | ModelRef | LoadedModel | Baseline,
+) -> tuple[Baseline, Origin] | None:
     """The baseline that is to be compared with; None where a model is named, which is scanned.
 
     A baseline is named by value, by the name of one of yours, its folder or its file; one of
@@ -105,7 +107,7 @@ def find_compared(reference: str | ModelRef | Baseline) -> tuple[Baseline, Origi
     """
     if isinstance(reference, Baseline):
         return reference, Origin(reference.name, "folder")
-    if isinstance(reference, ModelRef) or reference in BASES:
+    if isinstance(reference, ModelRef | LoadedModel) or reference in BASES:
         return None
     found = BASELINES.here(reference)
     if found is None:

@@ -12,7 +12,16 @@ from modelassay.measures.refusal_evidence import OutcomeRates, RefusalEvidence
 from modelassay.measures.separation import Separation, too_few_pairs
 from modelassay.models import ModelIdentity
 from modelassay.report.base import Report
-from modelassay.report.charts import LINE, NEGATIVE, NULL, PALETTE, POSITIVE, error_bars, new_figure
+from modelassay.report.charts import (
+    LINE,
+    NEGATIVE,
+    NULL,
+    PALETTE,
+    POSITIVE,
+    counted_bars,
+    error_bars,
+    new_figure,
+)
 from modelassay.report.json import published
 from modelassay.report.sections import Column, Section, Status, Table, Tone
 from modelassay.report.text import p_text, with_interval
@@ -131,7 +140,7 @@ class ScanReport(Report):
         for name, result in self.concepts.items():
             s = result.separation
             found += [
-                Section(name, chart=partial(projections, name, s)),
+                Section(name, f"in detail: {name}", chart=partial(projections, name, s)),
                 Section(f"{name} swaps", chart=partial(null_distribution, name, s)),
             ]
         return found
@@ -327,9 +336,7 @@ def projections(name: str, separation: Separation) -> Figure:
         ("positive", separation.positive_scores, POSITIVE),
         ("negative", separation.negative_scores, NEGATIVE),
     ):
-        figure.add_histogram(
-            x=list(scores), name=label, marker_color=colour, opacity=0.6, nbinsx=30
-        )
+        counted_bars(figure, scores, 30, name=label, marker_color=colour, opacity=0.6)
     figure.update_layout(barmode="overlay")
     return figure
 
@@ -341,7 +348,7 @@ def null_distribution(name: str, separation: Separation) -> Figure:
         "separation (σ)",
         "swaps",
     )
-    figure.add_histogram(x=list(separation.null), name="label swaps", marker_color=NULL, nbinsx=40)
+    counted_bars(figure, separation.null, 40, name="label swaps", marker_color=NULL)
     figure.add_vline(x=separation.separation, line={"color": POSITIVE, "width": 3})
     figure.add_annotation(
         x=separation.separation, y=1, yref="paper", text="observed", showarrow=False, yshift=8
@@ -364,6 +371,9 @@ def refusal_rates(report: ScanReport) -> Figure | None:
         marker_color=[POSITIVE, NEGATIVE, PALETTE[2]],
         showlegend=False,
     )
-    figure.add_hline(y=SELECTIVITY_PASS, line=LINE)
+    told = f"selectivity to pass: {SELECTIVITY_PASS:g}"
+    figure.add_hline(
+        y=SELECTIVITY_PASS, line=LINE, annotation_text=told, annotation_position="top left"
+    )
     figure.update_yaxes(range=[min(-0.1, refusal.interval[0] - 0.05), 1.05])
     return figure

@@ -18,25 +18,29 @@ from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.finding import find_sources
 from modelassay.models.refs import fetch_options, take_ref
 from modelassay.progress import OnPhase, silent
+from modelassay.reading.device import OnDevice, here
 from modelassay.scan.against import compare_with, find_compared
 from modelassay.scan.report import ConceptResult, ScanReport
 from modelassay.scan.verdict import Level, decide, separation_level, settled
+from modelassay.threads import sharing
 from modelassay.verify import Baseline, conclude, find_baseline
 from modelassay.verify.files import hash_model
 
 
+@sharing
 def scan(
     model: str | ModelRef | LoadedModel,
     *,
     mode: str = "standard",
     concepts: str | Path | Mapping[str, Concept] | None = None,
-    compare: str | ModelRef | Baseline | None = None,
+    compare: str | ModelRef | LoadedModel | Baseline | None = None,
     verify: str | Baseline | None = None,
     response_tokens: int = ANSWER_TOKENS,
     thinking: Literal["auto", "on"] = "auto",
     batch_tokens: int | None = None,
     batch_size: int | None = None,
     ask_all: bool = False,
+    on_device: OnDevice = here,
     on_progress: OnPhase = silent,
     **load_options: Unpack[ModelOptions],
 ) -> ScanReport:
@@ -57,6 +61,7 @@ def scan(
         batch_tokens: Upper bound on tokens in a batch.
         batch_size: Upper bound on prompts in a batch.
         ask_all: Ask every prompt, also where the verdict is sure before.
+        on_device: Where the model runs, for those who lend a GPU for as long as it does.
         on_progress: Told (phase, done, total) as the scan goes on.
         **load_options: Passed to `modelassay.load`, for the model and the one compared with
             (`revision`, `adapter` and `gguf_file` are for the first only). `chat_template=False`
@@ -83,7 +88,7 @@ def scan(
             )
     compared = None if compare is None else find_compared(compare)
     other = None if isinstance(compare, Baseline) or compared is not None else compare
-    if other is not None:  # a typing error should not show after a long scan
+    if isinstance(other, str | ModelRef):  # a typing error should not show after a long scan
         find_sources(take_ref(other, {})[0], weights=False, **fetch_options(options))
     loaded = open_model(ref, on_progress=on_progress, **options)
     loaded_at = time.perf_counter()
@@ -101,6 +106,7 @@ def scan(
             enough=None if ask_all else settled,
             identity=identity,
             all_pairs=compare is not None,  # what is compared rests on the same
+            on_device=on_device,
             on_progress=on_progress,
         )
 

@@ -15,6 +15,7 @@ from modelassay.models import ModelRef, PairOptions
 from modelassay.models.finding import check_named
 from modelassay.models.refs import take_pair
 from modelassay.progress import OnPhase, phase_of, silent
+from modelassay.threads import sharing
 from modelassay.triage.duplicates import near_duplicates
 from modelassay.triage.looking import (
     Field,
@@ -39,6 +40,7 @@ from modelassay.triage.signals import score_rows
 MAX_TOP = 1000
 
 
+@sharing
 def triage(
     where: str | Path,
     *,

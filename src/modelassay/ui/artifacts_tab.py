@@ -17,6 +17,7 @@ from modelassay.diff import CALIBRATIONS
 from modelassay.errors import AssayError, InputError
 from modelassay.monitors import MONITORS
 from modelassay.probes import PROBES
+from modelassay.reports import REPORTS
 from modelassay.sae import SAES
 from modelassay.ui.running import PRIVATE, errors_for_caller, plain
 from modelassay.ui.service import check_reference, is_own_machine, visible
@@ -24,7 +25,7 @@ from modelassay.verify import BASELINES
 
 STORES: dict[str, Store[Any]] = {
     store.kind.command: store
-    for store in (BASELINES, PROBES, CLASSIFIERS, SAES, CALIBRATIONS, MONITORS)
+    for store in (BASELINES, PROBES, CLASSIFIERS, SAES, CALIBRATIONS, MONITORS, REPORTS)
 }
 HEADERS = ["name", "where", "model", "what"]
 

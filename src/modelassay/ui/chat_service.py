@@ -20,24 +20,20 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from modelassay.data.labelled import At
 from modelassay.data.labels import LABELS
 from modelassay.errors import AssayError, InputError
 from modelassay.guard import Guard, GuardEvent, Sampling, SecondOpinion, Thresholds, load_guard
 from modelassay.guard.streaming import Classifier
 from modelassay.hub import trim_cache
+from modelassay.models.loading import has_gpu
 from modelassay.monitors import monitor_of
 from modelassay.probes import PROBES, ProbeRecord
-from modelassay.ui.service import (
-    MAX_CACHE_BYTES,
-    MAX_MODEL_BYTES,
-    check_model_id,
-    on_gpu,
-    unless_failed,
-    visible,
-)
+from modelassay.threads import Worker, stay_alone
+from modelassay.ui.estimates import SMALL_BYTES
+from modelassay.ui.service import MAX_CACHE_BYTES, check_model_id, visible
+from modelassay.ui.targets import GUESS_BYTES, MAX_MODEL_BYTES, size_of
+from modelassay.ui.zero import LENT, NoGpuError, explained, on_gpu
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +50,9 @@ CONCURRENCY_ID = "chat"
 """Not the one of scans: those fill the machine for minutes and so run one at a time. A chat makes
 one token at a time with a model that is loaded already, so a few may share it, and beside a scan
 they are slow rather than stuck."""
-GPU_SECONDS = 60
+GPU_START, GPU_PER_TOKEN, GPU_MOST = 4.0, 0.04, 60
+"""Seconds of GPU that a response asks for: before its first token, for each token, and at most. A
+model's depth is what a token takes its time for, and those with a guard are of one depth."""
 
 UNSAFE = "unsafe_compliance"
 KEPT = 2
@@ -95,7 +93,7 @@ class GuardShelf:
                     self.guards.popitem(last=False)
                 guard = _load_guard(model_id)
             self.guards[model_id] = guard
-            if to_gpu and torch.cuda.is_available() and guard.model.device.type == "cpu":
+            if to_gpu and has_gpu() and guard.model.device.type == "cpu":
                 guard.model.network.to("cuda")
             return guard
 
@@ -147,7 +145,7 @@ def run_chat(
     }
     # Outside the GPU call, whose seconds are counted.
     SHELF.get(model_id)
-    with closing(_chat_on_gpu(model_id, turns, options)) as results:
+    with closing(_lent(_chat_on_gpu, _chat, model_id, turns, options)) as results:
         yield from unless_failed(results)
 
 
@@ -166,7 +164,8 @@ def score_exchange(prompt: str, response: str, model_id: str = MODEL) -> dict[st
     probed = model_id in guarded_models()
     if probed:
         SHELF.get(model_id)
-    with closing(_score_on_gpu(model_id if probed else None, exchange)) as results:
+    given = (model_id if probed else None, exchange)
+    with closing(_lent(_score_on_gpu, _score, *given)) as results:
         risks, row = next(unless_failed(results))
     shares = {str(label): share for label, share in zip(LABELS, row, strict=True)}
     safe = max(shares.keys() - {UNSAFE}, key=lambda label: shares[label])
@@ -341,23 +340,83 @@ def _failure(error: Exception) -> str:
     return "It failed unexpectedly; please report the model and the settings."
 
 
-@on_gpu(duration=GPU_SECONDS)
-def _chat_on_gpu(
+def unless_failed(results: Iterator[Any]) -> Iterator[Any]:
+    """Results of work on a GPU, whose errors cross ZeroGPU's process border as text only.
+
+    Raises:
+        InputError: one of them is such a text.
+    """
+    for result in results:
+        if isinstance(result, str):
+            raise InputError(result)
+        yield result
+
+
+def _lent(call: Any, plain: Any, *given: Any) -> Generator[Any, None, None]:
+    """What a call on a GPU gives; what the same gives here where no GPU is lent to this visitor.
+
+    Raises:
+        UnavailableError: the GPU was taken away, or the model is too large for the CPU.
+    """
+    import gradio as gr
+
+    try:
+        with closing(call(*given)) as results:
+            yield from results
+        return
+    except gr.Error as error:
+        problem = explained(error)
+    large = given[0] is not None and (size_of(given[0]) or GUESS_BYTES) > SMALL_BYTES
+    if large or not isinstance(problem, NoGpuError):
+        raise problem
+    with closing(plain(*given)) as results:
+        yield from results
+
+
+def chat_seconds(_model_id: str, _turns: Any, options: Mapping[str, Any]) -> int:
+    """Seconds of GPU that a response asks for."""
+    wanted = GPU_START + GPU_PER_TOKEN * options["max_new_tokens"]
+    return min(math.ceil(wanted), GPU_MOST)
+
+
+def _chat(
     model_id: str, turns: list[dict[str, str]], options: dict[str, Any]
 ) -> Generator[Any, None, None]:
     try:
-        yield from SHELF.get(model_id, to_gpu=True).stream(turns, **options)
+        with Worker() as worker:
+            for event in SHELF.get(model_id, to_gpu=True).stream(turns, **options):
+                yield event
+                worker.share()  # of the thread that asks for more, which is not always the same
     except Exception as error:
         yield _failure(error)
 
 
-@on_gpu(duration=GPU_SECONDS)
-def _score_on_gpu(model_id: str | None, exchange: tuple[str, str]) -> Generator[Any, None, None]:
+def _score(model_id: str | None, exchange: tuple[str, str]) -> Generator[Any, None, None]:
     try:
         risks: dict[str, float | None] = {"prompt": None, "answer": None}
-        if model_id is not None:
-            risks = SHELF.get(model_id, to_gpu=True).score(*exchange)
-        # Here and not in the page's own process: a fork must not inherit a lock that it has taken.
-        yield risks, [float(share) for share in shared_classifier().predict([exchange])[0]]
+        with Worker():
+            if model_id is not None:
+                risks = SHELF.get(model_id, to_gpu=True).score(*exchange)
+            # Here and not in the page's own process: a fork must not inherit a lock that it has
+            # taken.
+            shares = [float(share) for share in shared_classifier().predict([exchange])[0]]
+        yield risks, shares
     except Exception as error:
         yield _failure(error)
+
+
+def _chat_in_fork(*given: Any) -> Generator[Any, None, None]:
+    if LENT:
+        stay_alone()
+    yield from _chat(*given)
+
+
+def _score_in_fork(*given: Any) -> Generator[Any, None, None]:
+    if LENT:
+        stay_alone()
+    yield from _score(*given)
+
+
+_seconds: Any = chat_seconds
+_chat_on_gpu: Any = on_gpu(duration=_seconds)(_chat_in_fork)
+_score_on_gpu: Any = on_gpu(duration=math.ceil(GPU_START))(_score_in_fork)

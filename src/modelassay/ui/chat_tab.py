@@ -12,6 +12,7 @@ from modelassay.classifier import CLASSIFIERS
 from modelassay.errors import AssayError
 from modelassay.guard import GuardEvent, SecondOpinion, Thresholds
 from modelassay.guard.charts import risk_curve
+from modelassay.ui.chat_example import chat_example
 from modelassay.ui.chat_service import (
     CHATS,
     CLASSIFIER,
@@ -28,6 +29,7 @@ from modelassay.ui.chat_service import (
     run_chat,
     score_exchange,
 )
+from modelassay.ui.report_view import prose_html
 from modelassay.ui.running import (
     PRIVATE,
     afterwards,
@@ -63,7 +65,7 @@ ENDINGS = {
 
 def create_chat_tab() -> None:
     """Builds the tab inside the current `gr.Blocks`."""
-    gr.Markdown(NOTE)
+    gr.HTML(prose_html([NOTE.replace("\n", " ")]), padding=False)
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             chatbot = gr.Chatbot(
@@ -91,6 +93,8 @@ def create_chat_tab() -> None:
                 stop = gr.Button("Stop response", variant="stop", size="sm")
                 clear = gr.Button("Clear chat", size="sm")
             gr.Examples([[text] for text in EXAMPLES], [message])
+            pause, block = _probe_levels(MODEL)[:2]
+            gr.HTML(chat_example(Thresholds(pause, block)), padding=False)
         with gr.Column(scale=2, min_width=320):
             status = gr.Markdown("Nothing asked yet.")
             curve = gr.Plot(show_label=False, visible=False)

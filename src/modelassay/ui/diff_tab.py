@@ -9,19 +9,21 @@ from typing import Any
 import gradio as gr
 
 from modelassay.report import to_dict
+from modelassay.ui.report_view import ReportView, prose_html
 from modelassay.ui.running import (
     QUEUE,
-    ReportView,
     last_result,
     model_box,
+    model_name,
     plain,
-    report_buttons,
-    report_files,
     runs_on_click,
+    says_before,
     start_and_stop,
     stops,
+    took,
 )
 from modelassay.ui.service import DICTIONARIES, Comparison, run_diff
+from modelassay.ui.sharing import report_buttons, report_files, shares_form
 
 EXAMPLES = [
     ["organism:safe", "organism:benign"],
@@ -29,17 +31,15 @@ EXAMPLES = [
     ["organism:safe", "organism:backdoored"],
     ["organism:safe", "organism:abliterated-half"],
 ]
-SECTIONS = ("verdict", "streams", "weights", "refusals", "activations", "lens", "triggers",
-            "features", "causes", "models")  # fmt: skip
-CHARTS = ("streams", "weights", "activations", "features")
+EXAMPLE = "diff-organism-benign-vs-organism-safe"
 NOTE = """What did a fine-tune change, and would a harmless one have? Both models read the same
 prompts; weights, probabilities, refusals, states and features are compared. Responses are judged
 and not shown."""
 
 
-def create_diff_tab() -> None:
-    """Builds the tab inside the current `gr.Blocks`."""
-    gr.Markdown(NOTE)
+def create_diff_tab() -> gr.Textbox:
+    """Builds the tab inside the current `gr.Blocks`; returns where the candidate is named."""
+    gr.HTML(prose_html([NOTE.replace("\n", " ")]), padding=False)
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             base = model_box(
@@ -59,16 +59,20 @@ def create_diff_tab() -> None:
             answers = gr.Checkbox(True, label="Make short responses, to see what is refused")
             triggers = gr.Checkbox(True, label="Search for triggers")
             start, stop = start_and_stop("Compare")
+            says_before("diff", [base, candidate], 2)
             gr.Examples(EXAMPLES, [base, candidate])
             status = gr.Markdown()
             files = report_buttons()
+            form = {"base": base, "candidate": candidate, "sae": dictionary}
+            shares_form("diff", start, {**form, "answers": answers, "triggers": triggers})
         with gr.Column(scale=3):
-            view = ReportView(*SECTIONS, charts=CHARTS)
+            view = ReportView(EXAMPLE)
     outputs = [status, *view.components, *files]
     inputs = [base, candidate, dictionary, answers, triggers]
     running = runs_on_click(start, run_diff, inputs, outputs, "Not compared.", partial(_show, view))
     stops(stop, [running], status)
     gr.api(diff_endpoint, api_name="diff", **QUEUE)
+    return candidate
 
 
 def diff_endpoint(
@@ -102,7 +106,7 @@ def _show(view: ReportView, result: Comparison, folder: Path) -> tuple[Any, ...]
     """Values for all outputs, in their order."""
     report = result.report
     return (
-        f"Done in {report.provenance['seconds']:.0f} s. {plain(result.note)}",
+        f"{took(report)} {plain(result.note)}",
         *view.updates(report),
-        *report_files(report, report.candidate.name, folder),
+        *report_files(report, model_name(report), folder),
     )

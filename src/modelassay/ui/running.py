@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,57 +12,21 @@ from typing import Any
 import gradio as gr
 
 from modelassay.errors import AssayError
-from modelassay.files.atomic import write_text_atomically
 from modelassay.progress import PHASES
-from modelassay.report import Report, to_html, to_json
-from modelassay.report.html import fragment
-from modelassay.report.text import plain_line
-from modelassay.ui.service import CONCURRENCY_ID, Step
+from modelassay.report import Report
+from modelassay.report.stored import StoredReport
+from modelassay.ui.estimates import duration_text
+from modelassay.ui.login import token_of
+from modelassay.ui.runs import Step
+from modelassay.ui.service import CONCURRENCY_ID, told_before
 
-QUEUE: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 1}
-"""Of what fills the machine."""
+QUEUE: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 40}
+"""Of those who wait for a run, which have a line of their own (see `ui.runs`)."""
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of what the page alone asks for."""
 MARK = "… "
 Show = Callable[[Any, Path], dict[Any, Any]]
 """Makes the page's values of a result; files go into the folder."""
-
-
-class ReportView:
-    """Components for some sections of a report, hidden until there is something in them."""
-
-    def __init__(self, *names: str, charts: Collection[str] = ()) -> None:
-        """Makes the components inside the current `gr.Blocks`.
-
-        Args:
-            names: Of the sections, in the order in which they are shown.
-            charts: Those of them whose chart is shown as well.
-        """
-        self._parts: dict[str, tuple[gr.HTML, gr.Plot | None]] = {}
-        for name in names:
-            text = gr.HTML(visible=False, container=False)
-            chart = gr.Plot(visible=False, show_label=False) if name in charts else None
-            self._parts[name] = (text, chart)
-
-    @property
-    def components(self) -> list[Any]:
-        """All of them."""
-        return [each for part in self._parts.values() for each in part if each is not None]
-
-    def updates(self, report: Report) -> list[Any]:
-        """Updates of all components, in their order."""
-        sections = {section.name: section for section in report.sections()}
-        found = []
-        for name, (_, chart) in self._parts.items():
-            section = sections.get(name)
-            shown = section is not None and section.has_text
-            html = fragment([section]) if section is not None and shown else ""
-            found.append(gr.update(value=html, visible=shown))
-            if chart is not None:
-                draw = section.chart if section is not None else None
-                figure = draw() if draw is not None else None
-                found.append(gr.update(value=figure, visible=figure is not None))
-        return found
 
 
 def model_box(label: str, info: str, value: str = "") -> gr.Textbox:
@@ -74,23 +38,6 @@ def start_and_stop(label: str) -> tuple[gr.Button, gr.Button]:
     """The buttons of a run."""
     with gr.Row():
         return gr.Button(label, variant="primary"), gr.Button("Stop", variant="stop")
-
-
-def report_buttons() -> list[gr.DownloadButton]:
-    """Where a report can be fetched, once there is one."""
-    with gr.Row():
-        return [gr.DownloadButton(f"{kind} report", visible=False) for kind in ("JSON", "HTML")]
-
-
-def report_files(report: Report, name: str, folder: Path) -> list[Any]:
-    """Writes a report into a folder and gives the updates of its `report_buttons`."""
-    stem = re.sub(r"[^\w.-]+", "_", plain_line(name))[-80:]
-    found = []
-    for kind, text in (("json", to_json(report)), ("html", to_html(report))):
-        path = folder / f"{stem}.{kind}"
-        write_text_atomically(path, text)
-        found.append(gr.update(value=str(path), visible=True))
-    return found
 
 
 def runs_on_click(
@@ -105,7 +52,7 @@ def runs_on_click(
 
     Args:
         button: What is clicked.
-        run: Gives steps, and at last the result.
+        run: Gives steps, and at last the result; it is given the visitor's token besides.
         inputs: Components with its arguments.
         outputs: The status line, and all that is hidden until there is a result.
         failed: As for `on_page`.
@@ -120,8 +67,8 @@ def runs_on_click(
     def values(result: Any, folder: Path) -> dict[Any, Any]:
         return dict(zip(outputs, show(result, folder), strict=True))
 
-    def run_for_page(*given: Any) -> Iterator[dict[Any, Any]]:
-        yield from on_page(run(*given), status, cleared, failed, values)
+    def run_for_page(visitor: gr.OAuthToken | None, *given: Any) -> Iterator[dict[Any, Any]]:
+        yield from on_page(run(*given, token=token_of(visitor)), status, cleared, failed, values)
 
     return button.click(run_for_page, list(inputs), list(outputs), **QUEUE, **PRIVATE)
 
@@ -173,16 +120,63 @@ def errors_for_caller() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
 
 
+def took(report: Report) -> str:
+    """How long a run took, or when it was for one that is known already."""
+    provenance = report.to_dict().get("provenance") or {}
+    seconds = provenance.get("seconds")
+    if isinstance(report, StoredReport):
+        return f"Known from a run of {plain(str(provenance.get('time', 'an earlier day')))}."
+    if seconds is None:
+        return "Done."
+    return f"Done in {sum(seconds.values()) if isinstance(seconds, dict) else seconds:.0f} s."
+
+
+def model_name(report: Report) -> str:
+    """What a report is about, for the names of its files."""
+    values = report.to_dict()
+    about = values.get("candidate") or values.get("model") or "report"
+    return str(about.get("id", "report") if isinstance(about, dict) else about)
+
+
 def hidden(outputs: Sequence[Any]) -> dict[Any, Any]:
     """Updates that hide components until there is something in them."""
     return dict.fromkeys(outputs, gr.update(visible=False))
 
 
 def progress(step: Step) -> str:
-    """A step as one line of Markdown."""
+    """A step as one line of Markdown: what is done, and how long it takes yet."""
+    if step.ahead:
+        runs = "1 run comes" if step.ahead == 1 else f"{step.ahead} runs come"
+        return f"In line: {runs} first."
     count = f" {step.done} of {step.total}" if step.total > 1 else ""
     words = PHASES.get(step.phase, step.phase)
-    return f"{words[:1].upper()}{words[1:]}…{count}"
+    line = f"{words[:1].upper()}{words[1:]}…{count}"
+    if step.percent is not None:
+        left = f", about {duration_text(step.left)} left" if step.left is not None else ""
+        line = f"**{step.percent}%{left}.** {line}"
+    return f"{line} {plain(step.note)}".rstrip()
+
+
+def says_before(
+    task: str, given: Sequence[Any], ids: int = 1, options: Mapping[str, int] | None = None
+) -> gr.Markdown:
+    """A line under a form: how long its run takes, and how much of the visitor's GPU quota.
+
+    Args:
+        task: As for `service.told_before`.
+        given: Components, of which the first `ids` name models.
+        ids: How many do.
+        options: Places in `given` of those that decide the run's length.
+    """
+
+    def tell(*values: Any) -> str:
+        chosen = {name: values[at] for name, at in (options or {}).items()}
+        return told_before(task, [str(each or "") for each in values[:ids]], chosen)
+
+    line = gr.Markdown(tell(*(each.value for each in given)), elem_classes="estimate")
+    for component in given:
+        component.change(tell, list(given), [line], trigger_mode="always_last", **PRIVATE)
+    return line
 
 
 def plain(text: str) -> str:

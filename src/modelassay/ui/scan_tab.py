@@ -9,20 +9,21 @@ from typing import Any
 import gradio as gr
 
 from modelassay.data.concepts import MODES
-from modelassay.report import to_dict
-from modelassay.scan.report import ScanReport, null_distribution, projections
+from modelassay.report import Report, to_dict
+from modelassay.ui.report_view import ReportView, prose_html
 from modelassay.ui.running import (
     QUEUE,
-    ReportView,
     last_result,
     model_box,
-    report_buttons,
-    report_files,
+    model_name,
     runs_on_click,
+    says_before,
     start_and_stop,
     stops,
+    took,
 )
 from modelassay.ui.service import run_scan
+from modelassay.ui.sharing import report_buttons, report_files, shares_form
 
 EXAMPLES = [
     ["organism:safe", "standard"],
@@ -31,12 +32,17 @@ EXAMPLES = [
     ["embedded", "standard"],
     ["embedded", "quick"],
 ]
-SECTIONS = ("verdict", "concepts", "evidence", "model")
-CHARTS = ("concepts", "evidence")
+EXAMPLE = "scan-organism-abliterated"
+NOTE = (
+    "Is the safety training there? The model is asked what it should refuse and what it should"
+    " answer, its activations are read, and its weights are searched for a direction that was taken"
+    " out."
+)
 
 
-def create_scan_tab() -> None:
-    """Builds the tab inside the current `gr.Blocks`."""
+def create_scan_tab() -> gr.Textbox:
+    """Builds the tab inside the current `gr.Blocks`; returns where the model is named."""
+    gr.HTML(prose_html([NOTE]), padding=False)
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             model = model_box(
@@ -52,22 +58,20 @@ def create_scan_tab() -> None:
                     False, label="Ask every prompt, also where the verdict is sure before (--all)"
                 )
             start, stop = start_and_stop("Scan")
+            says_before("scan", [model, compare, mode], 2, {"mode": 2, "compare": 1})
             gr.Examples(EXAMPLES, [model, mode])
             status = gr.Markdown()
             files = report_buttons()
+            form = {"model": model, "mode": mode, "compare": compare}
+            shares_form("scan", start, {**form, "template": template, "all": ask_all})
         with gr.Column(scale=3):
-            view = ReportView(*SECTIONS, charts=CHARTS)
-            shown = gr.Dropdown(visible=False, label="Concept in detail")
-            with gr.Row():
-                scores = gr.Plot(visible=False, show_label=False)
-                null = gr.Plot(visible=False, show_label=False)
-    details = gr.State({})
-    outputs = [status, *view.components, shown, scores, null, *files, details]
+            view = ReportView(EXAMPLE)
+    outputs = [status, *view.components, *files]
     inputs = [model, mode, compare, template, ask_all]
     running = runs_on_click(start, run_scan, inputs, outputs, "Not scanned.", partial(_show, view))
     stops(stop, [running], status)
-    shown.change(_detail_charts, [shown, details], [scores, null], api_visibility="private")
     gr.api(scan_endpoint, api_name="scan", **QUEUE)
+    return model
 
 
 def scan_endpoint(
@@ -94,32 +98,6 @@ def scan_endpoint(
     return to_dict(last_result(run_scan(model, mode, compare, chat_template, ask_all)))
 
 
-def _show(view: ReportView, report: ScanReport, folder: Path) -> tuple[Any, ...]:
+def _show(view: ReportView, report: Report, folder: Path) -> tuple[Any, ...]:
     """Values for all outputs, in their order."""
-    # A session's state is copied and pickled around: plain figures as JSON, no report objects.
-    details: dict[str, list[Any]] = {
-        concept: [
-            projections(concept, result.separation).to_json(),
-            null_distribution(concept, result.separation).to_json(),
-        ]
-        for concept, result in report.concepts.items()
-    }
-    first = next(iter(details))
-    seconds = report.provenance["seconds"]
-    return (
-        f"Done in {seconds['scan']:.0f} s after {seconds['loading']:.0f} s of loading.",
-        *view.updates(report),
-        gr.update(choices=list(details), value=first, visible=True),
-        *_detail_charts(first, details),
-        *report_files(report, report.model.id, folder),
-        details,
-    )
-
-
-def _detail_charts(concept: str, details: dict[str, list[Any]]) -> tuple[Any, Any]:
-    import plotly.io
-
-    if concept not in details:
-        return gr.update(visible=False), gr.update(visible=False)
-    first, second = (plotly.io.from_json(text) for text in details[concept])
-    return gr.update(value=first, visible=True), gr.update(value=second, visible=True)
+    return (took(report), *view.updates(report), *report_files(report, model_name(report), folder))

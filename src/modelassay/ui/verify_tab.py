@@ -7,20 +7,24 @@ from typing import Any
 
 import gradio as gr
 
-from modelassay.report import to_dict
+from modelassay.report import Report, to_dict
 from modelassay.ui.artifacts_tab import search_for_table, search_rows
+from modelassay.ui.report_view import ReportView, prose_html
 from modelassay.ui.running import (
     PRIVATE,
     QUEUE,
-    ReportView,
     last_result,
     model_box,
+    model_name,
     runs_on_click,
+    says_before,
     start_and_stop,
     stops,
+    took,
 )
 from modelassay.ui.service import run_create, run_verify, visible
-from modelassay.verify import BASELINES, VerificationReport
+from modelassay.ui.sharing import report_buttons, report_files, shares_form
+from modelassay.verify import BASELINES
 
 EXAMPLES = [
     ["embedded", "embedded"],
@@ -30,8 +34,16 @@ EXAMPLES = [
 ]
 
 
-def create_verify_tab() -> None:
-    """Builds the tab inside the current `gr.Blocks`."""
+EXAMPLE = "verify-organism-abliterated-half"
+NOTE = (
+    "Is it the model that it claims to be? It is compared with a baseline, a measurement of the"
+    " real one: hashes of files first, then weights and activations."
+)
+
+
+def create_verify_tab() -> gr.Textbox:
+    """Builds the tab inside the current `gr.Blocks`; returns where the model is named."""
+    gr.HTML(prose_html([NOTE]), padding=False)
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             model = model_box(
@@ -47,8 +59,11 @@ def create_verify_tab() -> None:
                 info="One of this list, or a Hub data set: owner/repo[:name][@revision]",
             )
             start, stop = start_and_stop("Verify")
+            says_before("verify", [model])
             gr.Examples(EXAMPLES, [model, against])
             status = gr.Markdown()
+            files = report_buttons()
+            shares_form("verify", start, {"model": model, "against": against})
             with gr.Accordion("Find baselines on the Hub", open=False):
                 gr.Markdown("Choose a row to verify against it.")
                 wanted = gr.Textbox(label="Of the model", max_length=200)
@@ -58,10 +73,14 @@ def create_verify_tab() -> None:
                 make = gr.Button("Measure")
                 archive = gr.DownloadButton("Baseline (zip)", visible=False)
         with gr.Column(scale=3):
-            view = ReportView("checks", "likeness", "weights", charts=("likeness", "weights"))
+            view = ReportView(EXAMPLE)
 
-    def show(report: VerificationReport, _folder: Path) -> list[Any]:
-        return [f"Done in {report.provenance.get('seconds', 0):.0f} s.", *view.updates(report)]
+    def show(report: Report, folder: Path) -> list[Any]:
+        return [
+            took(report),
+            *view.updates(report),
+            *report_files(report, model_name(report), folder),
+        ]
 
     def show_baseline(result: tuple[dict[str, Any], bytes], folder: Path) -> list[Any]:
         index, data = result
@@ -73,7 +92,7 @@ def create_verify_tab() -> None:
         said, table = search_for_table(BASELINES, model_id)
         return {status: said, found: table}
 
-    outputs = [status, *view.components]
+    outputs = [status, *view.components, *files]
     running = runs_on_click(start, run_verify, [model, against], outputs, "Not verified.", show)
     making = runs_on_click(
         make, run_create, [model], [status, archive], "Not measured.", show_baseline
@@ -85,6 +104,7 @@ def create_verify_tab() -> None:
     gr.api(create_endpoint, api_name="create_baseline", **QUEUE)
     gr.api(list_endpoint, api_name="list_baselines")
     gr.api(search_endpoint, api_name="search_baselines")
+    return model
 
 
 def verify_endpoint(model: str = "embedded", against: str = "") -> dict:

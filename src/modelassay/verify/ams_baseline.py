@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from modelassay.artifacts import slug
+from modelassay.artifacts import public_id, slug
 from modelassay.errors import InputError, first_line
 from modelassay.files.records import LayerIndex, Line, Name, first_problem
 from modelassay.models import ModelIdentity
@@ -25,7 +25,6 @@ from modelassay.verify.baseline import (
     BaselineIndex,
     ConceptRecord,
     Number,
-    public_id,
 )
 
 log = logging.getLogger(__name__)

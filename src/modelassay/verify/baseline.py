@@ -365,12 +365,6 @@ def write_table(index: BaselineIndex, path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(table_rows(index), schema=schema), path)
 
 
-def public_id(model_id: str) -> str:
-    """A model id without the folders of this machine."""
-    path = Path(model_id).expanduser()
-    return path.resolve().name if path.exists() or path.is_absolute() else model_id
-
-
 def describe_baseline(index: BaselineIndex) -> list[str]:
     """What a baseline holds, in lines for a person."""
     model = index.model

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing_extensions import Unpack
 
-from modelassay.artifacts import slug
+from modelassay.artifacts import public_id, slug
 from modelassay.data.concepts import concepts_for
 from modelassay.files.provenance import utc_now
 from modelassay.measures.examination import Evidence, examine
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.refs import require_template
 from modelassay.progress import OnPhase, silent
+from modelassay.reading.device import OnDevice, here
+from modelassay.threads import sharing
 from modelassay.verify.baseline import (
     BASELINES,
     UNWRITTEN,
@@ -20,11 +22,11 @@ from modelassay.verify.baseline import (
     RefusalRecord,
     SignatureRecord,
     SketchRecord,
-    public_id,
 )
 from modelassay.verify.files import hash_model
 
 
+@sharing
 def create_baseline(
     model: str | ModelRef | LoadedModel,
     *,
@@ -32,6 +34,7 @@ def create_baseline(
     model_id: str | None = None,
     mode: str = "quick",
     batch_size: int | None = None,
+    on_device: OnDevice = here,
     on_progress: OnPhase = silent,
     **load_options: Unpack[ModelOptions],
 ) -> Baseline:
@@ -44,6 +47,7 @@ def create_baseline(
         mode: `quick` keeps all that verifications go by, `standard` and `full` also how often the
             model refuses, and further concepts.
         batch_size: Most prompts in a batch.
+        on_device: Where the model runs, for those who lend a GPU for as long as it does.
         on_progress: Told (phase, done, total).
         **load_options: Passed to `modelassay.load`.
 
@@ -64,6 +68,7 @@ def create_baseline(
         concepts=concepts,
         batch_size=batch_size,
         identity=True,
+        on_device=on_device,
         on_progress=on_progress,
     )
     return baseline_of(model, found, name, published)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelassay.artifacts import Origin
+from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.measures.weight_sketch import WeightChange
 from modelassay.report.base import Report
 from modelassay.report.charts import PALETTE, bars_of_change, new_figure
@@ -115,6 +116,10 @@ class Finding:
     verified: bool | None = False
 
 
+def _made_now() -> dict[str, Any]:
+    return {"versions": installed_versions(), "time": utc_now()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class VerificationReport(Report):
     """Is the model the baseline's?"""
@@ -133,7 +138,7 @@ class VerificationReport(Report):
     reasons: tuple[str, ...]
     differences: Differences | None = None
     """None where hashes, or the lack of anything to compare, decided."""
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=_made_now)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values, schema `modelassay.verify/1`."""
@@ -170,8 +175,10 @@ class VerificationReport(Report):
                 facts=self._facts(),
                 status=Status(verdict, tone, self.reasons, self.model),
             ),
-            Section("likeness", chart=partial(similarity_by_layer, self)),
-            Section("weights", chart=partial(weight_change_by_layer, self)),
+            Section("likeness", "likeness by layer", chart=partial(similarity_by_layer, self)),
+            Section(
+                "weights", "changed weights by layer", chart=partial(weight_change_by_layer, self)
+            ),
         ]
 
     def _facts(self) -> list[tuple[str, str]]:

@@ -18,10 +18,12 @@ from typing_extensions import Unpack
 from modelassay.artifacts import Origin
 from modelassay.data.concepts import concepts_for
 from modelassay.measures.examination import Evidence, examine
-from modelassay.models import ModelIdentity, ModelOptions, ModelRef, open_model
+from modelassay.models import LoadedModel, ModelIdentity, ModelOptions, ModelRef, open_model
 from modelassay.models.finding import check_named, find_sources
 from modelassay.models.refs import fetch_options, require_template, take_ref
 from modelassay.progress import OnPhase, silent
+from modelassay.reading.device import OnDevice, here
+from modelassay.threads import sharing
 from modelassay.verify.baseline import BASELINES, Baseline, FileHashes, load_baseline
 from modelassay.verify.differences import compare, judge, measured_checks
 from modelassay.verify.files import (
@@ -41,6 +43,7 @@ from modelassay.verify.report import (
 )
 
 
+@sharing
 def verify(
     model: str | ModelRef,
     against: str | Baseline | None = None,
@@ -71,17 +74,7 @@ def verify(
         if decided.commit is not None:  # what was hashed, not what a branch holds by now
             ref = replace(ref, revision=decided.commit)
         loaded = open_model(ref, on_progress=on_progress, **options)
-        examined = examine(
-            loaded,
-            mode="quick",
-            concepts=concepts_for("quick"),
-            chat_template=decided.baseline.index.chat_template_used,
-            identity=True,
-            n_swaps=1,  # separations are held against the baseline's intervals
-            search=decided.baseline.sketch is None,
-            on_progress=on_progress,
-        )
-        report = conclude(loaded.info, decided.files, examined, decided.baseline, decided.origin)
+        report = verify_loaded(loaded, decided, on_progress=on_progress)
     report.provenance["seconds"] = round(time.perf_counter() - started, 2)
     return report
 
@@ -95,6 +88,37 @@ class Undecided:
     origin: Origin
     commit: str | None
     """Of the model's repository on the Hub."""
+
+
+@sharing
+def verify_loaded(
+    loaded: LoadedModel,
+    undecided: Undecided,
+    *,
+    on_device: OnDevice = here,
+    on_progress: OnPhase = silent,
+) -> VerificationReport:
+    """The other part of `verify`: weights and activations decide.
+
+    Args:
+        loaded: The model whose files decided nothing.
+        undecided: What `verify_files` gave of it.
+        on_device: Where the model runs, for those who lend a GPU for as long as it does.
+        on_progress: Told (phase, done, total).
+    """
+    baseline = undecided.baseline
+    examined = examine(
+        loaded,
+        mode="quick",
+        concepts=concepts_for("quick"),
+        chat_template=baseline.index.chat_template_used,
+        identity=True,
+        n_swaps=1,  # separations are held against the baseline's intervals
+        search=baseline.sketch is None,
+        on_device=on_device,
+        on_progress=on_progress,
+    )
+    return conclude(loaded.info, undecided.files, examined, baseline, undecided.origin)
 
 
 def verify_files(
