@@ -19,7 +19,7 @@ setup: $(INSTALLED)  ## Install everything into .venv
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[app,quantization,bench,sae,docs,dev]"
+		--editable ".[app,serve,quantization,bench,sae,docs,dev]"
 	touch $@
 
 scan: $(INSTALLED)  ## Scan the embedded model, or MODEL=...

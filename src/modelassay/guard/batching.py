@@ -161,7 +161,7 @@ class SharedPasses:
         return steps
 
     def read_next(self, tokens: Sequence[int]) -> tuple[dict[int, Tensor], Tensor]:
-        """One pass over a token of each row: states [row, token, hidden] and logits [row, vocab]."""
+        """One pass over a token of each row: states [row, token, hidden], logits [row, vocab]."""
         device = self.model.device
         with torch.inference_mode():
             inputs = self._cache.open_column(device)

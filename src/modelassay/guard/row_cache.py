@@ -100,7 +100,7 @@ class RowCache:
         for layer in self._layers:
             layer.show(len(self), self._begin, self._end)
         cache = DynamicCache()
-        cache.layers = list(self._layers)
+        cache.layers.extend(self._layers)
         starts = torch.tensor(self._starts, device=device)[:, None]
         if all(start == self._begin for start in self._starts):
             return {"past_key_values": cache}

@@ -36,7 +36,12 @@ from modelassay.monitors.watch import Readings, Watch
 from modelassay.probes.head import Head
 from modelassay.probes.record import Probe
 from modelassay.reading.generation import end_tokens
-from modelassay.reading.prompts import encode_chat, encode_response, last_message_start
+from modelassay.reading.prompts import (
+    TooLongError,
+    encode_chat,
+    encode_response,
+    last_message_start,
+)
 
 REFUSAL = "I can't help with that."
 ROLES = ("system", "user", "assistant")
@@ -146,7 +151,9 @@ class Guard:
         if opinion.uncertain is not None and self.classifier is not None:
             opinion.levels(self.classifier)
         of_response, of_prompt = self.probe.head("answer"), self.prompt_head
-        watching = self.monitor is not None and readings is not None
+        watch = None
+        if self.monitor is not None and readings is not None:
+            watch = Watch(self.monitor, readings)
         return Responding(
             model=self.model,
             asked=asked,
@@ -158,7 +165,7 @@ class Guard:
             opinion=opinion,
             refusal=refusal,
             stops=StopStrings(stop),
-            watch=Watch(self.monitor, readings) if watching else None,
+            watch=watch,
         )
 
     def score(self, prompt: str, response: str = "") -> dict[str, float | None]:
@@ -252,7 +259,7 @@ def _ask(
     ids = encode_chat(model, turns)
     room = model.context_length - len(ids)
     if room < 1:
-        raise InputError("The conversation fills the model's context; start a new one.")
+        raise TooLongError("The conversation fills the model's context; start a new one.")
     return Asked(turns, ids, min(max_new_tokens, room))
 
 

@@ -12,12 +12,12 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from modelassay.guard.batching import OwnPasses, Passes, Row, SharedPasses, why_not_shared
-from modelassay.guard.decoding import DecodingStep, Sampling
+from modelassay.guard.decoding import DecodingStep
 from modelassay.guard.events import GuardEvent
 from modelassay.guard.responding import Question, Read, Responding, Said, Steps
 from modelassay.guard.streaming import Guard
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 SHORTEST_WAIT, LONGEST_WAIT = 1, 60
 """Seconds that a client is told to wait when the queue is full."""
+
+LOOK_AGAIN = 0.05
+"""Seconds until a conversation that waits while nothing runs is looked at again."""
 
 
 class QueueFullError(Exception):
@@ -70,8 +73,11 @@ class Conversation:
     steps: Steps = field(init=False)
     asked_at: float = field(default_factory=time.monotonic)
     begun_at: float | None = None
-    """When its prompt was read."""
+    """When it got a place."""
+    is_read: bool = False
+    """Whether its prompt was read."""
     in_passes: bool = False
+    """Whether its next token is read in the next pass."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -152,39 +158,25 @@ class Engine:
         """Conversations that have one."""
         return len(self._live)
 
-    def submit(
-        self,
-        respond: Callable[[Row], Responding],
-        sampling: Sampling,
-        tell: Callable[[GuardEvent | Broken], None],
-    ) -> Conversation:
-        """Adds a conversation to those that wait.
-
-        Args:
-            respond: Makes the response of a row, as `Guard.respond` with the row's readings.
-            sampling: How its tokens are chosen.
-            tell: Called with each event, on the engine's thread; must not block.
-
-        Raises:
-            QueueFullError: too many wait.
-        """
-        row = Row(sampling)
-        conversation = Conversation(respond(row), row, tell)
-        self.submit_all([conversation])
-        return conversation
-
-    def submit_all(self, conversations: list[Conversation]) -> None:
-        """Adds several, or none of them.
+    def submit(self, conversations: Sequence[Conversation]) -> None:
+        """Adds conversations to those that wait: all of them, or none.
 
         Raises:
             QueueFullError: too many wait.
         """
         with self._changed:
-            free = self.room.rows - len(self._live) if not self._waiting else 0
-            if len(self._waiting) + len(conversations) > self.room.waiting + max(free, 0):
-                raise QueueFullError(self._retry_after())
+            self.check_room(len(conversations))
             self._waiting.extend(conversations)
             self._changed.notify()
+
+    def check_room(self, n: int) -> None:
+        """Refuses so many more conversations where too many wait.
+
+        Raises:
+            QueueFullError: says when to try again.
+        """
+        if len(self._live) + len(self._waiting) + n > self.room.rows + self.room.waiting:
+            raise QueueFullError(self._retry_after())
 
     def _retry_after(self) -> int:
         seconds = self._seconds * (1 + len(self._waiting) / self.room.rows)
@@ -193,8 +185,8 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._closed or self._waiting or self._answers or self._is_passing()):
-                    self._changed.wait()
+                while not (self._closed or self._is_due()):
+                    self._changed.wait(LOOK_AGAIN if self._waiting else None)
                 if self._closed:
                     break
             self.turn()
@@ -202,8 +194,14 @@ class Engine:
             self._fail(conversation, "closed")
         self._waiting.clear()
 
-    def _is_passing(self) -> bool:
-        return any(each.in_passes for each in self._live)
+    def _is_due(self) -> bool:
+        """Whether a turn would do anything."""
+        if self._answers or any(each.in_passes for each in self._live):
+            return True
+        return any(
+            each.is_cancelled or (i == 0 and self._has_room_for(each))
+            for i, each in enumerate(self._waiting)
+        )
 
     def turn(self) -> None:
         """Does what is due: answers of the classifier, prompts that have waited, and one pass."""
@@ -233,16 +231,18 @@ class Engine:
 
     def _admit(self) -> None:
         """Reads prompts that have waited, but not so many that the others have to wait for long."""
+        with self._changed:
+            gone = [each for each in self._waiting if each.is_cancelled]
+            for conversation in gone:
+                self._waiting.remove(conversation)
+        for conversation in gone:
+            self._tell(conversation, _cancelled())
         budget = batch_budget(self.guard.model)
         while self._waiting and budget > 0:
-            conversation = self._waiting[0]
-            if not conversation.is_cancelled and not self._has_room_for(conversation):
+            if not self._has_room_for(self._waiting[0]):
                 return
             with self._changed:
-                self._waiting.popleft()
-            if conversation.is_cancelled:
-                self._tell(conversation, _cancelled())
-                continue
+                conversation = self._waiting.popleft()
             budget -= len(conversation.response.asked.ids)
             conversation.begun_at = time.monotonic()
             self._live.add(conversation)
@@ -265,12 +265,13 @@ class Engine:
                 if isinstance(found, Read):
                     if conversation.in_passes:
                         return
-                    if conversation.row.ids:
+                    if conversation.is_read:
                         self._passes.put(conversation.row)
                         conversation.in_passes = True
                         return
                     prompt = conversation.response.asked.ids
                     answer = self._passes.begin(prompt, conversation.row)
+                    conversation.is_read = True
                 elif isinstance(found, Question):
                     if conversation.in_passes:
                         self._passes.take(conversation.row)
