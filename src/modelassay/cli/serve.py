@@ -124,7 +124,8 @@ def serve_command(
     with listen(host, port) as listening:
         with progress() as on_progress:
             guard = load_guard(model, **parts, **loading, on_progress=on_progress)
-        given = limits | {"name": limits["name"] or served_name(guard.model.info.id)}
+        given: dict[str, Any] = {**limits}
+        given["name"] = limits["name"] or served_name(guard.model.info.id)
         service = Service(
             guard,
             Settings(**given, key=key, guarding=guarding.of(guard), local_hosts_only=local),

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from modelassay.errors import InputError
@@ -47,7 +46,7 @@ class Settings:
     """That an answer may take, waiting included."""
     seconds_to_send: float = 30.0
     """That a client may take to send a request."""
-    guarding: Mapping[str, Any] = MappingProxyType({})
+    guarding: Mapping[str, Any] = field(default_factory=dict)
     """Thresholds and the like, as `Guard.respond` takes them."""
     local_hosts_only: bool = True
     """Whether requests have to name this machine as their host, so that no web page that a browser
