@@ -29,8 +29,9 @@ from modelassay.guard.decoding import (
 from modelassay.guard.row_cache import Kept, RowCache, kept_of
 from modelassay.guard.streaming import Guard
 from modelassay.models.layers import rope_switch
+from modelassay.reading.activations import common_prefix_length
 from modelassay.reading.batching import Batching, batching_of
-from modelassay.reading.prompts import encode_chat
+from modelassay.reading.prompts import Encoded, encode_chat
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,34 @@ class Row:
     """Of a row that has its own."""
 
 
+@dataclass(frozen=True)
+class _Opening:
+    """What was read of tokens that many prompts begin with."""
+
+    ids: tuple[int, ...] = ()
+    kept: Kept = ()
+    states: dict[int, Tensor] = field(default_factory=dict)
+    """For each block that is read, [token, hidden]."""
+    readings: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def cache(self) -> Any:
+        """A cache that holds it, of plain layers: where a window is less, the mask says so."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        with torch.inference_mode():
+            for layer, (keys, values) in enumerate(self.kept):
+                cache.update(keys[None], values[None], layer)
+        return cache
+
+    def before(self, layer: int, states: Tensor) -> Tensor:
+        """The states of a whole prompt, given those of what follows."""
+        return torch.cat([self.states[layer], states]) if self.ids else states
+
+
+NOTHING = _Opening()
+
+
 class Passes(Protocol):
     """How the passes for many responses are made."""
 
@@ -99,21 +128,52 @@ class SharedPasses:
         self._reader = guard.monitor_reader()
         self._rows: list[Row] = []
         self._cache = RowCache()
+        self._opening: _Opening | None = None
 
     def begin(self, prompt: Sequence[int], row: Row) -> DecodingStep:
-        """Reads a prompt alone, as a stream does."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache()  # of plain layers: where a window is less, the mask says so
-        ids = torch.tensor([list(prompt)], device=self.model.device)
-        activations, logits = self._pass(ids, {"past_key_values": cache})
+        """Reads a prompt alone, from where the opening ends that all have."""
+        opening = self._opening = self._opening or self._read_opening()
+        n = len(opening.ids) if self._begins_with(prompt, opening.ids) else 0
+        start = opening if n else NOTHING
+        cache = start.cache()
+        activations, logits = self._read_prompt(prompt[n:], cache)
         row.ids, row._choose = list(prompt), chooser(self.model, row.sampling)
         row._kept = kept_of(cache)
-        if self._reader is not None:
-            row.readings.last = self._reader.projections()
+        row.readings.last = self._readings(start)
         token = self._next(row, logits)
         row.ids.append(token)
-        return DecodingStep({layer: states[0] for layer, states in activations.items()}, token)
+        states = {layer: start.before(layer, each[0]) for layer, each in activations.items()}
+        return DecodingStep(states, token)
+
+    def _read_opening(self) -> _Opening:
+        """What the template lets every conversation without a system message of its own begin with.
+
+        It is the same for all, so that the time a prompt takes tells nothing of what others said.
+        """
+        first, second = (encode_chat(self.model, [_says(text)]) for text in TRIED)
+        both = [Encoded(ids, len(ids)) for ids in (first, second)]
+        ids = first[: common_prefix_length(both)]
+        if not ids:
+            return NOTHING
+        cache = NOTHING.cache()
+        activations, _ = self._read_prompt(ids, cache)
+        states = {layer: each[0] for layer, each in activations.items()}
+        return _Opening(ids, kept_of(cache), states, self._readings(NOTHING))
+
+    @staticmethod
+    def _begins_with(prompt: Sequence[int], ids: tuple[int, ...]) -> bool:
+        return len(ids) < len(prompt) and tuple(prompt[: len(ids)]) == ids
+
+    def _read_prompt(self, ids: Sequence[int], cache: Any) -> tuple[dict[int, Tensor], Tensor]:
+        read = torch.tensor([list(ids)], device=self.model.device)
+        return self._pass(read, {"past_key_values": cache})
+
+    def _readings(self, before: _Opening) -> np.ndarray:
+        """What the monitor read in the last pass, after what it had read before."""
+        if self._reader is None:
+            return before.readings
+        last = self._reader.projections()
+        return np.concatenate([before.readings, last]) if len(before.readings) else last
 
     def put(self, row: Row) -> None:
         """Puts a row among those whose next token is read."""
@@ -239,7 +299,7 @@ def why_not_shared(guard: Guard) -> str | None:
     layers = DynamicCache(config=config.get_text_config()).layers
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return "it carries a state from token to token"
-    prompts = [tuple(encode_chat(model, [{"role": "user", "content": t}])) for t in TRIED]
+    prompts = [encode_chat(model, [_says(text)]) for text in TRIED]
 
     def read(batch: Sequence[tuple[int, ...]]) -> Tensor:
         return _first_logits(guard, batch)
@@ -250,6 +310,10 @@ def why_not_shared(guard: Guard) -> str | None:
         log.info("%s cannot be batched (%s).", model.info.id, type(error).__name__)
         return "its passes do not take a cache of several rows"
     return None if found is Batching.PADDED else "another text in a pass changes what it reads"
+
+
+def _says(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
 
 
 def _first_logits(guard: Guard, batch: Sequence[tuple[int, ...]]) -> Tensor:

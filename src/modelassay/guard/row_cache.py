@@ -89,7 +89,7 @@ class RowCache:
     def open_column(self, device: torch.device) -> dict[str, Any]:
         """Makes room for one more token of each row, and says how the network is to read it.
 
-        Rows of one length need no mask: a single one is read exactly as it is read alone.
+        Rows of one length need no mask: a single one is read as it is read alone.
 
         Returns:
             The cache, and where there is padding the mask [row, column] and positions [row, 1].
