@@ -53,9 +53,10 @@ serve-docs: $(INSTALLED)  ## Show the documentation on http://127.0.0.1:8000 whi
 dist: $(INSTALLED)  ## Build wheel and sdist, and scan from the wheel in a fresh environment
 	$(BIN)/python scripts/distribution.py
 
-bench: $(INSTALLED)  ## Write docs/benchmarks.md and docs/guard-benchmarks.md
+bench: $(INSTALLED)  ## Write the pages of times: of scan, guard and serve
 	$(BIN)/python benchmarks/bench_scan.py --write docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_guard.py --write docs/guard-benchmarks.md
+	$(BIN)/python benchmarks/bench_serve.py --write docs/serve-benchmarks.md
 
 validity: $(INSTALLED)  ## All evidence on all organisms: docs/validity.md, docs/diff-validity.md
 	$(BIN)/python benchmarks/validity.py --write docs/validity.md
