@@ -275,6 +275,7 @@ def test_what_is_wrong_is_said_as_openai_says_it(url):
             ("GET", "/docs", 404),
             ("GET", "/openapi.json", 404),
             ("GET", "/v1/models/..%2f..%2fetc", 404),
+            ("POST", f"{CHAT}/", 404),
         ):
             found = http.request(method, path)
             assert found.status_code == status

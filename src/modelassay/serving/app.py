@@ -40,7 +40,7 @@ JSON = "application/json"
 
 def build_app(service: Service) -> Any:
     """The ASGI application that serves a model."""
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
     @app.post(CHAT)
     async def chat(request: Request) -> Response:
@@ -150,7 +150,7 @@ class _Door:
         place = path if path in (CHAT, MODELS, HEALTH, METRICS) else "other"
         place = MODELS if path.startswith(f"{MODELS}/") else place
         metrics = self.service.metrics
-        metrics.requests.labels(place, str(status)).inc()
+        metrics.requests.labels(place, str(status or "gone")).inc()
         talk: Talk | None = scope.get("modelassay")
         told: dict[str, Any] = {}
         if talk is not None:
@@ -171,7 +171,7 @@ class _Door:
             log_request(
                 id=request_id,
                 place=place,
-                status=status or None,
+                status=status or "gone",
                 seconds=round(seconds, 4),
                 **told,
             )

@@ -189,10 +189,20 @@ class Engine:
                     self._changed.wait(LOOK_AGAIN if self._waiting else None)
                 if self._closed:
                     break
-            self.turn()
-        for conversation in [*self._live, *self._waiting]:
-            self._fail(conversation, "closed")
-        self._waiting.clear()
+            try:
+                self.turn()
+            except Exception as error:
+                log.error("The engine failed and goes on (%s).", type(error).__name__)
+                self._passes = self._new_passes()
+                self._fail_all(type(error).__name__)
+        self._fail_all("closed")
+
+    def _fail_all(self, kind: str) -> None:
+        with self._changed:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for conversation in [*self._live, *waiting]:
+            self._fail(conversation, kind)
 
     def _is_due(self) -> bool:
         """Whether a turn would do anything."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -25,6 +26,9 @@ from modelassay.serving.engine import Broken, Conversation, Engine, QueueFullErr
 from modelassay.serving.metrics import Metrics
 from modelassay.serving.replies import Choice, Reply
 from modelassay.serving.requests import ChatRequest
+
+HUB_OR_OWN = re.compile(r"[\w.:-]+(/[\w.:-]+)?")
+"""Ids of models that say nothing of this machine."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,13 @@ class Service:
     """A guarded model that answers chat requests."""
 
     def __init__(self, guard: Guard, settings: Settings) -> None:
-        """Tries out how the model can be batched, and starts its thread."""
+        """Tries out how the model can be batched, and starts its thread.
+
+        Raises:
+            InputError: the guard's settings contradict each other.
+        """
         self.guard, self.settings = guard, settings
+        guard.respond("Hello.", **settings.guarding)
         self.metrics = Metrics()
         self.engine = Engine(guard, settings.room, on_pass=self.metrics.on_pass)
         self.metrics.watch("running_responses", "Responses that run.", lambda: self.engine.n_live)
@@ -229,4 +238,6 @@ class Talk:
 
 def served_name(model_id: str) -> str:
     """What clients call a model unless told otherwise: its id, of a path the last part."""
-    return Path(model_id).name if Path(model_id).exists() else model_id
+    if HUB_OR_OWN.fullmatch(model_id) and not Path(model_id).exists():
+        return model_id
+    return re.sub(r"[^\w.:-]+", "-", Path(model_id).name) or "model"
