@@ -1,4 +1,4 @@
-"""Passes for many responses at once: each is prefilled alone, then one pass reads a token of all.
+"""Passes for many responses at once: prompts are read together, then a token of each response.
 
 A response gets the tokens that it gets alone, whatever else is in the batch: its keys, positions,
 draws and states are its own. Only the rounding of a product of matrices can depend on its height.
@@ -30,7 +30,8 @@ from modelassay.guard.row_cache import Kept, RowCache, kept_of
 from modelassay.guard.streaming import Guard
 from modelassay.models.layers import rope_switch
 from modelassay.reading.activations import common_prefix_length
-from modelassay.reading.batching import Batching, batching_of
+from modelassay.reading.batching import Batching, batching_of, pad
+from modelassay.reading.hooks import head_at
 from modelassay.reading.prompts import Encoded, encode_chat
 
 log = logging.getLogger(__name__)
@@ -75,21 +76,30 @@ class _Opening:
     kept: Kept = ()
     states: dict[int, Tensor] = field(default_factory=dict)
     """For each block that is read, [token, hidden]."""
-    readings: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    readings: np.ndarray | None = None
+    """What the monitor reads in them."""
 
-    def cache(self) -> Any:
-        """A cache that holds it, of plain layers: where a window is less, the mask says so."""
+    def cache(self, rows: int) -> Any:
+        """A cache that holds it in each row.
+
+        Its layers are plain ones: where a window is less than the text, the mask says so.
+        """
         from transformers import DynamicCache
 
         cache = DynamicCache()
         with torch.inference_mode():
-            for layer, (keys, values) in enumerate(self.kept):
-                cache.update(keys[None], values[None], layer)
+            for layer, parts in enumerate(self.kept):
+                keys, values = (part[None].expand(rows, -1, -1, -1) for part in parts)
+                cache.update(keys, values, layer)
         return cache
 
     def before(self, layer: int, states: Tensor) -> Tensor:
         """The states of a whole prompt, given those of what follows."""
         return torch.cat([self.states[layer], states]) if self.ids else states
+
+    def readings_before(self, readings: np.ndarray) -> np.ndarray:
+        """The monitor's readings of a whole prompt, given those of what follows."""
+        return readings if self.readings is None else np.concatenate([self.readings, readings])
 
 
 NOTHING = _Opening()
@@ -98,8 +108,8 @@ NOTHING = _Opening()
 class Passes(Protocol):
     """How the passes for many responses are made."""
 
-    def begin(self, prompt: Sequence[int], row: Row) -> DecodingStep:
-        """Reads a prompt; the row is not among those that are read next until it is put there."""
+    def begin(self, asked: Sequence[tuple[Sequence[int], Row]]) -> list[DecodingStep]:
+        """Reads prompts; a row is not among those that are read next until it is put there."""
         ...
 
     def put(self, row: Row) -> None:
@@ -130,20 +140,48 @@ class SharedPasses:
         self._cache = RowCache()
         self._opening: _Opening | None = None
 
-    def begin(self, prompt: Sequence[int], row: Row) -> DecodingStep:
-        """Reads a prompt alone, from where the opening ends that all have."""
+    def begin(self, asked: Sequence[tuple[Sequence[int], Row]]) -> list[DecodingStep]:
+        """Reads prompts together, from where the opening ends that most of them have."""
         opening = self._opening = self._opening or self._read_opening()
-        n = len(opening.ids) if self._begins_with(prompt, opening.ids) else 0
-        start = opening if n else NOTHING
-        cache = start.cache()
-        activations, logits = self._read_prompt(prompt[n:], cache)
-        row.ids, row._choose = list(prompt), chooser(self.model, row.sampling)
-        row._kept = kept_of(cache)
-        row.readings.last = self._readings(start)
-        token = self._next(row, logits)
-        row.ids.append(token)
-        states = {layer: start.before(layer, each[0]) for layer, each in activations.items()}
-        return DecodingStep(states, token)
+        having = [_begins_with(prompt, opening.ids) for prompt, _ in asked]
+        found: dict[int, DecodingStep] = {}
+        for start, has in ((opening, True), (NOTHING, False)):
+            group = [i for i in range(len(asked)) if having[i] is has]
+            if group:
+                steps = self._begin_after(start, [asked[i] for i in group])
+                found.update(zip(group, steps, strict=True))
+        return [found[i] for i in range(len(asked))]
+
+    def _begin_after(
+        self, start: _Opening, asked: Sequence[tuple[Sequence[int], Row]]
+    ) -> list[DecodingStep]:
+        """Reads prompts that have one beginning.
+
+        Padding comes after a prompt, where none of its tokens sees it, so that each is read as it
+        is alone.
+        """
+        rest = [list(prompt[len(start.ids) :]) for prompt, _ in asked]
+        cache = start.cache(len(rest))
+        ids = pad(rest).to(self.model.device)
+        ends = torch.tensor([len(each) - 1 for each in rest])
+        with head_at(self.model.network, ends):
+            activations, logits = self._pass(ids, {"past_key_values": cache, "logits_to_keep": 0})
+        read = None if self._reader is None else self._reader.projections()
+        steps = []
+        for i, (prompt, row) in enumerate(asked):
+            n = len(rest[i])
+            row.ids, row._choose = list(prompt), chooser(self.model, row.sampling)
+            row._kept = kept_of(cache, i, len(prompt))
+            if read is not None:
+                own = read.reshape(len(rest), -1, read.shape[-1])[i, :n]
+                row.readings.last = start.readings_before(own)
+            token = self._next(row, logits[i : i + 1])
+            row.ids.append(token)
+            states = {
+                layer: start.before(layer, each[i, :n]) for layer, each in activations.items()
+            }
+            steps.append(DecodingStep(states, token))
+        return steps
 
     def _read_opening(self) -> _Opening:
         """What the template lets every conversation without a system message of its own begin with.
@@ -155,25 +193,12 @@ class SharedPasses:
         ids = first[: common_prefix_length(both)]
         if not ids:
             return NOTHING
-        cache = NOTHING.cache()
-        activations, _ = self._read_prompt(ids, cache)
+        cache = NOTHING.cache(1)
+        read = torch.tensor([ids], device=self.model.device)
+        activations, _ = self._pass(read, {"past_key_values": cache})
         states = {layer: each[0] for layer, each in activations.items()}
-        return _Opening(ids, kept_of(cache), states, self._readings(NOTHING))
-
-    @staticmethod
-    def _begins_with(prompt: Sequence[int], ids: tuple[int, ...]) -> bool:
-        return len(ids) < len(prompt) and tuple(prompt[: len(ids)]) == ids
-
-    def _read_prompt(self, ids: Sequence[int], cache: Any) -> tuple[dict[int, Tensor], Tensor]:
-        read = torch.tensor([list(ids)], device=self.model.device)
-        return self._pass(read, {"past_key_values": cache})
-
-    def _readings(self, before: _Opening) -> np.ndarray:
-        """What the monitor read in the last pass, after what it had read before."""
-        if self._reader is None:
-            return before.readings
-        last = self._reader.projections()
-        return np.concatenate([before.readings, last]) if len(before.readings) else last
+        readings = None if self._reader is None else self._reader.projections()
+        return _Opening(ids, kept_of(cache, 0, len(ids)), states, readings)
 
     def put(self, row: Row) -> None:
         """Puts a row among those whose next token is read."""
@@ -247,8 +272,11 @@ class OwnPasses:
         self.guard = guard
         self._rows: dict[int, Row] = {}
 
-    def begin(self, prompt: Sequence[int], row: Row) -> DecodingStep:
-        """Reads a prompt."""
+    def begin(self, asked: Sequence[tuple[Sequence[int], Row]]) -> list[DecodingStep]:
+        """Reads prompts, one after the other."""
+        return [self._begin(prompt, row) for prompt, row in asked]
+
+    def _begin(self, prompt: Sequence[int], row: Row) -> DecodingStep:
         reader = self.guard.monitor_reader()
         during = nullcontext if reader is None else reader.reading
 
@@ -312,6 +340,10 @@ def why_not_shared(guard: Guard) -> str | None:
     return None if found is Batching.PADDED else "another text in a pass changes what it reads"
 
 
+def _begins_with(prompt: Sequence[int], ids: Sequence[int]) -> bool:
+    return len(ids) < len(prompt) and tuple(prompt[: len(ids)]) == tuple(ids)
+
+
 def _says(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
@@ -319,9 +351,9 @@ def _says(text: str) -> dict[str, str]:
 def _first_logits(guard: Guard, batch: Sequence[tuple[int, ...]]) -> Tensor:
     """Logits [token, vocab] after the first prompt's tokens, in the company of the others."""
     passes = SharedPasses(guard)
-    for prompt in batch:
-        row = Row(Sampling())
-        passes.begin(prompt, row)
+    rows = [Row(Sampling()) for _ in batch]
+    passes.begin(list(zip(batch, rows, strict=True)))
+    for row in rows:
         passes.put(row)
     seen = [passes.read_next([token] * len(batch))[1][0] for token in batch[0][:TRIED_TOKENS]]
     return torch.stack(seen)

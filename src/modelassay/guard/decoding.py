@@ -267,14 +267,20 @@ def forward_rows(
         **inputs: What else the network is given, such as a mask.
 
     Returns:
-        For each block, [row, token, hidden]; and the last token's logits [row, vocab].
+        For each block, [row, token, hidden]; and the last logits of each row, [row, vocab].
     """
     activations: dict[int, Tensor] = {}
 
     def keep(layer: int, hidden: Tensor) -> None:
         activations[layer] = hidden
 
-    inputs |= {"input_ids": ids, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    inputs = {
+        "input_ids": ids,
+        "past_key_values": cache,
+        "use_cache": True,
+        "logits_to_keep": 1,
+        **inputs,
+    }
     with torch.inference_mode():
         if layers:
             with capture(model.layers, layers, keep):

@@ -21,9 +21,11 @@ Kept = tuple[tuple[Tensor, Tensor], ...]
 """For each layer, keys and values [head, token, width] of one row."""
 
 
-def kept_of(cache: Any) -> Kept:
-    """What a cache of one row holds, of plain layers."""
-    return tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
+def kept_of(cache: Any, row: int, length: int) -> Kept:
+    """The first so many tokens of a row of a cache of plain layers."""
+    return tuple(
+        (layer.keys[row, :, :length], layer.values[row, :, :length]) for layer in cache.layers
+    )
 
 
 class RowCache:

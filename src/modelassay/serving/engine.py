@@ -74,8 +74,8 @@ class Conversation:
     asked_at: float = field(default_factory=time.monotonic)
     begun_at: float | None = None
     """When it got a place."""
-    is_read: bool = False
-    """Whether its prompt was read."""
+    first: DecodingStep | None = None
+    """The pass over its prompt, until its response has had it."""
     in_passes: bool = False
     """Whether its next token is read in the next pass."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
@@ -247,15 +247,35 @@ class Engine:
                 self._waiting.remove(conversation)
         for conversation in gone:
             self._tell(conversation, _cancelled())
-        budget = batch_budget(self.guard.model)
-        while self._waiting and budget > 0:
-            if not self._has_room_for(self._waiting[0]):
-                return
+        entering: list[Conversation] = []
+        longest, budget = 0, batch_budget(self.guard.model)
+        while self._waiting and self._has_room_for(self._waiting[0]):
+            longest = max(longest, len(self._waiting[0].response.asked.ids))
+            if entering and longest * (len(entering) + 1) > budget:
+                break
             with self._changed:
                 conversation = self._waiting.popleft()
-            budget -= len(conversation.response.asked.ids)
             conversation.begun_at = time.monotonic()
             self._live.add(conversation)
+            entering.append(conversation)
+        if entering:
+            self._begin(entering)
+
+    def _begin(self, entering: Sequence[Conversation]) -> None:
+        """Reads prompts; those that fail together are read one by one."""
+        try:
+            asked = [(each.response.asked.ids, each.row) for each in entering]
+            steps = self._passes.begin(asked)
+        except Exception as error:
+            log.warning("Reading %d prompts failed (%s).", len(entering), type(error).__name__)
+            if len(entering) == 1:
+                self._fail(entering[0], type(error).__name__)
+            else:
+                for conversation in entering:
+                    self._begin([conversation])
+            return
+        for conversation, step in zip(entering, steps, strict=True):
+            conversation.first = step
             self._drive(conversation, None)
 
     def _has_room_for(self, conversation: Conversation) -> bool:
@@ -275,13 +295,11 @@ class Engine:
                 if isinstance(found, Read):
                     if conversation.in_passes:
                         return
-                    if conversation.is_read:
+                    if conversation.first is None:
                         self._passes.put(conversation.row)
                         conversation.in_passes = True
                         return
-                    prompt = conversation.response.asked.ids
-                    answer = self._passes.begin(prompt, conversation.row)
-                    conversation.is_read = True
+                    answer, conversation.first = conversation.first, None
                 elif isinstance(found, Question):
                     if conversation.in_passes:
                         self._passes.take(conversation.row)
