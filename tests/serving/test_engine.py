@@ -19,7 +19,7 @@ from tiny import FAMILIES, probe_for
 
 LONG = "What is the colour of a very long afternoon in the autumn?"
 ENDINGS = ("", " Write for a child.", " Be friendly.", " Begin with a question.")
-PROMPTS = ("Hello there", "a", LONG, "Hm, and then?")
+PROMPTS = ("Hello there", LONG, "a", "Hm, and then?")
 
 
 def ask(engine, prompt, made, sampling=None, *, thresholds=OPEN, **options):
@@ -55,7 +55,7 @@ def same(made, alone, tolerance=1e-4):
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_conversations_of_every_family_are_what_they_are_alone(tiny, family):
-    """They join one by one while others run, short ones beside long ones, and leave again."""
+    """Some begin together, some join while others run, short beside long, and leave again."""
     guard = Guard(tiny(family), probe_for(tiny(family)))
     engine = Engine(guard, Room(rows=3))
     assert engine.alone_because is None
@@ -64,7 +64,7 @@ def test_conversations_of_every_family_are_what_they_are_alone(tiny, family):
     for prompt in PROMPTS:
         made.append([])
         ask(engine, prompt, made[-1], max_new_tokens=6 + len(made))
-        for _ in range(draw.randrange(3)):
+        for _ in range(draw.randrange(3) if len(made) > 2 else 0):
             engine.turn()
     finish(engine, *made)
     for i, (prompt, events) in enumerate(zip(PROMPTS, made, strict=True)):
