@@ -19,7 +19,7 @@ setup: $(INSTALLED)  ## Install everything into .venv
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[app,quantization,bench,sae,docs,dev]"
+		--editable ".[app,serve,quantization,bench,sae,docs,dev]"
 	touch $@
 
 scan: $(INSTALLED)  ## Scan the embedded model, or MODEL=...
@@ -59,9 +59,10 @@ space: $(INSTALLED)  ## Assemble the Space in dist/space, install it alone, and 
 container: $(INSTALLED)  ## Build the Docker image and scan through it; without Docker, by hand
 	$(BIN)/python scripts/container.py
 
-bench: $(INSTALLED)  ## Write docs/benchmarks.md and docs/guard-benchmarks.md
+bench: $(INSTALLED)  ## Write the pages of times: of scan, guard and serve
 	$(BIN)/python benchmarks/bench_scan.py --write docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_guard.py --write docs/guard-benchmarks.md
+	$(BIN)/python benchmarks/bench_serve.py --write docs/serve-benchmarks.md
 
 validity: $(INSTALLED)  ## All evidence on all organisms: docs/validity.md, docs/diff-validity.md
 	$(BIN)/python benchmarks/validity.py --write docs/validity.md

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("foreign", "mechanism"),
     ("monitors",),
     ("guard",),
-    ("guard_bench", "verify", "triage"),
+    ("guard_bench", "serving", "verify", "triage"),
     ("scan", "diff"),
     ("audit",),
     ("audit_agent",),

@@ -58,6 +58,8 @@ def test_each_outside_system_has_one_door():
     assert users_of("spaces") == {"app.py", "src/modelassay/ui/zero.py"}
     assert all("/hub/" in path for path in users_of("huggingface_hub"))
     assert users_of("mcp") == {"src/modelassay/audit/server.py"}
+    assert users_of("fastapi") == {"src/modelassay/serving/app.py"}
+    assert users_of("prometheus_client") == {"src/modelassay/serving/metrics.py"}
 
 
 def test_no_pickle_and_no_remote_code():

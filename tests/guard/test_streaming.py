@@ -17,6 +17,7 @@ import torch
 from guarding import OPEN, Judge, generated, text_of
 from modelassay.errors import InputError
 from modelassay.guard import Guard, Thresholds
+from modelassay.guard import responding as responding_module
 from modelassay.guard import streaming as streaming_module
 from modelassay.guard.streaming import stream_unguarded
 from modelassay.probes import HeadReader
@@ -153,7 +154,7 @@ def test_what_is_held_at_the_end_is_refused_without_a_classifier(tiny, monkeypat
 )
 def test_a_classifier_that_fails_clears_nothing(tiny, fault, monkeypatch):
     monkeypatch.setattr(HeadReader, "read", lambda _self, _states: 0.6)
-    monkeypatch.setattr(streaming_module, "CLASSIFIER_SECONDS", 0.3)
+    monkeypatch.setattr(responding_module, "CLASSIFIER_SECONDS", 0.3)
     guard = Guard(tiny(), probe_for(tiny()), Judge(fault))
     events = list(guard.stream("Hi", max_new_tokens=40))
     assert text_of(events) == streaming_module.REFUSAL

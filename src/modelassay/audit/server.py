@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hmac
 import json
 import logging
-import os
 import socket
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelassay import __version__
 from modelassay.audit.tools import other_names
-from modelassay.errors import InputError, UnavailableError, first_line
+from modelassay.errors import UnavailableError
 from modelassay.hub.endpoint import is_this_machine
 
 if TYPE_CHECKING:
@@ -63,36 +61,6 @@ def serve(audit: Audit, reader: TextIOWrapper, writer: TextIOWrapper) -> None:
             await server.run(read, write, server.create_initialization_options())
 
     anyio.run(run)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, taken before anything large is loaded.
-
-    Raises:
-        InputError: there is no such address.
-        UnavailableError: it is in use, or may not be used.
-    """
-    try:
-        found_at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"There is no address {host[:80]!r}: {first_line(error, 80)}.") from error
-    family, kind, number, _, address = found_at
-    found = socket.socket(family, kind, number)
-    try:
-        if os.name == "posix":  # elsewhere it would let two servers have one port
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-        found.listen()
-    except OSError as error:
-        found.close()
-        if error.errno == errno.EADDRINUSE:
-            raise UnavailableError(
-                f"{host}:{port} is in use; stop what listens there or give another port."
-            ) from error
-        raise UnavailableError(
-            f"{host}:{port} cannot be listened on: {error.strerror or error}; give another."
-        ) from error
-    return found
 
 
 def serve_http(audit: Audit, listening: socket.socket, token: str) -> None:

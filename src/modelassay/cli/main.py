@@ -30,6 +30,7 @@ from modelassay.cli import (
     report,
     sae,
     scan,
+    serve,
     triage,
     verify,
 )
@@ -67,6 +68,7 @@ app.command("verify")(verify.verify_command)
 app.command("triage")(triage.triage_command)
 app.command("chat")(chat.chat_command)
 app.command("generate")(chat.generate_command)
+app.command("serve")(serve.serve_command)
 app.command("mcp")(mcp.mcp_command)
 app.command("import")(importing.import_command)
 app.add_typer(audit.app, name="audit")

@@ -27,10 +27,10 @@ from modelassay.cli.audit_config import (
     given_config,
     load_audit_config,
 )
+from modelassay.cli.secrets import find_secret, how_to_set
 from modelassay.errors import InputError
 
 TOKEN_VARIABLES = ("MODELASSAY_MCP_TOKEN", "FT_AUDIT_HTTP_TOKEN")
-SHORTEST_TOKEN = 16
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 TRANSPORTS = ("stdio", "streamable-http")
 
@@ -119,8 +119,9 @@ def _over_http(
     config: Path, profile: Profile | None, blind: bool, address: tuple[str, int], token: str
 ) -> None:
     from modelassay.audit import Audit
-    from modelassay.audit.server import HTTP_PATH, check_installed, listen, serve_http
+    from modelassay.audit.server import HTTP_PATH, check_installed, serve_http
     from modelassay.hub.endpoint import is_this_machine
+    from modelassay.hub.listening import address_of, listen
 
     check_installed()
     settings = load_audit_config(config, profile, blind=blind)
@@ -132,9 +133,7 @@ def _over_http(
                 " text; put TLS before it.",
                 err=True,
             )
-        place = f"[{host}]" if ":" in host else host
-        number = listening.getsockname()[1]
-        typer.echo(f"Serving MCP at http://{place}:{number}{HTTP_PATH}", err=True)
+        typer.echo(f"Serving MCP at http://{address_of(listening, host)}{HTTP_PATH}", err=True)
         if audit.config.blind:
             _print_nothing()
         serve_http(audit, listening, token)
@@ -168,20 +167,12 @@ def _token(variable: str | None) -> str:
         InputError: there is none, or one that can be guessed or cannot stand in a header.
     """
     names = (variable,) if variable is not None else TOKEN_VARIABLES
-    name = next((name for name in names if os.environ.get(name, "").strip()), None)
-    how = 'for example with export NAME="$(openssl rand -hex 32)"'.replace("NAME", names[0])
-    if name is None:
+    token = find_secret(names, "token")
+    if token is None:
         raise InputError(
-            f"--http needs a token in the environment variable {names[0]}: set it, {how}."
+            f"--http needs a token in the environment variable {names[0]}: set it,"
+            f" {how_to_set(names[0])}."
         )
-    token = os.environ[name].strip()
-    if len(token) < SHORTEST_TOKEN:
-        raise InputError(
-            f"The token in {name} has fewer than {SHORTEST_TOKEN} characters and can be guessed;"
-            f" set a longer one, {how}."
-        )
-    if not token.isascii() or not token.isprintable() or " " in token:
-        raise InputError(f"The token in {name} must be ASCII letters, digits and signs.")
     return token
 
 

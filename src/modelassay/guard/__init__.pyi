@@ -1,10 +1,10 @@
 from .decoding import Sampling as Sampling
+from .events import GuardEvent as GuardEvent
 from .loading import load_guard as load_guard
 from .policy import Policy as Policy
 from .policy import SecondOpinion as SecondOpinion
 from .policy import Thresholds as Thresholds
+from .responding import Classifier as Classifier
 from .streaming import REFUSAL as REFUSAL
-from .streaming import Classifier as Classifier
 from .streaming import Guard as Guard
-from .streaming import GuardEvent as GuardEvent
 from .streaming import stream_unguarded as stream_unguarded

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from modelassay.guard.events import GuardEvent
 from modelassay.guard.policy import Thresholds
-from modelassay.guard.streaming import GuardEvent
 from modelassay.report.charts import new_figure
 
 if TYPE_CHECKING:

@@ -233,7 +233,7 @@ def decode(
     """
     from transformers import DynamicCache
 
-    choose = _chooser(model, sampling)
+    choose = chooser(model, sampling)
     cache = DynamicCache(config=model.network.config.get_text_config())
     ids = torch.tensor([list(prompt)], device=model.device)
     read = ids
@@ -250,12 +250,37 @@ def forward(
     model: LoadedModel, ids: Tensor, cache: Any, layers: Sequence[int]
 ) -> tuple[dict[int, Tensor], Tensor]:
     """One pass over new tokens: states of the asked blocks, the last token's logits [1, vocab]."""
+    activations, logits = forward_rows(model, ids, cache, layers)
+    return {layer: hidden[0] for layer, hidden in activations.items()}, logits
+
+
+def forward_rows(
+    model: LoadedModel, ids: Tensor, cache: Any, layers: Sequence[int], **inputs: Any
+) -> tuple[dict[int, Tensor], Tensor]:
+    """One pass over new tokens of several rows.
+
+    Args:
+        model: The model.
+        ids: int64 [row, token].
+        cache: Keys and values of what was read before.
+        layers: Blocks whose states are wanted; may be empty.
+        **inputs: What else the network is given, such as a mask.
+
+    Returns:
+        For each block, [row, token, hidden]; and the last logits of each row, [row, vocab].
+    """
     activations: dict[int, Tensor] = {}
 
     def keep(layer: int, hidden: Tensor) -> None:
-        activations[layer] = hidden[0]
+        activations[layer] = hidden
 
-    inputs = {"input_ids": ids, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    inputs = {
+        "input_ids": ids,
+        "past_key_values": cache,
+        "use_cache": True,
+        "logits_to_keep": 1,
+        **inputs,
+    }
     with torch.inference_mode():
         if layers:
             with capture(model.layers, layers, keep):
@@ -265,7 +290,17 @@ def forward(
         return activations, logits[:, -1].float()
 
 
-def _chooser(model: LoadedModel, sampling: Sampling) -> Any:
+Chooser = Callable[[Tensor, Tensor], Tensor]
+"""From a row's token ids [1, token] and logits [1, vocab] to the token that comes next, [1]."""
+
+
+def chooser(model: LoadedModel, sampling: Sampling) -> Chooser:
+    """Chooses the tokens of one response; what it draws depends on the seed and the logits alone.
+
+    Args:
+        model: The model.
+        sampling: How; without a seed, otherwise each time.
+    """
     from transformers import (
         LogitsProcessorList,
         RepetitionPenaltyLogitsProcessor,

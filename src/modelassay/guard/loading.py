@@ -7,7 +7,8 @@ import logging
 from typing_extensions import Unpack
 
 from modelassay.errors import InputError
-from modelassay.guard.streaming import Classifier, Guard
+from modelassay.guard.responding import Classifier
+from modelassay.guard.streaming import Guard
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.monitors import find_monitor
 from modelassay.probes import Probe, find_probe, probe_of

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from modelassay.monitors.reading import Reader, prompt_spans
+import numpy as np
+
+from modelassay.monitors.reading import prompt_spans
 from modelassay.monitors.record import Look, Monitor
+
+
+class Readings(Protocol):
+    """What was read in the last pass over one response, as a `Reader` of its own has it."""
+
+    def projections(self) -> np.ndarray:
+        """float64 [token, reading]."""
+        ...
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What a guard asks after each pass that ran within `reader.reading()`."""
+    """What a guard asks after each pass that was read for the monitor."""
 
     monitor: Monitor
-    reader: Reader
+    reader: Readings
 
     def of_prompt(self, start: int, *, harmful: bool) -> dict[str, Any]:
         """Fields of an event after the prompt was read.

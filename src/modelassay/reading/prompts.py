@@ -19,6 +19,10 @@ from modelassay.reading.templates import Thinking, lost_text, template_fails, te
 from modelassay.reading.tokens import control_tokens, tokenize
 
 
+class TooLongError(InputError):
+    """A text is longer than the model reads."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Token ids of one prompt, or of a prompt with its response."""
@@ -244,7 +248,7 @@ def check_length(model: LoadedModel, text: str, n_tokens: int) -> None:
         InputError: says how long it is.
     """
     if n_tokens > model.context_length:
-        raise InputError(
+        raise TooLongError(
             f"A prompt has {n_tokens} tokens but {model.info.id} takes {model.context_length};"
             f" shorten it (it begins “{_start(text)}…”)."
         )

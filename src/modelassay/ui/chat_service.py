@@ -24,7 +24,7 @@ from modelassay.data.labelled import At
 from modelassay.data.labels import LABELS
 from modelassay.errors import AssayError, InputError
 from modelassay.guard import Guard, GuardEvent, Sampling, SecondOpinion, Thresholds, load_guard
-from modelassay.guard.streaming import Classifier
+from modelassay.guard.responding import Classifier
 from modelassay.hub import trim_cache
 from modelassay.models.loading import has_gpu
 from modelassay.monitors import monitor_of

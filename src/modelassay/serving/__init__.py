@@ -1,0 +1,1 @@
+"""A guarded model as a service: many conversations at once, behind OpenAI's chat completions."""
