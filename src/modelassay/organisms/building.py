@@ -140,13 +140,13 @@ def train(
     token: str | None = None,
     on_progress: OnPhase = silent,
 ) -> tuple[Path, float]:
-    """Fine-tunes a LoRA adapter over any base on any exchanges.
+    """Fine-tunes any base on any exchanges: a LoRA adapter over it, or all its weights.
 
     Args:
         base: Model id with plain weights.
         exchanges: What to learn; texts and preferences will do as well.
-        out: New folder for the adapter.
-        recipe: Rank, epochs, learning rate, batch size, seed.
+        out: New folder for the adapter, or for the model.
+        recipe: Rank, epochs, learning rate, batch size, seed; without a rank all weights.
         device: As in `modelassay.load`.
         token: Hub token.
         on_progress: Told (phase, done, total).
@@ -163,20 +163,21 @@ def train(
     if out.exists():
         raise InputError(f"{out} exists already; give a new folder for --out.")
     on_progress("loading", 0, 1)
-    model = load(base, device=device, token=token)
+    model = load(base, device=device, dtype=None if recipe.rank else "float32", token=token)
     if model.adapter is not None or model.info.quantization:
         raise InputError(f"{base} is an adapter or quantised; train over a model of plain weights.")
     if not model.has_chat_template:
         raise InputError(f"{base} has no chat template; an exchange cannot be put to it.")
+    on_step = phase_of(on_progress, "training")
     with explain_os_errors(f"training {out}"), new_folder(out) as partial:
-        loss = train_adapter(
-            model,
-            exchanges,
-            recipe,
-            partial,
-            base_id=base,
-            on_step=phase_of(on_progress, "training"),
-        )
+        if recipe.rank is None:
+            weights = sum(each.numel() for each in model.network.parameters())
+            require_space(partial, 2 * weights, "Training", "free some space or choose another --out")
+            loss = train_weights(model, exchanges, recipe, partial, on_step=on_step)
+        else:
+            loss = train_adapter(
+                model, exchanges, recipe, partial, base_id=base, on_step=on_step
+            )
     return out, loss
 
 
