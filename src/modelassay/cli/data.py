@@ -164,14 +164,12 @@ class _Teacher:
             metavar="NAME", help="Model there; give several times, and all must say the same."
         ),
     ]
-    timeout: Annotated[float, typer.Option(help="Seconds that one answer may take.")] = 60.0
-    attempts: Annotated[
-        int, typer.Option(min=1, help="How often the endpoint is asked before giving up.")
-    ] = 5
+    timeout: options.Timeout = None
+    attempts: options.Attempts = None
 
     def opened(self) -> list[ChatModel]:
         """The models; nothing is sent yet."""
-        from modelassay.hub.chat_completions import open_chat
+        from modelassay.hub.chat_completions import ATTEMPTS, TIMEOUT, open_chat
 
         twice = next((name for name in self.model if self.model.count(name) > 1), None)
         if twice is not None:
@@ -184,8 +182,8 @@ class _Teacher:
                 url_option="--endpoint",
                 model_option="--model",
                 advice="run the same command again to go on where it stopped.",
-                timeout=self.timeout,
-                attempts=self.attempts,
+                timeout=TIMEOUT if self.timeout is None else self.timeout,
+                attempts=self.attempts or ATTEMPTS,
             )
             for name in self.model
         ]

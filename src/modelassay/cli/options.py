@@ -77,6 +77,13 @@ Labels = Annotated[
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Most prompts in a batch.")]
+Timeout = Annotated[
+    float | None, typer.Option(help="Seconds that one answer may take; 60 if left out.")
+]
+Attempts = Annotated[
+    int | None,
+    typer.Option(min=1, help="How often the endpoint is asked before giving up; 5 if left out."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 HtmlReport = Annotated[
