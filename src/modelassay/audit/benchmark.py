@@ -26,7 +26,6 @@ from modelassay.files.journal import Journal, open_journal
 from modelassay.files.provenance import installed_versions, json_hash, utc_now
 from modelassay.models import LoadedModel, ModelRef, open_model
 from modelassay.progress import OnPhase, phase_of, silent, told
-from modelassay.report.json import finite
 from modelassay.report.sections import Section, Table, columns
 from modelassay.report.text import plain_line
 from modelassay.sae import SAE
@@ -219,7 +218,7 @@ def benchmark(
             scores[name] = CandidateScore.of(report, show_responses=show_responses)
             if journal is not None:
                 part = {"name": name, "model": _stamp(models[name]), **asdict(scores[name])}
-                journal.add(finite(part))
+                journal.add(part)
         if not scores:
             raise next(iter(failed.values()))
     if keep is not None and not failed:
