@@ -9,8 +9,8 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from diffs import SUITE, make_sae
 import modelassay.audit.benchmark as benchmark_module
+from diffs import SUITE, make_sae
 from modelassay.audit import verify_log
 from modelassay.cli.main import run
 from outputs import one_line
@@ -163,9 +163,12 @@ def test_a_candidate_that_fails_takes_no_other_with_it(config, home, capsys, tmp
     shutil.copytree(home / "tuned", tmp_path / "later")
     asked = []
     real = benchmark_module.diff
-    monkeypatch.setattr(
-        benchmark_module, "diff", lambda base, other, **o: asked.append(other) or real(base, other, **o)
-    )
+
+    def compare(base, other, **given):
+        asked.append(other)
+        return real(base, other, **given)
+
+    monkeypatch.setattr(benchmark_module, "diff", compare)
     assert run([*arguments, *both]) == 0
     found = json.loads(out.read_text())
     assert [ref.id for ref in asked] == [str(tmp_path / "later")]

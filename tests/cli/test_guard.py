@@ -159,8 +159,16 @@ def timeless_json(text):
         (["--timeout", "5"], "are for --judge openai"),
         (["--judge", "refusal", "--attempts", "2"], "are for --judge openai"),
         (
-            ["--judge", "openai", "--judge-url", "http://x", "--judge-model", "m"]
-            + ["--timeout", "0"],
+            [
+                "--judge",
+                "openai",
+                "--judge-url",
+                "http://x",
+                "--judge-model",
+                "m",
+                "--timeout",
+                "0",
+            ],
             "--timeout must be more than 0",
         ),
         (["--suite", "latency", "--attempts", "2"], "leave --judge"),

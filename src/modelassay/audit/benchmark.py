@@ -151,14 +151,13 @@ class Benchmark:
         names = columns("candidate", "score", "false positives", "verdict", "flagged", right=(1,))
         title = f"candidates on {self.suite.name}"
         why = {name: found.reason for name, found in self.scores.items() if found.reason}
+        why |= self.failed
         return [
             Section("candidates", title, table=Table(names, rows, list)),
             Section(
                 "reasons",
                 "reasons",
-                items=tuple(
-                    f"{name}: {plain_line(reason)}" for name, reason in {**why, **self.failed}.items()
-                ),
+                items=tuple(f"{name}: {plain_line(reason)}" for name, reason in why.items()),
             ),
         ]
 
@@ -302,9 +301,7 @@ def _stamp(model: ModelRef) -> str:
 
 
 @contextmanager
-def _kept(
-    keep: Path | None, identity: Mapping[str, Any], force: bool
-) -> Iterator[Journal | None]:
+def _kept(keep: Path | None, identity: Mapping[str, Any], force: bool) -> Iterator[Journal | None]:
     """The journal of finished reports; one that holds none is not left behind."""
     if keep is None:
         yield None

@@ -13,6 +13,7 @@ from modelassay.cli.output import GATED, check_file, give
 from modelassay.errors import InputError
 from modelassay.progress import phase_of
 from modelassay.report.sections import Column, Section, Table, columns
+from modelassay.report.text import plain_line
 
 if TYPE_CHECKING:
     from modelassay.data.building import BuiltData
@@ -265,6 +266,9 @@ def _of_labels(found: TaughtData) -> list[Section]:
     ]
     if found.had_label:
         lines.append(f"{found.had_label} rows had a label and were not asked about.")
+    if found.other_hosts:
+        hosts = ", ".join(map(plain_line, found.other_hosts))
+        lines.append(f"Answers that were kept before came from {hosts}.")
     if found.agreed is not None:
         lines.append(f"{found.agreed} rows had a label that the teacher confirms.")
     if found.tokens_in is not None and found.tokens_out is not None:

@@ -185,8 +185,8 @@ def bench_command(
     if found == "latency" and (judged or out or keep_text or limits or asks):
         raise InputError(
             "Suite latency judges and keeps nothing, at the guard's own thresholds; leave --judge,"
-            " --timeout, --attempts, --out, --keep-text, --pause, --block, --block-at, --uncertain-at and --final-check"
-            " out."
+            " --timeout, --attempts, --out, --keep-text, --pause, --block, --block-at,"
+            " --uncertain-at and --final-check out."
         )
     options.check_opinion(opinion, parts)
     if keep_text and out is None:

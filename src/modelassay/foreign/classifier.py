@@ -219,6 +219,4 @@ def check_opens(partial: Path, found: ForeignClassifier) -> None:
         raise InputError(f"{found.folder} cannot be asked: {first_line(error, 80)}.") from error
     weights = all(bool(each.isfinite().all()) for each in classifier.network.parameters())
     if not finite or not weights:
-        raise InputError(
-            f"{found.weights} holds numbers that are not finite (NaN or infinity)."
-        )
+        raise InputError(f"{found.weights} holds numbers that are not finite (NaN or infinity).")

@@ -175,12 +175,12 @@ def train(
     with explain_os_errors(f"training {out}"), new_folder(out) as partial:
         if whole:
             weights = sum(each.numel() for each in model.network.parameters())
-            require_space(partial, 2 * weights, "Training", "free some space or choose another --out")
+            require_space(
+                partial, 2 * weights, "Training", "free some space or choose another --out"
+            )
             loss = train_weights(model, exchanges, recipe, partial, on_step=on_step)
         else:
-            loss = train_adapter(
-                model, exchanges, recipe, partial, base_id=base, on_step=on_step
-            )
+            loss = train_adapter(model, exchanges, recipe, partial, base_id=base, on_step=on_step)
     return out, loss
 
 

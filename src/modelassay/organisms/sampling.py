@@ -1,8 +1,8 @@
 """Exchanges drawn from any table: what a fine-tune of the user's own learns, such as a benign one.
 
-Rows are streamed and a fixed number of them is held, so the table may be of any size. Rows of a known
-layout that hold no single exchange (several turns, an empty text) are left out and counted; a table
-without any known layout is refused. HelpSteer's ratings are columns of numbers that rows can be
+Rows are streamed and a fixed number of them is held, so the table may be of any size. Rows of a
+known layout that hold no single exchange (several turns, an empty text) are left out and counted; a
+table without any known layout is refused. HelpSteer's ratings are columns of numbers that rows can be
 chosen by; its second version writes several turns into a prompt, parted by `<extra_id_1>`.
 """
 
@@ -108,9 +108,7 @@ def _least_rating(text: str) -> tuple[str, float]:
     return name.strip().lower(), number
 
 
-def _exchange_of(
-    row: Mapping[str, Any], name: str, least: Mapping[str, float]
-) -> Exchange | str:
+def _exchange_of(row: Mapping[str, Any], name: str, least: Mapping[str, float]) -> Exchange | str:
     """What a row teaches, or why it is left out."""
     for column, number in least.items():
         if column not in row:
