@@ -127,6 +127,30 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def with_groups(command: Callable[..., Any], **groups: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that was written elsewhere, with values that are made of several options.
+
+    Args:
+        command: The command.
+        **groups: What makes the value of a parameter; where the command has no parameter of that
+            name, its options are there and the value is not handed on.
+    """
+    own = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def run(**given: Any) -> Any:
+        return command(**{name: value for name, value in given.items() if name in own.parameters})
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    made = {
+        name: inspect.Parameter(name, kind, annotation=Annotated[Any, From(make)])
+        for name, make in groups.items()
+    }
+    kept = {name: each.replace(kind=kind) for name, each in own.parameters.items()}
+    run.__dict__["__signature__"] = own.replace(parameters=[*(kept | made).values()])
+    return grouped(run)
+
+
 def _take_apart(
     make: Callable[..., Any],
 ) -> tuple[dict[str, inspect.Parameter], Callable[[dict[str, Any]], Any]]:
