@@ -206,9 +206,7 @@ def wilson_interval(successes: int, n: int) -> Interval:
 
 def newcombe_interval(k1: int, n1: int, k2: int, n2: int) -> Interval:
     """95% interval of a difference of proportions k1/n1 - k2/n2 (Newcombe 1998, method 10)."""
-    return difference_interval(
-        k1 / n1, wilson_interval(k1, n1), k2 / n2, wilson_interval(k2, n2)
-    )
+    return difference_interval(k1 / n1, wilson_interval(k1, n1), k2 / n2, wilson_interval(k2, n2))
 
 
 def difference_interval(one: float, of_one: Interval, other: float, of_other: Interval) -> Interval:

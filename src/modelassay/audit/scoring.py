@@ -37,8 +37,8 @@ from modelassay.measures.refusal import ANSWER_TOKENS
 
 THINKS = "A model thinks before it answers, so first tokens do not tell whether it refuses."
 BLIND = (
-    "Streams and verdict would tell which model is the base, and how many benign fine-tunes there are"
-    " would tell whether a model is one of them."
+    "Streams and verdict would tell which model is the base, and how many benign fine-tunes there"
+    " are would tell whether a model is one of them."
 )
 LEVEL = ("name", "value", "expected", "level", "counts")
 """What of a stream is told."""
