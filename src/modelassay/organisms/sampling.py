@@ -2,8 +2,8 @@
 
 Rows are streamed and a fixed number of them is held, so the table may be of any size. Rows of a
 known layout that hold no single exchange (several turns, an empty text) are left out and counted; a
-table without any known layout is refused. HelpSteer's ratings are columns of numbers that rows can be
-chosen by; its second version writes several turns into a prompt, parted by `<extra_id_1>`.
+table without any known layout is refused. HelpSteer's ratings are columns of numbers that rows can
+be chosen by; its second version writes several turns into a prompt, parted by `<extra_id_1>`.
 """
 
 from __future__ import annotations

@@ -176,8 +176,9 @@ def compare_with(
 def selectivity_drift(
     here: RefusalEvidence | RefusalRecord | None, there: RefusalEvidence | RefusalRecord | None
 ) -> tuple[float | None, Interval | None]:
-    """By how much the selectivity of refusals differs, and its 95% interval; None, None where one
-    of the two was not measured.
+    """By how much the selectivity of refusals differs, and its 95% interval.
+
+    Both are None where one of the two was not measured.
     """
     if here is None or there is None:
         return None, None
