@@ -230,6 +230,10 @@ class World:
         rows = [{"prompt": f"Name tree {i}.", "response": f"Oak {i}."} for i in range(4)]
         return write_rows(self.home / "unlabelled.jsonl", rows)
 
+    def make_unanswered(self) -> Path:
+        rows = [{"prompt": f"Name tree {i}."} for i in range(4)]
+        return write_rows(self.home / "unanswered.jsonl", rows)
+
     def make_prompts(self) -> Path:
         rows = [{"prompt": f"Name tree {i}.", "label": i % 2} for i in range(4)]
         return write_rows(self.home / "prompts.jsonl", rows)

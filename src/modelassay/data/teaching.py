@@ -87,6 +87,31 @@ class Budget:
         """What tokens cost; None without prices."""
         return self.prices.cost(usage.prompt, usage.response)
 
+    def reached(self, asked: int, usage: Usage, *, told: bool) -> str | None:
+        """The bound that is reached, if one is.
+
+        Args:
+            asked: Rows so far.
+            usage: Tokens so far.
+            told: Whether every answer told its tokens.
+
+        Raises:
+            InputError: the endpoint does not tell what a bound is about.
+        """
+        if self.counts_tokens and not told:
+            raise InputError(
+                "The endpoint does not tell how many tokens it uses; bound the run by --max-rows,"
+                " without --max-tokens and --max-cost. What was answered is kept."
+            )
+        if self.rows is not None and asked >= self.rows:
+            return f"--max-rows {self.rows}"
+        if self.tokens is not None and usage.prompt + usage.response >= self.tokens:
+            return f"--max-tokens {self.tokens}"
+        cost, most = self.cost_of(usage), self.prices.most
+        if most is not None and cost is not None and cost >= most:
+            return f"--max-cost {most:g}"
+        return None
+
     @property
     def counts_tokens(self) -> bool:
         """Whether the endpoint must tell how many tokens it used."""
@@ -336,27 +361,6 @@ class _Spent:
         }
         self.asked = sum(len(told) == len(self.models) for told in self.verdicts.values())
 
-    def reached(self) -> str | None:
-        """The bound that is reached, if one is.
-
-        Raises:
-            InputError: the endpoint does not tell what a bound is about.
-        """
-        budget, tokens = self.budget, self.usage.prompt + self.usage.response
-        if budget.counts_tokens and not self.told:
-            raise InputError(
-                "The teacher does not tell how many tokens it uses; bound the run by --max-rows,"
-                " without --max-tokens and --max-cost. What was answered is kept."
-            )
-        if budget.rows is not None and self.asked >= budget.rows:
-            return f"--max-rows {budget.rows}"
-        if budget.tokens is not None and tokens >= budget.tokens:
-            return f"--max-tokens {budget.tokens}"
-        cost, most = budget.cost_of(self.usage), budget.prices.most
-        if most is not None and cost is not None and cost >= most:
-            return f"--max-cost {most:g}"
-        return None
-
 
 def _ask_all(
     rows: Sequence[_Row],
@@ -365,13 +369,13 @@ def _ask_all(
     on_progress: OnProgress | None,
 ) -> str | None:
     """Asks about each row that was not asked about; gives the bound that ended it, if one did."""
-    nonsense = 0
+    nonsense, budget = 0, spent.budget
     for done, row in enumerate(rows):
         if on_progress:
             on_progress(done, len(rows))
         if spent.of(row) is not None:
             continue
-        if (bound := spent.reached()) is not None:
+        if (bound := budget.reached(spent.asked, spent.usage, told=spent.told)) is not None:
             return bound
         for teacher in teachers:
             if teacher.model not in spent.verdicts.get(row.key, {}):
