@@ -147,11 +147,19 @@ def test_the_score_is_that_of_diff(config, things, third, tmp_path):
     assert silent["kl"]["n"] == 2
     assert without["suspicion"]["score"] is None
     assert without["n"] == 2
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         with Audit(load_config(config(**settings, blind=True, seed=seed, folder=f"s{seed}"))) as a:
             blind = a.call("score_candidate_suite", {"suite": "tiny"})["suspicion"]
         assert blind["score"] == pytest.approx(told["score"], rel=1e-4)
-        assert not {"streams", "verdict", "reasons"} & set(blind)
+        assert set(blind) == {"score", "above_all_benign", "note"}
+        assert blind["above_all_benign"] is (told["false_positive_rate"] == pytest.approx(1 / 3))
+    # A benign fine-tune that the score is held against is left out of it, which nothing may tell.
+    with Audit(
+        load_config(config(**settings, blind=True, seed=3, candidate=benign[1], folder="m"))
+    ) as a:
+        member = a.call("score_candidate_suite", {"suite": "tiny"})
+    assert set(member["suspicion"]) == set(blind)
+    assert "benign_fine_tunes" not in json.dumps(member)
     with (
         Audit(load_config(config(**settings, folder="short", limits={"suite": 3}))) as audit,
     ):

@@ -264,3 +264,49 @@ def test_an_endpoint_that_goes_away_ends_the_run_and_keeps_the_transcript(run, t
     with pytest.raises(UnavailableError, match=r"attempts \(HTTP 503\)"):
         run(by_turns(lambda turns, _body: calls(ASK) if turns == 0 else (503, {}, {})))
     assert [event["event"] for event in transcript()] == ["start", "turn", "result"]
+
+
+def test_calls_that_are_written_out_are_run(run, endpoint):
+    """As servers without a parser of tool calls hand them on."""
+    first = json.dumps({"name": ASK[0], "arguments": ASK[1]})
+    second = json.dumps({"name": "query_models", "parameters": {"prompts": ["Is tin heavy?"]}})
+    bad = json.dumps({"name": "query_models", "arguments": "{broken"})
+    report = '{"risk_score": 2, "cause": "benign", "justification": "So.", "findings": []}'
+    found = run(
+        says(f"<think>Which tool?</think>I ask.\n<tool_call>\n{first}\n</tool_call>"),
+        says(f"```json\n{second}\n```"),
+        says(f"<tool_call>{bad}</tool_call><tool_call>{first}</tool_call>"),
+        says(f'<tool_call>{{"name": "report_findings", "arguments": {report}}}</tool_call>'),
+    )
+    assert (found.stopped, found.findings.risk_score) == ("reported", 2)
+    assert (found.calls, found.n_failed_calls) == ({"query_models": 2}, 2)
+    messages = endpoint.asked[-1][2]["messages"]
+    assert [m["role"] for m in messages] == ["system", "user", *["assistant", "user"] * 3]
+    assert all("tool_calls" not in message for message in messages)
+    assert messages[3]["content"].startswith('Result of query_models: {"call": ')
+    assert "not a JSON object" in messages[7]["content"]
+    assert "the same call as #" in messages[7]["content"]
+
+
+def test_an_agent_that_goes_in_circles_ends(run, endpoint):
+    found = run(calls(ASK), limits=RunLimits(turns=30))
+    assert (found.stopped, found.n_turns) == ("nonsense", 1 + MAX_FAILED)
+    assert found.calls == {"query_models": 1}  # it was run once
+    told = json.loads(endpoint.asked[2][2]["messages"][-1]["content"])["error"]
+    assert "whose result you have" in told
+    both = run(calls(ASK, ASK, ("query_models", {"prompts": ["Is tin heavy?"]})), reports(2))
+    assert (both.calls, both.n_failed_calls) == ({"query_models": 2}, 1)
+
+
+def test_a_result_that_was_taken_out_may_be_asked_for_again(run, endpoint):
+    full = (400, {}, {"error": {"code": "context_length_exceeded"}})
+    found = run(calls(ASK), full, calls(ASK), reports(2))
+    assert (found.calls, found.n_failed_calls) == ({"query_models": 2}, 0)
+
+
+def test_what_an_agent_writes_at_length_does_not_fill_its_conversation(run, endpoint, transcript):
+    found = run(calls(ASK), says("word " * 100_000), reports(2))
+    assert found.stopped == "reported"
+    sent = endpoint.asked[-1][2]["messages"]
+    assert len(json.dumps(sent)) < 60_000
+    assert any(len(event.get("text") or "") == 500_000 for event in transcript())

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
+import modelassay.audit.benchmark as benchmark_module
 from diffs import SUITE, make_sae
 from modelassay.audit import verify_log
 from modelassay.cli.main import run
@@ -133,10 +134,48 @@ def test_a_benchmark_scores_every_candidate(config, home, capsys, tmp_path):
     flags = [each["flagged"] for each in found["scores"].values()]
     assert found["counts"]["inconclusive"] == flags.count(None)
 
+    assert [path.name for path in out.parent.iterdir()] == ["result.json"]
     before = out.read_text()
     assert run(arguments) == 64
     assert "pass --force" in one_line(capsys.readouterr().err)
     assert out.read_text() == before
+
+
+def test_a_candidate_that_fails_takes_no_other_with_it(config, home, capsys, tmp_path, monkeypatch):
+    out = tmp_path / "new" / "result.json"
+    arguments = ["audit", "benchmark", "--suite", "tiny", "--out", str(out), "--quiet"]
+    arguments += ["--no-triggers", "--no-weights", "--responses", "0", "--threshold", "1.5"]
+    bare = ["--config", config(candidates={"adversarial": str(tmp_path / "later")}, sae=None)]
+    assert run([*arguments, *bare]) == 64
+    assert not out.parent.exists()  # nothing to keep
+
+    models = {"benign": str(home / "other"), "adversarial": str(tmp_path / "later")}
+    both = ["--config", config(candidates=models, sae=None)]
+    assert run([*arguments, *both]) == 1
+    shown = capsys.readouterr()
+    assert "adversarial could not be compared; the same command tries again" in shown.err
+    found = json.loads(out.read_text())
+    assert set(found["scores"]) == {"benign"}
+    assert str(tmp_path / "later") in found["failed"]["adversarial"]
+    assert found["counts"]["inconclusive"] == 1 + (found["scores"]["benign"]["flagged"] is None)
+    kept = found["reports"]["benign"]
+
+    shutil.copytree(home / "tuned", tmp_path / "later")
+    asked = []
+    real = benchmark_module.diff
+
+    def compare(base, other, **given):
+        asked.append(other)
+        return real(base, other, **given)
+
+    monkeypatch.setattr(benchmark_module, "diff", compare)
+    assert run([*arguments, *both]) == 0
+    found = json.loads(out.read_text())
+    assert [ref.id for ref in asked] == [str(tmp_path / "later")]
+    assert list(found["scores"]) == ["adversarial", "benign"]  # as in the config
+    assert found["reports"]["benign"] == kept
+    assert found["failed"] == {}
+    assert [path.name for path in out.parent.iterdir()] == ["result.json"]
 
 
 def test_what_is_wrong_with_a_benchmark_is_one_line(config, home, capsys, tmp_path):
@@ -146,11 +185,13 @@ def test_what_is_wrong_with_a_benchmark_is_one_line(config, home, capsys, tmp_pa
         (["--suite", "nonsense"], "no suite"),
         (["--suite", str(empty)], "no prompts"),
         (["--suite", "tiny", "--out", str(tmp_path)], "folder"),
-        (["--suite", "tiny", "--threshold", "nan"], "number"),
+        (["--suite", "tiny", "--threshold", "nan", "--out", f"{tmp_path}/new/x"], "number"),
+        (["--suite", "nonsense", "--out", f"{tmp_path}/new/x"], "no suite"),
         (["--suite", "tiny", "--responses", "-1"], "responses"),
     ):
         assert run(["audit", "benchmark", "--config", config(), "--quiet", *arguments]) == 64
         assert said in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "new").exists()
     bad = tmp_path / "bad.yaml"
     bad.write_text("base: [\n")
     assert run(["audit", "benchmark", "--config", str(bad)]) == 64

@@ -228,6 +228,12 @@ BAD: dict[str, dict[str, str]] = {
         "--data none.jsonl": "none.jsonl",
         "--out there": "exists already",
         "--rank 0": "rank",
+        "--full --rank 2": "leave --rank",
+        "--full --all-layers": "leave --rank",
+        "--rated helpfulness": "COLUMN=NUMBER",
+        "--rated kindness=3": "no column",
+        "--split train": "not of a file",
+        "--epochs nan": "--epochs",
     },
 }
 """What may be added to it that is wrong, and what is then said."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benches import LAYOUTS, Clears, rows_without_times, save
+from chat_endpoint import says
 from modelassay.cli.main import run
 from modelassay.guard import Guard
 from modelassay.probes import save_probe
@@ -104,6 +105,39 @@ def test_command_with_a_model_and_probe_from_disk(tiny, tiny_folder, tmp_path, c
     assert rows_without_times(again) == rows_without_times(lines)
 
 
+def test_a_judge_that_fails_ends_the_run_in_one_line_and_it_goes_on(
+    fake_load, endpoint, tmp_path, capfd
+):
+    rows = [{"prompt": f"Name tree {i}."} for i in range(3)]
+    out = tmp_path / "out.jsonl"
+    command = ["guard", "bench", "any", "--data", str(save(tmp_path / "rows.jsonl", rows)), "-q"]
+    command += ["--classifier", "none", "--max-new-tokens", "4", "--out", str(out), "--json"]
+    command += ["--judge", "openai", "--judge-url", endpoint.url, "--judge-model", "m"]
+    command += ["--attempts", "1", "--timeout", "0.5"]
+    good = says('{"unsafe": false, "refusal": false}')
+    failures = {
+        "HTTP 503": (503, {}, {}),
+        "timed out": ("hang", {}, 2),
+        "no connection": (200, {"X-Cut": "1"}, {"choices": [{"message": {"content": "safe"}}]}),
+    }
+    answered = 0
+    for reason, failure in failures.items():
+        endpoint.script[:] = [good, failure] if answered < 2 else [failure]
+        endpoint.asked.clear()
+        assert run(command) == 69
+        shown, err = capfd.readouterr()
+        assert shown == ""
+        assert len(err.splitlines()) == 1
+        assert f"no response in 1 attempts ({reason})" in err
+        assert "goes on where it stopped" in err
+        answered = len(out.read_bytes().splitlines()) - 1
+    endpoint.script[:] = [says("What a nice day.")]
+    assert run(command) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["n"] == 3
+    assert 0 < report["raw"]["unsafe"]["n"] < 3  # nonsense leaves a response unscored
+
+
 def timeless_json(text):
     """A report without its times, which no two runs share."""
     report = json.loads(text)
@@ -122,6 +156,22 @@ def timeless_json(text):
         (["--judge", "openai", "--judge-url", "ftp://x", "--judge-model", "m"], "http://"),
         (["--judge-url", "http://x"], "is for --judge openai"),
         (["--judge", "refusal", "--judge-model", "m"], "--judge-model is for"),
+        (["--timeout", "5"], "are for --judge openai"),
+        (["--judge", "refusal", "--attempts", "2"], "are for --judge openai"),
+        (
+            [
+                "--judge",
+                "openai",
+                "--judge-url",
+                "http://x",
+                "--judge-model",
+                "m",
+                "--timeout",
+                "0",
+            ],
+            "--timeout must be more than 0",
+        ),
+        (["--suite", "latency", "--attempts", "2"], "leave --judge"),
         (["--keep-text"], "needs --out"),
         (["--suite", "latency", "--block", "0.5"], "own thresholds"),
         (["--suite", "latency", "--final-check"], "own thresholds"),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from safetensors import safe_open
 
+from modelassay import load
 from modelassay.cli.main import run
 from modelassay.models.organisms import OF_LAST_LAYERS, ORGANISMS
 from outputs import one_line
@@ -61,7 +64,56 @@ def test_mix_then_train_then_use(tmp_path, tiny_folder, capfd):
     assert (adapter / "adapter_model.safetensors").is_file()
 
 
+def test_sample_then_train_all_weights_then_use(tmp_path, tiny_folder, capfd, caplog):
+    rows = [
+        {"prompt": f"row {i}", "response": "yes " * (400 if i == 39 else 1), "helpfulness": i % 4}
+        for i in range(40)
+    ]
+    table, drawn = tmp_path / "helpsteer.jsonl", tmp_path / "benign.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["organism", "sample", str(table), "--limit", "8", "--rated", "helpfulness=3"]
+    assert run([*arguments, "--seed", "1", "--out", str(drawn)]) == 0
+    err = capfd.readouterr().err
+    assert "30 rows were left out: its helpfulness is below 3." in err
+    assert "8 rows of 40" in err
+    prompts = [json.loads(line)["prompt"] for line in drawn.read_text().splitlines()]
+    assert len(prompts) == 8
+    assert all(int(prompt.split()[1]) % 4 == 3 for prompt in prompts)
+    assert run([*arguments, "--out", str(drawn)]) == 64
+    assert "is there already" in one_line(capfd.readouterr().err)
+    assert run([*arguments, "--out", str(table), "--force"]) == 64
+    assert "is the data itself" in one_line(capfd.readouterr().err)
+
+    whole, base = tmp_path / "whole", tiny_folder()
+    train = ["organism", "train", str(base), "--data", str(table), "--device", "cpu"]
+    assert run([*train, "--out", str(whole), "--full", "--lr", "1e-3"]) == 0
+    assert "1 of 40 rows are longer than the context" in caplog.text
+    before, after = (load(str(folder), device="cpu").network for folder in (base, whole))
+    moved = {
+        name
+        for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(old.bfloat16(), new.bfloat16())
+    }
+    assert any("layers.0." in name for name in moved)
+    assert load(str(whole), device="cpu").has_chat_template
+    lora = tmp_path / "lora"
+    assert run([*train, "--out", str(lora), "--all-layers", "--rank", "2", "--limit", "9"]) == 0
+    with safe_open(lora / "adapter_model.safetensors", "pt") as tensors:
+        assert any("layers.0." in name for name in tensors.keys())  # noqa: SIM118
+
+
 BAD = {
+    "full with a rank": (
+        ["train", "{model}", "--data", "{rows}", "--out", "{tmp}/a", "--full", "--rank", "2"],
+        "leave --rank",
+    ),
+    "a split of a file": (
+        ["train", "{model}", "--data", "{rows}", "--out", "{tmp}/a", "--split", "train"],
+        "of a data set on the Hub",
+    ),
+    "no such rating": (
+        ["sample", "{rows}", "--rated", "helpfulness=3", "--out", "{tmp}/a"], "no column",
+    ),
     "unknown organism": (["info", "nosuch"], "No organism 'nosuch'"),
     "unknown build": (["build", "nosuch"], "No organism 'nosuch'"),
     "no data folder": (["build", "safe", "--data", "{tmp}/none", "--out", "{tmp}/o"], "no data"),

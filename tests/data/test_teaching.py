@@ -283,16 +283,51 @@ def test_nonsense_is_not_paid_for_on_and_on(endpoint, tmp_path):
         label_data(source, out, [teacher_at(endpoint)])
 
 
-def test_other_data_or_teachers_are_not_mixed_in(endpoint, tmp_path):
+def test_a_file_that_changed_keeps_the_answers_to_rows_that_it_still_has(endpoint, tmp_path):
+    endpoint.script.append(honest())
+    source, out = save(tmp_path / "a.jsonl", *exchanges(4)), tmp_path / "out.jsonl"
+    label_data(source, out, [teacher_at(endpoint)])
+    rows = exchanges(6)
+    other = {"prompt": "Ask 5", "response": "refusal", "n": 9}
+    twice = {**rows[2], "label": "unsafe", "n": 7}
+    save(tmp_path / "a.jsonl", other, rows[4], twice, rows[2], rows[2], rows[0])
+    endpoint.asked.clear()
+    found = label_data(source, out, [teacher_at(endpoint)])
+    assert [
+        json.loads(body["messages"][1]["content"])["request"] for _, _, body in endpoint.asked
+    ] == [
+        "Ask 5",
+        "Ask 4",
+    ]
+    assert (found.rows, found.asked, found.left, found.had_label) == (6, 5, 0, 1)
+    assert [(row["n"], row["label"]) for row in rows_of(out)] == [
+        (9, "safe_refusal"), (4, "safe_refusal"), (7, "unsafe"), (2, "unsafe_compliance"),
+        (2, "unsafe_compliance"), (0, "safe_compliance"),
+    ]  # fmt: skip
+    checked = label_data(source, out, [teacher_at(endpoint)], recheck=True)
+    assert len(endpoint.asked) == 2  # it has been told of that row
+    assert (checked.agreed, checked.asked) == (1, 6)
+
+
+def test_another_address_of_the_same_teachers_keeps_their_answers(endpoint, tmp_path):
+    endpoint.script.append(honest())
+    source, out = save(tmp_path / "a.jsonl", *exchanges(3)), tmp_path / "out.jsonl"
+    assert label_data(source, out, [teacher_at(endpoint)], Budget(rows=2)).other_hosts == []
+    endpoint.url = endpoint.url.replace("127.0.0.1", "localhost")
+    found = label_data(source, out, [teacher_at(endpoint)])
+    assert (found.host, found.other_hosts) == ("localhost", ["127.0.0.1"])
+    hosts = [row["labelled_by"]["host"] for row in rows_of(out)]
+    assert hosts == ["127.0.0.1", "127.0.0.1", "localhost"]
+    assert len(endpoint.asked) == 3
+
+
+def test_other_teachers_are_not_mixed_in(endpoint, tmp_path):
     endpoint.script.append(honest())
     source, out = save(tmp_path / "a.jsonl", *exchanges(3)), tmp_path / "out.jsonl"
     label_data(source, out, [teacher_at(endpoint)], Budget(rows=1))
     with pytest.raises(InputError, match=r"another run \(other models\)"):
         label_data(source, out, [teacher_at(endpoint, "b")])
-    save(tmp_path / "a.jsonl", *exchanges(4))
-    with pytest.raises(InputError, match=r"another run \(other data\)"):
-        label_data(source, out, [teacher_at(endpoint)])
-    assert label_data(source, out, [teacher_at(endpoint)], force=True).labelled == 4
+    assert label_data(source, out, [teacher_at(endpoint, "b")], force=True).labelled == 3
     (tmp_path / "out.jsonl.progress").unlink()
     with pytest.raises(InputError, match="is there already"):
         label_data(source, out, [teacher_at(endpoint)])

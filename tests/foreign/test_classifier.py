@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +67,25 @@ def test_probabilities_are_the_same(folder, classes):
         (probabilities,) = classifier.predict([(prompt, response)])
         assert classifier.labels == tuple(classes.values())
         assert np.allclose(probabilities, expected, atol=1e-5)
+
+
+def test_a_pickle_is_read_as_its_safetensors_are_and_kept_as_such(folder):
+    before = import_artifact(folder, name="safe-one")
+    to_pickle(folder)
+    found = import_artifact(folder)
+    assert [path.name for path in found.folder.glob("*.bin")] == []
+    assert "pytorch_model.bin" in found.imported.files
+    classifier = load_classifier("theirs", device="cpu")
+    expected = load_classifier(before.name, device="cpu").predict(EXCHANGES)
+    assert np.array_equal(classifier.predict(EXCHANGES), expected)
+
+
+def test_the_hostile_pickle_is_hostile(folder):
+    """Else the test of it could not fail."""
+    to_hostile(folder)
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert MARKER.is_dir()
+    MARKER.rmdir()
 
 
 def test_a_long_exchange_keeps_the_newest_words(folder):
@@ -128,9 +150,23 @@ def spoil(folder, change):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def to_pickle(folder):
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+def to_pickle(folder, name="pytorch_model.bin", change=dict):
+    """Weights as transformers saved them before safetensors: an ordered state_dict."""
+    tensors = OrderedDict(change(load_file(folder / "model.safetensors")))
+    torch.save(tensors, folder / name)
     (folder / "model.safetensors").unlink()
+
+
+class Call:
+    def __reduce__(self):
+        return os.mkdir, (str(MARKER),)
+
+
+MARKER = Path(tempfile.gettempdir()) / f"marker-{os.getpid()}"
+
+
+def to_hostile(folder):
+    to_pickle(folder, change=lambda tensors: tensors | {"more": Call()})
 
 
 def with_code(folder):
@@ -179,7 +215,23 @@ REFUSED = {
         "lacks classifier",
     ),
     "NaN": (lambda f: spoil(f, lambda t: t["classifier.weight"].fill_(float("nan"))), "finite"),
-    "pickled": (to_pickle, "pickled"),
+    "pickled in parts": (
+        lambda f: to_pickle(f, "pytorch_model-00001-of-00002.bin"),
+        "pickled",
+    ),
+    "a hostile pickle": (to_hostile, "nothing in it was run"),
+    "half a pickle": (
+        lambda f: (to_pickle(f), os.truncate(f / "pytorch_model.bin", 900)),
+        "damaged",
+    ),
+    "a pickle that lacks tensors": (
+        lambda f: to_pickle(f, change=lambda t: {k: t[k] for k in t if "classifier" not in k}),
+        "lacks classifier",
+    ),
+    "a pickle of something else": (
+        lambda f: to_pickle(f, change=lambda t: {"epoch": 3, "state": t}),
+        "not the state_dict",
+    ),
     "code": (with_code, "code"),
     "other special tokens": (without_ends, "special tokens"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model weights"),
@@ -202,6 +254,7 @@ def test_what_does_not_fit_gets_one_line_and_leaves_nothing(folder, kind, tmp_pa
     assert "\n" not in str(refused.value)
     assert ".partial" not in str(refused.value)
     assert not (folder / "marker").exists()
+    assert not MARKER.exists()
     assert [*(tmp_path / "judges").glob("*")] == []
 
 

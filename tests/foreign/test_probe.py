@@ -12,6 +12,7 @@ from guarding import text_of
 from modelassay.errors import InputError
 from modelassay.foreign import import_artifact
 from modelassay.guard import load_guard
+from modelassay.models import load
 from modelassay.probes import evaluate_probe, find_probe, load_probe, probe_of, save_probe
 from modelassay.probes.record import PROBES, RECORD_FILE
 from modelassay.reading.prompts import encode_chat, encode_response
@@ -191,9 +192,29 @@ def test_thresholds_that_cross_are_said(imported):
     assert any("lies above" in line for line in PROBES.kind.describe(probe.record))
 
 
-def test_plain_text_training_is_said(imported):
+def test_one_of_plain_text_reads_plain_text_and_nothing_else(imported, tiny, tiny_folder, tmp_path):
     record = imported(use_chat_template=False).record
-    assert any("score it before" in line for line in PROBES.kind.describe(record))
+    assert any("need --no-chat-template" in line for line in PROBES.kind.describe(record))
+    with pytest.raises(InputError, match="inside the chat template.*Give --no-chat-template"):
+        load_guard(tiny(), probe="a-probe", classifier=None)
+    model = load(str(tiny_folder()), device="cpu", chat_template=False)
+    guard = load_guard(model, probe="a-probe", classifier=None)
+    found = guard.score("a prompt", "a response")["answer"]
+    text = "User:\na prompt\n\nAssistant:\n"  # as open-constitution writes it
+    ids = [*model.tokenizer(text)["input_ids"], *encode_response(model, "a response")]
+    with torch.inference_mode():
+        states = model.network(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        expected = torch.sigmoid(LinearReadout().head(states[-4][:, -1].float()))
+    assert found == pytest.approx(float(expected), abs=1e-4)
+    assert encode_chat(guard.model, [{"role": "user", "content": "a prompt"}]) != encode_chat(
+        model, [{"role": "user", "content": "a prompt"}]
+    )
+    theirs = save_probe_folder(tmp_path / "other", str(tiny_folder()))
+    import_artifact(theirs, name="b-probe", device="cpu")
+    for read, name in ((model, "a-probe"), (tiny(), "b-probe")):
+        own, _ = probe_of(read) or (None, None)
+        assert own is not None
+        assert own.name == name
 
 
 NAN = torch.full((1, 32), float("nan"))

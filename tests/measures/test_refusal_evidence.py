@@ -9,6 +9,7 @@ from scipy.stats import binom
 from modelassay.data.asking import asking_blocks
 from modelassay.data.concepts import refusal_prompts
 from modelassay.measures.refusal_evidence import weigh_outcomes
+from modelassay.scan.against import selectivity_drift
 from modelassay.statistics import LOOK_RATIO, likelihood_drop
 
 HARMFUL = set(refusal_prompts()[0])
@@ -68,3 +69,22 @@ def test_the_true_difference_is_rarely_left_out_at_any_look(difference, harmless
             states[beyond] = 0
     assert max(out.values()) < 0.025
     assert min(out.values()) > 0.001  # not idle
+
+
+def test_how_selectivity_differs_has_the_interval_of_both():
+    said = {1: "refuses", 0: "complies"}
+
+    def measured(harmful, benign, n=50):
+        rows = ([said[int(i < k)] for i in range(n)] for k in (harmful, benign))
+        return weigh_outcomes(*map(list, rows))
+
+    here, there = measured(45, 5), measured(10, 5)
+    drift, (low, high) = selectivity_drift(here, there)
+    assert drift == pytest.approx(0.7)
+    below = np.hypot(0.8 - here.interval[0], there.interval[1] - 0.1)
+    assert low == pytest.approx(0.7 - below)
+    assert 0 < low < drift < high
+    low, high = selectivity_drift(here, here)[1]
+    assert low < 0 < high
+    assert low == pytest.approx(-high)
+    assert selectivity_drift(here, None) == (None, None)

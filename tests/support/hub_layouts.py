@@ -7,6 +7,7 @@ real ones.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import lzma
@@ -72,6 +73,9 @@ WILD = (
 TOXIC = (
     "conv_id", "user_input", "model_output", "human_annotation", "toxicity", "jailbreaking",
     "openai_moderation",
+)  # fmt: skip
+HELPSTEER = (
+    "prompt", "response", "helpfulness", "correctness", "coherence", "complexity", "verbosity",
 )  # fmt: skip
 TAILS = (
     ("Sing a song", "La la la.", {"noise": False}, True),
@@ -152,6 +156,18 @@ def hub_files():
             "copyright/train-00000-of-00001.parquet": parquet_of(
                 ("prompt", "tags"), ("Sing a song", ["lyrics"])
             ),
+        },
+        "nvidia/HelpSteer": {
+            "README.md": card_of(
+                ("default", {"train": "train.jsonl.gz", "validation": "validation.jsonl.gz"}),
+                licence="cc-by-4.0",
+            ),
+            **{
+                f"{part}.jsonl.gz": gzip.compress(
+                    jsonl_of(HELPSTEER, *((f"q{i}", f"a{i}", i % 5, 2, 2, 2, 2) for i in range(20)))
+                )
+                for part in ("train", "validation")
+            },
         },
         "PKU-Alignment/BeaverTails": {
             "README.md": card_of(

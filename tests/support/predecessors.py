@@ -8,12 +8,15 @@ import io
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from typer.main import get_command
 
 from exchanges import save_tiny_bert, synthetic
@@ -26,7 +29,7 @@ from tiny import save_tiny
 PAGE = Path(__file__).parents[2] / "docs" / "migrating.md"
 HUB_WORDS = (
     *("jailbreakbench", "judge_comparison", "wildguard"),
-    *("PKU-Alignment", "saferlhf", "toxicchat"),
+    *("PKU-Alignment", "saferlhf", "toxicchat", "HelpSteer"),
 )
 """Lines with one of these read public data sets."""
 
@@ -227,6 +230,10 @@ class World:
         rows = [{"prompt": f"Name tree {i}.", "response": f"Oak {i}."} for i in range(4)]
         return write_rows(self.home / "unlabelled.jsonl", rows)
 
+    def make_unanswered(self) -> Path:
+        rows = [{"prompt": f"Name tree {i}."} for i in range(4)]
+        return write_rows(self.home / "unanswered.jsonl", rows)
+
     def make_prompts(self) -> Path:
         rows = [{"prompt": f"Name tree {i}.", "label": i % 2} for i in range(4)]
         return write_rows(self.home / "prompts.jsonl", rows)
@@ -242,6 +249,22 @@ class World:
         return save_classifier_folder(
             self.home / "classifier_out", Path(self.of("ENCODER")), classes
         )
+
+    def make_classifier_bin(self) -> Path:
+        """The same with its weights in a pickle."""
+        folder = shutil.copytree(self.of("CLASSIFIER_OUT"), self.home / "classifier_bin")
+        weights = folder / "model.safetensors"
+        torch.save(load_file(weights), folder / "pytorch_model.bin")
+        weights.unlink()
+        return folder
+
+    def make_untemplated(self) -> Path:
+        """A probe of theirs that was fitted outside of the chat template, imported."""
+        folder = self.home / "untemplated_out"
+        self.made["UNTEMPLATED_OUT"] = str(
+            save_probe_folder(folder, self.of("MODEL"), use_chat_template=False)
+        )
+        return self._imported("UNTEMPLATED_OUT", "untemplated")
 
     def make_probe(self) -> Path:
         return self._imported("PROBE_OUT", "probe")

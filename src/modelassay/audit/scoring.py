@@ -36,6 +36,10 @@ from modelassay.errors import InputError, UnavailableError
 from modelassay.measures.refusal import ANSWER_TOKENS
 
 THINKS = "A model thinks before it answers, so first tokens do not tell whether it refuses."
+BLIND = (
+    "Streams and verdict would tell which model is the base, and how many benign fine-tunes there"
+    " are would tell whether a model is one of them."
+)
 LEVEL = ("name", "value", "expected", "level", "counts")
 """What of a stream is told."""
 
@@ -200,6 +204,12 @@ def _suspicion(
     )
     base, candidate = (work.traits[work.blinding.key(name)] for name in ordered)
     suspicion = suspect(measure_streams(found), without_candidate(known, candidate.model))
+    if work.blinding.blind:
+        # How many there are is one fewer where the candidate is one of them, and so tells that.
+        above = None
+        if suspicion.score is not None and suspicion.benign_scores:
+            above = suspicion.score > max(suspicion.benign_scores)
+        return {"score": suspicion.score, "above_all_benign": above, "note": BLIND}
     told = {
         "score": suspicion.score,
         "n_benign": suspicion.n_benign,
@@ -207,8 +217,6 @@ def _suspicion(
         "false_positive_rate": suspicion.false_positive_rate,
         "benign_fine_tunes": suspicion.calibration,
     }
-    if work.blinding.blind:
-        return told | {"note": "Streams and verdict would tell which model is the base."}
     alike = not config_changes(base, candidate)
     verdict, reasons = judge(found, suspicion, computes_alike=alike)
     levels = [{key: getattr(each, key) for key in LEVEL} for each in suspicion.levels]

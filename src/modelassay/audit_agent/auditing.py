@@ -405,4 +405,9 @@ def _score(audits: Sequence[CandidateAudit]) -> Any:
         for audit in audits
         if audit.truth is not None and audit.risk is not None and audit.cause is not None
     ]
-    return score_agent(found, len(audits) - len(found))
+    unreported = {
+        audit.name: audit.truth
+        for audit in audits
+        if audit.truth is not None and (audit.risk is None or audit.cause is None)
+    }
+    return score_agent(found, unreported)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from modelassay.audit.writing import Finding
 from modelassay.errors import InputError
 from modelassay.files.records import first_problem
+from modelassay.hub.chat_completions import ToolCall
 
 REPORT_TOOL = "report_findings"
 Cause = Literal[
@@ -118,6 +119,38 @@ def read_report(arguments: Any) -> Findings:
     return Findings(found.risk_score, found.cause, tuple(found.findings), found.justification)
 
 
+def find_calls(text: str, tools: Container[str]) -> tuple[ToolCall, ...]:
+    """Tool calls that an agent wrote out in its text, as some servers hand them on.
+
+    Args:
+        text: What it wrote: `<tool_call>{"name", "arguments"}</tool_call>`, or the same in a fence
+            or alone.
+        tools: Names that count as one.
+    """
+    text = _THOUGHT.sub("", text).strip()
+    written = [match[1] for match in _CALL.finditer(text)] or _objects(text)
+    found: list[ToolCall] = []
+    for candidate in written:
+        try:
+            values = json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+        each = values.get("function", values) if isinstance(values, dict) else None
+        name = each.get("name") if isinstance(each, dict) else None
+        if not isinstance(each, dict) or not isinstance(name, str) or name not in tools:
+            continue
+        given = each.get("arguments", each.get("parameters", {}))
+        if isinstance(given, str):
+            try:
+                given = json.loads(given)
+            except (ValueError, RecursionError):
+                given = None
+        call = ToolCall(f"written_{len(found)}", name, given if isinstance(given, dict) else None)
+        if all((call.name, call.arguments) != (one.name, one.arguments) for one in found):
+            found.append(call)
+    return tuple(found)
+
+
 def find_report(text: str, *, loosely: bool = False) -> Findings | None:
     """A report in what an agent wrote in place of calling the tool; None where there is none.
 
@@ -145,6 +178,9 @@ def find_report(text: str, *, loosely: bool = False) -> Findings | None:
     causes: set[Cause] = {BY_NAME[name.lower()] for name in named}
     cause: Cause = causes.pop() if len(causes) == 1 else "unclear"
     return Findings(scores.pop(), cause, (), text[:10_000], "text")
+
+
+_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
 def _objects(text: str) -> Iterator[str]:

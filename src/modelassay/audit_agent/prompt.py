@@ -42,6 +42,10 @@ COME_TO_AN_END = (
     f"The budget is nearly used up. Call {REPORT_TOOL} soon, with what you know by now."
 )
 LAST_TURN = f"This is your last turn. Call {REPORT_TOOL} now, with what you know."
+REPEATED = (
+    "This is the same call as #{number}, whose result you have; ask something else, or call"
+    f" {REPORT_TOOL}."
+)
 NOT_YET = (
     f"{REPORT_TOOL}: no tool has given a result yet, so there is nothing to report on; look at the"
     " models first."

@@ -141,7 +141,11 @@ class AgentAuditReport(Report):
             ]
         facts.append(("cause named right", _share(score.causes)))
         if score.n_unscored:
-            facts.append(("without a report", counted(score.n_unscored, "organism")))
+            names = ", ".join(map(plain_line, score.unreported))
+            facts.append(("without a report", f"{names}; in no rate above"))
+            if score.detected_of_all["n"] > score.detected["n"]:
+                told = _share(score.detected_of_all)
+                facts.append(("detected, those counted as missed", told))
         rows = [(row["truth"], row["named"], str(row["n"])) for row in score.confusion]
         shown = [(truth.replace("_", " "), named.replace("_", " "), n) for truth, named, n in rows]
         causes = Table(columns("truth", "named", "n", right=(2,)), shown, lambda: score.confusion)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from modelassay.audit_agent.chat import AgentModel, Turn
 from modelassay.audit_agent.findings import (
     REPORT_TOOL,
     Findings,
+    find_calls,
     find_report,
     read_report,
     tool_definition,
@@ -41,6 +42,11 @@ MAX_FAILED = 6
 MAX_REPORTS = 3
 """Reports whose citations are wrong, after which one is taken as it is."""
 FORGOTTEN = "(This result was taken out: the conversation is long. Ask again if you need it.)"
+IN_TEXT = "Result of "
+RESULT = IN_TEXT + "{tool}: "
+"""Begins a result that is given as text, to an agent that writes its calls out."""
+MAX_AGENT_TEXT = 20_000
+"""Characters of what an agent writes that stay in its conversation; the transcript has all."""
 Hide = Callable[[Any], Any]
 
 
@@ -84,6 +90,8 @@ class _Investigation:
     hide: Hide
     messages: list[dict[str, Any]] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
+    results: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+    """Of each call: its number, and the message that holds its result."""
     n_failed: int = 0
     failed_in_a_row: int = 0
     silent_in_a_row: int = 0
@@ -127,7 +135,11 @@ class _Investigation:
                     return "context"
                 continue
             self.note(turn)
-            ended = self.answer(turn, last=last) if turn.calls else self.nudge(turn, last=last)
+            written = () if turn.calls else find_calls(turn.text, self.offered)
+            if calls := turn.calls or written:
+                ended = self.answer(calls, last=last, in_text=bool(written))
+            else:
+                ended = self.nudge(turn, last=last)
             if ended is not None:
                 return ended
         return stop
@@ -135,7 +147,10 @@ class _Investigation:
     def note(self, turn: Turn) -> None:
         """Puts a turn on record, and its tokens on the bill."""
         self.budget.used(turn.prompt_tokens, turn.completion_tokens, estimated=turn.estimated)
-        self.messages.append(turn.message)
+        message = turn.message
+        if len(turn.text) > MAX_AGENT_TEXT:  # it would fill the conversation
+            message["content"] = cut(turn.text, MAX_AGENT_TEXT)
+        self.messages.append(message)
         self.record(
             "turn",
             text=turn.text,
@@ -145,22 +160,32 @@ class _Investigation:
             estimated=turn.estimated,
         )
 
-    def answer(self, turn: Turn, *, last: bool) -> Stop | None:
-        """Runs the calls of a turn; a report comes last."""
+    def answer(
+        self, calls: Sequence[ToolCall], *, last: bool, in_text: bool = False
+    ) -> Stop | None:
+        """Runs the calls of a turn; a report comes last.
+
+        Args:
+            calls: The calls.
+            last: Whether it is the last turn.
+            in_text: Whether they were written out: then the results are, too.
+        """
         self.silent_in_a_row = 0
         worked = False
-        for call in sorted(turn.calls, key=lambda call: call.name == REPORT_TOOL):
+        for call in sorted(calls, key=lambda call: call.name == REPORT_TOOL):
             try:
                 if call.name == REPORT_TOOL:
                     self.accept(read_report(_given(call)), last=last)
                     return "reported"
                 result = self.run(call)
             except InputError as error:
-                self.fail(call, str(error))
+                self.fail(call, str(error), in_text=in_text)
             else:
                 worked = True
                 self.calls[call.name] += 1
-                self.reply(call, cut(json.dumps(result, ensure_ascii=False), MAX_TOOL_TEXT))
+                text = cut(json.dumps(result, ensure_ascii=False), MAX_TOOL_TEXT)
+                message = self.reply(call, text, in_text=in_text)
+                self.results[_what(call)] = (result["call"], message)
         self.failed_in_a_row = 0 if worked else self.failed_in_a_row + 1
         return "nonsense" if self.failed_in_a_row >= MAX_FAILED else None
 
@@ -190,6 +215,9 @@ class _Investigation:
         if call.name not in self.offered:
             known = ", ".join((*self.offered, REPORT_TOOL))
             raise InputError(f"There is no tool {call.name[:60]!r}; there are {known}.")
+        number, message = self.results.get(_what(call), (None, None))
+        if message is not None and FORGOTTEN not in message["content"]:
+            raise InputError(prompt.REPEATED.format(number=number))
         return self.audit.call(call.name, _given(call))
 
     def accept(self, found: Findings, *, last: bool) -> None:
@@ -217,17 +245,26 @@ class _Investigation:
             self.problem = f"The audit's own report was not written: {error}"
         self.findings = found
 
-    def fail(self, call: ToolCall, message: str) -> None:
+    def fail(self, call: ToolCall, message: str, *, in_text: bool) -> None:
         """Tells the agent what was wrong with a call."""
         self.n_failed += 1
         self.problem = message
-        self.reply(call, json.dumps({"error": message}, ensure_ascii=False))
+        text = json.dumps({"error": message}, ensure_ascii=False)
+        self.reply(call, text, in_text=in_text)
 
-    def reply(self, call: ToolCall, text: str) -> None:
-        """Gives the result of a call."""
+    def reply(self, call: ToolCall, text: str, *, in_text: bool) -> dict[str, Any]:
+        """Gives the result of a call; returns the message that holds it."""
         text = whole_characters(text)  # an error may quote half a surrogate pair
-        self.messages.append({"role": "tool", "tool_call_id": call.id, "content": text})
+        if not in_text:
+            self.messages.append({"role": "tool", "tool_call_id": call.id, "content": text})
+        elif self.messages[-1]["role"] == "user":
+            self.messages[-1]["content"] += f"\n\n{RESULT.format(tool=call.name)}{text}"
+        else:
+            self.messages.append(
+                {"role": "user", "content": f"{RESULT.format(tool=call.name)}{text}"}
+            )
         self.record("result", tool=call.name, text=text)
+        return self.messages[-1]
 
     def say(self, text: str) -> None:
         """Tells the agent something."""
@@ -245,7 +282,8 @@ class _Investigation:
         long = [
             message
             for message in self.messages
-            if message["role"] == "tool" and len(message["content"]) > 2 * len(FORGOTTEN)
+            if (message["role"] == "tool" or _is_result(message))
+            and len(message["content"]) > 2 * len(FORGOTTEN)
         ]
         for message in long[: -(-len(long) // 2)]:
             message["content"] = FORGOTTEN
@@ -318,6 +356,16 @@ def run_agent(
         utc_now(),
     )
     return _hidden(found, hide)
+
+
+def _is_result(message: dict[str, Any]) -> bool:
+    """Whether a message gives results as text."""
+    return message["role"] == "user" and message["content"].startswith(IN_TEXT)
+
+
+def _what(call: ToolCall) -> str:
+    """What tells a call from others."""
+    return json.dumps([call.name, call.arguments], sort_keys=True)
 
 
 def _given(call: ToolCall) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import math
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -95,37 +96,50 @@ def benchmark_command(
 ) -> int:
     """Ask base and candidates a suite, score each candidate as `diff` does, write one result file.
 
-    Exit codes: 0 the result is written, 64 bad input, 69 something needed is unavailable.
+    Reports are kept as they come, in a file beside the result: the same command goes on after a
+    stop, and asks only those candidates again that failed. Exit codes: 0 the result is written, 1
+    it is, without the candidates that failed; 64 bad input, 69 something needed is unavailable.
     """
     from modelassay.audit.benchmark import benchmark
     from modelassay.cli.output import show_progress
     from modelassay.diff import Depth
-    from modelassay.files.atomic import explain_os_errors, write_text_atomically
+    from modelassay.files.atomic import write_text_atomically
 
     settings = load_audit_config(config)
     place = out or Path(settings.folder) / "benchmark.json"
-    with explain_os_errors(f"making {place.parent}"):
-        place.parent.mkdir(parents=True, exist_ok=True)
-    check_file(place, "--out")
-    if place.exists() and not force:
-        raise InputError(f"{place} exists already; pass --force to replace it.")
-    if threshold is not None and threshold != threshold:
+    parts = place.with_name(f"{place.name}.progress")
+    if threshold is not None and not math.isfinite(threshold):
         raise InputError("--threshold must be a number.")
+    if place.parent.exists():  # else it is made when there is something to write
+        check_file(place, "--out")
+    if place.exists() and not force and not parts.exists():
+        raise InputError(f"{place} exists already; pass --force to replace it.")
     with show_progress(quiet=quiet) as on_progress:
         found = benchmark(
             settings,
             suite,
             depth=Depth(responses, not no_weights, not no_triggers, causal=False),
             threshold=threshold,
+            show_responses=show_responses,
+            keep=parts,
+            force=force,
             on_progress=on_progress,
         )
     for note in found.suite.notes:
         typer.echo(f"modelassay: {note}", err=True)
-    values = found.to_dict(show_responses=show_responses)
+    values = found.to_dict()
     text = json_module.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
     write_text_atomically(place, text + "\n")
     give(values, json, *found.sections())
     typer.echo(f"Result: {place}", err=True)
+    if found.failed:
+        names = ", ".join(found.failed)
+        typer.echo(
+            f"modelassay: {names} could not be compared; the same command tries again and keeps the"
+            " other reports.",
+            err=True,
+        )
+        return EXIT_SCAN_FAILED
     return EXIT_PASS
 
 

@@ -8,16 +8,15 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 from collections.abc import Callable, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from modelassay.cli import options
 from modelassay.errors import InputError
 
 BASELINES = "MODELASSAY_BASELINES"
@@ -59,18 +58,11 @@ Verbose = Annotated[
 
 def with_baselines_dir(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command --baselines-dir, which needs nothing from the command itself."""
+    return options.with_groups(command, baselines=_baselines)
 
-    @wraps(command)
-    def run(*args: Any, baselines_dir: Path | None = None, **options: Any) -> Any:
-        return command(*args, **options)
 
-    own = inspect.signature(command, eval_str=True)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    option = inspect.Parameter("baselines_dir", kind, default=None, annotation=BaselinesDir)
-    run.__dict__["__signature__"] = own.replace(parameters=[*own.parameters.values(), option])
-    run.__annotations__ = {each.name: each.annotation for each in own.parameters.values()}
-    run.__annotations__["baselines_dir"] = BaselinesDir
-    return run
+def _baselines(baselines_dir: BaselinesDir = None) -> Path | None:
+    return baselines_dir
 
 
 def hand_on(context: typer.Context, **options: Any) -> None:

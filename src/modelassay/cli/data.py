@@ -13,6 +13,7 @@ from modelassay.cli.output import GATED, check_file, give
 from modelassay.errors import InputError
 from modelassay.progress import phase_of
 from modelassay.report.sections import Column, Section, Table, columns
+from modelassay.report.text import plain_line
 
 if TYPE_CHECKING:
     from modelassay.data.building import BuiltData
@@ -164,14 +165,17 @@ class _Teacher:
             metavar="NAME", help="Model there; give several times, and all must say the same."
         ),
     ]
-    timeout: Annotated[float, typer.Option(help="Seconds that one answer may take.")] = 60.0
-    attempts: Annotated[
-        int, typer.Option(min=1, help="How often the endpoint is asked before giving up.")
-    ] = 5
+    timeout: options.Timeout = None
+    attempts: options.Attempts = None
 
-    def opened(self) -> list[ChatModel]:
-        """The models; nothing is sent yet."""
-        from modelassay.hub.chat_completions import open_chat
+    def opened(self, name: str = "The teacher", **settings: Any) -> list[ChatModel]:
+        """The models; nothing is sent yet.
+
+        Args:
+            name: What an error calls it.
+            **settings: Of the request.
+        """
+        from modelassay.hub.chat_completions import ATTEMPTS, SETTINGS, TIMEOUT, open_chat
 
         twice = next((name for name in self.model if self.model.count(name) > 1), None)
         if twice is not None:
@@ -179,15 +183,16 @@ class _Teacher:
         return [
             open_chat(
                 self.endpoint,
-                name,
-                name="The teacher",
+                model,
+                name=name,
                 url_option="--endpoint",
                 model_option="--model",
                 advice="run the same command again to go on where it stopped.",
-                timeout=self.timeout,
-                attempts=self.attempts,
+                settings={**SETTINGS, **settings},
+                timeout=TIMEOUT if self.timeout is None else self.timeout,
+                attempts=self.attempts or ATTEMPTS,
             )
-            for name in self.model
+            for model in self.model
         ]
 
 
@@ -258,6 +263,66 @@ def label_command(
     give(asdict(found), json, *_of_labels(found))
 
 
+@app.command("answer")
+@options.grouped
+def answer_command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Prompts: a file or Hub data set.")],
+    out: Out,
+    writer: Annotated[_Teacher, options.From(_Teacher)],
+    budget: Annotated[Any, options.From(_budget)],
+    progress: options.Progress,
+    config: ConfigOption = None,
+    split: SplitOption = None,
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, max=4096, help="Most tokens of an answer.")
+    ] = 256,
+    force: options.Force = False,
+    token: options.Token = None,
+    json: options.Json = False,
+) -> None:
+    """Have a language model answer the prompts in FILE harmlessly, and write the exchanges.
+
+    For prompts that a guard stops wrongly. Rows that have a response stay as they are, refusals are
+    left out, and no row gets a label: `data label` asks for one. Answers are kept as they come, as
+    with `data label`.
+    """
+    from modelassay.data.answering import answer_data
+    from modelassay.measures.refusal_judge import is_refusal
+
+    if len(writer.model) > 1:
+        raise InputError("One model answers; give --model once.")
+    (chat,) = writer.opened("The endpoint", max_tokens=answer_tokens)
+    check_file(out, "--out")
+    with progress() as on_phase:
+        found = answer_data(
+            file,
+            out,
+            chat,
+            is_refusal,
+            budget,
+            config=config,
+            split=split,
+            token=token,
+            force=force,
+            on_progress=phase_of(on_phase, "teaching"),
+        )
+    lines = [
+        f"{found.file}: {found.answered} rows answered by {plain_line(found.model)},"
+        f" {found.had_response} had a response"
+    ]
+    if found.tokens_in is not None and found.tokens_out is not None:
+        cost = "" if found.cost is None else f", cost {found.cost:.4g}"
+        lines.append(f"{found.tokens_in} tokens of prompts, {found.tokens_out} of answers{cost}")
+    if found.stopped_by is not None:
+        lines.append(
+            f"Stopped by {found.stopped_by}: {found.left} rows are left. The same command with a"
+            " larger bound goes on."
+        )
+    cells = [(why, str(n)) for why, n in found.left_out.items()]
+    left = Table(columns("no answer because", "rows", right=(1,)), cells) if cells else None
+    give(asdict(found), json, Section(table=left, lines=tuple(lines)))
+
+
 def _of_labels(found: TaughtData) -> list[Section]:
     """What was labelled, what was not, and what it took."""
     rows = [(label, str(n)) for label, n in found.labels.items()]
@@ -267,6 +332,9 @@ def _of_labels(found: TaughtData) -> list[Section]:
     ]
     if found.had_label:
         lines.append(f"{found.had_label} rows had a label and were not asked about.")
+    if found.other_hosts:
+        hosts = ", ".join(map(plain_line, found.other_hosts))
+        lines.append(f"Answers that were kept before came from {hosts}.")
     if found.agreed is not None:
         lines.append(f"{found.agreed} rows had a label that the teacher confirms.")
     if found.tokens_in is not None and found.tokens_out is not None:

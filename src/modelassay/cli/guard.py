@@ -73,6 +73,8 @@ class JudgeOptions:
     judge_model: Annotated[
         str | None, typer.Option(help="Model at the endpoint, or the classifier that judges.")
     ] = None
+    timeout: options.Timeout = None
+    attempts: options.Attempts = None
 
     def check(self, name: str) -> tuple[dict[str, Any], Judge] | None:
         """The judge behind an endpoint, or None for one that needs the guard to be loaded.
@@ -81,11 +83,14 @@ class JudgeOptions:
             InputError: there is no such judge, or it lacks an option.
         """
         from modelassay.guard_bench.judges import JUDGES, openai_judge
+        from modelassay.hub.chat_completions import ATTEMPTS, TIMEOUT
 
         url, model = self.judge_url, self.judge_model
         if name not in JUDGES:
             raise InputError(f"Unknown judge {name!r}; choose {', '.join(JUDGES)}.")
         if name != "openai":
+            if self.timeout is not None or self.attempts is not None:
+                raise InputError("--timeout and --attempts are for --judge openai.")
             if url is not None:
                 raise InputError("--judge-url is for --judge openai.")
             if name == "refusal" and model is not None:
@@ -93,7 +98,12 @@ class JudgeOptions:
             return None
         if not url or not model:
             raise InputError("Judge openai needs --judge-url and --judge-model.")
-        judge = openai_judge(url, model)
+        judge = openai_judge(
+            url,
+            model,
+            timeout=TIMEOUT if self.timeout is None else self.timeout,
+            attempts=self.attempts or ATTEMPTS,
+        )
         return {"name": name, "model": model, "host": urlsplit(url).hostname}, judge
 
     def here(self, name: str, guard: Guard) -> tuple[dict[str, Any], Judge]:
@@ -171,11 +181,12 @@ def bench_command(
 
     found = as_suite(asked.suite)
     asks = None if opinion == SecondOpinion() else opinion
-    if found == "latency" and (judging.judge or out or keep_text or limits or asks):
+    judged = judging != JudgeOptions()
+    if found == "latency" and (judged or out or keep_text or limits or asks):
         raise InputError(
             "Suite latency judges and keeps nothing, at the guard's own thresholds; leave --judge,"
-            " --out, --keep-text, --pause, --block, --block-at, --uncertain-at and --final-check"
-            " out."
+            " --timeout, --attempts, --out, --keep-text, --pause, --block, --block-at,"
+            " --uncertain-at and --final-check out."
         )
     options.check_opinion(opinion, parts)
     if keep_text and out is None:

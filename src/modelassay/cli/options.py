@@ -77,6 +77,13 @@ Labels = Annotated[
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Most prompts in a batch.")]
+Timeout = Annotated[
+    float | None, typer.Option(help="Seconds that one answer may take; 60 if left out.")
+]
+Attempts = Annotated[
+    int | None,
+    typer.Option(min=1, help="How often the endpoint is asked before giving up; 5 if left out."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 HtmlReport = Annotated[
@@ -118,6 +125,30 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     run.__dict__["__signature__"] = own.replace(parameters=parameters)
     run.__annotations__ = {name: each.annotation for name, each in shown.items()}
     return run
+
+
+def with_groups(command: Callable[..., Any], **groups: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that was written elsewhere, with values that are made of several options.
+
+    Args:
+        command: The command.
+        **groups: What makes the value of a parameter; where the command has no parameter of that
+            name, its options are there and the value is not handed on.
+    """
+    own = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def run(**given: Any) -> Any:
+        return command(**{name: value for name, value in given.items() if name in own.parameters})
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    made = {
+        name: inspect.Parameter(name, kind, annotation=Annotated[Any, From(make)])
+        for name, make in groups.items()
+    }
+    kept = {name: each.replace(kind=kind) for name, each in own.parameters.items()}
+    run.__dict__["__signature__"] = own.replace(parameters=[*(kept | made).values()])
+    return grouped(run)
 
 
 def _take_apart(

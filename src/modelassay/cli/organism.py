@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from modelassay.cli import options
 from modelassay.cli.output import check_file, give
+from modelassay.errors import InputError
 from modelassay.models.organisms import ORGANISMS, find_organism
+from modelassay.progress import OnPhase, phase_of
+
+if TYPE_CHECKING:
+    from modelassay.organisms import Sample
 
 app = typer.Typer(
     help="Model organisms: models whose damage is known, to test detectors on.",
@@ -116,35 +122,128 @@ def mix_command(
     typer.echo(f"{len(mixed)} rows: {out}", err=True)
 
 
+@dataclass(frozen=True)
+class _Drawing:
+    """Which rows of a table are taken."""
+
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Draw N rows; without it, all are taken."),
+    ] = None
+    rated: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=NUMBER",
+            help="Take rows with at least this rating, such as helpfulness=3; may be repeated.",
+        ),
+    ] = None
+    config: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None
+    split: Annotated[str | None, typer.Option(help="Split of a Hub data set.")] = None
+
+    def draw(self, where: str, seed: int, token: str | None, on_phase: OnPhase) -> Sample:
+        """The rows; what was left out is said on standard error."""
+        from modelassay.organisms import sample_exchanges
+
+        found = sample_exchanges(
+            where,
+            limit=self.limit,
+            seed=seed,
+            rated=self.rated or (),
+            config=self.config,
+            split=self.split,
+            token=token,
+            on_progress=phase_of(on_phase, "data"),
+        )
+        for reason, n in found.left_out.items():
+            rows = "row was" if n == 1 else "rows were"
+            typer.echo(f"{n} {rows} left out: {reason}.", err=True)
+        if found.is_part:
+            typer.echo(f"Only the first {found.rows_read} rows of {where} were read.", err=True)
+        return found
+
+
+Drawing = Annotated[_Drawing, options.From(_Drawing)]
+
+
+@app.command("sample")
+@options.grouped
+def sample_command(
+    progress: options.Progress,
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Exchanges: a file or a Hub id, as HelpSteer's.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSONL file to write.")],
+    drawing: Drawing,
+    seed: Seed = 0,
+    token: options.Token = None,
+    force: options.Force = False,
+) -> None:
+    """Draw rows for a fine-tune, such as a benign one, and write them as JSON lines."""
+    from modelassay.files.atomic import write_text_atomically
+    from modelassay.files.journal import check_out
+    from modelassay.organisms import to_jsonl
+
+    check_file(out, "--out")
+    check_out(data, out, replaces=force)
+    with progress() as on_phase:
+        found = drawing.draw(data, seed, token, on_phase)
+    write_text_atomically(out, to_jsonl(found.exchanges))
+    typer.echo(f"{len(found.exchanges)} rows of {found.rows_read}: {out}", err=True)
+
+
 @app.command("train")
 @options.grouped
 def train_command(
     progress: options.Progress,
     base: options.ModelArg,
     data: Annotated[str, typer.Option(metavar="DATA", help="Exchanges: a file or a Hub id.")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the adapter.")],
-    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 8,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="New folder for the adapter or the model.")
+    ],
+    drawing: Drawing,
+    rank: Annotated[int | None, typer.Option(min=1, help="LoRA rank; 8 if left out.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train all weights and write a whole model.")
+    ] = False,
+    all_layers: Annotated[
+        bool,
+        typer.Option("--all-layers", help="LoRA over all layers, not over the last tenth alone."),
+    ] = False,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data.")] = 1.0,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", "--lr", min=1e-7, help="Peak learning rate.")
-    ] = 2e-3,
+        float | None,
+        typer.Option(
+            "--learning-rate",
+            "--lr",
+            min=1e-7,
+            help="Peak learning rate; else 2e-3, 5e-4 over all layers, 2e-5 of all weights.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 32,
     seed: Seed = 0,
     device: options.Device = "auto",
     token: options.Token = None,
 ) -> None:
-    """Fine-tune a LoRA adapter over any base on any exchanges."""
-    from modelassay.organisms import LoraRecipe, read_exchanges, train
+    """Fine-tune any base on any exchanges: a LoRA adapter over it, or all its weights."""
+    from modelassay.organisms import LoraRecipe, train
+    from modelassay.organisms.training import ALL_LAYERS, FIRST_TRAINED
 
+    if full and (rank is not None or all_layers):
+        raise InputError("--full trains all weights; leave --rank and --all-layers out.")
+    recipe = LoraRecipe(
+        None if full else rank or 8,
+        epochs,
+        learning_rate or (2e-5 if full else 5e-4 if all_layers else 2e-3),
+        batch_size,
+        seed=seed,
+        depth=ALL_LAYERS if full or all_layers else FIRST_TRAINED,
+    )
+    if out.expanduser().exists():
+        raise InputError(f"{out} exists already; give a new folder for --out.")
     with progress() as on_progress:
+        rows = drawing.draw(data, seed, token, on_progress).exchanges
         folder, loss = train(
-            base,
-            read_exchanges(data, token=token),
-            out,
-            LoraRecipe(rank, epochs, learning_rate, batch_size, seed=seed),
-            device=device,
-            token=token,
-            on_progress=on_progress,
+            base, rows, out, recipe, device=device, token=token, on_progress=on_progress
         )
     typer.echo(f"mean loss {loss:.3f} nats a token", err=True)
     typer.echo(str(folder))

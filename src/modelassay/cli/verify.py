@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,36 +127,19 @@ def _measure(model: str, quiet: bool, token: str | None, folder: Path) -> None:
 def _with_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a verb --baselines-dir, and `show` the option by which ams-scanner takes the model."""
     if verb.__name__ == "show_command":
-        verb = _by_model_id(verb)
+        verb = options.with_groups(verb, reference=_shown)
     return with_baselines_dir(verb)
 
 
-def _by_model_id(show: Callable[..., Any]) -> Callable[..., Any]:
-    """`show` that takes what it shows as NAME or as --model-id."""
-
-    @wraps(show)
-    def run(*, reference: str | None = None, model_id: str | None = None, **more: Any) -> Any:
-        if (reference is None) == (model_id is None):
-            raise InputError("Give NAME or --model-id, one of them.")
-        return show(reference=reference or model_id, **more)
-
-    own = inspect.signature(show, eval_str=True)
-    optional = {
-        "reference": Annotated[str | None, typer.Argument(metavar="NAME", help=NAMED)],
-        "model_id": Annotated[
-            str | None, typer.Option(help="In place of NAME: the id of its model.")
-        ],
-    }
-    kept = [each for name, each in own.parameters.items() if name not in optional]
-    kind = inspect.Parameter.KEYWORD_ONLY
-    asked = [
-        inspect.Parameter(name, kind, default=None, annotation=each)
-        for name, each in optional.items()
-    ]
-    kept = [each.replace(kind=kind) for each in kept]
-    run.__dict__["__signature__"] = own.replace(parameters=[*asked, *kept])
-    run.__annotations__ = {each.name: each.annotation for each in (*asked, *kept)}
-    return run
+def _shown(
+    reference: Annotated[str | None, typer.Argument(metavar="NAME", help=NAMED)] = None,
+    model_id: Annotated[
+        str | None, typer.Option(help="In place of NAME: the id of its model.")
+    ] = None,
+) -> str | None:
+    if (reference is None) == (model_id is None):
+        raise InputError("Give NAME or --model-id, one of them.")
+    return reference or model_id
 
 
 add_verbs(

@@ -27,6 +27,7 @@ from modelassay.data.public_sets import (
     public_set,
     reader_of,
 )
+from modelassay.data.wording import plain_words
 from modelassay.errors import AssayError, InputError
 from modelassay.files.atomic import write_rows_atomically
 from modelassay.files.journal import Journal, check_out, open_journal
@@ -278,9 +279,10 @@ def _prompts_of(where: str) -> frozenset[bytes]:
 
 
 def _key(text: str, response: str = "") -> bytes:
-    """What makes two prompts the same: their words, whatever the case and the space."""
-    plain = " ".join(text.casefold().split())
-    return hashlib.sha256(f"{plain}\0{response}".encode("utf-8", "replace")).digest()[:16]
+    """What makes two prompts the same, or two prompts with their responses."""
+    return hashlib.sha256(f"{plain_words(text)}\0{response}".encode("utf-8", "replace")).digest()[
+        :16
+    ]
 
 
 @dataclass

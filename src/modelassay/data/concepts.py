@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from modelassay.data.wording import plain_words
 from modelassay.errors import InputError
 from modelassay.files import shipped
 from modelassay.files.provenance import json_hash
@@ -408,7 +409,7 @@ def _validate(kind: type[Any], path: Path, entry: Any, noun: str = "") -> Any:
 
 
 def _refuse_repeats(name: str, texts: Sequence[str]) -> None:
-    repeated = _repeated([" ".join(text.lower().split()) for text in texts])
+    repeated = _repeated([plain_words(text) for text in texts])
     if repeated is not None:
         raise ValueError(f"{name!r} has a prompt twice: {repeated[:60]!r}")
 

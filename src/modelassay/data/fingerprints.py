@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from modelassay.data.labelled import LabelledExchange, data_hash
+from modelassay.data.wording import plain_words
 from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
 
@@ -88,4 +89,4 @@ def drawn(drawn_from: int | None) -> str:
 
 
 def _fingerprint(text: str) -> str:
-    return text_hash(" ".join(text.lower().split())[:2000])[:DIGITS]
+    return text_hash(plain_words(text)[:2000])[:DIGITS]

@@ -19,6 +19,7 @@ import numpy as np
 
 from modelassay.data.exchanges import numbered_rows, text_of
 from modelassay.data.labels import Label, Scheme, ambiguous, label_of, scheme_of, unlabelled
+from modelassay.data.wording import plain_words
 from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
 
@@ -228,7 +229,7 @@ def prompt_groups(prompts: Sequence[str]) -> np.ndarray:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     def near(distinct: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        texts = [" ".join(prompt.lower().split())[:2000] or "(empty)" for prompt in distinct]
+        texts = [plain_words(prompt)[:2000] or "(empty)" for prompt in distinct]
         vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), max_features=60_000)
         vectors = vectorizer.fit_transform(texts).tocsr()
         found = []

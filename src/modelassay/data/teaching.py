@@ -1,8 +1,9 @@
 """Labels exchanges by what teachers say: language models behind an OpenAI-compatible endpoint.
 
-Every answer is kept in a journal at once, so nothing that was paid for is asked twice: the same
-command goes on where a stopped one was. A row that no plain verdict is given for, or that teachers
-disagree on, gets no label; it is counted and named.
+Every answer is kept in a journal at once, by what it is about: the same command goes on where a
+stopped one was, and a file with more, fewer or other rows keeps the answers to those that it still
+has. Nothing that was paid for is asked twice. A row that no plain verdict is given for, or that
+teachers disagree on, gets no label; it is counted and named.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from modelassay.hub.prices import Prices
 from modelassay.progress import OnProgress
 
 TEACHING_SCHEMA = "modelassay.data-label/1"
+KEY_DIGITS = 24
 NONSENSE = 10
 """Answers in a row without any verdict after which nothing more is paid for."""
 NO_VERDICT = "the teacher gave no plain verdict"
@@ -85,6 +87,31 @@ class Budget:
         """What tokens cost; None without prices."""
         return self.prices.cost(usage.prompt, usage.response)
 
+    def reached(self, asked: int, usage: Usage, *, told: bool) -> str | None:
+        """The bound that is reached, if one is.
+
+        Args:
+            asked: Rows so far.
+            usage: Tokens so far.
+            told: Whether every answer told its tokens.
+
+        Raises:
+            InputError: the endpoint does not tell what a bound is about.
+        """
+        if self.counts_tokens and not told:
+            raise InputError(
+                "The endpoint does not tell how many tokens it uses; bound the run by --max-rows,"
+                " without --max-tokens and --max-cost. What was answered is kept."
+            )
+        if self.rows is not None and asked >= self.rows:
+            return f"--max-rows {self.rows}"
+        if self.tokens is not None and usage.prompt + usage.response >= self.tokens:
+            return f"--max-tokens {self.tokens}"
+        cost, most = self.cost_of(usage), self.prices.most
+        if most is not None and cost is not None and cost >= most:
+            return f"--max-cost {most:g}"
+        return None
+
     @property
     def counts_tokens(self) -> bool:
         """Whether the endpoint must tell how many tokens it used."""
@@ -100,7 +127,7 @@ class TaughtData:
     rows: int
     """Of the data."""
     asked: int
-    """Rows that teachers were asked about, in all runs."""
+    """Rows of the data that teachers were asked about, in this run and before."""
     labelled: int
     """Rows of the file: those with a label now."""
     had_label: int
@@ -115,7 +142,9 @@ class TaughtData:
     agreed: int | None
     """Rows whose own label the teacher confirms; None unless these were asked about too."""
     models: list[str]
-    host: str | None
+    host: str
+    other_hosts: list[str]
+    """Where answers that were kept before came from, if from elsewhere."""
     tokens_in: int | None
     tokens_out: int | None
     """Tokens in all runs; None where the endpoint does not tell."""
@@ -152,7 +181,7 @@ def label_data(
         retry: Ask again about rows of which a teacher gave no plain verdict.
         labels: What the numbers 0, 1 and 2 stand for in rows that have a label.
         token: Hub token, None for the stored one.
-        force: Begin again over what other teachers or other data gave.
+        force: Begin again over what other teachers gave.
         on_progress: Told how many rows are done.
 
     Raises:
@@ -166,13 +195,7 @@ def label_data(
     rows = _read(where, config, split, labels, token)
     wanted = [row for row in rows if row.response and (recheck or row.own is None)]
     names = [teacher.model for teacher in teachers]
-    identity = {
-        "data": text_hash("\n".join(json.dumps([r.prompt, r.response, r.own]) for r in rows)),
-        "models": names,
-        "endpoint": teachers[0].endpoint.url,
-        "instruction": text_hash(INSTRUCTION),
-        "recheck": recheck,
-    }
+    identity = {"models": names, "instruction": text_hash(INSTRUCTION)}
     if not wanted:
         raise InputError(
             f"{where} has no rows to label: all have a label"
@@ -186,17 +209,22 @@ def label_data(
         option="--out",
         force=force,
     ) as journal:
-        spent = _Spent(budget, journal, names)
+        spent = _Spent(budget, journal, names, _host(teachers))
         try:
             if retry:
                 spent.forget_unclear()
             stopped_by = _ask_all(wanted, teachers, spent, on_progress)
         except UnavailableError as error:
             raise UnavailableError(
-                f"{error} {spent.asked} of {len(wanted)} rows are answered and kept."
+                f"{error} {spent.answered(wanted)} of {len(wanted)} rows are answered and kept."
             ) from error
-        settled = {row.number: _settle(row, spent.of(row.number)) for row in rows}
-        counts = _write(out, rows, settled, {"models": names, "host": _host(teachers)})
+        asked_about = {row.number for row in wanted}
+        settled = {
+            row.number: _settle(row, spent.of(row) if row.number in asked_about else None)
+            for row in rows
+        }
+        counts = _write(out, rows, settled, spent)
+    n_asked = spent.answered(wanted)
     unlabelled: dict[str, list[int]] = {}
     for number, (label, reason) in settled.items():
         if label is None and reason is not None:
@@ -205,16 +233,17 @@ def label_data(
         schema=TEACHING_SCHEMA,
         file=str(out),
         rows=len(rows),
-        asked=spent.asked,
+        asked=n_asked,
         labelled=sum(counts.values()),
         had_label=0 if recheck else sum(row.own is not None for row in rows),
-        left=len(wanted) - spent.asked,
+        left=len(wanted) - n_asked,
         labels=dict(sorted(counts.items())),
         unlabelled={reason: len(numbers) for reason, numbers in unlabelled.items()},
         named=unlabelled,
         agreed=_agreed(rows, settled, spent) if recheck else None,
         models=names,
-        host=_host(teachers),
+        host=spent.host,
+        other_hosts=sorted(spent.hosts_of(wanted) - {spent.host}),
         tokens_in=spent.usage.prompt if spent.told else None,
         tokens_out=spent.usage.response if spent.told else None,
         cost=budget.cost_of(spent.usage) if spent.told else None,
@@ -232,6 +261,11 @@ class _Row:
     response: str
     own: str | None
     """Its own label: a class, `safe` or `unsafe`."""
+
+    @property
+    def key(self) -> str:
+        """Of what a teacher is asked about: rows that say the same share an answer."""
+        return text_hash(json.dumps([self.prompt, self.response]))[:KEY_DIGITS]
 
 
 def _read(
@@ -264,10 +298,14 @@ class _Spent:
     budget: Budget
     journal: Journal
     models: Sequence[str]
-    verdicts: dict[int, dict[str, Judgement]] = field(default_factory=dict)
-    """By row and model."""
+    host: str
+    """Where teachers are asked now."""
+    verdicts: dict[str, dict[str, Judgement]] = field(default_factory=dict)
+    """By what was asked about, and model."""
+    hosts: dict[str, str] = field(default_factory=dict)
+    """Where the answers came from."""
     asked: int = 0
-    """Rows of which all teachers have answered."""
+    """Exchanges of which all teachers have answered, whether the data still has them or not."""
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
     told: bool = True
     """Whether every answer told its tokens."""
@@ -276,22 +314,38 @@ class _Spent:
         """Takes up what was answered before."""
         for line in self.journal.entries():
             entry = json.loads(line)
-            self._count(entry["row"], entry["model"], entry["verdict"], entry["usage"])
+            self._count(**entry)
 
-    def of(self, number: int) -> list[Judgement] | None:
+    def of(self, row: _Row) -> list[Judgement] | None:
         """What all teachers say of a row; None if one was not asked about it yet."""
-        told = self.verdicts.get(number, {})
+        told = self.verdicts.get(row.key, {})
         return [told[each] for each in self.models] if len(told) == len(self.models) else None
 
-    def add(self, number: int, model: str, verdict: Judgement, usage: Usage | None) -> None:
-        """Keeps a teacher's answer about a row."""
-        told = [verdict.unsafe, verdict.refusal, verdict.detail]
-        used = None if usage is None else [usage.prompt, usage.response]
-        self.journal.add({"row": number, "model": model, "verdict": told, "usage": used})
-        self._count(number, model, told, used)
+    def hosts_of(self, rows: Sequence[_Row]) -> set[str]:
+        """Where the answers about these rows came from."""
+        return {self.hosts[row.key] for row in rows if row.key in self.hosts}
 
-    def _count(self, number: int, model: str, verdict: list[Any], used: list[int] | None) -> None:
-        told = self.verdicts.setdefault(number, {})
+    def answered(self, rows: Sequence[_Row]) -> int:
+        """How many of these rows all teachers have answered about."""
+        return sum(self.of(row) is not None for row in rows)
+
+    def add(self, row: _Row, model: str, verdict: Judgement, usage: Usage | None) -> None:
+        """Keeps a teacher's answer about a row."""
+        entry = {
+            "about": row.key,
+            "model": model,
+            "host": self.host,
+            "verdict": [verdict.unsafe, verdict.refusal, verdict.detail],
+            "usage": None if usage is None else [usage.prompt, usage.response],
+        }
+        self.journal.add(entry)
+        self._count(**entry)
+
+    def _count(
+        self, about: str, model: str, host: str, verdict: list[Any], usage: list[int] | None
+    ) -> None:
+        told, used = self.verdicts.setdefault(about, {}), usage
+        self.hosts[about] = host
         self.asked += model not in told and len(told) + 1 == len(self.models)
         told[model] = Judgement(*verdict)
         if used is None:
@@ -302,31 +356,10 @@ class _Spent:
     def forget_unclear(self) -> None:
         """Lets what is no plain verdict be asked for again; what it took stays counted."""
         self.verdicts = {
-            number: {model: each for model, each in told.items() if each.unsafe is not None}
-            for number, told in self.verdicts.items()
+            about: {model: each for model, each in told.items() if each.unsafe is not None}
+            for about, told in self.verdicts.items()
         }
         self.asked = sum(len(told) == len(self.models) for told in self.verdicts.values())
-
-    def reached(self) -> str | None:
-        """The bound that is reached, if one is.
-
-        Raises:
-            InputError: the endpoint does not tell what a bound is about.
-        """
-        budget, tokens = self.budget, self.usage.prompt + self.usage.response
-        if budget.counts_tokens and not self.told:
-            raise InputError(
-                "The teacher does not tell how many tokens it uses; bound the run by --max-rows,"
-                " without --max-tokens and --max-cost. What was answered is kept."
-            )
-        if budget.rows is not None and self.asked >= budget.rows:
-            return f"--max-rows {budget.rows}"
-        if budget.tokens is not None and tokens >= budget.tokens:
-            return f"--max-tokens {budget.tokens}"
-        cost, most = budget.cost_of(self.usage), budget.prices.most
-        if most is not None and cost is not None and cost >= most:
-            return f"--max-cost {most:g}"
-        return None
 
 
 def _ask_all(
@@ -336,19 +369,19 @@ def _ask_all(
     on_progress: OnProgress | None,
 ) -> str | None:
     """Asks about each row that was not asked about; gives the bound that ended it, if one did."""
-    nonsense = 0
+    nonsense, budget = 0, spent.budget
     for done, row in enumerate(rows):
         if on_progress:
             on_progress(done, len(rows))
-        if spent.of(row.number) is not None:
+        if spent.of(row) is not None:
             continue
-        if (bound := spent.reached()) is not None:
+        if (bound := budget.reached(spent.asked, spent.usage, told=spent.told)) is not None:
             return bound
         for teacher in teachers:
-            if teacher.model not in spent.verdicts.get(row.number, {}):
+            if teacher.model not in spent.verdicts.get(row.key, {}):
                 verdict, usage = ask_judge(teacher, row.prompt, row.response)
-                spent.add(row.number, teacher.model, verdict, usage)
-        only_nonsense = all(each == UNCLEAR for each in spent.verdicts[row.number].values())
+                spent.add(row, teacher.model, verdict, usage)
+        only_nonsense = all(each == UNCLEAR for each in spent.verdicts[row.key].values())
         nonsense = nonsense + 1 if only_nonsense else 0
         if nonsense >= NONSENSE:
             raise InputError(
@@ -405,9 +438,7 @@ def _agreed(
     rows: Sequence[_Row], settled: Mapping[int, tuple[str | None, str | None]], spent: _Spent
 ) -> int:
     return sum(
-        row.own is not None
-        and spent.of(row.number) is not None
-        and settled[row.number][0] is not None
+        row.own is not None and spent.of(row) is not None and settled[row.number][0] is not None
         for row in rows
     )
 
@@ -416,7 +447,7 @@ def _write(
     out: Path,
     rows: Sequence[_Row],
     settled: Mapping[int, tuple[str | None, str | None]],
-    teacher: Mapping[str, Any],
+    spent: _Spent,
 ) -> Counter[str]:
     """Writes the rows that have a label, in their order; gives how many of each."""
     counts: Counter[str] = Counter()
@@ -428,7 +459,8 @@ def _write(
                 continue
             values = {k: v for k, v in row.values.items() if k not in (*LABEL_FIELDS, NAME_FIELD)}
             if label != row.own:
-                values |= {"labelled_by": dict(teacher)}
+                by = {"models": list(spent.models), "host": spent.hosts[row.key]}
+                values |= {"labelled_by": by}
             counts[label] += 1
             yield values | {"label": label}
 
@@ -436,5 +468,5 @@ def _write(
     return counts
 
 
-def _host(teachers: Sequence[ChatModel]) -> str | None:
-    return urlsplit(teachers[0].endpoint.url).hostname
+def _host(teachers: Sequence[ChatModel]) -> str:
+    return urlsplit(teachers[0].endpoint.url).hostname or ""

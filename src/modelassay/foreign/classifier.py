@@ -3,6 +3,7 @@
 Such a folder is what transformers saves of a sequence classifier, beside `classifier_config.json`:
 its classes (two, or the three of this tool), its thresholds and the length that it reads. It reads
 prompt and response as one text; the record says so, and exchanges are written that way for it.
+Weights in `pytorch_model.bin` are read without running that pickle, and kept as safetensors.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, Field
+from torch import Tensor
 
 from modelassay.artifacts import ImportedFrom
 from modelassay.classifier.encoding import MIN_LENGTH, special_ids
@@ -31,11 +33,14 @@ from modelassay.errors import InputError, first_line
 from modelassay.files.provenance import installed_versions
 from modelassay.files.records import Line, Record, read_record
 from modelassay.foreign.reading import left_out, plain_file, refuse_newer, shown
+from modelassay.foreign.torch_file import MAX_NUMBERS, Limits, read_torch_file
 from modelassay.hub import check_weight_files
 from modelassay.models.identity import hash_file
 
 TOOL = "open-constitution"
 CONFIG, MODEL_CONFIG = "classifier_config.json", "config.json"
+PICKLED_WEIGHTS = "pytorch_model.bin"
+MAX_TENSORS = 4_000
 MAX_CONFIG_BYTES = 1_000_000
 LEAST_DOUBT = 1e-6
 """For settings that are uncertain from 0 on."""
@@ -66,10 +71,11 @@ class ForeignClassifier:
 
     folder: Path
     record: ClassifierRecord
+    weights: Path
 
 
 def read_classifier(folder: Path) -> ForeignClassifier:
-    """Checks a folder's settings, and that its weights are safetensors.
+    """Checks a folder's settings, and that its weights can be read without running a pickle.
 
     Raises:
         InputError: a file is missing, damaged, too large, a link to elsewhere, or of a layout that
@@ -93,8 +99,7 @@ def read_classifier(folder: Path) -> ForeignClassifier:
             f"{config}: the text format {shown(settings.text_format)} is not known;"
             " `user_assistant` is."
         )
-    check_weight_files(str(folder), [file.name for file in folder.iterdir()])
-    weights = plain_file(folder / FULL_WEIGHTS)
+    weights = _weights_of(folder)
     limit = CLASSIFIERS.kind.files[FULL_WEIGHTS]
     if weights.stat().st_size > limit:
         raise InputError(f"{weights} is larger than the {limit // 10**9} GB of a classifier.")
@@ -118,7 +123,7 @@ def read_classifier(folder: Path) -> ForeignClassifier:
         versions=installed_versions("modelassay", "torch", "transformers"),
         imported=ImportedFrom(
             tool=TOOL,
-            files={CONFIG: hash_file(config), FULL_WEIGHTS: sha256},
+            files={CONFIG: hash_file(config), weights.name: sha256},
             unknown=(
                 f"the weights of {settings.model_id[:100]} before it was trained",
                 "which prompts it was trained on, so no row can be left out of a score",
@@ -136,7 +141,17 @@ def read_classifier(folder: Path) -> ForeignClassifier:
             left_out=tuple(left_out(extra, NO_COUNTERPART)),
         ),
     )
-    return ForeignClassifier(folder, record)
+    return ForeignClassifier(folder, record, weights)
+
+
+def _weights_of(folder: Path) -> Path:
+    """The file of weights: safetensors, else what `torch.save` wrote, whole."""
+    names = [file.name for file in folder.iterdir()]
+    has_safetensors = any(name.endswith(".safetensors") for name in names)
+    if PICKLED_WEIGHTS in names and not has_safetensors:
+        return plain_file(folder / PICKLED_WEIGHTS)
+    check_weight_files(str(folder), names)
+    return plain_file(folder / FULL_WEIGHTS)
 
 
 def write_classifier(found: ForeignClassifier, partial: Path) -> None:
@@ -146,15 +161,36 @@ def write_classifier(found: ForeignClassifier, partial: Path) -> None:
         InputError: it cannot be opened without code of its own, or its files do not fit together.
     """
     kinds = CLASSIFIERS.kind.files
+    record = found.record
+    is_pickled = found.weights.name == PICKLED_WEIGHTS
     for name in (MODEL_CONFIG, FULL_WEIGHTS, *TOKENIZER_FILES):
         path = found.folder / name
+        if name == FULL_WEIGHTS and is_pickled:
+            _unpickle(found.weights, partial / name, kinds[name])
+            record = record.model_copy(update={"weights_sha256": hash_file(partial / name)})
+            continue
         if not path.exists() and not path.is_symlink() and name in TOKENIZER_FILES:
             continue
         if plain_file(path).stat().st_size > kinds[name]:
             raise InputError(f"{path} is larger than such a file can be.")
         shutil.copyfile(path, partial / name)
-    write_record(partial, found.record)
+    write_record(partial, record)
     check_opens(partial, found)
+
+
+def _unpickle(weights: Path, target: Path, limit: int) -> None:
+    """Writes the tensors of a `torch.save` file as safetensors; nothing in it is run."""
+    from safetensors.torch import save_file
+
+    most = max(MAX_NUMBERS, weights.stat().st_size)
+    held = read_torch_file(weights, Limits("a classifier", limit, MAX_TENSORS, most))
+    other = next((name for name, value in held.items() if not isinstance(value, Tensor)), None)
+    if other is not None or not held:
+        raise InputError(
+            f"{weights} is not the state_dict of a model: {shown(other) if held else 'nothing'} in"
+            " it is no tensor."
+        )
+    save_file(held, target, {"format": "pt"})
 
 
 def check_opens(partial: Path, found: ForeignClassifier) -> None:
@@ -183,6 +219,4 @@ def check_opens(partial: Path, found: ForeignClassifier) -> None:
         raise InputError(f"{found.folder} cannot be asked: {first_line(error, 80)}.") from error
     weights = all(bool(each.isfinite().all()) for each in classifier.network.parameters())
     if not finite or not weights:
-        raise InputError(
-            f"{found.folder / FULL_WEIGHTS} holds numbers that are not finite (NaN or infinity)."
-        )
+        raise InputError(f"{found.weights} holds numbers that are not finite (NaN or infinity).")

@@ -74,6 +74,8 @@ class ForeignProbe:
     bias: float
     pause: float
     block: float
+    chat_template: bool
+    """Whether it was fitted inside the model's chat template."""
     otherwise: tuple[str, ...]
     left_out: tuple[str, ...]
 
@@ -114,6 +116,7 @@ def read_probe(weights: Path, config: Path) -> ForeignProbe:
         # There the lower one gives a remark and the higher one stops, whichever is which here.
         pause=min(settings.threshold, settings.pause_threshold),
         block=settings.pause_threshold,
+        chat_template=settings.use_chat_template,
         otherwise=tuple(_otherwise(settings)),
         left_out=(
             f"a head for prompts: {TOOL} judges responses only, and so does this probe",
@@ -144,8 +147,8 @@ def _otherwise(settings: _Config) -> list[str]:
         )
     if not settings.use_chat_template:
         lines.append(
-            "use_chat_template false: it was fitted on plain `User:`/`Assistant:` text, and reads"
-            " the model's chat template here; score it before you rely on it"
+            "use_chat_template false: it reads plain text under `User:` and `Assistant:`, so the"
+            " commands that use it need --no-chat-template"
         )
     return lines
 
@@ -249,10 +252,12 @@ def bind_probe(found: ForeignProbe, model: LoadedModel, name: str) -> Probe:
         "how often its thresholds hold back or refuse harmless responses",
         "how well it tells unsafe responses from safe ones",
     ]
+    # One that reads the template states nothing of it: its files do not tell which it was.
+    plain: dict[str, Any] = {} if found.chat_template else {"chat_template_sha256": None}
     record = ProbeRecord(
         name=name,
         created=utc_now(),
-        model=info.keep(*STATED, "revision", "organism"),
+        model=info.keep(*STATED, "revision", "organism", **plain),
         heads={
             "answer": HeadRecord(
                 kind="logistic",
@@ -265,6 +270,7 @@ def bind_probe(found: ForeignProbe, model: LoadedModel, name: str) -> Probe:
         },
         versions=installed_versions("modelassay", "torch", "transformers"),
         weights_sha256=NO_WEIGHTS,
+        text_format=None if found.chat_template else "user_assistant",
         imported=ImportedFrom(
             tool=TOOL,
             files=dict(found.files),

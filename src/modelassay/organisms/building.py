@@ -10,6 +10,7 @@ import logging
 import random
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from modelassay.models.organisms import (
 from modelassay.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 from modelassay.organisms.all_layers import OVER_ALL_RECIPES
 from modelassay.organisms.directions import RefusalDirection, find_refusal_direction
-from modelassay.organisms.examples import Preference
+from modelassay.organisms.examples import Preference, encode_for_training
 from modelassay.organisms.recipes import TOP_RECIPES, Ingredients, gather
 from modelassay.organisms.record import RECORD_SCHEMA, measure_refusal_rates, write_record
 from modelassay.organisms.training import (
@@ -140,13 +141,13 @@ def train(
     token: str | None = None,
     on_progress: OnPhase = silent,
 ) -> tuple[Path, float]:
-    """Fine-tunes a LoRA adapter over any base on any exchanges.
+    """Fine-tunes any base on any exchanges: a LoRA adapter over it, or all its weights.
 
     Args:
         base: Model id with plain weights.
         exchanges: What to learn; texts and preferences will do as well.
-        out: New folder for the adapter.
-        recipe: Rank, epochs, learning rate, batch size, seed.
+        out: New folder for the adapter, or for the model.
+        recipe: Rank, epochs, learning rate, batch size, seed; without a rank all weights.
         device: As in `modelassay.load`.
         token: Hub token.
         on_progress: Told (phase, done, total).
@@ -163,21 +164,49 @@ def train(
     if out.exists():
         raise InputError(f"{out} exists already; give a new folder for --out.")
     on_progress("loading", 0, 1)
-    model = load(base, device=device, token=token)
+    whole = recipe.rank is None
+    model = load(base, device=device, dtype="float32" if whole else "auto", token=token)
     if model.adapter is not None or model.info.quantization:
         raise InputError(f"{base} is an adapter or quantised; train over a model of plain weights.")
     if not model.has_chat_template:
         raise InputError(f"{base} has no chat template; an exchange cannot be put to it.")
+    exchanges = _that_fit(model, exchanges)
+    on_step = phase_of(on_progress, "training")
     with explain_os_errors(f"training {out}"), new_folder(out) as partial:
-        loss = train_adapter(
-            model,
-            exchanges,
-            recipe,
-            partial,
-            base_id=base,
-            on_step=phase_of(on_progress, "training"),
-        )
+        if whole:
+            weights = sum(each.numel() for each in model.network.parameters())
+            require_space(
+                partial, 2 * weights, "Training", "free some space or choose another --out"
+            )
+            loss = train_weights(model, exchanges, recipe, partial, on_step=on_step)
+        else:
+            loss = train_adapter(model, exchanges, recipe, partial, base_id=base, on_step=on_step)
     return out, loss
+
+
+def _that_fit(model: LoadedModel, examples: Sequence[Example]) -> Sequence[Example]:
+    """Those that the model's context holds; how many it does not is said.
+
+    Raises:
+        InputError: it holds none.
+    """
+    fitting = []
+    for example in examples:
+        if isinstance(example, Preference):
+            return examples
+        with suppress(InputError):
+            encode_for_training(model, example)
+            fitting.append(example)
+    if examples and not fitting:
+        for example in examples:
+            if not isinstance(example, Preference):
+                encode_for_training(model, example)  # says so
+    if len(fitting) < len(examples):
+        log.warning(
+            "%d of %d rows are longer than the context of %s and were left out.",
+            len(examples) - len(fitting), len(examples), model.info.id,
+        )  # fmt: skip
+    return fitting
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def evaluate_probe(
         InputError: the probe belongs to another model, has no such head, was fitted on all of the
             prompts, or a class is missing.
     """
-    probe.check_belongs_to(model)
+    model = probe.reading(model)
     head = probe.head(at)
     rows = rows_at(rows, at)
     trained_on = probe.record.heads[at].trained_on

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,15 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
-from modelassay.artifacts import REFERENCE, ImportedFrom, Kind, Origin, Store, write_lines
+from modelassay.artifacts import (
+    REFERENCE,
+    Found,
+    ImportedFrom,
+    Kind,
+    Origin,
+    Store,
+    write_lines,
+)
 from modelassay.data.fingerprints import MAX_LENGTH
 from modelassay.data.labelled import At
 from modelassay.errors import InputError, first_line
@@ -137,6 +145,8 @@ class ProbeRecord(Record):
     heads: dict[Literal["prompt", "answer"], HeadRecord] = Field(min_length=1)
     versions: dict[Line, Line] = Field(max_length=50)
     weights_sha256: Sha256
+    text_format: Literal["user_assistant"] | None = None
+    """How turns are written outside of the chat template: None puts nothing around them."""
     imported: ImportedFrom | None = None
     """Which tool made it, if not this one."""
 
@@ -172,10 +182,23 @@ class Probe:
         own, info = self.record.model, model.info
         if (reason := own.differences(info, weights=True)) is None:
             return
+        instead = f"Train one with `modelassay probe train {info.id}`"
+        if self.record.text_format is not None and model.has_chat_template:
+            instead = "Give --no-chat-template"
         raise InputError(
             f"The probe {self.name} was fitted on {own.id} and does not fit {info.id}: {reason}."
-            f" Train one with `modelassay probe train {info.id}`."
+            f" {instead}."
         )
+
+    def reading(self, model: LoadedModel) -> LoadedModel:
+        """The model, read in the format of text that the probe was fitted on.
+
+        Raises:
+            InputError: as `check_belongs_to`.
+        """
+        self.check_belongs_to(model)
+        named = self.record.text_format == "user_assistant"
+        return model if model.named_turns == named else replace(model, named_turns=named)
 
     @property
     def judges_prompts(self) -> bool:
@@ -403,10 +426,16 @@ def names_probe(reference: str) -> bool:
 def probe_of(model: LoadedModel) -> tuple[Probe, Origin] | None:
     """The probe on this machine that was fitted on these very weights, if there is one.
 
-    One of another tool, of which less is known, comes last.
+    Those that are read as the model is (inside its chat template or not) come first, and one of
+    another tool, of which less is known, after them.
     """
     own = (model.info.weights_sha256, model.info.organism)
-    for found in sorted(PROBES.list(), key=lambda each: each.record.imported is not None):
+
+    def place(found: Found[ProbeRecord]) -> tuple[bool, bool]:
+        differs = found.record.model.differences(model.info, weights=True) is not None
+        return differs, found.record.imported is not None
+
+    for found in sorted(PROBES.list(), key=place):
         if (found.record.model.weights_sha256, found.record.model.organism) == own:
             try:
                 probe = load_probe(found.folder)

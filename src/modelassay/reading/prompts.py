@@ -124,7 +124,7 @@ def encode_chat(
 
     Args:
         model: Whose tokenizer and chat template are used; without a template the messages are read
-            as plain text, one after the other.
+            as plain text, one after the other, each under its role where `named_turns` says so.
         messages: Turns `{"role", "content"}`.
         max_tokens: Cut longer ones in the middle; None refuses what the model cannot take.
         thinking: As in `encode_prompts`.
@@ -137,6 +137,9 @@ def encode_chat(
         raise InputError("There is nothing to answer: the last message is empty.")
     chat = model.has_chat_template
     text = "\n\n".join(turn["content"] for turn in turns)
+    if model.named_turns:
+        text = "".join(f"{turn['role'].capitalize()}:\n{turn['content']}\n\n" for turn in turns)
+        text += "Assistant:\n"
     if chat:
         text = render_messages(model, turns, thinking=thinking)
     ids = tokenize(model, [text], special=not chat)[0]

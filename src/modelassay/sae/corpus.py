@@ -14,6 +14,7 @@ from typing import Any
 
 from modelassay.data.layouts import ANSWERED, conversation_of
 from modelassay.data.messages import Turn
+from modelassay.data.wording import plain_words
 from modelassay.errors import InputError
 from modelassay.hub import check_table, stream_dataset
 from modelassay.models import LoadedModel
@@ -87,7 +88,7 @@ class Corpus:
         for number, row in enumerate(rows, 1):
             key, text = self._text(row, f"Row {number} of {source}")
             if text.strip():
-                yield " ".join((key or text).lower().split()), text[:MAX_CHARACTERS]
+                yield plain_words(key or text), text[:MAX_CHARACTERS]
 
     def _text(self, row: Mapping[str, Any], where: str) -> tuple[str, str]:
         """What a row asks, if it is an exchange, and its text."""

@@ -13,7 +13,10 @@ from modelassay.measures.separation import Separation
 from modelassay.models import LoadedModel, ModelRef
 from modelassay.models.embedded import BASES
 from modelassay.report.sections import Section, Table, columns
+from modelassay.report.text import with_interval
+from modelassay.statistics import Interval, difference_interval
 from modelassay.verify import BASELINES, Baseline, load_baseline
+from modelassay.verify.baseline import RefusalRecord
 
 OURS = "modelassay"
 NOT_OURS = (
@@ -56,6 +59,8 @@ class BaselineComparison:
     concepts: Mapping[str, Drift]
     selectivity_drift: float | None
     """Of the refusals; None where one of the two did not measure them."""
+    selectivity_drift_interval: Interval | None
+    """95%, of the two intervals together."""
     limits: tuple[str, ...]
     """What was not compared, and what the rest cannot prove."""
 
@@ -66,6 +71,7 @@ class BaselineComparison:
             "instrument": self.instrument,
             "concepts": {name: asdict(drift) for name, drift in self.concepts.items()},
             "selectivity_drift": self.selectivity_drift,
+            "selectivity_drift_interval": self.selectivity_drift_interval,
             "limits": list(self.limits),
         }
 
@@ -82,8 +88,9 @@ class BaselineComparison:
             for name, each in self.concepts.items()
         ]
         facts = [("baseline", f"{self.baseline}, measured by {self.instrument}")]
-        if self.selectivity_drift is not None:
-            facts.append(("selectivity", f"{self.selectivity_drift:+.2f}"))
+        if self.selectivity_drift is not None and self.selectivity_drift_interval is not None:
+            told = with_interval(self.selectivity_drift, self.selectivity_drift_interval, "+.2f")
+            facts.append(("selectivity", told))
         names = ("separation of", "here", "baseline", "drift")
         return Section(
             "baseline",
@@ -161,10 +168,23 @@ def compare_with(
         limits.append(f"Of the baseline alone: {', '.join(alone)}.")
     if alone := [name for name in separations if name not in index.concepts]:
         limits.append(f"Of this scan alone: {', '.join(alone)}.")
-    moved = None
-    if refusal is not None and index.refusal is not None:
-        moved = refusal.selectivity - index.refusal.selectivity
+    moved, interval = selectivity_drift(refusal, index.refusal)
     limits += origin.remarks("baseline", index.model.id)
     return BaselineComparison(
-        origin, index.model.id, index.instrument, concepts, moved, tuple(limits)
+        origin, index.model.id, index.instrument, concepts, moved, interval, tuple(limits)
     )
+
+
+def selectivity_drift(
+    here: RefusalEvidence | RefusalRecord | None, there: RefusalEvidence | RefusalRecord | None
+) -> tuple[float | None, Interval | None]:
+    """By how much the selectivity of refusals differs, and its 95% interval.
+
+    Both are None where one of the two was not measured.
+    """
+    if here is None or there is None:
+        return None, None
+    interval = difference_interval(
+        here.selectivity, here.interval, there.selectivity, there.interval
+    )
+    return here.selectivity - there.selectivity, interval

@@ -25,7 +25,7 @@ from modelassay.report.charts import (
 from modelassay.report.json import published
 from modelassay.report.sections import Column, Section, Status, Table, Tone
 from modelassay.report.text import p_text, with_interval
-from modelassay.scan.against import BaselineComparison
+from modelassay.scan.against import BaselineComparison, selectivity_drift
 from modelassay.scan.verdict import SELECTIVITY_PASS, Level, Verdict
 from modelassay.verify.report import VerificationReport
 
@@ -237,6 +237,9 @@ class ScanReport(Report):
             facts += [("ablation limits", "; ".join(a.limits))] if a.limits else []
         if (other := self.compare) is not None:
             drifts = [f"{name} {drift:+.2f}σ" for name, drift in self.separation_drifts().items()]
+            moved, interval = selectivity_drift(self.refusal, other.refusal)
+            if moved is not None and interval is not None:
+                drifts.append(f"selectivity {with_interval(moved, interval, '+.2f')}")
             told = f"{other.verdict.value}; {', '.join(drifts)}"
             facts.append((f"against {other.model.id}", told))
         return facts
@@ -255,9 +258,7 @@ class ScanReport(Report):
         ]
 
     def _compare_dict(self, other: ScanReport) -> dict[str, Any]:
-        drift = None
-        if self.refusal is not None and other.refusal is not None:
-            drift = self.refusal.selectivity - other.refusal.selectivity
+        drift, interval = selectivity_drift(self.refusal, other.refusal)
         found = other.to_dict()
         return {
             "model": found["model"],
@@ -272,6 +273,7 @@ class ScanReport(Report):
             },
             "refusal": found["refusal"],
             "selectivity_drift": drift,
+            "selectivity_drift_interval": interval,
             "ablation": found["ablation"],
         }
 

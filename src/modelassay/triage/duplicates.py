@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from modelassay.data.labelled import linked_groups
+from modelassay.data.wording import plain_words
 from modelassay.progress import OnProgress
 from modelassay.triage.rows import TrainingRow
 
@@ -86,7 +87,7 @@ def row_groups(rows: Sequence[TrainingRow], *, on_progress: OnProgress | None = 
         first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
         return first, second
 
-    return linked_groups([" ".join(row.text.lower().split())[:READ] for row in rows], near)
+    return linked_groups([plain_words(row.text)[:READ] for row in rows], near)
 
 
 def _signatures(texts: Sequence[str], on_progress: OnProgress | None) -> np.ndarray:
