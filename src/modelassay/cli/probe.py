@@ -80,6 +80,24 @@ def train_command(
         float | None,
         typer.Option("--learning-rate", "--lr", help="Of --kind attention alone; 0.02."),
     ] = None,
+    token_labels: Annotated[
+        str,
+        typer.Option(
+            metavar="exchange|spans|classifier",
+            help="What the samples along a response are labelled by: its label, the `spans` of its"
+            " row, or a classifier's scores of it up to there.",
+        ),
+    ] = "exchange",  # noqa: S107 (no password)
+    classifier: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of --token-labels classifier; `embedded`.")
+    ] = None,
+    token_weights: Annotated[
+        str,
+        typer.Option(
+            metavar="even|soft",
+            help="Whether they count alike, or by the softmax of their scores.",
+        ),
+    ] = "even",  # noqa: S107
     name: Annotated[str | None, typer.Option(help="Its name; made from the model's id.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A new folder in place of your store.")
@@ -94,24 +112,35 @@ def train_command(
             "Give --data FILE with rows {prompt, response, label}, or --folder FOLDER with the data"
             " sets of the shipped recipe (docs/guard.md lists them)."
         )
-    if not given and (at, kind, layers, epochs, learning_rate) != (
+    if not given and (at, kind, layers, epochs, learning_rate, token_labels, token_weights) != (
         *("both", "logistic"),
         *(None, None, None),
+        *("exchange", "even"),
     ):
         raise InputError("The shipped recipe trains both heads as it says; give --data to choose.")
 
     from modelassay.artifacts import slug
+    from modelassay.classifier import load_classifier
     from modelassay.models import open_model
     from modelassay.probes import PROBES, make_probe, store_probe, train_head
+    from modelassay.probes.lessons import check_lesson, check_spans
     from modelassay.probes.training import check_rows, check_training, train_default_heads
 
     check_training(kind, layers, epochs, learning_rate)
+    if classifier is not None and token_labels != "classifier":
+        raise InputError("--classifier NAME goes with --token-labels classifier.")
+    check_lesson("prompt" if at == "prompt" else "answer", kind, token_labels, token_weights)
     name = PROBES.kind.check_name(name or slug(model.id))
     PROBES.check_free(name, force=force, out=out)
     places: tuple[Any, ...] = ("prompt", "answer") if at == "both" else (at,)
     most = given.max_examples
     rows = {place: check_rows(given.read(place), place, most) for place in places if given}
+    check_spans(token_labels, rows.get("answer", ()))
     _check_folder(folder)
+    judge = None
+    if token_labels == "classifier":
+        judge = load_classifier(classifier or "embedded", token=given.token).unsafe
+    tokens: Any = {"token_labels": token_labels, "token_weights": token_weights, "judge": judge}
     with progress() as on_phase:
         loaded = open_model(model, on_progress=on_phase, **loading)
         if given:
@@ -125,6 +154,7 @@ def train_command(
                     max_examples=most,
                     epochs=epochs,
                     learning_rate=learning_rate,
+                    **(tokens if place == "answer" else {}),
                     on_progress=phase_of(on_phase, "reading"),
                 )
                 for place in places
@@ -151,6 +181,9 @@ def sweep_command(
     folder: Folder = None,
     at: At = "prompt",
     kind: Annotated[str, typer.Option(help="logistic or means.")] = "logistic",
+    combine: Annotated[
+        int, typer.Option(metavar="N", help="Also the best found of 2 to N layers together.")
+    ] = 1,
 ) -> None:
     """Score a probe of every single layer, or of --layers, from one pass over the data."""
     place = check_at(at)
@@ -162,7 +195,7 @@ def sweep_command(
     from modelassay.probes import sweep_layers
     from modelassay.probes.training import check_rows, check_sweep
 
-    check_sweep(kind)
+    check_sweep(kind, combine)
     _check_folder(folder)
     rows = given.read(place) if given else prompt_head_rows(folder, given.token)
     rows = check_rows(rows, place, given.max_examples)
@@ -176,6 +209,7 @@ def sweep_command(
             kind=kind,
             layers=layers,
             max_examples=given.max_examples,
+            combine=combine,
             on_progress=reading,
         )
     output.give(sweep)

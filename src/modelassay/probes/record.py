@@ -27,6 +27,7 @@ from modelassay.hub import Commit
 from modelassay.models import LoadedModel
 from modelassay.models.identity import ModelIdentity, hash_file, states
 from modelassay.probes.head import BLOCK_RATE, Head
+from modelassay.probes.lessons import TokenLabels, TokenWeights
 from modelassay.report.text import share_text, with_interval
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,10 @@ class SourceMetrics(Record):
     n: Count
     unsafe: bool | None
     """Which class the source is of; None for both, which are then compared with each other."""
+    surface: dict[Line, Share] = Field(default={}, max_length=10)
+    """AUROC of what its labels give away on the surface, learnt on the other sources too."""
+    without_refusals: Share | None = None
+    """AUROC among responses that do not refuse, of a source of both classes."""
 
 
 class TrainedOn(Record):
@@ -111,6 +116,10 @@ class HeadRecord(Record):
     epochs: Count | None = None
     """Passes in which a kind that is trained by gradient learnt; None of other kinds."""
     learning_rate: float | None = Field(default=None, gt=0, lt=1)
+    token_labels: TokenLabels = "exchange"
+    """What the samples of a response were labelled by."""
+    token_weights: TokenWeights = "even"
+    """How they counted."""
 
     @model_validator(mode="after")
     def _check(self) -> HeadRecord:
@@ -314,10 +323,17 @@ def describe_probe(record: ProbeRecord) -> list[str]:
     lines = [f"for {record.model.id}, weights sha256 {record.model.weights_sha256}"]
     for at, head in record.heads.items():
         reads = f"{head.kind} over {'+'.join(head.poolings)} of layers"
-        where = f"{at}: {reads} {', '.join(map(str, head.layers))}"
+        where = f"{at}: {reads} {', '.join(map(str, head.layers))}{_taught(head)}"
         measured = _measured_lines(head)
         lines += [f"{where}; {measured[0]}", *measured[1:]]
     return lines + (record.imported.lines() if record.imported else [])
+
+
+def _taught(head: HeadRecord) -> str:
+    """How the tokens of responses were learnt, where it was not the usual way."""
+    how = [] if head.token_labels == "exchange" else [f"labelled by {head.token_labels}"]
+    how += [] if head.token_weights == "even" else [f"weighted {head.token_weights}ly"]
+    return f", tokens {' and '.join(how)}" if how else ""
 
 
 def _measured_lines(head: HeadRecord) -> list[str]:
@@ -358,8 +374,16 @@ def _measured_lines(head: HeadRecord) -> list[str]:
     )
     for source, row in worst:
         auroc = with_interval(row.auroc, row.interval, ".3f")
-        lines.append(f"  without {source}: AUROC {auroc} on it")
+        lines.append(f"  without {source}: AUROC {auroc} on it{_beside(row)}")
     return lines
+
+
+def _beside(row: SourceMetrics) -> str:
+    """What else is known of a source that was left out."""
+    told = [f"{name} {auroc:.3f}" for name, auroc in row.surface.items()]
+    if row.without_refusals is not None:
+        told.append(f"responses that do not refuse {row.without_refusals:.3f}")
+    return f" ({', '.join(told)})" if told else ""
 
 
 PROBES = Store(

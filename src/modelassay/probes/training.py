@@ -8,7 +8,7 @@ without a prompt is read after a neutral one, because a guarded response always 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,19 @@ from modelassay.data.labelled import (
 from modelassay.data.training_data import prompt_head_rows
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, utc_now
+from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import LoadedModel
 from modelassay.models.layers import resolve_layers
-from modelassay.probes.evaluating import LayerScore, Sweep, source_metrics
+from modelassay.probes.evaluating import (
+    CombinationScore,
+    LayerScore,
+    Sweep,
+    source_auroc,
+    source_metrics,
+)
 from modelassay.probes.features import (
+    CHECKPOINTS,
+    DENSE,
     MAX_RESPONSE_TOKENS,
     POOLINGS,
     pooled_features,
@@ -44,7 +53,6 @@ from modelassay.probes.fitting import (
     EPOCHS,
     FITTERS,
     RATE,
-    Fitter,
     Readout,
     check_classes,
     fit_attention,
@@ -60,6 +68,14 @@ from modelassay.probes.head import (
     reached_thresholds,
     span_risks,
 )
+from modelassay.probes.lessons import (
+    Judge,
+    TokenLabels,
+    TokenWeights,
+    check_lesson,
+    check_spans,
+    make_lesson,
+)
 from modelassay.probes.record import (
     STATED,
     HeadRecord,
@@ -69,10 +85,9 @@ from modelassay.probes.record import (
     SourceMetrics,
     TrainedOn,
 )
+from modelassay.probes.surface import surfaces
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
-from modelassay.statistics import (
-    binary_metrics,
-)
+from modelassay.statistics import binary_metrics, rank_auroc
 
 Array = np.ndarray
 GRADIENT_KINDS = ("attention",)
@@ -81,6 +96,8 @@ KINDS = (*FITTERS, *GRADIENT_KINDS)
 DEPTHS = (1 / 3, 8 / 15, 11 / 15)
 """Relative depths of the layers that a probe reads unless told otherwise; together they are better
 than any one of them on every source that was tried (docs/guard.md)."""
+MOST_COMBINED = 8
+"""Layers that a sweep puts together at most; each more costs a fit of every layer."""
 NO_WEIGHTS = "0" * 64  # until the weights are on disk
 NEUTRAL_PROMPTS = ("Go on.", "Please continue.", "Write a short text.", "Answer my question.")
 RESPONSE_TOKENS = 96
@@ -118,6 +135,9 @@ def train_head(
     max_examples: int | None = None,
     epochs: int | None = None,
     learning_rate: float | None = None,
+    token_labels: TokenLabels = "exchange",  # noqa: S107 (no password)
+    token_weights: TokenWeights = "even",  # noqa: S107
+    judge: Judge | None = None,
     on_progress: OnProgress | None = None,
 ) -> TrainedHead:
     """Fits a head and scores it on prompts that it was not fitted on.
@@ -134,13 +154,20 @@ def train_head(
         max_examples: Most rows to learn from, drawn evenly over labels and sources; None for all.
         epochs: Of a kind that is trained by gradient, passes over the data; None for `EPOCHS`.
         learning_rate: Of such a kind; None for `RATE`.
+        token_labels: What the samples of a response are labelled by, see `probes.lessons`.
+        token_weights: How they count.
+        judge: The classifier that labels them, if one does.
         on_progress: Told how far reading is.
 
     Raises:
-        InputError: what `check_training` refuses, a layer out of range, or data without both
-            classes.
+        InputError: what `check_training`, `check_lesson` and `check_spans` refuse, a layer out of
+            range, a classifier that is missing, or data without both classes.
     """
     check_training(kind, layers, epochs, learning_rate)
+    check_lesson(at, kind, token_labels, token_weights)
+    check_spans(token_labels, rows)
+    if token_labels == "classifier" and judge is None:
+        raise InputError("token_labels='classifier' needs the classifier as `judge`.")
     rows = rows if group_by else rows_at(rows, at)
     require_classes(rows, (True, False), "A probe")
     drawn = draw(rows, max_examples)
@@ -173,11 +200,22 @@ def train_head(
             (i, each[:, None]) for i, each in activations.items()
         )
     else:
-        features = pooled_features(model, rows, at, layers=chosen, **options)
+        plain = token_labels == "exchange" and token_weights == "even"
+        lengths = CHECKPOINTS if plain else DENSE
+        features = pooled_features(model, rows, at, layers=chosen, lengths=lengths, **options)
         x, of = features.values.float().flatten(1).numpy(), features.row
-        fit = fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind])
+        lesson = make_lesson(model, rows, features, token_labels, token_weights, judge)
+        fit = fit_calibrated(x, lesson.unsafe >= 0.5, groups[of], FITTERS[kind], lesson)
         fold = fit.fold[features.last]
-        left_out = _left_out(x[features.last], rows, unsafe, groups, FITTERS[kind])
+        left_out = _left_out(
+            rows,
+            at,
+            groups,
+            lambda sources: leave_one_source_out(
+                x, unsafe, groups, sources, FITTERS[kind], lesson, features.last
+            ),
+            max_response_tokens,
+        )
         if at == "prompt":  # one sample a row, and that is where a guard asks
             risks = SpanRisks(fit.risk, fit.risk)
         # The fit saw responses at a few lengths; it is judged at every token.
@@ -206,6 +244,8 @@ def train_head(
             "metrics": binary_metrics(risks.final, unsafe, groups).to_dict(),
             "left_out": left_out,
             "trained_on": _trained_on(rows, group_by, drawn_from),
+            "token_labels": token_labels,
+            "token_weights": token_weights,
             **by_gradient,
         }
     )
@@ -282,9 +322,10 @@ def sweep_layers(
     kind: str = "logistic",
     layers: Sequence[int] | None = None,
     max_examples: int | None = None,
+    combine: int = 1,
     on_progress: OnProgress | None = None,
 ) -> Sweep:
-    """Scores a probe of every single layer, from one pass over the data.
+    """Scores a probe of every single layer, and of layers together, from one pass over the data.
 
     Args:
         model: The model to watch.
@@ -293,13 +334,17 @@ def sweep_layers(
         kind: One of `FITTERS`.
         layers: Layers to try, negative ones counted from the end; None for all.
         max_examples: As in `train_head`.
+        combine: Most layers that one probe reads: the best single layer gets the one that helps it
+            most, and so on.
         on_progress: Told how far reading is.
 
     Raises:
-        InputError: as `train_head`.
+        InputError: as `train_head`, or there are fewer layers to combine.
     """
-    check_sweep(kind)
+    check_sweep(kind, combine)
     chosen = None if layers is None else resolve_layers(layers, len(model.layers))
+    if combine > (n_layers := len(model.layers if chosen is None else chosen)):
+        raise InputError(f"--combine {combine} needs as many layers, and there are {n_layers}.")
     rows = rows_at(rows, at)
     require_classes(rows, (True, False), "A sweep")
     n_rows = len(rows)
@@ -308,36 +353,80 @@ def sweep_layers(
     unsafe = np.array([row.unsafe for row in rows])
     features = pooled_features(model, rows, at, layers=chosen, on_progress=on_progress)
     of = features.row
-    scores = []
-    for i, layer in enumerate(features.layers):
-        x = features.values[:, i].float().flatten(1).numpy()
-        risk = fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind]).risk[features.last]
-        scores.append(LayerScore(layer, binary_metrics(risk, unsafe, groups)))
-    return Sweep(tuple(scores), n_rows if len(rows) < n_rows else None)
+
+    def risk(places: Sequence[int]) -> Array:
+        x = features.values[:, list(places)].float().flatten(1).numpy()
+        return fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind]).risk[features.last]
+
+    scores = [
+        LayerScore(layer, binary_metrics(risk([i]), unsafe, groups))
+        for i, layer in enumerate(features.layers)
+    ]
+    together = [int(np.argmax([each.metrics.auroc for each in scores]))]
+    combinations = []
+    for _ in range(1, combine):
+        others = [i for i in range(len(scores)) if i not in together]
+        risks = [risk([*together, i]) for i in others]
+        best = int(np.argmax([rank_auroc(each, unsafe) for each in risks]))
+        together.append(others[best])
+        read = tuple(features.layers[i] for i in together)
+        combinations.append(CombinationScore(read, binary_metrics(risks[best], unsafe, groups)))
+    drawn_from = n_rows if len(rows) < n_rows else None
+    return Sweep(tuple(scores), drawn_from, tuple(combinations))
 
 
-def check_sweep(kind: str) -> None:
-    """Refuses kinds that a sweep is not made of.
+def check_sweep(kind: str, combine: int = 1) -> None:
+    """Refuses kinds that a sweep is not made of, and combinations that are none.
 
     Raises:
         InputError: names those that it is.
     """
     if kind not in FITTERS:
         raise InputError(f"A sweep is of {' or '.join(FITTERS)}, not {kind!r}.")
+    if not 1 <= combine <= MOST_COMBINED:
+        raise InputError(f"--combine is 1 to {MOST_COMBINED} layers, not {combine}.")
 
 
 def _left_out(
-    x: Array, rows: Sequence[LabelledExchange], unsafe: Array, groups: Array, fitter: Fitter
+    rows: Sequence[LabelledExchange],
+    at: At,
+    groups: Array,
+    scores_of: Callable[[Array], dict[str, Array]],
+    max_tokens: int,
 ) -> dict[str, SourceMetrics]:
+    """Each source under a fit without it, beside what its surface gives away.
+
+    Args:
+        rows: Labelled exchanges.
+        at: Where the head reads.
+        groups: int [row], equal for near-duplicate prompts.
+        scores_of: Scores of the head that is trained, as `leave_one_source_out` gives them.
+        max_tokens: Where responses are cut.
+    """
     sources = np.array([row.source for row in rows])
     if len(set(sources)) < 3:
         return {}
-    left_out = leave_one_source_out(x, unsafe, groups, sources, fitter)
-    return {
-        source: found
-        for source, scores in left_out.items()
-        if (found := source_metrics(scores, sources == source, unsafe, groups))
+    unsafe = np.array([row.unsafe for row in rows])
+    refuses = np.array([at == "answer" and is_refusal(row.response) for row in rows])
+    surface = {
+        name: leave_one_source_out(features, unsafe, groups, sources, fitter)
+        for name, (features, fitter) in surfaces(rows, at, max_tokens).items()
     }
+    found: dict[str, SourceMetrics] = {}
+    for source, scores in scores_of(sources).items():
+        own = sources == source
+        if (metrics := source_metrics(scores, own, unsafe, groups)) is None:
+            continue
+        given_away = {
+            name: auroc
+            for name, of in surface.items()
+            if source in of and (auroc := source_auroc(of[source], own, unsafe)) is not None
+        }
+        update: dict[str, Any] = {"surface": given_away}
+        if at == "answer" and metrics.unsafe is None:
+            update["without_refusals"] = source_auroc(scores, own & ~refuses, unsafe)
+        found[source] = metrics.model_copy(update=update)
+    return found
 
 
 def _trained_on(

@@ -1,0 +1,183 @@
+"""What the samples of a response teach, and that it is learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from modelassay.errors import InputError
+from modelassay.probes import PROBES, find_probe, probe_record, store_probe, train_head
+from modelassay.probes.features import pooled_features, prefixes
+from modelassay.probes.fitting import (
+    FITTERS,
+    Lesson,
+    fit_lesson,
+    leave_one_source_out,
+    plain_lesson,
+    soft_weights,
+)
+from modelassay.probes.lessons import make_lesson
+from modelassay.probes.surface import surfaces
+from modelassay.statistics import rank_auroc
+from probe_rows import exchanges
+
+LENGTHS = (2, 4, 8, 16)
+
+
+def marked(n=60, seed=0):
+    """Rows whose unsafe responses begin harmlessly and are marked from where they do not."""
+    rows = []
+    for row in exchanges(n, seed):
+        if row.unsafe:
+            opening = "well then let us see "
+            spans = ((len(opening), len(opening) + 5),)
+            row = replace(row, response=opening + row.response, spans=spans)
+        rows.append(row)
+    return rows
+
+
+def test_a_sample_is_unsafe_from_the_first_mark_on(tiny):
+    model, rows = tiny(), marked(8)
+    rows[2] = replace(rows[2], spans=())
+    features = pooled_features(model, rows, "answer", layers=[1], lengths=LENGTHS)
+    said = prefixes(model, rows, features)
+    assert [said[i] for i in np.flatnonzero(features.last)] == [row.response for row in rows]
+    lesson = make_lesson(model, rows, features, "spans", "even")
+    start = rows[0].spans[0][0]
+    for i, text, unsafe in zip(features.row, said, lesson.unsafe, strict=True):
+        assert rows[i].response.startswith(text)
+        marks = bool(rows[i].spans)
+        assert unsafe == (rows[i].unsafe and (not marks or len(text) > start))
+    assert set(lesson.unsafe[features.row == 0]) == {0, 1}
+    assert set(lesson.unsafe[features.row == 2]) == {1}
+    assert not lesson.soft
+
+
+def test_a_classifier_labels_what_was_said_by_then(tiny):
+    model, rows = tiny(), exchanges(4)
+    asked = []
+
+    def judge(pairs):
+        asked.extend(pairs)
+        return np.array([0.7 if i == 1 else 0.2 for i in range(len(pairs))])
+
+    features = pooled_features(model, rows, "answer", layers=[1], lengths=LENGTHS)
+    lesson = make_lesson(model, rows, features, "classifier", "soft", judge)
+    said = prefixes(model, rows, features)
+    first = features.row == 0
+    assert lesson.unsafe[first].tolist() == [0.2, *[0.7] * (first.sum() - 2), 1]
+    assert not lesson.unsafe[features.row == 1].any()
+    assert {prompt for prompt, _ in asked} == {rows[0].prompt, rows[2].prompt}
+    assert asked[0] == (rows[0].prompt, said[0])
+    assert lesson.soft
+
+
+def test_soft_weights_favour_what_scores_high_and_keep_each_response_its_share():
+    rng = np.random.default_rng(0)
+    response = np.repeat(np.arange(6), [1, 2, 3, 4, 5, 6])
+    scores = rng.normal(size=len(response)) * 300
+    weights = soft_weights(scores, response)
+    for i in range(6):
+        own = response == i
+        assert weights[own].sum() == pytest.approx(own.sum())
+        assert (np.argsort(weights[own]) == np.argsort(scores[own])).all()
+
+
+@pytest.mark.parametrize("kind", FITTERS)
+def test_a_doubtful_sample_is_learnt_by_its_share_of_each(kind):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(80, 4)).astype(np.float32)
+    share = np.tile([0.0, 1.0, 0.25, 0.75], 20)
+    lesson = Lesson(share, np.arange(80), soft=False)
+    weight, bias = fit_lesson(features, np.arange(80), lesson, FITTERS[kind])
+    # Four copies of each row, as many of them unsafe as its share says.
+    copies = np.repeat(features, 4, axis=0)
+    labels = (np.arange(4) < 4 * share[:, None]).ravel()
+    groups = np.repeat(np.arange(80), 4)
+    same = fit_lesson(copies, groups, plain_lesson(labels), FITTERS[kind])
+    cosine = weight @ same[0] / np.linalg.norm(weight) / np.linalg.norm(same[0])
+    assert cosine > 0.995
+
+
+@pytest.mark.parametrize("kind", FITTERS)
+def test_soft_weights_find_harm_that_is_in_one_part_of_a_response(kind):
+    """Ten samples a response, and in unsafe ones a single one of them shows it."""
+    rng = np.random.default_rng(0)
+    n, parts, d = 160, 10, 40
+    response = np.repeat(np.arange(n), parts)
+    unsafe = (response % 2 == 0).astype(float)
+    features = rng.normal(size=(n * parts, d)).astype(np.float32)
+    harm = response[::parts] * parts + rng.integers(parts, size=n)
+    features[harm[::2], 0] += 5
+
+    def share_of_planted(soft):
+        weight, _ = fit_lesson(features, response, Lesson(unsafe, response, soft), FITTERS[kind])
+        return abs(weight[0]) / np.linalg.norm(weight)
+
+    assert share_of_planted(soft=True) > share_of_planted(soft=False) + 0.03
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_marks_keep_a_head_from_calling_an_opening_unsafe(tiny):
+    """Both heads tell the responses apart; only one waits for what is marked."""
+    rows = marked()
+
+    def train(**how):
+        return train_head(tiny(), rows, "answer", layers=(1, 3), **how)
+
+    usual, spans = train(), train(token_labels="spans", token_weights="soft")
+    opening = pooled_features(tiny(), rows, "answer", layers=(1, 3), lengths=(3,))
+    early = ~opening.last & np.array([row.unsafe for row in rows])[opening.row]
+    risks = [float(each.head.risk(opening.values[early]).mean()) for each in (usual, spans)]
+    assert risks[1] < risks[0] / 2
+    assert spans.metrics.auroc > 0.9
+    record = probe_record(tiny(), "marked", {"answer": spans})
+    assert (record.heads["answer"].token_labels, record.heads["answer"].token_weights) == (
+        "spans",
+        "soft",
+    )
+    store_probe(record, {"answer": spans.head})
+    probe, _ = find_probe("marked")
+    assert probe.record == record.model_copy(update={"weights_sha256": probe.record.weights_sha256})
+    told = "\n".join(PROBES.kind.describe(probe.record))
+    assert "tokens labelled by spans and weighted softly" in told
+    assert "refusal wording" in told
+
+
+def test_a_source_that_words_give_away_says_so():
+    rows = exchanges(120)
+    unsafe = np.array([row.unsafe for row in rows])
+    lined = [
+        replace(
+            row,
+            response=f"{'I cannot help with' if not row.unsafe else 'Sure, begin with'} {i} please",
+            source=f"source {i // 2 % 4}",
+        )
+        for i, row in enumerate(rows)
+    ]
+    sources = np.array([row.source for row in lined])
+    own = sources == "source 0"
+    aurocs = {}
+    for name, (features, fitter) in surfaces(lined, "answer", 50).items():
+        scores = leave_one_source_out(features, unsafe, np.arange(120), sources, fitter)
+        aurocs[name] = rank_auroc(scores["source 0"][own], unsafe[own])
+    assert aurocs["words"] == aurocs["refusal wording"] == 1
+    assert set(surfaces(lined, "prompt", 50)) == {"length", "words"}
+
+
+@pytest.mark.parametrize(
+    ("at", "how", "words"),
+    [
+        ("answer", {"token_labels": "words"}, "--token-labels is exchange or spans or classifier"),
+        ("answer", {"token_weights": "hard"}, "--token-weights is even or soft"),
+        ("prompt", {"token_weights": "soft"}, "for responses"),
+        ("answer", {"token_labels": "spans"}, "no row has any"),
+        ("answer", {"token_labels": "classifier"}, "needs the classifier"),
+        ("answer", {"token_weights": "soft", "kind": "attention"}, "learns by itself"),
+    ],
+)
+def test_what_cannot_be_taught_is_refused(at, how, words):
+    with pytest.raises(InputError, match=words):
+        train_head(None, exchanges(), at, **how)  # pyright: ignore (before the model is read)
