@@ -6,18 +6,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from scipy.special import expit
 
 from modelassay.errors import InputError
 from modelassay.probes import PROBES, find_probe, probe_record, store_probe, train_head
-from modelassay.probes.features import pooled_features, prefixes
+from modelassay.probes.features import pooled_features, prefixes, read_spans
 from modelassay.probes.fitting import (
     FITTERS,
     Lesson,
+    factored_fit,
     fit_lesson,
     leave_one_source_out,
+    left_out_scores,
+    linear_fit,
+    odds_of_both,
     plain_lesson,
     soft_weights,
 )
+from modelassay.probes.head import ComplyReadout, Head, span_risks
 from modelassay.probes.lessons import make_lesson
 from modelassay.probes.surface import surfaces
 from modelassay.statistics import rank_auroc
@@ -91,7 +98,7 @@ def test_a_doubtful_sample_is_learnt_by_its_share_of_each(kind):
     features = rng.normal(size=(80, 4)).astype(np.float32)
     share = np.tile([0.0, 1.0, 0.25, 0.75], 20)
     lesson = Lesson(share, np.arange(80), soft=False)
-    weight, bias = fit_lesson(features, np.arange(80), lesson, FITTERS[kind])
+    weight, _ = fit_lesson(features, np.arange(80), lesson, FITTERS[kind])
     # Four copies of each row, as many of them unsafe as its share says.
     copies = np.repeat(features, 4, axis=0)
     labels = (np.arange(4) < 4 * share[:, None]).ravel()
@@ -176,8 +183,85 @@ def test_a_source_that_words_give_away_says_so():
         ("answer", {"token_labels": "spans"}, "no row has any"),
         ("answer", {"token_labels": "classifier"}, "needs the classifier"),
         ("answer", {"token_weights": "soft", "kind": "attention"}, "learns by itself"),
+        ("answer", {"texts": exchanges(2), "kind": "attention"}, "--texts are for"),
+        ("prompt", {"texts": exchanges(2)}, "--texts are for"),
+        ("prompt", {"kind": "factored"}, "a prompt does not refuse"),
     ],
 )
 def test_what_cannot_be_taught_is_refused(at, how, words):
     with pytest.raises(InputError, match=words):
         train_head(None, exchanges(), at, **how)  # pyright: ignore (before the model is read)
+
+
+def refusing(n=80, seed=0):
+    """Rows of which a part of the harmless responses refuse, and texts."""
+    rows = [
+        replace(row, response="I'm sorry, but I can't help with that.") if i % 8 in (1, 3) else row
+        for i, row in enumerate(exchanges(n, seed))
+    ]
+    texts = [replace(row, response="", source="posts") for row in exchanges(24, seed + 7)]
+    return rows, texts
+
+
+def test_a_factored_risk_is_that_of_both_at_once():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 50)) * 20
+    both = expit(odds_of_both(first, second))
+    assert both == pytest.approx(expit(first) * expit(second))
+    weight = torch.from_numpy(np.array([first, second])).float()[:, :, None, None]
+    comply = ComplyReadout(weight[1, :1], 0.0, 2.0, 1.0)
+    head = Head("answer", "factored", (0,), ("last",), weight[0, :1], 0.0, 0.5, 0.9, None, comply)
+    expected = expit(2 * odds_of_both(first[:1], second[:1]) + 1)
+    assert head.risk(torch.ones(1, 1, 1, 1)).numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_factored_readout_does_not_take_refusals_of_harm_for_harm():
+    """Harm is said in unsafe responses and in refusals that repeat it; a source left out has both.
+
+    Harmless responses of the others hold neither, so one readout learns that harm is unsafe.
+    """
+    rng = np.random.default_rng(0)
+    n = 400
+    kind = np.tile(["harm", "harmless", "refusal", "harmless"], n // 4)
+    sources = np.array(["a", "b", "c", "left"])[np.arange(n) // (n // 4)]
+    # Elsewhere few refuse, and they say less of the harm than where it is scored.
+    kind[(kind == "refusal") & (sources != "left") & (np.arange(n) % 8 > 2)] = "harmless"
+    features = rng.normal(size=(n, 30)).astype(np.float32)
+    features[:, 0] += 4 * (kind == "harm")
+    features[:, 0] += np.where(sources == "left", 8, 2) * (kind == "refusal")
+    features[:, 1] += 6 * (kind == "refusal")
+    unsafe, refuses, groups = kind == "harm", kind == "refusal", np.arange(n)
+    own = sources == "left"
+    lesson = plain_lesson(unsafe)
+    aurocs = {}
+    for name, fit in (
+        ("factored", factored_fit(features, groups, lesson, refuses)),
+        ("one", linear_fit(features, groups, lesson, FITTERS["logistic"])),
+    ):
+        scores = left_out_scores(fit, features, unsafe, groups, sources, lesson)["left"]
+        aurocs[name] = rank_auroc(scores[own], unsafe[own])
+    assert aurocs["factored"] > 0.9
+    assert aurocs["factored"] > aurocs["one"] + 0.1
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_a_factored_head_serves_what_it_was_trained_on_and_is_not_scored_on_texts(tiny):
+    model, (rows, texts) = tiny(), refusing()
+    trained = train_head(model, rows, "answer", kind="factored", layers=(1, 3), texts=texts)
+    record = trained.record
+    assert record.trained_on is not None
+    assert record.trained_on.sources["texts: posts"] == 24
+    assert record.metrics is not None
+    assert (record.metrics.n, record.metrics.auroc > 0.9) == (80, True)
+    assert set(record.left_out) == {f"source {i}" for i in range(4)}
+    store_probe(probe_record(model, "two", {"answer": trained}), {"answer": trained.head})
+    probe, _ = find_probe("two")
+    head = probe.head("answer")
+    features = pooled_features(model, rows[:6], "answer", layers=(1, 3))
+    risks = head.risk(features.values)[torch.from_numpy(features.last)].numpy()
+    spans = read_spans(model, rows[:6], "answer", head.layers)
+    served = span_risks(spans, [head], np.zeros(6, dtype=int)).final
+    assert served == pytest.approx(risks, abs=5e-3)
+    assert served[0] > 0.5 > served[1]
+    with pytest.raises(InputError, match="0 distinct prompts that are refused"):
+        train_head(model, exchanges(), "answer", kind="factored", layers=(1,))

@@ -49,12 +49,15 @@ class RowOptions:
 
     def read(self, at: Any) -> list[LabelledExchange]:
         """All of them, for a probe that reads there."""
+        return [row for where in self.data or () for row in self.read_file(where, at)]
+
+    def read_file(self, where: str, at: Any) -> list[LabelledExchange]:
+        """Those of one file or data set, read as these options say."""
         from modelassay.data.labelled import read_labelled
         from modelassay.data.labels import check_scheme
 
         how: dict[str, Any] = {"config": self.config, "split": self.split, "token": self.token}
-        how["labels"] = check_scheme(self.labels)
-        return [row for where in self.data or () for row in read_labelled(where, at=at, **how)]
+        return read_labelled(where, at=at, labels=check_scheme(self.labels), **how)
 
 
 Rows = Annotated[RowOptions, options.From(RowOptions)]
@@ -72,13 +75,23 @@ def train_command(
     at: Annotated[
         str, typer.Option(metavar="prompt|answer|both", help="Which heads to train.")
     ] = "both",
-    kind: Annotated[str, typer.Option(help="logistic, means or attention.")] = "logistic",
+    kind: Annotated[str, typer.Option(help="logistic, means, factored or attention.")] = (
+        "logistic"
+    ),
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data, of --kind attention alone; 60.")
     ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option("--learning-rate", "--lr", help="Of --kind attention alone; 0.02."),
+    ] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rows {prompt, label} of texts that are harmful or not by themselves, from which"
+            " the head of responses learns too.",
+        ),
     ] = None,
     token_labels: Annotated[
         str,
@@ -112,24 +125,32 @@ def train_command(
             "Give --data FILE with rows {prompt, response, label}, or --folder FOLDER with the data"
             " sets of the shipped recipe (docs/guard.md lists them)."
         )
-    if not given and (at, kind, layers, epochs, learning_rate, token_labels, token_weights) != (
-        *("both", "logistic"),
-        *(None, None, None),
-        *("exchange", "even"),
-    ):
-        raise InputError("The shipped recipe trains both heads as it says; give --data to choose.")
+    chosen = (at, layers, epochs, learning_rate, texts, token_labels, token_weights)
+    usual = ("both", None, None, None, None, "exchange", "even")
+    if not given and (chosen != usual or kind not in ("logistic", "factored")):
+        raise InputError(
+            "The shipped recipe trains both heads as it says, the response's as --kind logistic or"
+            " factored; give --data to choose."
+        )
 
     from modelassay.artifacts import slug
     from modelassay.classifier import load_classifier
     from modelassay.models import open_model
     from modelassay.probes import PROBES, make_probe, store_probe, train_head
     from modelassay.probes.lessons import check_lesson, check_spans
-    from modelassay.probes.training import check_rows, check_training, train_default_heads
+    from modelassay.probes.training import (
+        check_place,
+        check_rows,
+        check_training,
+        train_default_heads,
+    )
 
     check_training(kind, layers, epochs, learning_rate)
     if classifier is not None and token_labels != "classifier":
         raise InputError("--classifier NAME goes with --token-labels classifier.")
-    check_lesson("prompt" if at == "prompt" else "answer", kind, token_labels, token_weights)
+    watched: Any = "prompt" if at == "prompt" else "answer"
+    check_lesson(watched, kind, token_labels, token_weights)
+    check_place(watched, kind, texts=bool(texts))
     name = PROBES.kind.check_name(name or slug(model.id))
     PROBES.check_free(name, force=force, out=out)
     places: tuple[Any, ...] = ("prompt", "answer") if at == "both" else (at,)
@@ -140,7 +161,15 @@ def train_command(
     judge = None
     if token_labels == "classifier":
         judge = load_classifier(classifier or "embedded", token=given.token).unsafe
-    tokens: Any = {"token_labels": token_labels, "token_weights": token_weights, "judge": judge}
+    of_responses: Any = {
+        "kind": kind,
+        "token_labels": token_labels,
+        "token_weights": token_weights,
+        "judge": judge,
+        "texts": [row for where in texts or () for row in given.read_file(where, "prompt")],
+    }
+    # A prompt does not refuse: its head is then the usual one.
+    of_prompts = {"kind": "logistic" if kind == "factored" else kind}
     with progress() as on_phase:
         loaded = open_model(model, on_progress=on_phase, **loading)
         if given:
@@ -149,12 +178,11 @@ def train_command(
                     loaded,
                     rows[place],
                     place,
-                    kind=kind,
                     layers=layers,
                     max_examples=most,
                     epochs=epochs,
                     learning_rate=learning_rate,
-                    **(tokens if place == "answer" else {}),
+                    **(of_responses if place == "answer" else of_prompts),
                     on_progress=phase_of(on_phase, "reading"),
                 )
                 for place in places
@@ -162,7 +190,7 @@ def train_command(
         else:
             assert folder is not None  # noqa: S101 (checked above)
             heads = train_default_heads(
-                loaded, folder, token=given.token, max_examples=most, on_phase=on_phase
+                loaded, folder, token=given.token, kind=kind, max_examples=most, on_phase=on_phase
             )
     probe = make_probe(loaded, name, heads)
     path = store_probe(probe.record, probe.heads, out=out, force=force)
@@ -193,7 +221,8 @@ def sweep_command(
     from modelassay.data.training_data import prompt_head_rows
     from modelassay.models import open_model
     from modelassay.probes import sweep_layers
-    from modelassay.probes.training import check_rows, check_sweep
+    from modelassay.probes.sweeping import check_sweep
+    from modelassay.probes.training import check_rows
 
     check_sweep(kind, combine)
     _check_folder(folder)

@@ -11,17 +11,20 @@ softmax-weighted loss of Constitutional Classifiers++ (arXiv 2601.04603). The so
 fitting again: an unsafe response then is learnt where it is unsafe, a harmless one where it looks
 worst.
 
-Beside the linear kinds there is the attention-pooled probe: a query learns which tokens speak, a
-weight what they say. The pooled state is the average of the tokens read so far, weighted by
-softmax(query · state), as in the attention probes of the interpretability literature; with a query
-of zero it is the plain mean, from which the fit starts.
+The kind `factored` has two readouts: whether a response does what it was asked, and whether what it
+says is harmful; an unsafe one does both.
+
+Beside them there is the attention-pooled probe: a query learns which tokens speak, a weight what
+they say. The pooled state is the average of the tokens read so far, weighted by softmax(query ·
+state), as in the attention probes of the interpretability literature; with a query of zero it is
+the plain mean, from which the fit starts.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -71,7 +74,12 @@ def fit_lesson(features: Array, groups: Array, lesson: Lesson, fitter: Fitter) -
         groups: int [sample], equal for near-duplicate prompts.
         lesson: What they teach.
         fitter: See this module.
+
+    Raises:
+        InputError: they are all of one class.
     """
+    if len(np.unique(lesson.unsafe >= 0.5)) < 2:
+        raise InputError("There is nothing to learn: all of the samples are of one class.")
     # A doubtful sample is learnt as both, by its share of each.
     doubtful = np.flatnonzero((lesson.unsafe > 0) & (lesson.unsafe < 1))
     sample = np.concatenate([np.arange(len(lesson.unsafe)), doubtful])
@@ -141,20 +149,53 @@ def balanced(share: Array, unsafe: Array) -> Array:
     return share / (2 * np.where(unsafe, of_unsafe, 1 - of_unsafe))
 
 
+Fit = Callable[[Array], "Readout"]
+"""From indices of rows to a readout that was fitted on them."""
 FITTERS: dict[str, Fitter] = {"logistic": fit_logistic, "means": fit_means}
 
 
 @dataclass(frozen=True)
+class Comply:
+    """The second readout of the kind `factored`: whether a response does what it was asked."""
+
+    weight: Array
+    bias: float
+    slope: float = 1.0
+    """Of the curve that is laid over the log-odds of both together."""
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
 class Readout:
-    """A linear readout of pooled states, and the query that pools them by attention."""
+    """A linear readout of pooled states, and the query that pools them by attention.
+
+    With `comply` there are two of them, and the score is the log-odds of both together.
+    """
 
     weight: Array
     bias: float
     query: Array | None = None
+    comply: Comply | None = None
 
     def scaled(self, slope: float, offset: float) -> Readout:
         """Whose scores are slope · score + offset."""
+        if (comply := self.comply) is not None:
+            curve = {"slope": slope * comply.slope, "offset": slope * comply.offset + offset}
+            return replace(self, comply=replace(comply, **curve))
         return Readout(slope * self.weight, slope * self.bias + offset, self.query)
+
+    def score(self, features: Array) -> Array:
+        """Scores [row] of pooled states [row, d]."""
+        own = features @ self.weight + self.bias
+        if (comply := self.comply) is None:
+            return own
+        both = odds_of_both(own, features @ comply.weight + comply.bias)
+        return comply.slope * both + comply.offset
+
+
+def odds_of_both(first: Array, second: Array) -> Array:
+    """Log-odds of two independent events together, from the log-odds of each."""
+    return -np.logaddexp(np.logaddexp(-first, -second), -first - second)
 
 
 @dataclass(frozen=True)
@@ -191,15 +232,52 @@ def fit_calibrated(
         InputError: a class has too few prompts.
     """
     taught = lesson or plain_lesson(unsafe)
+    return calibrated(linear_fit(features, groups, taught, fitter), features, unsafe, groups)
+
+
+def calibrated(fit: Fit, features: Array, unsafe: Array, groups: Array) -> Fitted:
+    """As `fit_calibrated`, of any `Fit`."""
+    return cross_fit(fit, lambda readout, rows: readout.score(features[rows]), unsafe, groups)
+
+
+def linear_fit(features: Array, groups: Array, lesson: Lesson, fitter: Fitter) -> Fit:
+    """Of one readout, by a fitter; arguments as in `fit_lesson`."""
 
     def fit(rows: Array) -> Readout:
-        weight, bias = fit_lesson(features[rows], groups[rows], taught.part(rows), fitter)
-        return on_unit_scale(Readout(weight, bias), features[rows] @ weight + bias)
+        x = features[rows]
+        readout = Readout(*fit_lesson(x, groups[rows], lesson.part(rows), fitter))
+        return on_unit_scale(readout, readout.score(x))
 
-    def score(readout: Readout, rows: Array) -> Array:
-        return features[rows] @ readout.weight + readout.bias
+    return fit
 
-    return cross_fit(fit, score, unsafe, groups)
+
+def factored_fit(features: Array, groups: Array, lesson: Lesson, refuses: Array) -> Fit:
+    """Of two readouts: whether a response complies, and whether what is said is harmful.
+
+    The first learns refusals from all else, the second harmful responses from harmless ones and
+    nothing of refusals. So a refusal that repeats what was asked is not taken for it, nor a
+    harmless response for a refusal because both are safe.
+
+    Args:
+        features: float32 [sample, d].
+        groups: int [sample].
+        lesson: What they teach.
+        refuses: bool [sample].
+    """
+    complies = Lesson((~refuses).astype(float), lesson.response, soft=False)
+
+    def one(rows: Array, taught: Lesson) -> tuple[Array, float]:
+        found = fit_lesson(features[rows], groups[rows], taught.part(rows), fit_logistic)
+        readout = Readout(*found)
+        scaled = on_unit_scale(readout, readout.score(features[rows]))
+        return scaled.weight, scaled.bias
+
+    def fit(rows: Array) -> Readout:
+        weight, bias = one(rows[~refuses[rows]], lesson)
+        readout = Readout(weight, bias, comply=Comply(*one(rows, complies)))
+        return on_unit_scale(readout, readout.score(features[rows]))
+
+    return fit
 
 
 def plain_lesson(unsafe: Array) -> Lesson:
@@ -258,31 +336,41 @@ def folds_of(unsafe: Array, groups: Array) -> Sequence[tuple[Array, Array]]:
 
 
 def leave_one_source_out(
+    features: Array, unsafe: Array, groups: Array, sources: Array, fitter: Fitter
+) -> dict[str, Array]:
+    """`left_out_scores` of a fitter, where every row is one sample."""
+    taught = plain_lesson(unsafe)
+
+    def fit(rows: Array) -> Readout:
+        return Readout(*fit_lesson(features[rows], groups[rows], taught.part(rows), fitter))
+
+    return left_out_scores(fit, features, unsafe, groups, sources, taught)
+
+
+def left_out_scores(
+    fit: Fit,
     features: Array,
     unsafe: Array,
     groups: Array,
     sources: Array,
-    fitter: Fitter,
-    lesson: Lesson | None = None,
+    lesson: Lesson,
     last: Array | None = None,
 ) -> dict[str, Array]:
     """Risk-ordered scores for each source from a fit that saw none of it.
 
     Args:
+        fit: From indices of samples to a readout.
         features: float32 [sample, d].
         unsafe: bool [row].
         groups: int [row], equal for near-duplicate prompts.
         sources: str [row].
-        fitter: See this module.
-        lesson: What the samples teach, its `response` counting rows; None where rows are samples.
+        lesson: What the samples teach; its `response` is the row of each.
         last: bool [sample], those that rows are scored by, in their order; None for all.
 
     Returns:
         For each source, scores [row] of all rows from that fit: those of the source itself, and of
         the fifth of the other rows that was held out too, to compare it with; others are NaN.
     """
-    taught = lesson or plain_lesson(unsafe)
-    of = taught.response
     scored = features if last is None else features[last]
     _, test = folds_of(unsafe, groups)[0]
     other = np.zeros(len(unsafe), dtype=bool)
@@ -292,12 +380,11 @@ def leave_one_source_out(
         left = sources == source
         # Near-duplicates of a left-out prompt in other sources are left out with it.
         rows = ~left & ~other & ~np.isin(groups, groups[left])
-        train = np.flatnonzero(rows[of])
-        if len(set((taught.unsafe[train] >= 0.5).tolist())) < 2:
+        try:
+            found = fit(np.flatnonzero(rows[lesson.response])).score(scored)
+        except InputError:  # what is left is of one class
             continue
-        part = taught.part(train)
-        weight, bias = fit_lesson(features[train], groups[of[train]], part, fitter)
-        scores[source] = np.where(left | other, scored @ weight + bias, np.nan)
+        scores[source] = np.where(left | other, found, np.nan)
     return scores
 
 

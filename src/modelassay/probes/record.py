@@ -26,7 +26,7 @@ from modelassay.files.records import Count, LayerIndex, Line, Name, Record, Sha2
 from modelassay.hub import Commit
 from modelassay.models import LoadedModel
 from modelassay.models.identity import ModelIdentity, hash_file, states
-from modelassay.probes.head import BLOCK_RATE, Head
+from modelassay.probes.head import BLOCK_RATE, ComplyReadout, Head
 from modelassay.probes.lessons import TokenLabels, TokenWeights
 from modelassay.report.text import share_text, with_interval
 
@@ -87,16 +87,26 @@ class TrainedOn(Record):
     """Rows that these were drawn from, evenly over labels and sources; None where all were used."""
 
 
+class ComplyRecord(Record):
+    """Of the second readout of the kind `factored`, all but its weights."""
+
+    bias: float = Field(ge=-MAX_NUMBER, le=MAX_NUMBER)
+    slope: float = Field(gt=0, le=MAX_NUMBER)
+    offset: float = Field(ge=-MAX_NUMBER, le=MAX_NUMBER)
+
+
 class HeadRecord(Record):
     """Everything of a head but its weights.
 
     What was measured is None for a head of another tool's, and only for such a one.
     """
 
-    kind: Literal["logistic", "means", "attention"]
+    kind: Literal["logistic", "means", "factored", "attention"]
     layers: tuple[LayerIndex, ...] = Field(min_length=1, max_length=64)
     poolings: tuple[Literal["last", "mean", "attention"], ...] = Field(min_length=1, max_length=3)
     bias: float = Field(ge=-MAX_NUMBER, le=MAX_NUMBER)
+    comply: ComplyRecord | None = None
+    """Of the kind `factored`, its second readout."""
     pause: float = Field(gt=0, le=1)
     block: float = Field(gt=0, le=1)
     block_rate: Share | None = None
@@ -131,6 +141,8 @@ class HeadRecord(Record):
             raise ValueError("a pooling is named twice")
         if (self.kind == "attention") != (self.poolings == ("attention",)):
             raise ValueError("only the kind attention pools by attention, and in no other way")
+        if (self.kind == "factored") != (self.comply is not None):
+            raise ValueError("the kind factored, and no other, has a second readout")
         return self
 
 
@@ -223,6 +235,8 @@ def save_probe(record: ProbeRecord, heads: Mapping[At, Head], folder: Path) -> P
         arrays[f"{at}.weight"] = head.weight.contiguous()
         if head.query is not None:
             arrays[f"{at}.query"] = head.query.contiguous()
+        if head.comply is not None:
+            arrays[f"{at}.comply"] = head.comply.weight.contiguous()
     save_file(arrays, folder / WEIGHTS_FILE)
     record = record.model_copy(update={"weights_sha256": hash_file(folder / WEIGHTS_FILE)})
     text = record.model_dump_json(by_alias=True, indent=1)
@@ -245,6 +259,8 @@ def load_probe(folder: Path) -> Probe:
         wanted: dict[str, tuple[int, ...]] = {f"{at}.weight": shape}
         if head.kind == "attention":
             wanted[f"{at}.query"] = (shape[0], shape[2])
+        if head.comply is not None:
+            wanted[f"{at}.comply"] = shape
         for name, size in wanted.items():
             check_array(path, name, arrays.get(name), size)
         heads[at] = Head(
@@ -257,6 +273,10 @@ def load_probe(folder: Path) -> Probe:
             pause=head.pause,
             block=head.block,
             query=arrays.get(f"{at}.query"),
+            comply=head.comply
+            and ComplyReadout(
+                arrays[f"{at}.comply"], head.comply.bias, head.comply.slope, head.comply.offset
+            ),
         )
     return Probe(record, heads)
 

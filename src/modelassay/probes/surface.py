@@ -6,18 +6,72 @@ its own: a head that does no better than the words do has learnt words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from modelassay.data.labelled import At, LabelledExchange
 from modelassay.measures.refusal_judge import is_refusal
-from modelassay.probes.fitting import Array, Fitter, Linear, fit_means
+from modelassay.probes.evaluating import source_auroc, source_metrics
+from modelassay.probes.fitting import Array, Fitter, Linear, fit_means, leave_one_source_out
+from modelassay.probes.record import SourceMetrics
 
 MAX_CHARACTERS = 2000
 MAX_TERMS = 30_000
+TEXTS = "texts"
+"""The source of all texts that are no responses."""
 STRENGTH = 3.0
 """Inverse of the penalty on words."""
+
+
+def left_out_sources(
+    rows: Sequence[LabelledExchange],
+    n: int,
+    at: At,
+    groups: Array,
+    scores_of: Callable[[Array], dict[str, Array]],
+    max_tokens: int,
+) -> dict[str, SourceMetrics]:
+    """Each source under a fit without it, beside what its surface gives away.
+
+    Args:
+        rows: Labelled exchanges, and after them texts that are learnt from and not scored.
+        n: How many are no such texts.
+        at: Where the head reads.
+        groups: int [row], equal for near-duplicate prompts.
+        scores_of: Scores of the head that is trained, as `left_out_scores` gives them.
+        max_tokens: Where responses are cut.
+    """
+    sources = np.array([row.source if i < n else TEXTS for i, row in enumerate(rows)])
+    if len(set(sources[:n])) < 3:
+        return {}
+    unsafe = np.array([row.unsafe for row in rows])
+    refuses = np.array([at == "answer" and is_refusal(row.response) for row in rows])
+    scored = np.arange(len(rows)) < n
+    surface = {
+        name: leave_one_source_out(features, unsafe, groups, sources, fitter)
+        for name, (features, fitter) in surfaces(rows, at, max_tokens).items()
+    }
+    found: dict[str, SourceMetrics] = {}
+    for source, scores in scores_of(sources).items():
+        own = (sources == source) & scored
+        scores = np.where(scored, scores, np.nan)
+        if (metrics := source_metrics(scores, own, unsafe, groups)) is None:
+            continue
+        update: dict[str, Any] = {
+            "surface": {
+                name: auroc
+                for name, by in surface.items()
+                if source in by
+                and (auroc := source_auroc(np.where(scored, by[source], np.nan), own, unsafe))
+                is not None
+            }
+        }
+        if at == "answer" and metrics.unsafe is None:
+            update["without_refusals"] = source_auroc(scores, own & ~refuses, unsafe)
+        found[source] = metrics.model_copy(update=update)
+    return found
 
 
 def surfaces(

@@ -8,7 +8,7 @@ without a prompt is read after a neutral one, because a guarded response always 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,6 @@ from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import LoadedModel
 from modelassay.models.layers import resolve_layers
-from modelassay.probes.evaluating import (
-    CombinationScore,
-    LayerScore,
-    Sweep,
-    source_auroc,
-    source_metrics,
-)
 from modelassay.probes.features import (
     CHECKPOINTS,
     DENSE,
@@ -52,14 +45,18 @@ from modelassay.probes.features import (
 from modelassay.probes.fitting import (
     EPOCHS,
     FITTERS,
+    MIN_PROMPTS,
     RATE,
     Readout,
+    calibrated,
     check_classes,
+    factored_fit,
     fit_attention,
-    fit_calibrated,
-    leave_one_source_out,
+    left_out_scores,
+    linear_fit,
 )
 from modelassay.probes.head import (
+    ComplyReadout,
     Head,
     Pooling,
     SpanRisks,
@@ -85,21 +82,23 @@ from modelassay.probes.record import (
     SourceMetrics,
     TrainedOn,
 )
-from modelassay.probes.surface import surfaces
+from modelassay.probes.surface import left_out_sources
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
-from modelassay.statistics import binary_metrics, rank_auroc
+from modelassay.statistics import binary_metrics
 
 Array = np.ndarray
 GRADIENT_KINDS = ("attention",)
 """Kinds that are trained by gradient, in epochs; the others are solved at once."""
-KINDS = (*FITTERS, *GRADIENT_KINDS)
+FACTORED = "factored"
+SOLVED = (*FITTERS, FACTORED)
+KINDS = (*SOLVED, *GRADIENT_KINDS)
 DEPTHS = (1 / 3, 8 / 15, 11 / 15)
 """Relative depths of the layers that a probe reads unless told otherwise; together they are better
 than any one of them on every source that was tried (docs/guard.md)."""
-MOST_COMBINED = 8
-"""Layers that a sweep puts together at most; each more costs a fit of every layer."""
 NO_WEIGHTS = "0" * 64  # until the weights are on disk
 NEUTRAL_PROMPTS = ("Go on.", "Please continue.", "Write a short text.", "Answer my question.")
+MOST_TEXTS = 2000
+"""Prompts that the recipe's factored head reads as texts."""
 RESPONSE_TOKENS = 96
 """Longer responses cost more and teach an average over their tokens little."""
 
@@ -138,6 +137,7 @@ def train_head(
     token_labels: TokenLabels = "exchange",  # noqa: S107 (no password)
     token_weights: TokenWeights = "even",  # noqa: S107
     judge: Judge | None = None,
+    texts: Sequence[LabelledExchange] = (),
     on_progress: OnProgress | None = None,
 ) -> TrainedHead:
     """Fits a head and scores it on prompts that it was not fitted on.
@@ -157,6 +157,8 @@ def train_head(
         token_labels: What the samples of a response are labelled by, see `probes.lessons`.
         token_weights: How they count.
         judge: The classifier that labels them, if one does.
+        texts: Prompts or other texts that are harmful or not by themselves. A head of responses
+            reads them as responses and learns from them, and is not scored on them.
         on_progress: Told how far reading is.
 
     Raises:
@@ -164,6 +166,7 @@ def train_head(
             range, a classifier that is missing, or data without both classes.
     """
     check_training(kind, layers, epochs, learning_rate)
+    check_place(at, kind, texts=bool(texts))
     check_lesson(at, kind, token_labels, token_weights)
     check_spans(token_labels, rows)
     if token_labels == "classifier" and judge is None:
@@ -180,7 +183,11 @@ def train_head(
         chosen = (chosen[len(chosen) // 2],)
         by_gradient = {"epochs": epochs or EPOCHS, "learning_rate": learning_rate or RATE}
     chosen = resolve_layers(chosen, len(model.layers))
-    groups = prompt_groups(list(group_by) if group_by else [row.prompt for row in rows])
+    names = list(group_by) if group_by else [row.prompt for row in rows]
+    every = [*rows, *as_responses(texts)]
+    names += [text.prompt for text in texts]
+    n = len(rows)
+    groups = prompt_groups(names)
     unsafe = np.array([row.unsafe for row in rows])
     options: dict[str, Any] = {
         "max_response_tokens": max_response_tokens,
@@ -202,18 +209,24 @@ def train_head(
     else:
         plain = token_labels == "exchange" and token_weights == "even"
         lengths = CHECKPOINTS if plain else DENSE
-        features = pooled_features(model, rows, at, layers=chosen, lengths=lengths, **options)
+        features = pooled_features(model, every, at, layers=chosen, lengths=lengths, **options)
         x, of = features.values.float().flatten(1).numpy(), features.row
-        lesson = make_lesson(model, rows, features, token_labels, token_weights, judge)
-        fit = fit_calibrated(x, lesson.unsafe >= 0.5, groups[of], FITTERS[kind], lesson)
-        fold = fit.fold[features.last]
-        left_out = _left_out(
-            rows,
+        lesson = make_lesson(model, every, features, token_labels, token_weights, judge)
+        if kind == FACTORED:
+            refuses = refusals(every)
+            check_refusals(every, refuses)
+            fit_rows = factored_fit(x, groups[of], lesson, refuses[of])
+        else:
+            fit_rows = linear_fit(x, groups[of], lesson, FITTERS[kind])
+        fit = calibrated(fit_rows, x, lesson.unsafe >= 0.5, groups[of])
+        fold = fit.fold[features.last][:n]
+        last, labels = features.last, np.array([row.unsafe for row in every])
+        left_out = left_out_sources(
+            every,
+            n,
             at,
             groups,
-            lambda sources: leave_one_source_out(
-                x, unsafe, groups, sources, FITTERS[kind], lesson, features.last
-            ),
+            lambda sources: left_out_scores(fit_rows, x, labels, groups, sources, lesson, last),
             max_response_tokens,
         )
         if at == "prompt":  # one sample a row, and that is where a guard asks
@@ -225,7 +238,11 @@ def train_head(
         shape = (len(chosen), len(pools), model.info.hidden_size)
         weight = torch.from_numpy(readout.weight).float().reshape(shape)
         query = None if readout.query is None else torch.from_numpy(readout.query).float()[None]
-        return Head(at, kind, chosen, pools, weight, readout.bias, pause, block, query)
+        comply = None
+        if (second := readout.comply) is not None:
+            also = torch.from_numpy(second.weight).float().reshape(shape)
+            comply = ComplyReadout(also, second.bias, second.slope, second.offset)
+        return Head(at, kind, chosen, pools, weight, readout.bias, pause, block, query, comply)
 
     risks = risks or span_risks(spans, [head(readout) for readout in fit.folds], fold)
     served = head(fit.readout, *choose_thresholds(risks.highest[~unsafe]))
@@ -236,20 +253,36 @@ def train_head(
             "layers": chosen,
             "poolings": pools,
             "bias": served.bias,
+            "comply": served.comply
+            and {name: getattr(served.comply, name) for name in ("bias", "slope", "offset")},
             "pause": served.pause,
             "block": served.block,
             **block_rates(blocked, unsafe),
             "pause_rate": float(paused[~unsafe].mean()),
             "held_rate": float(paused[unsafe].mean()),
-            "metrics": binary_metrics(risks.final, unsafe, groups).to_dict(),
+            "metrics": binary_metrics(risks.final, unsafe, groups[:n]).to_dict(),
             "left_out": left_out,
-            "trained_on": _trained_on(rows, group_by, drawn_from),
+            "trained_on": _trained_on(every, names, drawn_from),
             "token_labels": token_labels,
             "token_weights": token_weights,
             **by_gradient,
         }
     )
     return TrainedHead(served, record)
+
+
+def as_responses(texts: Sequence[LabelledExchange]) -> list[LabelledExchange]:
+    """Texts as responses to prompts that say nothing."""
+    return [
+        replace(
+            text,
+            prompt=NEUTRAL_PROMPTS[i % len(NEUTRAL_PROMPTS)],
+            response=text.prompt,
+            label=None,
+            source=f"texts: {text.source}",
+        )
+        for i, text in enumerate(texts)
+    ]
 
 
 def check_training(
@@ -271,12 +304,24 @@ def check_training(
         if value is not None and kind not in GRADIENT_KINDS:
             raise InputError(
                 f"{option} is for kinds that are trained by gradient ({', '.join(GRADIENT_KINDS)});"
-                f" {' and '.join(FITTERS)} are solved at once."
+                f" {', '.join(SOLVED)} are solved at once."
             )
     if epochs is not None and epochs < 1:
         raise InputError(f"--epochs must be at least 1, got {epochs}.")
     if learning_rate is not None and not 0 < learning_rate < 1:
         raise InputError(f"--learning-rate must lie between 0 and 1, got {learning_rate:g}.")
+
+
+def check_place(at: At, kind: str, *, texts: bool) -> None:
+    """Refuses what only a head of responses can be, or learn from.
+
+    Raises:
+        InputError: says so.
+    """
+    if at == "prompt" and kind == FACTORED:
+        raise InputError(f"--kind {FACTORED} is for responses; a prompt does not refuse.")
+    if texts and (at == "prompt" or kind in GRADIENT_KINDS):
+        raise InputError(f"--texts are for a head of responses of the kinds {', '.join(SOLVED)}.")
 
 
 def check_rows(
@@ -293,6 +338,37 @@ def check_rows(
     _, groups = np.unique([row.prompt for row in some], return_inverse=True)
     check_classes(np.array([row.unsafe for row in some]), groups)
     return rows
+
+
+def refusals(rows: Sequence[LabelledExchange]) -> Array:
+    """Which responses refuse, bool [row]: by their label, or by wording where there are two."""
+    return np.array(
+        [
+            row.label == "safe_refusal"
+            or (row.label is None and not row.unsafe and is_refusal(row.response))
+            for row in rows
+        ]
+    )
+
+
+def check_refusals(rows: Sequence[LabelledExchange], refuses: Array) -> None:
+    """Refuses data that cannot tell refusing from harmless.
+
+    Args:
+        rows: Labelled exchanges.
+        refuses: bool [row].
+
+    Raises:
+        InputError: too few prompts were refused, or answered harmlessly.
+    """
+    safe = np.array([not row.unsafe for row in rows])
+    for some, name in ((refuses, "refused"), (safe & ~refuses, "answered harmlessly")):
+        n = len({row.prompt for row, one in zip(rows, some, strict=True) if one})
+        if n < MIN_PROMPTS:
+            raise InputError(
+                f"--kind {FACTORED} tells refusals from harmless responses, and the data has {n}"
+                f" distinct prompts that are {name}; at least {MIN_PROMPTS} are needed."
+            )
 
 
 def probe_record(model: LoadedModel, name: str, heads: Mapping[At, TrainedHead]) -> ProbeRecord:
@@ -314,132 +390,15 @@ def make_probe(model: LoadedModel, name: str, heads: Mapping[At, TrainedHead]) -
     )
 
 
-def sweep_layers(
-    model: LoadedModel,
-    rows: Sequence[LabelledExchange],
-    at: At,
-    *,
-    kind: str = "logistic",
-    layers: Sequence[int] | None = None,
-    max_examples: int | None = None,
-    combine: int = 1,
-    on_progress: OnProgress | None = None,
-) -> Sweep:
-    """Scores a probe of every single layer, and of layers together, from one pass over the data.
-
-    Args:
-        model: The model to watch.
-        rows: Labelled exchanges.
-        at: Where the probes read.
-        kind: One of `FITTERS`.
-        layers: Layers to try, negative ones counted from the end; None for all.
-        max_examples: As in `train_head`.
-        combine: Most layers that one probe reads: the best single layer gets the one that helps it
-            most, and so on.
-        on_progress: Told how far reading is.
-
-    Raises:
-        InputError: as `train_head`, or there are fewer layers to combine.
-    """
-    check_sweep(kind, combine)
-    chosen = None if layers is None else resolve_layers(layers, len(model.layers))
-    if combine > (n_layers := len(model.layers if chosen is None else chosen)):
-        raise InputError(f"--combine {combine} needs as many layers, and there are {n_layers}.")
-    rows = rows_at(rows, at)
-    require_classes(rows, (True, False), "A sweep")
-    n_rows = len(rows)
-    rows = [rows[i] for i in draw(rows, max_examples)]
-    groups = prompt_groups([row.prompt for row in rows])
-    unsafe = np.array([row.unsafe for row in rows])
-    features = pooled_features(model, rows, at, layers=chosen, on_progress=on_progress)
-    of = features.row
-
-    def risk(places: Sequence[int]) -> Array:
-        x = features.values[:, list(places)].float().flatten(1).numpy()
-        return fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind]).risk[features.last]
-
-    scores = [
-        LayerScore(layer, binary_metrics(risk([i]), unsafe, groups))
-        for i, layer in enumerate(features.layers)
-    ]
-    together = [int(np.argmax([each.metrics.auroc for each in scores]))]
-    combinations = []
-    for _ in range(1, combine):
-        others = [i for i in range(len(scores)) if i not in together]
-        risks = [risk([*together, i]) for i in others]
-        best = int(np.argmax([rank_auroc(each, unsafe) for each in risks]))
-        together.append(others[best])
-        read = tuple(features.layers[i] for i in together)
-        combinations.append(CombinationScore(read, binary_metrics(risks[best], unsafe, groups)))
-    drawn_from = n_rows if len(rows) < n_rows else None
-    return Sweep(tuple(scores), drawn_from, tuple(combinations))
-
-
-def check_sweep(kind: str, combine: int = 1) -> None:
-    """Refuses kinds that a sweep is not made of, and combinations that are none.
-
-    Raises:
-        InputError: names those that it is.
-    """
-    if kind not in FITTERS:
-        raise InputError(f"A sweep is of {' or '.join(FITTERS)}, not {kind!r}.")
-    if not 1 <= combine <= MOST_COMBINED:
-        raise InputError(f"--combine is 1 to {MOST_COMBINED} layers, not {combine}.")
-
-
-def _left_out(
-    rows: Sequence[LabelledExchange],
-    at: At,
-    groups: Array,
-    scores_of: Callable[[Array], dict[str, Array]],
-    max_tokens: int,
-) -> dict[str, SourceMetrics]:
-    """Each source under a fit without it, beside what its surface gives away.
-
-    Args:
-        rows: Labelled exchanges.
-        at: Where the head reads.
-        groups: int [row], equal for near-duplicate prompts.
-        scores_of: Scores of the head that is trained, as `leave_one_source_out` gives them.
-        max_tokens: Where responses are cut.
-    """
-    sources = np.array([row.source for row in rows])
-    if len(set(sources)) < 3:
-        return {}
-    unsafe = np.array([row.unsafe for row in rows])
-    refuses = np.array([at == "answer" and is_refusal(row.response) for row in rows])
-    surface = {
-        name: leave_one_source_out(features, unsafe, groups, sources, fitter)
-        for name, (features, fitter) in surfaces(rows, at, max_tokens).items()
-    }
-    found: dict[str, SourceMetrics] = {}
-    for source, scores in scores_of(sources).items():
-        own = sources == source
-        if (metrics := source_metrics(scores, own, unsafe, groups)) is None:
-            continue
-        given_away = {
-            name: auroc
-            for name, of in surface.items()
-            if source in of and (auroc := source_auroc(of[source], own, unsafe)) is not None
-        }
-        update: dict[str, Any] = {"surface": given_away}
-        if at == "answer" and metrics.unsafe is None:
-            update["without_refusals"] = source_auroc(scores, own & ~refuses, unsafe)
-        found[source] = metrics.model_copy(update=update)
-    return found
-
-
 def _trained_on(
-    rows: Sequence[LabelledExchange],
-    group_by: Sequence[str] | None,
-    drawn_from: int | None,
+    rows: Sequence[LabelledExchange], prompts: Sequence[str], drawn_from: int | None
 ) -> TrainedOn:
     return TrainedOn(
         sha256=data_hash(rows),
         sources=dict(Counter(row.source for row in rows)),
         n_unsafe=sum(row.unsafe for row in rows),
         n_safe=sum(not row.unsafe for row in rows),
-        prompts=fingerprints(group_by or [row.prompt for row in rows]),
+        prompts=fingerprints(prompts),
         drawn_from=drawn_from,
     )
 
@@ -449,15 +408,18 @@ def train_default_heads(
     folder: Path,
     *,
     token: str | None = None,
+    kind: str = "logistic",
     max_examples: int | None = None,
     on_phase: OnPhase = silent,
 ) -> dict[At, TrainedHead]:
-    """Trains both heads as the shipped ones were.
+    """Trains both heads, by default as the shipped ones were.
 
     Args:
         model: The model to watch.
         folder: Folder of the public sets.
         token: Hub token, None for the stored one.
+        kind: Of the response's head: `logistic`, or `factored`, which also learns from the prompts
+            as texts.
         max_examples: As in `train_head`.
         on_phase: Told (phase, done, total).
 
@@ -479,8 +441,10 @@ def train_default_heads(
         rows,
         "answer",
         group_by=group_by,
+        kind=kind,
         max_response_tokens=RESPONSE_TOKENS,
         max_examples=max_examples,
+        texts=[prompts[i] for i in draw(prompts, MOST_TEXTS)] if kind == FACTORED else (),
         on_progress=phase_of(on_phase, "reading responses"),
     )
     return {"prompt": prompt_head, "answer": response_head}
