@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy.special import expit
 
+from modelassay.classifier.recipe import RecipeRows
 from modelassay.errors import InputError
-from modelassay.probes import PROBES, find_probe, probe_record, store_probe, train_head
+from modelassay.probes import PROBES, find_probe, probe_record, store_probe, train_head, training
 from modelassay.probes.features import pooled_features, prefixes, read_spans
 from modelassay.probes.fitting import (
     FITTERS,
@@ -27,6 +28,7 @@ from modelassay.probes.fitting import (
 from modelassay.probes.head import ComplyReadout, Head, span_risks
 from modelassay.probes.lessons import make_lesson
 from modelassay.probes.surface import surfaces
+from modelassay.probes.training import train_default_heads
 from modelassay.statistics import rank_auroc
 from probe_rows import exchanges
 
@@ -265,3 +267,20 @@ def test_a_factored_head_serves_what_it_was_trained_on_and_is_not_scored_on_text
     assert served[0] > 0.5 > served[1]
     with pytest.raises(InputError, match="0 distinct prompts that are refused"):
         train_head(model, exchanges(), "answer", kind="factored", layers=(1,))
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_the_recipe_has_a_factored_head_learn_from_its_prompts_as_texts(
+    tiny, tmp_path, monkeypatch
+):
+    rows, texts = refusing()
+    recipe = RecipeRows(rows, [row.prompt for row in rows])
+    monkeypatch.setattr(training, "recipe_rows", lambda _folder, **_: recipe)
+    monkeypatch.setattr(training, "prompt_head_rows", lambda _folder, _token: texts)
+    heads = train_default_heads(tiny(), tmp_path, kind="factored")
+    prompt, answer = (heads[at].record for at in ("prompt", "answer"))
+    assert (prompt.kind, answer.kind) == ("logistic", "factored")
+    assert prompt.trained_on is not None
+    assert answer.trained_on is not None
+    assert prompt.trained_on.sources == {"posts": 24}
+    assert answer.trained_on.sources["texts: posts"] == 24

@@ -135,11 +135,13 @@ def train_command(
 
     from modelassay.artifacts import slug
     from modelassay.classifier import load_classifier
+    from modelassay.data.labelled import draw
     from modelassay.models import open_model
     from modelassay.probes import PROBES, make_probe, store_probe, train_head
     from modelassay.probes.lessons import check_lesson, check_spans
     from modelassay.probes.training import (
         check_place,
+        check_refusals,
         check_rows,
         check_training,
         train_default_heads,
@@ -156,7 +158,10 @@ def train_command(
     places: tuple[Any, ...] = ("prompt", "answer") if at == "both" else (at,)
     most = given.max_examples
     rows = {place: check_rows(given.read(place), place, most) for place in places if given}
-    check_spans(token_labels, rows.get("answer", ()))
+    if "answer" in rows:
+        check_spans(token_labels, rows["answer"])
+        if kind == "factored":
+            check_refusals([rows["answer"][i] for i in draw(rows["answer"], most)])
     _check_folder(folder)
     judge = None
     if token_labels == "classifier":

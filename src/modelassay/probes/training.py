@@ -177,6 +177,8 @@ def train_head(
     drawn_from = len(rows) if len(drawn) < len(rows) else None
     rows = [rows[i] for i in drawn]
     group_by = [group_by[i] for i in drawn] if group_by else None
+    if kind == FACTORED:
+        check_refusals(rows)
     chosen = tuple(layers) if layers else default_layers(len(model.layers))
     by_gradient: dict[str, Any] = {}
     if kind in GRADIENT_KINDS:
@@ -213,9 +215,7 @@ def train_head(
         x, of = features.values.float().flatten(1).numpy(), features.row
         lesson = make_lesson(model, every, features, token_labels, token_weights, judge)
         if kind == FACTORED:
-            refuses = refusals(every)
-            check_refusals(every, refuses)
-            fit_rows = factored_fit(x, groups[of], lesson, refuses[of])
+            fit_rows = factored_fit(x, groups[of], lesson, refusals(every)[of])
         else:
             fit_rows = linear_fit(x, groups[of], lesson, FITTERS[kind])
         fit = calibrated(fit_rows, x, lesson.unsafe >= 0.5, groups[of])
@@ -351,19 +351,16 @@ def refusals(rows: Sequence[LabelledExchange]) -> Array:
     )
 
 
-def check_refusals(rows: Sequence[LabelledExchange], refuses: Array) -> None:
+def check_refusals(rows: Sequence[LabelledExchange]) -> None:
     """Refuses data that cannot tell refusing from harmless.
-
-    Args:
-        rows: Labelled exchanges.
-        refuses: bool [row].
 
     Raises:
         InputError: too few prompts were refused, or answered harmlessly.
     """
-    safe = np.array([not row.unsafe for row in rows])
-    for some, name in ((refuses, "refused"), (safe & ~refuses, "answered harmlessly")):
-        n = len({row.prompt for row, one in zip(rows, some, strict=True) if one})
+    refuses = refusals(rows).tolist()
+    for wanted, name in ((True, "refused"), (False, "answered harmlessly")):
+        found = zip(rows, refuses, strict=True)
+        n = len({row.prompt for row, refused in found if not row.unsafe and refused == wanted})
         if n < MIN_PROMPTS:
             raise InputError(
                 f"--kind {FACTORED} tells refusals from harmless responses, and the data has {n}"
