@@ -83,6 +83,18 @@ def test_a_classifier_labels_what_was_said_by_then(tiny):
     assert lesson.soft
 
 
+def test_where_only_whole_responses_count_nothing_is_learnt_of_the_rest(tiny):
+    model, rows = tiny(), exchanges(24)
+    features = pooled_features(model, rows, "answer", layers=[1], lengths=LENGTHS)
+    lesson = make_lesson(model, rows, features, "exchange", "whole")
+    x, groups = features.values.float().flatten(1).numpy(), features.row
+    found = linear_fit(x, groups, lesson, FITTERS["means"])(np.arange(len(x)))
+    turned = np.where(features.last[:, None], x, -x)
+    alike = linear_fit(turned, groups, lesson, FITTERS["means"])(np.arange(len(x)))
+    direction = [each.weight / np.linalg.norm(each.weight) for each in (found, alike)]
+    assert direction[0] == pytest.approx(direction[1], abs=1e-6)
+
+
 def test_soft_weights_favour_what_scores_high_and_keep_each_response_its_share():
     rng = np.random.default_rng(0)
     response = np.repeat(np.arange(6), [1, 2, 3, 4, 5, 6])
@@ -139,7 +151,10 @@ def test_marks_keep_a_head_from_calling_an_opening_unsafe(tiny):
     usual, spans = train(), train(token_labels="spans", token_weights="soft")
     opening = pooled_features(tiny(), rows, "answer", layers=(1, 3), lengths=(3,))
     early = ~opening.last & np.array([row.unsafe for row in rows])[opening.row]
-    risks = [float(each.head.risk(opening.values[early]).mean()) for each in (usual, spans)]
+    risks = [
+        float(each.head.risk(opening.values[torch.from_numpy(early)]).mean())
+        for each in (usual, spans)
+    ]
     assert risks[1] < risks[0] / 2
     assert spans.metrics.auroc > 0.9
     record = probe_record(tiny(), "marked", {"answer": spans})
@@ -180,7 +195,7 @@ def test_a_source_that_words_give_away_says_so():
     ("at", "how", "words"),
     [
         ("answer", {"token_labels": "words"}, "--token-labels is exchange or spans or classifier"),
-        ("answer", {"token_weights": "hard"}, "--token-weights is even or soft"),
+        ("answer", {"token_weights": "hard"}, "--token-weights is even or whole or soft"),
         ("prompt", {"token_weights": "soft"}, "for responses"),
         ("answer", {"token_labels": "spans"}, "no row has any"),
         ("answer", {"token_labels": "classifier"}, "needs the classifier"),

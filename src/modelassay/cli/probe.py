@@ -107,8 +107,9 @@ def train_command(
     token_weights: Annotated[
         str,
         typer.Option(
-            metavar="even|soft",
-            help="Whether they count alike, or by the softmax of their scores.",
+            metavar="even|whole|soft",
+            help="Whether they count alike, only whole responses, or by the softmax of their"
+            " scores.",
         ),
     ] = "even",  # noqa: S107
     name: Annotated[str | None, typer.Option(help="Its name; made from the model's id.")] = None,
@@ -174,7 +175,7 @@ def train_command(
         "texts": [row for where in texts or () for row in given.read_file(where, "prompt")],
     }
     # A prompt does not refuse: its head is then the usual one.
-    of_prompts = {"kind": "logistic" if kind == "factored" else kind}
+    of_prompts: Any = {"kind": "logistic" if kind == "factored" else kind}
     with progress() as on_phase:
         loaded = open_model(model, on_progress=on_phase, **loading)
         if given:

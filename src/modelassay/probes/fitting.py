@@ -6,10 +6,10 @@ where a row counts by its share; whatever it does, scores are calibrated on held
 
 A response gives samples at several lengths, and a label is of the whole. `Lesson` says what each
 sample teaches: how far it is unsafe (spans that people marked, or a classifier's scores), and
-whether the samples of a response count alike or by the softmax of their own scores, as in the
-softmax-weighted loss of Constitutional Classifiers++ (arXiv 2601.04603). The softmax is found by
-fitting again: an unsafe response then is learnt where it is unsafe, a harmless one where it looks
-worst.
+whether the samples of a response count alike, only the longest, or all by the softmax of their own
+scores, as in the softmax-weighted loss of Constitutional Classifiers++ (arXiv 2601.04603). The
+softmax is found by fitting again: an unsafe response then is learnt where it is unsafe, a harmless
+one where it looks worst.
 
 The kind `factored` has two readouts: whether a response does what it was asked, and whether what it
 says is harmful; an unsafe one does both.
@@ -60,10 +60,13 @@ class Lesson:
     """int [sample], equal for the samples of one response."""
     soft: bool
     """Whether the samples of a response count by the softmax of their scores, or else alike."""
+    learnt: Array | None = None
+    """bool [sample], which of them count at all; None for every one."""
 
     def part(self, rows: Array) -> Lesson:
         """Of these samples alone."""
-        return Lesson(self.unsafe[rows], self.response[rows], self.soft)
+        learnt = None if self.learnt is None else self.learnt[rows]
+        return Lesson(self.unsafe[rows], self.response[rows], self.soft, learnt)
 
 
 def fit_lesson(features: Array, groups: Array, lesson: Lesson, fitter: Fitter) -> Linear:
@@ -78,6 +81,10 @@ def fit_lesson(features: Array, groups: Array, lesson: Lesson, fitter: Fitter) -
     Raises:
         InputError: they are all of one class.
     """
+    if lesson.learnt is not None:
+        rows = np.flatnonzero(lesson.learnt)
+        taught = replace(lesson.part(rows), learnt=None)
+        return fit_lesson(features[rows], groups[rows], taught, fitter)
     if len(np.unique(lesson.unsafe >= 0.5)) < 2:
         raise InputError("There is nothing to learn: all of the samples are of one class.")
     # A doubtful sample is learnt as both, by its share of each.
@@ -264,7 +271,7 @@ def factored_fit(features: Array, groups: Array, lesson: Lesson, refuses: Array)
         lesson: What they teach.
         refuses: bool [sample].
     """
-    complies = Lesson((~refuses).astype(float), lesson.response, soft=False)
+    complies = replace(lesson, unsafe=(~refuses).astype(float), soft=False)
 
     def one(rows: Array, taught: Lesson) -> tuple[Array, float]:
         found = fit_lesson(features[rows], groups[rows], taught.part(rows), fit_logistic)

@@ -19,7 +19,7 @@ from modelassay.probes.features import Features, prefixes
 from modelassay.probes.fitting import Lesson
 
 TokenLabels = Literal["exchange", "spans", "classifier"]
-TokenWeights = Literal["even", "soft"]
+TokenWeights = Literal["even", "whole", "soft"]
 TOKEN_LABELS: tuple[TokenLabels, ...] = get_args(TokenLabels)
 TOKEN_WEIGHTS: tuple[TokenWeights, ...] = get_args(TokenWeights)
 Judge = Callable[[Sequence[tuple[str, str]]], np.ndarray]
@@ -43,7 +43,8 @@ def make_lesson(
         labels: `exchange`, all samples are what their exchange is; `spans`, they are unsafe from
             the first marked character on (in a row without marks, all are what the exchange is);
             `classifier`, as far as it says.
-        weights: `even` or `soft`, see `probes.fitting`.
+        weights: `even`; `whole`, only whole responses are learnt from; or `soft`, see
+            `probes.fitting`.
         judge: The classifier.
     """
     of = features.row
@@ -62,7 +63,8 @@ def make_lesson(
             # What was once said stays said.
             before = unsafe[i - 1] if i and of[i - 1] == of[i] else 0.0
             unsafe[i] = max(before, score)
-    return Lesson(unsafe, of, soft=weights == "soft")
+    learnt = features.last if weights == "whole" else None
+    return Lesson(unsafe, of, soft=weights == "soft", learnt=learnt)
 
 
 def check_lesson(at: At, kind: str, labels: str, weights: str) -> None:

@@ -352,7 +352,9 @@ def describe_probe(record: ProbeRecord) -> list[str]:
 def _taught(head: HeadRecord) -> str:
     """How the tokens of responses were learnt, where it was not the usual way."""
     how = [] if head.token_labels == "exchange" else [f"labelled by {head.token_labels}"]
-    how += [] if head.token_weights == "even" else [f"weighted {head.token_weights}ly"]
+    how += {"even": [], "soft": ["weighted softly"], "whole": ["of whole responses only"]}[
+        head.token_weights
+    ]
     return f", tokens {' and '.join(how)}" if how else ""
 
 

@@ -209,8 +209,8 @@ def train_head(
             (i, each[:, None]) for i, each in activations.items()
         )
     else:
-        plain = token_labels == "exchange" and token_weights == "even"
-        lengths = CHECKPOINTS if plain else DENSE
+        alike = token_labels == "exchange" and token_weights != "soft"
+        lengths = CHECKPOINTS if alike else DENSE
         features = pooled_features(model, every, at, layers=chosen, lengths=lengths, **options)
         x, of = features.values.float().flatten(1).numpy(), features.row
         lesson = make_lesson(model, every, features, token_labels, token_weights, judge)
