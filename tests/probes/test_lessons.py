@@ -295,6 +295,7 @@ def test_the_recipe_has_a_factored_head_learn_from_its_prompts_as_texts(
     heads = train_default_heads(tiny(), tmp_path, kind="factored")
     prompt, answer = (heads[at].record for at in ("prompt", "answer"))
     assert (prompt.kind, answer.kind) == ("logistic", "factored")
+    assert (prompt.token_weights, answer.token_weights) == ("even", "whole")
     assert prompt.trained_on is not None
     assert answer.trained_on is not None
     assert prompt.trained_on.sources == {"posts": 24}
