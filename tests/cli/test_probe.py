@@ -96,6 +96,18 @@ GOOD = '{"prompt": "a", "response": "b", "label": 1}'
         (["train", "{model}", "--data", "{good}", "--kind", "magic"], "kind"),
         (["train", "{model}", "--data", "{good}", "--at", "end"], "--at"),
         (["train", "{model}", "--data", "{good}", "--kind", "attention", "--layers", "1,3"], "one"),
+        (["train", "{model}", "--data", "{good}", "--token-labels", "spans"], "no row has any"),
+        (["train", "{model}", "--data", "{good}", "--token-labels", "all"], "--token-labels is"),
+        (["train", "{model}", "--data", "{good}", "--classifier", "embedded"], "--token-labels"),
+        (
+            ["train", "{model}", "--data", "{good}", "--at", "prompt", "--token-weights", "soft"],
+            "for responses",
+        ),
+        (["train", "{model}", "--data", "{good}", "--kind", "factored"], "that are refused"),
+        (["train", "{model}", "--data", "{good}", "--texts", "/nowhere.jsonl"], "nowhere"),
+        (["train", "{model}", "--folder", ".", "--token-weights", "soft"], "--data"),
+        (["sweep", "{model}", "--data", "{good}", "--combine", "9"], "--combine"),
+        (["sweep", "{model}", "--data", "{good}", "--combine", "6"], "--combine"),
         (["train", "{model}", "--data", "/nowhere.jsonl"], "nowhere"),
         (["train", "{model}", "--folder", "/nowhere"], "nowhere"),
         (["eval", "{model}", "--data", "{good}"], "no probe"),
@@ -174,3 +186,31 @@ def test_a_probe_is_served_as_it_was_trained_with_or_without_the_chat_template(
     assert json.loads(capfd.readouterr().out)["guarded"]
     assert run(say) == EXIT_BAD_INPUT
     assert "--no-chat-template" in one_line(capfd.readouterr().err)
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_a_factored_head_and_layers_together(tiny_folder, tmp_path, capfd):
+    rows = [
+        replace(row, response="I'm sorry, but I can't help with that.") if i % 8 in (1, 3) else row
+        for i, row in enumerate(exchanges(80))
+    ]
+    model, data = str(tiny_folder()), write(tmp_path / "rows.jsonl", rows)
+    texts = write(tmp_path / "texts.jsonl", exchanges(20, seed=5))
+    how = ["--kind", "factored", "--texts", texts, "--token-weights", "soft", "--layers", "1,3"]
+    assert run(["probe", "train", model, "--data", data, "--name", "two", *how, "-q"]) == 0
+    out = capfd.readouterr().out
+    assert "answer: factored over last+mean of layers 1, 3, tokens weighted softly" in out
+    assert run(["probe", "show", "two", "--json"]) == 0
+    heads = json.loads(capfd.readouterr().out)["heads"]
+    assert (heads["prompt"]["kind"], heads["prompt"]["token_weights"]) == ("logistic", "even")
+    assert heads["answer"]["trained_on"]["sources"]["texts: source 0"] == 5
+    say = ["generate", model, "--prompt", "Hello", "--max-new-tokens", "2", "--guarded", "--json"]
+    assert run([*say, "--probe", "two", "--classifier", "none"]) == 0
+    assert json.loads(capfd.readouterr().out)["guarded"]
+    sweep = ["probe", "sweep", model, "--data", data, "--kind", "means", "--layers", "0,1,3"]
+    assert run([*sweep, "--combine", "2", "--json", "-q"]) == 0
+    values = json.loads(capfd.readouterr().out)
+    (pair,) = values["combinations"]
+    best = max(values["layers"], key=lambda row: row["auroc"])
+    assert pair["layers"][0] == best["layer"]
+    assert len(set(pair["layers"]) & {0, 1, 3}) == 2

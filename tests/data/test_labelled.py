@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from modelassay.data.labelled import (
     LabelledExchange,
+    data_hash,
     draw,
     hold_out,
     prompt_groups,
@@ -56,6 +58,11 @@ def test_labels(tmp_path, label, unsafe, name):
         ('{"prompt": "a \\ud800", "response": "b", "label": 1}', "Row 3 .*half of a character"),
         (json.dumps({"prompt": "a" * 300_000, "response": "b", "label": 1}), "Row 3 .*more than"),
         ("[" * 100_000, "Row 3 .* not valid JSON"),
+        (GOOD[:-1] + ', "spans": [[0, 2]]}', r"Row 3 .*\[0, 2\].* response of 1 char"),
+        (GOOD[:-1] + ', "spans": [[0, true]]}', "Row 3 .*list of .start, end."),
+        (GOOD[:-1] + ', "spans": {"0": 1}}', "Row 3 .*list of .start, end."),
+        (GOOD[:-1] + ', "spans": "[[0"}', "Row 3 .*not valid JSON"),
+        (GOOD[:-2] + '0, "spans": [[0, 1]]}', "Row 3 .*labelled safe"),
     ],
 )
 def test_malformed_rows_are_named(tmp_path, line, words):
@@ -63,6 +70,27 @@ def test_malformed_rows_are_named(tmp_path, line, words):
     path.write_text(f"{GOOD}\n\n{line}\n{GOOD}\n")
     with pytest.raises(InputError, match=words):
         read_labelled(path)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "response": "  well, harm\n", "spans": [[8, 12]]},
+        {"prompt": "a", "response": "  well, harm\n", "spans": "[[8, 13]]"},
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "well, harm"},
+            ],
+            "spans": [[6, 10]],
+        },
+    ],
+)
+def test_spans_count_characters_of_the_response_as_it_is_written(row):
+    found = to_labelled({**row, "label": 1}, "Row 1", "answer", "s", "binary")
+    ((start, end),) = found.spans
+    assert found.response[start:end] == "harm"
+    assert data_hash([found]) != data_hash([replace(found, spans=())])
 
 
 def test_bytes_that_are_no_text(tmp_path):

@@ -49,12 +49,15 @@ class RowOptions:
 
     def read(self, at: Any) -> list[LabelledExchange]:
         """All of them, for a probe that reads there."""
+        return [row for where in self.data or () for row in self.read_file(where, at)]
+
+    def read_file(self, where: str, at: Any) -> list[LabelledExchange]:
+        """Those of one file or data set, read as these options say."""
         from modelassay.data.labelled import read_labelled
         from modelassay.data.labels import check_scheme
 
         how: dict[str, Any] = {"config": self.config, "split": self.split, "token": self.token}
-        how["labels"] = check_scheme(self.labels)
-        return [row for where in self.data or () for row in read_labelled(where, at=at, **how)]
+        return read_labelled(where, at=at, labels=check_scheme(self.labels), **how)
 
 
 Rows = Annotated[RowOptions, options.From(RowOptions)]
@@ -72,7 +75,9 @@ def train_command(
     at: Annotated[
         str, typer.Option(metavar="prompt|answer|both", help="Which heads to train.")
     ] = "both",
-    kind: Annotated[str, typer.Option(help="logistic, means or attention.")] = "logistic",
+    kind: Annotated[str, typer.Option(help="logistic, means, factored or attention.")] = (
+        "logistic"
+    ),
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data, of --kind attention alone; 60.")
     ] = None,
@@ -80,6 +85,33 @@ def train_command(
         float | None,
         typer.Option("--learning-rate", "--lr", help="Of --kind attention alone; 0.02."),
     ] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rows {prompt, label} of texts that are harmful or not by themselves, from which"
+            " the head of responses learns too.",
+        ),
+    ] = None,
+    token_labels: Annotated[
+        str,
+        typer.Option(
+            metavar="exchange|spans|classifier",
+            help="What the samples along a response are labelled by: its label, the `spans` of its"
+            " row, or a classifier's scores of it up to there.",
+        ),
+    ] = "exchange",  # noqa: S107 (no password)
+    classifier: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of --token-labels classifier; `embedded`.")
+    ] = None,
+    token_weights: Annotated[
+        str,
+        typer.Option(
+            metavar="even|whole|soft",
+            help="Whether they count alike, only whole responses, or by the softmax of their"
+            " scores.",
+        ),
+    ] = "even",  # noqa: S107
     name: Annotated[str | None, typer.Option(help="Its name; made from the model's id.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A new folder in place of your store.")
@@ -94,24 +126,56 @@ def train_command(
             "Give --data FILE with rows {prompt, response, label}, or --folder FOLDER with the data"
             " sets of the shipped recipe (docs/guard.md lists them)."
         )
-    if not given and (at, kind, layers, epochs, learning_rate) != (
-        *("both", "logistic"),
-        *(None, None, None),
-    ):
-        raise InputError("The shipped recipe trains both heads as it says; give --data to choose.")
+    chosen = (at, layers, epochs, learning_rate, texts, token_labels, token_weights)
+    usual = ("both", None, None, None, None, "exchange", "even")
+    if not given and (chosen != usual or kind not in ("logistic", "factored")):
+        raise InputError(
+            "The shipped recipe trains both heads as it says, the response's as --kind logistic or"
+            " factored; give --data to choose."
+        )
 
     from modelassay.artifacts import slug
+    from modelassay.classifier import load_classifier
+    from modelassay.data.labelled import draw
     from modelassay.models import open_model
     from modelassay.probes import PROBES, make_probe, store_probe, train_head
-    from modelassay.probes.training import check_rows, check_training, train_default_heads
+    from modelassay.probes.lessons import check_lesson, check_spans
+    from modelassay.probes.training import (
+        check_place,
+        check_refusals,
+        check_rows,
+        check_training,
+        train_default_heads,
+    )
 
     check_training(kind, layers, epochs, learning_rate)
+    if classifier is not None and token_labels != "classifier":
+        raise InputError("--classifier NAME goes with --token-labels classifier.")
+    watched: Any = "prompt" if at == "prompt" else "answer"
+    check_lesson(watched, kind, token_labels, token_weights)
+    check_place(watched, kind, texts=bool(texts))
     name = PROBES.kind.check_name(name or slug(model.id))
     PROBES.check_free(name, force=force, out=out)
     places: tuple[Any, ...] = ("prompt", "answer") if at == "both" else (at,)
     most = given.max_examples
     rows = {place: check_rows(given.read(place), place, most) for place in places if given}
+    if "answer" in rows:
+        check_spans(token_labels, rows["answer"])
+        if kind == "factored":
+            check_refusals([rows["answer"][i] for i in draw(rows["answer"], most)])
     _check_folder(folder)
+    judge = None
+    if token_labels == "classifier":
+        judge = load_classifier(classifier or "embedded", token=given.token).unsafe
+    of_responses: Any = {
+        "kind": kind,
+        "token_labels": token_labels,
+        "token_weights": token_weights,
+        "judge": judge,
+        "texts": [row for where in texts or () for row in given.read_file(where, "prompt")],
+    }
+    # A prompt does not refuse: its head is then the usual one.
+    of_prompts: Any = {"kind": "logistic" if kind == "factored" else kind}
     with progress() as on_phase:
         loaded = open_model(model, on_progress=on_phase, **loading)
         if given:
@@ -120,11 +184,11 @@ def train_command(
                     loaded,
                     rows[place],
                     place,
-                    kind=kind,
                     layers=layers,
                     max_examples=most,
                     epochs=epochs,
                     learning_rate=learning_rate,
+                    **(of_responses if place == "answer" else of_prompts),
                     on_progress=phase_of(on_phase, "reading"),
                 )
                 for place in places
@@ -132,7 +196,7 @@ def train_command(
         else:
             assert folder is not None  # noqa: S101 (checked above)
             heads = train_default_heads(
-                loaded, folder, token=given.token, max_examples=most, on_phase=on_phase
+                loaded, folder, token=given.token, kind=kind, max_examples=most, on_phase=on_phase
             )
     probe = make_probe(loaded, name, heads)
     path = store_probe(probe.record, probe.heads, out=out, force=force)
@@ -151,6 +215,9 @@ def sweep_command(
     folder: Folder = None,
     at: At = "prompt",
     kind: Annotated[str, typer.Option(help="logistic or means.")] = "logistic",
+    combine: Annotated[
+        int, typer.Option(metavar="N", help="Also the best found of 2 to N layers together.")
+    ] = 1,
 ) -> None:
     """Score a probe of every single layer, or of --layers, from one pass over the data."""
     place = check_at(at)
@@ -160,9 +227,10 @@ def sweep_command(
     from modelassay.data.training_data import prompt_head_rows
     from modelassay.models import open_model
     from modelassay.probes import sweep_layers
-    from modelassay.probes.training import check_rows, check_sweep
+    from modelassay.probes.sweeping import check_sweep
+    from modelassay.probes.training import check_rows
 
-    check_sweep(kind)
+    check_sweep(kind, combine)
     _check_folder(folder)
     rows = given.read(place) if given else prompt_head_rows(folder, given.token)
     rows = check_rows(rows, place, given.max_examples)
@@ -176,6 +244,7 @@ def sweep_command(
             kind=kind,
             layers=layers,
             max_examples=given.max_examples,
+            combine=combine,
             on_progress=reading,
         )
     output.give(sweep)

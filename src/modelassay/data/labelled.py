@@ -1,9 +1,10 @@
 """Labelled exchanges: what probes and classifiers are trained and scored on.
 
 A row is an exchange in one of the layouts of `data.layouts`, such as `{"prompt", "response"}`, with
-a `label` (see `data.labels`) and an optional `source`; the response may be empty where only the
-prompt is judged. Splits go by prompt, and prompts that nearly repeat each other go together: a
-row-wise split of data in which prompts recur measures memory.
+a `label` (see `data.labels`), an optional `source`, and optional `spans` of what is unsafe (see
+`data.spans`); the response may be empty where only the prompt is judged. Splits go by prompt, and
+prompts that nearly repeat each other go together: a row-wise split of data in which prompts recur
+measures memory.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from modelassay.data.exchanges import numbered_rows, text_of
 from modelassay.data.labels import Label, Scheme, ambiguous, label_of, scheme_of, unlabelled
+from modelassay.data.spans import Span, spans_of
 from modelassay.data.wording import plain_words
 from modelassay.errors import InputError
 from modelassay.files.provenance import text_hash
@@ -42,6 +44,8 @@ class LabelledExchange:
     """The class, where the data has three."""
     source: str
     """Which data it is from; evaluation leaves out one source at a time."""
+    spans: tuple[Span, ...] = ()
+    """Which characters of the response are unsafe, where the row says so."""
 
 
 def read_labelled(
@@ -99,7 +103,8 @@ def to_labelled(
     label, unsafe = label_of(row, name, scheme)
     own = row.get("source")
     own = own if isinstance(own, str) and own.strip() else source
-    return LabelledExchange(prompt, response, unsafe, label, own)
+    spans = spans_of(row, response, name, unsafe=unsafe)
+    return LabelledExchange(prompt, response, unsafe, label, own, spans)
 
 
 def exchange_of(row: Mapping[str, Any], name: str, at: At) -> tuple[str, str]:
@@ -273,9 +278,12 @@ def hold_out(groups: np.ndarray, share: float) -> np.ndarray:
 
 
 def data_hash(rows: Iterable[LabelledExchange]) -> str:
-    """sha256 of prompts, responses and labels; their order does not matter."""
+    """sha256 of prompts, responses, labels and spans; their order does not matter."""
     lines = sorted(
-        json.dumps([row.prompt, row.response, row.unsafe, row.label], ensure_ascii=False)
+        json.dumps(
+            [row.prompt, row.response, row.unsafe, row.label, *([row.spans] if row.spans else [])],
+            ensure_ascii=False,
+        )
         for row in rows
     )
     return text_hash("\n".join(lines))

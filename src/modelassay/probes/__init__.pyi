@@ -14,8 +14,8 @@ from .record import probe_of as probe_of
 from .record import push_probe as push_probe
 from .record import save_probe as save_probe
 from .record import store_probe as store_probe
+from .sweeping import sweep_layers as sweep_layers
 from .training import TrainedHead as TrainedHead
 from .training import make_probe as make_probe
 from .training import probe_record as probe_record
-from .training import sweep_layers as sweep_layers
 from .training import train_head as train_head

@@ -29,6 +29,7 @@ from modelassay.report.text import share_text, with_interval
 from modelassay.statistics import (
     BinaryMetrics,
     binary_metrics,
+    rank_auroc,
     rank_auroc_interval,
 )
 
@@ -144,12 +145,24 @@ class LayerScore:
 
 
 @dataclass(frozen=True)
+class CombinationScore:
+    """Layers that one probe reads together."""
+
+    layers: tuple[int, ...]
+    """The best single one first, then in the order in which they helped most."""
+    metrics: BinaryMetrics
+
+
+@dataclass(frozen=True)
 class Sweep(Report):
     """A probe of every single layer, scored on prompts that it was not fitted on."""
 
     layers: tuple[LayerScore, ...]
     drawn_from: int | None = None
     """Rows that those it rests on were drawn from; None where all were used."""
+    combinations: tuple[CombinationScore, ...] = ()
+    """The best found of two layers, three and so on. Each is chosen by the score that it shows, so
+    that a small gain may be luck."""
 
     @property
     def best(self) -> LayerScore:
@@ -159,20 +172,19 @@ class Sweep(Report):
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, schema `modelassay.probe-sweep/1`."""
         rows = [{"layer": each.layer, **each.metrics.to_dict()} for each in self.layers]
-        return {"schema": SWEEP_SCHEMA, "layers": rows, "drawn_from": self.drawn_from}
+        together = [
+            {"layers": list(each.layers), **each.metrics.to_dict()} for each in self.combinations
+        ]
+        return {
+            "schema": SWEEP_SCHEMA,
+            "layers": rows,
+            "drawn_from": self.drawn_from,
+            "combinations": together,
+        }
 
     def sections(self) -> list[Section]:
-        """One row a layer, the best one pointed out."""
-        rows = [
-            (
-                str(each.layer),
-                with_interval(m.auroc, m.interval, ".3f"),
-                share_text(m.tpr_at_fpr["0.01"]),
-                f"{m.calibration_error:.3f}",
-            )
-            for each in self.layers
-            for m in (each.metrics,)
-        ]
+        """One row a layer, the best one pointed out, and one for layers together."""
+        rows = [_swept(str(each.layer), each.metrics) for each in self.layers]
         names = ("layer", "AUROC (95%)", "TPR at 1% FPR", "calibration error")
         table = Table(
             columns(*names, right=range(4)),
@@ -183,7 +195,20 @@ class Sweep(Report):
         m = self.best.metrics
         facts = [("rows", f"{m.n}, of {m.n_prompts} prompts{drawn(self.drawn_from)}")]
         title = "probe of each layer"
-        return [Section("layers", title, facts=facts, table=table, chart=self._chart)]
+        found = [Section("layers", title, facts=facts, table=table, chart=self._chart)]
+        if self.combinations:
+            together = [
+                _swept(", ".join(map(str, each.layers)), each.metrics) for each in self.combinations
+            ]
+            names = ("layers", *names[1:])
+            found.append(
+                Section(
+                    "combinations",
+                    "layers together, each chosen by the score that it shows",
+                    table=Table(columns(*names, right=range(1, 4)), together),
+                )
+            )
+        return found
 
     def _records(self) -> list[dict[str, Any]]:
         return [
@@ -211,6 +236,16 @@ class Sweep(Report):
         )
         figure.add_hline(y=0.5, line=LINE)
         return figure
+
+
+def _swept(read: str, m: BinaryMetrics) -> tuple[str, ...]:
+    """A row of a sweep's table."""
+    return (
+        read,
+        with_interval(m.auroc, m.interval, ".3f"),
+        share_text(m.tpr_at_fpr["0.01"]),
+        f"{m.calibration_error:.3f}",
+    )
 
 
 def evaluate_probe(
@@ -281,12 +316,28 @@ def source_metrics(
         unsafe: bool [row].
         groups: int [row], equal for near-duplicate prompts.
     """
+    use, one = _compared(score, own, unsafe)
+    if len(set(unsafe[use].tolist())) < 2:
+        return None
+    value, interval = rank_auroc_interval(score[use], unsafe[use], groups[use])
+    n = int((own & ~np.isnan(score)).sum())
+    return SourceMetrics(auroc=value, interval=interval, n=n, unsafe=one)
+
+
+def source_auroc(score: np.ndarray, own: np.ndarray, unsafe: np.ndarray) -> float | None:
+    """The AUROC of `source_metrics` alone, with the same arguments."""
+    use, _ = _compared(score, own, unsafe)
+    if len(set(unsafe[use].tolist())) < 2:
+        return None
+    return rank_auroc(score[use], unsafe[use])
+
+
+def _compared(
+    score: np.ndarray, own: np.ndarray, unsafe: np.ndarray
+) -> tuple[np.ndarray, bool | None]:
+    """Which rows a source is scored on, and the class it is of, None for both."""
     scored = ~np.isnan(score)
     own = own & scored
     classes = set(unsafe[own].tolist())
     one = classes.pop() if len(classes) == 1 else None
-    use = own if one is None else own | (scored & (unsafe != one))
-    if len(set(unsafe[use].tolist())) < 2:
-        return None
-    value, interval = rank_auroc_interval(score[use], unsafe[use], groups[use])
-    return SourceMetrics(auroc=value, interval=interval, n=int(own.sum()), unsafe=one)
+    return (own if one is None else own | (scored & (unsafe != one))), one

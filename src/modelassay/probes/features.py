@@ -34,11 +34,13 @@ log = logging.getLogger(__name__)
 POOLINGS: tuple[Literal["last", "mean"], ...] = ("last", "mean")
 CHECKPOINTS = (4, 12, 32, 80)
 """Lengths of a response, in tokens, at which a sample is taken, beside its end."""
+DENSE = (4, 8, 16, 24, 32, 48, 64, 96, 128)
+"""The same where samples of one response teach different things."""
 MAX_PROMPT_TOKENS = 2048
 MAX_RESPONSE_TOKENS = 160
 CHUNK_TOKENS = 4096  # whose states of all layers are in memory at once
 MAX_CACHE_BYTES = 6_000_000_000
-FORMAT = 1
+FORMAT = 2
 """Raised when the meaning of cached features changes."""
 LARGEST = 6e4
 """What float16 holds; single dimensions of some models go beyond."""
@@ -55,6 +57,8 @@ class Features:
     """For each sample, the index of its exchange."""
     last: np.ndarray
     """Whether this is the longest sample of its exchange."""
+    end: np.ndarray
+    """Tokens that were read of its span."""
 
 
 def pooled_features(
@@ -64,6 +68,7 @@ def pooled_features(
     *,
     layers: Sequence[int] | None = None,
     max_response_tokens: int = MAX_RESPONSE_TOKENS,
+    lengths: Sequence[int] = CHECKPOINTS,
     use_cache: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Features:
@@ -76,6 +81,7 @@ def pooled_features(
         at: At the end of the prompt, or along the response.
         layers: Block indices; None for all.
         max_response_tokens: Where responses are cut.
+        lengths: In tokens, at which a response is sampled, beside its end.
         use_cache: Keep the result on disk, or take it from there.
         on_progress: Told how many chunks are read.
 
@@ -87,14 +93,23 @@ def pooled_features(
     encoded = [_encode(model, row, at, max_response_tokens) for row in rows]
     if use_cache:
         for read in (chosen, every):  # what a sweep has read serves single layers too
-            kept = _load(_path(model, encoded, at, read))
+            kept = _load(_path(model, encoded, at, read, lengths))
             if kept is not None and set(chosen) <= set(kept.layers):
                 index = [kept.layers.index(layer) for layer in chosen]
                 return replace(kept, values=kept.values[:, index], layers=chosen)
-    features = _read(model, encoded, at, chosen, on_progress)
+    features = _read(model, encoded, at, chosen, lengths, on_progress)
     if use_cache:
-        _save(features, _path(model, encoded, at, chosen))
+        _save(features, _path(model, encoded, at, chosen, lengths))
     return features
+
+
+def prefixes(model: LoadedModel, rows: Sequence[LabelledExchange], features: Features) -> list[str]:
+    """What had been said of the response at each sample, as text."""
+    ids = [encode_response(model, row.response) for row in rows]
+    return [
+        model.tokenizer.decode(ids[row][:end], skip_special_tokens=True)
+        for row, end in zip(features.row.tolist(), features.end.tolist(), strict=True)
+    ]
 
 
 def read_spans(
@@ -130,11 +145,11 @@ def _encode(model: LoadedModel, row: LabelledExchange, at: At, max_response_toke
     return Encoded((*prompt, *response[:most]), len(prompt))
 
 
-def checkpoints(n_tokens: int, at: At) -> list[int]:
+def checkpoints(n_tokens: int, at: At, lengths: Sequence[int] = CHECKPOINTS) -> list[int]:
     """Lengths of a span at which it is sampled."""
     if at == "prompt":
         return [n_tokens]
-    return [*(c for c in CHECKPOINTS if c < n_tokens), n_tokens]
+    return [*(length for length in lengths if length < n_tokens), n_tokens]
 
 
 def _read(
@@ -142,18 +157,20 @@ def _read(
     encoded: Sequence[Encoded],
     at: At,
     layers: tuple[int, ...],
+    lengths: Sequence[int],
     on_progress: OnProgress | None,
 ) -> Features:
     samples: dict[int, list[Tensor]] = {}
+    ends = [checkpoints(len(e.ids) - e.response_start, at, lengths) for e in encoded]
     for i, activations in _spans(model, encoded, layers, on_progress):
-        samples[i] = pool_span(activations, checkpoints(len(activations), at))
-    lengths = [checkpoints(len(e.ids) - e.response_start, at) for e in encoded]
-    row = np.repeat(np.arange(len(encoded)), [len(each) for each in lengths])
+        samples[i] = pool_span(activations, ends[i])
+    row = np.repeat(np.arange(len(encoded)), [len(each) for each in ends])
     return Features(
         values=torch.stack([sample for i in range(len(encoded)) for sample in samples[i]]),
         layers=layers,
         row=row,
         last=np.append(row[1:] != row[:-1], True),
+        end=np.concatenate(ends),
     )
 
 
@@ -187,12 +204,18 @@ def pool_span(activations: Tensor, ends: Sequence[int]) -> list[Tensor]:
     return [each.clamp(-LARGEST, LARGEST).half() for each in pooled]
 
 
-def _path(model: LoadedModel, encoded: Sequence[Encoded], at: At, layers: tuple[int, ...]) -> Path:
+def _path(
+    model: LoadedModel,
+    encoded: Sequence[Encoded],
+    at: At,
+    layers: tuple[int, ...],
+    lengths: Sequence[int],
+) -> Path:
     """Where features are kept: named by the sha256 of everything that they depend on."""
     digest = hashlib.sha256()
     info = model.info
     numbers = [info.weights_sha256, info.organism, info.dtype, info.quantization, str(model.device)]
-    digest.update(json.dumps([FORMAT, numbers, at, layers, CHECKPOINTS]).encode())
+    digest.update(json.dumps([FORMAT, numbers, at, layers, tuple(lengths)]).encode())
     for each in encoded:
         digest.update(np.array([each.response_start, len(each.ids), *each.ids], "<i8").tobytes())
     return cache_dir() / "features" / f"{digest.hexdigest()}.safetensors"
@@ -206,7 +229,8 @@ def _load(path: Path) -> Features | None:
         kept = load_file(path)
         path.touch()  # the oldest are removed first
         layers = tuple(kept["layers"].tolist())
-        return Features(kept["values"], layers, kept["row"].numpy(), kept["last"].numpy())
+        row, last, end = (kept[name].numpy() for name in ("row", "last", "end"))
+        return Features(kept["values"], layers, row, last, end)
     except (OSError, SafetensorError, KeyError):
         return None  # not there, or left damaged by a full disk: read again
 
@@ -220,6 +244,7 @@ def _save(features: Features, path: Path) -> None:
         "layers": torch.tensor(features.layers),
         "row": torch.from_numpy(features.row),
         "last": torch.from_numpy(features.last),
+        "end": torch.from_numpy(features.end),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

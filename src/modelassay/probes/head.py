@@ -33,12 +33,23 @@ LEAST_BLOCK, LEAST_PAUSE = 0.5, 0.25
 
 
 @dataclass(frozen=True)
+class ComplyReadout:
+    """The second readout of a head of the kind `factored`, see `probes.fitting`."""
+
+    weight: Tensor
+    """float32 [layer, pooling, hidden]."""
+    bias: float
+    slope: float
+    offset: float
+
+
+@dataclass(frozen=True)
 class Head:
     """Reads a risk in 0 … 1 off the residual stream."""
 
     at: At
     kind: str
-    """How it was fitted: `logistic`, `means` or `attention`."""
+    """How it was fitted: `logistic`, `means`, `factored` or `attention`."""
     layers: tuple[int, ...]
     poolings: tuple[Pooling, ...]
     weight: Tensor
@@ -50,11 +61,27 @@ class Head:
     """Risk from which it is refused."""
     query: Tensor | None = None
     """float32 [layer, hidden], for attention pooling."""
+    comply: ComplyReadout | None = None
+    """Whether a response does what it was asked; the risk is then of both."""
 
     def risk(self, pooled: Tensor) -> Tensor:
         """Risks [sample] of pooled states [sample, layer, pooling, hidden]."""
-        logits = torch.einsum("slph,lph->s", pooled.float(), self.weight) + self.bias
-        return torch.sigmoid(logits)
+        sums = [torch.einsum("slph,lph->s", pooled.float(), weight) for weight in self.weights]
+        return self.risk_of(sums)
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """Of its readouts, one or two."""
+        return (self.weight,) if self.comply is None else (self.weight, self.comply.weight)
+
+    def risk_of(self, sums: Sequence[Tensor]) -> Tensor:
+        """The risk, given what pooled states sum up to under each of `weights`."""
+        logit = sums[0] + self.bias
+        if (comply := self.comply) is not None:  # as `fitting.odds_of_both`
+            other = sums[1] + comply.bias
+            both = -torch.stack([-logit, -other, -logit - other]).logsumexp(0)
+            logit = comply.slope * both + comply.offset
+        return torch.sigmoid(logit)
 
 
 class HeadReader:
@@ -78,13 +105,16 @@ class HeadReader:
             activations: For each of the layers, [token, hidden] on any device, one token or more.
         """
         self.count += next(iter(activations.values())).shape[0]
-        logit = self.head.bias
+        sums = [torch.tensor(0.0) for _ in self.head.weights]
         for i, layer in enumerate(self.head.layers):
             hidden = activations[layer].float().cpu()
             for j, pooling in enumerate(self.head.poolings):
                 pooled = self._pool(pooling, i, layer, hidden).clamp(-LARGEST, LARGEST)
-                logit += float(self.head.weight[i, j] @ pooled)
-        risk = float(torch.sigmoid(torch.tensor(logit)))
+                sums = [
+                    total + weight[i, j] @ pooled
+                    for total, weight in zip(sums, self.head.weights, strict=True)
+                ]
+        risk = float(self.head.risk_of(sums))
         return risk if math.isfinite(risk) else 1.0
 
     def _pool(self, pooling: Pooling, i: int, layer: int, hidden: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ from modelassay.files.records import Count, LayerIndex, Line, Name, Record, Sha2
 from modelassay.hub import Commit
 from modelassay.models import LoadedModel
 from modelassay.models.identity import ModelIdentity, hash_file, states
-from modelassay.probes.head import BLOCK_RATE, Head
+from modelassay.probes.head import BLOCK_RATE, ComplyReadout, Head
+from modelassay.probes.lessons import TokenLabels, TokenWeights
 from modelassay.report.text import share_text, with_interval
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,10 @@ class SourceMetrics(Record):
     n: Count
     unsafe: bool | None
     """Which class the source is of; None for both, which are then compared with each other."""
+    surface: dict[Line, Share] = Field(default={}, max_length=10)
+    """AUROC of what its labels give away on the surface, learnt on the other sources too."""
+    without_refusals: Share | None = None
+    """AUROC among responses that do not refuse, of a source of both classes."""
 
 
 class TrainedOn(Record):
@@ -90,16 +95,26 @@ class TrainedOn(Record):
     """Rows that these were drawn from, evenly over labels and sources; None where all were used."""
 
 
+class ComplyRecord(Record):
+    """Of the second readout of the kind `factored`, all but its weights."""
+
+    bias: float = Field(ge=-MAX_NUMBER, le=MAX_NUMBER)
+    slope: float = Field(gt=0, le=MAX_NUMBER)
+    offset: float = Field(ge=-MAX_NUMBER, le=MAX_NUMBER)
+
+
 class HeadRecord(Record):
     """Everything of a head but its weights.
 
     What was measured is None for a head of another tool's, and only for such a one.
     """
 
-    kind: Literal["logistic", "means", "attention"]
+    kind: Literal["logistic", "means", "factored", "attention"]
     layers: tuple[LayerIndex, ...] = Field(min_length=1, max_length=64)
     poolings: tuple[Literal["last", "mean", "attention"], ...] = Field(min_length=1, max_length=3)
     bias: float = Field(ge=-MAX_NUMBER, le=MAX_NUMBER)
+    comply: ComplyRecord | None = None
+    """Of the kind `factored`, its second readout."""
     pause: float = Field(gt=0, le=1)
     block: float = Field(gt=0, le=1)
     block_rate: Share | None = None
@@ -119,6 +134,10 @@ class HeadRecord(Record):
     epochs: Count | None = None
     """Passes in which a kind that is trained by gradient learnt; None of other kinds."""
     learning_rate: float | None = Field(default=None, gt=0, lt=1)
+    token_labels: TokenLabels = "exchange"
+    """What the samples of a response were labelled by."""
+    token_weights: TokenWeights = "even"
+    """How they counted."""
 
     @model_validator(mode="after")
     def _check(self) -> HeadRecord:
@@ -130,6 +149,8 @@ class HeadRecord(Record):
             raise ValueError("a pooling is named twice")
         if (self.kind == "attention") != (self.poolings == ("attention",)):
             raise ValueError("only the kind attention pools by attention, and in no other way")
+        if (self.kind == "factored") != (self.comply is not None):
+            raise ValueError("the kind factored, and no other, has a second readout")
         return self
 
 
@@ -237,6 +258,8 @@ def save_probe(record: ProbeRecord, heads: Mapping[At, Head], folder: Path) -> P
         arrays[f"{at}.weight"] = head.weight.contiguous()
         if head.query is not None:
             arrays[f"{at}.query"] = head.query.contiguous()
+        if head.comply is not None:
+            arrays[f"{at}.comply"] = head.comply.weight.contiguous()
     save_file(arrays, folder / WEIGHTS_FILE)
     record = record.model_copy(update={"weights_sha256": hash_file(folder / WEIGHTS_FILE)})
     text = record.model_dump_json(by_alias=True, indent=1)
@@ -259,6 +282,8 @@ def load_probe(folder: Path) -> Probe:
         wanted: dict[str, tuple[int, ...]] = {f"{at}.weight": shape}
         if head.kind == "attention":
             wanted[f"{at}.query"] = (shape[0], shape[2])
+        if head.comply is not None:
+            wanted[f"{at}.comply"] = shape
         for name, size in wanted.items():
             check_array(path, name, arrays.get(name), size)
         heads[at] = Head(
@@ -271,6 +296,10 @@ def load_probe(folder: Path) -> Probe:
             pause=head.pause,
             block=head.block,
             query=arrays.get(f"{at}.query"),
+            comply=head.comply
+            and ComplyReadout(
+                arrays[f"{at}.comply"], head.comply.bias, head.comply.slope, head.comply.offset
+            ),
         )
     return Probe(record, heads)
 
@@ -337,10 +366,19 @@ def describe_probe(record: ProbeRecord) -> list[str]:
     lines = [f"for {record.model.id}, weights sha256 {record.model.weights_sha256}"]
     for at, head in record.heads.items():
         reads = f"{head.kind} over {'+'.join(head.poolings)} of layers"
-        where = f"{at}: {reads} {', '.join(map(str, head.layers))}"
+        where = f"{at}: {reads} {', '.join(map(str, head.layers))}{_taught(head)}"
         measured = _measured_lines(head)
         lines += [f"{where}; {measured[0]}", *measured[1:]]
     return lines + (record.imported.lines() if record.imported else [])
+
+
+def _taught(head: HeadRecord) -> str:
+    """How the tokens of responses were learnt, where it was not the usual way."""
+    how = [] if head.token_labels == "exchange" else [f"labelled by {head.token_labels}"]
+    how += {"even": [], "soft": ["weighted softly"], "whole": ["of whole responses only"]}[
+        head.token_weights
+    ]
+    return f", tokens {' and '.join(how)}" if how else ""
 
 
 def _measured_lines(head: HeadRecord) -> list[str]:
@@ -381,8 +419,16 @@ def _measured_lines(head: HeadRecord) -> list[str]:
     )
     for source, row in worst:
         auroc = with_interval(row.auroc, row.interval, ".3f")
-        lines.append(f"  without {source}: AUROC {auroc} on it")
+        lines.append(f"  without {source}: AUROC {auroc} on it{_beside(row)}")
     return lines
+
+
+def _beside(row: SourceMetrics) -> str:
+    """What else is known of a source that was left out."""
+    told = [f"{name} {auroc:.3f}" for name, auroc in row.surface.items()]
+    if row.without_refusals is not None:
+        told.append(f"responses that do not refuse {row.without_refusals:.3f}")
+    return f" ({', '.join(told)})" if told else ""
 
 
 PROBES = Store(

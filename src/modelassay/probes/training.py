@@ -31,10 +31,12 @@ from modelassay.data.labelled import (
 from modelassay.data.training_data import prompt_head_rows
 from modelassay.errors import InputError
 from modelassay.files.provenance import installed_versions, utc_now
+from modelassay.measures.refusal_judge import is_refusal
 from modelassay.models import LoadedModel
 from modelassay.models.layers import resolve_layers
-from modelassay.probes.evaluating import LayerScore, Sweep, source_metrics
 from modelassay.probes.features import (
+    CHECKPOINTS,
+    DENSE,
     MAX_RESPONSE_TOKENS,
     POOLINGS,
     pooled_features,
@@ -43,15 +45,18 @@ from modelassay.probes.features import (
 from modelassay.probes.fitting import (
     EPOCHS,
     FITTERS,
+    MIN_PROMPTS,
     RATE,
-    Fitter,
     Readout,
+    calibrated,
     check_classes,
+    factored_fit,
     fit_attention,
-    fit_calibrated,
-    leave_one_source_out,
+    left_out_scores,
+    linear_fit,
 )
 from modelassay.probes.head import (
+    ComplyReadout,
     Head,
     Pooling,
     SpanRisks,
@@ -59,6 +64,14 @@ from modelassay.probes.head import (
     choose_thresholds,
     reached_thresholds,
     span_risks,
+)
+from modelassay.probes.lessons import (
+    Judge,
+    TokenLabels,
+    TokenWeights,
+    check_lesson,
+    check_spans,
+    make_lesson,
 )
 from modelassay.probes.record import (
     STATED,
@@ -69,20 +82,23 @@ from modelassay.probes.record import (
     SourceMetrics,
     TrainedOn,
 )
+from modelassay.probes.surface import left_out_sources
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent
-from modelassay.statistics import (
-    binary_metrics,
-)
+from modelassay.statistics import binary_metrics
 
 Array = np.ndarray
 GRADIENT_KINDS = ("attention",)
 """Kinds that are trained by gradient, in epochs; the others are solved at once."""
-KINDS = (*FITTERS, *GRADIENT_KINDS)
+FACTORED = "factored"
+SOLVED = (*FITTERS, FACTORED)
+KINDS = (*SOLVED, *GRADIENT_KINDS)
 DEPTHS = (1 / 3, 8 / 15, 11 / 15)
 """Relative depths of the layers that a probe reads unless told otherwise; together they are better
 than any one of them on every source that was tried (docs/guard.md)."""
 NO_WEIGHTS = "0" * 64  # until the weights are on disk
 NEUTRAL_PROMPTS = ("Go on.", "Please continue.", "Write a short text.", "Answer my question.")
+MOST_TEXTS = 2000
+"""Prompts that the recipe's factored head reads as texts."""
 RESPONSE_TOKENS = 96
 """Longer responses cost more and teach an average over their tokens little."""
 
@@ -118,6 +134,10 @@ def train_head(
     max_examples: int | None = None,
     epochs: int | None = None,
     learning_rate: float | None = None,
+    token_labels: TokenLabels = "exchange",  # noqa: S107 (no password)
+    token_weights: TokenWeights = "even",  # noqa: S107
+    judge: Judge | None = None,
+    texts: Sequence[LabelledExchange] = (),
     on_progress: OnProgress | None = None,
 ) -> TrainedHead:
     """Fits a head and scores it on prompts that it was not fitted on.
@@ -134,26 +154,42 @@ def train_head(
         max_examples: Most rows to learn from, drawn evenly over labels and sources; None for all.
         epochs: Of a kind that is trained by gradient, passes over the data; None for `EPOCHS`.
         learning_rate: Of such a kind; None for `RATE`.
+        token_labels: What the samples of a response are labelled by, see `probes.lessons`.
+        token_weights: How they count.
+        judge: The classifier that labels them, if one does.
+        texts: Prompts or other texts that are harmful or not by themselves. A head of responses
+            reads them as responses and learns from them, and is not scored on them.
         on_progress: Told how far reading is.
 
     Raises:
-        InputError: what `check_training` refuses, a layer out of range, or data without both
-            classes.
+        InputError: what `check_training`, `check_lesson` and `check_spans` refuse, a layer out of
+            range, a classifier that is missing, or data without both classes.
     """
     check_training(kind, layers, epochs, learning_rate)
+    check_place(at, kind, texts=bool(texts))
+    check_lesson(at, kind, token_labels, token_weights)
+    check_spans(token_labels, rows)
+    if token_labels == "classifier" and judge is None:
+        raise InputError("token_labels='classifier' needs the classifier as `judge`.")
     rows = rows if group_by else rows_at(rows, at)
     require_classes(rows, (True, False), "A probe")
     drawn = draw(rows, max_examples)
     drawn_from = len(rows) if len(drawn) < len(rows) else None
     rows = [rows[i] for i in drawn]
     group_by = [group_by[i] for i in drawn] if group_by else None
+    if kind == FACTORED:
+        check_refusals(rows)
     chosen = tuple(layers) if layers else default_layers(len(model.layers))
     by_gradient: dict[str, Any] = {}
     if kind in GRADIENT_KINDS:
         chosen = (chosen[len(chosen) // 2],)
         by_gradient = {"epochs": epochs or EPOCHS, "learning_rate": learning_rate or RATE}
     chosen = resolve_layers(chosen, len(model.layers))
-    groups = prompt_groups(list(group_by) if group_by else [row.prompt for row in rows])
+    names = list(group_by) if group_by else [row.prompt for row in rows]
+    every = [*rows, *as_responses(texts)]
+    names += [text.prompt for text in texts]
+    n = len(rows)
+    groups = prompt_groups(names)
     unsafe = np.array([row.unsafe for row in rows])
     options: dict[str, Any] = {
         "max_response_tokens": max_response_tokens,
@@ -173,11 +209,26 @@ def train_head(
             (i, each[:, None]) for i, each in activations.items()
         )
     else:
-        features = pooled_features(model, rows, at, layers=chosen, **options)
+        alike = token_labels == "exchange" and token_weights != "soft"
+        lengths = CHECKPOINTS if alike else DENSE
+        features = pooled_features(model, every, at, layers=chosen, lengths=lengths, **options)
         x, of = features.values.float().flatten(1).numpy(), features.row
-        fit = fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind])
-        fold = fit.fold[features.last]
-        left_out = _left_out(x[features.last], rows, unsafe, groups, FITTERS[kind])
+        lesson = make_lesson(model, every, features, token_labels, token_weights, judge)
+        if kind == FACTORED:
+            fit_rows = factored_fit(x, groups[of], lesson, refusals(every)[of])
+        else:
+            fit_rows = linear_fit(x, groups[of], lesson, FITTERS[kind])
+        fit = calibrated(fit_rows, x, lesson.unsafe >= 0.5, groups[of])
+        fold = fit.fold[features.last][:n]
+        last, labels = features.last, np.array([row.unsafe for row in every])
+        left_out = left_out_sources(
+            every,
+            n,
+            at,
+            groups,
+            lambda sources: left_out_scores(fit_rows, x, labels, groups, sources, lesson, last),
+            max_response_tokens,
+        )
         if at == "prompt":  # one sample a row, and that is where a guard asks
             risks = SpanRisks(fit.risk, fit.risk)
         # The fit saw responses at a few lengths; it is judged at every token.
@@ -187,7 +238,11 @@ def train_head(
         shape = (len(chosen), len(pools), model.info.hidden_size)
         weight = torch.from_numpy(readout.weight).float().reshape(shape)
         query = None if readout.query is None else torch.from_numpy(readout.query).float()[None]
-        return Head(at, kind, chosen, pools, weight, readout.bias, pause, block, query)
+        comply = None
+        if (second := readout.comply) is not None:
+            also = torch.from_numpy(second.weight).float().reshape(shape)
+            comply = ComplyReadout(also, second.bias, second.slope, second.offset)
+        return Head(at, kind, chosen, pools, weight, readout.bias, pause, block, query, comply)
 
     risks = risks or span_risks(spans, [head(readout) for readout in fit.folds], fold)
     served = head(fit.readout, *choose_thresholds(risks.highest[~unsafe]))
@@ -198,18 +253,36 @@ def train_head(
             "layers": chosen,
             "poolings": pools,
             "bias": served.bias,
+            "comply": served.comply
+            and {name: getattr(served.comply, name) for name in ("bias", "slope", "offset")},
             "pause": served.pause,
             "block": served.block,
             **block_rates(blocked, unsafe),
             "pause_rate": float(paused[~unsafe].mean()),
             "held_rate": float(paused[unsafe].mean()),
-            "metrics": binary_metrics(risks.final, unsafe, groups).to_dict(),
+            "metrics": binary_metrics(risks.final, unsafe, groups[:n]).to_dict(),
             "left_out": left_out,
-            "trained_on": _trained_on(rows, group_by, drawn_from),
+            "trained_on": _trained_on(every, names, drawn_from),
+            "token_labels": token_labels,
+            "token_weights": token_weights,
             **by_gradient,
         }
     )
     return TrainedHead(served, record)
+
+
+def as_responses(texts: Sequence[LabelledExchange]) -> list[LabelledExchange]:
+    """Texts as responses to prompts that say nothing."""
+    return [
+        replace(
+            text,
+            prompt=NEUTRAL_PROMPTS[i % len(NEUTRAL_PROMPTS)],
+            response=text.prompt,
+            label=None,
+            source=f"texts: {text.source}",
+        )
+        for i, text in enumerate(texts)
+    ]
 
 
 def check_training(
@@ -231,12 +304,24 @@ def check_training(
         if value is not None and kind not in GRADIENT_KINDS:
             raise InputError(
                 f"{option} is for kinds that are trained by gradient ({', '.join(GRADIENT_KINDS)});"
-                f" {' and '.join(FITTERS)} are solved at once."
+                f" {', '.join(SOLVED)} are solved at once."
             )
     if epochs is not None and epochs < 1:
         raise InputError(f"--epochs must be at least 1, got {epochs}.")
     if learning_rate is not None and not 0 < learning_rate < 1:
         raise InputError(f"--learning-rate must lie between 0 and 1, got {learning_rate:g}.")
+
+
+def check_place(at: At, kind: str, *, texts: bool) -> None:
+    """Refuses what only a head of responses can be, or learn from.
+
+    Raises:
+        InputError: says so.
+    """
+    if at == "prompt" and kind == FACTORED:
+        raise InputError(f"--kind {FACTORED} is for responses; a prompt does not refuse.")
+    if texts and (at == "prompt" or kind in GRADIENT_KINDS):
+        raise InputError(f"--texts are for a head of responses of the kinds {', '.join(SOLVED)}.")
 
 
 def check_rows(
@@ -253,6 +338,34 @@ def check_rows(
     _, groups = np.unique([row.prompt for row in some], return_inverse=True)
     check_classes(np.array([row.unsafe for row in some]), groups)
     return rows
+
+
+def refusals(rows: Sequence[LabelledExchange]) -> Array:
+    """Which responses refuse, bool [row]: by their label, or by wording where there are two."""
+    return np.array(
+        [
+            row.label == "safe_refusal"
+            or (row.label is None and not row.unsafe and is_refusal(row.response))
+            for row in rows
+        ]
+    )
+
+
+def check_refusals(rows: Sequence[LabelledExchange]) -> None:
+    """Refuses data that cannot tell refusing from harmless.
+
+    Raises:
+        InputError: too few prompts were refused, or answered harmlessly.
+    """
+    refuses = refusals(rows).tolist()
+    for wanted, name in ((True, "refused"), (False, "answered harmlessly")):
+        found = zip(rows, refuses, strict=True)
+        n = len({row.prompt for row, refused in found if not row.unsafe and refused == wanted})
+        if n < MIN_PROMPTS:
+            raise InputError(
+                f"--kind {FACTORED} tells refusals from harmless responses, and the data has {n}"
+                f" distinct prompts that are {name}; at least {MIN_PROMPTS} are needed."
+            )
 
 
 def probe_record(model: LoadedModel, name: str, heads: Mapping[At, TrainedHead]) -> ProbeRecord:
@@ -274,83 +387,15 @@ def make_probe(model: LoadedModel, name: str, heads: Mapping[At, TrainedHead]) -
     )
 
 
-def sweep_layers(
-    model: LoadedModel,
-    rows: Sequence[LabelledExchange],
-    at: At,
-    *,
-    kind: str = "logistic",
-    layers: Sequence[int] | None = None,
-    max_examples: int | None = None,
-    on_progress: OnProgress | None = None,
-) -> Sweep:
-    """Scores a probe of every single layer, from one pass over the data.
-
-    Args:
-        model: The model to watch.
-        rows: Labelled exchanges.
-        at: Where the probes read.
-        kind: One of `FITTERS`.
-        layers: Layers to try, negative ones counted from the end; None for all.
-        max_examples: As in `train_head`.
-        on_progress: Told how far reading is.
-
-    Raises:
-        InputError: as `train_head`.
-    """
-    check_sweep(kind)
-    chosen = None if layers is None else resolve_layers(layers, len(model.layers))
-    rows = rows_at(rows, at)
-    require_classes(rows, (True, False), "A sweep")
-    n_rows = len(rows)
-    rows = [rows[i] for i in draw(rows, max_examples)]
-    groups = prompt_groups([row.prompt for row in rows])
-    unsafe = np.array([row.unsafe for row in rows])
-    features = pooled_features(model, rows, at, layers=chosen, on_progress=on_progress)
-    of = features.row
-    scores = []
-    for i, layer in enumerate(features.layers):
-        x = features.values[:, i].float().flatten(1).numpy()
-        risk = fit_calibrated(x, unsafe[of], groups[of], FITTERS[kind]).risk[features.last]
-        scores.append(LayerScore(layer, binary_metrics(risk, unsafe, groups)))
-    return Sweep(tuple(scores), n_rows if len(rows) < n_rows else None)
-
-
-def check_sweep(kind: str) -> None:
-    """Refuses kinds that a sweep is not made of.
-
-    Raises:
-        InputError: names those that it is.
-    """
-    if kind not in FITTERS:
-        raise InputError(f"A sweep is of {' or '.join(FITTERS)}, not {kind!r}.")
-
-
-def _left_out(
-    x: Array, rows: Sequence[LabelledExchange], unsafe: Array, groups: Array, fitter: Fitter
-) -> dict[str, SourceMetrics]:
-    sources = np.array([row.source for row in rows])
-    if len(set(sources)) < 3:
-        return {}
-    left_out = leave_one_source_out(x, unsafe, groups, sources, fitter)
-    return {
-        source: found
-        for source, scores in left_out.items()
-        if (found := source_metrics(scores, sources == source, unsafe, groups))
-    }
-
-
 def _trained_on(
-    rows: Sequence[LabelledExchange],
-    group_by: Sequence[str] | None,
-    drawn_from: int | None,
+    rows: Sequence[LabelledExchange], prompts: Sequence[str], drawn_from: int | None
 ) -> TrainedOn:
     return TrainedOn(
         sha256=data_hash(rows),
         sources=dict(Counter(row.source for row in rows)),
         n_unsafe=sum(row.unsafe for row in rows),
         n_safe=sum(not row.unsafe for row in rows),
-        prompts=fingerprints(group_by or [row.prompt for row in rows]),
+        prompts=fingerprints(prompts),
         drawn_from=drawn_from,
     )
 
@@ -360,15 +405,18 @@ def train_default_heads(
     folder: Path,
     *,
     token: str | None = None,
+    kind: str = "logistic",
     max_examples: int | None = None,
     on_phase: OnPhase = silent,
 ) -> dict[At, TrainedHead]:
-    """Trains both heads as the shipped ones were.
+    """Trains both heads, by default as the shipped ones were.
 
     Args:
         model: The model to watch.
         folder: Folder of the public sets.
         token: Hub token, None for the stored one.
+        kind: Of the response's head: `logistic`, or `factored`, which also learns from the prompts
+            as texts, and from whole responses only.
         max_examples: As in `train_head`.
         on_phase: Told (phase, done, total).
 
@@ -385,13 +433,19 @@ def train_default_heads(
         on_progress=phase_of(on_phase, "reading"),
     )
     rows, group_by = response_rows(folder, on_progress=phase_of(on_phase, "answering"))
+    factored: dict[str, Any] = {}
+    if kind == FACTORED:  # what held best on sources that were left out (docs/guard.md)
+        texts = [prompts[i] for i in draw(prompts, MOST_TEXTS)]
+        factored = {"texts": texts, "token_weights": "whole"}
     response_head = train_head(
         model,
         rows,
         "answer",
         group_by=group_by,
+        kind=kind,
         max_response_tokens=RESPONSE_TOKENS,
         max_examples=max_examples,
+        **factored,
         on_progress=phase_of(on_phase, "reading responses"),
     )
     return {"prompt": prompt_head, "answer": response_head}
