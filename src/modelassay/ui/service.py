@@ -219,7 +219,7 @@ def run_features(
     yield from _fetch([model_id])
     if sae:
         yield Step("fetching", 0, 1)
-        find_sae(sae, token=False)  # outside the GPU call, as for models
+        find_sae(sae, token=False, transcoders=True)  # outside the GPU call, as for models
     options = {"sae": sae or None, "types": wanted or None, "n_pairs": n_pairs}
     yield from _run("features", model_id, options)
 
