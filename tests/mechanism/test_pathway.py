@@ -13,7 +13,12 @@ from modelassay.data.attacks import Attack, AttackedPrompt, attack_requests
 from modelassay.mechanism import explain_attacks
 from modelassay.mechanism.directions import template_tail
 from modelassay.mechanism.jailbreak import harmful_requests
-from modelassay.mechanism.pathway import LEAST_REQUESTS, find_pathways, p_value_above
+from modelassay.mechanism.pathway import (
+    LEAST_REQUESTS,
+    _Pairs,
+    find_pathways,
+    p_value_above,
+)
 from modelassay.models import load
 from modelassay.models.components import find_components
 from modelassay.organisms.recipes import with_trigger
@@ -68,6 +73,9 @@ def test_what_does_less_than_harmless_wordings_is_not_beyond_them():
     assert p_value_above(values + 6, wordings) < 0.001
     assert wordings.p_value(float(values.mean())) < 0.001
     assert p_value_above(values, wordings) == 1
+    # One request asks the same way.
+    assert wordings.p_value_above(values.mean()) == 1
+    assert wordings.p_value_above(values.mean() + 6) == wordings.p_value(values.mean() + 6)
 
 
 def test_few_requests_have_no_pathway(roomy):
@@ -76,10 +84,12 @@ def test_few_requests_have_no_pathway(roomy):
         assert _find(roomy, few) == ()
 
 
-def test_a_survey_tells_the_pathway(roomy, found):
-    prompts = attack_requests([ENCODED], REQUESTS)
+def test_a_survey_tells_the_pathway(roomy, found, monkeypatch):
+    prompts, read, plain_lost = attack_requests([ENCODED], REQUESTS), [], _Pairs.lost
+    monkeypatch.setattr(_Pairs, "lost", lambda self: read.append(self) or plain_lost(self))
     with planted_refusal(roomy), spoken_refusal(roomy):
         survey = explain_attacks(roomy, AttackSuite("made here", prompts))
+        assert len(read) == 1  # of the wordings; what the attack takes away is known by then
         few = explain_attacks(roomy, AttackSuite("made here", prompts[:2]))
     (pathway,) = json.loads(json.dumps(survey.to_dict()))["pathways"]
     assert [c["component"] for c in pathway["components"] if c["beyond"]] == [str(PLANTED)]

@@ -32,7 +32,7 @@ from modelassay.diff.calibration import (
     known_calibration,
     without_candidate,
 )
-from modelassay.diff.causal import Intervention, difference_directions, intervene
+from modelassay.diff.causal import Intervention, difference_directions, try_directions
 from modelassay.diff.features import SAEDiff, check_labels, compare_features, label_changes
 from modelassay.diff.pair import Pair, Role, check_comparable, config_changes, traits_of
 from modelassay.diff.reading import (
@@ -311,7 +311,7 @@ class _Work:
         order: tuple[Role, Role] = ("candidate", "base")  # the candidate is in memory
         for role in told(order, on_progress):
             model = self.pair.get(role)
-            found[role] = intervene(model, role, of_base.prompts, tried, directions, readings)
+            found[role] = try_directions(model, role, of_base.prompts, tried, directions, readings)
         return (*found["base"], *found["candidate"])
 
     def _provenance(self) -> dict[str, Any]:

@@ -261,7 +261,9 @@ class _Swapping:
         null = _rises(self.null, strongest, phase_of(self.on_progress, "rewordings"))
         usual = {part: predict(null[part]) for part in strongest}
         p_values = np.ones(len(self.parts))  # the others are not tried, and count
-        p_values[: len(strongest)] = [usual[x].p_value(float(rises[x][0])) for x in strongest]
+        p_values[: len(strongest)] = [
+            usual[part].p_value_above(float(rises[part][0])) for part in strongest
+        ]
         q_values = benjamini_hochberg(p_values)
         return tuple(
             AttackedComponent(
@@ -273,7 +275,7 @@ class _Swapping:
                 plain=float(direct[part][1][0]) if part in direct else None,
                 jailbroken=float(direct[part][0][0]) if part in direct else None,
                 q_value=float(q),
-                beyond=bool(q < Q_LEVEL and abs(float(rises[part][0])) >= LEAST_SHARE * gap),
+                beyond=bool(q < Q_LEVEL and float(rises[part][0]) >= LEAST_SHARE * gap),
             )
             for part, q in zip(strongest, q_values, strict=False)
         )

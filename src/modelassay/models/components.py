@@ -13,7 +13,7 @@ left.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -134,6 +134,12 @@ class Components:
             f"There is no component {component}: layer {component.layer} has"
             f" {', '.join(kinds)}" + (f", and {n} of that kind." if n else ".")
         )
+
+
+def blocks_of(layers: Sequence[nn.Module]) -> Components:
+    """A model's layers alone, for which no pass is needed."""
+    sites = {Component(i, "block"): Site(layer) for i, layer in enumerate(layers)}
+    return Components(sites, len(layers))
 
 
 def find_components(network: Any) -> Components:
