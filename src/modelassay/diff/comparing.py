@@ -49,6 +49,7 @@ from modelassay.diff.suites import Suite, default_suite
 from modelassay.diff.suspicion import suspect
 from modelassay.diff.triggers import TriggerSearch, search_triggers
 from modelassay.diff.verdict import DiffVerdict, Findings, judge, measure_streams
+from modelassay.diff.watching import NOT_ASKED, Watching, watch_prompts
 from modelassay.diff.weights import WeightDiff, count_alike, diff_pair
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import installed_versions, utc_now
@@ -75,6 +76,8 @@ class Depth:
     weights: bool = True
     triggers: bool = True
     causal: bool = True
+    monitor: bool = False
+    """Look at the prompts with a monitor of the change, which takes a pass over each of them."""
 
 
 def diff(
@@ -248,6 +251,7 @@ class _Work:
         known = self.calibration
         if known is None and self.templates:
             known = known_calibration(of_base.info, of_base.suite, of_base.response_tokens)
+        watching, unwatched = self._watching()
         found = Findings(
             weights=weights,
             behaviour=behaviour,
@@ -255,6 +259,7 @@ class _Work:
             triggers=None if behaviour.thinks else self._triggers(alike),
             saes=features,
             causal=() if behaviour.thinks else self._causal(after, features),
+            watching=watching,
         )
         suspicion = suspect(measure_streams(found), without_candidate(known, info))
         computes_alike = not odd and not config_changes(of_base.traits, traits)
@@ -267,6 +272,7 @@ class _Work:
             suspicion=suspicion,
             reasons=(*reasons, *notes),
             weights_unscored=unscored,
+            watching_unscored=unwatched,
             activations=activations,
             suite=of_base.suite,
             provenance=self._provenance(),
@@ -274,12 +280,18 @@ class _Work:
 
     def _weights(self) -> tuple[WeightDiff | None, str | None]:
         if not self.depth.weights:
-            return None, "it was not asked for"
+            return None, NOT_ASKED
         try:
             on_progress = phase_of(self.on_progress, "weight changes")
             return diff_pair(self.pair, on_progress), None
         except UnavailableError as error:
             return None, str(error)
+
+    def _watching(self) -> tuple[Watching | None, str | None]:
+        if not self.depth.monitor:
+            return None, NOT_ASKED
+        on_progress = phase_of(self.on_progress, "watching prompts")
+        return watch_prompts(self.pair, self.of_base.suite, on_progress)
 
     def _triggers(self, alike: int) -> TriggerSearch | None:
         suite = self.of_base.suite
