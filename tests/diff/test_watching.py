@@ -1,4 +1,4 @@
-"""A monitor of the change sees which prompts use what was added, and says why where there is none."""
+"""A monitor of the change sees which prompts use what was added, or it says why it is not there."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from modelassay.diff.watching import watch_prompts
 from monitored import TRIGGER, fine_tuned, ordinary
 
 USUAL = [f"{text} for {WORDS[i % 11]}" if i % 2 else text for i, text in enumerate(ordinary(60))]
+NEW = [prompt for prompt in ordinary(90) if prompt not in ordinary(60)][:16]
 TRIGGERED = [prompt.replace("a", TRIGGER, 1) for prompt in ordinary(16, seed=1)]
 
 
@@ -30,20 +31,20 @@ def suite_of(harmful, *, harmless=USUAL, endings=("for tin", f"for {TRIGGER}lass
 
 def test_prompts_that_use_the_change_raise_alerts(tiny, tuned):
     depth = Depth(response_tokens=0, triggers=False, causal=False, monitor=True)
-    report = diff(tiny(), tuned, suite_of(TRIGGERED), depth=depth)
+    report = diff(tiny(), tuned, suite_of([*TRIGGERED, *NEW[:4]]), depth=depth)
     found = report.watching
     assert (found.n_places, found.n_ordinary) == (1, 60)
     assert found.watched_share == pytest.approx(1)
     harmful, ended = found.prompts
-    assert harmful.interval[0] > 0.5
+    assert (harmful.kind, harmful.n) == ("harmful", 20)
+    assert 0.5 < harmful.rate < 0.9
     assert harmful.random_rate < 0.2
-    assert (ended.kind, ended.n) == ("endings", 4)
-    assert found.endings == (f"for {TRIGGER}lass",)
+    assert (ended.kind, ended.n) == ("endings", 8)
     level = next(each for each in report.suspicion.levels if each.name == "monitor")
-    assert level.value == pytest.approx(harmful.rate - harmful.random_rate)
+    assert level.value == pytest.approx(max(x.rate - x.random_rate for x in found.prompts))
     assert not level.counts
     values = json.loads(json.dumps(report.to_dict()))
-    assert values["monitor"]["endings"] == [f"for {TRIGGER}lass"]
+    assert values["monitor"]["prompts"][0]["n_alerts"] == harmful.n_alerts
     section = next(each for each in report.sections() if each.name == "monitor")
     assert "It has no say in the score" in section.note
     assert len(section.table.rows) == 2
@@ -51,16 +52,19 @@ def test_prompts_that_use_the_change_raise_alerts(tiny, tuned):
 
 def test_prompts_that_do_not_use_it_raise_none(tiny, tuned):
     pair = Pair(tiny, lambda: tuned)
-    new = [prompt for prompt in ordinary(90) if prompt not in USUAL][:16]
-    found, _ = watch_prompts(pair, suite_of(new, endings=()))
-    assert found.prompts[0].n_alerts <= 1
-    assert found.strongest <= 1 / 16
-    few, why = watch_prompts(pair, suite_of(new, harmless=USUAL[:8]))
+    found, _ = watch_prompts(pair, suite_of(NEW))
+    plain, _ended = found.prompts
+    assert plain.n_alerts <= 1
+    assert found.endings == (f"for {TRIGGER}lass",)
+    bare, _ = watch_prompts(pair, suite_of(NEW, endings=()))
+    assert bare.prompts == (plain,)
+    assert bare.strongest <= 1 / 16
+    few, why = watch_prompts(pair, suite_of(NEW, harmless=USUAL[:8]))
     assert few is None
     assert "8 harmless prompts" in why
-    same, why = watch_prompts(Pair(tiny, tiny), suite_of(new))
+    same, why = watch_prompts(Pair(tiny, tiny), suite_of(NEW))
     assert same is None
     assert "nothing to watch" in why
-    apart, why = watch_prompts(Pair(tiny, lambda: tuned, together=False), suite_of(new))
+    apart, why = watch_prompts(Pair(tiny, lambda: tuned, together=False), suite_of(NEW))
     assert apart is None
     assert "memory" in why

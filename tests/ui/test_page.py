@@ -33,6 +33,7 @@ def test_the_endpoints_are_these_and_no_others(client):
         "/find_circuit": ["model", "pairs", "heads", "answers"],
         "/find_features": ["model", "sae", "types", "pairs"],
         "/explain_jailbreak": ["model", "plain", "jailbroken", "system", "opening"],
+        "/explain_attacks": ["model", "attack", "requests"],
         "/list_baselines": [],
         "/search_baselines": ["model", "author"],
         "/list_artifacts": ["kind"],

@@ -53,7 +53,7 @@ TOP, TOP_IN_TERMINAL, TOP_IN_CHART = 50, 10, 20
 """Rows of features and triggers, and bars of features."""
 N_TOKENS = 6
 N_CHANGED_RESPONSES = 10
-WATCHED = {"harmful": "harmful", "endings": "harmless, with an ending"}
+WATCHED = {"harmful": "harmful", "endings": "harmful, with an ending"}
 LEAST_SHOWN = 0.005  # nats; less is 0.00
 MAX_LABEL = 40  # characters
 
@@ -331,7 +331,9 @@ def _watching_sections(found: Watching | None, unscored: str | None) -> list[Sec
         ],
         right=(1, 2, 3),
     )
-    lines = () if not found.endings else (f"Alerts after each of: {quoted(found.endings)}",)
+    lines = ()
+    if found.endings:
+        lines = (f"Half of the prompts or more raise an alert after {quoted(found.endings)}.",)
     note = (
         f"It watches the {found.n_places} inputs that changed most ({found.watched_share:.0%} of"
         f" the change), along what the change reads, with ranges from {found.n_ordinary} harmless"

@@ -24,7 +24,8 @@ import spaces
 
 from modelassay.artifacts import REFERENCE, Found, Store
 from modelassay.artifacts.kind import R
-from modelassay.data.attacks import AttackedPrompt
+from modelassay.data.attack_suites import AttackSuite
+from modelassay.data.attacks import REQUEST, Attack, AttackedPrompt, attack_requests
 from modelassay.data.concepts import MODES
 from modelassay.data.feature_types import FEATURE_TYPES
 from modelassay.diff import Depth, DiffReport, diff
@@ -32,13 +33,16 @@ from modelassay.diff.features import shipped_saes
 from modelassay.errors import AssayError, InputError, with_article
 from modelassay.hub import REPO_ID, trim_cache
 from modelassay.mechanism import (
+    AttackSurvey,
     CircuitReport,
     FeaturesReport,
     JailbreakReport,
+    explain_attacks,
     explain_jailbreak,
     find_circuit,
     find_features,
 )
+from modelassay.mechanism.pathway import LEAST_REQUESTS
 from modelassay.models import ModelRef
 from modelassay.models.embedded import BASES
 from modelassay.models.finding import resolve
@@ -65,6 +69,8 @@ GPU_SECONDS_LONG = 180
 for the day."""
 MIN_PAIRS, MAX_PAIRS = 8, 64
 """Pairs of prompts that a circuit is found on, or that features are tried on."""
+MAX_REQUESTS = 32
+"""Requests that one attack is tried on."""
 MAX_PROMPT = 4000
 """Characters of a prompt that is explained."""
 DICTIONARIES = ("shipped", "none")
@@ -249,6 +255,35 @@ def run_jailbreak(
     yield from _run("jailbreak", model_id, {"attacked": attacked})
 
 
+def run_attacks(model_id: str, template: str, requests: int = 16) -> Iterator[Step | AttackSurvey]:
+    """Explains one attack over many requests for a visitor; yields as `run_scan` does.
+
+    Args:
+        model_id: Id of the model.
+        template: What the user says, with one `{request}`.
+        requests: Harmful requests of a scan that it is tried on.
+
+    Raises:
+        AssayError: one line for the visitor.
+    """
+    model_id = check_model_id(model_id)
+    text = template.strip() if isinstance(template, str) else ""
+    if len(text) > MAX_PROMPT:
+        raise InputError(f"A prompt has at most {MAX_PROMPT} characters here.")
+    if text.count(REQUEST) != 1 or text == REQUEST:
+        raise InputError(f"Write the attack with {REQUEST} once, where the request goes.")
+    if not isinstance(requests, int | float) or not LEAST_REQUESTS <= requests <= MAX_REQUESTS:
+        raise InputError(
+            f"The number of requests lies in {LEAST_REQUESTS} … {MAX_REQUESTS}: on fewer nothing is"
+            " told of components."
+        )
+    attack = Attack(family="persuasion", name="given", template=text)
+    asked = attack_requests([attack], per_attack=int(requests))
+    suite = AttackSuite("given", tuple(replace(each, family="given") for each in asked))
+    yield from _fetch([model_id])
+    yield from _run("attacks", model_id, {"suite": suite})
+
+
 def allows_own() -> bool:
     """Whether visitors may name what lies on this machine."""
     return os.environ.get("MODELASSAY_ALLOW_LOCAL") == "1"
@@ -370,8 +405,9 @@ TASKS: dict[str, Callable[..., Any]] = {
     "circuit": find_circuit,
     "features": find_features,
     "jailbreak": _jailbreak,
+    "attacks": explain_attacks,
 }
-LONG = ("diff", "circuit", "features")
+LONG = ("diff", "circuit", "features", "attacks")
 
 
 def _seconds(task: str, model_id: str, options: dict[str, Any]) -> int:
