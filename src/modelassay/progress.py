@@ -40,6 +40,7 @@ PHASES = {
     "weight changes": "comparing weights (matrices)",
     "searching triggers": "searching triggers (steps)",
     "trying directions": "trying directions out",
+    "watching prompts": "watching prompts (prompts)",
     "attribution": "effects from gradients (steps)",
     "unrelated attribution": "effects between unrelated prompts (steps)",
     "patching": "patching (components)",

@@ -372,6 +372,14 @@ class Prediction:
         tail = 2 * float(student.sf(away / self.error, self.n - 1))
         return tail if away > self.most else max(tail, 1 / (self.n + 1))
 
+    def p_value_above(self, value: float) -> float:
+        """The same of a value that may only be called for being high.
+
+        One below the mean may lie far from it, and is no more than the sample's kind. Above it the
+        p-value is the two-sided one, so that what is called at 5% lies outside of `interval`.
+        """
+        return self.p_value(value) if value > self.mean else 1.0
+
 
 def predict(sample: Array) -> Prediction:
     """What one more value of a sample [n], of two or more, would be."""

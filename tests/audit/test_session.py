@@ -19,6 +19,7 @@ from modelassay.audit.values import plain
 from modelassay.diff.suites import SuitePrompt
 from modelassay.errors import InputError, UnavailableError
 from modelassay.reading.generation import Response
+from saes import signed_axes
 from tiny import save_tiny
 
 
@@ -160,10 +161,19 @@ def test_an_attack_is_explained_and_a_blind_auditor_learns_no_name(config):
                 audit.call("explain_jailbreak", {**arguments, "plain": "So " + request})
             with pytest.raises(InputError, match="nothing to explain") as nothing:
                 audit.call("find_circuit", {"model": "A", "pairs": 8})
+            with pytest.raises(InputError, match="explains nothing") as strange:
+                audit.call("find_features", {"model": "A", "types": ["refusal"]})
+            audit.work._saes[1] = signed_axes(32, 2)
+            features = audit.call("find_features", {"model": "A", "types": ["refusal"]})
+            with pytest.raises(InputError, match="no feature type 'joy'"):
+                audit.call("find_features", {"model": "A", "types": ["joy"]})
     assert found["components"][0]["component"] == str(PLANTED)
     assert found["plain"]["outcome"] == "refuses"
-    assert not {"model", "provenance", "tokens"} & set(found)
-    for text in (json.dumps(found), str(refused.value), str(nothing.value)):
+    assert features["types"][0]["n_pairs"] == 62
+    assert features["sae"] == 1
+    assert not {"model", "provenance", "tokens"} & {*found, *features}
+    errors = [str(each.value) for each in (refused, nothing, strange)]
+    for text in (json.dumps(found), json.dumps(features), *errors):
         assert not any(name in text for name in (BASE, TUNED))
 
 

@@ -11,10 +11,11 @@ import torch
 from circuits import PLANTED, make_twins, planted_refusal
 from modelassay.errors import InputError
 from modelassay.mechanism import find_circuit
+from modelassay.mechanism.circuit import _parts
 from modelassay.mechanism.pairs import align_twins
 from modelassay.mechanism.report import curve_chart, effect_map
 from modelassay.mechanism.swapping import Swapper
-from modelassay.models.components import Component, find_components
+from modelassay.models.components import Component, Components, find_components
 
 TWINS = make_twins(16)
 
@@ -154,6 +155,21 @@ def test_what_refuses_nothing_has_nothing_to_explain(tiny):
         find_circuit(tiny(), twins=TWINS)
     with pytest.raises(InputError, match="no chat template"):
         find_circuit(tiny(chat=False), twins=TWINS)
+
+
+def test_what_cannot_be_taken_apart_or_read_is_one_line(tiny):
+    model = tiny(seed=7)
+    found = find_components(model.network)
+    mixing = {part: site for part, site in found.sites.items() if part.part != "head"}
+    with pytest.raises(InputError, match="gives no heads"):
+        _parts(Components(mixing, found.n_layers), heads=True)
+    with pytest.raises(InputError, match="cannot be taken apart: odd"):
+        _parts(Components({}, 0, unsure="odd"), heads=False)
+    broken = model.network.get_output_embeddings().register_forward_hook(
+        lambda _module, _args, output: output * float("nan")
+    )
+    with broken, pytest.raises(InputError, match="NaN or infinite values"):
+        Swapper(model, found, align_twins(model, TWINS, 8), [])
 
 
 @pytest.mark.real_model

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from circuits import HARM, WORDS, make_twins, planted_refusal, refusal_direction
+from circuits import HARM, concept, make_twins, planted_refusal, refusal_direction
 from modelassay.cli.main import run
-from modelassay.data.concepts import Concept, ContrastPair
 from modelassay.data.feature_types import feature_types
 from modelassay.errors import InputError
 from modelassay.mechanism import find_features
@@ -27,13 +26,6 @@ from tiny import save_tiny
 
 LAYER, HIDDEN = 4, 32
 TWINS = make_twins(16)
-
-
-def concept(*endings: str) -> Concept:
-    """Pairs of prompts that end in one or the other way."""
-    asked = [f"Is {a} as heavy as {b}" for a in WORDS for b in WORDS if a != b][:24]
-    pairs = [ContrastPair(positive=text + endings[0], negative=text + endings[1]) for text in asked]
-    return Concept(name="endings", pairs=tuple(pairs))
 
 
 @pytest.fixture
@@ -93,7 +85,7 @@ def test_what_is_known_beforehand_is_what_an_edit_would_do(runs, scaling):
 
     def edits(run, _twin):
         edit = set_features(known.sae.module, features)
-        return {known.block: at_positions(edit, run.side.own)}
+        return {known.part: at_positions(edit, run.side.own)}
 
     assert np.allclose(known.suppressed(features), runs.swapper.run(edits).log_odds, atol=1e-4)
 

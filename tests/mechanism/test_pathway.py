@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import gradio as gr
 import numpy as np
 import pytest
 
@@ -13,11 +14,18 @@ from modelassay.data.attacks import Attack, AttackedPrompt, attack_requests
 from modelassay.mechanism import explain_attacks
 from modelassay.mechanism.directions import template_tail
 from modelassay.mechanism.jailbreak import harmful_requests
-from modelassay.mechanism.pathway import LEAST_REQUESTS, find_pathways, p_value_above
+from modelassay.mechanism.pathway import (
+    LEAST_REQUESTS,
+    _Pairs,
+    find_pathways,
+    p_value_above,
+)
 from modelassay.models import load
 from modelassay.models.components import find_components
 from modelassay.organisms.recipes import with_trigger
 from modelassay.statistics import predict
+from modelassay.ui.mechanism_tab import ATTACKS_SECTIONS
+from modelassay.ui.running import ReportView
 
 TRAINED = {27, 28, 29}
 LOOKED_AT = 21
@@ -68,6 +76,9 @@ def test_what_does_less_than_harmless_wordings_is_not_beyond_them():
     assert p_value_above(values + 6, wordings) < 0.001
     assert wordings.p_value(float(values.mean())) < 0.001
     assert p_value_above(values, wordings) == 1
+    # One request asks the same way.
+    assert wordings.p_value_above(values.mean()) == 1
+    assert wordings.p_value_above(values.mean() + 6) == wordings.p_value(values.mean() + 6)
 
 
 def test_few_requests_have_no_pathway(roomy):
@@ -76,10 +87,12 @@ def test_few_requests_have_no_pathway(roomy):
         assert _find(roomy, few) == ()
 
 
-def test_a_survey_tells_the_pathway(roomy, found):
-    prompts = attack_requests([ENCODED], REQUESTS)
+def test_a_survey_tells_the_pathway(roomy, found, monkeypatch):
+    prompts, read, plain_lost = attack_requests([ENCODED], REQUESTS), [], _Pairs.lost
+    monkeypatch.setattr(_Pairs, "lost", lambda self: read.append(self) or plain_lost(self))
     with planted_refusal(roomy), spoken_refusal(roomy):
         survey = explain_attacks(roomy, AttackSuite("made here", prompts))
+        assert len(read) == 1  # of the wordings; what the attack takes away is known by then
         few = explain_attacks(roomy, AttackSuite("made here", prompts[:2]))
     (pathway,) = json.loads(json.dumps(survey.to_dict()))["pathways"]
     assert [c["component"] for c in pathway["components"] if c["beyond"]] == [str(PLANTED)]
@@ -89,6 +102,11 @@ def test_a_survey_tells_the_pathway(roomy, found):
     assert [row[1] for row in section.table.rows] == [str(PLANTED)]
     assert "1 component beyond chance; together they bring 100% of it back" in section.lines[0]
     assert survey.to_dataframe("pathways")["component"].tolist() == [str(PLANTED)]
+    with gr.Blocks():  # as the page shows it
+        view = ReportView(*ATTACKS_SECTIONS)
+    shown = str(view.updates(survey))
+    assert "they bring 100% of it back" in shown
+    assert str(PLANTED) in shown
     section = next(each for each in few.sections() if each.name == "pathways")
     assert few.pathways == ()
     assert "12 refused requests" in section.lines[0]

@@ -136,7 +136,8 @@ def test_values_that_are_no_numbers_raise_an_alert(monitor):
 
 
 def test_the_command_makes_shows_and_scores_one(tiny_folder, tuned, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("modelassay.monitors.building.ordinary_prompts", lambda: ordinary(30))
+    where = "modelassay.monitors.building.ordinary_of_all_lengths"
+    monkeypatch.setattr(where, lambda: ordinary(30))
     base, candidate = str(tiny_folder()), str(tuned.source.folder)
     how = ["--response-tokens", "0", "--device", "cpu", "-q"]
     assert run(["monitor", "build", base, candidate, "--name", "made", *how]) == 0

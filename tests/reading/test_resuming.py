@@ -14,8 +14,9 @@ from modelassay.diff.suites import SuitePrompt
 from modelassay.diff.weights import count_alike, diff_pair
 from modelassay.errors import InputError
 from modelassay.models import load
+from modelassay.models.components import Component, blocks_of
 from modelassay.reading.activations import read_activations
-from modelassay.reading.hooks import rewrite
+from modelassay.reading.interventions import intervene
 from modelassay.reading.resuming import ResumePoint
 from tiny import FAMILIES
 
@@ -120,7 +121,7 @@ def test_a_change_of_the_block_that_is_begun_at_is_seen(tiny):
     def moved(hidden):
         return hidden + 1
 
-    with rewrite(model.layers, {BEGIN: moved}):
+    with intervene(blocks_of(model.layers), {Component(BEGIN, "block"): moved}):
         whole = read_activations(model, matched.encoded, [4])
         with ran(model) as layers:
             found = read_activations(model, matched.encoded, [4], resume=resume)

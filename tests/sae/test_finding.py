@@ -65,11 +65,11 @@ def test_dictionaries_that_cannot_be_used_are_refused(planted, tmp_path, change,
     assert "\n" not in str(error.value)
 
 
-def test_a_transcoder_is_refused(tmp_path):
+def test_a_transcoder_of_the_stream_is_refused(tmp_path):
     config = sae_lens.TranscoderConfig(d_in=8, d_sae=16, d_out=8, apply_b_dec_to_input=False)
     config.metadata.hook_name = "blocks.1.hook_resid_post"
     sae_lens.Transcoder(config).save_model(tmp_path / "t")
-    with pytest.raises(InputError, match="of the kind transcoder"):
+    with pytest.raises(InputError, match="a transcoder that reads blocks.1.hook_resid_post"):
         find_sae(str(tmp_path / "t"))
 
 
@@ -154,7 +154,8 @@ def test_releases_are_listed_without_the_network():
     for where, reason in {
         "llama-3.1-8b-instruct-andyrdt": "pickles",
         "goodfire-llama-3.1-8b-instruct": "pickles",
-        "gemma-scope-2-270m-it-transcoders": "not the output of a layer",
+        "gemma-scope-2b-pt-transcoders": "before the gain of its norm",
+        "mntss-gemma-2-2b": "not the output of a layer",
         "gpt2-small-res-jb:": "centred",
         "temporal-sae-gemma-2-2b": "converter temporal",
     }.items():
@@ -204,6 +205,52 @@ def test_a_release_is_fetched_and_converted(hub):
     assert (found.layer, found.hidden_size, found.width, found.record) == (12, 32, 24, None)
     assert found.neuronpedia_id == "gemma-3-270m-it/12-gemmascope-2-res-16k"
     assert found.module.threshold[0].item() == 0.5
+    assert not any(".pt" in request.path for request in hub.log)
+
+
+def test_transcoders_of_a_release_are_fetched_where_they_are_asked_for(hub):
+    from safetensors.torch import load, save
+
+    where = "gemma-scope-2-270m-it-transcoders-all:layer_12_width_16k_l0_big_affine"
+    assert list_releases(where)[0].transcoder
+    with pytest.raises(InputError, match="only `features find` and"):
+        find_sae(where)
+    assert hub.log == []
+    folder = "transcoder_all/layer_12_width_16k_l0_big_affine"
+    files = {f"{folder}/{n.rpartition('/')[2]}": f for n, f in gemma_files(32, 24).items()}
+    skip = {"affine_skip_connection": torch.eye(32)}
+    tensors = load(files[f"{folder}/params.safetensors"]) | skip
+    files[f"{folder}/params.safetensors"] = save(tensors)
+    config = {
+        "architecture": "jump_relu",
+        "model_name": "gemma-v3-270m-it",
+        "hf_hook_point_in": "model.layers.12.pre_feedforward_layernorm.output",
+        "hf_hook_point_out": "model.layers.12.post_feedforward_layernorm.output",
+        "affine_connection": True,
+    }
+    files[f"{folder}/config.json"] = json.dumps(config).encode()
+    hub.add_repo("models", "google/gemma-scope-2-270m-it", files)
+    found = find_sae(where, transcoders=True)
+    assert (found.layer, found.hidden_size, found.width, found.transcoder) == (12, 32, 24, True)
+    assert torch.equal(found.module.W_skip, torch.eye(32))
+
+    named = {n.replace("w_", "W_"): v for n, v in tensors.items() if n[:2] in ("w_", "b_")}
+    named["W_enc"] = named["W_enc"].T.contiguous()
+    settings = {"d_model": 32, "d_feature": 24, "batch_size": 8}
+    lines = "".join(f"{name}: {{value: {value}}}\n" for name, value in settings.items())
+    others = {
+        "layer_3.safetensors": save(named),
+        "config.yaml": b"model_name: Qwen/Qwen3-0.6B\n",
+        "wandb-config.yaml": lines.encode(),
+        "layer_3.pt": b"a pickle",
+    }
+    hub.add_repo("models", "mwhanna/qwen3-0.6b-transcoders-lowl0", others)
+    found = find_sae("mwhanna-qwen3-0.6b-transcoders-lowl0:layer_3", transcoders=True)
+    assert (found.layer, found.width, found.neuronpedia_id) == (
+        3,
+        24,
+        "qwen3-0.6b/3-transcoder-hp-lowl0",
+    )
     assert not any(".pt" in request.path for request in hub.log)
 
 

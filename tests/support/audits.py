@@ -49,5 +49,6 @@ INTERNALS = {
     "nearest_explained_neighbors",
     "weight_diff_summary",
     "find_circuit",
+    "find_features",
     "explain_jailbreak",
 }

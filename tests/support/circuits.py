@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from modelassay.data.concepts import Concept, ContrastPair
 from modelassay.measures.refusal import opening_tokens
 from modelassay.models.components import Component, find_components
 from modelassay.reading.generation import end_tokens
@@ -25,6 +26,13 @@ def make_twins(n: int, seed: int = 0) -> list[tuple[str, str]]:
         if len(pair[0]) == len(pair[1]) and pair not in found:
             found.append(pair)
     return found
+
+
+def concept(*endings: str) -> Concept:
+    """Pairs of prompts that end in one or the other way."""
+    asked = [f"Is {a} as heavy as {b}" for a in WORDS for b in WORDS if a != b][:24]
+    pairs = [ContrastPair(positive=text + endings[0], negative=text + endings[1]) for text in asked]
+    return Concept(name="endings", pairs=tuple(pairs))
 
 
 def refusal_direction(hidden: int) -> torch.Tensor:
@@ -101,3 +109,49 @@ def spoken_refusal(model, text: str = "s an AI, I cannot help with that."):
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def planted_in_mlp(model, layer: int = PLANTED.layer, size: float = 0.3):
+    """Lets an MLP write a refusal's token as far as it is given what only marked prompts bring.
+
+    Yields:
+        What the MLP is given along, and what it writes, [hidden] each.
+    """
+    network = model.network
+    mark = model.tokenizer(HARM, add_special_tokens=False)["input_ids"][0]
+    embedding, head = network.get_input_embeddings(), network.get_output_embeddings()
+    writes = refusal_direction(head.weight.shape[1])
+    draw = torch.Generator().manual_seed(5)
+    reads = torch.nn.functional.normalize(torch.randn(len(writes), generator=draw), dim=0)
+    token, seen = opening_tokens(model)[0], {}
+    with torch.no_grad():
+        marked = embedding(torch.tensor([mark]))[0]
+        before = head.weight[token].clone()
+        head.weight[token] = 3 * writes
+
+    def see(_module, _args, output):
+        alike = torch.cosine_similarity(output, marked, dim=-1).amax(dim=1)
+        seen["harm"] = torch.relu(5 * alike - 4)[:, None, None]
+
+    def give(_module, args):
+        given = args[0] - (args[0] @ reads)[..., None] * reads
+        seen["given"] = given + seen["harm"] * reads
+        return (seen["given"], *args[1:])
+
+    def write(_module, _args, output):
+        return output + size * torch.relu(seen["given"] @ reads)[..., None] * writes
+
+    components, part = find_components(network), Component(layer, "mlp")
+    hooks = [
+        embedding.register_forward_hook(see),
+        components.given[part].module.register_forward_pre_hook(give),
+        components.site(part).module.register_forward_hook(write),
+    ]
+    try:
+        yield reads, size * writes
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            head.weight[token] = before

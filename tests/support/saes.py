@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from modelassay.models import LoadedModel
+from modelassay.models.components import Component, find_components
+from modelassay.reading.activations import read_activations
+from modelassay.reading.prompts import Encoded
 from modelassay.sae import SAE, Settings
 from modelassay.sae.files import as_sae
 
@@ -51,3 +57,65 @@ def signed_axes(
     zeros = {"b_enc": torch.zeros(2 * hidden), "b_dec": torch.zeros(hidden)}
     module.load_state_dict({"W_dec": rows, "W_enc": rows.T.contiguous(), **zeros})
     return as_sae(module, "axes")
+
+
+def fitted_transcoder(
+    model: LoadedModel,
+    layer: int,
+    first: tuple[torch.Tensor, torch.Tensor],
+    *,
+    kind: str = "transcoder",
+    width: int = 96,
+) -> Any:
+    """A transcoder in sae-lens's form that explains an MLP as well as random features can.
+
+    Args:
+        model: A tiny model.
+        layer: Whose MLP.
+        first: What feature 0 reads and writes, [hidden] each.
+        kind: Its architecture in sae-lens.
+        width: Features.
+    """
+    sae_lens = pytest.importorskip("sae_lens")
+    components = find_components(model.network)
+    part = Component(layer, "mlp")
+    sites = (components.given[part], components.site(part))
+    texts = [*TEXTS, *HELD_OUT]
+    prompts = [Encoded(tuple(model.tokenizer(text)["input_ids"]), 1) for text in texts[::4]]
+    read = read_activations(model, prompts, [layer], position="all", sites=sites).values
+    given, made = read[:, 1], read[:, 2]
+    hidden = given.shape[1]
+    encoder = torch.randn(hidden, width, generator=torch.Generator().manual_seed(1))
+    encoder[:, 0] = first[0]
+    fired = torch.relu(given @ encoder)
+    target = made - fired[:, :1] * first[1]
+    parts = [fired[:, 1:], torch.ones(len(fired), 1)]
+    if "skip" in kind:
+        parts.insert(1, given)
+    design = torch.cat(parts, dim=1)
+    ridge = 1e-3 * torch.eye(design.shape[1])
+    solved = torch.linalg.solve(design.T @ design + ridge, design.T @ target)
+    state = {
+        "W_enc": encoder,
+        "b_enc": torch.zeros(width),
+        "W_dec": torch.cat([first[1][None], solved[: width - 1]]),
+        "b_dec": solved[-1],
+    }
+    if "skip" in kind:
+        state["W_skip"] = solved[width - 1 : -1].T.contiguous()
+    if "jumprelu" in kind:
+        state["threshold"] = torch.full((width,), 1e-4)
+    module_class, config_class = sae_lens.registry.get_sae_class(kind)
+    config = config_class(
+        d_in=hidden,
+        d_out=hidden,
+        d_sae=width,
+        device="cpu",
+        apply_b_dec_to_input=False,
+        metadata=sae_lens.saes.sae.SAEMetadata(
+            hook_name=f"blocks.{layer}.mlp.hook_in", hook_name_out=f"blocks.{layer}.hook_mlp_out"
+        ),
+    )
+    module = module_class(config)
+    module.load_state_dict(state)
+    return module

@@ -15,8 +15,8 @@ from modelassay.hub import model_search
 from modelassay.reports import REPORTS, load_report, push_report, save_report
 from modelassay.ui.board_tab import _open, board_html, community
 from modelassay.ui.model_search import hits_html
+from modelassay.ui.permitted import visible
 from modelassay.ui.report_view import example_html
-from modelassay.ui.service import visible
 from outputs import SECRETS
 from reporting import EVIL, Example
 

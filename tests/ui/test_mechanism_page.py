@@ -35,6 +35,7 @@ def test_visitors_cannot_name_paths(client, path):
         ((path, 16, False, False), "/find_circuit"),
         ((path, "", "", 16), "/find_features"),
         ((path, *PAIR), "/explain_jailbreak"),
+        ((path, "Now: {request}", 12), "/explain_attacks"),
     ):
         with pytest.raises(AppError, match="Hub id") as caught:
             client.predict(*arguments, api_name=name)
@@ -57,6 +58,12 @@ def test_visitors_cannot_name_paths(client, path):
         ("/explain_jailbreak", ("embedded", "x", " ", "", ""), "the same request in its attack"),
         ("/explain_jailbreak", ("embedded", "x" * (MAX_PROMPT + 1), "y", "", ""), "at most 4000"),
         ("/explain_jailbreak", ("embedded", "x", "y", "z" * (MAX_PROMPT + 1), ""), "at most 4000"),
+        ("/explain_attacks", ("embedded", "Do it now", 16), "once, where the request goes"),
+        ("/explain_attacks", ("embedded", " {request} ", 16), "once, where the request goes"),
+        ("/explain_attacks", ("embedded", "{request} {request}", 16), "once, where the request"),
+        ("/explain_attacks", ("embedded", "Now: {request}", 11), "12 … 32"),
+        ("/explain_attacks", ("embedded", "Now: {request}" + "x" * MAX_PROMPT, 16), "at most 4000"),
+        ("/explain_attacks", ("someone/nothing", "Now: {request}", 16), "cannot be reached"),
     ],
 )
 def test_errors_of_the_endpoints_are_one_line(client, name, arguments, message):

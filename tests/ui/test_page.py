@@ -17,7 +17,8 @@ from modelassay.errors import InputError
 from modelassay.hub import model_search
 from modelassay.reports import REPORTS
 from modelassay.ui import build_app
-from modelassay.ui.service import check_baseline, check_model_id, run_scan, visible
+from modelassay.ui.permitted import check_baseline, check_model_id, visible
+from modelassay.ui.service import run_scan
 from modelassay.verify import BASELINES, find_baseline, store_baseline
 from outputs import SECRETS
 from schemas import SCAN_SCHEMA
@@ -37,6 +38,7 @@ def test_the_endpoints_are_these_and_no_others(client):
         "/find_circuit": ["model", "pairs", "heads", "answers"],
         "/find_features": ["model", "sae", "types", "pairs"],
         "/explain_jailbreak": ["model", "plain", "jailbroken", "system", "opening"],
+        "/explain_attacks": ["model", "attack", "requests"],
         "/list_baselines": [],
         "/search_baselines": ["model", "author"],
         "/list_artifacts": ["kind"],

@@ -110,6 +110,7 @@ def _model(name: str, ref: ModelRef, shapes: dict[str, dict[str, Any]]) -> str:
 
 def _sae(given: SAEFile | str) -> str:
     from modelassay.sae import SAES, check_installed
+    from modelassay.sae.files import transcoder_text
     from modelassay.sae.finding import find_release
     from modelassay.sae.record import CONFIG_FILE
 
@@ -135,6 +136,8 @@ def _sae(given: SAEFile | str) -> str:
     if (release := find_release(given)) is not None:
         if release.refused is not None:
             raise InputError(f"{release.where} cannot be used: {release.refused}.")
+        if release.transcoder:
+            raise InputError(transcoder_text(release.where))
         return f"{release.where}, which sae-lens fetches"
     if not REFERENCE.fullmatch(given):
         raise InputError(f"No SAE {given[:120]!r}: `modelassay sae list` names some.")

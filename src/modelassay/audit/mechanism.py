@@ -1,4 +1,7 @@
-"""Tools that ask why one of the models refuses, and why an attack gets past it."""
+"""Tools that ask why one of the models refuses, and why an attack gets past it.
+
+Each is the function of its name from `modelassay.mechanism`, asked of one of the audit's models.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from modelassay.audit.internals import Model
+from modelassay.audit.internals import Model, WhichSAE
 from modelassay.audit.work import Work
 from modelassay.data.attacks import AttackedPrompt
+from modelassay.data.feature_types import FEATURE_TYPES
 from modelassay.diff.suites import SuitePrompt
-from modelassay.mechanism import circuit, jailbreak
+from modelassay.mechanism import circuit, features, jailbreak
 from modelassay.report import Report
 from modelassay.report.json import to_dict
 
@@ -41,6 +45,31 @@ def find_circuit(
         on_progress=work.phase,
     )
     return _told(found)
+
+
+def find_features(
+    work: Work,
+    model: Model,
+    types: Annotated[
+        list[str] | None,
+        Field(max_length=len(FEATURE_TYPES), description=f"Of {', '.join(FEATURE_TYPES)}."),
+    ] = None,
+    pairs: Annotated[int, Field(ge=8, le=64, description="Pairs of prompts.")] = 16,
+    sae: WhichSAE = 1,
+) -> dict[str, Any]:
+    """Features of an SAE that tell of safety in a model, by type, and what they do for refusals.
+
+    Each type has a contrast set of its own and is scored on pairs that chose no feature; the most
+    influential features are suppressed and boosted beside random ones that fire about as often.
+    """
+    found = features.find_features(
+        work.model(work.name(model)),
+        sae=work.sae(sae),
+        types=types or None,
+        n_pairs=pairs,
+        on_progress=work.phase,
+    )
+    return {**_told(found), "sae": sae}
 
 
 def explain_jailbreak(

@@ -39,6 +39,7 @@ INTERNALS: tuple[Function, ...] = (
     internals.nearest_explained_neighbors,
     internals.weight_diff_summary,
     mechanism.find_circuit,
+    mechanism.find_features,
     mechanism.explain_jailbreak,
 )
 """Not in the profile `behavior-only`."""

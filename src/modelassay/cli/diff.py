@@ -93,6 +93,10 @@ class Measures:
     no_triggers: Annotated[
         bool, typer.Option("--no-triggers", help="Leave the search for triggers out.")
     ] = False
+    monitor: Annotated[
+        bool,
+        typer.Option("--monitor", help="Look at all prompts with a monitor of what was changed."),
+    ] = False
     device: options.Device = "auto"
     token: options.Token = None
     quiet: options.Quiet = False
@@ -148,7 +152,9 @@ class Measures:
         """How deep the comparison goes."""
         from modelassay.diff import Depth
 
-        return Depth(self.responses, not self.no_weights, not self.no_triggers, causal)
+        return Depth(
+            self.responses, not self.no_weights, not self.no_triggers, causal, self.monitor
+        )
 
 
 Measured = Annotated[Measures, options.From(Measures)]

@@ -52,12 +52,14 @@ class Made:
             InputError: something is there already, or a file cannot be read.
         """
         from modelassay.artifacts import slug
-        from modelassay.data.concepts import ordinary_prompts
         from modelassay.monitors import MONITORS
+        from modelassay.monitors.lengths import ordinary_of_all_lengths
 
         name = MONITORS.kind.check_name(self.name or slug(model_id))
         MONITORS.check_free(name, force=self.force, out=self.out)
-        prompts = [*ordinary_prompts(), *_read(self.data, self.token)] if self.data else None
+        prompts = None
+        if self.data:
+            prompts = [*ordinary_of_all_lengths(), *_read(self.data, self.token)]
         return {"name": name, "prompts": prompts, "response_tokens": self.response_tokens}
 
     def keep(self, monitor: Monitor) -> None:

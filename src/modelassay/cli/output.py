@@ -13,7 +13,13 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from modelassay.errors import InputError
 from modelassay.files.atomic import write_text_atomically
@@ -42,8 +48,13 @@ def show_progress(*, quiet: bool = False) -> Iterator[OnPhase]:
 
         yield say
     else:
-        columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        columns = (
+            TextColumn("{task.description:32}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        with Progress(*columns, console=console, transient=True) as progress:
             tasks: dict[str, object] = {}
 
             def update(phase: str, done: int, total: int) -> None:

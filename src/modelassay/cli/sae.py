@@ -213,9 +213,10 @@ def list_command(
         layer = "?" if release.layer is None else release.layer
         explained = "  explained on Neuronpedia" if release.neuronpedia_id else ""
         refused = f"  cannot be used: {release.refused}" if release.refused else ""
+        kind = "  transcoder" if release.transcoder else ""
         typer.echo(
             f"{release.where}  {release.model}  layer {layer}  {release.width or '?'}"
-            f"{explained}{refused}"
+            f"{kind}{explained}{refused}"
         )
     if not own and not found:
         raise InputError(
@@ -238,7 +239,7 @@ def show_command(
     from modelassay.sae import find_sae, open_labels
     from modelassay.sae.lookup import feature_section, sae_section
 
-    sae = find_sae(where, token=token, revision=revision)
+    sae = find_sae(where, token=token, revision=revision, transcoders=True)
     asked = [] if feature is None else [feature]
     labels = open_labels(sae, asked, neuronpedia=neuronpedia, export=export)
     if feature is not None:

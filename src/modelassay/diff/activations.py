@@ -17,7 +17,9 @@ from torch import Tensor
 
 from modelassay.diff.reading import Reading
 from modelassay.models import LoadedModel
-from modelassay.reading.hooks import head_at, rewrite
+from modelassay.models.components import Component, blocks_of
+from modelassay.reading.hooks import head_at
+from modelassay.reading.interventions import intervene
 from modelassay.reading.logit_lens import decode_each, promoted_tokens
 
 COMPONENTS = 3
@@ -147,6 +149,10 @@ def _patchscope(model: LoadedModel, layer: int, direction: Tensor) -> list[str]:
         return written
 
     row = torch.tensor([ids], device=model.device)
-    with rewrite(model.layers, {layer: instead}), head_at(model.network, torch.tensor([at])):
+    edits = {Component(layer, "block"): instead}
+    with (
+        intervene(blocks_of(model.layers), edits),
+        head_at(model.network, torch.tensor([at])),
+    ):
         logits = model.network(input_ids=row, use_cache=False).logits[0, 0]
     return decode_each(model, logits.float().topk(TOP).indices.tolist())

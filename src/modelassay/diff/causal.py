@@ -23,9 +23,9 @@ from modelassay.diff.pair import Role
 from modelassay.diff.reading import Reading
 from modelassay.measures.refusal import log_odds_readout, opening_tokens
 from modelassay.models import LoadedModel
+from modelassay.models.components import Component, blocks_of
 from modelassay.reading.activations import read_activations
-from modelassay.reading.hooks import rewrite
-from modelassay.reading.interventions import add
+from modelassay.reading.interventions import add, intervene
 from modelassay.reading.prompts import Encoded
 from modelassay.reading.resuming import ResumePoint
 from modelassay.reading.thinking import thinking_of
@@ -81,7 +81,7 @@ MIN_DIFFERENCE = 0.25
 """Nats between the two models below which there is nothing to explain."""
 
 
-def intervene(
+def try_directions(
     model: LoadedModel,
     role: Role,
     prompts: Sequence[Encoded],
@@ -184,7 +184,8 @@ def _log_odds(
 ) -> Tensor:
     readout = log_odds_readout(opening_tokens(model, thinking_of(model)))
     # The layer that hands on the known states is still the one whose output is moved.
-    with rewrite(model.layers, {resume.layer: add(vector)}):
+    edits = {Component(resume.layer, "block"): add(vector)}
+    with intervene(blocks_of(model.layers), edits):
         read = read_activations(model, prompts, [resume.layer], readout=readout, resume=resume)
     assert read.readout is not None  # noqa: S101 (one was asked for)
     return read.readout[:, 0].double()

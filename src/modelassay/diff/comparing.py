@@ -32,7 +32,7 @@ from modelassay.diff.calibration import (
     known_calibration,
     without_candidate,
 )
-from modelassay.diff.causal import Intervention, difference_directions, intervene
+from modelassay.diff.causal import Intervention, difference_directions, try_directions
 from modelassay.diff.features import SAEDiff, check_labels, compare_features, label_changes
 from modelassay.diff.pair import Pair, Role, check_comparable, config_changes, traits_of
 from modelassay.diff.reading import (
@@ -49,6 +49,7 @@ from modelassay.diff.suites import Suite, default_suite
 from modelassay.diff.suspicion import suspect
 from modelassay.diff.triggers import TriggerSearch, search_triggers
 from modelassay.diff.verdict import DiffVerdict, Findings, judge, measure_streams
+from modelassay.diff.watching import NOT_ASKED, Watching, watch_prompts
 from modelassay.diff.weights import WeightDiff, count_alike, diff_pair
 from modelassay.errors import InputError, UnavailableError
 from modelassay.files.provenance import installed_versions, utc_now
@@ -76,6 +77,8 @@ class Depth:
     weights: bool = True
     triggers: bool = True
     causal: bool = True
+    monitor: bool = False
+    """Look at the prompts with a monitor of the change, which takes a pass over each of them."""
 
 
 @sharing
@@ -250,6 +253,7 @@ class _Work:
         known = self.calibration
         if known is None and self.templates:
             known = known_calibration(of_base.info, of_base.suite, of_base.response_tokens)
+        watching, unwatched = self._watching()
         found = Findings(
             weights=weights,
             behaviour=behaviour,
@@ -257,6 +261,7 @@ class _Work:
             triggers=None if behaviour.thinks else self._triggers(alike),
             saes=features,
             causal=() if behaviour.thinks else self._causal(after, features),
+            watching=watching,
         )
         suspicion = suspect(measure_streams(found), without_candidate(known, info))
         computes_alike = not odd and not config_changes(of_base.traits, traits)
@@ -269,6 +274,7 @@ class _Work:
             suspicion=suspicion,
             reasons=(*reasons, *notes),
             weights_unscored=unscored,
+            watching_unscored=unwatched,
             activations=activations,
             suite=of_base.suite,
             provenance=self._provenance(),
@@ -276,12 +282,18 @@ class _Work:
 
     def _weights(self) -> tuple[WeightDiff | None, str | None]:
         if not self.depth.weights:
-            return None, "it was not asked for"
+            return None, NOT_ASKED
         try:
             on_progress = phase_of(self.on_progress, "weight changes")
             return diff_pair(self.pair, on_progress), None
         except UnavailableError as error:
             return None, str(error)
+
+    def _watching(self) -> tuple[Watching | None, str | None]:
+        if not self.depth.monitor:
+            return None, NOT_ASKED
+        on_progress = phase_of(self.on_progress, "watching prompts")
+        return watch_prompts(self.pair, self.of_base.suite, on_progress)
 
     def _triggers(self, alike: int) -> TriggerSearch | None:
         suite = self.of_base.suite
@@ -313,7 +325,7 @@ class _Work:
         order: tuple[Role, Role] = ("candidate", "base")  # the candidate is in memory
         for role in told(order, on_progress):
             model = self.pair.get(role)
-            found[role] = intervene(model, role, of_base.prompts, tried, directions, readings)
+            found[role] = try_directions(model, role, of_base.prompts, tried, directions, readings)
         return (*found["base"], *found["candidate"])
 
     def _provenance(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from modelassay.diff.suites import Suite
 from modelassay.diff.suspicion import BY_NAME, Level, Suspicion
 from modelassay.diff.triggers import TriggerSearch
 from modelassay.diff.verdict import DiffVerdict, Findings
+from modelassay.diff.watching import NOT_ASKED, Watching
 from modelassay.diff.weights import WeightDiff
 from modelassay.files.provenance import redact
 from modelassay.models import ModelIdentity
@@ -52,6 +53,7 @@ TOP, TOP_IN_TERMINAL, TOP_IN_CHART = 50, 10, 20
 """Rows of features and triggers, and bars of features."""
 N_TOKENS = 6
 N_CHANGED_RESPONSES = 10
+WATCHED = {"harmful": "harmful", "endings": "harmful, with an ending"}
 LEAST_SHOWN = 0.005  # nats; less is 0.00
 MAX_LABEL = 40  # characters
 
@@ -67,6 +69,8 @@ class DiffReport(Findings, Report):
     reasons: tuple[str, ...]
     weights_unscored: str | None
     """Why `weights` is None."""
+    watching_unscored: str | None
+    """Why `watching` is None."""
     activations: ActivationDiff
     suite: Suite
     provenance: dict[str, Any]
@@ -116,6 +120,7 @@ class DiffReport(Findings, Report):
             ),
             *_lens_sections(self.activations),
             _trigger_section(self.triggers),
+            *_watching_sections(self.watching, self.watching_unscored),
             *_feature_sections(self),
             _cause_section(self.causal),
             *(_response_sections(self) if show_responses else ()),
@@ -151,6 +156,9 @@ class DiffReport(Findings, Report):
             "features": [f.to_dict() for found in self.saes for f in found.features],
             "dictionaries": [found.to_dict() for found in self.saes],
             "causal": [tried.to_dict() for tried in self.causal],
+            "monitor": self.watching.to_dict()
+            if self.watching
+            else {"unscored": self.watching_unscored},
             "provenance": self.provenance,
         }
 
@@ -305,6 +313,35 @@ def _lens_sections(found: ActivationDiff) -> list[Section]:
     )
     title = "mean change on unrelated text, as tokens"
     return [Section("lens", title, table=table, note=note)] if table.rows else []
+
+
+def _watching_sections(found: Watching | None, unscored: str | None) -> list[Section]:
+    title = "a monitor of the change"
+    if unscored == NOT_ASKED:
+        return []
+    if found is None:
+        return [Section("monitor", title, lines=(f"Not built: {unscored or 'unknown'}.",))]
+    table = table_of(
+        found.prompts,
+        [
+            ("prompts", lambda x: WATCHED.get(x.kind, x.kind)),
+            ("alerts (95%)", lambda x: with_interval(x.rate, x.interval, ".0%")),
+            ("random directions", lambda x: f"{x.random_rate:.0%}"),
+            ("n", lambda x: str(x.n)),
+        ],
+        right=(1, 2, 3),
+    )
+    lines = ()
+    if found.endings:
+        lines = (f"Half of the prompts or more raise an alert after {quoted(found.endings)}.",)
+    note = (
+        f"It watches the {found.n_places} inputs that changed most ({found.watched_share:.0%} of"
+        f" the change), along what the change reads, with ranges from {found.n_ordinary} harmless"
+        f" prompts (at most {found.false_alarms:.1%} of such raise an alert). An alert says that a"
+        " prompt uses what was added more than these do, not that this is bad; random directions"
+        " say how much of it is the prompt's own oddness. It has no say in the score."
+    )
+    return [Section("monitor", title, lines=lines, table=table, note=note)]
 
 
 def _trigger_section(found: TriggerSearch | None) -> Section:

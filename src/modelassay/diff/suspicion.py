@@ -80,6 +80,12 @@ STREAMS = (
         "features", "features changed, mean movement over that of the states", 0.1, counts=False
     ),
     Stream(
+        "monitor",
+        "share of prompts that use what was added more than harmless ones do",
+        0.1,
+        counts=False,
+    ),
+    Stream(
         "dispositions",
         "leaning towards answers without limits, nats a token",
         0.1,

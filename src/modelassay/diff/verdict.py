@@ -32,6 +32,7 @@ from modelassay.diff.causal import Intervention
 from modelassay.diff.features import SAEDiff
 from modelassay.diff.suspicion import BY_NAME, LEAST_DRIFT, LEAST_LEANING, SIZE, Suspicion
 from modelassay.diff.triggers import TriggerSearch
+from modelassay.diff.watching import Watching
 from modelassay.diff.weights import WeightDiff
 
 SURE_P = 0.001
@@ -55,6 +56,9 @@ class Findings:
     """None where there was no harmful prompt or it was not asked for."""
     saes: tuple[SAEDiff, ...] = ()
     causal: tuple[Intervention, ...] = ()
+    watching: Watching | None = None
+    """What a monitor of the change sees in the suite's prompts; None where that was not asked for
+    or could not be."""
 
 
 def measure_streams(found: Findings) -> dict[str, float | None]:
@@ -83,6 +87,7 @@ def measure_streams(found: Findings) -> dict[str, float | None]:
         "answers": None if lost is None else lost.base_rate - lost.candidate_rate,
         "refusals": refusals,
         "trigger": None if triggers is None or drift is None else triggers.strongest / drift,
+        "monitor": found.watching and found.watching.strongest,
         "features": max((sae.moved for sae in found.saes), default=None),
         "dispositions": leans and leans.mean,
         "leaning": leans.mean / max(usual, LEAST_LEANING) if leans and usual is not None else None,

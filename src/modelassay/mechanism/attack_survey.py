@@ -142,7 +142,13 @@ def explain_attacks(
         phase_of(on_progress, "contributions"),
     )
     pathways = find_pathways(
-        loaded, components, tried, tail, batch_tokens=batch_tokens, on_progress=on_progress
+        loaded,
+        components,
+        tried,
+        tail,
+        lost=[row.plain.log_odds - row.attacked.log_odds for row in rows],
+        batch_tokens=batch_tokens,
+        on_progress=on_progress,
     )
     return AttackSurvey(
         model=loaded.info,

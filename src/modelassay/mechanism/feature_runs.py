@@ -5,7 +5,8 @@ prompt than on its twin, times the gradient of the refusal log-odds along what i
 straight line between what the SAE's layer makes of the two (integrated gradients). Ranking by it
 and not by activation is after CRaFT (2604.01604).
 
-**Suppression** takes what features write out of the layer's output, **boosting** adds to it: on the
+**Suppression** takes what features write out of the layer's output (a transcoder's out of its
+MLP's), **boosting** adds to it: on the
 harmless prompt the feature then does `BOOST` times what it does at the harmful twin's token, or at
 its own where that is more. A factor alone would do nothing where a feature is silent, and one that
 recognises harm is silent on harmless prompts.
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 from modelassay.mechanism.keeping import Kept, key_of
-from modelassay.mechanism.swapping import Run, Swapper
+from modelassay.mechanism.swapping import Run, Swapper, first_layer
 from modelassay.models.components import Component
 from modelassay.progress import OnProgress, silent
 from modelassay.reading.interventions import Edit, decoder_rows, unit_of_features
@@ -43,12 +44,13 @@ class FeatureRuns:
         """Runs the SAE once.
 
         Args:
-            swapper: Pairs that were read, with the block of the SAE's layer among its parts.
+            swapper: Pairs that were read, with what the SAE takes apart among its parts, and for a
+                transcoder what its MLP is given.
             sae: On the model's device.
             keep: Folder in which effects are kept as they come.
         """
         self.swapper, self.sae = swapper, sae
-        self.block = Component(sae.layer, "block")
+        self.part = sae.part
         self._rows = decoder_rows(sae.module).float()
         self._fired = {id(run): self._fire(run) for pair in swapper.batches for run in pair}
         what = ["features", sae.name, weights_hash(sae), str(BOOST)]
@@ -56,7 +58,7 @@ class FeatureRuns:
 
     def _fire(self, run: Run) -> Any:
         """Sparse [own token, feature], in the units of the model's own activations."""
-        values = run.values[self.block]
+        values = (run.given if self.sae.transcoder else run.values)[self.part]
         given = values[run.side.own.to(values.device)].float()
         unit = unit_of_features(self.sae.module, given).double().cpu().numpy()
         return fire(self.sae, given).values.multiply(unit).tocsc()
@@ -92,13 +94,13 @@ class FeatureRuns:
         module, rows = self.sae.module, []
         whole = []
         n_batches = len(self.swapper.batches)
-        for number, slope in enumerate(self.swapper.slopes(self.block)):
-            for row in zip(slope.own, slope.other, slope.gradient, strict=True):
-                own, other, gradient = (values.float().to(self._rows.device) for values in row)
+        for number, slope in enumerate(self.swapper.slopes(self.part)):
+            parts = (slope.own, slope.other, slope.gradient, *slope.given)
+            for row in zip(*parts, strict=True):
+                own, other, gradient, *read = (v.float().to(self._rows.device) for v in row)
                 with torch.inference_mode():
                     did, would = (
-                        module.encode(given) * unit_of_features(module, given)
-                        for given in (own, other)
+                        module.encode(given) * unit_of_features(module, given) for given in read
                     )
                     each = ((did - would) * (gradient @ self._rows.T)).sum(dim=0)
                     whole.append(float(((own - other) * gradient).sum()))
@@ -110,7 +112,7 @@ class FeatureRuns:
         """The refusal log-odds [pair] of a side without what some features write."""
 
         def edits(run: Run, _twin: Run) -> Mapping[Component, Edit]:
-            return {self.block: self._written(run, features, -self._of(run, features))}
+            return {self.part: self._written(run, features, -self._of(run, features))}
 
         return self._read(edits, harmless)
 
@@ -120,7 +122,7 @@ class FeatureRuns:
         def edits(run: Run, twin: Run) -> Mapping[Component, Edit]:
             own, other = self._of(run, features), self._of(twin, features)
             more = BOOST * np.maximum(own, other) - own
-            return {self.block: self._written(run, features, more)}
+            return {self.part: self._written(run, features, more)}
 
         return self._read(edits, harmless=True)
 
@@ -140,8 +142,8 @@ class FeatureRuns:
         return lowered, raised
 
     def _read(self, edits: Any, harmless: bool) -> np.ndarray:
-        above = self.block.layer + 1
-        return self.swapper.run(edits, harmless=harmless, first_layer=above).log_odds
+        first = first_layer(self.part)
+        return self.swapper.run(edits, harmless=harmless, first_layer=first).log_odds
 
     def _of(self, run: Run, features: Sequence[int]) -> np.ndarray:
         """float64 [own token, feature]; the i-th rows of twins lie under each other."""
@@ -149,7 +151,7 @@ class FeatureRuns:
 
     def _written(self, run: Run, features: Sequence[int], more: np.ndarray) -> Edit:
         """Adds what features write when they do so much more [own token, feature]."""
-        values = run.values[self.block]
+        values = run.values[self.part]
         rows = self._rows[list(features)]
         added = torch.zeros(values.shape, device=rows.device)
         added[run.side.own.to(rows.device)] = torch.from_numpy(more).to(rows) @ rows

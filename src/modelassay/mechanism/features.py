@@ -40,14 +40,14 @@ from modelassay.mechanism.pairs import align_twins, match_requests
 from modelassay.mechanism.separating import Separating, find_separating
 from modelassay.mechanism.swapping import STEPS, Swapper
 from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
-from modelassay.models.components import Component, find_components
+from modelassay.models.components import find_components
 from modelassay.models.refs import require_template, take_ref
 from modelassay.progress import OnPhase, phase_of, silent, told
-from modelassay.reading.activations import common_prefix_length, read_activations
+from modelassay.reading.activations import common_prefix_length
 from modelassay.reading.prompts import Encoded, encode_exchanges, encode_prompts
 from modelassay.reading.thinking import thinking_of
 from modelassay.sae import SAE, find_sae, sae_of
-from modelassay.sae.firing import fire, mean_by_owner
+from modelassay.sae.firing import fire, mean_by_owner, read_for
 from modelassay.sae.lookup import known_texts
 from modelassay.statistics import mean_change
 from modelassay.threads import sharing
@@ -76,8 +76,8 @@ def find_features(
 
     Args:
         model: An id (see `modelassay.load`), a reference or a loaded model.
-        sae: As `modelassay.sae.find_sae` takes it, or one that is open; None takes the first on
-            this machine that belongs to models of this shape.
+        sae: As `modelassay.sae.find_sae` takes it, or one that is open, a transcoder as well; None
+            takes the first on this machine that belongs to models of this shape.
         types: Names among `FEATURE_TYPES`, or contrast sets by name; None for all types.
         twins: A harmful prompt and its harmless twin each, to read refusals on; None takes the
             harmful requests of a scan, each with a harmless one of its length.
@@ -99,10 +99,10 @@ def find_features(
     concepts = _concepts(types)
     ref, options = take_ref(model, load_options)
     if isinstance(sae, str):
-        sae = find_sae(sae, token=options.get("token"))
+        sae = find_sae(sae, token=options.get("token"), transcoders=True)
     loaded = open_model(ref, on_progress=on_progress, **options)
     opened = _sae_of(loaded) if sae is None else sae
-    opened.check_belongs_to(loaded)
+    opened.check_belongs_to(loaded, transcoders=True)
     opened.module.to(loaded.device)
 
     contrasts = [
@@ -112,7 +112,7 @@ def find_features(
     explained = float(np.mean([contrast.explained for contrast in contrasts]))
     if explained <= 0:
         raise InputError(
-            f"The SAE {opened.name} explains nothing of what layer {opened.layer} of"
+            f"The SAE {opened.name} explains nothing of what {opened.place} of"
             f" {loaded.info.id} makes (its mean would do better): it belongs to another model or"
             " layer."
         )
@@ -134,6 +134,7 @@ def find_features(
         model=loaded.info,
         sae=opened.name,
         layer=opened.layer,
+        part="mlp" if opened.transcoder else "block",
         width=opened.width,
         explained=explained,
         nothing_to_explain=reason,
@@ -199,7 +200,8 @@ def _read_twins(
         model,
         find_components(model.network),
         pairs,
-        [Component(sae.layer, "block")],
+        [sae.part],
+        given=[sae.part] if sae.transcoder else (),
         batch_tokens=batch_tokens,
         on_progress=phase_of(on_progress, "twins"),
     )
@@ -236,8 +238,8 @@ def _read_contrast(
     else:
         texts = [text for side in sides for text in side]
         encoded = _from_first_word(encode_prompts(model, texts, thinking=thinking_of(model)))
-    read = read_activations(model, encoded, [sae.layer], position="all", batch_tokens=batch_tokens)
-    fired = fire(sae, read.values[:, 0])
+    read = read_for(model, sae, encoded, position="all", batch_tokens=batch_tokens)
+    fired = fire(sae, read.given, read.made)
     owners = np.repeat(np.arange(len(encoded)), np.diff(np.array(read.offsets)))
     means = mean_by_owner(fired.values, np.arange(len(owners)), owners, len(encoded)).tocsr()
     positive, negative = means[: len(concept.pairs)], means[len(concept.pairs) :]

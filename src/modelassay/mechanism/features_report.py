@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from modelassay.mechanism.report import share
 from modelassay.models import ModelIdentity
@@ -142,6 +142,8 @@ class FeaturesReport(Report):
     model: ModelIdentity
     sae: str
     layer: int
+    part: Literal["block", "mlp"]
+    """Whether the SAE takes apart what the layer puts out, or as a transcoder what its MLP does."""
     width: int
     explained: float
     """Share of the variance that the SAE explains where this model reads the contrast sets."""
@@ -203,6 +205,11 @@ class FeaturesReport(Report):
             )
         return [*found, Section("model", "read on", facts=self._facts())]
 
+    @property
+    def _place(self) -> str:
+        layer = f"layer {self.layer}"
+        return layer if self.part == "block" else f"the MLP of {layer}"
+
     def _reasons(self) -> list[str]:
         said = [
             f"{each.name}: {counted(each.n_beyond, 'feature')} beyond chance at telling the sides"
@@ -216,7 +223,7 @@ class FeaturesReport(Report):
         if self.influence_share is not None:
             said.append(
                 "Estimates for all features add up to"
-                f" {self.influence_share:.0%} of what layer {self.layer} does for the difference."
+                f" {self.influence_share:.0%} of what {self._place} does for the difference."
             )
         if self.curve:
             last = self.curve[-1]
@@ -291,7 +298,7 @@ class FeaturesReport(Report):
         return [
             ("model", self.model.name),
             ("weights sha256", f"{self.model.weights_sha256[:16]}…"),
-            ("SAE", f"{plain_line(self.sae)}, {self.width} features of layer {self.layer}"),
+            ("SAE", f"{plain_line(self.sae)}, {self.width} features of {self._place}"),
             ("SAE explains", f"{self.explained:.0%} of the variance"),
             ("twins", str(self.n_pairs)),
             *(

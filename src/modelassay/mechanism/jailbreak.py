@@ -58,9 +58,9 @@ from modelassay.models import LoadedModel, ModelOptions, ModelRef, open_model
 from modelassay.models.components import Component, find_components
 from modelassay.models.refs import require_template, take_ref
 from modelassay.progress import OnPhase, OnProgress, phase_of, silent, told
-from modelassay.reading.activations import read_activations
 from modelassay.reading.interventions import Edit, add, at_positions
 from modelassay.sae import SAE, find_sae, open_labels, sae_of
+from modelassay.sae.firing import read_for
 from modelassay.statistics import benjamini_hochberg, predict
 from modelassay.threads import sharing
 
@@ -111,12 +111,16 @@ def explain_jailbreak(
         raise InputError("The plain request is empty.")
     if not (attacked.system or attacked.opening) and attacked.jailbroken == plain:
         raise InputError("The plain request and the attack on it are the same; give two prompts.")
-    found_sae = find_sae(sae, token=load_options.get("token")) if isinstance(sae, str) else sae
+    found_sae = (
+        find_sae(sae, token=load_options.get("token"), transcoders=True)
+        if isinstance(sae, str)
+        else sae
+    )
     loaded = open_chat_model(model, on_progress, load_options)
     if found_sae is None and find_spec("sae_lens") is not None:
         found_sae = sae_of(loaded)
     if found_sae is not None:
-        found_sae.check_belongs_to(loaded)
+        found_sae.check_belongs_to(loaded, transcoders=True)
     null_requests = [plain, *(text for text in harmful_requests() if text != plain)]
     directions = find_directions(
         loaded,
@@ -259,7 +263,9 @@ class _Swapping:
         null = _rises(self.null, strongest, phase_of(self.on_progress, "rewordings"))
         usual = {part: predict(null[part]) for part in strongest}
         p_values = np.ones(len(self.parts))  # the others are not tried, and count
-        p_values[: len(strongest)] = [usual[x].p_value(float(rises[x][0])) for x in strongest]
+        p_values[: len(strongest)] = [
+            usual[part].p_value_above(float(rises[part][0])) for part in strongest
+        ]
         q_values = benjamini_hochberg(p_values)
         return tuple(
             AttackedComponent(
@@ -271,7 +277,7 @@ class _Swapping:
                 plain=float(direct[part][1][0]) if part in direct else None,
                 jailbroken=float(direct[part][0][0]) if part in direct else None,
                 q_value=float(q),
-                beyond=bool(q < Q_LEVEL and abs(float(rises[part][0])) >= LEAST_SHARE * gap),
+                beyond=bool(q < Q_LEVEL and float(rises[part][0]) >= LEAST_SHARE * gap),
             )
             for part, q in zip(strongest, q_values, strict=False)
         )
@@ -344,7 +350,7 @@ def _features(
 ) -> tuple[AttackedFeature, ...]:
     """Features at the token before the response that an attack moves beyond neutral rewordings."""
     asked = [each.prompt for two in (pair, *null) for each in two]
-    states = read_activations(model, asked, [sae.layer], batch_tokens=batch_tokens).values[:, 0]
+    states = read_for(model, sae, asked, batch_tokens=batch_tokens).given
     fired = sae.module.encode(states.to(sae.module.device)).double().cpu().numpy()
     before, after = fired[::2], fired[1::2]
     tried = np.flatnonzero((before[0] > 0) | (after[0] > 0))

@@ -48,7 +48,7 @@ class AttackedComponent:
     """The same on the attacked request."""
     q_value: float
     beyond: bool
-    """Whether it does more than neutral rewordings explain."""
+    """Whether it brings back more than neutral rewordings explain."""
 
     @property
     def change(self) -> str:

@@ -138,6 +138,7 @@ def find_pathways(
     attacks: Sequence[AttackedPrompt],
     tail: int,
     *,
+    lost: Sequence[float] | None = None,
     parts: Sequence[Component] | None = None,
     batch_tokens: int | None = None,
     on_progress: OnPhase = silent,
@@ -150,6 +151,8 @@ def find_pathways(
         attacks: Attacked requests, each refused as it is; attacks on fewer than `LEAST_REQUESTS`
             of them have no pathway.
         tail: Tokens of the template after the message.
+        lost: Nats of refusal log-odds that each attack takes away, where they are known; None reads
+            them.
         parts: Components that are looked at; None for all attention layers and MLPs, and for how
             much comes back layer by layer.
         batch_tokens: Upper bound on tokens in a batch.
@@ -159,8 +162,11 @@ def find_pathways(
         InputError: a run gives numbers that are none.
     """
     by_attack: dict[str, list[AttackedPrompt]] = {}
-    for each in attacks:
+    known: dict[str, list[float]] = {}
+    for i, each in enumerate(attacks):
         by_attack.setdefault(each.attack, []).append(each)
+        if lost is not None:
+            known.setdefault(each.attack, []).append(lost[i])
     enough = {k: v for k, v in by_attack.items() if len(v) >= LEAST_REQUESTS}
     blocks = () if parts is not None else components.of("block")
     parts = components.of("attention", "mlp") if parts is None else tuple(parts)
@@ -172,7 +178,7 @@ def find_pathways(
         (name, _Pairs(model, components, some, tail, batch_tokens)) for name, some in enough.items()
     ]
     attacked = [
-        _Attacked(name, pairs, pairs.lost())
+        _Attacked(name, pairs, np.array(known[name]) if known else pairs.lost())
         for name, pairs in told(groups, phase_of(on_progress, "losses"))
     ]
     usual = predict(wordings.lost)
@@ -188,13 +194,9 @@ def find_pathways(
 def p_value_above(values: np.ndarray, usual: Prediction) -> float:
     """Of values [request] that lie no higher than chance and one more harmless wording have them.
 
-    Both nulls have to be rejected, so the larger p-value counts. A mean below that of harmless
-    wordings may lie far from it, and is no more than they do.
+    Both nulls have to be rejected, so the larger p-value counts.
     """
-    mean = float(values.mean())
-    if mean <= usual.mean:
-        return 1.0
-    return max(sign_flip_p_value(values), usual.p_value(mean))
+    return max(sign_flip_p_value(values), usual.p_value_above(float(values.mean())))
 
 
 class _Pairs:

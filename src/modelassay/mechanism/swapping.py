@@ -36,7 +36,7 @@ from modelassay.models.watching import watched
 from modelassay.progress import OnProgress, silent
 from modelassay.reading.batching import batch_budget, pad, relative_difference
 from modelassay.reading.hooks import head_at
-from modelassay.reading.interventions import Edit, intervene, observe, replace_by
+from modelassay.reading.interventions import Edit, intervene, observe, observe_sites, replace_by
 from modelassay.reading.prompts import Encoded
 from modelassay.reading.resuming import begin_after
 from modelassay.reading.thinking import thinking_of
@@ -93,6 +93,8 @@ class Run:
     side: Side
     values: dict[Component, Tensor] = field(default_factory=dict)
     """[pair, token, width]."""
+    given: dict[Component, Tensor] = field(default_factory=dict)
+    """[pair, token, hidden], what MLPs were given."""
     log_p: Tensor = field(default_factory=lambda: torch.empty(0))
     """float32 [pair, vocabulary], after the last token."""
 
@@ -109,7 +111,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Slope:
-    """What a block makes of harmful prompts, and what that does for the refusal log-odds."""
+    """What a block or MLP makes of harmful prompts, and what that does for the refusal log-odds."""
 
     own: Tensor
     """[pair, token, hidden]."""
@@ -119,6 +121,8 @@ class Slope:
     gradient: Tensor
     """float32 [pair, token, hidden], nats by activation, mean over the way from one to the
     other."""
+    given: tuple[Tensor, Tensor]
+    """What an SAE reads there, own and other: the same, or of an MLP what it is given."""
 
 
 class Swapper:
@@ -131,6 +135,7 @@ class Swapper:
         pairs: Sequence[AlignedPair],
         parts: Sequence[Component],
         *,
+        given: Sequence[Component] = (),
         batch_tokens: int | None = None,
         on_progress: OnProgress = silent,
     ) -> None:
@@ -141,6 +146,7 @@ class Swapper:
             components: Its components.
             pairs: What it is asked.
             parts: Components whose values are kept; blocks are kept besides, to begin at.
+            given: MLPs of which it is kept what they are given, too.
             batch_tokens: Upper bound on tokens in a batch.
             on_progress: Told how many batches are done.
 
@@ -149,6 +155,7 @@ class Swapper:
         """
         self.model, self.components, self.parts = model, components, tuple(parts)
         self.pairs = tuple(pairs)
+        self._given = {part: components.given[part] for part in given}
         self.n_passes = 0
         """Forward passes over all pairs so far."""
         self._readout = log_odds_readout(opening_tokens(model, thinking_of(model)))
@@ -172,6 +179,7 @@ class Swapper:
         with (
             torch.inference_mode(),
             observe(self.components, kept, lambda c, v: run.values.update({c: v.clone()})),
+            observe_sites(self._given, lambda c, v: run.given.update({c: v.clone()})),
         ):
             run.log_p = self._logits(self.model.network, side).log_softmax(dim=-1)
         if not torch.isfinite(run.log_p).all():
@@ -303,40 +311,47 @@ class Swapper:
                 on_progress(number * steps + step + 1, n_batches * steps)
             sums.append(_inner(difference, torch.stack(into_embeddings).mean(dim=0)))
             for part in self.parts:
-                change = _change(harmful, harmless, part)
+                change = _change(harmful, harmless, harmful.values[part], harmless.values[part])
                 effects[part].append(_inner(change, gradients[part]))
         return (
             {part: np.concatenate(rows) for part, rows in effects.items()},
             np.concatenate(sums),
         )
 
-    def slopes(self, block: Component, steps: int = STEPS) -> Iterator[Slope]:
-        """How steeply the refusal log-odds of harmful prompts rise with what a block puts out.
+    def slopes(self, part: Component, steps: int = STEPS) -> Iterator[Slope]:
+        """How steeply the refusal log-odds of harmful prompts rise with what a part puts out.
 
         Args:
-            block: One whose values are kept.
+            part: A block or MLP whose values are kept.
             steps: Points on the line from what it makes of the twins to what it makes of them.
 
         Raises:
             NoGradientsError: the model's weights give none.
 
         Yields:
-            One of each batch. No layer up to the block's is run.
+            One of each batch. No layer below the part is run.
         """
         for harmful, harmless in self.batches:
             with torch.no_grad():
-                own = harmful.values[block] + 0
-                change = _change(harmful, harmless, block)
+                own = harmful.values[part] + 0
+                change = _change(harmful, harmless, harmful.values[part], harmless.values[part])
+                read = (own, own - change)
+                if part in self._given:
+                    given = harmful.given[part]
+                    other = _change(harmful, harmless, given, harmless.given[part])
+                    read = (given, given - other)
             gradient = torch.zeros_like(change, dtype=torch.float32)
-            network = self._begun(harmful, block.layer + 1) if self._resumes else self.model.network
+            network = self.model.network
+            if self._resumes:
+                network = self._begun(harmful, first_layer(part))
             for step in range(steps):
                 point = (own - (1 - (step + 0.5) / steps) * change).requires_grad_()
-                edits = {block: replace_by(point)}
+                edits = {part: replace_by(point)}
                 with self._gradients_needed(), intervene(self.components, edits):
                     log_p = self._logits(network, harmful.side).log_softmax(dim=-1)
                     total = self._readout(log_p)[:, 0].sum()
                     gradient += torch.autograd.grad(total, point)[0].float() / steps
-            yield Slope(own, own - change, gradient)
+            yield Slope(own, own - change, gradient, read)
 
     @contextmanager
     def _gradients_needed(self) -> Iterator[None]:
@@ -464,9 +479,13 @@ def _batches(pairs: Sequence[AlignedPair], budget: int) -> list[list[AlignedPair
     return found
 
 
-def _aligned(run: Run, twin: Run, part: Component) -> tuple[Tensor, Tensor]:
+def first_layer(part: Component) -> int:
+    """The lowest layer that runs again when a part's values are others."""
+    return part.layer + (part.part == "block")
+
+
+def _aligned(run: Run, twin: Run, values: Tensor) -> tuple[Tensor, Tensor]:
     """The twin's values [pair, token, width] under this run's tokens, and where there are any."""
-    values = twin.values[part]
     rows = torch.arange(len(run.side.ids))[:, None]
     others = values[rows, run.side.under(twin.side)]
     return others, run.side.own.to(values.device)[..., None]
@@ -474,14 +493,14 @@ def _aligned(run: Run, twin: Run, part: Component) -> tuple[Tensor, Tensor]:
 
 def put_in(run: Run, twin: Run, part: Component) -> Edit:
     """Gives a part its twin's values, at the tokens that are aligned."""
-    others, here = _aligned(run, twin, part)
+    others, here = _aligned(run, twin, twin.values[part])
     return lambda values: torch.where(here, others.to(values), values)
 
 
-def _change(harmful: Run, harmless: Run, part: Component) -> Tensor:
-    """[pair, token, width], what a part makes of the harmful prompt beyond its twin."""
-    others, here = _aligned(harmful, harmless, part)
-    return torch.where(here, harmful.values[part] - others, 0)
+def _change(harmful: Run, harmless: Run, own: Tensor, twins: Tensor) -> Tensor:
+    """[pair, token, width], what there is of a harmful prompt beyond its twin, where they align."""
+    others, here = _aligned(harmful, harmless, twins)
+    return torch.where(here, own - others, 0)
 
 
 def _at_last(run: Run, part: Component) -> Tensor:

@@ -13,8 +13,8 @@ left.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -97,6 +97,9 @@ class Components:
     """Why only blocks are there; None where the model could be taken apart."""
     adds_up: bool = False
     """Whether what attention and MLPs put out is, summed, what each layer adds to the stream."""
+    given: Mapping[Component, Site] = field(default_factory=dict)
+    """Of each MLP that is alone in its layer: where what it is given passes through, as wide as the
+    stream and behind any norm."""
 
     def of(self, *parts: Part) -> tuple[Component, ...]:
         """All components of these parts, by layer."""
@@ -133,6 +136,12 @@ class Components:
         )
 
 
+def blocks_of(layers: Sequence[nn.Module]) -> Components:
+    """A model's layers alone, for which no pass is needed."""
+    sites = {Component(i, "block"): Site(layer) for i, layer in enumerate(layers)}
+    return Components(sites, len(layers))
+
+
 def find_components(network: Any) -> Components:
     """Takes a causal or image-text language model apart; a few short passes, nothing is changed.
 
@@ -148,6 +157,7 @@ def find_components(network: Any) -> Components:
     seen = _watch(network, layers)
     modules = dict(network.named_modules())
     names = {module: name for name, module in modules.items()}
+    given: dict[Component, Site] = {}
     adds_up = True
     for i, layer in enumerate(layers):
         if layer not in seen:  # it does not run on text
@@ -162,6 +172,10 @@ def find_components(network: Any) -> Components:
             found[kind] = _speakers(owners, layer, names, modules, seen, hidden)
             if kind == "attention" and len(owners) == 1:
                 sites.update(_heads(i, owners[0], seen, network))
+        if len(found["mlp"]) == 1:
+            whole = _whole(found["mlp"][0], layer, names, modules, seen, hidden)
+            if whole is not None:
+                given[Component(i, "mlp")] = Site(whole, "input", hidden)
         sums, found = _with_norms(layer, found, seen)
         adds_up &= sums
         for kind, speakers in found.items():
@@ -169,7 +183,7 @@ def find_components(network: Any) -> Components:
                 index = k if len(speakers) > 1 else None
                 sites[Component(i, kind, index)] = Site(module, width=hidden)
         sites.update(_experts(i, layer))
-    return Components(sites, len(layers), adds_up=adds_up)
+    return Components(sites, len(layers), adds_up=adds_up, given=given)
 
 
 @dataclass
@@ -220,6 +234,30 @@ def _speakers(
             name = name.rpartition(".")[0]
     outer = [n for n in chosen if not any(n.startswith(other + ".") for other in chosen)]
     return [modules[name] for name in dict.fromkeys(outer)]
+
+
+def _whole(
+    speaker: nn.Module,
+    layer: nn.Module,
+    names: Mapping[nn.Module, str],
+    modules: Mapping[str, nn.Module],
+    seen: Mapping[nn.Module, _Seen],
+    hidden: int,
+) -> nn.Module | None:
+    """The module around a speaker that is given a stream and puts out what the speaker does."""
+    inside, name, said = names[layer] + ".", names[speaker], seen[speaker].put_out
+    while name.startswith(inside):
+        each = seen.get(modules[name])
+        if (
+            each is not None
+            and _is_stream(each.given, hidden)
+            and each.put_out is not None
+            and said is not None
+            and torch.equal(each.put_out, said)
+        ):
+            return modules[name]
+        name = name.rpartition(".")[0]
+    return None
 
 
 def _with_norms(

@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from modelassay.artifacts import slug
-from modelassay.data.concepts import HARMFUL_PROMPTS, ordinary_prompts, shipped_prompts
+from modelassay.data.concepts import HARMFUL_PROMPTS, shipped_prompts
 from modelassay.errors import InputError
 from modelassay.files.atomic import cache_dir
 from modelassay.files.provenance import installed_versions, json_hash, utc_now
@@ -27,6 +27,7 @@ from modelassay.models.components import Site, parse_component
 from modelassay.models.finding import check_named
 from modelassay.models.refs import require_template, take_ref
 from modelassay.monitors.changes import changed_directions
+from modelassay.monitors.lengths import ordinary_of_all_lengths, that_fit
 from modelassay.monitors.ranges import (
     NARROWEST,
     Ranges,
@@ -78,7 +79,7 @@ def build_monitor(
         candidate: The model after, which is to be watched.
         name: Under which it is kept; made from the candidate's id.
         prompts: Ordinary prompts, such as one's own traffic; None takes those that come with
-            modelassay.
+            modelassay, and longer ones made of them.
         response_tokens: Of each response, how many tokens are judged; 0 judges prompts alone.
         on_progress: Told (phase, done, total).
         **load_options: Passed to `modelassay.load` for both models; `base_adapter`,
@@ -88,13 +89,14 @@ def build_monitor(
         InputError: the two cannot be compared, or differ in nothing that can be watched.
         UnavailableError: something needed is not there now.
     """
-    prompts = _ordinary(prompts)
+    usual = _ordinary(prompts)
     before, rest = take_ref(base, load_options, "base_")
     after, options = take_ref(candidate, rest, "candidate_")
     for ref in (before, after):
         if isinstance(ref, ModelRef):
             check_named(ref)
     model = open_model(after, on_progress=on_progress, **options)
+    prompts = that_fit(model, usual)
     original = open_model(before, on_progress=on_progress, **options)
     changed, of_base = changed_directions(original, model), original.info
     del original
@@ -147,7 +149,7 @@ def build_circuit_monitor(
             of the last layer); None finds them.
         name: Under which it is kept; made from the model's id.
         prompts: Ordinary prompts, such as one's own traffic; None takes those that come with
-            modelassay.
+            modelassay, and longer ones made of them.
         harmful: Requests that ought to be refused; None takes those of a scan.
         response_tokens: Of each response, how many tokens are judged; 0 judges prompts alone.
         on_progress: Told (phase, done, total).
@@ -158,7 +160,7 @@ def build_circuit_monitor(
             harmful from ordinary requests.
         UnavailableError: something needed is not there now.
     """
-    prompts = _ordinary(prompts)
+    usual = _ordinary(prompts)
     refused = list(shipped_prompts(HARMFUL_PROMPTS).texts if harmful is None else harmful)
     if len(refused) < FEWEST:
         raise InputError(f"{len(refused)} harmful prompts tell nothing; give {FEWEST} or more.")
@@ -167,6 +169,7 @@ def build_circuit_monitor(
     require_template(load_options, "A circuit of refusals")
     ref, options = take_ref(model, load_options)
     loaded = open_model(ref, on_progress=on_progress, **options)
+    prompts = that_fit(loaded, usual)
     if circuit is None:
         circuit = find_circuit(
             loaded,
@@ -181,19 +184,19 @@ def build_circuit_monitor(
             " circuit to watch."
         )
     sites = sites_of(loaded, dict.fromkeys(circuit))
-    usual, asked_for = (
+    ordinary, asked_for = (
         ask(loaded, each, response_tokens, on_progress) for each in (prompts, refused)
     )
-    directions = _differences(loaded, sites, usual[FIRST], asked_for[FIRST])
+    directions = _differences(loaded, sites, ordinary[FIRST], asked_for[FIRST])
     found = read_asked(
         loaded,
         Reader(sites, directions),
-        [*usual, *asked_for],
+        [*ordinary, *asked_for],
         phase_of(on_progress, "reading"),
     )
     # Tokens before the last one say nothing of whether the circuit activates.
     spans = _without("prompt", found)
-    of_usual, of_harmful = spans[: len(usual)], spans[len(usual) :]
+    of_usual, of_harmful = spans[: len(ordinary)], spans[len(ordinary) :]
     ranges = fit_ranges(of_usual[FIRST] + of_harmful[FIRST], of_usual[SECOND] + of_harmful[SECOND])
     low, high = (np.stack([x["start"][0] for x in each]) for each in (of_usual, of_harmful))
     centre = low[FIRST].mean(axis=0)
@@ -216,7 +219,7 @@ def build_circuit_monitor(
 
 def _ordinary(prompts: Sequence[str] | None) -> list[str]:
     """Ordinary prompts in an order that does not put two of a kind side by side."""
-    found = list(dict.fromkeys(ordinary_prompts() if prompts is None else prompts))
+    found = list(dict.fromkeys(ordinary_of_all_lengths() if prompts is None else prompts))
     if len(found) < FEWEST:
         raise InputError(f"{len(found)} ordinary prompts tell no range; give {FEWEST} or more.")
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))]

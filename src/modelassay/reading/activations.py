@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from modelassay.errors import InputError
 from modelassay.models import LoadedModel
+from modelassay.models.components import Site
 from modelassay.models.layers import resolve_layers, rope_switch
 from modelassay.progress import OnProgress
 from modelassay.reading.batching import (
@@ -41,6 +42,7 @@ from modelassay.reading.batching import (
     run_in_batches,
 )
 from modelassay.reading.hooks import capture, head_at
+from modelassay.reading.interventions import observe_sites
 from modelassay.reading.prompts import Encoded
 from modelassay.reading.resuming import ResumePoint, begin_after
 
@@ -74,6 +76,7 @@ def read_activations(
     layers: Sequence[int],
     *,
     position: Position = "last",
+    sites: Sequence[Site] = (),
     readout: Readout | None = None,
     batch_tokens: int | None = None,
     batch_size: int | None = None,
@@ -88,6 +91,8 @@ def read_activations(
         prompts: Token ids, see `modelassay.reading.prompts`. Order and repetitions are free.
         layers: Indices in 0 … n_layers - 1; negative ones count from the end.
         position: `last` token of each prompt; `mean` over, or `all` of, its response tokens.
+        sites: Places inside these layers, as wide as the stream, that are read besides; they come
+            after the layers on the second axis.
         readout: Reduces the next-token logits after the last token of each prompt; asking for it
             runs the whole model.
         batch_tokens: Upper bound on tokens in a batch, padding included.
@@ -110,11 +115,13 @@ def read_activations(
         raise InputError(
             f"Position {position!r} reads response tokens, but a prompt has no response."
         )
+    if sites:
+        resume = None  # which may begin above them
     if resume is not None and resume.layer > min(layers):
         raise InputError(f"A pass that begins above layer {resume.layer} cannot read lower ones.")
     distinct = sorted(set(prompts), key=lambda p: (len(p.ids), p.ids, p.response_start))
     with torch.inference_mode():
-        reader = _Reader(model, layers, position, readout, resume)
+        reader = _Reader(model, layers, position, tuple(sites), readout, resume)
         reader.find_batching(distinct)
         if share_prefix:
             reader.share_prefix_of(distinct)
@@ -156,6 +163,7 @@ class _Reader:
     model: LoadedModel
     layers: tuple[int, ...]
     position: Position
+    sites: tuple[Site, ...]
     readout: Readout | None
     resume: ResumePoint | None
     prefix: tuple[int, ...] = ()
@@ -166,6 +174,11 @@ class _Reader:
     def switch(self) -> int | None:
         """Prompt length above which positions are turned by other angles."""
         return rope_switch(self.model.network.config)
+
+    @cached_property
+    def _at(self) -> dict[int, Site]:
+        """Sites by keys that no layer has."""
+        return {-1 - i: site for i, site in enumerate(self.sites)}
 
     def find_batching(self, prompts: Sequence[Encoded]) -> None:
         """Finds out which of these prompts, from short to long, may be read at once."""
@@ -253,7 +266,7 @@ class _Reader:
             hidden = self.resume.padded(batch, skip)
             model = begin_after(self.model, self.resume.layer, hidden)
         logits = self._forward(model, remainders, cache, keep, last)
-        per_layer = [captured[layer] for layer in self.layers]
+        per_layer = [captured[key] for key in (*self.layers, *self._at)]
         if self.position == "all":
             values = [
                 torch.stack([hidden[i] for hidden in per_layer], dim=1).float().cpu()
@@ -293,6 +306,16 @@ class _Reader:
         inputs = {"input_ids": pad(rows).to(self.model.device), "use_cache": cache is not None}
         if cache is not None:
             inputs["past_key_values"] = cache
+        with observe_sites(self._at, on_output):
+            return self._run(model, inputs, on_output, last)
+
+    def _run(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        on_output: Callable[[int, Tensor], None],
+        last: Tensor | None,
+    ) -> Tensor | None:
         modules = self.model.layers
         if self.readout is None or last is None:
             # With a readout to come, the prefix pass has to fill the cache of every layer.
@@ -306,8 +329,9 @@ class _Reader:
     def _check_finite(self, values: list[Tensor]) -> None:
         for value in values:
             if not torch.isfinite(value).all():
-                by_layer = torch.isfinite(value).all(dim=-1).reshape(-1, len(self.layers)).all(0)
-                broken = self.layers[int((~by_layer).nonzero()[0])]
+                read = (*self.layers, *(max(self.layers) for _ in self.sites))
+                by_place = torch.isfinite(value).all(dim=-1).reshape(-1, len(read)).all(0)
+                broken = read[int((~by_place).nonzero()[0])]
                 raise InputError(
                     f"Layer {broken} of {self.model.info.id} gives NaN or infinite activations; the"
                     " weights are broken, or the dtype overflows (try --dtype float32)."

@@ -1,8 +1,8 @@
-"""What is read or changed while a model runs: outputs of layers, and where its head looks."""
+"""What is read while a model runs: outputs of layers, and where its head looks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -45,31 +45,6 @@ def capture(
     hooks = ((layers[i], partial(watch, i)) for i in at)
     with watched(after=hooks), suppress(_StopForward):
         yield
-
-
-@contextmanager
-def rewrite(
-    layers: Sequence[nn.Module], edits: Mapping[int, Callable[[Tensor], Tensor]]
-) -> Iterator[None]:
-    """Lets `edits[layer](hidden)` stand in for what those layers write; hooks are always removed.
-
-    Only forward passes of the calling thread are changed, so that a model may be shared.
-
-    Args:
-        layers: The model's decoder layers.
-        edits: Layer index to a function of its output [batch, token, hidden], on its device.
-    """
-    with watched(after=((layers[i], partial(rewrite_output, edits[i])) for i in edits)):
-        yield
-
-
-def rewrite_output(
-    edit: Callable[[Tensor], Tensor], _module: nn.Module, _args: Any, _kwargs: Any, output: Any
-) -> Any:
-    """A hook after a module: its output, or the first of several, as an edit makes it."""
-    if isinstance(output, tuple | list):
-        return type(output)((edit(output[0]), *output[1:]))
-    return edit(output)
 
 
 @contextmanager

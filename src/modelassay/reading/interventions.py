@@ -19,7 +19,6 @@ from torch import Tensor
 from modelassay.errors import InputError
 from modelassay.models.components import Component, Components, Site
 from modelassay.models.watching import Hook, stream_of, watched
-from modelassay.reading.hooks import rewrite_output
 
 K = TypeVar("K")
 Edit = Callable[[Tensor], Tensor]
@@ -31,7 +30,8 @@ def intervene(components: Components, edits: Mapping[Component, Edit]) -> Iterat
     """Lets edits stand in for what components make, in passes of the calling thread.
 
     Args:
-        components: Those of the model, as `find_components` gives them.
+        components: Those of the model, as `find_components` gives them, or its layers alone
+            (`blocks_of`).
         edits: What is done to which. Heads and other parts of one layer may be edited together.
 
     Raises:
@@ -43,9 +43,9 @@ def intervene(components: Components, edits: Mapping[Component, Edit]) -> Iterat
     for component, edit in edits.items():
         site = components.site(component)
         if site.side == "output":
-            after.append((site.module, partial(rewrite_output, edit)))
+            after.append((site.module, partial(_edit_output, edit)))
         elif site.side == "input":
-            before.append((site.module, partial(_rewrite_input, edit, site)))
+            before.append((site.module, partial(_edit_input, edit, site)))
         elif isinstance(edit, Scale):
             before.append((site.module, partial(_rescale_expert, edit, component.index)))
         else:
@@ -200,7 +200,14 @@ def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def _rewrite_input(
+def _edit_output(edit: Edit, _module: Any, _args: Any, _kwargs: Any, output: Any) -> Any:
+    """A module's output, or the first of several, as an edit makes it."""
+    if isinstance(output, tuple | list):
+        return type(output)((edit(output[0]), *output[1:]))
+    return edit(output)
+
+
+def _edit_input(
     edit: Edit, site: Site, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Any]:
     changed = _given(args, kwargs).clone()

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from modelassay.models import LoadedModel
-from modelassay.reading.hooks import rewrite
+from modelassay.models.components import Component, blocks_of
+from modelassay.reading.interventions import intervene
 
 ROWS_AT_ONCE = 512
 """Rows of logits in memory together; a vocabulary of 150,000 makes 300 MB of them."""
@@ -39,7 +40,7 @@ def unembed(model: LoadedModel, activations: Tensor) -> Iterator[Tensor]:
         def instead(hidden: Tensor, part: Tensor = part) -> Tensor:
             return part.to(hidden)[None]
 
-        with rewrite(model.layers, {last: instead}):
+        with intervene(blocks_of(model.layers), {Component(last, "block"): instead}):
             logits = model.network(input_ids=ids, use_cache=False).logits
         # GPT-2 folds what it is given into the shape of its input; the rows stay in order.
         yield logits.flatten(0, 1).float()

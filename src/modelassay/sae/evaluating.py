@@ -20,10 +20,11 @@ from torch import Tensor
 from modelassay.errors import InputError
 from modelassay.files.records import Count, Share
 from modelassay.models import LoadedModel
+from modelassay.models.components import Component, blocks_of
 from modelassay.progress import OnProgress
 from modelassay.reading.activations import read_activations
 from modelassay.reading.batching import pad
-from modelassay.reading.hooks import rewrite
+from modelassay.reading.interventions import intervene
 from modelassay.reading.prompts import Encoded
 from modelassay.report.base import Report
 from modelassay.report.charts import PALETTE, new_figure
@@ -168,13 +169,14 @@ def evaluate_sae(
     def averaged(hidden: Tensor) -> Tensor:
         return _from_second(hidden, mean.to(hidden).expand_as(hidden))
 
+    blocks, block = blocks_of(model.layers), Component(layer, "block")
     losses, counted = [0.0, 0.0, 0.0], 0
     for start in range(0, len(contexts), LOSS_BATCH):
         if on_progress:
             on_progress(start, len(contexts))
         batch = contexts[start : start + LOSS_BATCH]
         for i, edit in enumerate((None, spliced, averaged)):
-            with rewrite(model.layers, {} if edit is None else {layer: edit}):
+            with intervene(blocks, {} if edit is None else {block: edit}):
                 losses[i] += _loss(model, batch)
         counted += sum(len(context.ids) - 2 for context in batch)
     if on_progress:

@@ -25,10 +25,11 @@ from modelassay.errors import InputError, first_line
 from modelassay.files.atomic import write_text_atomically
 from modelassay.files.provenance import installed_versions, utc_now
 from modelassay.models import LoadedModel
+from modelassay.models.components import Component, find_components
 from modelassay.models.identity import hash_file
 from modelassay.progress import OnProgress
 from modelassay.sae.evaluating import evaluate_sae
-from modelassay.sae.hook_names import module_path, parse_layer
+from modelassay.sae.hook_names import mlp_path, module_path, parse_layer, parse_transcoder
 from modelassay.sae.record import (
     CONFIG_FILE,
     MAX_WEIGHTS_BYTES,
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 
 ARCHITECTURES = ("jumprelu", "topk", "standard", "gated")
 """Those whose features are never below zero and read one token at a time."""
+TRANSCODERS = ("transcoder", "jumprelu_transcoder", "skip_transcoder", "jumprelu_skip_transcoder")
+"""The same of an MLP: they read what it is given, and write what it adds to the stream."""
 
 
 SCALINGS = ("none", "constant_norm_rescale", "layer_norm")
@@ -54,11 +57,11 @@ SCALINGS = ("none", "constant_norm_rescale", "layer_norm")
 
 @dataclass(frozen=True)
 class SAE:
-    """A trained SAE, ours or somebody else's."""
+    """A trained SAE, ours or somebody else's; or a transcoder, which stands for an MLP."""
 
     name: str
     layer: int
-    """It takes the output of this layer apart."""
+    """It takes the output of this layer apart, or as a transcoder that of its MLP."""
     hidden_size: int
     width: int
     """Features."""
@@ -73,15 +76,45 @@ class SAE:
     origin: Origin | None = None
     """Of one with a record: where it was found."""
 
-    def check_belongs_to(self, model: LoadedModel) -> None:
+    @property
+    def transcoder(self) -> bool:
+        """Whether it reads what an MLP is given and writes what the MLP puts out."""
+        return self.module.cfg.architecture() in TRANSCODERS
+
+    @property
+    def part(self) -> Component:
+        """What it takes apart: a layer's output, or an MLP's."""
+        return Component(self.layer, "mlp" if self.transcoder else "block")
+
+    @property
+    def place(self) -> str:
+        """What it takes apart, in words."""
+        return f"the MLP of layer {self.layer}" if self.transcoder else f"layer {self.layer}"
+
+    def check_reads_layers(self) -> None:
+        """Refuses a transcoder, for what compares outputs of layers.
+
+        Raises:
+            InputError: it is one.
+        """
+        if self.transcoder:
+            raise InputError(transcoder_text(self.name))
+
+    def check_belongs_to(self, model: LoadedModel, *, transcoders: bool = False) -> None:
         """Refuses a model whose activations it cannot read.
 
         A fine-tune of its model can be read, so only the architecture and the shape have to fit.
+
+        Args:
+            model: The model.
+            transcoders: Whether it may be one.
 
         Raises:
             InputError: says how they differ.
         """
         info = model.info
+        if not transcoders:
+            self.check_reads_layers()
         if self.record is not None:
             if (reason := self.record.model.differences(info)) is not None:
                 raise InputError(
@@ -111,6 +144,9 @@ class SAE:
 
     def _check_module(self, model: LoadedModel) -> None:
         """Refuses an SAE of a module that is there and is no layer of the language model."""
+        if self.transcoder:
+            self._check_mlp(model)
+            return
         for name in _hook_points(self.module.cfg.metadata):
             if (path := module_path(name)) is None:
                 continue
@@ -124,6 +160,36 @@ class SAE:
                     f" model of {model.info.id}."
                 )
 
+    def _check_mlp(self, model: LoadedModel) -> None:
+        """Refuses a transcoder whose MLP the model does not have, or has elsewhere."""
+        components = find_components(model.network)
+        if self.part not in components.given or self.part not in components.sites:
+            why = components.unsure or f"layer {self.layer} has no MLP of its own"
+            raise InputError(
+                f"The transcoder {self.name} does not fit {model.info.id}, where {why}."
+            )
+        module = components.site(self.part).module
+        for name in _hook_points(self.module.cfg.metadata, out=True):
+            if (path := mlp_path(name)) is None:
+                continue
+            try:
+                named = model.network.get_submodule(path)
+            except AttributeError:  # a name from another wrapping of the same layers
+                continue
+            if not any(module is each for each in named.modules()):
+                raise InputError(
+                    f"The transcoder {self.name} writes {name[:80]}, which is not what the MLP of"
+                    f" {model.info.id} adds to the stream."
+                )
+
+
+def transcoder_text(name: str) -> str:
+    """Why a transcoder is refused by what compares outputs of layers."""
+    return (
+        f"{name} is a transcoder, which stands for an MLP; only `features find` and"
+        " `jailbreak explain` read those. Choose an SAE of a layer's output."
+    )
+
 
 def as_sae(
     sae: Any, name: str, *, record: SAERecord | None = None, folder: Path | None = None
@@ -135,11 +201,21 @@ def as_sae(
     """
     cfg, what = sae.cfg, f"The SAE {name}"
     architecture = cfg.architecture()
-    if architecture not in ARCHITECTURES or hasattr(cfg, "d_out"):
-        raise InputError(
-            f"{what} is of the kind {architecture}; those of {', '.join(ARCHITECTURES)} are read."
+    if architecture not in (*ARCHITECTURES, *TRANSCODERS):
+        known = ", ".join((*ARCHITECTURES, *TRANSCODERS))
+        raise InputError(f"{what} is of the kind {architecture}; those of {known} are read.")
+    if architecture in TRANSCODERS:
+        layer = parse_transcoder(
+            _hook_points(cfg.metadata), _hook_points(cfg.metadata, out=True), what
         )
-    layer = _layer_read(cfg.metadata, what)
+        if cfg.d_out != cfg.d_in or cfg.normalize_activations != "none":
+            raise InputError(
+                f"{what} is a transcoder of {cfg.d_in} dimensions to {cfg.d_out}"
+                f" (normalize_activations: {str(cfg.normalize_activations)[:40]!r}); those are read"
+                " that keep the width and the scale."
+            )
+    else:
+        layer = _layer_read(cfg.metadata, what)
     if cfg.normalize_activations == "expected_average_only_in":
         raise InputError(f"{what} was trained on scaled activations and does not say the scale.")
     if cfg.normalize_activations not in SCALINGS:
@@ -199,8 +275,15 @@ def _layer_read(metadata: Any, what: str) -> int:
     return layers.pop()
 
 
-def _hook_points(metadata: Any) -> list[Any]:
-    """Where an SAE's config says that it reads, once for each of the names that it may have."""
+def _hook_points(metadata: Any, *, out: bool = False) -> list[Any]:
+    """Where an SAE's config says that it reads, once for each of the names that it may have.
+
+    Args:
+        metadata: Of sae-lens.
+        out: Where a transcoder writes.
+    """
+    if out:
+        return [name for name in (metadata.hook_name_out, metadata.hf_hook_name_out) if name]
     return [name for name in (metadata.hook_name, metadata.hf_hook_name) if name]
 
 

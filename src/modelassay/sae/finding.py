@@ -21,17 +21,27 @@ from modelassay.artifacts import REFERENCE
 from modelassay.errors import AssayError, InputError, UnavailableError, first_line
 from modelassay.hub import RemoteFile, fetch_snapshot, hub_errors
 from modelassay.models import LoadedModel
-from modelassay.sae.files import SAE, as_sae, load_plain, load_sae, plain_model_name
+from modelassay.sae.files import (
+    SAE,
+    as_sae,
+    load_plain,
+    load_sae,
+    plain_model_name,
+    transcoder_text,
+)
 from modelassay.sae.hook_names import parse_layer
 from modelassay.sae.record import CONFIG_FILE, MAX_WEIGHTS_BYTES, RECORD_FILE, SAES
 
-PICKLE_FREE = ("sae_lens", "gemma_2", "gemma_3", "llama_scope", "llama_scope_r1_distill")
+BESIDE = {"mwhanna_transcoder": ("config.yaml", "wandb-config.yaml", "wanb-config.yaml")}
+"""By converter, what it reads besides of a repository."""
+PICKLE_FREE = ("sae_lens", "gemma_2", "gemma_3", "llama_scope", "llama_scope_r1_distill", *BESIDE)
 """sae-lens's converters that open no pickle (read in its source, 6.54)."""
 PICKLED = ("connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "goodfire", "qwen_scope")
 SUFFIXES = (".json", ".safetensors", ".npz")
 _NOT_RESIDUAL = re.compile(
-    r"attn|[-_]att\b|mlp|transcoder|clt|resid[-_]mid|lxa|lxm|embedding|cross-?coder|vision|audio"
+    r"attn|[-_]att\b|mlp|clt|resid[-_]mid|lxa|lxm|embedding|cross-?coder|vision|audio"
 )
+_HOOK = re.compile(r"blocks\.\d+\.hook_\w+?(?=_\d|__|\W|$)")
 _LAYER = re.compile(r"(?:\blayer_?|\b[lL])(\d{1,3})(?:r\b|R\b|r_|_|/|$)")
 _WIDTH = re.compile(r"width[-_](2pow\d+|\d+[km])|[-_](\d+k)(?![a-z0-9])|(?<=_)(\d{4,7})$")
 ELSEWHERE = "give the folder of an SAE on this machine"
@@ -43,6 +53,7 @@ def find_sae(
     device: str = "cpu",
     token: str | bool | None = None,
     revision: str | None = None,
+    transcoders: bool = False,
 ) -> SAE:
     """An SAE by name, path, release or Hub reference.
 
@@ -53,6 +64,7 @@ def find_sae(
         device: Where its weights are put.
         token: Hub token, None for the stored one, False for none at all.
         revision: Branch, tag or commit of the Hub data set.
+        transcoders: Whether it may be a transcoder, which stands for an MLP.
 
     Raises:
         InputError: there is none, it is damaged, pickled, or reads no output of a layer.
@@ -62,9 +74,14 @@ def find_sae(
     own = SAES.here(where) or SAES.of_model(where)
     if own is None and (folder := _plain_folder(where)) is not None:
         _check_no_revision(where, revision)
-        return load_plain(folder, device)
+        plain = load_plain(folder, device)
+        if not transcoders:
+            plain.check_reads_layers()
+        return plain
     if own is None and (release := find_release(where)) is not None:
         _check_no_revision(where, revision)
+        if release.transcoder and not transcoders:
+            raise InputError(transcoder_text(release.where))
         return load_release(release, device=device, token=token)
     if own is None and not REFERENCE.fullmatch(where):
         raise InputError(
@@ -132,6 +149,8 @@ class Release:
     neuronpedia_id: str | None
     refused: str | None
     """Why it cannot be used here; None where it can."""
+    transcoder: bool = False
+    """Whether it stands for an MLP; only `features find` and `jailbreak explain` read those."""
 
     @property
     def where(self) -> str:
@@ -202,14 +221,21 @@ def load_release(release: Release, *, device: str = "cpu", token: str | bool | N
         raise InputError(f"{release.where} cannot be used: {release.refused}.")
     lookup = _registry()[release.release]
     path = lookup.saes_map[release.sae_id]
+    beside = BESIDE.get(lookup.conversion_func, ())
 
     def choose(files: Mapping[str, RemoteFile]) -> list[str]:
-        own = {n: f for n, f in files.items() if n.startswith(f"{path}/") and n.endswith(SUFFIXES)}
+        own = {
+            name: file
+            for name, file in files.items()
+            if name == path or name.startswith(f"{path}/")
+            if name.endswith(SUFFIXES)
+        }
         if files and not own:
             raise InputError(f"{lookup.repo_id} does not hold {path} as safetensors or .npz.")
         if sum(file.size for file in own.values()) > MAX_WEIGHTS_BYTES:
             raise InputError(f"{release.where} is larger than an SAE can be.")
-        return list(own) or [f"{path}/*{suffix}" for suffix in SUFFIXES]
+        found = list(own) or [path, *(f"{path}/*{suffix}" for suffix in SUFFIXES)]
+        return [*found, *beside]
 
     # What sae-lens then asks the Hub for is in the cache, and was looked over.
     fetch_snapshot(
@@ -248,9 +274,11 @@ def _registry() -> Mapping[str, Any]:
 def _entries(lookup: Any) -> Iterator[Release]:
     for sae_id, path in lookup.saes_map.items():
         text = f"{lookup.release} {sae_id} {path}"
+        transcoder = "transcoder" in f"{text} {lookup.conversion_func}"
         layer, refused = _layer(text, sae_id), _refusal(lookup, text)
         known = lookup.neuronpedia_id.get(sae_id)
-        if refused is None and (hook := re.search(r"blocks\.\d+\.hook_\w+?(?=_\d|__|\W|$)", text)):
+        hook = None if refused or transcoder else _HOOK.search(text)
+        if hook is not None:
             try:
                 layer = parse_layer(hook[0], lookup.release)
             except AssayError:
@@ -263,6 +291,7 @@ def _entries(lookup: Any) -> Iterator[Release]:
             width=_width(sae_id, known or "", lookup.release, path),
             neuronpedia_id=known,
             refused=refused,
+            transcoder=transcoder,
         )
 
 
@@ -278,6 +307,8 @@ def _refusal(lookup: Any, text: str) -> str | None:
             "its files are pickles (.pt), which can run code when opened; only safetensors and"
             " .npz are read"
         )
+    if converter == "gemma_2_transcoder":
+        return "it reads what an MLP is given before the gain of its norm (ln2.hook_normalized)"
     if converter not in PICKLE_FREE:
         return f"sae-lens's converter {converter} is none of those known to open no pickle"
     overrides = lookup.config_overrides or {}

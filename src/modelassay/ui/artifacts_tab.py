@@ -19,8 +19,8 @@ from modelassay.monitors import MONITORS
 from modelassay.probes import PROBES
 from modelassay.reports import REPORTS
 from modelassay.sae import SAES
+from modelassay.ui.permitted import check_reference, is_own_machine, visible
 from modelassay.ui.running import PRIVATE, errors_for_caller, plain
-from modelassay.ui.service import check_reference, is_own_machine, visible
 from modelassay.verify import BASELINES
 
 STORES: dict[str, Store[Any]] = {

@@ -21,9 +21,9 @@ from modelassay.report.sections import Tone
 from modelassay.report.text import plain_line
 from modelassay.reports import REPORTS, ReportRecord, load_report
 from modelassay.ui.model_search import create_model_search
+from modelassay.ui.permitted import check_reference, visible
 from modelassay.ui.report_view import kept_html, prose_html
 from modelassay.ui.running import PRIVATE
-from modelassay.ui.service import check_reference, visible
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,8 @@ from modelassay.monitors import monitor_of
 from modelassay.probes import PROBES, ProbeRecord
 from modelassay.threads import Worker, stay_alone
 from modelassay.ui.estimates import SMALL_BYTES
-from modelassay.ui.service import MAX_CACHE_BYTES, check_model_id, visible
+from modelassay.ui.permitted import check_model_id, visible
+from modelassay.ui.service import MAX_CACHE_BYTES
 from modelassay.ui.targets import GUESS_BYTES, MAX_MODEL_BYTES, size_of
 from modelassay.ui.zero import LENT, NoGpuError, explained, on_gpu
 

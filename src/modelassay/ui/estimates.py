@@ -68,6 +68,7 @@ WORKS: dict[str, Work] = {
     "circuit": Work(150, 0, 30, around=5),
     "features": Work(120, 0, 30, around=10),
     "jailbreak": Work(40, 20, 7, around=5),
+    "attacks": Work(160, 0, 30, around=5),
     "chat": Work(1, 8, 10, loading=5),
 }
 

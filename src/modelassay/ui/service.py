@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import re
 import tempfile
 import time
 import zipfile
@@ -24,32 +22,31 @@ from pathlib import Path
 from typing import Any
 
 import modelassay
-from modelassay.artifacts import REFERENCE, Found, Store
-from modelassay.artifacts.kind import R
-from modelassay.data.attacks import AttackedPrompt
+from modelassay.data.attack_suites import AttackSuite
+from modelassay.data.attacks import REQUEST, Attack, AttackedPrompt, attack_requests
 from modelassay.data.concepts import MODES
 from modelassay.data.feature_types import FEATURE_TYPES
 from modelassay.diff import Depth, DiffReport, diff
 from modelassay.diff.features import shipped_saes
-from modelassay.errors import InputError, with_article
-from modelassay.hub import REPO_ID, trim_cache
+from modelassay.errors import InputError
+from modelassay.hub import trim_cache
 from modelassay.mechanism import (
+    AttackSurvey,
     CircuitReport,
     FeaturesReport,
     JailbreakReport,
+    explain_attacks,
     explain_jailbreak,
     find_circuit,
     find_features,
 )
+from modelassay.mechanism.pathway import LEAST_REQUESTS
 from modelassay.models import LoadedModel
-from modelassay.models.embedded import BASES
 from modelassay.models.finding import find_sources
-from modelassay.models.organisms import find_organism, is_organism
 from modelassay.reading.device import OnDevice, here
 from modelassay.report import Report
 from modelassay.report.stored import StoredReport
-from modelassay.sae import SAES, find_sae
-from modelassay.sae.finding import find_release
+from modelassay.sae import find_sae
 from modelassay.scan.report import ScanReport
 from modelassay.scan.scanning import scan
 from modelassay.threads import cores
@@ -65,13 +62,13 @@ from modelassay.ui.estimates import (
     work_name,
 )
 from modelassay.ui.limits import visitor
+from modelassay.ui.permitted import check_baseline, check_model_id, check_sae
 from modelassay.ui.report_cache import ReportCache
 from modelassay.ui.runs import Run, Runs, Step
 from modelassay.ui.shelf import Shelf
 from modelassay.ui.targets import MAX_MODEL_BYTES, Target, load_target, look_up, size_of, target_of
 from modelassay.ui.zero import LENT, Asked, NoGpuError, lent, stopped_by
 from modelassay.verify import (
-    BASELINES,
     VerificationReport,
     create_baseline,
     save_baseline,
@@ -83,11 +80,11 @@ from modelassay.verify.verifying import Undecided, verify_loaded
 MAX_CACHE_BYTES = 60_000_000_000
 MIN_PAIRS, MAX_PAIRS = 8, 64
 """Pairs of prompts that a circuit is found on, or that features are tried on."""
+MAX_REQUESTS = 32
+"""Requests that one attack is tried on."""
 MAX_PROMPT = 4000
 """Characters of a prompt that is explained."""
 DICTIONARIES = ("shipped", "none")
-LISTED_SAE = re.compile(r"[\w.-]+([:/][\w./-]+)?")
-"""`RELEASE:SAE_ID` of sae-lens's list."""
 CONCURRENCY_ID = "model"
 
 AT_ONCE = max(1, cores() // 2)
@@ -118,24 +115,6 @@ def _taken(result: Any) -> tuple[Report, str] | None:
 
 CACHE = ReportCache(_opened, _taken)
 RUNS = Runs(AT_ONCE, MOST_RUNS, RUNS_OF_ONE, CACHE)
-
-
-def check_model_id(model_id: str) -> str:
-    """The model id if a visitor may ask for it.
-
-    Raises:
-        InputError: it is empty, or no Hub id where only those are allowed.
-    """
-    model_id = model_id.strip() if isinstance(model_id, str) else ""
-    if not model_id:
-        raise InputError("Give a model: `embedded`, an organism or a Hub id such as owner/name.")
-    if is_organism(model_id):
-        return find_organism(model_id).id
-    if model_id in BASES or allows_own():
-        return model_id
-    if not REPO_ID.fullmatch(model_id) or "/" not in model_id or os.path.exists(model_id):
-        raise InputError(f"{model_id[:100]!r} is not a Hub id of the form owner/name.")
-    return model_id
 
 
 def run_scan(
@@ -296,11 +275,43 @@ def run_jailbreak(
     yield from _follow("jailbreak", [model_id], {"attacked": attacked}, token)
 
 
+def run_attacks(
+    model_id: str, template: str, requests: int = 16, *, token: str | bool = False
+) -> Iterator[Step | AttackSurvey]:
+    """Explains one attack over many requests for a visitor; yields as `run_scan` does.
+
+    Args:
+        model_id: Id of the model.
+        template: What the user says, with one `{request}`.
+        requests: Harmful requests of a scan that it is tried on.
+        token: As for `run_scan`.
+
+    Raises:
+        AssayError: one line for the visitor.
+    """
+    model_id = check_model_id(model_id)
+    text = template.strip() if isinstance(template, str) else ""
+    if len(text) > MAX_PROMPT:
+        raise InputError(f"A prompt has at most {MAX_PROMPT} characters here.")
+    if text.count(REQUEST) != 1 or text == REQUEST:
+        raise InputError(f"Write the attack with {REQUEST} once, where the request goes.")
+    if not isinstance(requests, int | float) or not LEAST_REQUESTS <= requests <= MAX_REQUESTS:
+        raise InputError(
+            f"The number of requests lies in {LEAST_REQUESTS} … {MAX_REQUESTS}: on fewer nothing is"
+            " told of components."
+        )
+    attack = Attack(family="persuasion", name="given", template=text)
+    asked = attack_requests([attack], per_attack=int(requests))
+    suite = AttackSuite("given", tuple(replace(each, family="given") for each in asked))
+    yield from _follow("attacks", [model_id], {"suite": suite}, token)
+
+
 def told_before(task: str, ids: Sequence[str], options: Mapping[str, Any] | None = None) -> str:
     """What a visitor is told before a run: how long, and how much of their GPU quota.
 
     Args:
-        task: `scan`, `verify`, `create`, `diff`, `circuit`, `features` or `jailbreak`.
+        task: `scan`, `verify`, `create`, `diff`, `circuit`, `features`, `jailbreak` or
+            `attacks`.
         ids: Of the models, as far as they are given.
         options: Of the run, as far as they decide its length.
 
@@ -319,60 +330,10 @@ def told_before(task: str, ids: Sequence[str], options: Mapping[str, Any] | None
     return told.sentence(ahead=max(0, RUNS.waiting() - AT_ONCE + 1))
 
 
-def allows_own() -> bool:
-    """Whether visitors may name what lies on this machine."""
-    return os.environ.get("MODELASSAY_ALLOW_LOCAL") == "1"
-
-
-def is_own_machine() -> bool:
-    """Whether the page may keep, delete and publish for whoever opens it: never on a Space."""
-    return allows_own() and not os.environ.get("SPACE_ID")
-
-
-def visible(store: Store[R]) -> tuple[Found[R], ...]:
-    """What a visitor may know of: the host's own artifacts only where paths are allowed."""
-    return store.list(own=allows_own())
-
-
-def check_reference(store: Store[Any], reference: str) -> str:
-    """The reference if a visitor may ask for it: a name, the id of a model, or a Hub data set.
-
-    Raises:
-        InputError: it is a path or nonsense.
-    """
-    reference = reference.strip() if isinstance(reference, str) else ""
-    shown = visible(store)
-    known = {found.name for found in shown} | {found.model_id for found in shown}
-    if reference in known or (REFERENCE.fullmatch(reference) and not os.path.exists(reference)):
-        return reference
-    raise InputError(
-        f"{reference[:100]!r} is not {with_article(store.kind.noun)}: choose one from the list, or"
-        " give a Hub data set (owner/repo[:name][@revision])."
-    )
-
-
-def check_sae(reference: str) -> str:
-    """As `check_reference`, and one that sae-lens lists; empty for the one at hand."""
-    reference = reference.strip() if isinstance(reference, str) else ""
-    if not reference:
-        return ""
-    # What can be no name there is refused without opening sae-lens, which takes seconds.
-    named = LISTED_SAE.fullmatch(reference) and ".." not in reference
-    if named and not os.path.exists(reference) and find_release(reference) is not None:
-        return reference
-    return check_reference(SAES, reference)
-
-
 def _check_pairs(pairs: int) -> int:
     if not isinstance(pairs, int | float) or not MIN_PAIRS <= pairs <= MAX_PAIRS:
         raise InputError(f"The number of pairs lies in {MIN_PAIRS} … {MAX_PAIRS}.")
     return int(pairs)
-
-
-def check_baseline(reference: str) -> str:
-    """As `check_reference`; empty for the baseline of the model itself."""
-    given = isinstance(reference, str) and reference.strip()
-    return check_reference(BASELINES, reference) if given else ""
 
 
 def _follow(
@@ -394,7 +355,7 @@ def _follow(
 
 def _key(task: str, targets: Sequence[Target], options: Mapping[str, Any]) -> str | None:
     """Of a result that everybody may have; None where a model or what was asked is private."""
-    if task == "jailbreak" or not all(target.shared for target in targets):
+    if task in ("jailbreak", "attacks") or not all(target.shared for target in targets):
         return None
     named = dict(options)
     if isinstance(undecided := named.pop("undecided", None), Undecided):
@@ -424,7 +385,7 @@ def _prepare(
         find_sources(target.ref, token=token, max_bytes=MAX_MODEL_BYTES)
         run.tell("fetching", done, len(targets))
     if options.get("sae"):
-        find_sae(options["sae"], token=False)
+        find_sae(options["sae"], token=False, transcoders=True)
 
 
 def _compute(
@@ -563,6 +524,10 @@ def _jailbreak(model: LoadedModel, *, attacked: AttackedPrompt, **options: Any) 
     return explain_jailbreak(model, attacked.plain, attacked, **options)
 
 
+def _attacks(model: LoadedModel, **options: Any) -> AttackSurvey:
+    return explain_attacks(model, **options)
+
+
 TASKS: dict[str, Callable[..., Any]] = {
     "scan": _scan,
     "verify": _verify,
@@ -571,4 +536,5 @@ TASKS: dict[str, Callable[..., Any]] = {
     "circuit": _whole(_circuit),
     "features": _whole(_features),
     "jailbreak": _whole(_jailbreak),
+    "attacks": _whole(_attacks),
 }

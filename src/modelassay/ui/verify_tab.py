@@ -9,6 +9,7 @@ import gradio as gr
 
 from modelassay.report import Report, to_dict
 from modelassay.ui.artifacts_tab import search_for_table, search_rows
+from modelassay.ui.permitted import visible
 from modelassay.ui.report_view import ReportView, prose_html
 from modelassay.ui.running import (
     PRIVATE,
@@ -22,7 +23,7 @@ from modelassay.ui.running import (
     stops,
     took,
 )
-from modelassay.ui.service import run_create, run_verify, visible
+from modelassay.ui.service import run_create, run_verify
 from modelassay.ui.sharing import report_buttons, report_files, shares_form
 from modelassay.verify import BASELINES
 
