@@ -67,7 +67,7 @@ class Watching:
     @property
     def strongest(self) -> float:
         """The largest share of alerts beyond that along random directions."""
-        return max((each.rate - each.random_rate for each in self.prompts), default=0.0)
+        return max((0.0, *(each.rate - each.random_rate for each in self.prompts)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
