@@ -230,7 +230,7 @@ def sweep_command(
     from modelassay.probes.sweeping import check_sweep
     from modelassay.probes.training import check_rows
 
-    check_sweep(kind, combine)
+    check_sweep(kind, combine, layers)
     _check_folder(folder)
     rows = given.read(place) if given else prompt_head_rows(folder, given.token)
     rows = check_rows(rows, place, given.max_examples)

@@ -54,10 +54,9 @@ def sweep_layers(
     Raises:
         InputError: as `train_head`, or there are fewer layers to combine.
     """
-    check_sweep(kind, combine)
+    check_sweep(kind, combine, layers)
     chosen = None if layers is None else resolve_layers(layers, len(model.layers))
-    if combine > (n_layers := len(model.layers if chosen is None else chosen)):
-        raise InputError(f"--combine {combine} needs as many layers, and there are {n_layers}.")
+    check_sweep(kind, combine, chosen or range(len(model.layers)))
     rows = rows_at(rows, at)
     require_classes(rows, (True, False), "A sweep")
     n_rows = len(rows)
@@ -88,13 +87,20 @@ def sweep_layers(
     return Sweep(tuple(scores), drawn_from, tuple(combinations))
 
 
-def check_sweep(kind: str, combine: int = 1) -> None:
+def check_sweep(kind: str, combine: int = 1, layers: Sequence[int] | None = None) -> None:
     """Refuses kinds that a sweep is not made of, and combinations that are none.
 
+    Args:
+        kind: As in `sweep_layers`.
+        combine: As there.
+        layers: Those to try, where they are known.
+
     Raises:
-        InputError: names those that it is.
+        InputError: says what a sweep can be.
     """
     if kind not in FITTERS:
         raise InputError(f"A sweep is of {' or '.join(FITTERS)}, not {kind!r}.")
     if not 1 <= combine <= MOST_COMBINED:
         raise InputError(f"--combine is 1 to {MOST_COMBINED} layers, not {combine}.")
+    if layers is not None and combine > len(layers):
+        raise InputError(f"--combine {combine} needs as many layers, and there are {len(layers)}.")
