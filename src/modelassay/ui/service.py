@@ -51,7 +51,7 @@ from modelassay.sae import SAES, find_sae
 from modelassay.sae.finding import find_release
 from modelassay.scan.report import ScanReport
 from modelassay.scan.scanning import scan
-from modelassay.threads import cores
+from modelassay.threads import cores, sharing
 from modelassay.ui.estimates import (
     SMALL_BYTES,
     SPEEDS,
@@ -422,6 +422,7 @@ def _prepare(
         find_sae(options["sae"], token=False)
 
 
+@sharing
 def _compute(
     task: str,
     targets: Sequence[Target],
