@@ -115,7 +115,7 @@ class Limits:
     def __init__(self, app: Any, budget: Budget | None = None) -> None:
         """Stands before an ASGI application."""
         self.app = app
-        self.budget = budget or Budget(PER_MINUTE, AT_ONCE)
+        self.budget = budget or Budget()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Passes a request on, or answers it with 413, 408 or 429."""
