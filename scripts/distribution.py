@@ -24,6 +24,7 @@ IN_WHEEL = (
     "modelassay/__init__.pyi",
     "modelassay/py.typed",
     "modelassay/data/concepts.py",
+    "modelassay/report/fonts/Inter-Regular.otf",
     "modelassay/shipped/attacks/attacks.yaml",
     "modelassay/shipped/concepts/harmful_content.yaml",
     "modelassay/shipped/concepts/features/refusal.yaml",

@@ -119,7 +119,7 @@ def write_chat_example() -> None:
 
 def main() -> None:
     """Makes what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Makes the reports that come with modelassay.")
     parser.add_argument("names", nargs="*", help="Only these.")
     parser.add_argument("--again", action="store_true", help="Also those that are there.")
     parser.add_argument("--list", action="store_true", help="Only say which there are.")

@@ -21,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 import venv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,12 @@ FOLDERS = (
     "dictionaries",
     "monitors",
     "probes",
+    "reports",
     "examples/attacks",
     "examples/audits",
     "examples/organisms",
     "examples/suites",
 )
-MORE = ("reports",)
-"""Folders that are taken along where they are there."""
 HEADER = ("title", "sdk", "sdk_version", "python_version", "app_file", "license")
 MAX_BYTES = 1_000_000_000
 """Of a Space's repository without storage that is paid for."""
@@ -75,7 +74,7 @@ def tracked(*paths: str) -> list[str]:
 
 def assemble(target: Path = SPACE) -> Path:
     """Puts the Space's files into a new folder; returns it."""
-    names = tracked(*FILES, *FOLDERS, *MORE)
+    names = tracked(*FILES, *FOLDERS)
     for wanted in (*FILES, *FOLDERS):
         there = any(name == wanted or name.startswith(f"{wanted}/") for name in names)
         check(there, f"git knows no {wanted}, which the Space needs")
@@ -122,7 +121,7 @@ def install(folder: Path, environment: Path) -> Path:
 
 @contextmanager
 def serving(
-    command: list[str | Path], folder: Path, environment: Mapping[str, str]
+    command: Sequence[str | Path], folder: Path, environment: Mapping[str, str]
 ) -> Iterator[str]:
     """Runs the page until the end of the block; gives its address.
 

@@ -133,6 +133,8 @@ def test_a_visitor_reads_a_gated_model_publishes_and_proposes(
     assert not any("model.safetensors" in request.path for request in hub.log)
 
     visitor = Visitor(url, log_in(url))
+    named = httpx.get(f"{url}gradio_api/info").json()["named_endpoints"]
+    assert not [name for name in named if "log" in name]  # the login is no endpoint
     assert asked == [f"openid profile {' '.join(login.SCOPES)}"]
     shown = visitor.click("Scan", *form)
     assert "Done in" in shown

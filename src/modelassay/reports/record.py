@@ -30,7 +30,7 @@ RECORD_FILE = "report.json"
 CONTENT_FILE = "content.json"
 MAX_LINE = 300
 Reason = Annotated[str, StringConstraints(max_length=2_000)]
-Setting = str | float | bool | None
+Setting = str | bool | int | float | None
 
 
 class ReportedModel(Record):

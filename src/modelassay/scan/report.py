@@ -371,6 +371,9 @@ def refusal_rates(report: ScanReport) -> Figure | None:
         marker_color=[POSITIVE, NEGATIVE, PALETTE[2]],
         showlegend=False,
     )
-    figure.add_hline(y=SELECTIVITY_PASS, line=LINE)
+    told = f"selectivity to pass: {SELECTIVITY_PASS:g}"
+    figure.add_hline(
+        y=SELECTIVITY_PASS, line=LINE, annotation_text=told, annotation_position="top left"
+    )
     figure.update_yaxes(range=[min(-0.1, refusal.interval[0] - 0.05), 1.05])
     return figure

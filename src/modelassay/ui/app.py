@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 from typing import Any
 
@@ -75,10 +76,16 @@ def build_app() -> gr.Blocks:
 
 
 def name_tools(demo: gr.Blocks) -> None:
-    """Gives each MCP tool the name of its endpoint, which gradio takes from the function."""
+    """Gives each MCP tool the name of its endpoint, which gradio takes from the function.
+
+    What gradio itself listens to, for the login, is no endpoint.
+    """
     for event in demo.fns.values():
-        if event.api_visibility == "public" and isinstance(event.api_name, str) and event.fn:
-            event.fn.__name__ = event.api_name
+        if inspect.isfunction(event.fn) and isinstance(event.api_name, str):
+            if event.api_visibility == "public":
+                event.fn.__name__ = event.api_name
+        else:
+            event.api_visibility = "private"
 
 
 def launch(demo: gr.Blocks, **options: Any) -> Any:

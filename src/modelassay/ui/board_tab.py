@@ -92,12 +92,16 @@ def board_html(found: Sequence[Found[ReportRecord]]) -> str:
     """The table of reports, with what sorts and filters it."""
     ordered = sorted(found, key=lambda each: each.record.created, reverse=True)
     products = sorted({each.record.product for each in ordered})
-    tones = [tone for tone in TONE_WORDS if any(each.record.tone == tone for each in ordered)]
+    tones = [
+        (tone, word)
+        for tone, word in TONE_WORDS.items()
+        if any(each.record.tone == tone for each in ordered)
+    ]
     tools = (
         '<div class="board-tools"><div class="tool"><label for="board-text">Filter</label>'
         '<input type="search" id="board-text" data-filter="text"'
         ' placeholder="model, verdict, author"></div>'
-        f"{_choice('Verdict', 'tone', [(tone, TONE_WORDS[tone]) for tone in tones])}"
+        f"{_choice('Verdict', 'tone', tones)}"
         f"{_choice('Question', 'product', [(each, TASKS.get(each, each)) for each in products])}"
         f'<span class="count" role="status">{len(ordered)} reports</span></div>'
     )

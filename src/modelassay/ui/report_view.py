@@ -103,6 +103,7 @@ def prose_html(lines: Sequence[str], kind: str = "lead") -> str:
 
 
 def _setting(value: Any) -> str:
+    value = f"{value:g}" if isinstance(value, float) else value
     return {"True": "yes", "False": "no", "None": "none"}.get(str(value), str(value))
 
 

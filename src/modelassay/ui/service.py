@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 import time
 import zipfile
@@ -85,6 +86,8 @@ MIN_PAIRS, MAX_PAIRS = 8, 64
 MAX_PROMPT = 4000
 """Characters of a prompt that is explained."""
 DICTIONARIES = ("shipped", "none")
+LISTED_SAE = re.compile(r"[\w.-]+([:/][\w./-]+)?")
+"""`RELEASE:SAE_ID` of sae-lens's list."""
 CONCURRENCY_ID = "model"
 
 AT_ONCE = max(1, cores() // 2)
@@ -353,7 +356,9 @@ def check_sae(reference: str) -> str:
     reference = reference.strip() if isinstance(reference, str) else ""
     if not reference:
         return ""
-    if not os.path.exists(reference) and find_release(reference) is not None:
+    # What can be no name there is refused without opening sae-lens, which takes seconds.
+    named = LISTED_SAE.fullmatch(reference) and ".." not in reference
+    if named and not os.path.exists(reference) and find_release(reference) is not None:
         return reference
     return check_reference(SAES, reference)
 

@@ -39,8 +39,7 @@ def report_buttons() -> list[Any]:
         visible=False,
         label="Badge for a model card",
         info="Put the SVG beside the card, and this line into it.",
-        interactive=False,
-        buttons=["copy"],
+        interactive=True,  # else the keyboard does not get to it, and it has no name
     )
     return [*buttons, shown, *create_publishing()]
 
