@@ -130,7 +130,7 @@ def test_a_planted_ablation_is_compromised(places, capfd, tmp_path):
     assert page.endswith("</html>\n")
     assert "COMPROMISED</h1>" in page
     assert "changed as ablation does" in page
-    assert page.count("Plotly.newPlot") == 3  # one of them is strength by layer
+    assert page.count('<figure class="chart"') == 3  # one of them is strength by layer
     for outside in ('src="http', "src='http", 'href="http', "@import", "<link"):
         assert outside not in page.partition("plotly.js v")[0]
     assert "<script src=" not in page

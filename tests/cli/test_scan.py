@@ -84,5 +84,5 @@ def test_scan_of_the_embedded_model_as_a_user_runs_it(tmp_path):
     assert report["model"]["n_layers"] == 30
     refusal = report["refusal"]
     assert refusal["n"] == refusal["n_asked"] <= refusal["n_planned"] == 188
-    assert Path(target).read_text().count("Plotly.newPlot") == 8
+    assert Path(target).read_text().count('<figure class="chart"') == 8
     assert "Traceback" not in run.stderr

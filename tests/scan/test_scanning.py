@@ -154,7 +154,9 @@ def test_tables_and_charts_hold_the_numbers(tiny, few):
     curve = next(trace for trace in report.figure().data if trace.name == "my_own")
     assert dict(zip(curve.x, curve.y, strict=True)) == found.by_layer
     assert report.refusal.harmful_rate in report.figure("evidence").data[0].y
-    assert list(report.figure("my_own swaps").data[0].x) == list(found.null)
+    swaps = report.figure("my_own swaps").data[0]  # counted, as there are thousands
+    assert sum(swaps.y) == len(found.null)
+    assert min(swaps.x) >= min(found.null)
     html = report._repr_html_()
     assert report.verdict.value in html
     assert "my_own" in html

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modelassay.artifacts import slug
+from modelassay.artifacts import public_id, slug
 from modelassay.errors import InputError
 from modelassay.measures.activation_signature import signature_distances
 from modelassay.models.identity import hash_file
 from modelassay.verify import BASELINES, load_baseline
-from modelassay.verify.baseline import INDEX_FILE, TABLE_FILE, VECTORS_FILE, public_id
+from modelassay.verify.baseline import INDEX_FILE, TABLE_FILE, VECTORS_FILE
 
 
 def test_a_baseline_survives_the_disk_small(baseline, saved):
