@@ -27,6 +27,8 @@ def four_cores(tmp_path, monkeypatch):
     """A machine of four cores, on which nothing else of ours runs."""
     monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path))
     monkeypatch.setattr(threads, "cores", lambda: 4)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(threads, "load", lambda: 0.0)
     monkeypatch.setattr(threads, "COUNTED_FOR", 0.0)
     monkeypatch.setattr(threads._COUNT, "_most", 4)
     before = torch.get_num_threads()
@@ -96,3 +98,11 @@ def test_a_share_is_cheap_enough_for_each_token(four_cores, monkeypatch):
         for _ in range(200):
             worker.share()
         assert (time.process_time() - started) / 200 < 0.002
+
+
+def test_other_programs_leave_less_to_share(four_cores, monkeypatch):
+    shares = []
+    for busy in (0.0, 4.0, 5.0, 6.2, 30.0):
+        monkeypatch.setattr(threads, "load", lambda busy=busy: busy)
+        shares.append((threads.fair_share(1), threads.fair_share(2), threads.fair_share(9)))
+    assert shares == [(4, 2, 1), (4, 2, 1), (3, 2, 1), (2, 1, 1), (1, 1, 1)]

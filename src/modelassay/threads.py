@@ -3,6 +3,7 @@
 Two runs with a thread for each core each are far slower than twice one of them: threads that wait
 for one another spin. So whoever computes is a `Worker`, which holds a lock on a file in the cache
 folder for as long; each takes its share of the cores, and takes it again as others come and go.
+Where programs of others keep the machine busy, shares are smaller.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Worker:
     def share(self) -> None:
         """Gives the calling thread its share of the cores; cheap enough for every token."""
         if (most := _COUNT.ceiling()) is not None:
-            _set_threads(max(1, min(most, cores() // max(_COUNT.now(), 1))))
+            _set_threads(max(1, min(most, fair_share(max(_COUNT.now(), 1)))))
 
 
 def sharing(function: Callable[P, T]) -> Callable[P, T]:
@@ -79,17 +80,20 @@ def sharing(function: Callable[P, T]) -> Callable[P, T]:
     """
     told = [name for name in PROGRESS if name in inspect.signature(function).parameters]
 
+    def run(worker: Worker, args: Any, named: dict[str, Any]) -> T:
+        for name in told:
+            tell: Any = named.get(name, silent)
+            named[name] = _also_shared(worker, tell)
+        return function(*args, **named)
+
     @wraps(function)
     def call(*args: P.args, **named: P.kwargs) -> T:
-        if getattr(_here, "worker", None) is not None:
-            return function(*args, **named)
+        if (within := getattr(_here, "worker", None)) is not None:
+            return run(within, args, named)
         with Worker() as worker:
             _here.worker = worker
             try:
-                for name in told:
-                    tell: Any = named.get(name, silent)
-                    named[name] = _also_shared(worker, tell)
-                return function(*args, **named)
+                return run(worker, args, named)
             finally:
                 _here.worker = None
 
@@ -108,6 +112,22 @@ def cores() -> int:
     except (OSError, ValueError):  # no container, or one without a limit
         pass
     return n
+
+
+def fair_share(workers: int) -> int:
+    """Threads for each of some workers; fewer where other programs keep the machine busy."""
+    share = max(1, cores() // workers)
+    others = load() - workers * share
+    spare = (os.cpu_count() or 1) - max(0.0, others)
+    return max(1, min(share, round(spare / workers)))
+
+
+def load() -> float:
+    """How many threads ran or wanted to over the last minute, of all programs; 0 if unknown."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # not on every system
+        return 0.0
 
 
 def active_workers() -> int:

@@ -49,7 +49,7 @@ from modelassay.report.stored import StoredReport
 from modelassay.sae import find_sae
 from modelassay.scan.report import ScanReport
 from modelassay.scan.scanning import scan
-from modelassay.threads import cores
+from modelassay.threads import cores, sharing
 from modelassay.ui.estimates import (
     SMALL_BYTES,
     SPEEDS,
@@ -388,6 +388,7 @@ def _prepare(
         find_sae(options["sae"], token=False, transcoders=True)
 
 
+@sharing
 def _compute(
     task: str,
     targets: Sequence[Target],
