@@ -69,7 +69,7 @@ DIFF_SCHEMA = {
     "type": "object",
     "required": ["schema", "base", "candidate", "verdict", "suspicion", "reasons", "weights",
                  "behaviour", "activations", "triggers", "features", "dictionaries", "causal",
-                 "provenance"],
+                 "monitor", "provenance"],
     "additionalProperties": False,
     "properties": {
         "schema": {"const": "modelassay.diff/1"},
@@ -107,6 +107,10 @@ DIFF_SCHEMA = {
         "features": {"type": "array", "items": {"required": ["feature", "label", "q_value"]}},
         "dictionaries": {"type": "array"},
         "causal": {"type": "array"},
+        "monitor": {
+            "type": "object",
+            "anyOf": [{"required": ["unscored"]}, {"required": ["prompts", "false_alarms"]}],
+        },
         "provenance": {"type": "object", "required": ["suite_sha256", "time"]},
     },
 }  # fmt: skip
