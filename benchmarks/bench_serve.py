@@ -50,6 +50,8 @@ class Run:
 
     tokens: int = 0
     seconds: float = 0.0
+    processor: float = 0.0
+    """Seconds of processor time, client and server together; not moved by what else runs."""
     first_text: list[float] = field(default_factory=list)
     answers: dict[str, tuple[str, float]] = field(default_factory=dict)
     """By prompt: text, and the highest risk."""
@@ -109,9 +111,9 @@ async def ask_all(url: str, at_once: int, new_tokens: int) -> Run:
                 run.first_text.append(first)
 
     async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=3600) as client:
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         await asyncio.gather(*(ask(client, prompt) for prompt in prompts))
-        run.seconds = time.perf_counter() - start
+        run.seconds, run.processor = time.perf_counter() - start, time.process_time() - spent
     return run
 
 
@@ -143,16 +145,21 @@ def page(guard: Guard, rounds: list[dict[int, Run]], new_tokens: int) -> str:
         f" {platform.machine()}, torch {versions['torch']}, transformers"
         f" {versions['transformers']}.",
         "",
-        "| conversations at once | throughput | first text, in times of one alone |",
-        "|---|---|---|",
+        "| conversations at once | throughput | tokens a second of processor time | first text, in"
+        " times of one alone |",
+        "|---|---|---|---|",
     ]
     for n in AT_ONCE:
         gains = [each[n].throughput / each[1].throughput for each in rounds]
+        each_second = [
+            each[n].tokens / each[n].processor / (each[1].tokens / each[1].processor)
+            for each in rounds
+        ]
         waits = [
             statistics.median(each[n].first_text) / statistics.median(each[1].first_text)
             for each in rounds
         ]
-        lines.append(f"| {n} | {_spread(gains)} | {_spread(waits)} |")
+        lines.append(f"| {n} | {_spread(gains)} | {_spread(each_second)} | {_spread(waits)} |")
     alone = rounds[0][1].answers
     same, apart, n = 0, 0.0, 0
     for each in rounds:

@@ -198,13 +198,18 @@ def test_32_conversations_at_once_get_their_own_texts(url, guard, site):
 
     rows = []
     service = site[1]
-    on_pass, service.engine._on_pass = service.engine._on_pass, lambda n, _: rows.append(n)
+
+    def slowly(n, _seconds):  # a machine with other work may be slow to ask all 32
+        rows.append(n)
+        time.sleep(0.02)
+
+    on_pass, service.engine._on_pass = service.engine._on_pass, slowly
     texts = asyncio.run(run())
     service.engine._on_pass = on_pass
     for prompt, text in zip(prompts, texts, strict=True):
         assert text == text_of(alone(guard, prompt, 20))
     assert max(rows) > 8  # they shared passes
-    assert max(waits) < 5
+    assert max(waits) < 10
 
 
 FAULTS = [
@@ -391,6 +396,7 @@ def test_a_client_that_leaves_frees_its_place(guard):
             time.sleep(0.01)
         assert service.engine.n_live + service.engine.n_waiting == 0
         assert len(made) < 150
+        service.engine._on_pass = lambda _rows, _seconds: time.sleep(0.2)
         # Full: one runs, one waits, and the third is told when to come again.
         with (
             httpx.stream("POST", url + CHAT, json=body(stream=True, max_tokens=150)) as first,
@@ -404,7 +410,7 @@ def test_a_client_that_leaves_frees_its_place(guard):
 
 
 def test_faults_end_in_an_error_and_the_next_request_works(guard, monkeypatch):
-    with serving(guard, guarding=GUARDING, seconds=1.0) as (url, service), client_of(url) as client:
+    with serving(guard, guarding=GUARDING, seconds=3.0) as (url, service), client_of(url) as client:
         asked = {"model": NAME, "messages": says("Hello"), "max_tokens": 8, "temperature": 0}
         forward = guard.model.network.forward
         monkeypatch.setattr(guard.model.network, "forward", lambda **_: 1 / 0)
@@ -420,7 +426,7 @@ def test_faults_end_in_an_error_and_the_next_request_works(guard, monkeypatch):
         with pytest.raises(openai.APIStatusError) as late:
             client.chat.completions.create(**asked | {"max_tokens": 100})
         assert late.value.status_code == 504
-        with pytest.raises(openai.APIError, match="not finished in 1 s"):
+        with pytest.raises(openai.APIError, match="not finished in 3 s"):
             list(client.chat.completions.create(**asked | {"max_tokens": 100}, stream=True))
         assert httpx.get(url + "/health").json()["status"] == "ok"
         service.engine.close()

@@ -294,4 +294,3 @@ def test_32_conversations_with_the_embedded_model(embedded):
     assert made[-1][-1].reason == "prompt refused"
     assert text_of(made[-1]) == REFUSAL
     assert alone >= 4 * together, f"{alone / together:.1f} times"
-    print(f"{alone / together:.1f} times the throughput")
