@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SCAN = [sys.executable, "-m", "modelassay", "scan", "embedded", "--mode", "quick", "--json"]
+COMMAND = "import sys; from modelassay.cli import main; sys.exit(main())"
+SCAN = [sys.executable, "-c", COMMAND, "scan", "embedded", "--mode", "quick", "--json"]
 CHAT = """
 import sys, time
 from modelassay.ui.chat_service import run_chat
@@ -35,7 +36,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 def start_scan() -> subprocess.Popen:
     """A scan in a process of its own."""
     return subprocess.Popen(
-        SCAN, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+        SCAN, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT
     )
 
 
@@ -44,7 +45,8 @@ def seconds(n: int) -> float:
     started = time.perf_counter()
     runs = [start_scan() for _ in range(n)]
     for run in runs:
-        run.wait()
+        if not run.communicate()[0].startswith(b"{"):
+            raise SystemExit("A scan gave no report; run it by hand to see why.")
     return time.perf_counter() - started
 
 
