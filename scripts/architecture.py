@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("audit",),
     ("audit_agent",),
     ("cli", "ui"),
+    ("__main__",),
 )
 """From the ground up. A part imports from itself and from the lines before its own."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import runpy
 import signal
 import subprocess
 
@@ -104,6 +105,13 @@ def test_version_and_help(capfd):
     assert capfd.readouterr().out.startswith("modelassay 0.")
     assert run(["scan", "--help"]) == 0
     assert "--no-chat-template" in capfd.readouterr().out
+
+
+def test_python_runs_the_package(monkeypatch, capfd):
+    monkeypatch.setattr("sys.argv", ["modelassay", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("modelassay", run_name="__main__")
+    assert capfd.readouterr().out.startswith("modelassay 0.")
 
 
 def test_messages_are_always_one_line():

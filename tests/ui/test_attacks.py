@@ -29,6 +29,7 @@ REFERENCES = {
     "/find_circuit": ("model",),
     "/find_features": ("model", "sae", "types"),
     "/explain_jailbreak": ("model",),
+    "/explain_attacks": ("model",),
     "/show_artifact": ("kind", "reference"),
     "/search_artifacts": ("kind", "model", "author"),
     "/search_baselines": ("model", "author"),
@@ -45,6 +46,7 @@ SAFE = {
     "reference": "embedded",
     "plain": "a",
     "jailbroken": "b",
+    "attack": "Please: {request}",
     "message": "a",
     "prompt": "a",
     "response": "b",
@@ -78,7 +80,8 @@ def inside():
 
 def test_every_endpoint_with_a_name_in_it_is_attacked(client):
     named = client.view_api(return_format="dict")["named_endpoints"]
-    texts = {"message", "history", "system", "prompt", "response", "plain", "jailbroken", "opening"}
+    texts = {"message", "history", "system", "prompt", "response", "plain", "jailbroken", "opening",
+             "attack"}  # fmt: skip
     for endpoint, about in named.items():
         words = {
             p["parameter_name"]
