@@ -5,7 +5,7 @@ The key is read from the environment alone: a command line is seen by everybody 
 
 from __future__ import annotations
 
-import logging
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -116,12 +116,12 @@ def serve_command(
         )
     from modelassay.guard import load_guard
     from modelassay.serving.app import build_app
-    from modelassay.serving.logs import start_logging
+    from modelassay.serving.logs import logging_as_json
     from modelassay.serving.service import Service, Settings, served_name
 
     silence_downloads()
-    handler = start_logging() if log else None
-    with listen(host, port) as listening:
+    logs = logging_as_json() if log else nullcontext()
+    with logs, listen(host, port) as listening:
         with progress() as on_progress:
             guard = load_guard(model, **parts, **loading, on_progress=on_progress)
         given: dict[str, Any] = {**limits}
@@ -146,5 +146,3 @@ def serve_command(
             run_server(build_app(service), listening)
         finally:
             service.close()
-            if handler is not None:
-                logging.getLogger("modelassay").removeHandler(handler)

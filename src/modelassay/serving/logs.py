@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
@@ -35,11 +37,17 @@ def log_request(**fields: Any) -> None:
     REQUESTS.info("request", extra={"fields": known})
 
 
-def start_logging(level: int = logging.INFO) -> logging.Handler:
-    """Writes the package's log to standard error, as JSON lines; returns the handler."""
+@contextmanager
+def logging_as_json(level: int = logging.INFO) -> Iterator[None]:
+    """Writes the package's log to standard error as JSON lines, until the block ends."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     package = logging.getLogger("modelassay")
+    before = package.level
     package.addHandler(handler)
     package.setLevel(level)
-    return handler
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(before)
