@@ -363,6 +363,8 @@ def _diff_row(
     for key, result in own.items():
         known = calibrate(result["diff"])
         judged = _judged_again(result, results.get(f"{_made_from(key)}@0"), known)
+        if judged["score"] is None:  # nothing that it could be held against
+            return []
         verdict, state = judged["verdicts"]["diff"], _state(key.partition("@")[0])
         held.add(len(known.rows) + 1 if known else 1)
         alarms[state] += verdict in ALARMS
@@ -454,7 +456,7 @@ def _of_others(base: str, row: dict[str, Any]) -> Calibration | None:
     return pooled.model_copy(update={"rows": rows})
 
 
-def _of_one_base(own: dict[str, Any], row: dict[str, Any]) -> Calibration:
+def _of_one_base(own: dict[str, Any], row: dict[str, Any]) -> Calibration | None:
     """The benign fine-tunes among the organisms of one base, as these tables measured them."""
     benign = {
         key: result["diff"]
@@ -463,6 +465,8 @@ def _of_one_base(own: dict[str, Any], row: dict[str, Any]) -> Calibration:
         and _state(key.partition("@")[0]) == "intact"
         and result["diff"]["weights_sha256"] != row["weights_sha256"]
     }
+    if not benign:
+        return None
     return Calibration(
         base=str(_made_from(next(iter(own)))),
         base_sha256=row["base_sha256"],
