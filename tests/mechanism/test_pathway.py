@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import gradio as gr
 import numpy as np
 import pytest
 
@@ -24,8 +23,7 @@ from modelassay.models import load
 from modelassay.models.components import find_components
 from modelassay.organisms.recipes import with_trigger
 from modelassay.statistics import predict
-from modelassay.ui.mechanism_tab import ATTACKS_SECTIONS
-from modelassay.ui.running import ReportView
+from modelassay.ui.report_view import report_html
 
 TRAINED = {27, 28, 29}
 LOOKED_AT = 21
@@ -102,9 +100,7 @@ def test_a_survey_tells_the_pathway(roomy, found, monkeypatch):
     assert [row[1] for row in section.table.rows] == [str(PLANTED)]
     assert "1 component beyond chance; together they bring 100% of it back" in section.lines[0]
     assert survey.to_dataframe("pathways")["component"].tolist() == [str(PLANTED)]
-    with gr.Blocks():  # as the page shows it
-        view = ReportView(*ATTACKS_SECTIONS)
-    shown = str(view.updates(survey))
+    shown = report_html(survey)  # as the page shows it
     assert "they bring 100% of it back" in shown
     assert str(PLANTED) in shown
     section = next(each for each in few.sections() if each.name == "pathways")
