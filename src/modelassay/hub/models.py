@@ -110,9 +110,11 @@ def check_access(repo_id: str, *, token: str | bool | None, advice: str) -> bool
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
     api = HfApi(token=checked_token(token))
     with hub_errors(repo_id):
+        # This refuses what can be no id.
+        name = repo_folder_name(repo_id=repo_id, repo_type="model")
+        folder = Path(constants.HF_HUB_CACHE) / name
         try:
             info = api.model_info(repo_id, timeout=ANSWER_SECONDS)
             if not info.gated and not info.private:
