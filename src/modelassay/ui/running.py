@@ -17,7 +17,7 @@ from modelassay.report import Report
 from modelassay.report.stored import StoredReport
 from modelassay.ui.estimates import duration_text
 from modelassay.ui.login import token_of
-from modelassay.ui.runs import Step
+from modelassay.ui.runs import FAILED, Step
 from modelassay.ui.service import CONCURRENCY_ID, told_before
 
 QUEUE: dict[str, Any] = {"concurrency_id": CONCURRENCY_ID, "concurrency_limit": 40}
@@ -96,6 +96,9 @@ def on_page(
                     yield show(result, Path(folder))
     except AssayError as error:
         yield {status: f"**{failed}** {plain(str(error))}"}
+    except Exception:
+        yield {status: f"**{failed}** {FAILED}"}  # not "Waiting" for ever
+        raise
 
 
 def last_result(results: Iterable[Any]) -> Any:
