@@ -11,6 +11,7 @@ import json
 import logging
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -177,7 +178,7 @@ class _Door:
             )
 
 
-class _Answer(Response):
+class _Answer(Response, ABC):
     """A response that is made while it is sent; it ends what runs when the client has gone."""
 
     def __init__(self, talk: Talk) -> None:
@@ -191,8 +192,9 @@ class _Answer(Response):
             finally:
                 self.talk.cancel()
 
+    @abstractmethod
     async def answer(self, scope: Any, receive: Any, send: Any) -> None:
-        raise NotImplementedError
+        """Sends it."""
 
 
 class _Whole(_Answer):
