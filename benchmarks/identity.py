@@ -241,9 +241,9 @@ def section(every: dict[str, Any]) -> list[str]:
         " at r* were fine-tuned on harmless exchanges, all weights, with AdamW at that rate in"
         " batches of four."
         " AMS is ams-scanner's rule: cosine above 0.8 and drift below 0.2, on its own prompts."
-        " The rows were measured with an older rule. Of two in 4 bits that were measured again,"
-        " *safe in 4 bits* is of no kind that is told (*unknown*) and *ablated by 0.25, 4 bits* is"
-        " found ablated.",
+        " The rows were measured with an older rule. Today no kind is told of what is in 4 bits"
+        " (*unknown*), but of what has the mark of ablation: *ablated by 0.25, 4 bits* was measured"
+        " again, and is found.",
         "",
         "| candidate | in truth | found | verified | AMS | weights changed (least, median, most) |"
         " activations moved | log-odds (nats) |",
