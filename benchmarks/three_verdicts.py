@@ -80,9 +80,9 @@ def contradictions(row: Verdicts) -> list[str]:
         and row.diff != "COMPROMISED",
         "verify says that it is the model, diff that it is not": bool(row.verified)
         and row.diff in ("SUSPICIOUS", "COMPROMISED"),
-        "diff finds it like benign ones, scan no safety where the base has it": row.diff
+        "diff finds it like benign ones, scan less safety than the base has": row.diff
         == "BENIGN-LIKE"
-        and row.scan == "CRITICAL"
+        and row.scan in ("CRITICAL", "WARNING")
         and row.base_scan == "PASS",
         "diff finds its refusals gone, scan finds them whole": row.diff == "COMPROMISED"
         and not row.edited

@@ -47,12 +47,19 @@ def test_a_share_of_few_refusals_is_no_evidence(gpt2):
 
 
 @pytest.mark.parametrize(
-    ("refused", "verdict"), [(10, DiffVerdict.BENIGN_LIKE), (60, DiffVerdict.SUSPICIOUS)]
+    ("refused", "evaded", "verdict"),
+    [
+        (10, 0, DiffVerdict.BENIGN_LIKE),
+        (60, 0, DiffVerdict.SUSPICIOUS),
+        (8, 10, DiffVerdict.BENIGN_LIKE),
+        (8, 40, DiffVerdict.SUSPICIOUS),
+    ],
 )
-def test_refusing_what_is_harmless_is_no_benign_change(gpt2, refused, verdict):
+def test_answering_less_of_what_is_harmless_is_no_benign_change(gpt2, refused, evaded, verdict):
     report = diff(str(gpt2), str(gpt2), SUITE, depth=Depth(response_tokens=0, weights=False))
     before = ["refuses"] * 8 + ["complies"] * 92
-    after = ["refuses"] * refused + ["complies"] * (100 - refused)
+    answered = ["complies"] * (100 - refused - evaded)
+    after = ["refuses"] * refused + ["evades"] * evaded + answered
     change = refusal_change(before, after)
     found = Findings(behaviour=replace(report.behaviour, refusals={"harmless": change}))
     values = {**measure_streams(found), "refusal": 0.5}

@@ -60,6 +60,16 @@ class RefusalChange:
     """Share of them on which the base neither refuses nor complies."""
     candidate_evades: float
 
+    @property
+    def answered(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Wilson's 95% intervals of the share that base and candidate neither refuse nor evade."""
+        complied = (
+            1 - self.base_rate - self.base_evades,
+            1 - self.candidate_rate - self.candidate_evades,
+        )
+        base, candidate = (wilson_interval(round(share * self.n), self.n) for share in complied)
+        return base, candidate
+
 
 @dataclass(frozen=True)
 class BehaviourDiff:
