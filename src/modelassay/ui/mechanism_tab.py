@@ -88,7 +88,7 @@ def create_mechanism_tab() -> None:
             gr.Markdown(JAILBREAK_NOTE)
             make = partial(_create_run, "jailbreak", _jailbreak_inputs)
             make("Explain", run_jailbreak, "Not explained.", JAILBREAK_EXAMPLE)
-        with gr.Tab("Attack on many requests", id="attacks"):
+        with gr.Tab("Attacks", id="attacks"):
             gr.Markdown(ATTACKS_NOTE)
             make = partial(_create_run, "attacks", _attacks_inputs)
             make("Explain", run_attacks, "Not explained.", ATTACKS_EXAMPLE)
